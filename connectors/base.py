@@ -1,0 +1,154 @@
+"""The seam between Penstock and the world: `Source`, `Reader`, `Store`, and their promises in words.
+
+A **source** is seekable and keeps no truth: which items are done is known by the primary store alone.
+A **store** is one Kafka cluster, one S3 bucket or one folder tree. The *primary* holds the results and the lanes'
+progress; other stores are *followers* that hold records only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from penstock.engine.items import Position
+from penstock.engine.plan import Epoch, Plan, Split
+
+SinkName = Literal["results", "costs", "quality", "dead_letters"]
+
+
+class Raw(msgspec.Struct, frozen=True, gc=False):
+    """One record as the source holds it. Exactly one of `data`, `row_json`, `error` matters.
+
+    data: the record's bytes (a JSON line). row_json: a table row as a JSON object (CSV, Parquet).
+    error: (reason, message) where the record can't be read; `data` then holds what there is of it (at most 1 MB).
+    """
+
+    position: Position
+    object_id: str
+    data: bytes = b""
+    row_json: bytes | None = None
+    error: tuple[str, str] | None = None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp: float | None = None
+    length: int = 0
+    """Full length in bytes where `data` holds only the head."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """`ended`: ids of splits that have no more records. `done`: the reader will never return records again.
+    `again_after_s`: nothing is there now; ask again after so many seconds (a reader never sleeps)."""
+
+    records: list[Raw]
+    ended: tuple[str, ...] = ()
+    done: bool = False
+    again_after_s: float | None = None
+
+
+class Reader(Protocol):
+    """Reads one lane's splits in ascending position within each split.
+
+    Promises: a record comes once per reader; positions in a split grow strictly; opened again at position p it yields
+    exactly the records with position >= p, the same bytes, the same positions. A record that can't be read is a `Raw`
+    with `error`, not an exception. Not promised: order between splits, or that positions are dense.
+    Raises `Temporary` where the input can't be reached now, `BadRecord("source_lost")` where it changed or vanished.
+    """
+
+    async def read(self, max_records: int, max_bytes: int) -> Batch: ...
+    async def close(self) -> None: ...
+
+
+class Source(Protocol):
+    async def splits(self, lanes_hint: int) -> list[Split]:
+        """List the input, in input order, cut so that `lanes_hint` lanes have work. `ordinal` and `lane` are 0: the
+        planner sets them. Raises `SpecError` where nothing matches or a name can't be read."""
+        ...
+
+    async def open(self, starts: Sequence[tuple[Split, int]]) -> Reader:
+        """`starts`: splits of one lane, each with the first position wanted (its watermark)."""
+        ...
+
+
+class OutRecord(msgspec.Struct, frozen=True, gc=False):
+    """One record on its way out: a JSON line (no newline) and its place in input order.
+
+    (`ordinal`, `position`, `sub`) sorts records into input order; `sub` tells several records of one item apart.
+    """
+
+    ordinal: int
+    position: int
+    value: bytes
+    sub: int = 0
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+Records = Mapping[str, Sequence[OutRecord]]
+"""Sink name → records, in the order in which they were decided."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What `take` returns: the last committed seq (0: none yet) and the lane's chunks (progress, outbox, shelf)."""
+
+    seq: int
+    epoch: Epoch
+    """The epoch that wrote it; (0, 0): this lane never committed."""
+    chunks: dict[str, bytes]
+
+
+class Store(Protocol):
+    """Exactly-once home of a lane's records.
+
+    * `take(lane, epoch)` fences every older epoch, then reads. After it returns, no commit of an older epoch can take
+      effect. Raises `Fenced` where an equal or higher epoch is there, `Held` where the old owner still holds the lane
+      and `force` is False, `Corrupt` where progress can't be read.
+    * `commit(lane, epoch, seq, records, chunks)` is atomic: after a crash at any point all of it is there or nothing.
+      `seq` must be the last one + 1; the same seq again is a no-op; an older epoch gets `Fenced`. `chunks` holds only
+      those that changed; an empty value deletes. It is durable when it returns. Raises `Temporary` where it is
+      *uncertain* (disk full, lost connection): take anew, read, decide from that.
+    * `owner(lane)` reads the highest epoch, cheaply.
+    * Readers of the output never see what is not committed.
+    """
+
+    async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken: ...
+    async def commit(
+        self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]
+    ) -> None: ...
+    async def owner(self, lane: int) -> Epoch: ...
+    async def release(self, lane: int) -> None: ...
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a run, in words for the person who is refused."""
+
+    host: str
+    pid: int
+    user: str
+    since: float
+    command: str = ""
+
+
+class Primary(Store, Protocol):
+    """The store of the results: besides the lanes it holds the plan and the run's lock."""
+
+    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
+        """Become the run's one command; returns the new run epoch (old + 1). Raises `Held`."""
+        ...
+
+    async def run_epoch(self) -> int: ...
+    async def read_plan(self) -> Plan | None: ...
+    async def write_plan(self, plan: Plan) -> None:
+        """Atomic; `plan.version` must be the stored one + 1. Raises `Fenced` otherwise."""
+        ...
+
+    async def peek(self, lane: int) -> Taken:
+        """Read a lane's committed state without fencing anybody (for `status`)."""
+        ...
+
+    async def finish(self, plan: Plan) -> dict[str, list[str]]:
+        """Assemble what readers want (single files in input order, manifests); restartable. Sink name → paths."""
+        ...
+
+    async def let_go(self) -> None: ...

@@ -1,0 +1,125 @@
+"""What the company has: accounts, models, pinned versions, prices, walls. Frozen settings; looked up by name.
+
+The structs are what the catalogue file says after `jobs.spec` has resolved names, files and price tables.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from penstock.engine.items import Latency
+
+Protocol = Literal["openai", "anthropic"]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Limits of one account, whoever uses it. None: not limited by us (the provider's headers still are obeyed)."""
+
+    rpm: int | None = None
+    """Requests a minute."""
+    input_tpm: int | None = None
+    output_tpm: int | None = None
+    tpm: int | None = None
+    """Input and output tokens together, a minute."""
+    concurrency: int = 256
+    """Calls in flight. 256 keeps a 200 ms provider at 1,280 requests/s and is under every provider's socket limit."""
+
+
+class Account(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    protocol: Protocol
+    base_url: str
+    api_key: str | None = None
+    """A reference, never a key: `env:NAME` or `file:/path`. Resolved by the worker that sends."""
+    regions: tuple[str, ...] = ()
+    no_train: bool = False
+    limits: Limits = Limits()
+    timeout_s: float = 600.0
+    """A guess: long reasoning answers take minutes; DeepSeek holds a connection for 30."""
+    provider: str = ""
+
+
+class Price(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Nano-dollars per million tokens. None: charged as plain input (cached, cache_write)."""
+
+    input: int = 0
+    output: int = 0
+    cached: int | None = None
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+    version: str = "declared"
+
+
+class Version(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One pinned version of a model: what the provider or engine calls it, and the revision."""
+
+    id: str
+    model: str
+    revision: str | None = None
+
+
+EngineValue = str | int | float | bool
+
+
+class Model(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    versions: tuple[Version, ...]
+    live: str
+    """The id of the version in use."""
+    account: str | None = None
+    worker: Literal["vllm"] | None = None
+    price: Price | None = None
+    """None: unknown. An unpriced API model is refused at validation, unless `price: free`."""
+    hour_usd: float | None = None
+    min_replicas: int = 1
+    max_replicas: int = 1
+    engine: dict[str, EngineValue] = {}
+    regions: tuple[str, ...] = ()
+    origin: str | None = None
+    licence: str | None = None
+    latency: Latency = "batch"
+    """`realtime`: fast enough for items with latency: realtime."""
+    no_train: bool = False
+    quality: dict[str, float] = {}
+    """Declared quality per task (0…1), until measured."""
+    context: int | None = None
+    """Tokens of prompt and answer together; None: unknown."""
+    lacks: tuple[str, ...] = ()
+    """Capabilities this model does not have: `tools`, `images`, `json_schema`, `logprobs`."""
+    default_max_tokens: int | None = None
+
+    @property
+    def self_hosted(self) -> bool:
+        return self.worker is not None
+
+    @property
+    def live_version(self) -> Version:
+        return next(v for v in self.versions if v.id == self.live)
+
+    @property
+    def pool(self) -> str:
+        """Whose workers serve it. An account's models share its workers; an engine has its own."""
+        return f"vllm:{self.name}@{self.live}" if self.worker else f"api:{self.account}"
+
+
+class Wall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an item of this sensitivity asks of a target. Empty tuples ask nothing."""
+
+    name: str
+    regions: tuple[str, ...] = ()
+    origin: tuple[str, ...] = ()
+    self_hosted: bool = False
+    no_train: bool = False
+    sample: Literal["keep", "redact", "never"] = "keep"
+    licence: tuple[str, ...] = ()
+
+
+class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
+    accounts: dict[str, Account]
+    models: dict[str, Model]
+    tiers: dict[int, tuple[str, ...]]
+    walls: dict[str, Wall] = {}
+    unknown_wall: Literal["refuse", "public"] = "refuse"
+    """What happens where walls are declared and an item's sensitivity is missing, null or unnamed."""

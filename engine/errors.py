@@ -1,0 +1,72 @@
+"""Every error of Penstock. The type says what to do next.
+
+    PenstockError
+    ├── Permanent            doing the same again cannot help
+    │   ├── SpecError        the job file or a command is wrong: mend it (exit code 2)
+    │   ├── BadRecord        one input record is unusable: it becomes a dead letter
+    │   ├── Refused          a wall, a policy or a lock said no
+    │   │   └── Held         another process holds the run: who, and how to take it over
+    │   ├── Spent            a budget cannot hold it (exit code 3)
+    │   └── Corrupt          stored progress or state cannot be read: refuse to go on
+    ├── Temporary            the same again later may work; `retry_after_s` says when
+    └── Fenced               a newer epoch owns the lane or run: stop, write nothing, send nothing
+
+A bad item is data (a dead letter); a broken machine is an exception. Foreign exceptions stop at the room's door
+and are chained (`raise … from error`).
+"""
+
+from __future__ import annotations
+
+
+class PenstockError(Exception):
+    """What happened, to what, and what to do next, in one message."""
+
+
+class Permanent(PenstockError):
+    """Doing the same again cannot help."""
+
+
+class SpecError(Permanent):
+    """The job file, catalogue or command is wrong. `line` counts from 1 where it is known."""
+
+    def __init__(self, message: str, *, path: str | None = None, line: int | None = None) -> None:
+        self.path = path
+        self.line = line
+        where = f"{path or 'job'}:{line}: " if line is not None else (f"{path}: " if path else "")
+        super().__init__(where + message)
+
+
+class BadRecord(Permanent):
+    """One input record is unusable. `reason` is one of `items.DeadLetterReason`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class Refused(Permanent):
+    """A wall, a policy or a lock said no."""
+
+
+class Held(Refused):
+    """Another process holds the run; the message says who, since when, and how to take it over."""
+
+
+class Spent(Permanent):
+    """A hard budget cannot hold what was asked for."""
+
+
+class Corrupt(Permanent):
+    """Stored progress, plan or state cannot be read, or contradicts itself. Never guessed around."""
+
+
+class Temporary(PenstockError):
+    """The same again later may work."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class Fenced(PenstockError):
+    """A newer epoch owns the lane or the run. Stop: write nothing and send nothing more."""

@@ -1,0 +1,371 @@
+"""What flows: `Item` → `Route` → `Call` → `Outcome` → `Result` or `DeadLetter`.
+
+Every struct is frozen. JSON that belongs to the user travels as `bytes` (fields named `…_json`): it is never decoded
+unless a decision needs it, and it may cross a process border inside msgpack.
+
+Money is an integer number of **nano-dollars** (1e-9 USD, as decimal(18,9) in Parquet); prices are nano-dollars per
+million tokens. So sums are exact, whatever the order. Times are Unix seconds (float); durations end in `_s` or `_ms`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+NANO_PER_USD = 1_000_000_000
+"""Nano-dollars in one US dollar."""
+
+Role = Literal["primary", "retry", "fallback", "hedge", "cascade", "judge", "shadow"]
+CostBasis = Literal["metered", "estimated", "amortised"]
+Mode = Literal["now", "flex", "batch", "own"]
+Latency = Literal["realtime", "batch"]
+
+DeadLetterReason = Literal[
+    "malformed",  # not JSON, not UTF-8, nested too deep, NaN, a ragged row
+    "too_large",  # a record over the size limit
+    "missing_field",  # no custom_id, no messages, a template names a column that the row lacks
+    "bad_field",  # a field of the wrong type, an attribute that cannot be read
+    "duplicate",  # an equal label came earlier in the input
+    "template",  # the prompt template failed on this row
+    "unknown_model",  # body.model is not in the catalogue
+    "unknown_task",
+    "unknown_sensitivity",
+    "unsupported",  # an endpoint or feature that no candidate serves
+    "wall",  # every candidate is forbidden by the item's wall
+    "no_candidate",  # nothing left that meets tier, quality, cost
+    "too_long",  # prompt longer than every candidate's context
+    "over_max_cost",
+    "budget",  # the budget cannot hold it
+    "deadline",
+    "refused",  # the provider's policy refused
+    "bad_request",  # the provider rejected the request
+    "invalid_output",  # the answer does not meet choices or schema
+    "attempts_exhausted",
+    "result_too_large",
+    "source_lost",  # the input became unreadable
+    "cancelled",
+]
+"""The closed list of reasons."""
+
+RETRYABLE_REASONS: frozenset[str] = frozenset(
+    {"budget", "attempts_exhausted", "no_candidate", "deadline", "cancelled", "source_lost", "over_max_cost"}
+)
+"""Reasons where sending the same item again later may work (`retryable` in the record)."""
+
+
+class Position(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Where an item stands in its input: the split's stable name, its ordinal in the plan, and a position in it.
+
+    `position` grows strictly along a split and may have gaps (byte offset of a line, row number, Kafka offset).
+    It is absolute in the *object*, so the identity does not depend on how objects are split.
+    """
+
+    split: str
+    ordinal: int
+    position: int
+
+
+class Attributes(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What the submitter says of one item. All optional; see SURFACES §1."""
+
+    tier: int | None = None
+    task: str | None = None
+    sensitivity: str | None = None
+    latency: Latency | None = None
+    min_quality: float | None = None
+    max_cost_usd: float | None = None
+    deadline: float | None = None
+    """Unix seconds."""
+    priority: int | None = None
+    tenant: str | None = None
+    subject: str | None = None
+    unit: str | None = None
+    episode: str | None = None
+    expected_json: bytes | None = None
+    consent: str | None = None
+    purpose: str | None = None
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One canonical request: an OpenAI chat-completions body without `model` and without our metadata keys."""
+
+    body_json: bytes
+    model: str | None = None
+    """A pin: a catalogue name; None is `auto`."""
+    max_tokens: int | None = None
+    """The output ceiling the request asks for, if any."""
+    temperature: float | None = None
+    n: int = 1
+    images: int = 0
+    needs: tuple[str, ...] = ()
+    """Capabilities a target must have: `tools`, `images`, `json_schema`, `logprobs`."""
+    input_hash: str = ""
+    """blake2b-128 (hex) of `body_json` and the pin: equal requests have equal hashes."""
+
+
+class Item(msgspec.Struct, frozen=True, gc=False):
+    """One unit of work as it was read."""
+
+    item_id: str
+    """hash(run, object and content version, absolute position), 32 hex digits."""
+    source: Position
+    attributes: Attributes
+    request: Request
+    original: bytes
+    """The record as it was read, for dead letters and the shelf (at most 1 MB is kept)."""
+    enqueued_at: float
+    custom_id: str | None = None
+    keep_json: bytes = b"{}"
+    """JSON object of the kept columns (shape `rows`)."""
+    generation: int = 0
+    traceparent: str | None = None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    model: str
+    reason: str
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """One permitted target, in the order in which it would be tried."""
+
+    model: str
+    version: str
+    pool: str
+    """Whose workers serve it: `api:<account>` or `vllm:<model>@<version>`."""
+    reason: str = ""
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """Where an item may go, in order, and why; what was refused, and why."""
+
+    task: str
+    tier: int
+    candidates: tuple[Candidate, ...]
+    refused: tuple[Refusal, ...]
+    reason: str
+    wall: str | None = None
+
+
+class Call(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One attempt, handed from a lane to a worker."""
+
+    item_id: str
+    generation: int
+    attempt: int
+    role: Role
+    model: str
+    version: str
+    upstream: str
+    """The provider's (or engine's) own name of the model."""
+    body_json: bytes
+    task: str
+    """Names the output constraint in `CallChunk.outputs`."""
+    max_tokens: int
+    timeout_s: float
+    est_input_tokens: int
+    max_input_tokens: int
+    deadline: float | None = None
+    realtime: bool = False
+    traceparent: str | None = None
+
+    @property
+    def call_id(self) -> str:
+        return f"{self.item_id}:{self.generation}:{self.attempt}"
+
+
+class OutputSpec(msgspec.Struct, frozen=True, gc=False):
+    """What an answer must look like: one of `choices`, or valid against `json_schema` (JSON text)."""
+
+    choices: tuple[str, ...] | None = None
+    json_schema: bytes | None = None
+
+
+class CallChunk(msgspec.Struct, frozen=True, gc=False):
+    """What `lane.take` returns. `send_until`: Unix seconds; after it the worker must ask the lane again before a send."""
+
+    run: str
+    lane: int
+    epoch: tuple[int, int]
+    send_until: float
+    calls: list[Call]
+    outputs: dict[str, OutputSpec] = {}
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Tokens of one call. `input` is all of the input, cached and cache-written tokens included; `output` includes
+    reasoning. (Providers differ: `workers.wire` translates.)"""
+
+    input: int = 0
+    cached: int = 0
+    cache_write: int = 0
+    cache_write_1h: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+FailureKind = Literal[
+    "connection",  # never reached the provider: not billed
+    "timeout",  # sent, no answer in time: may be billed
+    "rate_limited",  # requests or tokens a minute: wait
+    "daily_limit",  # long window: try another target
+    "overloaded",  # 529, 503: slow down
+    "server_error",  # 5xx
+    "spend_cap",  # the account's own money is gone: never the same target again
+    "auth",  # 401, 403: the account is unusable
+    "not_found",  # unknown model at the provider
+    "bad_request",  # 400, 422: this request can't work there
+    "too_long",  # longer than the context
+    "refused",  # the provider's policy refused this content
+    "invalid_response",  # 200 with a body that can't be read: billed
+    "invalid_output",  # an answer that misses choices or schema: billed
+    "engine_died",
+    "worker_lost",
+    "not_sent",  # the right to send lapsed, or the chunk was given back: not billed
+    "cancelled",
+]
+
+
+class Failure(msgspec.Struct, frozen=True, gc=False):
+    kind: FailureKind
+    message: str
+    status: int | None = None
+    retry_after_s: float | None = None
+    may_be_billed: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    text: str
+    finish_reason: str
+    body_json: bytes
+    """The response as a chat-completions body (what the record's `response.body` shows)."""
+    model: str = ""
+    """As the provider names it in the answer."""
+    fingerprint: str | None = None
+    status_code: int = 200
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What became of one `Call`. Exactly one of `answer` and `failure` is set. A failed call may still carry usage."""
+
+    item_id: str
+    generation: int
+    attempt: int
+    started_at: float
+    ms: float
+    answer: Answer | None = None
+    failure: Failure | None = None
+    usage: Usage | None = None
+    request_id: str | None = None
+    worker: str = ""
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """One try as the record tells it."""
+
+    n: int
+    role: Role
+    model: str
+    started_at: float
+    ms: float
+    outcome: str
+    """`ok` or a `FailureKind`."""
+    request_id: str | None
+    cost_nano: int
+    model_version: str = ""
+    account: str | None = None
+    usage: Usage | None = None
+    basis: CostBasis = "metered"
+
+
+class Score(msgspec.Struct, frozen=True, gc=False):
+    """One quality sample of a result."""
+
+    scorer: str
+    scorer_version: str
+    score: float
+    passed: bool
+    judge_model: str | None = None
+
+
+class Result(msgspec.Struct, frozen=True, gc=False):
+    """A finished item. Everything the records say of it comes from here."""
+
+    item: Item
+    route: Route
+    answer: Answer
+    model: str
+    model_version: str
+    provider: str
+    account: str | None
+    region: str | None
+    mode: Mode
+    usage: Usage
+    cost_nano: int
+    """All attempts of this item together."""
+    cost_basis: CostBasis
+    price_version: str
+    policy_version: str
+    prompt_version: str
+    attempts: tuple[Attempt, ...]
+    finished_at: float
+    queue_ms: float
+    call_ms: float
+    output_hash: str
+    status: Literal["ok", "invalid_output"] = "ok"
+    """`invalid_output` only where the task says `on_invalid: keep`."""
+    sampled: bool = False
+    sample_probability: float = 0.0
+    scores: tuple[Score, ...] = ()
+    copied_from: str | None = None
+    maybe_paid: bool = False
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """An item that ends without a result. `item` is None where the record could not even be read."""
+
+    item_id: str
+    source: Position
+    reason: DeadLetterReason
+    message: str
+    original: bytes
+    item: Item | None = None
+    route: Route | None = None
+    custom_id: str | None = None
+    generation: int = 0
+    attempts: tuple[Attempt, ...] = ()
+    cost_nano: int = 0
+    maybe_paid: bool = False
+    finished_at: float = 0.0
+    original_length: int = 0
+    """Full length in bytes when `original` holds only the head."""
+    original_hash: str = ""
+    price_version: str = ""
+    policy_version: str = ""
+
+    @property
+    def retryable(self) -> bool:
+        return self.reason in RETRYABLE_REASONS
+
+
+class CostLine(msgspec.Struct, frozen=True, gc=False):
+    """One settled call, as the costs sink tells it. `role` also takes `adjustment` for closing lines of own GPUs."""
+
+    entry_id: str
+    item_id: str | None
+    attempt: int
+    role: Role | Literal["adjustment"]
+    account: str | None
+    model: str
+    model_version: str
+    usage: Usage
+    cost_nano: int
+    basis: CostBasis
+    price_version: str
+    tenant: str | None
+    task: str | None
+    tier: int | None
+    at: float

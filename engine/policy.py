@@ -1,0 +1,88 @@
+"""The policy: which task an item is, which tier it belongs to, and which rules bend that."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Scalar = str | int | float | bool
+
+
+class Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the answer must look like. `json_schema` is JSON text."""
+
+    choices: tuple[str, ...] | None = None
+    json_schema: bytes | None = None
+    on_invalid: Literal["ask_again", "keep", "dead_letter"] = "ask_again"
+
+
+class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Jinja2 sources. `messages` is an expression that yields a list of messages; else `system` and `user`."""
+
+    user: str | None = None
+    system: str | None = None
+    messages: str | None = None
+    images: tuple[str, ...] = ()
+    version: str = ""
+    """Hash of the sources: `prompt_version` in the records."""
+
+
+class Scorer(msgspec.Struct, frozen=True, omit_defaults=True):
+    type: Literal["exact", "regex", "json_schema", "numeric", "function"]
+    expected: str | None = None
+    """A template (rows) for the expected answer; None: the item's `expected` attribute."""
+    pattern: str | None = None
+    json_schema: bytes | None = None
+    tolerance: float = 0.0
+    function: str | None = None
+    """`module:name`, called with (answer: str, expected: object) and returning a number 0…1 or a bool."""
+
+
+class Task(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    tier: int | None = None
+    min_quality: float | None = None
+    models: tuple[str, ...] | None = None
+    prompt: Prompt | None = None
+    output: Output | None = None
+    params_json: bytes = b"{}"
+    """Sampling parameters as JSON (max_tokens, temperature, …): defaults under what a request line says itself."""
+    max_tokens: int | None = None
+    """The output ceiling from params; 1,024 where nobody sets one."""
+    temperature: float | None = None
+    sample: float = 0.0
+    scorers: tuple[Scorer, ...] = ()
+    timeout_s: float | None = None
+    reuse: bool = False
+    """Answer identical requests once even where the temperature is not 0."""
+
+
+class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One comparison of an attribute, or a combination. Exactly one of: (`field` with `op`), `all`, `any`."""
+
+    field: str | None = None
+    op: Literal["eq", "in", "lt", "lte", "gt", "gte", "exists"] = "eq"
+    value: Scalar | tuple[Scalar, ...] | None = None
+    all: tuple[Condition, ...] = ()
+    any: tuple[Condition, ...] = ()
+
+
+class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """First match decides; what it leaves open (None), tasks and tiers decide."""
+
+    when: Condition
+    use: tuple[str, ...] | None = None
+    tier: int | None = None
+    min_quality: float | None = None
+
+
+class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
+    tasks: dict[str, Task]
+    default_task: str | None = None
+    """The task of items that name none: the only one, or None where several exist (then: a dead letter)."""
+    rules: tuple[Rule, ...] = ()
+    version: str = ""
+    """Hash of all of this and the catalogue's routing part: `policy_version` in the records."""
+    max_attempts: int = 6
+    """Attempts of one item over all candidates, retries and fallbacks together. A guess."""

@@ -1,0 +1,1 @@
+"""Penstock: an async message-queue batch engine for language-model work, on Ray."""

@@ -1,0 +1,51 @@
+"""Everything a cluster needs to know of one run: what `jobs.spec` made of the job file. No secrets in it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from penstock.connectors.settings import Row, SinkSettings, SourceSettings
+from penstock.engine.budget import Budget
+from penstock.engine.catalog import Catalog
+from penstock.engine.policy import Policy
+
+
+class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a run is carried out; nothing here changes an answer."""
+
+    lanes: int | None = None
+    """None: from the size of the input and the cluster; at most 64; frozen by the plan."""
+    lane_actors: int | None = None
+    """Processes that hold the lanes. None: half of the cluster's cores."""
+    window: int = 8192
+    """Items of one lane that may be read and not yet committed: 1 s of work at the fastest rate measured."""
+    window_bytes: int = 64_000_000
+    commit_ms: int = 200
+    dispatchers: int = 1
+    """Processes that send to one account."""
+
+
+class RunSpec(msgspec.Struct, frozen=True):
+    run_id: str
+    name: str
+    vars: dict[str, str]
+    source: SourceSettings
+    shape: Literal["rows", "openai-batch"] | None
+    """None: the shape of the input."""
+    row: Row
+    catalog: Catalog
+    policy: Policy
+    sinks: dict[str, SinkSettings]
+    """results, costs, quality, dead_letters: all four are named here."""
+    budgets: tuple[Budget, ...] = ()
+    state: str = ".penstock"
+    on_duplicate: Literal["allow", "dead_letter"] = "dead_letter"
+    max_dead_letters: int | float | None = None
+    limit: int | None = None
+    generation: int = 0
+    execution: Execution = Execution()
+    fingerprint: dict[str, str] = {}
+    scorer_path: str | None = None
+    """Folder appended to sys.path for `module:function` scorers."""
