@@ -185,7 +185,7 @@ class OutputSpec(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallChunk(msgspec.Struct, frozen=True, gc=False):
-    """What `lane.take` returns. `send_until`: Unix seconds; after it the worker must ask the lane again before a send."""
+    """What `lane.take` returns. After `send_until` (Unix seconds) the worker must ask the lane again before a send."""
 
     run: str
     lane: int
