@@ -6,6 +6,10 @@ from typing import Literal
 
 import msgspec
 
+from penstock.engine.tally import ModelTally, Slow, Tally, TaskTally
+
+__all__ = ["ModelTally", "RunState", "RunStatus", "Slow", "Tally", "TaskTally"]
+
 RunState = Literal[
     "starting",
     "running",
@@ -18,71 +22,6 @@ RunState = Literal[
     "cancelled",
     "interrupted",
 ]
-
-
-class ModelTally(msgspec.Struct, omit_defaults=True):
-    """Sums over the attempts sent to one model."""
-
-    model: str = ""
-    version: str = ""
-    calls: int = 0
-    items: int = 0
-    """Results that carry this model's answer."""
-    cost_nano: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    ms: float = 0.0
-    failures: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    basis: str = "metered"
-
-
-class TaskTally(msgspec.Struct, omit_defaults=True):
-    """Quality samples of one (task, model): n, Σscore, Σscore², passed."""
-
-    task: str = ""
-    model: str = ""
-    n: int = 0
-    score: float = 0.0
-    score2: float = 0.0
-    passed: int = 0
-
-
-class Slow(msgspec.Struct, frozen=True):
-    item_id: str
-    custom_id: str | None
-    model: str
-    seconds: float
-
-
-class Tally(msgspec.Struct, omit_defaults=True):
-    """Counters of one lane since it was taken, plus what its progress says of before (`committed_*`)."""
-
-    read: int = 0
-    results: int = 0
-    dead_letters: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    copied: int = 0
-    maybe_paid: int = 0
-    retries: int = 0
-    fallbacks: int = 0
-    cost_nano: int = 0
-    forfeit_nano: int = 0
-    tier1_cost_nano: int = 0
-    """What the same tokens would have cost at the first Tier 1 model: for "saved against all-Tier-1"."""
-    late_payments: int = 0
-    """Outcomes of calls whose item was already finished."""
-    tiers: dict[int, int] = msgspec.field(default_factory=dict[int, int])
-    in_flight: dict[int, int] = msgspec.field(default_factory=dict[int, int])
-    """Tier → calls at workers now."""
-    ready: int = 0
-    shelved: int = 0
-    models: dict[str, ModelTally] = msgspec.field(default_factory=dict[str, ModelTally])
-    quality: dict[str, TaskTally] = msgspec.field(default_factory=dict[str, TaskTally])
-    slowest: list[Slow] = msgspec.field(default_factory=list[Slow])
-    position_bytes: int = 0
-    """Input done so far, in bytes of the object (rows × mean size for tables): for progress and ETA."""
-    refused: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    """Wall → refusals."""
 
 
 class RunStatus(msgspec.Struct, omit_defaults=True):

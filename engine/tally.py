@@ -1,0 +1,113 @@
+"""Counters of a lane: mergeable sums, kept in its progress so that a resumed run tells the whole story."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelTally(msgspec.Struct, omit_defaults=True):
+    """Sums over the attempts sent to one model."""
+
+    model: str = ""
+    version: str = ""
+    calls: int = 0
+    items: int = 0
+    """Results that carry this model's answer."""
+    cost_nano: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    ms: float = 0.0
+    failures: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    basis: str = "metered"
+
+
+class TaskTally(msgspec.Struct, omit_defaults=True):
+    """Quality samples of one (task, model): n, Σscore, Σscore², passed."""
+
+    task: str = ""
+    model: str = ""
+    n: int = 0
+    score: float = 0.0
+    score2: float = 0.0
+    passed: int = 0
+
+
+class Slow(msgspec.Struct, frozen=True):
+    item_id: str
+    custom_id: str | None
+    model: str
+    seconds: float
+
+
+class Tally(msgspec.Struct, omit_defaults=True):
+    """Counters of one lane since it was taken, plus what its progress says of before (`committed_*`)."""
+
+    read: int = 0
+    results: int = 0
+    dead_letters: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    copied: int = 0
+    maybe_paid: int = 0
+    retries: int = 0
+    fallbacks: int = 0
+    cost_nano: int = 0
+    forfeit_nano: int = 0
+    tier1_cost_nano: int = 0
+    """What the same tokens would have cost at the first Tier 1 model: for "saved against all-Tier-1"."""
+    late_payments: int = 0
+    """Outcomes of calls whose item was already finished."""
+    tiers: dict[int, int] = msgspec.field(default_factory=dict[int, int])
+    in_flight: dict[int, int] = msgspec.field(default_factory=dict[int, int])
+    """Tier → calls at workers now."""
+    ready: int = 0
+    shelved: int = 0
+    models: dict[str, ModelTally] = msgspec.field(default_factory=dict[str, ModelTally])
+    quality: dict[str, TaskTally] = msgspec.field(default_factory=dict[str, TaskTally])
+    slowest: list[Slow] = msgspec.field(default_factory=list[Slow])
+    position_bytes: int = 0
+    """Input done so far, in bytes of the object (rows × mean size for tables): for progress and ETA."""
+    refused: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Wall → refusals."""
+
+
+def merge(into: Tally, other: Tally) -> None:
+    """Add `other` to `into`. In-flight, ready and shelved counts add up too: they are gauges of disjoint lanes."""
+    for name in _SUMS:
+        setattr(into, name, getattr(into, name) + getattr(other, name))
+    for mine, theirs in (
+        (into.dead_letters, other.dead_letters),
+        (into.refused, other.refused),
+        (into.tiers, other.tiers),
+        (into.in_flight, other.in_flight),
+    ):
+        _add_counts(mine, theirs)  # pyright: ignore[reportArgumentType]
+    for key, model in other.models.items():
+        _merge_model(into.models.setdefault(key, ModelTally(model=model.model, version=model.version)), model)
+    for key, task in other.quality.items():
+        _merge_task(into.quality.setdefault(key, TaskTally(task=task.task, model=task.model)), task)
+    into.slowest = sorted([*into.slowest, *other.slowest], key=lambda slow: -slow.seconds)[:SLOWEST_KEPT]
+
+
+SLOWEST_KEPT = 5
+
+_SUMS = (
+    "read", "results", "copied", "maybe_paid", "retries", "fallbacks", "cost_nano", "forfeit_nano",
+    "tier1_cost_nano", "late_payments", "ready", "shelved", "position_bytes",
+)  # fmt: skip
+
+
+def _add_counts(into: dict[str, int] | dict[int, int], other: dict[str, int] | dict[int, int]) -> None:
+    for key, count in other.items():
+        into[key] = into.get(key, 0) + count  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _merge_model(into: ModelTally, other: ModelTally) -> None:
+    for name in ("calls", "items", "cost_nano", "input_tokens", "cached_tokens", "output_tokens", "ms"):
+        setattr(into, name, getattr(into, name) + getattr(other, name))
+    into.basis = other.basis
+    _add_counts(into.failures, other.failures)
+
+
+def _merge_task(into: TaskTally, other: TaskTally) -> None:
+    for name in ("n", "score", "score2", "passed"):
+        setattr(into, name, getattr(into, name) + getattr(other, name))
