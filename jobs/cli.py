@@ -1,0 +1,154 @@
+"""`penstock`: the command line (SURFACES §4).
+
+Every command lives in `jobs.commands` and is imported when it is called, so that `--help` and `validate` answer in
+under half a second. An error is one red line on stderr that says what to do next; `PENSTOCK_DEBUG=1` adds the
+traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+from penstock.engine.errors import PenstockError
+from penstock.jobs.commands import exits
+
+
+class Entry(NamedTuple):
+    """Where a command stands in the help, and where its code is (`module:attribute` under `jobs.commands`)."""
+
+    section: str
+    place: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("Start", "extras:demo", "See the whole thing run on this machine; no keys, nothing paid"),
+    "init": Entry("Start", "author:init", "Write a first job into a folder: job, catalogue, rows"),
+    "validate": Entry("Start", "author:validate", "Check a job file without running it"),
+    "plan": Entry("Start", "author:plan", "Say what a run would do, take and cost, before it is paid for"),
+    "run": Entry("Run", "runs:run", "Run a job; go on where it was if it was cut off"),
+    "submit": Entry("Run", "runs:submit", "Hand a job to a Ray cluster and come back"),
+    "status": Entry("Run", "runs:status", "How a run stands"),
+    "list": Entry("Run", "runs:list_runs", "The runs that a state folder knows"),
+    "cancel": Entry("Run", "runs:cancel", "Ask a run to drain and stop"),
+    "logs": Entry("Look", "look:logs", "What the processes of a run logged"),
+    "explain": Entry("Look", "look:explain", "One item's whole story"),
+    "dead-letters": Entry(
+        "Look", "letters:dead_letters", "Items that ended without a result: list them, send them again"
+    ),
+    "costs": Entry("Look", "look:costs", "What was paid, by model, tier, task, tenant or day"),
+    "report": Entry("Look", "look:report", "The summary of a run, again"),
+    "models": Entry("Know", "author:models", "The catalogue: tiers, prices, declared quality, walls"),
+    "schema": Entry("Know", "author:schema", "The job file's JSON Schema"),
+    "sandbox": Entry("Know", "extras:sandbox", "A provider to rehearse jobs against, without keys"),
+}
+"""In the order of the help. Commands of later work are not shown."""
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.place.partition(":")
+        command: click.Command = getattr(import_module(f"penstock.jobs.commands.{module}"), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f"there is no command {args[0]!r}{_nearest(args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            rows = [(name, entry.help) for name, entry in COMMANDS.items() if entry.section == section]
+            with formatter.section(section):
+                formatter.write_dl(rows, col_max=14)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "; `penstock --help` lists them"
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"penstock {version('penstock')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Say which it is.")
+def cli() -> None:
+    """Batch work for language models: the right model at the lowest cost that is good enough.
+
+    \b
+    First steps:   penstock demo
+                   penstock init my-job && cd my-job && penstock plan job.yaml
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script: run one command and end the process with its exit code."""
+    sys.exit(call(argv))
+
+
+def call(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Never raises for what a user can cause."""
+    try:
+        code = cli.main(list(argv) if argv is not None else None, prog_name="penstock", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return exits.USAGE
+    except click.UsageError as error:
+        _tell(error.format_message().rstrip(".") + _usage_hint(error))
+        return exits.USAGE
+    except click.ClickException as error:
+        _tell(error.format_message().rstrip("."))
+        return exits.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our pipe has gone (`| head`): that is its right. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.DONE
+    except PenstockError as error:
+        _tell(str(error))
+        return exits.of_error(error)
+    except Exception as error:  # noqa: BLE001 - the last door: whatever it is, the user gets one line
+        _tell(f"unexpected {type(error).__name__}: {error}; PENSTOCK_DEBUG=1 shows where it happened")
+        return exits.UNEXPECTED
+    return code if isinstance(code, int) else exits.DONE
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    return f"; see `{error.ctx.command_path} --help`" if error.ctx and "--help" not in error.format_message() else ""
+
+
+def _tell(message: str) -> None:
+    if os.environ.get("PENSTOCK_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    click.echo(click.style("error:", fg="red", bold=True) + " " + message, err=True)
+
+
+if __name__ == "__main__":
+    main()

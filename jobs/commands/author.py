@@ -1,0 +1,193 @@
+"""Writing a job: init, validate, plan, models, schema."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from penstock.engine.errors import SpecError
+from penstock.jobs.commands import exits, shared
+
+if TYPE_CHECKING:
+    from penstock.engine.catalog import Catalog, Model, Price, Wall
+    from penstock.workers.runspec import RunSpec
+
+STARTER_FILES = ("job.yaml", "catalog.yaml", "messages.csv")
+
+
+@click.command()
+@click.argument("folder", default=".", metavar="[FOLDER]")
+def init(folder: str) -> None:
+    """Write a first job into FOLDER (here by default): job.yaml, catalog.yaml, messages.csv.
+
+    Never overwrites a file.
+    """
+    target = Path(folder)
+    there = [name for name in STARTER_FILES if (target / name).exists()]
+    if there:
+        raise SpecError(f"{target / there[0]} is already there; init never overwrites: give it another folder")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in STARTER_FILES:
+            (target / name).write_bytes(resources.files("penstock.jobs").joinpath("examples", name).read_bytes())
+    except OSError as error:
+        raise SpecError(f"can't write into {target}: {error.strerror}") from error
+    click.echo(f"wrote {', '.join(STARTER_FILES)} into {target.resolve()}")
+    click.echo(f"next: {_prefix(target)}penstock validate job.yaml, then penstock plan job.yaml")
+
+
+def _prefix(target: Path) -> str:
+    return "" if target.resolve() == Path.cwd() else f"cd {target} && "
+
+
+@click.command()
+@shared.job_argument()
+@shared.sets_option
+@shared.json_option
+def validate(job: str, sets: tuple[str, ...], as_json: bool) -> int:
+    """Check JOB and its catalogue: names, templates, prices, walls. Reads no rows, calls nobody."""
+    from penstock.jobs.spec import missing_secrets
+
+    spec = shared.load_job(job, sets)
+    missing = list(missing_secrets(spec))
+    if as_json:
+        shared.print_json({"valid": True, "run_id": spec.run_id, "name": spec.name, "missing_secrets": missing})
+        return exits.DONE
+    click.echo(f"{job} is valid: {_inventory(spec)}")
+    for line in _where(spec):
+        click.echo(line)
+    for reference in missing:
+        click.echo(f"note: {reference} is not set; a run will ask for it", err=True)
+    return exits.DONE
+
+
+def _inventory(spec: RunSpec) -> str:
+    parts = [
+        counted(len(spec.policy.tasks), "task"),
+        counted(len(spec.catalog.models), "model"),
+        counted(len(spec.catalog.tiers), "tier"),
+    ]
+    if spec.catalog.walls:
+        parts.append(counted(len(spec.catalog.walls), "wall"))
+    if spec.policy.rules:
+        parts.append(counted(len(spec.policy.rules), "rule"))
+    return ", ".join(parts)
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _where(spec: RunSpec) -> list[str]:
+    sinks = [f"  {name:<13}{place(settings)}" for name, settings in spec.sinks.items()]
+    return [f"  {'run':<13}{spec.run_id}", f"  {'source':<13}{place(spec.source)}", *sinks]
+
+
+def place(settings: object) -> str:
+    """Where a source or sink is, as a person would write it; below the working folder as a relative path."""
+    path = getattr(settings, "path", None) or getattr(settings, "name", None)
+    if path is None:
+        return str(settings)
+    here = str(Path.cwd()) + "/"
+    return str(path).removeprefix(here)
+
+
+@click.command()
+@shared.job_argument()
+@shared.sets_option
+@shared.json_option
+@click.option("--limit", type=click.IntRange(min=1), help="Plan for the first N rows only.")
+def plan(job: str, sets: tuple[str, ...], as_json: bool, limit: int | None) -> int:
+    """Say what a run of JOB would do, take and cost, from a sample of its rows. Nothing is called or paid for.
+
+    Exits 3 where a budget can't hold it.
+    """
+    from penstock.jobs import planning
+    from penstock.jobs.run import narrow
+
+    made = planning.make_plan(narrow(shared.load_job(job, sets), limit=limit))
+    if as_json:
+        shared.print_json(made)
+    else:
+        out = shared.console()
+        for part in planning.render(made):
+            out.print(part)
+    return exits.DONE if made.fits else exits.BUDGET
+
+
+@click.command()
+@click.argument("job", required=False, metavar="[JOB]")
+@shared.sets_option
+@shared.json_option
+def models(job: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """The catalogue of JOB (job.yaml by default) as a table: tier, price, declared quality, walls that allow it."""
+    catalog = shared.load_job(job or "job.yaml", sets).catalog
+    rows = [_row(catalog, model) for model in sorted(catalog.models.values(), key=lambda m: _order(catalog, m))]
+    if as_json:
+        shared.print_json([dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in _COLUMNS:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out = shared.console()
+    out.print(table)
+    out.print("\nin, out: $ per million tokens; quality: declared, until measured", style="dim")
+
+
+_COLUMNS = ("tier", "model", "served by", "in", "out", "quality", "walls")
+
+
+def _order(catalog: Catalog, model: Model) -> tuple[str, str]:
+    return (_tiers(catalog, model.name) or "~", model.name)
+
+
+def _row(catalog: Catalog, model: Model) -> tuple[str, ...]:
+    served = f"own vLLM ({model.live_version.id})" if model.worker else f"{model.account}"
+    quality = ", ".join(f"{task} {value:g}" for task, value in model.quality.items()) or "–"
+    return (_tiers(catalog, model.name), model.name, served, *_prices(model), quality, _walls(catalog, model))
+
+
+def _tiers(catalog: Catalog, name: str) -> str:
+    return ", ".join(str(tier) for tier, names in sorted(catalog.tiers.items()) if name in names)
+
+
+def _prices(model: Model) -> tuple[str, str]:
+    if model.worker:
+        return (f"${model.hour_usd or 0:g}/h", "")
+    if model.price is None:
+        return ("?", "?")
+    return (_dollars(model.price, "input"), _dollars(model.price, "output"))
+
+
+def _dollars(price: Price, kind: str) -> str:
+    nano: int = getattr(price, kind)
+    return f"{nano / 1e9:g}"
+
+
+def _walls(catalog: Catalog, model: Model) -> str:
+    if not catalog.walls:
+        return "none declared"
+    return (
+        ", ".join(name for name, wall in catalog.walls.items() if _permits(catalog, wall, model)) or "no wall allows it"
+    )
+
+
+def _permits(catalog: Catalog, wall: Wall, model: Model) -> bool:
+    from penstock.engine import walls
+
+    return walls.permits(catalog, wall, model)
+
+
+@click.command()
+def schema() -> None:
+    """The JSON Schema of a job file, for editors and machines."""
+    from penstock.jobs import spec
+
+    shared.print_json(spec.schema())

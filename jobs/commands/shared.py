@@ -1,0 +1,70 @@
+"""Options and small helpers that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from penstock.engine.errors import SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penstock.workers.runspec import RunSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PLAIN_WIDTH = 80
+"""Columns of piped output: what a log viewer and a mail show without wrapping."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document, for machines.")
+sets_option = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="A value for one of the job's vars; may come repeatedly."
+)
+state_option = click.option(
+    "--state",
+    "state",
+    metavar="URL",
+    default=None,
+    help="Where history is kept. [default: the job file's, else .penstock here]",
+)
+
+
+def job_argument(required: bool = True) -> Callable[[F], F]:
+    return click.argument("job", required=required, metavar="JOB" if required else "[JOB]")
+
+
+def parse_sets(sets: tuple[str, ...]) -> dict[str, str]:
+    """`("date=2026-11-24",)` → `{"date": "2026-11-24"}`. Raises `SpecError` where the `=` or the name is missing."""
+    values: dict[str, str] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"--set {text!r}: expected KEY=VALUE, for example --set date=2026-11-24")
+        values[key.strip()] = value
+    return values
+
+
+def load_job(job: str, sets: tuple[str, ...] = ()) -> RunSpec:
+    from penstock.jobs import spec
+
+    return spec.load(Path(job), sets=parse_sets(sets))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A terminal gets colour and its own width; a pipe gets plain lines of 80 columns."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    if stream.isatty():
+        return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, width=PLAIN_WIDTH, no_color=True, highlight=False, force_terminal=False)
+
+
+def print_json(value: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
