@@ -1,0 +1,134 @@
+"""One item inside a lane (`Slot`), and the queues of those that are ready (`Ready`)."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Literal
+
+from penstock.engine.items import Answer, Attempt, Item, Route, Usage
+
+State = Literal["beyond", "ready", "held", "flying", "following", "finished"]
+"""beyond: not under the committed horizon yet. held: waits for a time (retry) or a lease. following: an identical
+request is being answered. finished: waits for its commit."""
+
+
+class Slot:
+    """Mutable: the lane's own memory of one item. Never leaves the lane."""
+
+    __slots__ = (
+        "answer",
+        "ask_again_body",
+        "attempt",
+        "attempts",
+        "call_ms",
+        "candidate",
+        "cost_nano",
+        "deaths",
+        "est_input",
+        "first_sent_at",
+        "followers",
+        "item",
+        "key",
+        "leader_of",
+        "max_input",
+        "max_output",
+        "maybe_paid",
+        "reservation",
+        "role",
+        "route",
+        "sent_at",
+        "seq",
+        "shelved",
+        "state",
+        "usage",
+        "worker",
+    )
+
+    def __init__(self, item: Item, route: Route, seq: int) -> None:
+        self.item = item
+        self.route = route
+        self.seq = seq
+        self.state: State = "beyond"
+        self.candidate = 0
+        self.attempt = 0
+        """Number of the current attempt; 0 before the first."""
+        self.role: str = "primary"
+        self.attempts: list[Attempt] = []
+        self.deaths = 0
+        """Workers that died with this item in flight: a poisonous item must not kill them all."""
+        self.cost_nano = 0
+        self.call_ms = 0.0
+        self.usage = Usage()
+        self.answer: Answer | None = None
+        self.reservation: object | None = None
+        self.est_input = 0
+        self.max_input = 0
+        self.max_output = 0
+        self.first_sent_at = 0.0
+        self.sent_at = 0.0
+        self.worker = ""
+        self.maybe_paid = False
+        self.shelved = False
+        self.key: tuple[object, ...] | None = None
+        self.leader_of: bool = False
+        self.followers: list[Slot] | None = None
+        self.ask_again_body: bytes | None = None
+
+    @property
+    def pool(self) -> str:
+        return self.route.candidates[self.candidate].pool
+
+    @property
+    def model(self) -> str:
+        return self.route.candidates[self.candidate].model
+
+    @property
+    def tokens(self) -> int:
+        return self.est_input + self.max_output
+
+
+class Ready:
+    """Items that may be taken now, a queue a pool. Realtime first, then by priority, then the longest first where the
+    pool is an engine of our own (short ones fill the gaps at the end), else in input order."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[str, list[tuple[int, int, int, int, Slot]]] = {}
+        self._tokens: dict[str, int] = {}
+
+    def push(self, slot: Slot) -> None:
+        slot.state = "ready"
+        pool = slot.pool
+        attributes = slot.item.attributes
+        realtime = 0 if attributes.latency == "realtime" else 1
+        length = -slot.tokens if pool.startswith("vllm:") else 0
+        entry = (realtime, -(attributes.priority or 0), length, slot.seq, slot)
+        heapq.heappush(self._heaps.setdefault(pool, []), entry)
+        self._tokens[pool] = self._tokens.get(pool, 0) + slot.tokens
+
+    def pop(self, pool: str) -> Slot | None:
+        heap = self._heaps.get(pool)
+        if not heap:
+            return None
+        slot = heapq.heappop(heap)[-1]
+        self._tokens[pool] -= slot.tokens
+        return slot
+
+    def pop_all(self, pool: str) -> list[Slot]:
+        slots: list[Slot] = []
+        while (slot := self.pop(pool)) is not None:
+            slots.append(slot)
+        return slots
+
+    def peek_tokens(self, pool: str) -> int | None:
+        """Tokens of the item that `pop` would return."""
+        heap = self._heaps.get(pool)
+        return heap[0][-1].tokens if heap else None
+
+    def counts(self) -> list[tuple[str, int, int, bool]]:
+        """(pool, items, estimated tokens, a realtime item first?) of every pool that was ever used."""
+        return [
+            (pool, len(heap), self._tokens[pool], bool(heap) and heap[0][0] == 0) for pool, heap in self._heaps.items()
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._heaps.values()))
