@@ -1,0 +1,105 @@
+"""The two calls by which a worker and a lane meet, and the one by which a worker learns where work is.
+
+In a cluster they cross processes (`RemoteLane`, `RemoteBoard`); tests plug in objects of the same shape. What crosses
+is msgpack bytes: one copy, no pickling of structs.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from penstock.engine.items import CallChunk, Outcome
+from penstock.engine.plan import Epoch
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """The board's answer: take up to `n` items, `max_tokens` in all, from `lane`."""
+
+    lane: int
+    owner: int
+    """Changes whenever the lane gets a new owner; a worker asks for the handle when it does not know it."""
+    n: int
+    max_tokens: int
+
+
+class Post(msgspec.Struct, frozen=True, array_like=True):
+    """What a lane tells the board of one pool."""
+
+    lane: int
+    pool: str
+    ready: int
+    tokens: int
+    realtime: bool
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What a worker holds for a lane's new owner: answers that could not be delivered, and calls still going on."""
+
+    outcomes: list[Outcome] = []
+    flying: list[tuple[str, int, int]] = []
+    """(item_id, generation, attempt)."""
+
+
+class LanePort(Protocol):
+    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
+        """Calls to make, and how many more are ready for this pool. The caller owes one outcome for each."""
+        ...
+
+    async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None: ...
+
+    async def right(self, lane: int, epoch: Epoch) -> float:
+        """Until when (Unix seconds) calls of this owner may be sent; 0: not any more."""
+        ...
+
+
+class BoardPort(Protocol):
+    async def ask(self, worker: str, pool: str, room: int) -> Grant | None:
+        """Wait up to a second for work; None: nothing now."""
+        ...
+
+    async def lane(self, lane: int) -> tuple[int, LanePort] | None:
+        """(owner, port) of a lane, as it is now."""
+        ...
+
+
+_chunk = msgspec.msgpack.Decoder(CallChunk)
+_outcomes = msgspec.msgpack.Decoder(list[Outcome])
+encode = msgspec.msgpack.Encoder().encode
+
+
+def decode_outcomes(data: bytes) -> list[Outcome]:
+    return _outcomes.decode(data)
+
+
+class RemoteLane:
+    """A lane in another process, by its Ray actor handle."""
+
+    def __init__(self, handle: object) -> None:
+        self.handle = handle
+
+    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
+        data, left = await self.handle.take.remote(lane, pool, n, max_tokens, worker)  # pyright: ignore[reportAttributeAccessIssue]
+        return (_chunk.decode(data) if data else None), left
+
+    async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None:
+        await self.handle.done.remote(lane, epoch, encode(outcomes))  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def right(self, lane: int, epoch: Epoch) -> float:
+        return await self.handle.right.remote(lane, epoch)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class RemoteBoard:
+    """A job's board in its driver, by the driver's Ray actor handle."""
+
+    def __init__(self, handle: object) -> None:
+        self.handle = handle
+
+    async def ask(self, worker: str, pool: str, room: int) -> Grant | None:
+        answer = await self.handle.ask.remote(worker, pool, room)  # pyright: ignore[reportAttributeAccessIssue]
+        return None if answer is None else Grant(*answer)
+
+    async def lane(self, lane: int) -> tuple[int, LanePort] | None:
+        answer = await self.handle.lane_handle.remote(lane)  # pyright: ignore[reportAttributeAccessIssue]
+        return None if answer is None else (answer[0], RemoteLane(answer[1]))

@@ -1,0 +1,232 @@
+"""The shell around an engine: pulls calls from lanes by the board, renews their right to send, delivers outcomes.
+
+One task a job pulls; one task delivers; one renews. A delivery to a lane is in flight at a time, and what finishes
+meanwhile goes with the next: batches grow by themselves when the lane is busy.
+
+What can't be delivered is kept for the lane's next owner (same run, higher epoch), so a lost lane costs almost no second
+payment. A lower epoch than the highest seen is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from penstock.engine.items import CallChunk, Outcome
+from penstock.engine.plan import Epoch
+from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
+from penstock.workers.ports import BoardPort, Kept, LanePort
+
+LaneKey = tuple[str, int]
+
+RENEW_EVERY_S = 1.0
+"""The right lapses 5 s after the lane last saw its own epoch; four chances to renew it."""
+KEEP_S = 600.0
+"""Answers nobody came for are dropped after ten minutes: a guess, far above any lane's restart."""
+KEEP_MAX = 50_000
+TAKES_IN_A_ROW = 8
+"""Takes from one lane before the board is asked again, so that no lane starves the others."""
+
+Check = Callable[[Ticket, Outcome], Outcome]
+"""Looks at an answer before it is delivered: choices, schema (`workers.answers`)."""
+
+
+class _LaneAt:
+    """What a worker knows of one lane."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.owner = -1
+        self.port: LanePort | None = None
+        self.right: Right | None = None
+        self.tickets: set[Ticket] = set()
+        self.undelivered: list[Outcome] = []
+        self.delivering = False
+        self.lost_at: float | None = None
+
+
+class Puller:
+    def __init__(
+        self, name: str, pool: str, engine: Engine, check: Check, now: Callable[[], float] = time.time
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.engine = engine
+        self.dead: EngineDead | None = None
+        self._check = check
+        self._now = now
+        self._lanes: dict[LaneKey, _LaneAt] = {}
+        self._boards: dict[str, asyncio.Task[None]] = {}
+        self._room = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._capacity = 1
+        self.idle_since = now()
+
+    def start(self) -> None:
+        self._spawn(self._deliver())
+        self._spawn(self._renew())
+
+    def serve(self, job: str, board: BoardPort) -> None:
+        """Take work from this job's board until `leave`."""
+        self.leave(job)
+        self._boards[job] = self._spawn(self._pull(job, board))
+
+    def leave(self, job: str) -> None:
+        task = self._boards.pop(job, None)
+        if task is not None:
+            task.cancel()
+        self.idle_since = self._now()
+
+    @property
+    def jobs(self) -> int:
+        return len(self._boards)
+
+    def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
+        """A lane's new owner asks for what we hold. Calls still going on are his from now on."""
+        at = self._lanes.setdefault((job, lane), _LaneAt(job))
+        if at.right is not None:
+            if at.right.epoch >= epoch:
+                return Kept()
+            at.right.epoch, at.right.until = epoch, until
+        else:
+            at.right = Right(job, lane, epoch, until)
+        at.port, at.lost_at = port, None
+        kept = [outcome for outcome in at.undelivered if _worth_keeping(outcome)]
+        at.undelivered = []
+        return Kept(kept, [(t.call.item_id, t.call.generation, t.call.attempt) for t in at.tickets])
+
+    def abort(self, job: str, call_ids: set[str]) -> None:
+        for (run, _), at in self._lanes.items():
+            if run == job:
+                self.engine.abort([t for t in at.tickets if t.call.call_id in call_ids])
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.engine.close()
+
+    # -- pulling
+
+    async def _pull(self, job: str, board: BoardPort) -> None:
+        while True:
+            room = await self._wait_for_room()
+            try:
+                grant = await board.ask(self.name, self.pool, room)
+                if grant is not None:
+                    await self._take_from(job, board, grant.lane, grant.owner, grant.n, grant.max_tokens)
+            except asyncio.CancelledError:
+                raise
+            except Exception:  # noqa: BLE001 - a lost board or lane: its driver is told by Ray and brings a new one
+                await asyncio.sleep(0.2)
+
+    async def _wait_for_room(self) -> int:
+        """Ask only when a worthwhile share is free: a trickle of tiny takes costs more than it brings."""
+        while True:
+            room = self.engine.room()
+            self._capacity = max(self._capacity, room)
+            if room >= max(1, self._capacity // 4):
+                return room
+            self._room.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._room.wait(), 1.0)
+
+    async def _take_from(self, job: str, board: BoardPort, lane: int, owner: int, n: int, max_tokens: int) -> None:
+        at = self._lanes.setdefault((job, lane), _LaneAt(job))
+        if at.port is None or at.owner != owner:
+            found = await board.lane(lane)
+            if found is None:
+                return
+            at.owner, at.port = found
+            at.lost_at = None
+        for _ in range(TAKES_IN_A_ROW):
+            chunk, left = await at.port.take(lane, self.pool, n, max_tokens, self.name)
+            if chunk is None:
+                return
+            self._accept(at, chunk)
+            room = self.engine.room()
+            if left < n or room < max(1, self._capacity // 4):
+                return
+            n = min(n, room)
+
+    def _accept(self, at: _LaneAt, chunk: CallChunk) -> None:
+        right = at.right
+        if right is None or right.epoch < chunk.epoch:
+            right = at.right = Right(chunk.run, chunk.lane, chunk.epoch, chunk.send_until)
+        elif right.epoch > chunk.epoch:
+            return  # an old owner's calls: the new one has them from its own progress
+        right.until = max(right.until, chunk.send_until)
+        tickets = [Ticket(call, right, chunk.outputs.get(call.task)) for call in chunk.calls]
+        at.tickets.update(tickets)
+        self.engine.submit(tickets)
+
+    # -- delivering
+
+    async def _deliver(self) -> None:
+        while True:
+            try:
+                batch = await self.engine.outcomes()
+            except EngineDead as error:
+                self.dead = error
+                return
+            touched: set[LaneKey] = set()
+            for ticket, outcome in batch:
+                key = (ticket.right.run, ticket.right.lane)
+                at = self._lanes[key]
+                at.tickets.discard(ticket)
+                at.undelivered.append(self._check(ticket, outcome))
+                touched.add(key)
+            self._room.set()
+            for key in touched:
+                self._flush(key)
+
+    def _flush(self, key: LaneKey) -> None:
+        at = self._lanes[key]
+        if at.undelivered and not at.delivering and at.port is not None and at.lost_at is None:
+            at.delivering = True
+            self._spawn(self._deliver_to(key, at))
+
+    async def _deliver_to(self, key: LaneKey, at: _LaneAt) -> None:
+        try:
+            while at.undelivered and at.port is not None and at.right is not None:
+                outcomes, at.undelivered = at.undelivered, []
+                try:
+                    await at.port.done(key[1], at.right.epoch, outcomes)
+                except Exception:  # noqa: BLE001 - the lane is gone, or going: its next owner will ask
+                    at.undelivered = (outcomes + at.undelivered)[-KEEP_MAX:]
+                    at.lost_at = self._now()
+                    return
+        finally:
+            at.delivering = False
+
+    # -- the right to send
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            now = self._now()
+            await asyncio.gather(*(self._renew_one(key, at) for key, at in list(self._lanes.items()) if at.tickets))
+            for key, at in list(self._lanes.items()):
+                if at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets:
+                    del self._lanes[key]
+
+    async def _renew_one(self, key: LaneKey, at: _LaneAt) -> None:
+        right, port = at.right, at.port
+        if right is None or port is None:
+            return
+        with contextlib.suppress(Exception):  # no answer: the right simply lapses
+            until = await asyncio.wait_for(port.right(key[1], right.epoch), 3.0)
+            if at.right is right:
+                right.until = until
+
+    def _spawn(self, work: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _worth_keeping(outcome: Outcome) -> bool:
+    return outcome.failure is None or outcome.failure.kind != "not_sent"
