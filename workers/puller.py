@@ -3,8 +3,8 @@
 One task a job pulls; one task delivers; one renews. A delivery to a lane is in flight at a time, and what finishes
 meanwhile goes with the next: batches grow by themselves when the lane is busy.
 
-What can't be delivered is kept for the lane's next owner (same run, higher epoch), so a lost lane costs almost no second
-payment. A lower epoch than the highest seen is refused.
+What can't be delivered is kept for the lane's next owner (same run, higher epoch): a lost lane costs almost no
+second payment. A lower epoch than the highest seen is refused.
 """
 
 from __future__ import annotations
