@@ -249,7 +249,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of one `Call`. Exactly one of `answer` and `failure` is set. A failed call may still carry usage."""
+    """What became of one `Call`. Exactly one of `answer` and `failure` is set, except for `invalid_output`, which has
+    both. A failed call may still carry usage (it was billed)."""
 
     item_id: str
     generation: int
@@ -261,6 +262,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None = None
     request_id: str | None = None
     worker: str = ""
+    cost_nano: int | None = None
+    """Set by own workers, whose price a token is known only while they run; else `pricing` decides."""
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):

@@ -50,6 +50,8 @@ class Saved(msgspec.Struct, frozen=True):
     plan_version: int = 0
     adjusted: bool = False
     """The closing adjustment lines of own GPUs are in."""
+    outbox_next: int = 1
+    """Number of the next batch for followers."""
 
 
 class OpenSplit:
