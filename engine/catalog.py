@@ -41,6 +41,17 @@ class Account(msgspec.Struct, frozen=True, omit_defaults=True):
     provider: str = ""
 
 
+class PriceAbove(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The price of a whole call (all its tokens) whose input is longer than `start` tokens."""
+
+    start: int
+    input: int
+    output: int
+    cached: int | None = None
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+
+
 class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     """Nano-dollars per million tokens. None: charged as plain input (cached, cache_write)."""
 
@@ -50,6 +61,8 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     cache_write: int | None = None
     cache_write_1h: int | None = None
     version: str = "declared"
+    above: tuple[PriceAbove, ...] = ()
+    """Dearer prices of long prompts, by rising `start`; the last one whose `start` the input passes holds."""
 
 
 class Version(msgspec.Struct, frozen=True, omit_defaults=True):
