@@ -102,6 +102,8 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     lacks: tuple[str, ...] = ()
     """Capabilities this model does not have: `tools`, `images`, `json_schema`, `logprobs`."""
     default_max_tokens: int | None = None
+    tokens_per_s: float | None = None
+    """Output tokens a second of one own replica, declared for `plan`; measured runs replace it."""
 
     @property
     def self_hosted(self) -> bool:
