@@ -35,6 +35,8 @@ class Raw(msgspec.Struct, frozen=True, gc=False):
     timestamp: float | None = None
     length: int = 0
     """Full length in bytes where `data` holds only the head."""
+    digest: str = ""
+    """blake2b-128 (hex) of the whole record where `data` holds only the head."""
 
 
 class Batch(msgspec.Struct, frozen=True):

@@ -122,6 +122,10 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     traceparent: str | None = None
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+    original_length: int = 0
+    """Full length in bytes where `original` holds only the head; 0: it is whole."""
+    original_hash: str = ""
+    """blake2b-128 (hex) of the whole record where `original` holds only the head."""
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):
