@@ -54,3 +54,14 @@ def dead_letters_allowed(status: RunStatus, max_dead_letters: int | float | None
             return dead <= max_dead_letters
         case _:
             return dead <= max_dead_letters * (dead + status.tally.results)
+
+
+def explain(status: RunStatus, max_dead_letters: int | float | None) -> list[str]:
+    """Why a run that reached its end still is no success; empty where it is one."""
+    if status.state != "done" or dead_letters_allowed(status, max_dead_letters):
+        return []
+    dead = sum(status.tally.dead_letters.values())
+    allowed = "none is allowed unless the job sets max_dead_letters" if max_dead_letters is None else (
+        f"max_dead_letters allows {max_dead_letters:g}"
+    )
+    return [f"exit code {DEAD_LETTERS}: {dead:,} dead letter{'' if dead == 1 else 's'}, {allowed}"]

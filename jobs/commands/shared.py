@@ -13,6 +13,7 @@ import msgspec
 from penstock.engine.errors import SpecError
 
 if TYPE_CHECKING:
+    from penstock.jobs.history import History
     from rich.console import Console
 
     from penstock.workers.runspec import RunSpec
@@ -68,3 +69,45 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def run_argument(command: F) -> F:
+    return click.argument("run", required=False, metavar="[RUN]")(command)
+
+
+run_option = click.option("--run", "run", metavar="RUN", help="A run id, the start of one, a job's name or a job file.")
+
+
+class Found(msgspec.Struct, frozen=True):
+    history: History
+    run_id: str
+
+
+def locate(run: str | None, state: str | None) -> Found:
+    """The run that a person means. A job file names its own state and run; else the state folder is searched."""
+    from penstock.jobs.run import open_history
+
+    if run is not None and Path(run).is_file():
+        spec = load_job(run)
+        found = Found(open_history(state_url(state) if state else spec.state), spec.run_id)
+        found.history.status(spec.run_id)
+        return found
+    history = open_history(state_url(state))
+    return Found(history, history.find(run))
+
+
+def state_url(state: str | None) -> str:
+    """A folder becomes absolute, so that it means the same to every process; None: `.penstock` here."""
+    from penstock.jobs.history import DEFAULT_STATE
+
+    url = state or DEFAULT_STATE
+    return url if "://" in url else str(Path(url).resolve())
+
+
+def need_secrets(spec: RunSpec) -> None:
+    """Refuse before anything starts. Raises `SpecError` naming what isn't set."""
+    from penstock.jobs.spec import missing_secrets
+
+    missing = list(missing_secrets(spec))
+    if missing:
+        raise SpecError(f"{', '.join(missing)} not set; set it and run again (only names stand in job files)")

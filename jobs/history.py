@@ -1,0 +1,136 @@
+"""What a state URL remembers of runs: `runs/<run_id>/spec.json`, `status.json`, `cancel`.
+
+History is for people and tools. It never decides whether an item is done: that stands in the results' store alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from penstock.engine.errors import Corrupt, SpecError
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunState, RunStatus
+
+T = TypeVar("T")
+
+DEFAULT_STATE = ".penstock"
+ENDED: frozenset[RunState] = frozenset(
+    {"done", "stopped_by_budget", "too_many_dead_letters", "failed", "cancelled", "interrupted"}
+)
+
+
+class Keys(Protocol):
+    """As much of a state store as history needs. `list` yields whole keys under a prefix, in any order."""
+
+    def get(self, key: str) -> bytes | None: ...
+    def put(self, key: str, value: bytes) -> None: ...
+    def delete(self, key: str) -> None: ...
+    def list(self, prefix: str) -> Iterable[str]: ...
+
+
+class History:
+    """The runs of one state URL. `url` is kept for the sentences that name it."""
+
+    def __init__(self, keys: Keys, url: str) -> None:
+        self._keys = keys
+        self.url = url
+
+    def save_spec(self, spec: RunSpec) -> None:
+        """A spec holds references to secrets (`env:NAME`), never secrets."""
+        self._keys.put(_key(spec.run_id, "spec.json"), msgspec.json.encode(spec))
+
+    def save_status(self, status: RunStatus) -> None:
+        self._keys.put(_key(status.run_id, "status.json"), msgspec.json.encode(status))
+
+    def spec(self, run_id: str) -> RunSpec:
+        return self._read(run_id, "spec.json", RunSpec)
+
+    def status(self, run_id: str) -> RunStatus:
+        return self._read(run_id, "status.json", RunStatus)
+
+    def knows(self, run_id: str) -> bool:
+        return self._keys.get(_key(run_id, "spec.json")) is not None
+
+    def runs(self) -> list[RunStatus]:
+        """All runs, the latest first. One whose status was never written is shown as starting."""
+        found: list[RunStatus] = []
+        for key in self._keys.list("runs/"):
+            if key.endswith("/spec.json"):
+                found.append(self._status_or_starting(key.split("/")[-2]))
+        return sorted(found, key=lambda status: (-status.started_at, status.run_id))
+
+    def ask_cancel(self, run_id: str, by: str) -> None:
+        """The driver looks for this key while it runs."""
+        self._keys.put(_key(run_id, "cancel"), by.encode())
+
+    def cancel_asked(self, run_id: str) -> bool:
+        return self._keys.get(_key(run_id, "cancel")) is not None
+
+    def forget_cancel(self, run_id: str) -> None:
+        """A new command for the run takes an old request back; otherwise it would stop at once, for ever."""
+        if self.cancel_asked(run_id):
+            self._keys.delete(_key(run_id, "cancel"))
+
+    def find(self, wanted: str | None) -> str:
+        """A run id, the start of one, or a job's name (its latest run); None: the latest run of all.
+
+        Raises `SpecError` with the nearest names where nothing or too much matches.
+        """
+        runs = self.runs()
+        if not runs:
+            raise SpecError(f"no run is known in {self.url}; run a job first, or name another folder with --state")
+        if wanted is None:
+            return runs[0].run_id
+        exact = [run.run_id for run in runs if run.run_id == wanted] or [r.run_id for r in runs if r.name == wanted][:1]
+        matches = exact or [run.run_id for run in runs if run.run_id.startswith(wanted)]
+        match matches:
+            case [one]:
+                return one
+            case []:
+                raise SpecError(_unknown(wanted, runs, self.url))
+            case _:
+                raise SpecError(f"{wanted!r} fits {len(matches)} runs: {', '.join(matches[:4])}; say more of the id")
+
+    def _status_or_starting(self, run_id: str) -> RunStatus:
+        raw = self._keys.get(_key(run_id, "status.json"))
+        if raw is None:
+            return RunStatus(run_id=run_id, name=self.spec(run_id).name, state="starting")
+        return _decode(raw, RunStatus, _key(run_id, "status.json"), self.url)
+
+    def _read(self, run_id: str, name: str, kind: type[T]) -> T:
+        raw = self._keys.get(_key(run_id, name))
+        if raw is None:
+            raise SpecError(f"{self.url} has no {name} of run {run_id!r}; `penstock list` shows the runs it knows")
+        return _decode(raw, kind, _key(run_id, name), self.url)
+
+
+def _decode(raw: bytes, kind: type[T], key: str, url: str) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise Corrupt(f"{key} in {url} can't be read ({error}); was it written by a newer Penstock?") from error
+
+
+def _key(run_id: str, name: str) -> str:
+    return f"runs/{run_id}/{name}"
+
+
+def _unknown(wanted: str, runs: list[RunStatus], url: str) -> str:
+    names = dict.fromkeys([*(run.run_id for run in runs), *(run.name for run in runs)])
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "`penstock list` shows the runs it knows"
+    return f"{url} knows no run {wanted!r}; {hint}"
+
+
+def is_over(status: RunStatus) -> bool:
+    return status.state in ENDED
+
+
+def folder_of(job: Path) -> str:
+    """The default state of a job file: beside it."""
+    return str(job.resolve().parent / DEFAULT_STATE)

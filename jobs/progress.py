@@ -1,0 +1,260 @@
+"""Progress while a run goes: what is done, what it costs, when it ends. Live on a terminal, plain lines in a pipe.
+
+`Meter` makes numbers of the run's status (pure: `now` is an argument); a display shows them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+import msgspec
+
+from penstock.jobs.wording import dollars, duration, share, tallied
+from penstock.workers.status import RunState, RunStatus
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+WINDOW_S = 15.0
+"""Rates are means over so many seconds: long enough to smooth commits every 200 ms, short enough to see a change."""
+PLAIN_EVERY_S = 5.0
+BAR_WIDTH = 24
+NOTES_SHOWN = 3
+
+
+class View(msgspec.Struct, frozen=True):
+    """One moment of a run. Money in nano-dollars; None: not known yet."""
+
+    status: RunStatus
+    elapsed_s: float
+    done: int
+    total: int | None
+    total_is_exact: bool
+    items_per_s: float
+    tokens_per_s: float
+    forecast_nano: int | None
+    eta_s: float | None
+
+    @property
+    def dead(self) -> int:
+        return sum(self.status.tally.dead_letters.values())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self.status.tally.in_flight.values())
+
+
+class Meter:
+    """Turns the statuses it sees into views. Call with `now` in Unix seconds, never going back."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def see(self, status: RunStatus, now: float) -> View:
+        done, tokens = done_items(status), _tokens(status)
+        self._seen.append((now, done, tokens))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW_S:
+            self._seen.popleft()
+        then, done_then, tokens_then = self._seen[0]
+        took = now - then
+        items_per_s = (done - done_then) / took if took > 0 else 0.0
+        total = expected_items(status)
+        return View(
+            status=status,
+            elapsed_s=max(0.0, (status.ended_at or now) - status.started_at),
+            done=done,
+            total=total,
+            total_is_exact=status.total_items is not None,
+            items_per_s=items_per_s,
+            tokens_per_s=(tokens - tokens_then) / took if took > 0 else 0.0,
+            forecast_nano=status.tally.cost_nano * total // done if total and done else None,
+            eta_s=(total - done) / items_per_s if total and items_per_s > 0 else None,
+        )
+
+
+def done_items(status: RunStatus) -> int:
+    return status.tally.results + sum(status.tally.dead_letters.values())
+
+
+def expected_items(status: RunStatus) -> int | None:
+    """The number of items where it is known, else what the finished share of the bytes says; None: too early."""
+    done = done_items(status)
+    if status.total_items is not None:
+        return max(status.total_items, done)
+    if not status.tally.position_bytes or not status.total_bytes or not done:
+        return None
+    return max(done, round(done * status.total_bytes / status.tally.position_bytes))
+
+
+def _tokens(status: RunStatus) -> int:
+    return sum(model.input_tokens + model.output_tokens for model in status.tally.models.values())
+
+
+def plain_line(view: View) -> str:
+    """One line for a log: everything that matters, separated by two spaces."""
+    tally = view.status.tally
+    parts = [f"{duration(view.elapsed_s):>11}", view.status.state, _items(view)]
+    if view.items_per_s > 0:
+        parts.append(f"{view.items_per_s:,.0f} items/s")
+    if view.tokens_per_s > 0:
+        parts.append(f"{view.tokens_per_s:,.0f} tokens/s")
+    parts.append(_money(view))
+    if view.in_flight:
+        parts.append(f"{view.in_flight:,} in flight")
+    if tally.dead_letters:
+        parts.append(f"{view.dead:,} dead letters")
+    if view.eta_s is not None and view.status.state == "running":
+        parts.append(f"ETA {duration(view.eta_s)}")
+    return "  ".join(parts)
+
+
+def _items(view: View) -> str:
+    if view.total is None:
+        return f"{view.done:,} items"
+    about = "" if view.total_is_exact else "~"
+    return f"{view.done:,} of {about}{view.total:,} items ({share(view.done, view.total)})"
+
+
+def _money(view: View) -> str:
+    text = dollars(view.status.tally.cost_nano)
+    if view.forecast_nano is not None and view.done != view.total:
+        text += f" of about {dollars(view.forecast_nano)}"
+    if view.status.budget_limit_nano is not None:
+        text += f" (budget {dollars(view.status.budget_limit_nano)})"
+    return text
+
+
+def live_lines(view: View, hint: str = "") -> list[str]:
+    """The live display as rich markup, a line each; fits 80 columns."""
+    status = view.status
+    lines = [
+        f"[bold]{_escape(status.name)}[/]  {_state(status)}  {duration(view.elapsed_s)}",
+        f"{_bar(view)} {_items(view)}" + _eta(view),
+        f"[green]{_money(view)}[/]  {view.tokens_per_s:,.0f} tokens/s  {view.items_per_s:,.0f} items/s",
+    ]
+    tiers = sorted(status.tally.tiers.keys() | status.tally.in_flight.keys())
+    for tier in tiers:
+        flying, done = status.tally.in_flight.get(tier, 0), status.tally.tiers.get(tier, 0)
+        lines.append(f"  tier {tier}  {done:>11,} done  {flying:>7,} in flight")
+    if status.tally.dead_letters:
+        lines.append(f"[yellow]  {view.dead:,} dead letters[/] ({tallied(status.tally.dead_letters)})")
+    if status.tally.shelved:
+        lines.append(f"  {status.tally.shelved:,} waiting on the shelf")
+    lines += [f"[dim]  {_escape(note)}[/]" for note in status.notes[-NOTES_SHOWN:]]
+    return [*lines, f"[dim]{hint}[/]"] if hint else lines
+
+
+def _bar(view: View) -> str:
+    if view.total is None:
+        return "[dim]" + "─" * BAR_WIDTH + "[/]"
+    full = round(BAR_WIDTH * view.done / view.total) if view.total else BAR_WIDTH
+    return f"[cyan]{'━' * full}[/][dim]{'─' * (BAR_WIDTH - full)}[/]"
+
+
+def _eta(view: View) -> str:
+    return f"  ETA {duration(view.eta_s)}" if view.eta_s is not None and view.status.state == "running" else ""
+
+
+def _state(status: RunStatus) -> str:
+    colour = _COLOURS.get(status.state, "cyan")
+    told = f": {_escape(status.message)}" if status.message else ""
+    return f"[{colour}]{status.state.replace('_', ' ')}{told}[/]"
+
+
+_COLOURS: dict[RunState, str] = {
+    "done": "green",
+    "failed": "red",
+    "too_many_dead_letters": "red",
+    "stopped_by_budget": "yellow",
+    "draining": "yellow",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+}
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Display(Protocol):
+    """Where progress is shown. `say` is for a sentence that must be seen; `close` may be called twice."""
+
+    def show(self, view: View) -> None: ...
+    def say(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    def show(self, view: View) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class PlainDisplay:
+    """A line every five seconds, and one whenever the state changes or there is a new note."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state: RunState | None = None
+        self._told_at = 0.0
+        self._notes = 0
+
+    def show(self, view: View) -> None:
+        for note in view.status.notes[self._notes :]:
+            self.say(f"note: {note}")
+        self._notes = len(view.status.notes)
+        if view.status.state != self._state or view.elapsed_s - self._told_at >= PLAIN_EVERY_S:
+            self._state, self._told_at = view.status.state, view.elapsed_s
+            self.say(plain_line(view))
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveDisplay:
+    """Redraws a few lines in place; leaves nothing behind but what was said."""
+
+    def __init__(self, console: Console, hint: str = "") -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._hint = hint
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def show(self, view: View) -> None:
+        self._live.update(_text(live_lines(view, self._hint)), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._hint = ""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _text(lines: list[str]) -> RenderableType:
+    from rich.text import Text
+
+    return Text("\n").join(Text.from_markup(line, overflow="ellipsis") for line in lines)
+
+
+def display_for(stream: TextIO, hint: str = "") -> Display:
+    """Live where a person looks at a terminal, plain lines elsewhere."""
+    from rich.console import Console
+
+    if stream.isatty() and os.environ.get("TERM") != "dumb":
+        return LiveDisplay(Console(file=stream, highlight=False), hint)
+    return PlainDisplay(Console(file=stream, no_color=True, highlight=False))

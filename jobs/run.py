@@ -1,0 +1,316 @@
+"""Running a job: from a job to a `JobResult`, with the run's history, its progress, and a stop that loses nothing.
+
+The cluster is met through two small protocols (`Cluster`, `RunHandle`), so that all of this is tested with a scripted
+run. The calls of a handle come from one thread and return at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+
+from penstock.connectors.base import Holder
+from penstock.engine.errors import SpecError
+from penstock.jobs import trial
+from penstock.jobs.history import History, is_over
+from penstock.jobs.progress import Display, Meter, Silent
+from penstock.jobs.result import JobResult
+from penstock.workers.clock import SYSTEM, Clock
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunState, RunStatus
+
+if TYPE_CHECKING:
+    from penstock.jobs.planning import Plan
+
+T = TypeVar("T")
+Job = str | Path | Mapping[str, object] | RunSpec
+"""A job file's path, a job as a mapping, or a spec that is already made."""
+
+POLL_S = 0.25
+"""How often the run is asked for its status: four redraws a second are smooth and cost nothing."""
+SAVE_EVERY_S = 2.0
+"""How often the status goes into history: a put to S3 costs half a cent per thousand."""
+STOP_GRACE_S = 10.0
+"""After the second interrupt: how long a run may take to say that it stopped before we leave it behind."""
+
+
+class RunHandle(Protocol):
+    """One run under way.
+
+    * `status` never fails while the driver lives; where the driver is lost it says `failed` with a message.
+    * `drain`: dispatch nothing new, let what is in flight finish, commit, end as `interrupted`. Returns at once.
+    * `cancel`: stop now: abort what is in flight, commit what is finished, end as `interrupted`. Returns at once.
+    * `close` frees what the command holds. May be called twice, and while the run still goes.
+    """
+
+    def status(self) -> RunStatus: ...
+    def drain(self) -> None: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How to start. `fresh`: forget what was done, new generation of everything. `accept_changes`: go on although the
+    job changed in a way that changes answers. `take_over`: take the run from the process that holds it."""
+
+    fresh: bool = False
+    accept_changes: bool = False
+    take_over: bool = False
+
+
+class Cluster(Protocol):
+    """Where runs are launched. `launch` returns once the run is accepted, and raises what `engine.errors` says:
+    `Held` where another process has the run, `SpecError` where the job changed, `Corrupt`, `Temporary`."""
+
+    def launch(
+        self, spec: RunSpec, *, fresh: bool, accept_changes: bool, take_over: bool, holder: Holder
+    ) -> RunHandle: ...
+
+
+OpenCluster = Callable[[str | None], AbstractContextManager[Cluster]]
+"""From an address (None: a Ray of our own) to a cluster, started on entry and given back on exit."""
+
+
+class Stop:
+    """How urgently a run shall stop: 0 not, 1 drain, 2 now. Asked for from signal handlers and other threads."""
+
+    def __init__(self) -> None:
+        self.level = 0
+        self._asked = threading.Event()
+
+    def ask(self) -> None:
+        self.level += 1
+        self._asked.set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake when somebody asks."""
+        if self._asked.wait(seconds):
+            self._asked.clear()
+
+
+def follow(handle: RunHandle, history: History, display: Display, stop: Stop, clock: Clock = SYSTEM) -> RunStatus:
+    """Watch a run to its end: show it, save it, and pass on what is asked of it. Returns the last status."""
+    meter, saved, told = Meter(), _Saver(history), 0
+    gave_up_at: float | None = None
+    while True:
+        status = handle.status()
+        now = clock.now()
+        display.show(meter.see(status, now))
+        saved.see(status, now)
+        if is_over(status):
+            return status
+        if stop.level >= 1 and told == 0:
+            told = 1
+            handle.drain()
+            display.say("draining: what is in flight finishes and is committed; interrupt again to stop now")
+        if stop.level >= 2 and told == 1:
+            told = 2
+            handle.cancel()
+            gave_up_at = clock.now() + STOP_GRACE_S
+        if gave_up_at is not None and now >= gave_up_at:
+            return _left_behind(status, history)
+        stop.wait(POLL_S)
+
+
+def _left_behind(status: RunStatus, history: History) -> RunStatus:
+    status.state, status.message = "interrupted", "left behind: it did not stop in time"
+    history.save_status(status)
+    return status
+
+
+class _Saver:
+    """Writes a status where it says something new, and no more often than a store likes."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._state: RunState | None = None
+        self._next_at = 0.0
+
+    def see(self, status: RunStatus, now: float) -> None:
+        if status.state != self._state or now >= self._next_at:
+            self._state, self._next_at = status.state, now + SAVE_EVERY_S
+            self._history.save_status(status)
+
+
+@contextmanager
+def interrupts(stop: Stop) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop, while this lasts. Only a process's main thread may do that; elsewhere
+    whoever started the thread passes the interrupt on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stop.ask())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Session(msgspec.Struct, frozen=True):
+    """All that one command brings along. `open_cluster` and `open_history` are arguments so that tests bring their
+    own."""
+
+    options: Options = Options()
+    address: str | None = None
+    open_cluster: OpenCluster | None = None
+    open_history: Callable[[str], History] | None = None
+
+
+def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> JobResult:
+    """Launch a run and follow it to its end. Raises the errors of `engine.errors`; a run that ended badly is no error
+    but a `JobResult` that says so."""
+    history = (session.open_history or open_history)(spec.state)
+    history.save_spec(spec)
+    history.forget_cancel(spec.run_id)
+    with interrupts(stop), (session.open_cluster or _real_cluster)(session.address) as cluster:
+        options = session.options
+        handle = cluster.launch(
+            spec,
+            fresh=options.fresh,
+            accept_changes=options.accept_changes,
+            take_over=options.take_over,
+            holder=whoami(),
+        )
+        try:
+            status = follow(handle, history, display, stop)
+        finally:
+            display.close()
+            handle.close()
+    return JobResult(spec, status)
+
+
+def _real_cluster(address: str | None) -> AbstractContextManager[Cluster]:
+    from penstock.workers.cluster import open_cluster
+
+    return open_cluster(address)
+
+
+def open_history(url: str) -> History:
+    from penstock.jobs.state_keys import open_keys
+
+    return History(open_keys(url), url)
+
+
+def whoami() -> Holder:
+    """Who holds a run, in words for the next who asks for it."""
+    return Holder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        user=_user(),
+        since=SYSTEM.now(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return str(os.getuid())
+
+
+def resolve(job: Job, variables: Mapping[str, str] | None = None, limit: int | None = None) -> RunSpec:
+    """A job in any of its forms → a spec. `limit`: a trial of the first so many rows (see `jobs.trial`)."""
+    from penstock.jobs import spec as job_spec
+
+    sets = dict(variables or {})
+    match job:
+        case RunSpec():
+            if sets:
+                raise SpecError("vars can't be set on a RunSpec that is already made: give them when it is loaded")
+            made = job
+        case str() | Path():
+            made = job_spec.load(Path(job), sets=sets)
+        case _:
+            made = job_spec.from_mapping(job, sets=sets)
+    return made if limit is None else trial.first(made, limit)
+
+
+def run(
+    job: Job,
+    *,
+    vars: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    address: str | None = None,
+    options: Options | None = None,
+    progress: bool = True,
+) -> JobResult:
+    """Run a job to its end and return what came of it. A run that was cut off goes on where it was.
+
+    `job`: path of a job file, a mapping of the same form, or a `RunSpec`. `limit`: try the first rows only.
+    Works under a notebook's running loop. An interrupt drains the run; a second one stops it now.
+    Raises the errors of `penstock.engine.errors`; dead letters are no error: look at `JobResult.ok`.
+    """
+    session = Session(options or Options(), address)
+    return off_loop(lambda stop: execute(resolve(job, vars, limit), session, _display(progress), stop))
+
+
+async def arun(
+    job: Job,
+    *,
+    vars: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    address: str | None = None,
+    options: Options | None = None,
+    progress: bool = True,
+) -> JobResult:
+    """`run`, awaitable. Cancelling the await drains the run in the background."""
+    session, stop = Session(options or Options(), address), Stop()
+    try:
+        return await asyncio.to_thread(
+            lambda: execute(resolve(job, vars, limit), session, _display(progress), stop),
+        )
+    except asyncio.CancelledError:
+        stop.ask()
+        raise
+
+
+def plan(job: Job, *, vars: Mapping[str, str] | None = None, limit: int | None = None) -> Plan:
+    """What a run would do, take and cost, from a sample of its rows. Nothing is called or paid for."""
+    from penstock.jobs.planning import make_plan
+
+    return off_loop(lambda _: make_plan(resolve(job, vars, limit)))
+
+
+def off_loop(work: Callable[[Stop], T]) -> T:
+    """Do `work` here, or in a thread of its own where this thread runs an event loop (a notebook).
+
+    An interrupt of the waiting thread is passed on as a request to stop, as often as it comes.
+    """
+    stop = Stop()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work(stop)
+    with ThreadPoolExecutor(1, thread_name_prefix="penstock-run") as pool:
+        future = pool.submit(work, stop)
+        while not future.done():
+            try:
+                wait([future], POLL_S)
+            except KeyboardInterrupt:
+                stop.ask()
+        return future.result()
+
+
+def _display(progress: bool) -> Display:
+    if not progress:
+        return Silent()
+    from penstock.jobs.progress import display_for
+
+    return display_for(sys.stderr)

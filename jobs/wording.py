@@ -1,0 +1,56 @@
+"""How numbers are said to people: money, counts, durations, shares."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from penstock.engine.items import NANO_PER_USD
+
+
+def dollars(nano: int) -> str:
+    """Two decimals from a dollar on, four from a cent on, below that three significant digits; never `$0.00` for
+    something that was paid."""
+    usd = abs(nano) / NANO_PER_USD
+    sign = "-" if nano < 0 else ""
+    if usd >= 1:
+        return f"{sign}${usd:,.2f}"
+    if usd >= 0.01 or nano == 0:
+        return f"{sign}${usd:.4f}"
+    return f"{sign}${usd:.9f}".rstrip("0") if usd < 1e-6 else f"{sign}${usd:.6f}"
+
+
+def duration(seconds: float) -> str:
+    """`0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def share(part: float, whole: float) -> str:
+    """A percentage that says `100 %` only where nothing is missing, and `0 %` only where nothing is there."""
+    if whole <= 0:
+        return "–"
+    percent = 100 * part / whole
+    if 0 < percent < 1 or 99 < percent < 100:
+        return f"{min(percent, 99.9):.1f} %"
+    return f"{percent:.0f} %"
+
+
+def tallied(counts: dict[str, int]) -> str:
+    """`4 malformed, 2 wall`, the largest first."""
+    return ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+
+
+def moment(at: float) -> str:
+    """`2026-11-24 13:05` in this machine's time zone; `–` where it never was."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M") if at else "–"
