@@ -1,0 +1,162 @@
+"""Does an answer meet its task's output constraint? And how to ask for it, and to ask again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from penstock.engine.items import OutputSpec
+
+MAX_CHECKED = 1_000_000
+"""Characters of an answer that are looked into; a longer one is no label and no record."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.decode
+
+
+def check(text: str, output: OutputSpec) -> tuple[bool, str, str]:
+    """(ok, canonical text, what is wrong with it). Never raises.
+
+    Choices are compared without case, quotes and closing punctuation, and yield the choice as the task writes it.
+    A JSON answer may stand in a code fence, and yields the JSON text.
+    """
+    if len(text) > MAX_CHECKED:
+        return False, text, f"the answer is longer than {MAX_CHECKED} characters"
+    if output.choices is not None:
+        return _check_choice(text, output.choices)
+    if output.json_schema is not None:
+        return _check_schema(text, output.json_schema)
+    return True, text, ""
+
+
+def _check_choice(text: str, choices: tuple[str, ...]) -> tuple[bool, str, str]:
+    found = _by_norm(choices).get(_norm(text))
+    if found is not None:
+        return True, found, ""
+    return False, text, f"the answer is none of: {', '.join(choices)}"
+
+
+@lru_cache(256)
+def _by_norm(choices: tuple[str, ...]) -> dict[str, str]:
+    table = {_norm(choice): choice for choice in reversed(choices)}
+    return {choice: choice for choice in choices} | table
+
+
+_EDGES = " \t\r\n\"'`*_.,;:!?()[]{}<>“”‘’«»"
+_SPACES = re.compile(r"\s+")
+
+
+def _norm(text: str) -> str:
+    text = text[:4096].strip(_EDGES)
+    return _SPACES.sub(" ", text).casefold()
+
+
+_FENCE = re.compile(r"```[a-zA-Z0-9_-]*\s*\n(.*?)\n?\s*```", re.DOTALL)
+
+
+def _check_schema(text: str, schema: bytes) -> tuple[bool, str, str]:
+    bare = text.strip()
+    if "```" in bare and (fenced := _FENCE.search(bare)) is not None:
+        bare = fenced.group(1).strip()
+    try:
+        value = _decode(bare)
+    except (ValueError, RecursionError) as error:
+        return False, text, f"the answer is not JSON: {str(error)[:200]}"
+    problem = _validator(schema)(value)
+    return (False, text, problem) if problem else (True, bare, "")
+
+
+@lru_cache(256)
+def _validator(schema: bytes) -> Callable[[object], str]:
+    """A function that names what is wrong; "" where nothing is. References to other documents are not fetched."""
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    document: Any = _decode(schema)
+    kind: Any = validator_for(document)
+    validator: Any = kind(document, registry=Registry())
+
+    def problem(value: object) -> str:
+        try:
+            error: Any = next(iter(validator.iter_errors(value)), None)
+        except RecursionError:
+            return "the answer is nested too deeply"
+        except Exception as error:  # noqa: BLE001 - a schema with a broken reference or pattern: said, not raised
+            return f"the schema can't be applied: {type(error).__name__}"
+        return "" if error is None else f"{error.json_path}: {str(error.message)[:200]}"
+
+    return problem
+
+
+@lru_cache(256)
+def choices_instruction(choices: tuple[str, ...]) -> str:
+    """What the prompt gains where the provider can't be held to choices otherwise (docs: job file, `output`)."""
+    if any("," in choice or "\n" in choice for choice in choices):
+        return "Answer with exactly one of:\n" + "\n".join(f"- {choice}" for choice in choices)
+    return "Answer with exactly one of: " + ", ".join(choices)
+
+
+@lru_cache(64)
+def schema_instruction(schema: bytes) -> str:
+    return "Answer with JSON alone that is valid against this JSON schema: " + schema.decode()
+
+
+_messages = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+
+
+def with_instruction(messages: msgspec.Raw, instruction: str) -> msgspec.Raw:
+    """The messages with `instruction` at the end of the last user message (chat templates differ in what they take
+    of system messages; all take this). Raises `ValueError` where they are not a list of objects."""
+    rows = _messages.decode(messages)
+    for row in reversed(rows):
+        if row.get("role") is not None and bytes(row["role"]) == b'"user"':
+            row["content"] = _append(bytes(row.get("content", msgspec.Raw(b'""'))), instruction)
+            break
+    else:
+        rows.append({"role": msgspec.Raw(b'"user"'), "content": msgspec.Raw(_encode(instruction))})
+    return msgspec.Raw(_encode(rows))
+
+
+def _append(content: bytes, instruction: str) -> msgspec.Raw:
+    content = content.strip()
+    if content.startswith(b'"'):
+        glue = b"" if content == b'""' else b"\\n\\n"
+        return msgspec.Raw(content[:-1] + glue + _encode(instruction)[1:])
+    if content.startswith(b"["):
+        parts = msgspec.json.decode(content, type=list[msgspec.Raw])
+        return msgspec.Raw(_encode([*parts, {"type": "text", "text": instruction}]))
+    return msgspec.Raw(_encode(instruction))
+
+
+def ask_again_body(body_json: bytes, previous: str, message: str) -> bytes:
+    """The request once more, with the answer that did not do and what was wrong with it.
+
+    Raises `ValueError` where the body is no chat request.
+    """
+    body = _decode(body_json, type=dict[str, msgspec.Raw])
+    rows = _decode(body["messages"], type=list[msgspec.Raw])
+    said = {"role": "assistant", "content": previous[:MAX_CHECKED] or "(empty)"}
+    asked = {"role": "user", "content": f"That does not do: {message}. Answer again, and with nothing else."}
+    body["messages"] = msgspec.Raw(_encode([*rows, said, asked]))
+    return _encode(body)
+
+
+def is_strict(schema: object) -> bool:
+    """Whether OpenAI's strict mode takes it: every object closed, every property required."""
+    if isinstance(schema, list):
+        return all(is_strict(one) for one in schema)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if not isinstance(schema, dict):
+        return True
+    node: dict[str, object] = schema
+    if node.get("type") == "object" or "properties" in node:
+        properties, required = node.get("properties"), node.get("required")
+        names = set(properties) if isinstance(properties, dict) else set[str]()
+        if node.get("additionalProperties") is not False or names != set(
+            required if isinstance(required, list) else ()
+        ):
+            return False
+    return all(is_strict(value) for value in node.values())

@@ -1,0 +1,415 @@
+"""`ApiEngine`: sends calls to one API account and reads what comes back.
+
+A fixed set of tasks, one for each call that may be in flight, takes tickets from two queues (realtime first; one slot
+in eight is kept free of bulk). No retry hides in here: a call is sent once or not at all, and the lane decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from penstock.engine.catalog import Account
+from penstock.engine.errors import SpecError
+from penstock.engine.items import Call, Failure, FailureKind, Outcome
+from penstock.workers import secrets
+from penstock.workers.clock import SYSTEM, Clock
+from penstock.workers.engines.base import Ticket
+from penstock.workers.engines.gates import Gate, OpenGate
+from penstock.workers.wire import TABLE, Read
+from penstock.workers.wire.base import MAX_BODY_BYTES, fail
+
+BATCH = 256
+"""Outcomes handed over at once (see `Engine.outcomes`)."""
+CONNECT_S = 30.0
+"""To connect and shake hands; a guess: a far provider needs 0.5 s, a lost SYN is sent again after 1, 3 and 7 s."""
+IDLE_S = 4.0
+"""Idle connections are closed before uvicorn's 5 s, so that a call seldom meets a connection that is just closing."""
+SWEEP_S = 0.1
+"""How exactly timeouts are kept. One sweep over all slots is cheaper than a timer for each call."""
+THROTTLES: frozenset[FailureKind] = frozenset({"rate_limited", "overloaded"})
+
+
+class _NotSent(Exception):
+    """Raised between having a connection and writing to it."""
+
+
+class _Slot:
+    """One call that may be in flight."""
+
+    __slots__ = ("sent", "started", "task", "ticket", "until", "wake", "why")
+
+    def __init__(self) -> None:
+        self.ticket: Ticket | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.wake: asyncio.Future[None] | None = None
+        self.sent = False
+        """From here on the call may be billed."""
+        self.started = 0.0
+        self.until = 0.0
+        """Monotonic seconds at which the call times out."""
+        self.why: FailureKind | None = None
+        """Why the sweep or an abort stopped it."""
+
+
+_slot: ContextVar[_Slot] = ContextVar("slot")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Asks once more, with the connection in hand and nothing awaited before the write, whether the call may go:
+    a process that was stopped while it connected must not pay when it wakes up."""
+
+    def __init__(self, clock: Clock, **options: Any) -> None:
+        super().__init__(**options)
+        self._clock = clock
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+        connection = await super().connect(req, traces, timeout)
+        slot = _slot.get()
+        ticket = slot.ticket
+        if ticket is None or ticket.aborted or ticket.right.until <= self._clock.now():
+            connection.release()
+            raise _NotSent
+        slot.sent = True
+        return connection
+
+
+class ApiEngine:
+    """Implements `Engine` for one account. `gate` None: only concurrency and the provider's own refusals hold back."""
+
+    def __init__(self, account: Account, *, gate: Gate | None = None, clock: Clock = SYSTEM, worker: str = "") -> None:
+        self._account = account
+        self._wire = TABLE[account.protocol]
+        self._gate = gate or OpenGate()
+        self._clock = clock
+        self._worker = worker
+        self._base = _base_url(account)
+        self._urls: dict[str, URL] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._slots = [_Slot() for _ in range(max(1, account.limits.concurrency))]
+        self._idle: list[_Slot] = []
+        self._bulk_slots = len(self._slots) - len(self._slots) // 8
+        self._bulk_running = 0
+        self._urgent: deque[Ticket] = deque()
+        self._bulk: deque[Ticket] = deque()
+        self._done: deque[tuple[Ticket, Outcome]] = deque()
+        self._arrived: asyncio.Event = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._resume: asyncio.TimerHandle | None = None
+        self._tells_item = account.provider == "sandbox"
+        self._totals = {"calls": 0.0, "failures": 0.0, "throttles": 0.0, "input_tokens": 0.0, "output_tokens": 0.0}
+
+    # The interface
+
+    async def start(self) -> None:
+        """Resolve the key and open the pool. Raises `SpecError` where the key or the address can't be used."""
+        key = secrets.resolve(self._account.api_key)
+        headers = {
+            **self._wire.auth(key.reveal() if key else None),
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # answers are short: unpacking costs more than it saves
+            "User-Agent": "penstock",
+        }
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(self._clock, limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
+            auto_decompress=True,
+        )
+        for slot in self._slots:
+            slot.task = asyncio.create_task(self._work(slot))
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def room(self) -> int:
+        """Bulk slots and one more round behind them (so that a slot never waits for a pull), less what is here."""
+        wanted = self._bulk_slots + min(BATCH, max(16, self._bulk_slots))
+        return max(0, wanted - self._bulk_running - len(self._bulk))
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            (self._urgent if ticket.call.realtime else self._bulk).append(ticket)
+        self._wake(len(tickets))
+
+    async def outcomes(self) -> list[tuple[Ticket, Outcome]]:
+        while not self._done:
+            self._arrived.clear()
+            await self._arrived.wait()
+        done = self._done
+        return [done.popleft() for _ in range(min(BATCH, len(done)))]
+
+    def abort(self, tickets: Sequence[Ticket]) -> None:
+        wanted = {id(ticket) for ticket in tickets}
+        for ticket in tickets:
+            ticket.aborted = True
+        for queue in (self._urgent, self._bulk):
+            queued = [ticket for ticket in queue if id(ticket) in wanted]
+            for ticket in queued:
+                queue.remove(ticket)
+                self._unsent(ticket, "cancelled", "cancelled before it was sent")
+        for slot in self._slots:
+            if slot.ticket is not None and id(slot.ticket) in wanted:
+                self._stop(slot, "cancelled")
+
+    def gauges(self) -> dict[str, float]:
+        running = sum(slot.ticket is not None for slot in self._slots)
+        return {**self._totals, "running": float(running), "waiting": float(len(self._bulk) + len(self._urgent))}
+
+    async def close(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+        tasks = [task for task in (self._sweeper, *(slot.task for slot in self._slots)) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    # Choosing the next call
+
+    def _wake(self, n: int) -> None:
+        while n > 0 and self._idle:
+            wake = self._idle.pop().wake
+            if wake is not None and not wake.done():
+                wake.set_result(None)
+            n -= 1
+
+    def _next(self) -> Ticket | None:
+        """The next ticket that may go now, charged to the limits; None: nothing may."""
+        while (queue := self._queue()) is not None:
+            ticket = queue[0]
+            if (kind := self._lapsed(ticket)) is not None:
+                queue.popleft()
+                self._unsent(ticket, *kind)
+                continue
+            wait_s = self._gate.admit(ticket.call, self._clock.tick())
+            if wait_s > 0.0:
+                self._later(wait_s)
+                return None
+            queue.popleft()
+            if queue is self._bulk:
+                self._bulk_running += 1
+            return ticket
+        return None
+
+    def _queue(self) -> deque[Ticket] | None:
+        if self._urgent:
+            return self._urgent
+        return self._bulk if self._bulk and self._bulk_running < self._bulk_slots else None
+
+    def _lapsed(self, ticket: Ticket) -> tuple[FailureKind, str] | None:
+        now = self._clock.now()
+        if ticket.aborted:
+            return "cancelled", "cancelled before it was sent"
+        if ticket.right.until <= now:
+            return "not_sent", "the lane's right to send had lapsed"
+        if ticket.call.deadline is not None and ticket.call.deadline <= now:
+            return "cancelled", "the deadline passed before it was sent"
+        return None
+
+    def _later(self, wait_s: float) -> None:
+        if self._resume is None:
+            # At most a second ahead: what is known of the limits changes meanwhile.
+            self._resume = asyncio.get_running_loop().call_later(min(wait_s, 1.0), self._again)
+
+    def _again(self) -> None:
+        self._resume = None
+        self._wake(len(self._slots))
+
+    # One slot
+
+    async def _work(self, slot: _Slot) -> None:
+        _slot.set(slot)
+        loop = asyncio.get_running_loop()
+        while True:
+            ticket = self._next()
+            if ticket is None:
+                slot.wake = loop.create_future()
+                self._idle.append(slot)
+                await slot.wake
+                continue
+            await self._serve(slot, ticket)
+            if ticket.call.realtime is False:
+                self._bulk_running -= 1
+
+    async def _serve(self, slot: _Slot, ticket: Ticket) -> None:
+        call = ticket.call
+        clock = self._clock
+        started_at = clock.now()
+        slot.started = clock.tick()
+        slot.until = slot.started + call.timeout_s
+        slot.sent = False
+        slot.why = None
+        slot.ticket = ticket
+        try:
+            read = await self._call(ticket)
+        except asyncio.CancelledError:
+            task = slot.task
+            if slot.why is None or task is None:
+                raise
+            task.uncancel()
+            read = Read(failure=_stopped(slot.why, slot.sent, call.timeout_s))
+        except _NotSent:
+            read = Read(failure=self._withdrawn(ticket))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            read = Read(failure=_broken(error, slot.sent))
+        except Exception as error:  # noqa: BLE001 - one call's trouble is data; it must not end the slot
+            read = Read(failure=_unexpected(error, slot.sent))
+        slot.ticket = None
+        ended = clock.tick()
+        self._learn(call, read, ended)
+        ms = (ended - slot.started) * 1000.0
+        self._put(ticket, _outcome(call, read, started_at, ms, self._worker))
+
+    async def _call(self, ticket: Ticket) -> Read:
+        call, account = ticket.call, self._account
+        try:
+            path, data = self._wire.build(call, ticket.output, account)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            return Read(
+                failure=Failure("bad_request", f"the request can't be said in {account.protocol}: {error!r}"[:500])
+            )
+        url = self._urls.get(path) or self._url(path)
+        session = self._session
+        assert session is not None, "start() first"
+        headers = (
+            {"x-penstock-item": f"{call.item_id}:{call.generation}", "x-penstock-attempt": str(call.attempt)}
+            if self._tells_item
+            else None
+        )
+        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
+            body = await _bounded(response)
+            if body is None:
+                return Read(
+                    failure=fail(
+                        "invalid_response", f"the answer is larger than {MAX_BODY_BYTES} bytes", response.status
+                    )
+                )
+            return self._wire.read(response.status, response.headers, body, self._clock.now(), account)
+
+    def _url(self, path: str) -> URL:
+        base = self._base
+        if path.startswith("/v1/") and base.endswith("/v1"):
+            path = path[3:]
+        url = self._urls[path] = URL(base + path)
+        return url
+
+    # What came back
+
+    def _learn(self, call: Call, read: Read, tick: float) -> None:
+        gate, totals, failure = self._gate, self._totals, read.failure
+        gate.settle(call, read.usage, tick)
+        if read.limits is not None:
+            gate.told(read.limits, tick)
+        totals["calls"] += 1
+        if read.usage is not None:
+            totals["input_tokens"] += read.usage.input
+            totals["output_tokens"] += read.usage.output
+        if failure is not None:
+            totals["failures"] += 1
+            if failure.kind in THROTTLES:
+                totals["throttles"] += 1
+                gate.throttled(failure.kind, failure.retry_after_s, tick)
+
+    def _withdrawn(self, ticket: Ticket) -> Failure:
+        kind, message = self._lapsed(ticket) or ("not_sent", "the lane's right to send had lapsed")
+        return Failure(kind, message)
+
+    def _unsent(self, ticket: Ticket, kind: FailureKind, message: str) -> None:
+        read = Read(failure=Failure(kind, message))
+        self._put(ticket, _outcome(ticket.call, read, self._clock.now(), 0.0, self._worker))
+
+    def _put(self, ticket: Ticket, outcome: Outcome) -> None:
+        self._done.append((ticket, outcome))
+        self._arrived.set()
+
+    # Time
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            tick = self._clock.tick()
+            for slot in self._slots:
+                if slot.ticket is not None and slot.until <= tick:
+                    self._stop(slot, "timeout")
+
+    def _stop(self, slot: _Slot, why: FailureKind) -> None:
+        if slot.why is None and slot.task is not None:
+            slot.why = why
+            slot.task.cancel()
+
+
+def _base_url(account: Account) -> str:
+    base = account.base_url.rstrip("/")
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SpecError(f"account {account.name}: base_url {account.base_url!r} is no http(s) address")
+    return base
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes | None:
+    """The whole body; None where it is larger than is read."""
+    length = response.content_length
+    if length is not None:
+        if length > MAX_BODY_BYTES:
+            response.close()
+            return None
+        return await response.read()
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            response.close()
+            return None
+    return b"".join(parts)
+
+
+def _outcome(call: Call, read: Read, started_at: float, ms: float, worker: str) -> Outcome:
+    return Outcome(
+        call.item_id,
+        call.generation,
+        call.attempt,
+        started_at,
+        ms,
+        read.answer,
+        read.failure,
+        read.usage,
+        read.request_id,
+        worker,
+    )
+
+
+def _stopped(why: FailureKind, sent: bool, timeout_s: float) -> Failure:
+    if why == "timeout":
+        if not sent:
+            return Failure("connection", f"no connection within {timeout_s:g} s")
+        return Failure("timeout", f"no answer within {timeout_s:g} s", may_be_billed=True)
+    return Failure(
+        why, "cancelled while it was in flight" if sent else "cancelled before it was sent", may_be_billed=sent
+    )
+
+
+def _broken(error: BaseException, sent: bool) -> Failure:
+    """The type says enough: texts of client errors can hold addresses and headers."""
+    name = type(error).__name__
+    if not sent:
+        return Failure("connection", f"could not connect: {_reason(error) or name}")
+    return Failure("connection", f"the connection broke before the answer was there ({name})", may_be_billed=True)
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror or "") if isinstance(error, OSError) else ""
+
+
+def _unexpected(error: Exception, sent: bool) -> Failure:
+    return Failure("connection", f"the call failed in the client ({type(error).__name__})", may_be_billed=sent)

@@ -1,0 +1,288 @@
+"""Anthropic Messages: a chat-completions body in, a chat-completions body out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from penstock.engine.catalog import Account
+from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec, Usage
+from penstock.workers import answers
+from penstock.workers.wire.base import (
+    Bucket,
+    Headers,
+    LimitHeaders,
+    Read,
+    Wire,
+    count,
+    fail,
+    positive,
+    retry_after_s,
+    rfc3339_s,
+    trim,
+)
+from penstock.workers.wire.convert import messages_request
+
+VERSION = "2023-06-01"
+"""Header `anthropic-version`; the only one that their clients send."""
+
+_encode = msgspec.json.Encoder().encode
+_body = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str, bytes]:
+    """The Messages request for a chat body. Raises `ValueError` where the body can't be said in it."""
+    body = _body.decode(call.body_json)
+    if output is not None and output.choices is not None:
+        body["messages"] = answers.with_instruction(body["messages"], answers.choices_instruction(output.choices))
+    request = messages_request(body, call.upstream, call.max_tokens)
+    if output is not None and output.json_schema is not None and "output_config" not in request:
+        request["output_config"] = _output_config(output.json_schema)
+    return "/v1/messages", _encode(request)
+
+
+@lru_cache(64)
+def _output_config(schema: bytes) -> msgspec.Raw:
+    return msgspec.Raw(_encode({"format": {"type": "json_schema", "schema": msgspec.Raw(schema)}}))
+
+
+class _Block(msgspec.Struct):
+    type: str
+    text: str = ""
+    id: str = ""
+    name: str = ""
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_5m_input_tokens: int | None = None
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    thinking_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Response(msgspec.Struct):
+    content: list[_Block]
+    id: str = ""
+    model: str = ""
+    stop_reason: str | None = None
+    usage: _Usage | None = None
+
+
+class _Details(msgspec.Struct):
+    error_code: str | None = None
+
+
+class _Error(msgspec.Struct):
+    type: str = ""
+    message: str = ""
+    details: _Details | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+    request_id: str | None = None
+
+
+_response = msgspec.json.Decoder(_Response)
+_error_body = msgspec.json.Decoder(_ErrorBody)
+
+
+def read(status: int, headers: Headers, body: bytes, now: float, account: Account) -> Read:
+    """Answer or typed failure of one response. Never raises."""
+    request_id = headers.get("request-id")
+    limits = _limits(headers, now)
+    if status != 200:
+        error = _parse_error(body)
+        failure = _failure(status, headers, error, now)
+        return Read(failure=failure, request_id=request_id or error.request_id, limits=limits)
+    try:
+        response = _response.decode(trim(body))
+    except (ValueError, RecursionError) as problem:
+        failure = fail("invalid_response", f"the answer is not a message: {problem}", status)
+        return Read(failure=failure, request_id=request_id, limits=limits)
+    usage = _translate(response.usage)
+    text = "".join(block.text for block in response.content if block.type == "text")
+    if response.stop_reason == "refusal" and not text:
+        failure = fail("refused", "the model refused", status)
+        return Read(failure=failure, usage=usage, request_id=request_id, limits=limits)
+    reason = _FINISH.get(response.stop_reason or "end_turn", "stop")
+    answer = Answer(text, reason, _chat_body(response, text, reason, usage, now), response.model)
+    return Read(answer=answer, usage=usage, request_id=request_id, limits=limits)
+
+
+_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+def _translate(usage: _Usage | None) -> Usage | None:
+    """`input_tokens` leaves out what was read from and written to the cache; `Usage.input` is all of it.
+
+    `cache_write` counts both kinds of writes, `cache_write_1h` the dearer part of them.
+    """
+    if usage is None or usage.input_tokens is None:
+        return None
+    written, cached = usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0
+    kinds, details = usage.cache_creation, usage.output_tokens_details
+    return Usage(
+        input=usage.input_tokens + written + cached,
+        cached=cached,
+        cache_write=written,
+        cache_write_1h=(kinds.ephemeral_1h_input_tokens if kinds else None) or 0,
+        output=usage.output_tokens or 0,
+        reasoning=(details.thinking_tokens if details else None) or 0,
+    )
+
+
+def _chat_body(response: _Response, text: str, reason: str, usage: Usage | None, now: float) -> bytes:
+    calls = [_tool_call(block) for block in response.content if block.type == "tool_use"]
+    message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
+    if calls:
+        message["tool_calls"] = calls
+    body: dict[str, Any] = {
+        "id": response.id,
+        "object": "chat.completion",
+        "created": int(now),
+        "model": response.model,
+        "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
+    }
+    if usage is not None:
+        body["usage"] = _chat_usage(usage)
+    return _encode(body)
+
+
+def _tool_call(block: _Block) -> dict[str, Any]:
+    arguments = bytes(block.input).decode()
+    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
+
+
+def _chat_usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.input + usage.output,
+        "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+
+
+class _Said(msgspec.Struct, frozen=True):
+    type: str
+    message: str
+    code: str | None
+    request_id: str | None
+
+
+def _parse_error(body: bytes) -> _Said:
+    try:
+        parsed = _error_body.decode(trim(body))
+    except (ValueError, RecursionError):
+        return _Said("", body[:200].decode("utf-8", "replace"), None, None)
+    error = parsed.error
+    return _Said(error.type, error.message, error.details.error_code if error.details else None, parsed.request_id)
+
+
+_BY_TYPE: dict[str, FailureKind] = {
+    "authentication_error": "auth",
+    "permission_error": "auth",
+    "billing_error": "spend_cap",
+    "not_found_error": "not_found",
+    "request_too_large": "too_long",
+    "rate_limit_error": "rate_limited",
+    "overloaded_error": "overloaded",
+    "api_error": "server_error",
+    "timeout_error": "server_error",
+    "conflict_error": "server_error",
+}
+
+_BY_STATUS: dict[int, FailureKind] = {
+    401: "auth",
+    402: "spend_cap",
+    403: "auth",
+    404: "not_found",
+    408: "server_error",
+    409: "server_error",
+    413: "too_long",
+    429: "rate_limited",
+    503: "overloaded",
+    529: "overloaded",
+}
+
+_NO_MONEY = ("credit balance", "usage limits", "spend limit", "spending limit")
+"""400 invalid_request_error carries these where one's own spend limit is reached or the balance is gone."""
+_TOO_LONG = ("prompt is too long", "exceed context limit", "context window")
+_POLICY = ("content filtering policy", "usage policy", "output blocked")
+_A_DAY = ("per day", "daily")
+
+
+def _failure(status: int, headers: Headers, error: _Said, now: float) -> Failure:
+    said = f"{status}{f' {error.type}' if error.type else ''}: {error.message or 'no message'}"
+    return fail(_kind(status, error), said, status, wait_s=retry_after_s(headers, now))
+
+
+def _kind(status: int, error: _Said) -> FailureKind:
+    said = error.message.lower()
+    if error.code == "enforced_spend_limit_reached" or (status in (400, 403, 429) and _any(_NO_MONEY, said)):
+        return "spend_cap"
+    if status in (400, 413) and _any(_TOO_LONG, said):
+        return "too_long"
+    if status in (400, 403) and _any(_POLICY, said):
+        return "refused"
+    if status == 429 and _any(_A_DAY, said):
+        return "daily_limit"
+    kind = _BY_TYPE.get(error.type) or _BY_STATUS.get(status)
+    if kind is not None:
+        return kind
+    if status >= 500:
+        return "server_error"
+    if 300 <= status < 400:
+        return "not_found"
+    return "bad_request" if status >= 400 else "invalid_response"
+
+
+def _any(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
+
+
+def _limits(headers: Headers, now: float) -> LimitHeaders | None:
+    found = {what: _bucket(headers, what, now) for what in ("requests", "tokens", "input-tokens", "output-tokens")}
+    if not any(found.values()):
+        return None
+    return LimitHeaders(found["requests"], found["tokens"], found["input-tokens"], found["output-tokens"])
+
+
+def _bucket(headers: Headers, what: str, now: float) -> Bucket | None:
+    limit = positive(headers.get(f"anthropic-ratelimit-{what}-limit"))
+    if limit is None:
+        return None
+    reset = headers.get(f"anthropic-ratelimit-{what}-reset")
+    remaining = count(headers.get(f"anthropic-ratelimit-{what}-remaining"))
+    return Bucket(limit, remaining, rfc3339_s(reset, now) if reset else None)
+
+
+def auth(key: str | None) -> dict[str, str]:
+    base = {"anthropic-version": VERSION}
+    return {**base, "x-api-key": key} if key else base
+
+
+WIRE = Wire(build, read, auth)

@@ -1,0 +1,141 @@
+"""What every protocol's reading yields, and what they share: durations, waits, bounded messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from penstock.engine.catalog import Account
+from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec, Usage
+
+MAX_BODY_BYTES = 32_000_000
+"""Bound of one response: the longest answers (128k tokens with log-probabilities) stay under 20 MB."""
+
+MAX_MESSAGE = 500
+"""Characters of a provider's error text that are kept; some echo the prompt."""
+
+Headers = Mapping[str, str]
+
+
+class Bucket(msgspec.Struct, frozen=True, gc=False):
+    """One limit as the response's headers tell it. None: not told, or not positive (Azure sends -1 and 0)."""
+
+    limit: int | None = None
+    remaining: int | None = None
+    reset_s: float | None = None
+    """Seconds until it is full again."""
+    window_s: float = 60.0
+    """86,400 where the header speaks of a day (Groq's requests)."""
+
+
+class LimitHeaders(msgspec.Struct, frozen=True, gc=False):
+    """What one response says of the account's limits."""
+
+    requests: Bucket | None = None
+    tokens: Bucket | None = None
+    input_tokens: Bucket | None = None
+    output_tokens: Bucket | None = None
+
+
+class Read(msgspec.Struct, frozen=True, gc=False):
+    """One response, read. Exactly one of `answer` and `failure`; a failure may carry usage (it was billed)."""
+
+    answer: Answer | None = None
+    failure: Failure | None = None
+    usage: Usage | None = None
+    request_id: str | None = None
+    limits: LimitHeaders | None = None
+
+
+class Wire(msgspec.Struct, frozen=True):
+    """A protocol. `build(call, output, account) -> (path, body)`; `read(status, headers, body, now, account)`;
+    `auth(key) -> headers`. `now` is Unix seconds: some providers tell absolute times."""
+
+    build: Callable[[Call, OutputSpec | None, Account], tuple[str, bytes]]
+    read: Callable[[int, Headers, bytes, float, Account], Read]
+    auth: Callable[[str | None], dict[str, str]]
+
+
+def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: float | None = None) -> Failure:
+    """A typed failure. Billed only where the provider worked: an answer that can't be used, or a lost one."""
+    billed = kind in ("invalid_response", "timeout") or (kind == "refused" and status == 200)
+    return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
+
+
+def trim(body: bytes) -> bytes:
+    """Without the blank lines and comments that keep a slow connection open (DeepSeek)."""
+    body = body.strip()
+    while body.startswith(b":"):
+        _, _, body = body.partition(b"\n")
+        body = body.lstrip()
+    return body
+
+
+_GO = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s|d)")
+_GO_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+def go_duration_s(text: str) -> float | None:
+    """`12ms`, `6m0s`, `1h2m3.5s`, or plain seconds; None where it is neither."""
+    text = text.strip()
+    plain = number(text)
+    if plain is not None:
+        return plain
+    parts = _GO.findall(text)
+    if not parts or "".join(n + unit for n, unit in parts) != text:
+        return None
+    return sum(float(n) * _GO_UNITS[unit] for n, unit in parts)
+
+
+def rfc3339_s(text: str, now: float) -> float | None:
+    """Seconds from now until a time such as `2026-11-24T10:00:00Z`; None where it can't be read."""
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
+
+
+def number(text: str) -> float | None:
+    """A finite, non-negative number; None for all else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0.0 <= value < float("inf") else None
+
+
+def positive(text: str | None) -> int | None:
+    """A positive count; None for what is missing, unreadable, zero or negative."""
+    value = number(text) if text is not None else None
+    return int(value) if value is not None and value >= 1 else None
+
+
+def count(text: str | None) -> int | None:
+    """A count that may be zero (`remaining`); None for what is missing, unreadable or negative."""
+    value = number(text) if text is not None else None
+    return int(value) if value is not None else None
+
+
+def retry_after_s(headers: Headers, now: float) -> float | None:
+    """`retry-after-ms`, then `retry-after` in seconds (a fraction is allowed), then as an HTTP date."""
+    millis = headers.get("retry-after-ms")
+    if millis is not None and (value := number(millis)) is not None:
+        return value / 1000.0
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    value = number(text)
+    return value if value is not None else _http_date_s(text, now)
+
+
+def _http_date_s(text: str, now: float) -> float | None:
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)

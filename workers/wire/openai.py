@@ -1,0 +1,366 @@
+"""OpenAI chat completions, and the many hosts that speak it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from penstock.engine.catalog import Account
+from penstock.engine.items import Answer, Call, FailureKind, OutputSpec, Usage
+from penstock.workers import answers
+from penstock.workers.wire.base import (
+    Bucket,
+    Headers,
+    LimitHeaders,
+    Read,
+    Wire,
+    count,
+    fail,
+    go_duration_s,
+    positive,
+    retry_after_s,
+    trim,
+)
+
+Body = dict[str, msgspec.Raw]
+
+
+class Traits(msgspec.Struct, frozen=True):
+    """How a host differs from the common form."""
+
+    ceiling: str = "max_tokens"
+    """The key that bounds the answer. OpenAI's reasoning models refuse `max_tokens`; most hosts know only that."""
+    metadata: bool = False
+    """Whether the user's `metadata` may be sent along."""
+    json_schema: bool = True
+    """False: knows only `json_object`, so the schema is told in words."""
+    requests_window_s: float = 60.0
+
+
+COMMON = Traits()
+TRAITS: dict[str, Traits] = {
+    "openai": Traits(ceiling="max_completion_tokens", metadata=True),
+    "groq": Traits(requests_window_s=86_400.0),  # console.groq.com/docs/rate-limits: requests a day, tokens a minute
+    "deepseek": Traits(json_schema=False),  # api-docs.deepseek.com: json_object only
+}
+HOSTS = {"api.openai.com": "openai", "api.groq.com": "groq", "api.deepseek.com": "deepseek"}
+
+_body = msgspec.json.Decoder(Body)
+_encode = msgspec.json.Encoder().encode
+
+
+@lru_cache(256)
+def _traits(provider: str, base_url: str) -> Traits:
+    return TRAITS.get(provider or HOSTS.get(urlsplit(base_url).hostname or "", ""), COMMON)
+
+
+@lru_cache(4096)
+def _raw(value: str | int) -> msgspec.Raw:
+    return msgspec.Raw(_encode(value))
+
+
+def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str, bytes]:
+    """The body with the upstream's model, an output ceiling, and the task's output constraint.
+
+    Values of the user's body are copied as bytes. Raises `ValueError` (msgspec's) where it is not a JSON object.
+    """
+    traits = _traits(account.provider, account.base_url)
+    body = _body.decode(call.body_json)
+    out: Body = {"model": _raw(call.upstream)}
+    for key, value in body.items():
+        if key in _DROPPED or (key == "metadata" and not traits.metadata):
+            continue
+        out[key] = value
+    _ceiling(out, call.max_tokens, traits)
+    if output is not None:
+        _constrain(out, output, traits)
+    return "/chat/completions", _encode(out)
+
+
+_DROPPED = frozenset({"model", "stream", "stream_options"})
+"""The router chose the model; answers are read whole."""
+
+
+def _ceiling(out: Body, max_tokens: int, traits: Traits) -> None:
+    """One ceiling, never above what the budget was reserved for."""
+    asked = [int(bytes(out[k])) for k in ("max_tokens", "max_completion_tokens") if k in out and _digits(out[k])]
+    if traits.ceiling == "max_tokens" and "max_completion_tokens" in out:
+        key = "max_completion_tokens"
+    else:
+        key = traits.ceiling
+    out.pop("max_tokens", None)
+    out.pop("max_completion_tokens", None)
+    out[key] = _raw(min([max_tokens, *asked]))
+
+
+def _digits(raw: msgspec.Raw) -> bool:
+    return bytes(raw).isdigit()
+
+
+def _constrain(out: Body, output: OutputSpec, traits: Traits) -> None:
+    """Choices are asked for in words (few hosts take them otherwise); a schema by `response_format`.
+
+    What the request itself asks for by `response_format` stands.
+    """
+    if output.choices is not None:
+        out["messages"] = answers.with_instruction(out["messages"], answers.choices_instruction(output.choices))
+    elif output.json_schema is not None and "response_format" not in out:
+        if traits.json_schema:
+            out["response_format"] = _response_format(output.json_schema)
+        else:
+            out["response_format"] = msgspec.Raw(b'{"type":"json_object"}')
+            out["messages"] = answers.with_instruction(out["messages"], answers.schema_instruction(output.json_schema))
+
+
+@lru_cache(64)
+def _response_format(schema: bytes) -> msgspec.Raw:
+    strict = answers.is_strict(msgspec.json.decode(schema))
+    wrapped = {"name": "answer", "strict": strict, "schema": msgspec.Raw(schema)}
+    return msgspec.Raw(_encode({"type": "json_schema", "json_schema": wrapped}))
+
+
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str = ""
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Part] | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+    """DeepSeek's name of the cached ones."""
+
+
+class _Error(msgspec.Struct):
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+
+
+class _Response(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    model: str | None = None
+    system_fingerprint: str | None = None
+    error: _Error | str | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error | str | None = None
+    message: str | None = None
+    detail: msgspec.Raw | None = None
+
+
+_response = msgspec.json.Decoder(_Response)
+_error_body = msgspec.json.Decoder(_ErrorBody)
+
+
+def read(status: int, headers: Headers, body: bytes, now: float, account: Account) -> Read:
+    """Answer or typed failure of one response. Never raises."""
+    request_id = headers.get("x-request-id")
+    traits = _traits(account.provider, account.base_url)
+    limits = _limits(headers, traits)
+    if status != 200:
+        return Read(failure=_failure(status, headers, body, now, limits), request_id=request_id, limits=limits)
+    body = trim(body)
+    try:
+        response = _response.decode(body)
+    except (ValueError, RecursionError) as error:
+        failure = fail("invalid_response", f"the answer is not a chat completion: {error}", status)
+        return Read(failure=failure, request_id=request_id, limits=limits)
+    usage = _translate(response.usage)
+    if not response.choices:
+        return Read(failure=_empty(response, headers, now), usage=usage, request_id=request_id, limits=limits)
+    first = response.choices[0]
+    text = _text(first.message)
+    reason = first.finish_reason or "stop"
+    if first.message.refusal or (reason == "content_filter" and not text):
+        why = first.message.refusal or "the provider's filter withheld the answer"
+        return Read(failure=fail("refused", why, status), usage=usage, request_id=request_id, limits=limits)
+    answer = Answer(text, reason, body, response.model or "", response.system_fingerprint)
+    return Read(answer=answer, usage=usage, request_id=request_id, limits=limits)
+
+
+def _text(message: _Message) -> str:
+    content = message.content
+    if isinstance(content, list):
+        return "".join(part.text for part in content if part.type == "text")
+    return content or ""
+
+
+def _empty(response: _Response, headers: Headers, now: float):
+    """Some gateways (OpenRouter) send 200 and an error inside."""
+    if response.error is None:
+        return fail("invalid_response", "the answer holds no choice", 200)
+    error = _as_error(response.error)
+    inner = error.code if isinstance(error.code, int) else 500
+    return fail(_kind(inner, error), _say(inner, error), inner, wait_s=retry_after_s(headers, now))
+
+
+def _translate(usage: _Usage | None) -> Usage | None:
+    """`prompt_tokens` holds the cached ones, `completion_tokens` the reasoning ones: as `Usage` wants it."""
+    if usage is None or usage.prompt_tokens is None:
+        return None
+    inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or 0
+    return Usage(
+        input=usage.prompt_tokens,
+        cached=cached,
+        cache_write=(inner.cache_write_tokens if inner else None) or 0,
+        output=usage.completion_tokens or 0,
+        reasoning=(outer.reasoning_tokens if outer else None) or 0,
+    )
+
+
+def _failure(status: int, headers: Headers, body: bytes, now: float, limits: LimitHeaders | None):
+    error = _parse_error(body)
+    kind = _kind(status, error)
+    if kind == "rate_limited" and _day_is_spent(limits):
+        kind = "daily_limit"
+    return fail(kind, _say(status, error), status, wait_s=retry_after_s(headers, now))
+
+
+def _day_is_spent(limits: LimitHeaders | None) -> bool:
+    requests = limits.requests if limits else None
+    return requests is not None and requests.window_s > 3600.0 and requests.remaining == 0
+
+
+def _parse_error(body: bytes) -> _Error:
+    body = trim(body)
+    try:
+        parsed = _error_body.decode(body)
+    except (ValueError, RecursionError):
+        return _Error(message=body[:200].decode("utf-8", "replace"))
+    if parsed.error is not None:
+        return _as_error(parsed.error)
+    detail = bytes(parsed.detail)[:300].decode("utf-8", "replace") if parsed.detail is not None else None
+    return _Error(message=parsed.message or detail)
+
+
+def _as_error(error: _Error | str) -> _Error:
+    return _Error(message=error) if isinstance(error, str) else error
+
+
+def _say(status: int, error: _Error) -> str:
+    name = error.code or error.type
+    return f"{status}{f' {name}' if name else ''}: {error.message or 'no message'}"
+
+
+_BY_CODE: dict[str, FailureKind] = {
+    "insufficient_quota": "spend_cap",
+    "billing_hard_limit_reached": "spend_cap",
+    "billing_not_active": "spend_cap",
+    "context_length_exceeded": "too_long",
+    "string_above_max_length": "too_long",
+    "request_too_large": "too_long",
+    "content_policy_violation": "refused",
+    "content_filter": "refused",
+    "invalid_prompt": "refused",  # OpenAI's reasoning models: "flagged as potentially violating our usage policy"
+    "model_not_found": "not_found",
+    "invalid_api_key": "auth",
+    "capacity_exceeded": "overloaded",
+    "resource_unavailable": "overloaded",
+}
+"""Error codes and types that say more than the status does."""
+
+_BY_STATUS: dict[int, FailureKind] = {
+    401: "auth",
+    402: "spend_cap",
+    403: "auth",
+    404: "not_found",
+    408: "server_error",
+    409: "server_error",
+    413: "too_long",
+    429: "rate_limited",
+    498: "overloaded",  # Groq flex: capacity_exceeded
+    503: "overloaded",
+    529: "overloaded",
+}
+
+_TOO_LONG = ("maximum context length", "context_length", "prompt is too long", "longer than the maximum model length")
+_A_DAY = ("per day", "(rpd)", "(tpd)", "daily")
+_NO_MONEY = ("insufficient balance", "credit balance", "exceeded your current quota", "spend limit", "spending limit")
+
+
+def _kind(status: int, error: _Error) -> FailureKind:
+    for name in (error.code, error.type):
+        if isinstance(name, str) and (kind := _BY_CODE.get(name.lower().replace(" ", "_"))) is not None:
+            return kind
+    said = (error.message or "").lower()
+    if status == 429:
+        return _kind_429(said)
+    if status in (400, 413, 422) and _any(_TOO_LONG, said):
+        return "too_long"
+    if status in (400, 403) and _any(_NO_MONEY, said):
+        return "spend_cap"
+    return _by_status(status)
+
+
+def _kind_429(said: str) -> FailureKind:
+    if _any(_NO_MONEY, said):
+        return "spend_cap"
+    if _any(_A_DAY, said):
+        return "daily_limit"
+    return "overloaded" if "resource unavailable" in said else "rate_limited"  # OpenAI flex without room
+
+
+def _by_status(status: int) -> FailureKind:
+    if (kind := _BY_STATUS.get(status)) is not None:
+        return kind
+    if status >= 500:
+        return "server_error"
+    if 300 <= status < 400:
+        return "not_found"
+    return "bad_request" if status >= 400 else "invalid_response"
+
+
+def _any(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
+
+
+def _limits(headers: Headers, traits: Traits) -> LimitHeaders | None:
+    if "x-ratelimit-remaining-requests" not in headers and "x-ratelimit-remaining-tokens" not in headers:
+        return None
+    return LimitHeaders(
+        requests=_bucket(headers, "requests", traits.requests_window_s), tokens=_bucket(headers, "tokens", 60.0)
+    )
+
+
+def _bucket(headers: Headers, what: Literal["requests", "tokens"], window_s: float) -> Bucket | None:
+    limit = positive(headers.get(f"x-ratelimit-limit-{what}"))
+    if limit is None:
+        return None  # -1 and 0 mean unknown (Azure), and then so does `remaining`
+    reset = headers.get(f"x-ratelimit-reset-{what}")
+    remaining = count(headers.get(f"x-ratelimit-remaining-{what}"))
+    return Bucket(limit, remaining, go_duration_s(reset) if reset else None, window_s)
+
+
+def auth(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+WIRE = Wire(build, read, auth)
