@@ -1,0 +1,125 @@
+"""`engine: {…}` of a model in the catalogue → vLLM's `EngineArgs`, with defaults that suit the machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.engine.catalog import EngineValue, Model, Version
+from penstock.engine.errors import SpecError
+
+OURS = ("processes",)
+"""Names in `engine` that are ours; all others are vLLM's."""
+
+RESERVED = {
+    "model": "it is the version's `model`",
+    "revision": "it is the version's `revision`",
+    "served_model_name": "it is the model's name in the catalogue",
+    "disable_log_stats": "the engine keeps its own counters",
+    "scheduling_policy": "realtime items go first, so it is always `priority`",
+}
+
+CPU_DEFAULTS: dict[str, EngineValue] = {
+    "enforce_eager": True,
+    # With an explicit size and no compilation vLLM skips its warm-up: seconds of a start. 1 GiB holds 46,000 tokens of
+    # SmolLM2-135M (23 kB a token).
+    "kv_cache_memory_bytes": 1 << 30,
+    "dtype": "bfloat16",
+    "max_num_seqs": 64,
+}
+
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",  # vLLM reports its use to its makers otherwise
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Set before vLLM is imported, where the operator has not set them."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What one engine is built from."""
+
+    path: str
+    """A local folder or a Hugging Face name."""
+    revision: str | None
+    arguments: dict[str, EngineValue]
+    """Names of `EngineArgs`."""
+    processes: bool
+    """True: the engine lives in processes of its own, so that a GPU need not wait for the event loop."""
+
+
+def settings(model: Model, version: Version, *, gpu: bool, resolve: Callable[[str], str] = str) -> Settings:
+    """Read the model's `engine`. `resolve` turns the version's `model` into what vLLM should load (a cached folder).
+
+    Raises `SpecError` for a name that is neither ours nor vLLM's.
+    """
+    given = dict(model.engine)
+    processes = _flag(model, given.pop("processes", gpu))
+    _refuse_reserved(model, given)
+    return Settings(
+        path=resolve(version.model),
+        revision=version.revision,
+        arguments=given if gpu else {**CPU_DEFAULTS, **given},
+        processes=processes,
+    )
+
+
+def engine_args(chosen: Settings, name: str, *, asynchronous: bool = False) -> Any:
+    """vLLM's own `EngineArgs`. Raises `SpecError` for names and values that vLLM doesn't know."""
+    from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+
+    cls: Any = AsyncEngineArgs if asynchronous else EngineArgs
+    _refuse_unknown(name, chosen.arguments, list(cls.__dataclass_fields__))
+    try:
+        return cls(
+            model=chosen.path,
+            # A folder has no revisions; "main" for one is what people write.
+            revision=None if Path(chosen.path).is_dir() else chosen.revision,
+            served_model_name=name,
+            disable_log_stats=True,
+            scheduling_policy="priority",
+            **{"enable_prefix_caching": True, **chosen.arguments},
+        )
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"model {name}: vLLM refuses its engine settings: {error}") from error
+
+
+def prepare_environment(*, in_process: bool, path: str) -> None:
+    """Must run before vLLM is imported in this process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if Path(path).is_dir():
+        # A folder needs no hub; without this, vLLM asks for files that aren't there and waits for time-outs.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def has_gpu() -> bool:
+    """Whether vLLM would use one here, found without importing it."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def _flag(model: Model, value: EngineValue) -> bool:
+    if not isinstance(value, bool):
+        raise SpecError(f"model {model.name}: engine.processes must be true or false, not {value!r}")
+    return value
+
+
+def _refuse_reserved(model: Model, given: dict[str, EngineValue]) -> None:
+    for name in given:
+        if name in RESERVED:
+            raise SpecError(f"model {model.name}: engine.{name} can't be set: {RESERVED[name]}")
+
+
+def _refuse_unknown(model: str, given: Iterable[str], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *OURS], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise SpecError(f"model {model}: vLLM has no engine setting named {name}{hint}")
