@@ -1,0 +1,75 @@
+"""Known hosts of models: what `provider/model` stands for. A row says only what is certain.
+
+`regions` and `no_train` are left empty everywhere: they depend on the contract, so a wall that asks for them refuses a
+host until the catalogue's account says them. `origin` is told only where a host serves its own models alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from penstock.engine.catalog import Protocol
+
+SANDBOX_URL = "http://127.0.0.1:8899"
+"""Where `penstock sandbox` listens unless PENSTOCK_SANDBOX says otherwise."""
+
+
+class Host(msgspec.Struct, frozen=True):
+    """`prices`: the provider's name in the price table. `origin`: where its models come from, if all from one place."""
+
+    name: str
+    base_url: str
+    key: str | None
+    protocol: Protocol = "openai"
+    prices: str | None = None
+    origin: str | None = None
+
+
+_ROWS = (
+    Host("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", prices="openai", origin="us"),
+    Host("anthropic", "https://api.anthropic.com", "ANTHROPIC_API_KEY", "anthropic", prices="anthropic", origin="us"),
+    Host("gemini", "https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY", prices="google",
+         origin="us"),
+    Host("xai", "https://api.x.ai/v1", "XAI_API_KEY", prices="x-ai", origin="us"),
+    Host("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", prices="deepseek", origin="cn"),
+    Host("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", prices="mistral", origin="eu"),
+    Host("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", prices="groq"),
+    Host("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", prices="together"),
+    Host("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", prices="fireworks"),
+    Host("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", prices="openrouter"),
+    Host("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", prices="cerebras"),
+    Host("perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY", prices="perplexity"),
+    Host("novita", "https://api.novita.ai/v3/openai", "NOVITA_API_KEY", prices="novita"),
+    Host("moonshot", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY", prices="moonshotai", origin="cn"),
+)  # fmt: skip
+
+HOSTS: dict[str, Host] = {row.name: row for row in _ROWS}
+
+
+def host(name: str) -> Host | None:
+    """The host of this name; `sandbox` is where PENSTOCK_SANDBOX points."""
+    if name == "sandbox":
+        return sandbox()
+    return HOSTS.get(name)
+
+
+def sandbox() -> Host:
+    """The pretend provider: no key, pretend prices."""
+    root = (os.environ.get("PENSTOCK_SANDBOX") or SANDBOX_URL).rstrip("/")
+    return Host("sandbox", root if root.endswith("/v1") else f"{root}/v1", None)
+
+
+def names() -> list[str]:
+    return sorted([*HOSTS, "sandbox"])
+
+
+def by_url(base_url: str) -> Host | None:
+    """The known host that an address belongs to."""
+    wanted = _netloc(base_url)
+    return next((h for h in [*HOSTS.values(), sandbox()] if _netloc(h.base_url) == wanted), None)
+
+
+def _netloc(url: str) -> str:
+    return url.split("://", 1)[-1].split("/", 1)[0].lower()

@@ -1,0 +1,86 @@
+"""The job file and the catalogue: read, checked with line numbers, and compiled into a `RunSpec`.
+
+`load` for a file, `inline` for a command without one, `from_mapping` for Python. All raise `SpecError`, and nothing else,
+for whatever a person may have written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from penstock.engine.errors import SpecError
+from penstock.jobs.spec import compiler
+from penstock.jobs.spec.describe import describe, missing_secrets, warnings
+from penstock.jobs.spec.digest import changed
+from penstock.jobs.spec.schema import schema
+from penstock.jobs.spec.tree import from_python
+from penstock.workers.runspec import RunSpec
+
+__all__ = ["changed", "describe", "from_mapping", "inline", "load", "missing_secrets", "schema", "warnings"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    sets: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    state: str | None = None,
+) -> RunSpec:
+    """Read a job file. `sets`: what `--set` gave; `limit`: so many items only; `state`: instead of the file's.
+
+    Raises `SpecError` with file and line.
+    """
+    name = os.fspath(path)
+    doc = compiler.read(name)
+    base = os.path.dirname(os.path.abspath(name))
+    return _finish(compiler.compile_job(doc, base, sets or {}, compiler.stem(name)), limit, state)
+
+
+def from_mapping(
+    data: Mapping[str, object],
+    base_dir: str | os.PathLike[str] = ".",
+    *,
+    sets: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    state: str | None = None,
+) -> RunSpec:
+    """The same job as a mapping. Paths start from `base_dir`. Without `name`, the content names the run."""
+    doc = from_python(data, "job")
+    name = compiler.content_name("job", doc.data)
+    return _finish(compiler.compile_job(doc, os.path.abspath(base_dir), sets or {}, name), limit, state)
+
+
+def inline(
+    source: str,
+    prompt: str | None,
+    models: Sequence[str],
+    output: str,
+    *,
+    extra: Mapping[str, object] | None = None,
+    limit: int | None = None,
+    state: str | None = None,
+) -> RunSpec:
+    """`penstock run messages.csv --prompt … --model … -o labels.parquet`: a job without a file.
+
+    `output`: where the results go. `extra`: further fields of the job file (`output: {choices: …}`, `params`, `budgets`).
+    The same command is the same run; another prompt or model is another.
+    """
+    given: dict[str, object] = {"source": source, "models": list(models), "sinks": output, **(extra or {})}
+    if prompt is not None:
+        given["prompt"] = prompt
+    doc = from_python(given, "command")
+    name = compiler.content_name(compiler.stem(source), doc.data)
+    return _finish(compiler.compile_job(doc, os.getcwd(), {}, name), limit, state)
+
+
+def _finish(spec: RunSpec, limit: int | None, state: str | None) -> RunSpec:
+    if limit is not None:
+        if limit < 1:
+            raise SpecError("--limit must be 1 or more")
+        spec = msgspec.structs.replace(spec, limit=limit)
+    if state is not None:
+        spec = msgspec.structs.replace(spec, state=os.path.abspath(state) if "://" not in state else state)
+    return spec

@@ -1,0 +1,199 @@
+"""Job file, catalogue and variables → `workers.runspec.RunSpec`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+
+import msgspec
+
+from penstock.connectors.settings import FilesSource, Row
+from penstock.engine.budget import Budget
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import SpecError
+from penstock.engine.items import Attributes
+from penstock.engine.policy import Policy, Task
+from penstock.jobs.prices import nano
+from penstock.jobs.spec import places
+from penstock.jobs.spec.catalogue import Part, compile_catalog
+from penstock.jobs.spec.decode import decode
+from penstock.jobs.spec.digest import digest, fingerprint, policy_version, run_id
+from penstock.jobs.spec.rules import compile_rules
+from penstock.jobs.spec.schema import BudgetFile, CatalogFile, JobFile, RowFile
+from penstock.jobs.spec.tasks import compile_tasks
+from penstock.jobs.spec.templates import check_template
+from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse
+from penstock.jobs.spec.variables import fill_tree, settle
+from penstock.workers.runspec import Execution, RunSpec
+
+_FILLED = ("source", "sinks", "state", "catalog")
+"""Where `{{ vars.x }}` is replaced before anything else is read."""
+ATTRIBUTES = tuple(n.removesuffix("_json") for n in Attributes.__struct_fields__)
+
+
+def read(path: str) -> Doc:
+    """Raises `SpecError` where the file can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return parse(file.read(MAX_BYTES + 1), path)
+    except OSError as error:
+        raise SpecError(f"can't be read: {error.strerror or error}", path=path) from error
+    except ValueError as error:  # a NUL in the path
+        raise SpecError("not a usable path", path=path[:100]) from error
+
+
+def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str) -> RunSpec:
+    """`base`: the folder that paths start from, absolute. Raises `SpecError`."""
+    values = settle(doc, sets)
+    filled = {k: fill_tree(doc, (k,), v, values) if k in _FILLED else v for k, v in doc.data.items()}
+    doc = msgspec.structs.replace(doc, data=filled)
+    job = decode(doc, JobFile)
+    catalog = compile_catalog([*_shared(doc, job, base), Part(doc, job, base)])
+    tasks = compile_tasks(doc, job, catalog, values)
+    policy = _policy(doc, job, catalog, tasks)
+    source = places.source(doc, job.source, base)
+    row = _row(doc, job.row)
+    _prompts_needed(doc, source, tasks)
+    name = _name(doc, job.name, default_name)
+    return RunSpec(
+        run_id=run_id(name, values),
+        name=name,
+        vars=values,
+        source=source,
+        shape=job.shape,
+        row=row,
+        catalog=catalog,
+        policy=policy,
+        sinks=places.sinks(doc, job.sinks, base),
+        budgets=_budgets(doc, job.budgets),
+        state=_state(doc, job.state, base),
+        on_duplicate=job.on_duplicate or _on_duplicate(source),
+        max_dead_letters=_fuse(doc, job.max_dead_letters),
+        execution=_execution(doc, job.execution),
+        fingerprint=fingerprint(policy, catalog, row, job.shape, source_text(source)),
+        scorer_path=base if any(s.function for t in tasks.values() for s in t.scorers) else None,
+    )
+
+
+def _shared(doc: Doc, job: JobFile, base: str) -> list[Part]:
+    if job.catalog is None:
+        return []
+    if kind := places.scheme(job.catalog):
+        raise doc.error(("catalog",), f"expected a path, not a {kind}:// address")
+    path = places.absolute(base, job.catalog)
+    if not os.path.isfile(path):
+        raise doc.error(("catalog",), f"no such file: {path}")
+    shared = read(path)
+    return [Part(shared, decode(shared, CatalogFile), os.path.dirname(path))]
+
+
+def _policy(doc: Doc, job: JobFile, catalog: Catalog, tasks: dict[str, Task]) -> Policy:
+    policy = Policy(
+        tasks=tasks,
+        default_task=next(iter(tasks)) if len(tasks) == 1 else None,
+        rules=compile_rules(doc, job.rules, catalog, tasks),
+    )
+    if job.max_attempts is not None:
+        if not 1 <= job.max_attempts <= 100:
+            raise doc.error(("max_attempts",), "expected 1 to 100")
+        policy = msgspec.structs.replace(policy, max_attempts=job.max_attempts)
+    return msgspec.structs.replace(policy, version=policy_version(policy, catalog))
+
+
+def _row(doc: Doc, file: RowFile | None) -> Row:
+    if file is None:
+        return Row()
+    attributes: dict[str, str] = {}
+    for name, template in file.attributes.items():
+        path = ("row", "attributes", name)
+        if name not in ATTRIBUTES:
+            raise doc.error(path, f"no attribute of an item{nearest(name, ATTRIBUTES)}")
+        text = str(template).lower() if isinstance(template, bool) else str(template)
+        attributes[name] = check_template(doc, path, text)
+    row_id = None if file.id is None else check_template(doc, ("row", "id"), file.id)
+    return Row(id=row_id, keep=None if file.keep is None else tuple(file.keep), attributes=attributes)
+
+
+def _prompts_needed(doc: Doc, source: object, tasks: dict[str, Task]) -> None:
+    """A table's rows are no requests: without a prompt nothing could be asked."""
+    if not isinstance(source, FilesSource):
+        return
+    suffix = places.split_suffix(source.path)[1].split(".")
+    table = source.format in ("csv", "parquet") or (source.format is None and not {"csv", "parquet"}.isdisjoint(suffix))
+    if not table:
+        return
+    for name, task in tasks.items():
+        if task.prompt is None:
+            path = ("tasks", name) if "tasks" in doc.data else ()
+            raise doc.error(path, 'rows of a table need a `prompt:`, for example "{{ text }}"')
+
+
+def _name(doc: Doc, name: str | None, default: str) -> str:
+    name = default if name is None else name
+    if not name.strip() or len(name) > 200 or not name.isprintable():
+        raise doc.error(("name",), "a name has 1 to 200 printable characters")
+    return name
+
+
+def _budgets(doc: Doc, given: list[BudgetFile] | BudgetFile | None) -> tuple[Budget, ...]:
+    files = [] if given is None else ([given] if isinstance(given, BudgetFile) else given)
+    return tuple(_budget(doc, i if isinstance(given, list) else None, file) for i, file in enumerate(files))
+
+
+def _budget(doc: Doc, index: int | None, file: BudgetFile) -> Budget:
+    path = ("budgets",) if index is None else ("budgets", index)
+    try:
+        limit = nano(file.usd)
+    except ValueError as error:
+        raise doc.error((*path, "usd"), f"not an amount in US dollars: {error}") from None
+    if limit > 10**18:
+        raise doc.error((*path, "usd"), "more than a billion dollars")
+    if file.tenant == "":
+        raise doc.error((*path, "tenant"), 'empty; name a tenant, or "*" for one such budget each')
+    return Budget(limit_nano=limit, per=None if file.per == "run" else file.per, tenant=file.tenant)
+
+
+def _state(doc: Doc, state: str, base: str) -> str:
+    kind = places.scheme(state)
+    if kind is None:
+        return places.absolute(base, state).rstrip("/") or "/"
+    if kind in places.SCHEMES:
+        return state
+    raise doc.error(("state",), f"{kind}:// can't hold the state yet; name a folder")
+
+
+def _on_duplicate(source: object) -> str:
+    """Files are finite and can be looked through first; streams and callers' tables are not refused by label."""
+    return "dead_letter" if isinstance(source, FilesSource) else "allow"
+
+
+def _fuse(doc: Doc, value: int | float | None) -> int | float | None:
+    if value is not None and (value < 0 or (isinstance(value, float) and value > 1)):
+        raise doc.error(("max_dead_letters",), "expected a count (0, 10) or a share of the items (0.01)")
+    return value
+
+
+def _execution(doc: Doc, given: Execution | None) -> Execution:
+    execution = given or Execution()
+    for name in Execution.__struct_fields__:
+        value = getattr(execution, name)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise doc.error(("execution", name), "must be 1 or more")
+    if (execution.lanes or 1) > 64:
+        raise doc.error(("execution", "lanes"), "at most 64 lanes")
+    return execution
+
+
+def source_text(source: object) -> str:
+    """Where the input is, as a person would write it."""
+    return str(getattr(source, "path", None) or getattr(source, "name", None) or type(source).__name__)
+
+
+def stem(path: str) -> str:
+    return FilePath(path).stem or "job"
+
+
+def content_name(prefix: str, data: Mapping[str, object]) -> str:
+    """A name for a job without one: the same content is the same run, another content another."""
+    return f"{prefix}-{digest(data)[:6]}"

@@ -1,0 +1,100 @@
+"""Short stable hashes, and the fingerprint: which part of a job has changed in a way that changes answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+
+from penstock.connectors.settings import Row
+from penstock.engine.catalog import Catalog, Model
+from penstock.engine.policy import Policy, Task
+
+_HARMLESS = frozenset(
+    {
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+        "enforce_eager",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "swap_space",
+        "enable_prefix_caching",
+    }
+)
+"""Engine settings that change speed, not answers."""
+
+
+def digest(value: object) -> str:
+    """12 hex digits: 48 bits, plenty for telling a handful of versions apart."""
+    text = msgspec.json.encode(value, order="deterministic")
+    return hashlib.blake2b(text, digest_size=6).hexdigest()
+
+
+def run_id(name: str, values: Mapping[str, str]) -> str:
+    """Readable and stable: `label-messages-3f9a1c04`. The same name and vars are the same run."""
+    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
+    slug = "-".join(part for part in slug.split("-") if part)[:40].rstrip("-") or "job"
+    return f"{slug}-{digest([name, dict(values)])[:8]}"
+
+
+def policy_version(policy: Policy, catalog: Catalog) -> str:
+    """Changes with anything that changes where an item goes."""
+    return digest([policy.tasks, policy.rules, policy.default_task, policy.max_attempts, _routing(catalog)])
+
+
+def _routing(catalog: Catalog) -> list[object]:
+    models = {
+        name: [m.live, m.account, m.worker, m.regions, m.origin, m.licence, m.latency, m.no_train, m.quality, m.context]
+        for name, m in catalog.models.items()
+    }
+    return [models, sorted(catalog.tiers.items()), catalog.walls, catalog.unknown_wall]
+
+
+def fingerprint(policy: Policy, catalog: Catalog, row: Row, shape: str | None, source: str) -> dict[str, str]:
+    """Part, in words that a person can be told → hash. Sinks, limits, budgets, prices and execution are not in it."""
+    parts: dict[str, object] = {
+        "source": source,
+        "shape": shape,
+        "row": [row.id, row.keep, row.attributes],
+        "rules": policy.rules,
+        "tiers": sorted(catalog.tiers.items()),
+        "walls": [catalog.walls, catalog.unknown_wall],
+    }
+    for name, task in policy.tasks.items():
+        parts |= {f"task {name}: {part}": value for part, value in _task(task).items()}
+    for name, model in catalog.models.items():
+        parts[f"model {name}"] = _model(model, catalog)
+    return {part: digest(value) for part, value in parts.items()}
+
+
+def _task(task: Task) -> dict[str, object]:
+    return {
+        "prompt": task.prompt.version if task.prompt else None,
+        "output": task.output,
+        "params": task.params_json,
+        "routing": [task.tier, task.min_quality, task.models],
+    }
+
+
+def _model(model: Model, catalog: Catalog) -> list[object]:
+    account = catalog.accounts.get(model.account or "")
+    engine = {k: v for k, v in model.engine.items() if k not in _HARMLESS}
+    where = [account.protocol, account.base_url] if account else [model.worker]
+    live = model.live_version
+    walls = [model.regions, model.origin, model.licence, model.no_train]
+    return [live.id, live.model, live.revision, engine, *where, walls, model.default_max_tokens]
+
+
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """What differs, in words; empty: nothing that changes answers."""
+    told: list[str] = []
+    for part in sorted({*before, *after}):
+        if part not in after:
+            told.append(f"{part} is gone")
+        elif part not in before:
+            told.append(f"{part} is new")
+        elif before[part] != after[part]:
+            told.append(f"{part} has changed")
+    return told

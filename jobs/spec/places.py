@@ -1,0 +1,129 @@
+"""Where things are: a path, URL or mapping → settings of a source or sink; and where unnamed sinks stand."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.connectors.settings import FilesSink, FilesSource, MemorySink, SinkSettings, SourceSettings
+from penstock.jobs.spec.decode import NOT_YET
+from penstock.jobs.spec.schema import SinksFile
+from penstock.jobs.spec.tree import Doc, Path, nearest
+
+SCHEMES: dict[str, tuple[Callable[[str], SourceSettings], Callable[[str], SinkSettings]]] = {}
+"""URL scheme → how its URLs read as a source and as a sink. A connector adds its row here (and its settings to the
+unions in connectors/settings.py), and leaves `decode.NOT_YET`."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")
+_DATA = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_PACKED = (".gz", ".zst", ".gzip", ".zstd")
+BESIDE = ("costs", "quality", "dead_letters")
+
+
+def scheme(text: str) -> str | None:
+    found = _URL.match(text)
+    return found.group(1).lower() if found else None
+
+
+def absolute(base: str, path: str) -> str:
+    """Absolute, from the job file's folder; a trailing slash (a folder is meant) stays."""
+    slash = "/" if path.endswith(("/", os.sep)) else ""
+    return os.path.normpath(os.path.join(base, os.path.expanduser(path))).rstrip("/") + slash
+
+
+def source(doc: Doc, value: str | SourceSettings, base: str) -> SourceSettings:
+    path: Path = ("source",)
+    if isinstance(value, str):
+        if kind := scheme(value):
+            return _known(doc, path, kind)[0](value)
+        return FilesSource(absolute(base, _given(doc, path, value)))
+    if isinstance(value, FilesSource):
+        return msgspec.structs.replace(value, path=absolute(base, _local(doc, (*path, "path"), value.path)))
+    return value
+
+
+def sinks(doc: Doc, value: str | SinksFile, base: str) -> dict[str, SinkSettings]:
+    """All four sinks; the unnamed ones beside the results."""
+    if isinstance(value, str):
+        value = SinksFile(results=value)
+        named = {"results": _sink(doc, ("sinks",), value.results, base)}
+    else:
+        given = {name: getattr(value, name) for name in ("results", *BESIDE)}
+        named = {n: _sink(doc, ("sinks", n), v, base) for n, v in given.items() if v is not None}
+    results = named["results"]
+    for name in BESIDE:
+        named.setdefault(name, beside(results, name))
+    _apart(doc, named)
+    return {name: named[name] for name in ("results", *BESIDE)}
+
+
+def _sink(doc: Doc, path: Path, value: str | SinkSettings, base: str) -> SinkSettings:
+    if isinstance(value, str):
+        if kind := scheme(value):
+            return _known(doc, path, kind)[1](value)
+        return FilesSink(absolute(base, _given(doc, path, value)))
+    if isinstance(value, FilesSink):
+        return msgspec.structs.replace(value, path=absolute(base, _local(doc, (*path, "path"), value.path)))
+    return value
+
+
+def _known(doc: Doc, path: Path, kind: str) -> tuple[Callable[[str], SourceSettings], Callable[[str], SinkSettings]]:
+    if kind in SCHEMES:
+        return SCHEMES[kind]
+    if kind in NOT_YET:
+        raise doc.error(path, f"{kind}:// comes with the {NOT_YET[kind]} connector, which is not there yet")
+    raise doc.error(path, f"no connector reads {kind}://{nearest(kind, [*SCHEMES, *NOT_YET])}")
+
+
+def _local(doc: Doc, path: Path, text: str) -> str:
+    if kind := scheme(text):
+        raise doc.error(path, f"`type: files` wants a path, not a {kind}:// address")
+    return _given(doc, path, text)
+
+
+def _given(doc: Doc, path: Path, text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise doc.error(path, "expected a path, found empty text")
+    return text
+
+
+def beside(results: SinkSettings, name: str) -> SinkSettings:
+    """`results.parquet` → `results.costs.parquet`; `out/` → `out.costs/`. Dead letters are JSON lines in any case: they
+    hold what could not be read."""
+    if isinstance(results, MemorySink):
+        return MemorySink(f"{results.name}.{name}")
+    table = name != "dead_letters" and is_parquet(results)
+    head, suffix = split_suffix(results.path)
+    if suffix:
+        return FilesSink(f"{head}.{name}{'.parquet' if table else '.jsonl'}")
+    return FilesSink(f"{results.path.rstrip('/')}.{name}/", "parquet" if table else None)
+
+
+def is_parquet(sink: FilesSink) -> bool:
+    return sink.format == "parquet" or (sink.format is None and split_suffix(sink.path)[1].startswith(".parquet"))
+
+
+def split_suffix(path: str) -> tuple[str, str]:
+    """`out/x.jsonl.gz` → (`out/x`, `.jsonl.gz`); a folder has no suffix."""
+    if path.endswith("/"):
+        return path.rstrip("/"), ""
+    packed = next((p for p in _PACKED if path.endswith(p)), "")
+    bare = path[: len(path) - len(packed)]
+    data = next((d for d in _DATA if bare.lower().endswith(d)), "")
+    if not data:
+        stem, ext = os.path.splitext(path)
+        return stem, ext
+    return bare[: -len(data)], path[len(bare) - len(data) :]
+
+
+def _apart(doc: Doc, named: dict[str, SinkSettings]) -> None:
+    """Two sinks in one file would write over each other."""
+    seen: dict[str, str] = {}
+    for name, sink in named.items():
+        where = sink.path.rstrip("/") if isinstance(sink, FilesSink) else f"memory:{sink.name}"
+        if where in seen:
+            raise doc.error(("sinks", name), f"the same place as `{seen[where]}`; each sink needs its own")
+        seen[where] = name

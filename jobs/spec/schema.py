@@ -1,0 +1,231 @@
+"""What the job file and the catalogue may say, field by field. `penstock schema` prints these as JSON Schema.
+
+These structs are the file's; `jobs.spec.compiler` turns them into what the cluster knows (`workers.runspec.RunSpec`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.connectors.settings import SinkSettings, SourceSettings
+from penstock.engine.catalog import EngineValue, Limits, Protocol
+from penstock.engine.items import Latency
+from penstock.workers.runspec import Execution
+
+Number = int | float
+Text = str | int | float | bool
+"""A value that may be written without quotes; it is used as text."""
+
+
+class PriceFile(msgspec.Struct, frozen=True):
+    """US dollars per million tokens. Unset cached prices are charged as plain input."""
+
+    input_per_million: Number
+    output_per_million: Number
+    cached_per_million: Number | None = None
+    cache_write_per_million: Number | None = None
+    cache_write_1h_per_million: Number | None = None
+    version: str = "declared"
+
+
+class AccountFile(msgspec.Struct, frozen=True):
+    """One account at one provider. A known host's name as the account's name fills `protocol` and `base_url`."""
+
+    protocol: Protocol | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    """`env:NAME` or `file:/path`; never the key itself."""
+    regions: list[str] = []
+    no_train: bool = False
+    limits: Limits | None = None
+    timeout_s: Number | None = None
+    provider: str | None = None
+
+
+class Replicas(msgspec.Struct, frozen=True):
+    min: int = 1
+    max: int | None = None
+
+
+class VersionFile(msgspec.Struct, frozen=True):
+    id: str
+    model: str
+    revision: str | None = None
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """One model: at an account (named, or carried along in the account's fields), or on workers of our own."""
+
+    name: str
+    model: str | None = None
+    revision: str | None = None
+    versions: list[VersionFile] = []
+    live: str | None = None
+    account: str | None = None
+    worker: Literal["vllm"] | None = None
+    hour_usd: Number | None = None
+    """What one hour of one replica's machine costs, in US dollars."""
+    replicas: Replicas | int | None = None
+    engine: dict[str, EngineValue] = {}
+    price: PriceFile | Literal["free"] | None = None
+    regions: list[str] = []
+    origin: str | None = None
+    licence: str | None = None
+    latency: Latency = "batch"
+    no_train: bool = False
+    quality: dict[str, Number] = {}
+    context: int | None = None
+    """Tokens of prompt and answer together."""
+    lacks: list[Literal["tools", "images", "json_schema", "logprobs"]] = []
+    default_max_tokens: int | None = None
+    protocol: Protocol | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    limits: Limits | None = None
+    timeout_s: Number | None = None
+    provider: str | None = None
+
+
+class WallFile(msgspec.Struct, frozen=True):
+    """What items of this sensitivity ask of a target; an empty wall asks nothing."""
+
+    regions: list[str] = []
+    origin: list[str] = []
+    self_hosted: bool = False
+    no_train: bool = False
+    sample: Literal["keep", "redact", "never"] = "keep"
+    licence: list[str] = []
+
+
+class CatalogFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What the company has; shared by all jobs. Everything here may also stand in a job file."""
+
+    accounts: dict[str, AccountFile] = {}
+    models: list[str | ModelFile] = []
+    tiers: dict[str, list[str]] = {}
+    walls: dict[str, WallFile | None] = {}
+    unknown_wall: Literal["refuse", "public"] | None = None
+
+
+class PromptFile(msgspec.Struct, frozen=True):
+    """Jinja2 templates. `messages`: a template whose value is a list of messages."""
+
+    user: str | None = None
+    system: str | None = None
+    messages: str | None = None
+    images: list[str] = []
+
+
+class OutputFile(msgspec.Struct, frozen=True):
+    """Exactly one of `choices` and `json_schema`."""
+
+    choices: list[str | int | bool] | None = None
+    json_schema: dict[str, Any] | None = None
+    on_invalid: Literal["ask_again", "keep", "dead_letter"] = "ask_again"
+
+
+ScorerType = Literal["exact", "regex", "json_schema", "numeric", "function"]
+
+
+class ScorerFile(msgspec.Struct, frozen=True):
+    type: ScorerType | None = None
+    """May be left out where `function` says it."""
+    expected: str | None = None
+    pattern: str | None = None
+    json_schema: dict[str, Any] | None = None
+    tolerance: Number = 0
+    function: str | None = None
+
+
+class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
+    tier: int | None = None
+    min_quality: Number | None = None
+    models: list[str] | None = None
+    prompt: str | PromptFile | None = None
+    output: OutputFile | None = None
+    params: dict[str, Any] = {}
+    sample: Number = 0
+    scorers: list[ScorerType | ScorerFile] = []
+    timeout_s: Number | None = None
+    reuse: bool = False
+
+
+class RowFile(msgspec.Struct, frozen=True):
+    """How a plain row becomes an item; values are Jinja2 templates."""
+
+    id: str | None = None
+    keep: list[str] | None = None
+    attributes: dict[str, Text] = {}
+
+
+class RuleFile(msgspec.Struct, frozen=True):
+    when: dict[str, Any]
+    use: list[str] | None = None
+    tier: int | None = None
+    min_quality: Number | None = None
+
+
+class BudgetFile(msgspec.Struct, frozen=True):
+    usd: Number
+    per: Literal["run", "day", "month"] = "run"
+    tenant: str | None = None
+
+
+class SinksFile(msgspec.Struct, frozen=True):
+    results: str | SinkSettings
+    costs: str | SinkSettings | None = None
+    quality: str | SinkSettings | None = None
+    dead_letters: str | SinkSettings | None = None
+
+
+class JobFile(CatalogFile, frozen=True, kw_only=True):
+    """One job."""
+
+    source: str | SourceSettings
+    sinks: str | SinksFile
+    name: str | None = None
+    catalog: str | None = None
+    vars: dict[str, Text] = {}
+    """Name → default, or `required`."""
+    shape: Literal["rows", "openai-batch"] | None = None
+    row: RowFile | None = None
+    tasks: dict[str, TaskFile | None] = {}
+    rules: list[RuleFile] = []
+    budgets: list[BudgetFile] | BudgetFile | None = None
+    max_dead_letters: Number | None = None
+    """Integer: a count. Fraction: a share of the finished items."""
+    max_attempts: int | None = None
+    """Attempts of one item over all candidates."""
+    state: str = ".penstock"
+    on_duplicate: Literal["allow", "dead_letter"] | None = None
+    execution: Execution | None = None
+    # Shorthand for a job with one task:
+    tier: int | None = None
+    min_quality: Number | None = None
+    prompt: str | PromptFile | None = None
+    output: OutputFile | None = None
+    params: dict[str, Any] = {}
+    sample: Number = 0
+    scorers: list[ScorerType | ScorerFile] = []
+    reuse: bool = False
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the job file; `$defs` holds the catalogue's as `CatalogFile`."""
+    (job, _catalog), components = msgspec.json.schema_components([JobFile, CatalogFile], ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Penstock job file",
+        **job,
+        "$defs": _closed(components),
+    }
+
+
+def _closed(components: dict[str, Any]) -> dict[str, Any]:
+    """The loader refuses unknown fields everywhere, so the schema does too."""
+    for component in components.values():
+        if component.get("type") == "object" and "properties" in component:
+            component["additionalProperties"] = False
+    return components

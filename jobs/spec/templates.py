@@ -1,0 +1,73 @@
+"""Is a template well formed? (What it does with a row is `connectors.template`'s.)"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from penstock.engine.errors import SpecError
+from penstock.jobs.spec.tree import Doc, Path
+
+MAX_TEMPLATE = 200_000
+
+
+def check_template(doc: Doc, path: Path, source: str) -> str:
+    """Raises `SpecError` with the line in the file and the line in the template."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2.sandbox import SandboxedEnvironment
+
+    if len(source) > MAX_TEMPLATE:
+        raise doc.error(path, f"a template of {len(source):,} characters; at most {MAX_TEMPLATE:,}")
+    try:
+        SandboxedEnvironment().from_string(source)
+    except TemplateSyntaxError as error:
+        raise doc.error(path, f"not a valid template (its line {error.lineno}): {error.message}") from None
+    except (TemplateError, RecursionError, SyntaxError, ValueError, OverflowError) as error:
+        raise doc.error(path, f"not a valid template: {type(error).__name__}") from None
+    return source
+
+
+def check_json_schema(doc: Doc, path: Path, schema: dict[str, Any]) -> bytes:
+    """The schema as JSON text. Raises `SpecError` where it is no schema, or points out of itself."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        inner = tuple(p for p in error.absolute_path if isinstance(p, (str, int)))
+        raise doc.error((*path, *inner), f"not a valid JSON schema: {error.message[:200]}") from None
+    except Exception as error:  # noqa: BLE001 - a schema is user input; the validator may fail in any way on it
+        raise _odd_schema(doc, path, error) from None
+    _local_refs(doc, path, schema)
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _odd_schema(doc: Doc, path: Path, error: Exception) -> SpecError:
+    return doc.error(path, f"not a usable JSON schema ({type(error).__name__})")
+
+
+def _local_refs(doc: Doc, path: Path, value: object) -> None:
+    """Nothing is fetched to check an answer."""
+    match value:
+        case dict():
+            for key, child in value.items():
+                if key in ("$ref", "$dynamicRef") and isinstance(child, str) and not child.startswith("#"):
+                    raise doc.error((*path, key), "a schema may refer to itself only (`#/…`); nothing is fetched")
+                _local_refs(doc, (*path, key), child)
+        case list():
+            for i, child in enumerate(value):
+                _local_refs(doc, (*path, i), child)
+        case _:
+            return
+
+
+def check_regex(doc: Doc, path: Path, pattern: str) -> str:
+    if len(pattern) > 10_000:
+        raise doc.error(path, "a pattern of more than 10,000 characters")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise doc.error(path, f"not a valid regular expression: {str(error)[:100]}") from None
+    return pattern
