@@ -1,0 +1,265 @@
+"""A plan says what a run would cost before anything is paid for, and never says more than it knows."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from penstock.connectors.base import Raw
+from penstock.connectors.files import FileSource
+from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.engine.budget import Budget
+from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, Version, Wall
+from penstock.engine.errors import Spent
+from penstock.engine.items import Attributes, DeadLetter, Item, Request
+from penstock.engine.policy import Output, Policy, Task
+from penstock.jobs import forecast, planning
+from penstock.jobs.forecast import Interval, Measured
+from penstock.jobs.plan_report import PlanReport
+from penstock.jobs.sampling import Reading, read_sample
+from penstock.jobs.survey import Survey
+from penstock.workers.runspec import RunSpec
+
+USD = 1_000_000_000
+VERSION = (Version("v1", "upstream"),)
+
+
+def _catalog() -> Catalog:
+    opus = Model("opus", VERSION, "v1", account="a", price=Price(5 * USD, 25 * USD, version="t1"), regions=("us",))
+    cheap = Model("cheap", VERSION, "v1", account="a", price=Price(1 * USD, 2 * USD, version="t1"), regions=("eu",))
+    small = Model("small", VERSION, "v1", worker="vllm", hour_usd=0.1, regions=("eu",))
+    return Catalog(
+        accounts={"a": Account("a", "openai", "http://127.0.0.1:1", limits=Limits(rpm=600, concurrency=8))},
+        models={m.name: m for m in (opus, cheap, small)},
+        tiers={1: ("opus",), 2: ("cheap", "opus"), 3: ("small", "cheap")},
+        walls={"public": Wall("public"), "eu": Wall("eu", regions=("eu",))},
+    )
+
+
+def _spec(path: Path, *tasks: Task, budgets: tuple[Budget, ...] = ()) -> RunSpec:
+    every = tasks or (Task("write", tier=1),)
+    return RunSpec(
+        run_id="r",
+        name="r",
+        vars={},
+        source=FilesSource(str(path)),
+        shape="rows",
+        row=Row(),
+        catalog=_catalog(),
+        policy=Policy({t.name: t for t in every}, default_task=every[0].name),
+        sinks={"results": FilesSink(str(path.with_name("out.jsonl")))},
+        budgets=budgets,
+    )
+
+
+def _intake(raw: Raw) -> Item | DeadLetter:
+    """Rows of this test: `{"text", "task"?, "sensitivity"?, "tenant"?, "max_tokens"?}`."""
+    try:
+        row = msgspec.json.decode(raw.data, type=dict[str, str | int])
+    except msgspec.DecodeError as error:
+        return DeadLetter("x", raw.position, "malformed", str(error), raw.data)
+    said = {key: str(row[key]) for key in ("task", "tenant") if key in row}
+    ceiling = row.get("max_tokens")
+    return Item(
+        "x",
+        raw.position,
+        Attributes(sensitivity=str(row.get("sensitivity", "public")), **said),
+        Request(msgspec.json.encode(row["text"]), max_tokens=int(ceiling) if ceiling else None),
+        raw.data,
+        0.0,
+    )
+
+
+def _plan(spec: RunSpec, *, sample: int = 500, history: planning.History | None = None) -> PlanReport:
+    assert isinstance(spec.source, FilesSource)
+    reading = asyncio.run(read_sample(FileSource(spec.source), _intake, sample, spec.limit))
+    survey = Survey(spec.catalog, spec.policy)
+    for found in reading.found:
+        survey.add(found)
+    return planning.report(spec, reading, survey, history or {})
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def _shown(plan: PlanReport, width: int = 80) -> str:
+    out = Console(file=io.StringIO(), width=width)
+    for part in planning.render(plan):
+        out.print(part)
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
+
+
+def test_a_small_input_is_counted_exactly(tmp_path: Path) -> None:
+    """Rows are a number, not an interval, however small the sample."""
+    path = _write(tmp_path / "a.jsonl", [{"text": f"row {n}"} for n in range(300)])
+    whole, sampled = _plan(_spec(path)), _plan(_spec(path), sample=20)
+    assert whole.rows == sampled.rows == forecast.exactly(300)
+    assert (whole.sampled, sampled.sampled) == (300, 20)
+    assert "300 rows" in _shown(sampled)
+
+
+def test_a_large_input_is_estimated_and_the_truth_lies_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows from bytes at several places, with an interval that holds the true count."""
+    monkeypatch.setattr("penstock.jobs.sampling.WHOLE_BYTES", 0)
+    path = _write(tmp_path / "a.jsonl", [{"text": "x" * (20 + n * 7919 % 300)} for n in range(60_000)])
+    plan = _plan(_spec(path))
+    assert not plan.rows_exact
+    assert plan.rows.low < 60_000 < plan.rows.high
+    assert plan.rows.high < 70_000
+    assert any("estimated from bytes" in note for note in plan.notes)
+
+
+def test_cost_follows_from_tokens_and_price(tmp_path: Path) -> None:
+    """At the ceiling, cost is input plus ceiling at the model's price; the truth of any answer lies in the interval."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "y" * 398, "max_tokens": 100}] * 50)
+    plan = _plan(_spec(path))
+    high = 50 * (112 * 1.25 * 5 + 100 * 25) / 1e6 * USD
+    assert plan.cost_nano.high == pytest.approx(high, rel=0.02)
+    assert plan.cost_nano.low < 50 * (112 * 5 + 50 * 25) / 1e6 * USD < plan.cost_nano.high
+    assert plan.worst_nano >= plan.cost_nano.high
+
+
+def test_history_narrows_the_forecast_of_answers(tmp_path: Path) -> None:
+    """A measured mean replaces the wide guess, and the plan says so."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello", "max_tokens": 1000}] * 100)
+    guess = _plan(_spec(path)).models[0]
+    known = _plan(_spec(path), history={("write", "opus"): Measured(400, 120.0, 40.0)}).models[0]
+    assert known.output_tokens.high - known.output_tokens.low < 0.1 * (
+        guess.output_tokens.high - guess.output_tokens.low
+    )
+    assert known.output_tokens.likely == pytest.approx(12_000)
+    assert (guess.measured, known.measured) == (False, True)
+
+
+def test_choices_bound_the_answers(tmp_path: Path) -> None:
+    """One of four words is no thousand tokens."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello"}] * 10)
+    task = Task("label", tier=1, output=Output(choices=("delivery", "billing")))
+    assert _plan(_spec(path, task)).models[0].output_tokens.high <= 10 * 8
+
+
+def test_an_unset_ceiling_is_said(tmp_path: Path) -> None:
+    """The plan tells of the 1,024 tokens that it adds."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello"}, {"text": "hello", "max_tokens": 5}])
+    assert "1 of 2 sampled rows set no max_tokens: answers end at 1,024 tokens" in " ".join(
+        _shown(_plan(_spec(path))).split()
+    )
+
+
+def test_rows_are_told_by_tier_and_model(tmp_path: Path) -> None:
+    """Each task's rows stand at the model that they would go to first."""
+    rows: list[dict[str, object]] = [{"text": "a", "task": "write"}] * 3 + [{"text": "b", "task": "label"}] * 7
+    plan = _plan(_spec(_write(tmp_path / "a.jsonl", rows), Task("write", tier=1), Task("label", tier=3)))
+    assert {(m.tier, m.model): m.rows.likely for m in plan.models} == {(1, "opus"): 3, (3, "small"): 7}
+    assert [t.tier for t in plan.tiers] == [1, 3]
+
+
+def test_dead_letters_and_refusals_are_foreseen(tmp_path: Path) -> None:
+    """What can't be read, has no wall's name, or may go nowhere is counted by reason before the run."""
+    rows: list[dict[str, object]] = [{"text": "a"}] * 8 + [
+        {"text": "a", "sensitivity": "eu"},
+        {"text": "a", "sensitivity": "?"},
+    ]
+    path = _write(tmp_path / "a.jsonl", rows)
+    path.write_bytes(path.read_bytes() + b"{not json\n")
+    plan = _plan(_spec(path))
+    assert {reason: many.likely for reason, many in plan.dead_letters.items()} == {
+        "malformed": 1,
+        "wall": 1,
+        "unknown_sensitivity": 1,
+    }
+    assert sum(plan.refused["opus"].values()) == 1
+    assert "dead letters foreseen" in _shown(plan)
+
+
+@pytest.mark.parametrize(
+    ("limit_usd", "fits", "mark"), [(0.000001, False, "✗"), (0.06, True, "!"), (1000.0, True, "✓")]
+)
+def test_a_budget_is_checked_before_the_run(tmp_path: Path, limit_usd: float, fits: bool, mark: str) -> None:
+    """Too small for the low end: refused. Too small for the worst case: a warning. Else: it holds."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello", "max_tokens": 100}] * 50)
+    plan = _plan(_spec(path, budgets=(Budget(round(limit_usd * USD)),)))
+    assert plan.fits is fits
+    assert mark in _shown(plan)
+    if not fits:
+        with pytest.raises(Spent, match="takes at least"):
+            planning.require(plan)
+    else:
+        planning.require(plan)
+
+
+def test_a_tenants_budget_bears_its_own_share(tmp_path: Path) -> None:
+    """A budget of one tenant is compared with that tenant's rows only."""
+    rows: list[dict[str, object]] = [{"text": "a", "tenant": "big"}] * 99 + [{"text": "a", "tenant": "small"}]
+    path = _write(tmp_path / "a.jsonl", rows)
+    low = _plan(_spec(path)).cost_nano.low
+    fits = {t: _plan(_spec(path, budgets=(Budget(round(low / 2), tenant=t),))).fits for t in ("big", "small", "*")}
+    assert fits == {"big": False, "small": True, "*": False}
+
+
+def test_an_own_worker_of_unknown_speed_takes_an_unknown_time(tmp_path: Path) -> None:
+    """No number is made up; a declared or measured speed gives one."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "a", "max_tokens": 10}] * 100)
+    spec = _spec(path, Task("label", tier=3))
+    assert _plan(spec).seconds is None
+    assert "unknown: never measured here" in _shown(_plan(spec), 120)
+    known = _plan(spec, history={("label", "small"): Measured(50, 8.0, 1.0, tokens_per_s=100.0)})
+    assert known.seconds is not None
+    assert known.seconds.likely == pytest.approx(8.0)
+
+
+def test_an_accounts_limits_make_it_slow(tmp_path: Path) -> None:
+    """600 requests a minute: 1,800 rows take two minutes after the first."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "a", "max_tokens": 1}] * 1800)
+    seconds = _plan(_spec(path)).seconds
+    assert seconds is not None
+    assert seconds.low == pytest.approx(120.0, rel=0.02)
+
+
+def test_an_empty_input_is_no_error(tmp_path: Path) -> None:
+    """Nothing to do costs nothing."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"")
+    plan = _plan(_spec(path))
+    assert plan.rows == plan.cost_nano == forecast.ZERO
+    assert "0 rows" in _shown(plan)
+
+
+def test_a_plan_is_json_for_machines(tmp_path: Path) -> None:
+    """Written and read back, it is the same plan."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "a"}] * 3)
+    plan = _plan(_spec(path, budgets=(Budget(USD),)))
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=PlanReport) == plan
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=50), st.integers(1, 10**9))
+def test_intervals_are_in_order(values: list[float], size: int) -> None:
+    """low ≤ likely ≤ high, whatever the sample."""
+    for made in (
+        forecast.mean_interval(values),
+        forecast.share_interval(len([v for v in values if v > 1]), len(values)),
+        forecast.rows_from_bytes(size, [v + 1 for v in values]),
+        forecast.output_tokens(size, None),
+        forecast.output_tokens(size, Measured(len(values), values[0], values[1])),
+    ):
+        assert made.low <= made.likely + 1e-6
+        assert made.likely <= made.high + 1e-6
+
+
+def test_a_share_seen_never_may_still_be_there() -> None:
+    """No dead letter in 100 rows isn't none in a million."""
+    none = forecast.share_interval(0, 100)
+    assert (none.low, none.likely) == (0.0, 0.0)
+    assert 0.02 < none.high < 0.06
+    assert isinstance(none, Interval)
+    assert isinstance(Reading((), none, 0, 0, False), Reading)
