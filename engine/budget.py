@@ -1,10 +1,27 @@
-"""Budgets: what may be spent, in leases (see DESIGN: a lease is durable before the first call that it covers)."""
+"""Budgets: what may be spent, in leases. A lease is durable in the ledger before the first call that it covers.
+
+    ledger (one a budget key, compare-and-swap)          purse (in a lane)
+    open_lease ──────────────────────────────▶ add ─▶ reserve ─▶ (the call) ─▶ settle
+    settle ◀──────────────────────────────── closable ◀─ used up, nothing in flight
+    forfeit  (a dead lane's leases: what can't be proven unspent counts as spent)
+
+Amounts are integer nano-dollars, times Unix seconds. Functions on `Ledger` are pure: they return the next document.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
+
+from penstock.engine.errors import Corrupt
+from penstock.engine.plan import Epoch
+
+LEASE_SHARE = 100
+"""A lease is at most 1/100 of what remains (DESIGN), or one call's worst case where that is more."""
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -13,3 +30,331 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     limit_nano: int
     per: Literal["day", "month"] | None = None
     tenant: str | None = None
+
+
+# ---- the ledger document
+
+
+class Lease(msgspec.Struct, frozen=True):
+    run: str
+    lane: int
+    epoch: Epoch
+    amount_nano: int
+    opened_at: float
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Who opens a lease."""
+
+    run: str
+    lane: int
+    epoch: Epoch
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """What was spent of one budget key, and what is out in leases."""
+
+    key: str
+    limit_nano: int
+    settled_nano: int = 0
+    forfeit_nano: int = 0
+    leases: dict[str, Lease] = {}
+    overrun_nano: int = 0
+    """Spent beyond the limit: calls that cost more than their worst case, or a limit that was lowered later."""
+
+    @property
+    def leased_nano(self) -> int:
+        return sum(lease.amount_nano for lease in self.leases.values())
+
+    def check(self) -> None:
+        """The invariant: what is spent, forfeit or out never exceeds the limit, but for overruns that are named."""
+        amounts = (self.settled_nano, self.forfeit_nano, self.overrun_nano, *_amounts(self))
+        if min(amounts) < 0 or self.settled_nano + self.forfeit_nano + self.leased_nano > self.limit_nano + max(
+            0, self.overrun_nano
+        ):
+            raise Corrupt(f"the ledger of budget {self.key} does not add up: {self}")
+
+
+class LeaseRefused(msgspec.Struct, frozen=True):
+    """The budget cannot hold one call more. `leased_nano` is still out: some of it may come back."""
+
+    key: str
+    remaining_nano: int
+    leased_nano: int
+
+
+def remaining(ledger: Ledger) -> int:
+    """Neither spent nor out in a lease."""
+    return max(0, ledger.limit_nano - ledger.settled_nano - ledger.forfeit_nano - ledger.leased_nano)
+
+
+def open_lease(
+    ledger: Ledger, lease_id: str, owner: Owner, want_nano: int, floor_nano: int, now: float
+) -> tuple[Ledger, Lease] | LeaseRefused:
+    """Lease `want_nano`, but at most 1 % of what remains; never less than `floor_nano` (one call's worst case), never
+    more than remains. The same id again returns the lease that is there (a lost answer is no second lease)."""
+    have = ledger.leases.get(lease_id)
+    if have is not None:
+        return ledger, have
+    left = remaining(ledger)
+    floor = max(1, floor_nano)
+    if floor > left:
+        return LeaseRefused(ledger.key, left, ledger.leased_nano)
+    amount = max(floor, min(want_nano, left // LEASE_SHARE))
+    lease = Lease(owner.run, owner.lane, owner.epoch, amount, now)
+    return msgspec.structs.replace(ledger, leases={**ledger.leases, lease_id: lease}), lease
+
+
+def settle(ledger: Ledger, lease_id: str, spent_nano: int) -> Ledger:
+    """Close a lease: what it spent is spent, the rest is free. A lease that isn't there was closed before: no-op."""
+    lease = ledger.leases.get(lease_id)
+    if lease is None:
+        return ledger
+    spent = max(0, spent_nano)
+    return msgspec.structs.replace(
+        ledger,
+        leases={key: other for key, other in ledger.leases.items() if key != lease_id},
+        settled_nano=ledger.settled_nano + spent,
+        overrun_nano=ledger.overrun_nano + max(0, spent - lease.amount_nano),
+    )
+
+
+def forfeit(ledger: Ledger, run: str, lane: int, before: Epoch, proven: Mapping[str, int]) -> tuple[Ledger, int]:
+    """Close the leases that a dead owner of this lane left behind (epochs below `before`). Call it after the fence.
+
+    `proven`: lease id → nano-dollars that its committed progress says were spent. The rest of the lease may have been
+    spent on calls in flight: it counts as spent and is returned as forfeit.
+    """
+    dead = {key: lease for key, lease in ledger.leases.items() if _is_dead(lease, run, lane, before)}
+    lost = 0
+    for key, lease in dead.items():
+        spent = max(0, proven.get(key, 0))
+        ledger = settle(ledger, key, spent)
+        lost += max(0, lease.amount_nano - spent)
+    return (msgspec.structs.replace(ledger, forfeit_nano=ledger.forfeit_nano + lost) if lost else ledger), lost
+
+
+def relimit(ledger: Ledger, limit_nano: int) -> Ledger:
+    """The budget was changed. Lowered below what is spent: nothing more is leased, and the excess is named."""
+    claimed = ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano
+    over = max(ledger.overrun_nano, claimed - limit_nano)
+    return msgspec.structs.replace(ledger, limit_nano=limit_nano, overrun_nano=over)
+
+
+def _is_dead(lease: Lease, run: str, lane: int, before: Epoch) -> bool:
+    return lease.run == run and lease.lane == lane and tuple(lease.epoch) < tuple(before)
+
+
+def _amounts(ledger: Ledger) -> list[int]:
+    return [lease.amount_nano for lease in ledger.leases.values()]
+
+
+# ---- which budgets an item falls under
+
+
+def budget_keys(budgets: tuple[Budget, ...], run_id: str, tenant: str | None, now: float) -> list[tuple[str, int]]:
+    """(key, limit) of every budget that a call of this tenant, now, must fit into. Days and months are UTC.
+
+    Of several budgets with one key the lowest holds; a tenant's own budget stands in for the `"*"` one. An item
+    without a tenant falls under `"*"` as the tenant without a name: it can't evade it.
+    """
+    keys: dict[str, int] = {}
+    own = {(b.per, b.tenant) for b in budgets}
+    for budget in budgets:
+        if budget.tenant is None:
+            who = ""
+        elif budget.tenant == (tenant or "") or (budget.tenant == "*" and (budget.per, tenant or "") not in own):
+            who = f"/tenant/{quote(tenant or '', safe='')}"
+        else:
+            continue
+        key = _period(budget, run_id, now) + who
+        keys[key] = min(budget.limit_nano, keys.get(key, budget.limit_nano))
+    return list(keys.items())
+
+
+def _period(budget: Budget, run_id: str, now: float) -> str:
+    day = datetime.fromtimestamp(now, UTC)
+    match budget.per:
+        case None:
+            return f"run/{quote(run_id, safe='')}"
+        case "day":
+            return f"day/{day:%Y-%m-%d}"
+        case "month":
+            return f"month/{day:%Y-%m}"
+
+
+# ---- the lane's purse
+
+
+class NeedLease(msgspec.Struct, frozen=True):
+    """No lease of this key holds the call: lease at least `nano` first. `limit_nano` is the budget's limit."""
+
+    key: str
+    nano: int
+    limit_nano: int = 0
+
+
+class _Held:
+    """One lease in the purse."""
+
+    __slots__ = ("amount", "key", "lease_id", "reserved", "retired", "spent")
+
+    def __init__(self, key: str, lease_id: str, amount: int) -> None:
+        self.key = key
+        self.lease_id = lease_id
+        self.amount = amount
+        self.spent = 0
+        self.reserved = 0
+        self.retired = False
+
+    @property
+    def free(self) -> int:
+        return self.amount - self.spent - self.reserved
+
+
+class Reservation:
+    """Money set aside for one call, in one lease of each key. Settled or released once; a second time is a no-op."""
+
+    __slots__ = ("held", "nano", "open")
+
+    def __init__(self, held: tuple[_Held, ...], nano: int) -> None:
+        self.held = held
+        self.nano = nano
+        self.open = True
+
+
+class Closable(msgspec.Struct, frozen=True):
+    """A lease that is used up: settle it in the ledger, then tell the purse by `closed`."""
+
+    key: str
+    lease_id: str
+    spent_nano: int
+
+
+class Purse:
+    """A lane's open leases. Cheap: `reserve` and `settle` touch one lease a key."""
+
+    def __init__(self) -> None:
+        self._leases: dict[str, list[_Held]] = {}
+        self._by_id: dict[str, _Held] = {}
+        self.overrun_nano = 0
+        """By how much calls cost more than their worst case, in all."""
+
+    def add(self, key: str, lease_id: str, amount_nano: int) -> None:
+        """A lease was opened in the ledger. The same id again is a no-op."""
+        if lease_id in self._by_id:
+            return
+        held = self._by_id[lease_id] = _Held(key, lease_id, amount_nano)
+        self._leases.setdefault(key, []).append(held)
+
+    def reserve(self, keys: list[tuple[str, int]] | tuple[tuple[str, int], ...], nano: int) -> Reservation | NeedLease:
+        """Set `nano` (a call's worst case) aside under every key, or say which key lacks a lease. All or nothing."""
+        found: list[_Held] = []
+        for key, limit in keys:
+            held = self._holding(key, nano)
+            if held is None:
+                return NeedLease(key, nano, limit)
+            found.append(held)
+        for held in found:
+            held.reserved += nano
+        return Reservation(tuple(found), nano)
+
+    def _holding(self, key: str, nano: int) -> _Held | None:
+        for held in self._leases.get(key, ()):
+            if not held.retired and held.free >= nano:
+                return held
+        return None
+
+    def settle(self, reservation: Reservation, actual_nano: int) -> None:
+        """The call is over and cost so much. A cost above the worst case is counted in full."""
+        if not reservation.open:
+            return
+        reservation.open = False
+        for held in reservation.held:
+            held.reserved -= reservation.nano
+            held.spent += actual_nano
+        if reservation.held:
+            self.overrun_nano += max(0, actual_nano - reservation.nano)
+
+    def release(self, reservation: Reservation) -> None:
+        """The call was never sent."""
+        self.settle(reservation, 0)
+
+    def retire(self, key: str, nano: int) -> None:
+        """A new lease of this key comes because `nano` didn't fit: leases that can't hold it are closed when they
+        have nothing in flight, and what is left of them goes back."""
+        for held in self._leases.get(key, ()):
+            held.retired = held.retired or held.free < nano
+
+    def retire_all(self) -> None:
+        """The lane ends, or the budget's last cents are wanted: close whatever has nothing in flight."""
+        for held in self._by_id.values():
+            held.retired = True
+
+    def closable(self) -> list[Closable]:
+        """Leases to settle in the ledger now. They stay in `spent` until `closed`."""
+        return [
+            Closable(held.key, held.lease_id, held.spent)
+            for held in self._by_id.values()
+            if held.retired and held.reserved == 0
+        ]
+
+    def closed(self, lease_id: str) -> None:
+        """The ledger holds it as settled."""
+        held = self._by_id.pop(lease_id, None)
+        if held is not None:
+            rest = [other for other in self._leases[held.key] if other is not held]
+            if rest:
+                self._leases[held.key] = rest
+            else:
+                del self._leases[held.key]
+
+    def spent(self) -> dict[str, int]:
+        """Lease id → spent so far, for the lane's progress: what a successor can prove."""
+        return {lease_id: held.spent for lease_id, held in self._by_id.items()}
+
+    def low(self, share: float = 0.25) -> list[NeedLease]:
+        """Keys of which less than `share` of the newest lease is free: worth a new lease before anybody waits."""
+        needs: list[NeedLease] = []
+        for key, leases in self._leases.items():
+            newest = leases[-1].amount
+            if sum(held.free for held in leases if not held.retired) < share * newest:
+                needs.append(NeedLease(key, newest))
+        return needs
+
+    def check(self) -> None:
+        """No lease promises more than it has, unless a call overran."""
+        for held in self._by_id.values():
+            if held.reserved < 0 or held.spent < 0 or held.free < -self.overrun_nano:
+                raise Corrupt(f"lease {held.lease_id} of {held.key} does not add up")
+
+
+class Budgets:
+    """All of a lane's budget decisions: which keys an item falls under (kept for a UTC day) and the purse."""
+
+    def __init__(self, budgets: tuple[Budget, ...], run_id: str) -> None:
+        self._budgets = budgets
+        self._run = run_id
+        self._keys: dict[str | None, tuple[tuple[str, int], ...]] = {}
+        self._day = -1
+        self.purse = Purse()
+
+    def keys(self, tenant: str | None, now: float) -> tuple[tuple[str, int], ...]:
+        if not self._budgets:
+            return ()
+        day = int(now // 86_400)
+        if day != self._day or len(self._keys) >= MAX_TENANTS_KEPT:
+            self._day = day
+            self._keys.clear()
+        keys = self._keys.get(tenant)
+        if keys is None:
+            keys = self._keys[tenant] = tuple(budget_keys(self._budgets, self._run, tenant, now))
+        return keys
+
+    def reserve(self, tenant: str | None, nano: int, now: float) -> Reservation | NeedLease:
+        """Money for one call of this tenant. Without budgets: an empty reservation."""
+        return self.purse.reserve(self.keys(tenant, now), nano)
+
+
+MAX_TENANTS_KEPT = 10_000
+"""Tenants whose keys a lane remembers."""

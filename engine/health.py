@@ -1,0 +1,166 @@
+"""Which targets are down. A breaker for each model; faults of an account open all of its models.
+
+closed ──(10 faults in a row, or one that needs no proof)──▶ open ──(cool-down)──▶ half-open ──(success)──▶ closed
+                                                              ▲                        │
+                                                              └──(fault: twice as long)┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from penstock.engine.items import Failure, FailureKind
+
+FAULTS: frozenset[FailureKind] = frozenset({"connection", "timeout", "overloaded", "server_error", "invalid_response"})
+"""The target's own. A rate limit is none: the limiter paces it."""
+NEVER = float("inf")
+
+
+class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    faults: int = 10
+    """In a row, without a success between: one call in five failing does that once in ten million calls."""
+    window_s: float = 60.0
+    """Faults further apart are no row."""
+    cool_s: float = 5.0
+    """First cool-down; doubles with each failed probe."""
+    max_cool_s: float = 120.0
+    auth_cool_s: float = 300.0
+    """After 401 or 403, or an unknown model: somebody must mend it; look again in five minutes."""
+    daily_cool_s: float = 900.0
+    """After a daily limit without Retry-After."""
+    probe_s: float = 60.0
+    """A probe without an answer for so long is taken for lost; another may go."""
+
+
+class _Breaker:
+    __slots__ = ("cool_s", "firm", "first_at", "open_until", "probing_until", "row")
+
+    def __init__(self) -> None:
+        self.row = 0
+        self.first_at = 0.0
+        self.open_until: float | None = None
+        """None: closed. In the past: half-open."""
+        self.probing_until = 0.0
+        self.cool_s = 0.0
+        self.firm = False
+        """Only a probe's success closes it: a key, a cap or a day's limit is not disproved by a late answer."""
+
+
+class Health:
+    """`accounts`: model → the account it is served by (None: an engine of our own)."""
+
+    def __init__(self, accounts: Mapping[str, str | None], settings: HealthSettings | None = None) -> None:
+        self._settings = settings or HealthSettings()
+        self._accounts = dict(accounts)
+        self._breakers: dict[str, _Breaker] = {}
+        self._open: set[str] = set()
+
+    def allow(self, model: str, now: float) -> bool:
+        """May a call go there now? Half-open: one probe at a time (this call is it, where True is returned)."""
+        if not self._open:
+            return True
+        closed = [self._breakers[key] for key in self._keys(model) if key in self._open]
+        if any(b.open_until is not None and (now < b.open_until or now < b.probing_until) for b in closed):
+            return False
+        for breaker in closed:
+            breaker.probing_until = now + self._settings.probe_s
+        return True
+
+    def is_open(self, model: str, now: float) -> bool:
+        """Is it down, and not yet due for a probe? Changes nothing."""
+        return any(until is not None and now < until for until in map(self._until, self._keys(model)))
+
+    def is_up(self, model: str) -> bool:
+        """Is it closed: not down, and not on probation either?"""
+        return not self._open or not any(key in self._open for key in self._keys(model))
+
+    def next_probe_at(self, model: str, now: float) -> float:
+        """When a call may be tried: `now` where it is up; infinite where it is down for good."""
+        times = [now]
+        for key in self._keys(model):
+            breaker = self._breakers.get(key)
+            if breaker is not None and breaker.open_until is not None:
+                times += [breaker.open_until, breaker.probing_until]
+        return max(times)
+
+    def ok(self, model: str) -> None:
+        """A call was answered (whatever the answer's worth)."""
+        if not self._breakers:
+            return
+        for key in self._keys(model):
+            breaker = self._breakers.get(key)
+            if breaker is not None and (not breaker.firm or breaker.probing_until > 0.0):
+                del self._breakers[key]
+                self._open.discard(key)
+
+    def record(self, model: str, failure: Failure | None, now: float) -> None:
+        """What became of a call: None is a success."""
+        if failure is None:
+            self.ok(model)
+            return
+        kind = failure.kind
+        match kind:
+            case "auth":
+                self._trip(self._account_key(model), now, self._settings.auth_cool_s, firm=True)
+            case "spend_cap":
+                self._trip(self._account_key(model), now, NEVER, firm=True)
+            case "not_found":
+                self._trip(model, now, self._settings.auth_cool_s, firm=True)
+            case "daily_limit":
+                self._trip(model, now, failure.retry_after_s or self._settings.daily_cool_s, firm=True)
+            case _ if kind in FAULTS:
+                self._fault(model, now, failure.retry_after_s or 0.0)
+            case "bad_request" | "too_long" | "refused" | "rate_limited" | "invalid_output":
+                self._alive(model)
+            case _:
+                pass
+
+    def opened(self) -> list[tuple[str | None, str]]:
+        """(account, model) of all that are not closed; an account that is down has the model `*`."""
+        return sorted(
+            ((key[8:], "*") if key.startswith("account:") else (self._accounts.get(key), key) for key in self._open),
+            key=lambda pair: (pair[0] or "", pair[1]),
+        )
+
+    # ---- breakers
+
+    def _fault(self, model: str, now: float, told_s: float) -> None:
+        breaker = self._breakers.setdefault(model, _Breaker())
+        if breaker.open_until is not None:
+            if now >= breaker.open_until:
+                self._trip(model, now, max(told_s, min(self._settings.max_cool_s, 2 * breaker.cool_s)))
+            return
+        if breaker.row == 0 or now - breaker.first_at > self._settings.window_s:
+            breaker.row, breaker.first_at = 0, now
+        breaker.row += 1
+        if breaker.row >= self._settings.faults:
+            self._trip(model, now, max(told_s, self._settings.cool_s))
+
+    def _trip(self, key: str, now: float, cool_s: float, *, firm: bool = False) -> None:
+        breaker = self._breakers.setdefault(key, _Breaker())
+        breaker.firm = breaker.firm or firm
+        breaker.open_until = max(now + cool_s, breaker.open_until or 0.0)
+        breaker.cool_s = max(self._settings.cool_s, min(cool_s, self._settings.max_cool_s))
+        breaker.probing_until = 0.0
+        self._open.add(key)
+
+    def _alive(self, model: str) -> None:
+        """It answered, if only to refuse this request: no row of faults goes on, and a probe that got it is passed."""
+        breaker = self._breakers.get(model)
+        if breaker is not None and breaker.open_until is None:
+            breaker.row = 0
+        elif breaker is not None and breaker.probing_until > 0.0:
+            self.ok(model)
+
+    def _keys(self, model: str) -> tuple[str, str]:
+        return model, self._account_key(model)
+
+    def _account_key(self, model: str) -> str:
+        account = self._accounts.get(model)
+        return f"account:{account}" if account is not None else model
+
+    def _until(self, key: str) -> float | None:
+        breaker = self._breakers.get(key)
+        return breaker.open_until if breaker is not None else None

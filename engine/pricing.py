@@ -1,0 +1,228 @@
+"""What a call costs: usage × price → integer nano-dollars; its worst case before it is sent; GPU hours over tokens.
+
+All arithmetic is on integers; a call is rounded up to one nano-dollar once. Prices are nano-dollars per million tokens.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from penstock.engine.catalog import Model, Price, PriceAbove
+from penstock.engine.items import NANO_PER_USD, Request, Usage
+
+PER = 1_000_000
+"""Prices are per so many tokens."""
+DEFAULT_MAX_TOKENS = 1024
+"""Output ceiling of a call where neither request, task nor model sets one (DESIGN: what is promised)."""
+BYTES_PER_TOKEN = 4
+"""Of JSON text, typical for English prose and code in today's vocabularies. A rule of thumb, for estimates only."""
+TEMPLATE_TOKENS = 12
+"""What a chat template adds to a short request, beyond the JSON around it. A guess, for estimates only."""
+MAX_TEMPLATE_TOKENS = 256
+"""The most that a chat template or a provider adds unseen (default system prompts, date headers). A guess, generous."""
+MAX_TOOL_TOKENS = 1024
+"""The most that a provider adds unseen where tools are given (published figures lie between 159 and 530)."""
+IMAGE_TOKENS = 1_000
+"""Typical tokens of one image. A guess, for estimates only."""
+MAX_IMAGE_TOKENS = 20_000
+"""Upper bound for one image: above the largest that providers bill for one. A guess, generous."""
+OWN_TOKENS_PER_S = 1_000
+"""Tokens a second of an own engine, assumed until it is measured. A guess: a 7B model on one GPU does more."""
+RATE_AFTER_TOKENS = 10_000
+"""Tokens an own engine serves before its measured rate replaces the assumed one; fewer make a wild rate."""
+
+_DATA_URL = re.compile(rb'"url"\s*:\s*"data:[^"\\]*"')
+
+
+def output_ceiling(request: Request, task_max: int | None = None, model: Model | None = None) -> int:
+    """The most output tokens one answer may have: the request's, else the task's, else the model's, else 1,024."""
+    for ceiling in (request.max_tokens, task_max, model.default_max_tokens if model is not None else None):
+        if ceiling is not None:
+            return ceiling
+    return DEFAULT_MAX_TOKENS
+
+
+def estimate_input_tokens(request: Request) -> int:
+    """Typical input tokens of a request; for forecasts, limits and order, never for budgets."""
+    return _text_bytes(request) // BYTES_PER_TOKEN + TEMPLATE_TOKENS + IMAGE_TOKENS * request.images
+
+
+def max_input_tokens(request: Request, extra_bytes: int = 0) -> int:
+    """More input tokens than this request can have.
+
+    A token is at least one UTF-8 byte of content, and JSON text is never shorter than what it says. `extra_bytes`:
+    what the wire adds to the body (a schema, a list of choices).
+    """
+    tools = MAX_TOOL_TOKENS if "tools" in request.needs else 0
+    return _text_bytes(request) + extra_bytes + MAX_TEMPLATE_TOKENS + tools + MAX_IMAGE_TOKENS * request.images
+
+
+def _text_bytes(request: Request) -> int:
+    """Bytes of the body less pictures written into it. Text that only looks like one has escaped quotes: no match."""
+    size = len(request.body_json)
+    if not request.images:
+        return size
+    pictures = _DATA_URL.findall(request.body_json)
+    return size - sum(map(len, pictures)) if len(pictures) <= request.images else size
+
+
+def sane(usage: Usage) -> tuple[Usage, bool]:
+    """A usage that adds up, and whether it did. Where it contradicts itself the larger reading counts: no bill is
+    understated by a provider's slip."""
+    cached, written, written_1h = max(0, usage.cached), max(0, usage.cache_write), max(0, usage.cache_write_1h)
+    reasoning = max(0, usage.reasoning)
+    fixed = Usage(
+        input=max(usage.input, cached + written + written_1h),
+        cached=cached,
+        cache_write=written,
+        cache_write_1h=written_1h,
+        output=max(usage.output, reasoning),
+        reasoning=reasoning,
+    )
+    return (usage, True) if fixed == usage else (fixed, False)
+
+
+def cost_nano(usage: Usage, price: Price) -> int:
+    """Nano-dollars of one call, rounded up once.
+
+    `cached`, `cache_write` (5 minutes) and `cache_write_1h` are disjoint parts of `input`; each is charged at its own
+    price, or as plain input where it has none (`cache_write_1h`: as `cache_write` first). A long prompt's price holds
+    for the whole call.
+    """
+    usage, _ = sane(usage)
+    at = rate_of(price, usage.input)
+    written = at.input if at.cache_write is None else at.cache_write
+    plain = usage.input - usage.cached - usage.cache_write - usage.cache_write_1h
+    total = plain * at.input + usage.output * at.output
+    total += usage.cached * (at.input if at.cached is None else at.cached)
+    total += usage.cache_write * written
+    total += usage.cache_write_1h * (written if at.cache_write_1h is None else at.cache_write_1h)
+    return _up(total)
+
+
+def rate_of(price: Price, input_tokens: int) -> Price | PriceAbove:
+    """The rates that hold for a call with so much input."""
+    at: Price | PriceAbove = price
+    for above in price.above:
+        if input_tokens > above.start:
+            at = above
+    return at
+
+
+def worst_case_nano(max_input_tokens: int, max_output_tokens: int, price: Price) -> int:
+    """The most that a call may cost: all input at the dearest rate it may meet (cache writes cost more than input)."""
+    reachable = [price, *(above for above in price.above if max_input_tokens > above.start)]
+    dearest = max(max(at.input, at.cached or 0, at.cache_write or 0, at.cache_write_1h or 0) for at in reachable)
+    return _up(max_input_tokens * dearest + max_output_tokens * max(at.output for at in reachable))
+
+
+def expected_nano(input_tokens: int, output_tokens: int, price: Price) -> int:
+    """What a call of this size costs at plain rates; for order, `max_cost_usd` and forecasts."""
+    at = rate_of(price, input_tokens) if price.above else price
+    return _up(input_tokens * at.input + output_tokens * at.output)
+
+
+def usd_to_nano(usd: float) -> int:
+    """Dollars as a person writes them → nano-dollars, to the nearest."""
+    return round(usd * NANO_PER_USD)
+
+
+def _up(price_units: int) -> int:
+    return -(-price_units // PER)
+
+
+# ---- own GPUs: $/hour over the tokens that were served
+
+
+class Adjustments(msgspec.Struct, frozen=True):
+    """Closing lines: charged + load + idle = hours × price, to the nano-dollar. `idle_nano` is negative where the
+    running rate charged more than the hours cost."""
+
+    load_nano: int
+    idle_nano: int
+
+
+class GpuClock(msgspec.Struct):
+    """The bill of one own engine, all its replicas together. Events in (`started`, `ready`, `stopped`, `served`), a
+    rate out; times are Unix seconds, held as whole milliseconds so that sums are exact.
+
+    While it runs, calls are charged by `price(now)`; whoever charges them adds up. `close(charged, now)` gives the
+    adjustments that make the sum true.
+    """
+
+    hour_nano: int
+    tokens: int = 0
+    load_ms: int = 0
+    """Closed milliseconds between start and ready."""
+    work_ms: int = 0
+    """Closed milliseconds after ready."""
+    loading: dict[str, int] = {}
+    working: dict[str, int] = {}
+
+    def started(self, replica: str, now: float) -> None:
+        self.stopped(replica, now)
+        self.loading[replica] = _ms(now)
+
+    def ready(self, replica: str, now: float) -> None:
+        since = self.loading.pop(replica, None)
+        if since is not None:
+            self.load_ms += max(0, _ms(now) - since)
+            self.working[replica] = max(_ms(now), since)
+
+    def stopped(self, replica: str, now: float) -> None:
+        """The replica is gone (or died). Unknown ones are ignored."""
+        since = self.loading.pop(replica, None)
+        if since is not None:
+            self.load_ms += max(0, _ms(now) - since)
+        since = self.working.pop(replica, None)
+        if since is not None:
+            self.work_ms += max(0, _ms(now) - since)
+
+    def served(self, usage: Usage) -> None:
+        self.tokens += usage.input + usage.output
+
+    def price(self, now: float) -> Price:
+        """The running rate: hours since ready over tokens so far; every token costs the same."""
+        if self.tokens < RATE_AFTER_TOKENS:
+            return own_price(self.hour_nano)
+        rate = _hours_nano(self.hour_nano, self.work_ms + _open(self.working, now)) * PER // self.tokens
+        return Price(input=rate, output=rate, version="amortised")
+
+    def total_nano(self, now: float) -> int:
+        """Hours × price so far."""
+        ms = self.load_ms + self.work_ms + _open(self.loading, now) + _open(self.working, now)
+        return _hours_nano(self.hour_nano, ms)
+
+    def close(self, charged_nano: int, now: float) -> Adjustments:
+        """Closing lines for what calls were charged in all. May be asked again: it changes nothing."""
+        load = _hours_nano(self.hour_nano, self.load_ms + _open(self.loading, now))
+        return Adjustments(load, self.total_nano(now) - load - charged_nano)
+
+
+def own_price(hour_nano: int, tokens_per_s: float = OWN_TOKENS_PER_S) -> Price:
+    """$/hour as a price per token at a given speed; the default speed stands in until one is measured."""
+    rate = round(hour_nano * PER / (3600 * tokens_per_s))
+    return Price(input=rate, output=rate, version="amortised")
+
+
+def price_of(model: Model) -> Price | None:
+    """The price to plan with: the model's own, else its hour spread at the assumed speed, else None (unknown)."""
+    if model.price is not None:
+        return model.price
+    if model.hour_usd is not None:
+        return own_price(usd_to_nano(model.hour_usd))
+    return Price(version="free") if model.self_hosted else None
+
+
+def _ms(now: float) -> int:
+    return round(now * 1000)
+
+
+def _open(since: dict[str, int], now: float) -> int:
+    return sum(max(0, _ms(now) - start) for start in since.values())
+
+
+def _hours_nano(hour_nano: int, ms: int) -> int:
+    return hour_nano * ms // 3_600_000

@@ -1,0 +1,360 @@
+"""What follows a failed call: again at a time, the next candidate, or a dead letter. Failure × history → decision.
+
+    rate_limited                     same target when the provider says; the next one where that is long
+    spend_cap auth not_found         next target at once, else a dead letter
+    daily_limit                      next target at once, else wait for it (an hour at most)
+    overloaded server_error timeout
+      connection                     same target with jitter, twice; then the next
+    invalid_response                 same target once; then the next
+    bad_request refused              next target once; then a dead letter
+    too_long                         a target with a larger context, else a dead letter
+    invalid_output                   ask again once, then the next target, then a dead letter
+    engine_died worker_lost          again at once, not the item's fault; a dead letter at the third death
+    not_sent                         again at once
+    cancelled                        a dead letter
+
+While every target is down (breaker open) an item waits for the next probe: an outage is not the item's fault either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, assert_never
+
+import msgspec
+
+from penstock.engine.health import Health
+from penstock.engine.items import DeadLetterReason, Failure, Role
+
+
+class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    max_attempts: int = 6
+    """Counted attempts of one item over all targets (`Policy.max_attempts`)."""
+    same_target: int = 2
+    """Retries on one target after its own faults, before the next is tried."""
+    base_s: float = 0.5
+    """First back-off; doubles. As the providers' own clients."""
+    cap_s: float = 30.0
+    """Longest back-off."""
+    limit_base_s: float = 1.0
+    """First wait after a rate limit without Retry-After; doubles up to `limit_cap_s`."""
+    limit_cap_s: float = 60.0
+    """A minute: the window of nearly every rate limit."""
+    patience_s: float = 20.0
+    """A rate limit that lasts longer sends the item to its next target, where it has one."""
+    max_waits: int = 200
+    """Waits for rate limits and outages of one item. 200 waits of a minute are three hours."""
+    outage_s: float = 3600.0
+    """The longest wait for a target that is down, where there is no other."""
+    max_deaths: int = 3
+    """Engines or workers that died with this item in flight, before it is taken for poison."""
+
+
+class History(msgspec.Struct, frozen=True, gc=False):
+    """What happened to one item before. The first call starts with `History()`."""
+
+    candidate: int = 0
+    """Where the failed call went."""
+    counted: int = 0
+    """Attempts that count against `max_attempts`."""
+    here: int = 0
+    """Faults of the current target with this item."""
+    waits: int = 0
+    invalid: int = 0
+    """Invalid outputs of the current target."""
+    deaths: int = 0
+    moved: bool = False
+    """It was moved once already because a target refused the request itself."""
+    left: tuple[int, ...] = ()
+    """Targets that are of no use to this item any more."""
+
+
+class Target(msgspec.Struct, frozen=True, gc=False):
+    """One candidate of the item's route as it stands now."""
+
+    context: int | None = None
+    up: bool = True
+    """Its breaker is closed."""
+    probe_at: float = 0.0
+    """When it may be tried again, where it isn't up; infinite: never."""
+    may_retry: bool = True
+    """Its retry budget has room."""
+
+
+class Again(msgspec.Struct, frozen=True, gc=False):
+    """Send it again, not before `at`, to `candidate`. `history` is what to hand in at the next failure."""
+
+    at: float
+    candidate: int
+    role: Role
+    history: History
+
+
+class Stop(msgspec.Struct, frozen=True, gc=False):
+    reason: DeadLetterReason
+    message: str
+
+
+_Where = Literal["same", "next", "either"]
+
+
+def after(
+    failure: Failure,
+    history: History,
+    targets: Sequence[Target],
+    settings: RetrySettings,
+    chance: float,
+    now: float,
+    deadline: float | None = None,
+) -> Again | Stop:
+    """Decide. `chance` is uniform in 0…1 (jitter); `deadline` is the item's, in Unix seconds."""
+    decision = _Case(failure, history, targets, settings, chance, now).decide()
+    if isinstance(decision, Again) and deadline is not None and decision.at >= deadline:
+        return Stop("deadline", f"its deadline passes before it can be tried again; last failure: {_told(failure)}")
+    return decision
+
+
+class _Case:
+    """One decision."""
+
+    def __init__(
+        self,
+        failure: Failure,
+        history: History,
+        targets: Sequence[Target],
+        settings: RetrySettings,
+        chance: float,
+        now: float,
+    ) -> None:
+        self.failure = failure
+        self.history = history
+        self.targets = targets
+        self.settings = settings
+        self.chance = chance
+        self.now = now
+
+    def decide(self) -> Again | Stop:
+        kind = self.failure.kind
+        match kind:
+            case "cancelled":
+                return Stop("cancelled", "the run was cancelled")
+            case "not_sent":
+                return self._same(0.0, self.history)
+            case "engine_died" | "worker_lost":
+                return self._death()
+            case "rate_limited":
+                return self._limited()
+            case "daily_limit":
+                return self._next(self._counted(), give_up=True) or self._until_probe("no_candidate")
+            case "spend_cap" | "auth" | "not_found":
+                return self._next(self._counted(), give_up=True) or self._nowhere("no_candidate")
+            case "overloaded" | "server_error" | "timeout" | "connection":
+                return self._fault(self.settings.same_target)
+            case "invalid_response":
+                return self._fault(1)
+            case "bad_request" | "refused":
+                return self._refused(kind)
+            case "too_long":
+                return self._too_long()
+            case "invalid_output":
+                return self._invalid()
+            case _:
+                assert_never(kind)
+
+    # ---- cases
+
+    def _death(self) -> Again | Stop:
+        deaths = self.history.deaths + 1
+        if deaths >= self.settings.max_deaths:
+            return Stop("attempts_exhausted", f"{deaths} workers died with this item in flight: {_told(self.failure)}")
+        return self._same(0.0, msgspec.structs.replace(self.history, deaths=deaths))
+
+    def _limited(self) -> Again | Stop:
+        waits = self.history.waits + 1
+        wait = self._limit_wait()
+        if wait > self.settings.patience_s:
+            moved = self._next(self.history, give_up=False)
+            if moved is not None:
+                return moved
+        if waits > self.settings.max_waits:
+            return self._nowhere("attempts_exhausted")
+        return self._same(wait, msgspec.structs.replace(self.history, waits=waits))
+
+    def _limit_wait(self) -> float:
+        """What the provider says, spread a little so that waiters don't return as one; else full jitter."""
+        told = self.failure.retry_after_s
+        if told is not None and told >= 0:
+            return told + self.chance * min(1.0, 0.1 * told)
+        ceiling = min(self.settings.limit_cap_s, self.settings.limit_base_s * 2 ** min(self.history.waits, 20))
+        return self.chance * ceiling
+
+    def _fault(self, retries: int) -> Again | Stop:
+        """The target's own fault. It counts against the item only where the target is otherwise well."""
+        history = self._counted(here=self.history.here + 1)
+        target = self._target
+        if not target.up:
+            return self._outage()
+        if history.here <= retries and history.counted < self.settings.max_attempts and target.may_retry:
+            return self._same(self._backoff(history.here), history)
+        moved = self._next(history, give_up=True)
+        if moved is not None:
+            return moved
+        if history.counted >= self.settings.max_attempts:
+            return self._nowhere("attempts_exhausted")
+        slow = self.settings.cap_s * (1 + self.chance) / 2 if not target.may_retry else self._backoff(history.here)
+        return self._same(slow, history)
+
+    def _outage(self) -> Again | Stop:
+        return self._next(self.history, give_up=False) or self._until_probe("attempts_exhausted")
+
+    def _until_probe(self, reason: DeadLetterReason) -> Again | Stop:
+        """Nobody else is there: wait for this target, if it is worth the wait."""
+        waits = self.history.waits + 1
+        wait = max(0.0, self._target.probe_at - self.now) + self.chance
+        if waits > self.settings.max_waits or wait > self.settings.outage_s:
+            return self._nowhere(reason)
+        return self._same(wait, msgspec.structs.replace(self.history, waits=waits))
+
+    def _refused(self, kind: Literal["bad_request", "refused"]) -> Again | Stop:
+        if not self.history.moved:
+            moved = self._next(self._counted(moved=True), give_up=True)
+            if moved is not None:
+                return moved
+        return self._nowhere(kind)
+
+    def _too_long(self) -> Again | Stop:
+        here = self._target.context
+        history = self._counted()
+        for i, target in self._others(history):
+            if target.context is None or here is None or target.context > here:
+                return self._moved(i, history, give_up=True)
+        return self._nowhere("too_long")
+
+    def _invalid(self) -> Again | Stop:
+        history = self._counted(invalid=self.history.invalid + 1)
+        if history.counted >= self.settings.max_attempts:
+            return self._nowhere("invalid_output")
+        if history.invalid == 1:
+            return self._same(0.0, history)
+        return self._next(history, give_up=True) or self._nowhere("invalid_output")
+
+    # ---- moves
+
+    @property
+    def _target(self) -> Target:
+        return self.targets[self.history.candidate]
+
+    def _counted(self, **changes: int) -> History:
+        return msgspec.structs.replace(self.history, counted=self.history.counted + 1, **changes)
+
+    def _same(self, wait_s: float, history: History) -> Again:
+        told = self.failure.retry_after_s
+        wait = max(wait_s, told) if told is not None and self.failure.kind != "rate_limited" else wait_s
+        return Again(self.now + wait, history.candidate, "retry", history)
+
+    def _next(self, history: History, *, give_up: bool) -> Again | None:
+        """The next candidate that is up, at once. None: there is none, or the attempts are used up."""
+        if history.counted >= self.settings.max_attempts:
+            return None
+        for i, target in self._others(history):
+            if target.up:
+                return self._moved(i, history, give_up=give_up)
+        return None
+
+    def _others(self, history: History) -> list[tuple[int, Target]]:
+        """Those after the current one first, then those before it; never one that was given up."""
+        n, here = len(self.targets), history.candidate
+        order = [(here + k) % n for k in range(1, n)]
+        return [(i, self.targets[i]) for i in order if i not in history.left]
+
+    def _moved(self, candidate: int, history: History, *, give_up: bool) -> Again:
+        left = (*history.left, history.candidate) if give_up else history.left
+        fresh = msgspec.structs.replace(history, candidate=candidate, here=0, invalid=0, left=left)
+        return Again(self.now, candidate, "fallback", fresh)
+
+    def _backoff(self, tries: int) -> float:
+        """Full jitter: a storm of retries spreads over the whole window."""
+        return self.chance * min(self.settings.cap_s, self.settings.base_s * 2 ** min(tries, 20))
+
+    def _nowhere(self, reason: DeadLetterReason) -> Stop:
+        tries = self.history.counted + 1
+        return Stop(reason, f"after {tries} attempt{'s' if tries > 1 else ''}: {_told(self.failure)}")
+
+
+def _told(failure: Failure) -> str:
+    status = f" (HTTP {failure.status})" if failure.status is not None else ""
+    return f"{failure.kind}{status}: {failure.message[:500]}"
+
+
+# ---- the retry budget
+
+
+class RetryBudget:
+    """One target's allowance of retries: a share of its calls and a floor, so that a storm dies out.
+
+    With 20 % a failing target sees at most 1.2 × its load. The floor keeps a quiet target's rare failures retryable.
+    """
+
+    def __init__(self, share: float = 0.2, floor_per_s: float = 1.0, most: float = 100.0) -> None:
+        self._share = share
+        self._floor = floor_per_s
+        self._most = most
+        self._level = most
+        self._at = 0.0
+
+    def called(self, calls: int = 1) -> None:
+        self._level = min(self._most, self._level + self._share * calls)
+
+    def has_room(self, now: float) -> bool:
+        self._refill(now)
+        return self._level >= 1.0
+
+    def retried(self, now: float) -> None:
+        self._refill(now)
+        self._level = max(0.0, self._level - 1.0)
+
+    def _refill(self, now: float) -> None:
+        if now > self._at:
+            self._level = min(self._most, self._level + self._floor * (now - self._at))
+            self._at = now
+
+
+class Retry:
+    """A lane's retry decisions: `after` with the targets' health and retry budgets filled in.
+
+    `contexts`: model → its context in tokens (None: unknown). Tell `health` of a failure before asking here.
+    """
+
+    def __init__(self, contexts: Mapping[str, int | None], health: Health, settings: RetrySettings) -> None:
+        self._contexts = dict(contexts)
+        self._health = health
+        self._settings = settings
+        self._budgets = {model: RetryBudget() for model in contexts}
+
+    def called(self, model: str, calls: int = 1) -> None:
+        """First calls were sent to this model: they earn it retries."""
+        self._budgets[model].called(calls)
+
+    def after(
+        self,
+        failure: Failure,
+        history: History,
+        models: Sequence[str],
+        chance: float,
+        now: float,
+        deadline: float | None = None,
+    ) -> Again | Stop:
+        """`models`: the item's candidates, in the order of its route."""
+        targets = [self._target(model, now) for model in models]
+        decision = after(failure, history, targets, self._settings, chance, now, deadline)
+        if isinstance(decision, Again) and decision.role == "retry" and decision.history.here > history.here:
+            self._budgets[models[decision.candidate]].retried(now)
+        return decision
+
+    def _target(self, model: str, now: float) -> Target:
+        return Target(
+            context=self._contexts.get(model),
+            up=self._health.is_up(model),
+            probe_at=self._health.next_probe_at(model, now),
+            may_retry=self._budgets[model].has_room(now),
+        )

@@ -1,0 +1,367 @@
+"""`Item` → `Route`: wall first, then what a target can do, then quality and cost. Every refused target is named.
+
+Who decides: the **task** is the item's own, else the job's default. The first matching **rule** decides what it sets.
+The **tier** is the rule's, else the item's, else the task's, else 3 (else the highest there is). **Candidates** are the
+pin; else the rule's `use`; else, where the rule sets a tier, that tier's models; else the task's `models`; else the
+tier's, in order of preference. **min_quality** is the rule's, else the item's, else the task's. A realtime item takes
+realtime models only, unless none is left: then all that are, in order.
+
+What depends on labels alone is decided once and kept (`_Plan`); an item adds its length and its `max_cost_usd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from penstock.engine.catalog import Catalog, Model, Price, Wall
+from penstock.engine.errors import SpecError
+from penstock.engine.fingerprints import policy_version as policy_version
+from penstock.engine.items import Attributes, Candidate, DeadLetterReason, Refusal, Request, Route
+from penstock.engine.policy import Policy, Rule, Task
+from penstock.engine.pricing import (
+    BYTES_PER_TOKEN,
+    TEMPLATE_TOKENS,
+    estimate_input_tokens,
+    expected_nano,
+    output_ceiling,
+    price_of,
+    usd_to_nano,
+)
+from penstock.engine.rules import compile_rules
+from penstock.engine.walls import WallUnknown, refusal, wall_of
+
+DEFAULT_TIER = 3
+MAX_PLANS = 4096
+"""Combinations of labels kept; a job has tens. Beyond it the oldest is decided again when it comes back."""
+MAX_ROUTES = 64
+"""Orders kept of one plan's candidates (by length and cost); then they are built again."""
+SURELY_TOO_LONG = 2
+"""An estimate this many times the context is too long for sure: no vocabulary packs 8 bytes of JSON into a token on
+average. Anything shorter is for the engine or the provider to refuse: a wrong dead letter is worse than a free 400."""
+UNLIMITED = 1 << 60
+"""Context of a model that declares none."""
+
+
+class Rejection(msgspec.Struct, frozen=True, gc=False):
+    """No target. `route` has no candidates, and names every refused target."""
+
+    reason: DeadLetterReason
+    message: str
+    route: Route
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        return self.route.refused
+
+
+class _Target(msgspec.Struct, frozen=True, gc=False):
+    model: Model
+    candidate: Candidate
+    price: Price | None
+    context: int
+
+
+class _Ask(msgspec.Struct, frozen=True):
+    """What was asked for, once task, rule and wall are known."""
+
+    task: Task
+    tier: int
+    names: tuple[str, ...]
+    why: str
+    min_quality: float | None
+    wall: Wall | None
+
+
+class _Plan(msgspec.Struct):
+    """The permitted targets of one combination of labels."""
+
+    ask: _Ask
+    targets: tuple[_Target, ...]
+    refused: tuple[Refusal, ...]
+    route: Route
+    """Where length and cost change nothing."""
+    easy: bool
+    """Order of preference, not of cost."""
+    context: int
+    """The smallest context among the targets."""
+    room: int
+    """The same, less the ceiling of a request that sets none."""
+    routes: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Route | Rejection]
+
+
+class Router:
+    """Decides where items may go. `measured`: (model, task) → quality, before what the catalogue declares."""
+
+    def __init__(
+        self, catalog: Catalog, policy: Policy, measured: Mapping[tuple[str, str], float] | None = None
+    ) -> None:
+        """Raises `SpecError` where a tier, task or rule names a model that doesn't exist."""
+        self._catalog = catalog
+        self._policy = policy
+        self._measured = dict(measured or {})
+        self._tasks = policy.tasks or {"default": Task(name="default")}
+        self._default = policy.default_task or (next(iter(self._tasks)) if len(self._tasks) == 1 else None)
+        self._match = compile_rules(policy.rules)
+        self._prices = {name: price_of(model) for name, model in catalog.models.items()}
+        self._plans: dict[tuple[object, ...], _Plan | Rejection] = {}
+        _check_names(catalog, policy)
+
+    def reprice(self, model: str, price: Price) -> None:
+        """An own model's running rate, or a new price table: from now on costs are compared with it."""
+        if self._prices.get(model) != price:
+            self._prices[model] = price
+            self._plans.clear()
+
+    def route(self, attributes: Attributes, request: Request) -> Route | Rejection:
+        task = attributes.task or self._default
+        rule = self._match(attributes, task)
+        key = (
+            task,
+            rule,
+            attributes.tier,
+            attributes.sensitivity,
+            attributes.latency,
+            attributes.min_quality,
+            request.model,
+            request.needs,
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._remember(key, self._plan(attributes, request, task, rule))
+        if type(plan) is Rejection:
+            return plan
+        assert type(plan) is _Plan
+        if plan.easy and attributes.max_cost_usd is None and not request.images:
+            tokens = len(request.body_json) // BYTES_PER_TOKEN + TEMPLATE_TOKENS
+            ceiling = request.max_tokens
+            if tokens <= plan.room if ceiling is None else tokens + ceiling <= plan.context:
+                return plan.route
+        return _weigh(plan, attributes, request)
+
+    def _remember(self, key: tuple[object, ...], plan: _Plan | Rejection) -> _Plan | Rejection:
+        if len(self._plans) >= MAX_PLANS:
+            del self._plans[next(iter(self._plans))]
+        self._plans[key] = plan
+        return plan
+
+    # ---- once for each combination of labels
+
+    def _plan(self, attributes: Attributes, request: Request, name: str | None, rule: int) -> _Plan | Rejection:
+        task = self._tasks.get(name) if name is not None else None
+        if task is None:
+            return _no_task(name, self._tasks)
+        asked = self._ask(attributes, request, task, rule)
+        if isinstance(asked, Rejection):
+            return asked
+        return self._filter(asked, attributes, request)
+
+    def _ask(self, attributes: Attributes, request: Request, task: Task, index: int) -> _Ask | Rejection:
+        rule = self._policy.rules[index] if index >= 0 else None
+        tier = self._tier(attributes, task, rule)
+        blank = Route(task.name, tier, (), (), "")
+        if request.model is not None and request.model not in self._catalog.models:
+            return Rejection("unknown_model", _unknown_model(request.model, self._catalog), blank)
+        wall = wall_of(self._catalog, attributes.sensitivity)
+        if isinstance(wall, WallUnknown):
+            return Rejection("unknown_sensitivity", wall.message, blank)
+        names, why = self._names(request, task, tier, rule)
+        if rule is not None:
+            why = f"{why} (rule {index + 1})"
+        quality = _first(rule.min_quality if rule else None, attributes.min_quality, task.min_quality)
+        return _Ask(task, tier, names, why, quality, wall)
+
+    def _tier(self, attributes: Attributes, task: Task, rule: Rule | None) -> int:
+        for tier in (rule.tier if rule else None, attributes.tier, task.tier):
+            if tier is not None:
+                return tier
+        tiers = self._catalog.tiers
+        return DEFAULT_TIER if DEFAULT_TIER in tiers or not tiers else max(tiers)
+
+    def _names(self, request: Request, task: Task, tier: int, rule: Rule | None) -> tuple[tuple[str, ...], str]:
+        if request.model is not None:
+            return (request.model,), "pinned by the request"
+        if rule is not None and rule.use is not None:
+            return rule.use, "named by a rule"
+        if task.models is not None and not (rule is not None and rule.tier is not None):
+            return task.models, f"models of task {task.name}"
+        return self._catalog.tiers.get(tier, ()), f"tier {tier}"
+
+    def _filter(self, ask: _Ask, attributes: Attributes, request: Request) -> _Plan | Rejection:
+        """Wall, then needs, then latency, then quality; whoever empties the list gives the reason."""
+        targets = [self._target(name, ask) for name in dict.fromkeys(ask.names)]
+        refused: list[Refusal] = []
+        if not targets:
+            return _reject("no_candidate", f"tier {ask.tier} has no models", ask, refused)
+        targets = _keep(targets, refused, lambda t: self._wall_says(ask.wall, t.model))
+        if not targets:
+            return _reject("wall", f"wall {ask.wall.name if ask.wall else ''} forbids every candidate", ask, refused)
+        targets = _keep(targets, refused, lambda t: _lacking(t.model, request.needs))
+        if not targets:
+            return _reject("unsupported", f"no candidate has what the request needs: {request.needs}", ask, refused)
+        why = ask.why
+        if attributes.latency == "realtime":
+            if any(t.model.latency == "realtime" for t in targets):
+                targets = _keep(targets, refused, lambda t: None if t.model.latency == "realtime" else "not realtime")
+            else:
+                why += "; no realtime model: by preference"
+        if ask.min_quality is not None:
+            floor = ask.min_quality
+            targets = _keep(targets, refused, lambda t: self._too_poor(t.model.name, ask.task.name, floor))
+            if not targets:
+                return _reject("no_candidate", f"no candidate is known to reach quality {floor:g}", ask, refused)
+            why += f"; cheapest first of those with quality ≥ {floor:g}"
+        ask = msgspec.structs.replace(ask, why=why)
+        return _plan_of(ask, tuple(targets), tuple(refused))
+
+    def _target(self, name: str, ask: _Ask) -> _Target:
+        model = self._catalog.models[name]
+        reason = self._quality_words(name, ask.task.name) if ask.min_quality is not None else ""
+        candidate = Candidate(name, model.live, model.pool, reason)
+        return _Target(model, candidate, self._prices[name], model.context or UNLIMITED)
+
+    def _wall_says(self, wall: Wall | None, model: Model) -> str | None:
+        if wall is None:
+            return None
+        return refusal(wall, model, self._catalog.accounts.get(model.account) if model.account else None)
+
+    def _quality(self, model: str, task: str) -> float | None:
+        measured = self._measured.get((model, task))
+        return self._catalog.models[model].quality.get(task) if measured is None else measured
+
+    def _quality_words(self, model: str, task: str) -> str:
+        how = "measured" if (model, task) in self._measured else "declared"
+        quality = self._quality(model, task)
+        return "" if quality is None else f"quality {quality:.3g} {how}"
+
+    def _too_poor(self, model: str, task: str, floor: float) -> str | None:
+        quality = self._quality(model, task)
+        if quality is None:
+            return f"quality for {task} unknown"
+        return None if quality >= floor else f"{self._quality_words(model, task)}, under {floor:g}"
+
+
+# ---- once for each item: length and cost
+
+
+def _weigh(plan: _Plan, attributes: Attributes, request: Request) -> Route | Rejection:
+    """The permitted targets that this item fits into and may pay, in order. Those it may not fit come last."""
+    tokens = estimate_input_tokens(request)
+    limit = _nano_limit(attributes.max_cost_usd)
+    order: list[tuple[bool, int, int]] = []
+    long: list[int] = []
+    dear: list[int] = []
+    for i, target in enumerate(plan.targets):
+        ceiling = output_ceiling(request, plan.ask.task.max_tokens, target.model)
+        cost = _cost(target.price, tokens, ceiling * request.n)
+        if tokens > target.context * SURELY_TOO_LONG:
+            long.append(i)
+        elif limit is not None and (cost is None or cost > limit):
+            dear.append(i)
+        else:
+            tight = tokens + ceiling > target.context
+            order.append((tight, i if plan.easy else UNLIMITED if cost is None else cost, i))
+    order.sort()
+    key = (tuple(i for _, _, i in order), tuple(long), tuple(dear))
+    route = plan.routes.get(key)
+    if route is None:
+        if len(plan.routes) >= MAX_ROUTES:
+            plan.routes.clear()
+        route = plan.routes[key] = _numbered(plan, *key)
+    return route
+
+
+def _numbered(plan: _Plan, order: tuple[int, ...], long: tuple[int, ...], dear: tuple[int, ...]) -> Route | Rejection:
+    refused = list(plan.refused)
+    refused += [_no(plan.targets[i], f"longer than its context of {plan.targets[i].context}") for i in long]
+    refused += [
+        _no(plan.targets[i], "price unknown" if plan.targets[i].price is None else "over max_cost_usd") for i in dear
+    ]
+    if order:
+        return _route(plan.ask, tuple(plan.targets[i].candidate for i in order), tuple(refused))
+    if dear:
+        return _reject("over_max_cost", "every candidate that is left costs more than max_cost_usd", plan.ask, refused)
+    return _reject("too_long", "the prompt is longer than every candidate's context", plan.ask, refused)
+
+
+def _nano_limit(usd: float | None) -> int | None:
+    """None: no limit. NaN permits nothing."""
+    if usd is None or usd == float("inf"):
+        return None
+    return usd_to_nano(usd) if usd >= 0 else -1
+
+
+def _cost(price: Price | None, input_tokens: int, output_tokens: int) -> int | None:
+    return None if price is None else expected_nano(input_tokens, output_tokens, price)
+
+
+# ---- words
+
+
+def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ...]) -> _Plan:
+    route = _route(ask, tuple(t.candidate for t in targets), refused)
+    context = min(t.context for t in targets)
+    room = min(t.context - output_ceiling(_NO_CEILING, ask.task.max_tokens, t.model) for t in targets)
+    return _Plan(ask, targets, refused, route, ask.min_quality is None, context, room, {})
+
+
+_NO_CEILING = Request(b"")
+
+
+def _route(ask: _Ask, candidates: tuple[Candidate, ...], refused: tuple[Refusal, ...]) -> Route:
+    return Route(ask.task.name, ask.tier, candidates, refused, ask.why, ask.wall.name if ask.wall else None)
+
+
+def _reject(reason: DeadLetterReason, message: str, ask: _Ask, refused: list[Refusal]) -> Rejection:
+    told = "; ".join(f"{r.model}: {r.reason}" for r in refused[:20])
+    route = _route(ask, (), tuple(refused))
+    return Rejection(reason, f"{message} ({told})" if told else message, route)
+
+
+def _no(target: _Target, reason: str) -> Refusal:
+    return Refusal(target.model.name, reason)
+
+
+def _lacking(model: Model, needs: tuple[str, ...]) -> str | None:
+    missing = [need for need in needs if need in model.lacks]
+    return f"lacks {', '.join(missing)}" if missing else None
+
+
+def _keep(targets: list[_Target], refused: list[Refusal], why: Callable[[_Target], str | None]) -> list[_Target]:
+    """Those without a reason against them; the others join `refused`."""
+    kept: list[_Target] = []
+    for target in targets:
+        reason = why(target)
+        if reason is None:
+            kept.append(target)
+        else:
+            refused.append(_no(target, reason))
+    return kept
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _no_task(name: str | None, tasks: Mapping[str, Task]) -> Rejection:
+    said = "the item names no task, and the job has several" if name is None else f"no task is named {name[:100]!r}"
+    return Rejection("unknown_task", f"{said}; tasks: {_names(tasks)}", Route((name or "")[:100], 0, (), (), ""))
+
+
+def _unknown_model(name: str, catalog: Catalog) -> str:
+    return f"no model is named {name[:100]!r}; models: auto, {_names(catalog.models)}"
+
+
+def _names(named: Mapping[str, object]) -> str:
+    return ", ".join(sorted(named)[:20]) + (", …" if len(named) > 20 else "")
+
+
+def _check_names(catalog: Catalog, policy: Policy) -> None:
+    used = [(f"tier {tier}", names) for tier, names in catalog.tiers.items()]
+    used += [(f"task {task.name}", task.models or ()) for task in policy.tasks.values()]
+    used += [(f"rule {i + 1}", rule.use or ()) for i, rule in enumerate(policy.rules)]
+    for where, names in used:
+        for name in names:
+            if name not in catalog.models:
+                raise SpecError(f"{where} names the model {name!r}; models: {_names(catalog.models)}")
