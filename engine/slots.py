@@ -5,31 +5,32 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
-from penstock.engine.items import Answer, Attempt, Item, Route, Usage
+from penstock.engine.items import Attempt, Item, Role, Route, Usage
+from penstock.engine.retry import History
 
 State = Literal["beyond", "ready", "held", "flying", "following", "finished"]
 """beyond: not under the committed horizon yet. held: waits for a time (retry) or a lease. following: an identical
 request is being answered. finished: waits for its commit."""
+
+FIRST = History()
 
 
 class Slot:
     """Mutable: the lane's own memory of one item. Never leaves the lane."""
 
     __slots__ = (
-        "answer",
         "ask_again_body",
         "attempt",
         "attempts",
         "call_ms",
         "candidate",
         "cost_nano",
-        "deaths",
         "est_input",
         "first_sent_at",
         "followers",
+        "history",
         "item",
         "key",
-        "leader_of",
         "max_input",
         "max_output",
         "maybe_paid",
@@ -52,14 +53,12 @@ class Slot:
         self.candidate = 0
         self.attempt = 0
         """Number of the current attempt; 0 before the first."""
-        self.role: str = "primary"
+        self.role: Role = "primary"
         self.attempts: list[Attempt] = []
-        self.deaths = 0
-        """Workers that died with this item in flight: a poisonous item must not kill them all."""
+        self.history = FIRST
         self.cost_nano = 0
         self.call_ms = 0.0
         self.usage = Usage()
-        self.answer: Answer | None = None
         self.reservation: object | None = None
         self.est_input = 0
         self.max_input = 0
@@ -70,7 +69,6 @@ class Slot:
         self.maybe_paid = False
         self.shelved = False
         self.key: tuple[object, ...] | None = None
-        self.leader_of: bool = False
         self.followers: list[Slot] | None = None
         self.ask_again_body: bytes | None = None
 

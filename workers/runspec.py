@@ -49,3 +49,14 @@ class RunSpec(msgspec.Struct, frozen=True):
     fingerprint: dict[str, str] = {}
     scorer_path: str | None = None
     """Folder appended to sys.path for `module:function` scorers."""
+
+
+class RunOptions(msgspec.Struct, frozen=True):
+    """How one command asks for a run."""
+
+    take_over: bool = False
+    fresh: bool = False
+    """Start over: the earlier outputs and progress are set aside first."""
+    accept_changes: bool = False
+    command: str = ""
+    """The command line, for the person who finds the run held."""

@@ -1,0 +1,56 @@
+"""What the lane machine is told and what it says: settings, hooks, commit batches, shelf entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Result, Score
+from penstock.engine.policy import Task
+from penstock.engine.progress import Saved
+
+
+class Hooks(msgspec.Struct, frozen=True):
+    """What the lane asks of the world outside: chance, scorers and the wording of a second question."""
+
+    chance: Callable[[], float]
+    """Uniform in [0, 1): jitter."""
+    score: Callable[[Item, Answer, Task], tuple[Score, ...]]
+    ask_again: Callable[[bytes, str, str], bytes]
+    """(request body, answer, what is wrong with it) → the next request body."""
+
+
+class LaneSettings(msgspec.Struct, frozen=True):
+    lane: int
+    run: str
+    window: int = 8192
+    """Items read and not yet committed."""
+    window_bytes: int = 64_000_000
+    beyond_max: int = 65_536
+    """Finished positions kept beyond watermarks before reading pauses: 128 kB of progress at 2 bytes each."""
+    horizon_floor: int = 256
+    """Items that may be dispatched before the first commit says more. A kill repeats at most what was under it."""
+    shelf_after_s: float = 10.0
+    shelf_max: int = 128
+    shelf_bytes: int = 1_000_000
+    call_slack_s: float = 60.0
+    """A call whose outcome has not come so long after its own timeout is counted as lost with its worker."""
+
+
+class CommitBatch(msgspec.Struct, frozen=True):
+    """One commit: what is written in one act. The shell encodes the records and adds the outbox."""
+
+    seq: int
+    chunks: dict[str, bytes]
+    results: list[Result]
+    dead_letters: list[DeadLetter]
+    costs: list[tuple[CostLine, Item]]
+    saved: Saved
+
+
+class ShelfEntry(msgspec.Struct, frozen=True):
+    """An item that waits long, with its bytes: it no longer holds up its split."""
+
+    item: Item
+    attempt: int

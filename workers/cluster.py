@@ -1,0 +1,113 @@
+"""Ray: started for one command on this machine, or the cluster a person points at; and how a run is launched on it.
+
+A local Ray listens as safely as Ray can: dashboard on loopback, token authentication, token file readable by its owner
+only. What Ray can't do (GCS and raylet listen on all interfaces) stands in `docs/security.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.engine.errors import Temporary
+
+if TYPE_CHECKING:
+    from penstock.workers.launch import RunHandle
+    from penstock.workers.runspec import RunOptions, RunSpec
+
+NAMESPACE = "penstock"
+"""Ray namespace of all our actors: jobs find shared engines and governors there."""
+OBJECT_STORE_BYTES = 128 * 1024 * 1024
+"""Chunks are small and short-lived; Ray's default (30 % of memory) is for data frames."""
+
+
+class Cluster:
+    def __init__(self, *, local: bool, dashboard: str | None) -> None:
+        self.local = local
+        self.dashboard = dashboard
+
+    def launch(self, spec: RunSpec, options: RunOptions) -> RunHandle:
+        from penstock.workers.launch import launch
+
+        return launch(spec, options, local=self.local)
+
+
+@contextlib.contextmanager
+def open_cluster(address: str | None = None) -> Iterator[Cluster]:
+    """Start a Ray here, or join the one at `address` (or RAY_ADDRESS). Takes down what it started.
+
+    Raises `Temporary` where Ray can't be started or reached.
+    """
+    _environment(local=(address or os.environ.get("RAY_ADDRESS")) is None)
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        yield Cluster(local=False, dashboard=None)
+        return
+    try:
+        context = _init(address)
+    except Exception as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray"
+        raise Temporary(f"could not reach or start {where}: {error}") from error
+    try:
+        yield Cluster(local=address is None, dashboard=context)
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str | None) -> str | None:
+    import ray
+
+    # Ray puts the driver's folder first on its workers' path: a user's own jobs/ or engine.py would hide ours.
+    with tempfile.TemporaryDirectory(prefix="penstock-") as empty, contextlib.chdir(empty):
+        if address is not None:
+            return ray.init(
+                address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR"
+            ).dashboard_url
+        context = ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    _protect_token()
+    return context.dashboard_url
+
+
+def _environment(*, local: bool) -> None:
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if local:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _token_before_ray()
+
+
+def _token_before_ray() -> None:
+    """Ray writes its token readable by all (0644): make the file first, with 0600."""
+    path = Path.home() / ".ray" / "auth_token"
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or path.exists():
+        return
+    import secrets
+
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(handle, secrets.token_hex(32).encode())
+        os.close(handle)
+
+
+def _protect_token() -> None:
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        if stat.S_IMODE(path.stat().st_mode) != 0o600:
+            path.chmod(0o600)
