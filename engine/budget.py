@@ -20,6 +20,8 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.plan import Epoch
 
+LOW_SHARE = 0.25
+"""A lease with less than this left is worth a successor. A guess: a lease lasts seconds, a ledger write milliseconds."""
 LEASE_SHARE = 100
 """A lease is at most 1/100 of what remains (DESIGN), or one call's worst case where that is more."""
 
@@ -237,13 +239,22 @@ class Purse:
     def __init__(self) -> None:
         self._leases: dict[str, list[_Held]] = {}
         self._by_id: dict[str, _Held] = {}
+        self._wanted: dict[str, NeedLease] = {}
+        """Key → the last call that no lease could hold."""
+        self._limits: dict[str, int] = {}
+        """Limits of the keys that were drawn on lately."""
         self.overrun_nano = 0
         """By how much calls cost more than their worst case, in all."""
 
     def add(self, key: str, lease_id: str, amount_nano: int) -> None:
-        """A lease was opened in the ledger. The same id again is a no-op."""
+        """A lease was opened in the ledger. The same id again is a no-op. Older ones that are nearly used up, or that
+        could not hold the call which this one was opened for, are closed when they have nothing in flight."""
         if lease_id in self._by_id:
             return
+        wanted = self._wanted.pop(key, None)
+        for old in self._leases.get(key, ()):
+            least = max(wanted.nano if wanted else 0, int(LOW_SHARE * old.amount))
+            old.retired = old.retired or old.free < least
         held = self._by_id[lease_id] = _Held(key, lease_id, amount_nano)
         self._leases.setdefault(key, []).append(held)
 
@@ -252,8 +263,10 @@ class Purse:
         found: list[_Held] = []
         for key, limit in keys:
             held = self._holding(key, nano)
+            self._limits[key] = limit
             if held is None:
-                return NeedLease(key, nano, limit)
+                need = self._wanted[key] = NeedLease(key, nano, limit)
+                return need
             found.append(held)
         for held in found:
             held.reserved += nano
@@ -280,14 +293,9 @@ class Purse:
         """The call was never sent."""
         self.settle(reservation, 0)
 
-    def retire(self, key: str, nano: int) -> None:
-        """A new lease of this key comes because `nano` didn't fit: leases that can't hold it are closed when they
-        have nothing in flight, and what is left of them goes back."""
-        for held in self._leases.get(key, ()):
-            held.retired = held.retired or held.free < nano
-
     def retire_all(self) -> None:
-        """The lane ends, or the budget's last cents are wanted: close whatever has nothing in flight."""
+        """The lane ends, a day is over, or the last cents are wanted: close whatever has nothing in flight."""
+        self._limits.clear()
         for held in self._by_id.values():
             held.retired = True
 
@@ -313,13 +321,13 @@ class Purse:
         """Lease id → spent so far, for the lane's progress: what a successor can prove."""
         return {lease_id: held.spent for lease_id, held in self._by_id.items()}
 
-    def low(self, share: float = 0.25) -> list[NeedLease]:
-        """Keys of which less than `share` of the newest lease is free: worth a new lease before anybody waits."""
+    def low(self, share: float = LOW_SHARE) -> list[NeedLease]:
+        """Keys in use of which less than `share` of the newest lease is free: worth a lease before anybody waits."""
         needs: list[NeedLease] = []
-        for key, leases in self._leases.items():
-            newest = leases[-1].amount
-            if sum(held.free for held in leases if not held.retired) < share * newest:
-                needs.append(NeedLease(key, newest))
+        for key, limit in self._limits.items():
+            leases = [held for held in self._leases.get(key, ()) if not held.retired]
+            if leases and sum(held.free for held in leases) < share * leases[-1].amount:
+                needs.append(NeedLease(key, leases[-1].amount, limit))
         return needs
 
     def check(self) -> None:
@@ -344,6 +352,8 @@ class Budgets:
             return ()
         day = int(now // 86_400)
         if day != self._day or len(self._keys) >= MAX_TENANTS_KEPT:
+            if day != self._day:
+                self.purse.retire_all()
             self._day = day
             self._keys.clear()
         keys = self._keys.get(tenant)

@@ -32,6 +32,8 @@ class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     """After a daily limit without Retry-After."""
     probe_s: float = 60.0
     """A probe without an answer for so long is taken for lost; another may go."""
+    look_again_s: float = 1.0
+    """How soon to look again while a probe is out."""
 
 
 class _Breaker:
@@ -61,28 +63,29 @@ class Health:
         """May a call go there now? Half-open: one probe at a time (this call is it, where True is returned)."""
         if not self._open:
             return True
-        closed = [self._breakers[key] for key in self._keys(model) if key in self._open]
-        if any(b.open_until is not None and (now < b.open_until or now < b.probing_until) for b in closed):
+        if self.is_open(model, now):
             return False
-        for breaker in closed:
-            breaker.probing_until = now + self._settings.probe_s
+        for key in self._keys(model):
+            if key in self._open:
+                self._breakers[key].probing_until = now + self._settings.probe_s
         return True
 
     def is_open(self, model: str, now: float) -> bool:
-        """Is it down, and not yet due for a probe? Changes nothing."""
-        return any(until is not None and now < until for until in map(self._until, self._keys(model)))
+        """Would `allow` say no? Changes nothing."""
+        return bool(self._open) and any(self._shut(key, now) for key in self._keys(model))
 
     def is_up(self, model: str) -> bool:
         """Is it closed: not down, and not on probation either?"""
         return not self._open or not any(key in self._open for key in self._keys(model))
 
     def next_probe_at(self, model: str, now: float) -> float:
-        """When a call may be tried: `now` where it is up; infinite where it is down for good."""
+        """When to ask `allow` again: `now` where it is up; infinite where it is down for good. While a probe is out:
+        soon, since its answer may come any time."""
         times = [now]
         for key in self._keys(model):
             breaker = self._breakers.get(key)
             if breaker is not None and breaker.open_until is not None:
-                times += [breaker.open_until, breaker.probing_until]
+                times += [breaker.open_until, min(breaker.probing_until, now + self._settings.look_again_s)]
         return max(times)
 
     def ok(self, model: str) -> None:
@@ -115,7 +118,14 @@ class Health:
             case "bad_request" | "too_long" | "refused" | "rate_limited" | "invalid_output":
                 self._alive(model)
             case _:
-                pass
+                self.unprobe(model)  # it says nothing of the target: the probe is still to be made
+
+    def unprobe(self, model: str) -> None:
+        """`allow` said yes, but the call was never sent: the next one may be the probe."""
+        for key in self._keys(model):
+            breaker = self._breakers.get(key)
+            if breaker is not None:
+                breaker.probing_until = 0.0
 
     def opened(self) -> list[tuple[str | None, str]]:
         """(account, model) of all that are not closed; an account that is down has the model `*`."""
@@ -161,6 +171,10 @@ class Health:
         account = self._accounts.get(model)
         return f"account:{account}" if account is not None else model
 
-    def _until(self, key: str) -> float | None:
+    def _shut(self, key: str, now: float) -> bool:
         breaker = self._breakers.get(key)
-        return breaker.open_until if breaker is not None else None
+        return (
+            breaker is not None
+            and breaker.open_until is not None
+            and now < max(breaker.open_until, breaker.probing_until)
+        )

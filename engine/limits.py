@@ -108,7 +108,7 @@ class _Bucket:
 
 
 class AccountLimits:
-    """Who may send how much to one account. `holder` names a dispatcher, so that a lost one's calls can be forgotten."""
+    """Who may send how much to one account. `holder` names a dispatcher: a lost one's calls can be forgotten."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -159,9 +159,8 @@ class AccountLimits:
         `actual.calls`: those that were sent (unsent ones give their rights back). Sent and answered calls slowly give
         back concurrency that an overload took."""
         self._refill(now)
-        self._take(
-            actual.calls - est.calls, actual.input_tokens - est.input_tokens, actual.output_tokens - est.output_tokens
-        )
+        inputs = actual.input_tokens - est.input_tokens
+        self._take(actual.calls - est.calls, inputs, actual.output_tokens - est.output_tokens)
         self._clip()
         self._flying[holder] = max(0, self._flying.get(holder, 0) - est.calls)
         self._recover(actual.calls, now)

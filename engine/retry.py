@@ -60,6 +60,9 @@ class History(msgspec.Struct, frozen=True, gc=False):
     here: int = 0
     """Faults of the current target with this item."""
     waits: int = 0
+    """Waits for rate limits and outages."""
+    hops: int = 0
+    """Moves away from rate limits since it last waited for one."""
     invalid: int = 0
     """Invalid outputs of the current target."""
     deaths: int = 0
@@ -172,13 +175,14 @@ class _Case:
     def _limited(self) -> Again | Stop:
         waits = self.history.waits + 1
         wait = self._limit_wait()
-        if wait > self.settings.patience_s:
-            moved = self._next(self.history, give_up=False)
-            if moved is not None:
-                return moved
         if waits > self.settings.max_waits:
             return self._nowhere("attempts_exhausted")
-        return self._same(wait, msgspec.structs.replace(self.history, waits=waits))
+        history = msgspec.structs.replace(self.history, waits=waits)
+        if wait > self.settings.patience_s and history.hops < len(self.targets) - 1:
+            moved = self._next(msgspec.structs.replace(history, hops=history.hops + 1), give_up=False)
+            if moved is not None:
+                return moved
+        return self._same(wait, msgspec.structs.replace(history, hops=0))
 
     def _limit_wait(self) -> float:
         """What the provider says, spread a little so that waiters don't return as one; else full jitter."""
