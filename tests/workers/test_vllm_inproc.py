@@ -203,8 +203,8 @@ async def test_sampling_parameters_belong_to_the_item(engine: VllmInprocEngine) 
     assert three["usage"]["completion_tokens"] == 24
 
 
-def json_body(n: int, **fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": f"number {n}"}], **fields}
+def json_body(number: int, /, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"number {number}"}], **fields}
 
 
 async def test_log_probabilities_come_when_asked_for(engine: VllmInprocEngine) -> None:
@@ -293,7 +293,7 @@ async def test_nothing_is_sent_when_the_right_has_lapsed(engine: VllmInprocEngin
 async def test_a_call_that_takes_too_long_ends_as_timeout(engine: VllmInprocEngine) -> None:
     """Its place goes to the next."""
     outcome = await answer_one(engine, ticket(max_tokens=500, ignore_eos=True, timeout_s=0.0))
-    assert kind(outcome) in ("timeout", "ok")
+    assert kind(outcome) == "timeout"
 
 
 async def test_room_is_a_little_more_than_the_engine_runs(engine: VllmInprocEngine) -> None:

@@ -1,0 +1,216 @@
+"""Tier 3 beside its rival: the same rows through `vllm.LLM.chat` and through Penstock, in output tokens per second.
+
+    python benchmarks/tier3_vs_vllm.py [--rows 300] [--pairs 3] [--through engine|job] [--rival compiled|eager]
+
+Run it with the Python that has vLLM. Each side lives in a process of its own, loads once and then runs in turn with the
+other, so that a slow minute of the machine hits both. Time runs from the first row handed over to the last answer;
+loading is told apart. Every round has a prefix of its own, so that no round profits from the last one's cache.
+
+Caveats: one small model on a CPU; the order within a pair alternates; what else runs on the machine is in the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SETTINGS: dict[str, Any] = {
+    "max_model_len": 2048,
+    "max_num_seqs": 64,
+    "kv_cache_memory_bytes": 1 << 30,
+    "dtype": "bfloat16",
+}
+"""Both sides run with these; --seats changes the sequences run at once."""
+
+
+def rows(count: int, round_number: int) -> list[tuple[list[dict[str, str]], int]]:
+    """Chats of mixed length made from the packages installed here: (messages, ceiling of the answer)."""
+    found: list[tuple[list[dict[str, str]], int]] = []
+    packages = sorted(importlib.metadata.distributions(), key=lambda one: str(one.metadata["Name"]).lower())
+    tasks = (("Name one topic of this package.", 8), ("Summarise this package.", 32), ("Explain this package.", 64))
+    number = 0
+    while len(found) < count:
+        package = packages[number % len(packages)].metadata
+        task, ceiling = tasks[number % len(tasks)]
+        # Lengths from a line to a page, by a stride that has nothing to do with the order of the names.
+        text = (package.get_payload() or package["Summary"] or "")[: 40 + (number * 197) % 800]
+        user = f"{package['Name']} ({number}): {package['Summary']}\n{text}"
+        system = f"Round {round_number}. {task}"
+        found.append(([{"role": "system", "content": system}, {"role": "user", "content": user}], ceiling))
+        number += 1
+    return found
+
+
+def model_folder() -> str:
+    path = ROOT / "infra" / "local" / "model.py"
+    spec = importlib.util.spec_from_file_location("penstock_local_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.small_model())
+
+
+def tell(**fields: object) -> None:
+    print("RESULT " + json.dumps(fields), flush=True)
+
+
+def serve_rival(folder: str, count: int, eager: bool, seats: int) -> None:
+    """The child that is vLLM alone."""
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
+    began = time.perf_counter()
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model=folder, **{**SETTINGS, "max_num_seqs": seats}, enforce_eager=eager)
+    tell(load_s=time.perf_counter() - began)
+    for line in sys.stdin:
+        work = rows(count, int(line))
+        params = [SamplingParams(temperature=0, max_tokens=ceiling) for _, ceiling in work]
+        start = time.perf_counter()
+        answers: Any = llm.chat([messages for messages, _ in work], params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        tell(seconds=seconds, output=sum(len(one.outputs[0].token_ids) for one in answers), answers=len(answers))
+
+
+async def serve_engine(folder: str, count: int, seats: int) -> None:
+    """The child that is Penstock's engine, fed as a worker feeds it: as much as it has room for."""
+    from penstock.engine.catalog import Model, Version
+    from penstock.workers.engines.vllm_inproc import VllmInprocEngine
+
+    settings = {**SETTINGS, "max_num_seqs": seats}
+    model = Model(name="small", versions=(Version("v1", folder),), live="v1", worker="vllm", engine=settings)
+    began = time.perf_counter()
+    engine = VllmInprocEngine(model, model.live_version)
+    await engine.start()
+    tell(load_s=time.perf_counter() - began)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        waiting = tickets(rows(count, int(line)))
+        before = engine.gauges()
+        start = time.perf_counter()
+        output = left = 0
+        left = len(waiting)
+        while left:
+            if room := min(engine.room(), len(waiting)):
+                engine.submit([waiting.pop() for _ in range(room)])
+            for _, outcome in await engine.outcomes():
+                left -= 1
+                output += outcome.usage.output if outcome.usage else 0
+        seconds = time.perf_counter() - start
+        busy = engine.gauges()["busy_s"] - before["busy_s"]
+        tell(seconds=seconds, output=output, answers=count, busy_s=round(busy, 3))
+    await engine.close()
+
+
+def tickets(work: list[tuple[list[dict[str, str]], int]]) -> list[Any]:
+    """Last row first: they are popped from the end."""
+    from penstock.engine.items import Call
+    from penstock.workers.engines.base import Right, Ticket
+
+    right = Right("bench", 0, (1, 1), 1e12)
+    made: list[Any] = []
+    for number, (messages, ceiling) in enumerate(work):
+        body = json.dumps({"messages": messages, "temperature": 0, "max_tokens": ceiling}).encode()
+        call = Call(
+            item_id=f"{number:032x}",
+            generation=0,
+            attempt=1,
+            role="primary",
+            model="small",
+            version="v1",
+            upstream="small",
+            body_json=body,
+            task="bench",
+            max_tokens=ceiling,
+            timeout_s=600.0,
+            est_input_tokens=0,
+            max_input_tokens=0,
+        )
+        made.append(Ticket(call, right, None))
+    return made[::-1]
+
+
+class Child:
+    """One side in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, __file__, "--child", *arguments]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
+        self.load_s: float = self._result()["load_s"]
+
+    def run(self, round_number: int) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{round_number}\n")
+        self._process.stdin.flush()
+        return self._result()
+
+    def _result(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line[7:])
+        assert self._process.stderr is not None
+        raise SystemExit(f"a side died:\n{self._process.stderr.read()[-3000:]}")
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+def compare(count: int, pairs: int, rival: str, seats: int) -> None:
+    common = ["--rows", str(count), "--seats", str(seats), "--rival", rival]
+    theirs, ours = Child("rival", *common), Child("engine", *common)
+    print(f"loaded in {theirs.load_s:.1f} s (vllm.LLM), {ours.load_s:.1f} s (Penstock's engine)")
+    theirs.run(0), ours.run(0)  # once each for what is made on first use
+    ratios: list[float] = []
+    for pair in range(1, pairs + 1):
+        sides = {"theirs": theirs, "ours": ours}
+        order = ("theirs", "ours") if pair % 2 else ("ours", "theirs")
+        done = {name: sides[name].run(pair) for name in order}
+        rates = {name: one["output"] / one["seconds"] for name, one in done.items()}
+        ratios.append(rates["ours"] / rates["theirs"])
+        print(
+            f"pair {pair}: vllm.LLM.chat {rates['theirs']:.0f} tok/s in {done['theirs']['seconds']:.1f} s, "
+            f"Penstock {rates['ours']:.0f} tok/s in {done['ours']['seconds']:.1f} s "
+            f"({done['ours']['busy_s']:.1f} s in steps), ratio {ratios[-1]:.3f}"
+        )
+    theirs.end(), ours.end()
+    print(f"median ratio {statistics.median(ratios):.3f} (wanted: at least 0.95)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--seats", type=int, default=SETTINGS["max_num_seqs"])
+    parser.add_argument("--rival", choices=["eager", "compiled"], default="eager")
+    parser.add_argument("--through", choices=["engine", "job"], default="engine")
+    parser.add_argument("--child", choices=["rival", "engine"])
+    chosen = parser.parse_args()
+    if chosen.child is None:
+        if chosen.through == "job":
+            raise SystemExit("--through job isn't wired yet: the worker that runs jobs on Ray must come first")
+        compare(chosen.rows, chosen.pairs, chosen.rival, chosen.seats)
+    elif chosen.child == "rival":
+        serve_rival(model_folder(), chosen.rows, chosen.rival == "eager", chosen.seats)
+    else:
+        asyncio.run(serve_engine(model_folder(), chosen.rows, chosen.seats))
+
+
+if __name__ == "__main__":
+    main()
