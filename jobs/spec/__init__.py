@@ -1,7 +1,7 @@
 """The job file and the catalogue: read, checked with line numbers, and compiled into a `RunSpec`.
 
-`load` for a file, `inline` for a command without one, `from_mapping` for Python. All raise `SpecError`, and nothing else,
-for whatever a person may have written.
+`load` for a file, `inline` for a command without one, `from_mapping` for Python. All raise `SpecError`,
+and nothing else, for whatever a person may have written.
 """
 
 from __future__ import annotations
@@ -59,21 +59,23 @@ def inline(
     models: Sequence[str],
     output: str,
     *,
+    choices: Sequence[str] | None = None,
     extra: Mapping[str, object] | None = None,
     limit: int | None = None,
-    state: str | None = None,
 ) -> RunSpec:
     """`penstock run messages.csv --prompt … --model … -o labels.parquet`: a job without a file.
 
-    `output`: where the results go. `extra`: further fields of the job file (`output: {choices: …}`, `params`, `budgets`).
-    The same command is the same run; another prompt or model is another.
+    `output`: where the results go. `choices`: the answers allowed. `extra`: further fields of the job file (`params`,
+    `budgets`, `state`, …). The same command is the same run; another prompt or model is another.
     """
     given: dict[str, object] = {"source": source, "models": list(models), "sinks": output, **(extra or {})}
     if prompt is not None:
         given["prompt"] = prompt
+    if choices:
+        given["output"] = {"choices": list(choices)}
     doc = from_python(given, "command")
     name = compiler.content_name(compiler.stem(source), doc.data)
-    return _finish(compiler.compile_job(doc, os.getcwd(), {}, name), limit, state)
+    return _finish(compiler.compile_job(doc, os.getcwd(), {}, name), limit, None)
 
 
 def _finish(spec: RunSpec, limit: int | None, state: str | None) -> RunSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path as FilePath
+from typing import Literal
 
 import msgspec
 
@@ -12,13 +13,15 @@ from penstock.connectors.settings import FilesSource, Row
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
+from penstock.engine.fingerprints import policy_version
 from penstock.engine.items import Attributes
 from penstock.engine.policy import Policy, Task
 from penstock.jobs.prices import nano
 from penstock.jobs.spec import places
-from penstock.jobs.spec.catalogue import Part, compile_catalog
+from penstock.jobs.spec.accounts import Part
+from penstock.jobs.spec.catalogue import compile_catalog
 from penstock.jobs.spec.decode import decode
-from penstock.jobs.spec.digest import digest, fingerprint, policy_version, run_id
+from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.jobs.spec.rules import compile_rules
 from penstock.jobs.spec.schema import BudgetFile, CatalogFile, JobFile, RowFile
 from penstock.jobs.spec.tasks import compile_tasks
@@ -98,7 +101,7 @@ def _policy(doc: Doc, job: JobFile, catalog: Catalog, tasks: dict[str, Task]) ->
         if not 1 <= job.max_attempts <= 100:
             raise doc.error(("max_attempts",), "expected 1 to 100")
         policy = msgspec.structs.replace(policy, max_attempts=job.max_attempts)
-    return msgspec.structs.replace(policy, version=policy_version(policy, catalog))
+    return msgspec.structs.replace(policy, version=policy_version(catalog, policy))
 
 
 def _row(doc: Doc, file: RowFile | None) -> Row:
@@ -163,7 +166,7 @@ def _state(doc: Doc, state: str, base: str) -> str:
     raise doc.error(("state",), f"{kind}:// can't hold the state yet; name a folder")
 
 
-def _on_duplicate(source: object) -> str:
+def _on_duplicate(source: object) -> Literal["allow", "dead_letter"]:
     """Files are finite and can be looked through first; streams and callers' tables are not refused by label."""
     return "dead_letter" if isinstance(source, FilesSource) else "allow"
 

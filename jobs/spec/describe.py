@@ -8,19 +8,19 @@ from urllib.parse import urlsplit
 from penstock.connectors.settings import FilesSink, SinkSettings
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
+from penstock.engine.walls import refusal
 from penstock.workers.runspec import RunSpec
 
 
 def missing_secrets(spec: RunSpec) -> list[str]:
-    """One line for each key that the job needs and this machine does not have. Keys are looked at, never shown."""
-    told: list[str] = []
-    for account in _accounts_in_use(spec):
-        kind, _, rest = (account.api_key or "").partition(":")
-        if kind == "env" and not os.environ.get(rest):
-            told.append(f"account {account.name}: the variable {rest} is not set")
-        elif kind == "file" and not _readable(rest):
-            told.append(f"account {account.name}: the file {rest} can't be read, or is empty")
-    return told
+    """References (`env:NAME`, `file:/path`) that the job needs and this machine lacks. Keys are never shown."""
+    wanted = dict.fromkeys(a.api_key for a in _accounts_in_use(spec) if a.api_key)
+    return [reference for reference in wanted if not _there(reference)]
+
+
+def _there(reference: str) -> bool:
+    kind, _, rest = reference.partition(":")
+    return bool(os.environ.get(rest)) if kind == "env" else _readable(rest)
 
 
 def _readable(path: str) -> bool:
@@ -62,23 +62,12 @@ def _loopback(url: str) -> bool:
 
 
 def _dead_walls(spec: RunSpec) -> list[str]:
-    models = _models_in_use(spec)
+    targets = [(m, spec.catalog.accounts.get(m.account or "")) for m in _models_in_use(spec)]
     return [
         f"wall {w.name}: no model of this job meets it; its items become dead letters"
         for w in spec.catalog.walls.values()
-        if not any(_meets(m, w) for m in models)
+        if all(refusal(w, model, account) for model, account in targets)
     ]
-
-
-def _meets(model: Model, wall: Wall) -> bool:
-    """For a warning only; the engine decides."""
-    return (
-        (not wall.self_hosted or model.self_hosted)
-        and (not wall.no_train or model.no_train or model.self_hosted)
-        and (not wall.regions or (bool(model.regions) and set(model.regions) <= set(wall.regions)))
-        and (not wall.origin or model.origin in wall.origin)
-        and (not wall.licence or model.licence in wall.licence)
-    )
 
 
 def _idle_models(spec: RunSpec) -> list[str]:

@@ -39,19 +39,6 @@ def run_id(name: str, values: Mapping[str, str]) -> str:
     return f"{slug}-{digest([name, dict(values)])[:8]}"
 
 
-def policy_version(policy: Policy, catalog: Catalog) -> str:
-    """Changes with anything that changes where an item goes."""
-    return digest([policy.tasks, policy.rules, policy.default_task, policy.max_attempts, _routing(catalog)])
-
-
-def _routing(catalog: Catalog) -> list[object]:
-    models = {
-        name: [m.live, m.account, m.worker, m.regions, m.origin, m.licence, m.latency, m.no_train, m.quality, m.context]
-        for name, m in catalog.models.items()
-    }
-    return [models, sorted(catalog.tiers.items()), catalog.walls, catalog.unknown_wall]
-
-
 def fingerprint(policy: Policy, catalog: Catalog, row: Row, shape: str | None, source: str) -> dict[str, str]:
     """Part, in words that a person can be told → hash. Sinks, limits, budgets, prices and execution are not in it."""
     parts: dict[str, object] = {

@@ -80,6 +80,8 @@ class ModelFile(msgspec.Struct, frozen=True):
     """Tokens of prompt and answer together."""
     lacks: list[Literal["tools", "images", "json_schema", "logprobs"]] = []
     default_max_tokens: int | None = None
+    tokens_per_s: Number | None = None
+    """Output tokens a second of one own replica, for the plan."""
     protocol: Protocol | None = None
     base_url: str | None = None
     api_key: str | None = None

@@ -145,6 +145,11 @@ def _kind(node: object) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
 
 
+def _plain(node: yaml.Node) -> bool:
+    """Written without quotes: `3` is a number, `"3"` is text."""
+    return getattr(node, "style", None) is None
+
+
 class _Builder:
     """Nodes → plain data; aliases are expanded and counted."""
 
@@ -174,7 +179,7 @@ class _Builder:
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             key = self.key(key_node)
-            if key == "<<" and key_node.style is None:
+            if key == "<<" and _plain(key_node):
                 merged.append(value_node)
                 continue
             if key in result:
@@ -197,13 +202,13 @@ class _Builder:
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
             raise self.fail(node, "a field name is text, not a list or mapping (a `{{ … }}` wants quotes around it)")
-        if node.style is None and node.value in _WORDS and _WORDS[node.value] is None:
+        if _plain(node) and node.value in _WORDS and _WORDS[node.value] is None:
             raise self.fail(node, "a field name is missing")
         return str(node.value)
 
     def scalar(self, node: yaml.Node) -> Plain:
         text = str(node.value)
-        if node.style is not None:
+        if not _plain(node):
             return text
         if text in _WORDS:
             return _WORDS[text]

@@ -46,7 +46,8 @@ def _value(doc: Doc, name: str, default: Plain, sets: Mapping[str, str]) -> str:
 
 
 def fill(doc: Doc, path: Path, text: str, values: Mapping[str, str]) -> str:
-    """`text` with each `{{ vars.x }}` replaced. Raises `SpecError` where x is not declared or another template stands."""
+    """`text` with each `{{ vars.x }}` replaced. Raises `SpecError` where x is not declared, or where
+    another template stands."""
 
     def one(match: re.Match[str]) -> str:
         return _lookup(doc, path, match.group(1), values)
