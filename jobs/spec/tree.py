@@ -147,7 +147,7 @@ def _kind(node: object) -> str:
 
 def _plain(node: yaml.Node) -> bool:
     """Written without quotes: `3` is a number, `"3"` is text."""
-    return getattr(node, "style", None) is None
+    return not getattr(node, "style", None)
 
 
 class _Builder:
