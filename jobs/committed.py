@@ -42,11 +42,13 @@ class Line(msgspec.Struct, frozen=True):
     basis: str
     input: int = 0
     output: int = 0
+    model: str = ""
 
 
 class Sample(msgspec.Struct, frozen=True):
     item_id: str
     scorer: str
+    passed: bool = False
 
 
 class Outputs(msgspec.Struct, frozen=True):
@@ -113,11 +115,13 @@ class _Cost(msgspec.Struct, frozen=True):
     usd: float = 0.0
     basis: str = "metered"
     tokens: _Tokens = _Tokens()
+    model: str = ""
 
 
 class _Quality(msgspec.Struct, frozen=True):
     item_id: str
     scorer: str = ""
+    passed: bool = False
 
 
 Key = Literal["custom_id", "position", "item_id"]
@@ -133,7 +137,7 @@ def read_outputs(paths: Mapping[str, Sequence[Path]], key: Key | str = "custom_i
         dead_letters=tuple(_dead(line, key) for line in _lines(paths, "dead_letters")),
         costs=tuple(_cost(line) for line in _lines(paths, "costs")),
         quality=tuple(
-            Sample(q.item_id, q.scorer)
+            Sample(q.item_id, q.scorer, q.passed)
             for q in (msgspec.json.decode(line, type=_Quality) for line in _lines(paths, "quality"))
         ),
     )
@@ -168,7 +172,8 @@ def _tried(attempts: Sequence[_Attempt]) -> tuple[Tried, ...]:
 
 def _cost(line: bytes) -> Line:
     c = msgspec.json.decode(line, type=_Cost)
-    return Line(c.entry_id, c.item_id, c.attempt, c.role, _nano(c.usd), c.basis, c.tokens.input, c.tokens.output)
+    tokens = c.tokens
+    return Line(c.entry_id, c.item_id, c.attempt, c.role, _nano(c.usd), c.basis, tokens.input, tokens.output, c.model)
 
 
 def _name(line: bytes, key: str, custom_id: str | None, item_id: str, source: _Source) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -75,6 +76,13 @@ class Report(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         head = f"{self.lost} lost, {self.twice} twice, {self.repeated} repeated"
         return "\n".join([head, *(f"  {v.kind}: {v.item}: {v.message}" for v in self.violations)])
+
+
+def journal_of(path: Path) -> list[Paid]:
+    """The sandbox's journal (`penstock sandbox --journal`)."""
+    from penstock.jobs.sandbox.ledger import read_journal
+
+    return [Paid(e.request_id, e.key, e.at, e.input, e.output) for e in read_journal(path)]
 
 
 Price = Callable[[Line], int | None]
