@@ -15,7 +15,7 @@ from penstock.engine.errors import SpecError
 from penstock.jobs.spec import compiler
 from penstock.jobs.spec.describe import describe, missing_secrets, warnings
 from penstock.jobs.spec.digest import changed
-from penstock.jobs.spec.schema import schema
+from penstock.jobs.spec.fields import schema
 from penstock.jobs.spec.tree import from_python
 from penstock.workers.runspec import RunSpec
 

@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.engine.catalog import Account, Limits, Model, Wall
 from penstock.jobs import hosts
-from penstock.jobs.spec.schema import AccountFile, CatalogFile
+from penstock.jobs.spec.fields import AccountFile, CatalogFile
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from penstock.engine.catalog import Catalog, Wall
 from penstock.jobs.spec.accounts import Found, Part, compile_accounts
+from penstock.jobs.spec.fields import WallFile
 from penstock.jobs.spec.models import compile_models
-from penstock.jobs.spec.schema import WallFile
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 EVERY_TIER = (1, 2, 3)

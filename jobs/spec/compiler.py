@@ -22,8 +22,8 @@ from penstock.jobs.spec.accounts import Part
 from penstock.jobs.spec.catalogue import compile_catalog
 from penstock.jobs.spec.decode import decode
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
+from penstock.jobs.spec.fields import BudgetFile, CatalogFile, JobFile, RowFile
 from penstock.jobs.spec.rules import compile_rules
-from penstock.jobs.spec.schema import BudgetFile, CatalogFile, JobFile, RowFile
 from penstock.jobs.spec.tasks import compile_tasks
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse

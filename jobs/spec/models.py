@@ -10,7 +10,7 @@ import msgspec
 from penstock.engine.catalog import Account, Model, Price, Version
 from penstock.jobs import hosts, prices
 from penstock.jobs.spec.accounts import Found, Part, check_name, host_account, new_account
-from penstock.jobs.spec.schema import AccountFile, ModelFile, PriceFile, Replicas
+from penstock.jobs.spec.fields import AccountFile, ModelFile, PriceFile, Replicas
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 MAX_MODELS = 1_000

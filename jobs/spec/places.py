@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.connectors.settings import FilesSink, FilesSource, MemorySink, SinkSettings, SourceSettings
 from penstock.jobs.spec.decode import NOT_YET
-from penstock.jobs.spec.schema import SinksFile
+from penstock.jobs.spec.fields import SinksFile
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 SCHEMES: dict[str, tuple[Callable[[str], SourceSettings], Callable[[str], SinkSettings]]] = {}

@@ -13,7 +13,7 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Output, Prompt, Scorer, Task
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.digest import digest
-from penstock.jobs.spec.schema import JobFile, OutputFile, PromptFile, ScorerFile, ScorerType, TaskFile
+from penstock.jobs.spec.fields import JobFile, OutputFile, PromptFile, ScorerFile, ScorerType, TaskFile
 from penstock.jobs.spec.templates import check_json_schema, check_regex, check_template
 from penstock.jobs.spec.tree import Doc, Path, nearest
 from penstock.jobs.spec.variables import as_literals

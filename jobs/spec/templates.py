@@ -1,4 +1,4 @@
-"""Is a template well formed? (What it does with a row is `connectors.template`'s.)"""
+"""Are templates, schemas and patterns of the job file well formed?"""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from typing import Any
 from penstock.engine.errors import SpecError
 from penstock.jobs.spec.tree import Doc, Path
 
-MAX_TEMPLATE = 200_000
-
 
 def check_template(doc: Doc, path: Path, source: str) -> str:
-    """Raises `SpecError` with the line in the file and the line in the template."""
-    from jinja2 import TemplateError, TemplateSyntaxError
-    from jinja2.sandbox import SandboxedEnvironment
+    """Raises `SpecError` at the template's line, with the template's own account of what is wrong."""
+    from penstock.connectors.template import compile_template
 
-    if len(source) > MAX_TEMPLATE:
-        raise doc.error(path, f"a template of {len(source):,} characters; at most {MAX_TEMPLATE:,}")
     try:
-        SandboxedEnvironment().from_string(source)
-    except TemplateSyntaxError as error:
-        raise doc.error(path, f"not a valid template (its line {error.lineno}): {error.message}") from None
-    except (TemplateError, RecursionError, SyntaxError, ValueError, OverflowError) as error:
-        raise doc.error(path, f"not a valid template: {type(error).__name__}") from None
+        compile_template(source)
+    except SpecError as error:
+        raise doc.error(path, str(error)) from None
     return source
 
 
