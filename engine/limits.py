@@ -165,6 +165,10 @@ class AccountLimits:
         self._flying[holder] = max(0, self._flying.get(holder, 0) - est.calls)
         self._recover(actual.calls, now)
 
+    def flies(self, calls: int, holder: str = "") -> None:
+        """The holder's own count of its calls in the air: it is right where calls went without a grant of ours."""
+        self._flying[holder] = calls
+
     def forget(self, holder: str) -> None:
         """A dispatcher is gone: its calls are no longer in flight here. Their tokens stay counted."""
         self._flying.pop(holder, None)
