@@ -15,6 +15,9 @@ class FilesSource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
 
     path: str
     format: Format | None = None
+    replay: bool = False
+    """The lines are dead-letter records of Penstock: each stands for its `original`, which keeps its item_id and enters
+    again as the next generation."""
 
 
 class MemorySource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="memory"):
