@@ -21,7 +21,7 @@ from penstock.engine.errors import Corrupt
 from penstock.engine.plan import Epoch
 
 LOW_SHARE = 0.25
-"""A lease with less than this left is worth a successor. A guess: a lease lasts seconds, a ledger write milliseconds."""
+"""A lease with less than this left is worth a successor. A guess: it lasts seconds, a ledger write milliseconds."""
 LEASE_SHARE = 100
 """A lease is at most 1/100 of what remains (DESIGN), or one call's worst case where that is more."""
 
@@ -288,6 +288,10 @@ class Purse:
             held.spent += actual_nano
         if reservation.held:
             self.overrun_nano += max(0, actual_nano - reservation.nano)
+
+    def reserved(self, key: str) -> int:
+        """Nano-dollars set aside for calls in flight under this key."""
+        return sum(held.reserved for held in self._leases.get(key, ()))
 
     def release(self, reservation: Reservation) -> None:
         """The call was never sent."""

@@ -37,10 +37,13 @@ _DATA_URL = re.compile(rb'"url"\s*:\s*"data:[^"\\]*"')
 
 
 def output_ceiling(request: Request, task_max: int | None = None, model: Model | None = None) -> int:
-    """The most output tokens one answer may have: the request's, else the task's, else the model's, else 1,024."""
+    """The most output tokens one answer may have: the request's, else the task's, else the model's, else 1,024 (or
+    half of the context, where that is less: a default must leave room for the prompt)."""
     for ceiling in (request.max_tokens, task_max, model.default_max_tokens if model is not None else None):
         if ceiling is not None:
             return ceiling
+    if model is not None and model.context is not None:
+        return max(1, min(DEFAULT_MAX_TOKENS, model.context // 2))
     return DEFAULT_MAX_TOKENS
 
 

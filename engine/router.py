@@ -87,7 +87,7 @@ class _Plan(msgspec.Struct):
     context: int
     """The smallest context among the targets."""
     room: int
-    """The same, less the ceiling of a request that sets none."""
+    """The same, less the answer's length where the task sets it."""
     routes: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Route | Rejection]
 
 
@@ -248,6 +248,7 @@ class Router:
 def _weigh(plan: _Plan, attributes: Attributes, request: Request) -> Route | Rejection:
     """The permitted targets that this item fits into and may pay, in order. Those it may not fit come last."""
     tokens = estimate_input_tokens(request)
+    asked = tokens + (request.max_tokens or plan.ask.task.max_tokens or 0)  # a default ceiling gives way to the prompt
     limit = _nano_limit(attributes.max_cost_usd)
     order: list[tuple[bool, int, int]] = []
     long: list[int] = []
@@ -260,7 +261,7 @@ def _weigh(plan: _Plan, attributes: Attributes, request: Request) -> Route | Rej
         elif limit is not None and (cost is None or cost > limit):
             dear.append(i)
         else:
-            tight = tokens + ceiling > target.context
+            tight = asked > target.context
             order.append((tight, i if plan.easy else UNLIMITED if cost is None else cost, i))
     order.sort()
     key = (tuple(i for _, _, i in order), tuple(long), tuple(dear))
@@ -302,11 +303,8 @@ def _cost(price: Price | None, input_tokens: int, output_tokens: int) -> int | N
 def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ...]) -> _Plan:
     route = _route(ask, tuple(t.candidate for t in targets), refused)
     context = min(t.context for t in targets)
-    room = min(t.context - output_ceiling(_NO_CEILING, ask.task.max_tokens, t.model) for t in targets)
+    room = context - (ask.task.max_tokens or 0)
     return _Plan(ask, targets, refused, route, ask.min_quality is None, context, room, {})
-
-
-_NO_CEILING = Request(b"")
 
 
 def _route(ask: _Ask, candidates: tuple[Candidate, ...], refused: tuple[Refusal, ...]) -> Route:
