@@ -27,7 +27,7 @@ from penstock.jobs.spec.rules import compile_rules
 from penstock.jobs.spec.tasks import compile_tasks
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse
-from penstock.jobs.spec.variables import fill_tree, settle
+from penstock.jobs.spec.variables import check_used, fill_tree, settle
 from penstock.workers.runspec import Execution, RunSpec
 
 _FILLED = ("source", "sinks", "state", "catalog")
@@ -56,7 +56,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     tasks = compile_tasks(doc, job, catalog, values)
     policy = _policy(doc, job, catalog, tasks)
     source = places.source(doc, job.source, base)
-    row = _row(doc, job.row)
+    row = _row(doc, job.row, values)
     _prompts_needed(doc, source, tasks)
     name = _name(doc, job.name, default_name)
     return RunSpec(
@@ -104,7 +104,7 @@ def _policy(doc: Doc, job: JobFile, catalog: Catalog, tasks: dict[str, Task]) ->
     return msgspec.structs.replace(policy, version=policy_version(catalog, policy))
 
 
-def _row(doc: Doc, file: RowFile | None) -> Row:
+def _row(doc: Doc, file: RowFile | None, values: Mapping[str, str]) -> Row:
     if file is None:
         return Row()
     attributes: dict[str, str] = {}
@@ -113,6 +113,7 @@ def _row(doc: Doc, file: RowFile | None) -> Row:
         if name not in ATTRIBUTES:
             raise doc.error(path, f"no attribute of an item{nearest(name, ATTRIBUTES)}")
         text = str(template).lower() if isinstance(template, bool) else str(template)
+        check_used(doc, path, text, values)
         attributes[name] = check_template(doc, path, text)
     row_id = None if file.id is None else check_template(doc, ("row", "id"), file.id)
     return Row(id=row_id, keep=None if file.keep is None else tuple(file.keep), attributes=attributes)

@@ -16,7 +16,7 @@ from penstock.jobs.spec.digest import digest
 from penstock.jobs.spec.fields import JobFile, OutputFile, PromptFile, ScorerFile, ScorerType, TaskFile
 from penstock.jobs.spec.templates import check_json_schema, check_regex, check_template
 from penstock.jobs.spec.tree import Doc, Path, nearest
-from penstock.jobs.spec.variables import as_literals
+from penstock.jobs.spec.variables import check_used
 
 ONLY = "default"
 """Name of the task that the shorthand makes."""
@@ -120,7 +120,8 @@ def _prompt(at: Context, path: Path, file: str | PromptFile | None) -> Prompt | 
 def _template(at: Context, path: Path, text: str) -> str:
     if not text.strip():
         raise at.doc.error(path, "an empty prompt")
-    return check_template(at.doc, path, as_literals(at.doc, path, text, at.vars))
+    check_used(at.doc, path, text, at.vars)
+    return check_template(at.doc, path, text)
 
 
 def _output(doc: Doc, path: Path, file: OutputFile | None) -> Output | None:

@@ -1,4 +1,4 @@
-"""`vars` and `--set`: `{{ vars.date }}` in paths and addresses, and as a literal in prompts."""
+"""`vars` and `--set`: `{{ vars.date }}` in paths and addresses is replaced here, in prompts where they are rendered."""
 
 from __future__ import annotations
 
@@ -70,18 +70,16 @@ def fill_tree(doc: Doc, path: Path, value: Plain, values: Mapping[str, str]) -> 
             return value
 
 
-def as_literals(doc: Doc, path: Path, template: str, values: Mapping[str, str]) -> str:
-    """A prompt in which `{{ vars.x }}` became `{{ "value" }}`: a value is never read as a template."""
-
-    def one(match: re.Match[str]) -> str:
-        value = _lookup(doc, path, match.group(1), values)
-        escaped = "".join(_ESCAPES.get(c, c) for c in value)
-        return '{{ "' + escaped + '" }}'
-
-    return _VAR.sub(one, template)
+def check_used(doc: Doc, path: Path, template: str, values: Mapping[str, str]) -> None:
+    """A prompt keeps its `{{ vars.x }}`: it is rendered with the row, so the prompt's version does not change with the
+    date. Raises `SpecError` where x is not declared."""
+    for block in _BLOCK.findall(template):
+        for name in _USED.findall(block):
+            _lookup(doc, path, name, values)
 
 
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "{": "\\x7b", "}": "\\x7d", "%": "\\x25"}
+_BLOCK = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_USED = re.compile(r"(?<![\w.])vars\.([A-Za-z_]\w*)")
 
 
 def _lookup(doc: Doc, path: Path, name: str, values: Mapping[str, str]) -> str:

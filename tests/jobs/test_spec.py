@@ -28,8 +28,9 @@ sinks: labels.parquet
 
 CATALOG = """
 accounts:
-  anthropic: {protocol: anthropic, base_url: "https://api.anthropic.com", api_key: "env:ANTHROPIC_API_KEY", regions: [us],
-              no_train: true, limits: {rpm: 4000, input_tpm: 2000000, output_tpm: 400000, concurrency: 256}}
+  anthropic: {protocol: anthropic, base_url: "https://api.anthropic.com", api_key: "env:ANTHROPIC_API_KEY",
+              regions: [us], no_train: true,
+              limits: {rpm: 4000, input_tpm: 2000000, output_tpm: 400000, concurrency: 256}}
   groq: {protocol: openai, base_url: "https://api.groq.com/openai/v1", api_key: "env:GROQ_API_KEY", regions: [us]}
 models:
   - {name: opus, account: anthropic, model: claude-opus-4-6, origin: us,
@@ -203,17 +204,13 @@ def test_a_run_is_known_by_name_and_vars(tmp_path: Path) -> None:
     assert job(tmp_path, text.replace("[delivery, ", "["), date="1").run_id == one.run_id
 
 
-def test_variables_stand_in_paths_and_prompts(tmp_path: Path) -> None:
-    """In a prompt the value is a literal: a value that looks like a template stays text."""
-    text = MINIMAL.replace("{{ text }}", "{{ vars.who }}: {{ text }}") + "vars: {who: me}\n"
-    made = job(tmp_path, text, who='{{ secret }} "x"')
-    prompt = made.policy.tasks["default"].prompt
-    assert prompt is not None
-    assert prompt.user is not None
-    from jinja2.sandbox import SandboxedEnvironment
-
-    shown = SandboxedEnvironment().from_string(prompt.user).render(text="hello")
-    assert shown == 'Which department handles this message? {{ secret }} "x": hello'
+def test_variables_keep_a_prompts_version(tmp_path: Path) -> None:
+    """A prompt is rendered with the variables beside the row: another date is the same prompt."""
+    text = MINIMAL.replace("{{ text }}", "{{ vars.date }}: {{ text }}") + "vars: {date: required}\n"
+    one, other = (job(tmp_path, text, date=d).policy.tasks["default"].prompt for d in ("1", "2"))
+    assert one == other
+    with pytest.raises(SpecError, match=r"job.yaml:3: prompt: `vars.dat` is not declared .* did you mean `date`"):
+        job(tmp_path, text.replace("vars.date", "vars.dat"), date="1")
 
 
 def test_a_model_may_carry_its_account(tmp_path: Path) -> None:
@@ -282,7 +279,8 @@ tasks:
 
 def test_all_any_in_and_exists(tmp_path: Path) -> None:
     """The long forms of conditions."""
-    rule = "rules: [{when: {any: [{tier: [1, 2]}, {all: [{unit: {exists: true}}, {priority: {gte: 3, lt: 9}}]}]}, tier: 1}]"
+    every = "{all: [{unit: {exists: true}}, {priority: {gte: 3, lt: 9}}]}"
+    rule = f"rules: [{{when: {{any: [{{tier: [1, 2]}}, {every}]}}, tier: 1}}]"
     (made,) = job(tmp_path, MINIMAL + rule).policy.rules
     assert made.when == Condition(
         any=(

@@ -1,0 +1,356 @@
+"""Whatever a person may write: a `SpecError` with file, line and nearest name, and never a key in it."""
+# ruff: noqa: E501 - the tables of mistakes read better with one mistake a line
+
+from __future__ import annotations
+
+import string
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from penstock.engine.errors import SpecError
+from penstock.jobs import spec
+from penstock.jobs.spec import fields
+
+BASE = """\
+source: messages.csv
+prompt: "{{ text }}"
+models: [sandbox/a, sandbox/b]
+sinks: out.jsonl
+"""
+KEY = "sk-ant-api03-abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def load(folder: Path, text: str | bytes, **sets: str) -> object:
+    path = folder / "job.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return spec.load(path, sets=sets)
+
+
+def refused(folder: Path, text: str | bytes, **sets: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        load(folder, text, **sets)
+    return str(caught.value).removeprefix(f"{folder}/")
+
+
+CASES = {
+    "unknown field": ("promt: x", "job.yaml:5: promt: unknown field; did you mean `prompt`?"),
+    "unknown field deep": (
+        "output: {choice: [a]}",
+        "job.yaml:5: output.choice: unknown field; did you mean `choices`?",
+    ),
+    "duplicate key": ("prompt: x", "job.yaml:5: `prompt` stands here twice; keep one"),
+    "wrong type": ("sample: lots", "job.yaml:5: sample: expected a number, found text"),
+    "wrong type in a task": (
+        "rules:\n  - {when: {tier: 1}, use: sandbox/a}",
+        "job.yaml:6: rules[0].use: expected a list, found text",
+    ),
+    "wrong word": ("shape: row", "job.yaml:5: shape: `row` is not known here; did you mean `rows`?"),
+    "unknown tier in a rule": (
+        "rules: [{when: {tier: 1}, tier: 7}]",
+        "job.yaml:5: rules[0].tier: no tier 7; there are",
+    ),
+    "rule to unknown model": (
+        "rules: [{when: {tier: 1}, use: [sandbx/a]}]",
+        "rules[0].use[0]: no model `sandbx/a`; did you mean `sandbox/a`?",
+    ),
+    "rule on unknown attribute": (
+        "rules: [{when: {taks: x}, tier: 1}]",
+        "taks: no attribute of an item; did you mean `task`",
+    ),
+    "rule on unknown task": ("rules: [{when: {task: defalt}, tier: 1}]", "no task `defalt`; did you mean `default`?"),
+    "rule with unknown comparison": (
+        "rules: [{when: {tier: {les: 1}}, tier: 1}]",
+        "rules[0].when.tier.les: no comparison; did you mean",
+    ),
+    "rule that decides nothing": ("rules: [{when: {tier: 1}}]", "decides nothing; add `use:`"),
+    "rule without when": ("rules: [{tier: 1}]", "job.yaml:5: rules[0]: the field `when` is missing"),
+    "size of a text": ("rules: [{when: {task: {lt: 1}}, tier: 1}]", "`task` is text; only numbers are compared"),
+    "tier to unknown model": ("tiers: {1: [sandbox/c]}", "job.yaml:5: tiers.1[0]: no model `sandbox/c`; did you mean"),
+    "tier by a word": ("tiers: {best: [sandbox/a]}", "job.yaml:5: tiers.best: a tier is a whole number"),
+    "empty tier": ("tiers: {1: []}", "tiers.1: an empty list"),
+    "too few choices": ("output: {choices: [a]}", "output.choices: wants 2 to 1,000 choices, found 1"),
+    "equal choices": ("output: {choices: [a, b, a]}", "output.choices[2]: `a` stands here twice"),
+    "choices and schema": ("output: {choices: [a, b], json_schema: {}}", "wants exactly one of"),
+    "bad schema": (
+        "output:\n  json_schema:\n    type: objekt",
+        "job.yaml:7: output.json_schema.type: not a valid JSON schema",
+    ),
+    "schema that fetches": ('output: {json_schema: {"$ref": "http://x.test/s"}}', "nothing is fetched"),
+    "parameter of ours": ("params: {model: x}", "params.model: can't be a parameter; its place is models:"),
+    "bad ceiling": ("params: {max_tokens: 0}", "params.max_tokens: expected a whole number, 1 or more"),
+    "bad temperature": ("params: {temperature: hot}", "params.temperature: expected a number from 0 to 2"),
+    "bad share": ("sample: 2", "job.yaml:5: sample: expected a share between 0 and 1"),
+    "bad scorer": ("scorers: [{type: regex}]", "`pattern` belongs to a scorer of type regex"),
+    "bad pattern": ("scorers: [{type: regex, pattern: '('}]", "scorers[0].pattern: not a valid regular expression"),
+    "bad function": ("scorers: [{function: nope}]", "scorers[0].function: expected `module:name`"),
+    "tasks and shorthand": ("tasks: {a: {prompt: x}}", "job.yaml:2: prompt: stands beside `tasks:`"),
+    "bad attribute": ("row: {attributes: {sensitivty: x}}", "did you mean `sensitivity`?"),
+    "bad budget": ("budgets: [{usd: -1}]", "job.yaml:5: budgets[0].usd: not an amount in US dollars: negative"),
+    "budget too fine": ("budgets: [{usd: 0.00000000001}]", "finer than a nano-dollar"),
+    "bad fuse": ("max_dead_letters: 1.5", "expected a count (0, 10) or a share"),
+    "bad lanes": ("execution: {lanes: 65}", "execution.lanes: at most 64"),
+    "no lanes": ("execution: {lanes: 0}", "execution.lanes: must be 1 or more"),
+    "unknown execution": ("execution: {lane: 3}", "did you mean `lanes`?"),
+    "state elsewhere": ("state: s3://bucket/x", "job.yaml:5: state: s3:// can't hold the state yet"),
+    "no catalogue": ("catalog: nowhere.yaml", "job.yaml:5: catalog: no such file"),
+    "catalogue by URL": ("catalog: https://x.test/c.yaml", "catalog: expected a path"),
+    "hole in a wall": ("walls: {eu: {regions: ['']}}", "walls.eu.regions[0]: empty text in a wall"),
+    "public without a wall": (
+        "walls: {eu: {}}\nunknown_wall: public",
+        "job.yaml:6: unknown_wall: `public` wants a wall",
+    ),
+    "not finite": ("sample: .nan", "job.yaml:5: a number that is not finite"),
+    "infinite by size": ("sample: 1e999", "job.yaml:5: a number too large"),
+    "huge number": ("max_attempts: 99999999999999999999999999", "job.yaml:5: a number too large"),
+    "tag": ("name: !!python/object:os.system x", "job.yaml:5: YAML tags"),
+    "second document": ("---\nname: x", "job.yaml:5: a second document"),
+    "template as a mapping": ("row: {id: {{ x }}}", "job.yaml:5: a field name is text"),
+    "bad template": ('row: {id: "{{ x"}', "job.yaml:5: row.id: line 1 of the template"),
+    "open bracket": ("tasks: [", "not valid YAML"),
+    "tab": ("a:\n\t- b", "job.yaml:6: not valid YAML"),
+    "the same place twice": ("row: {}\nsinks: {results: a.jsonl, costs: a.jsonl}", "`sinks` stands here twice"),
+    "null key": ("~: x", "job.yaml:5: a field name is missing"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_error_tells_line_and_nearest_name(name: str, tmp_path: Path) -> None:
+    """One mistake each, added as line 5 of a job that is right."""
+    extra, message = CASES[name]
+    assert message in refused(tmp_path, BASE + extra + "\n")
+
+
+INSTEAD = {
+    "unknown type": ("source: {type: fils, path: x}", "job.yaml:1: source.type: unknown type `fils`; did you mean `files`?"),
+    "no type": ("source: {path: x}", "job.yaml:1: source: say its `type:` (files)"),
+    "kafka": ("source: {type: kafka, topics: [x]}", "job.yaml:1: source.type: comes with the Kafka connector"),
+    "kafka URL": ("source: kafka://broker:9092/topic", "kafka:// comes with the Kafka connector"),
+    "s3 URL": ("source: s3://bucket/x", "job.yaml:1: source: s3:// comes with the S3 connector"),
+    "other URL": ("source: ftp://x/y", "no connector reads ftp://"),
+    "unknown field of a source": ("source: {type: files, pth: x}", "source.pth: unknown field; did you mean `path`?"),
+    "no path": ("source: {type: files}", "source: the field `path` is missing"),
+    "a list": ("source: [a, b]", "job.yaml:1: source: expected text or a mapping, found a list"),
+    "empty": ('source: ""', "source: expected a path, found empty text"),
+    "undeclared variable": ('source: "{{ vars.dat }}"\nvars: {date: x}', "source: `vars.dat` is not declared"),
+    "row's template in a path": ('source: "{{ text }}"', "only {{ vars.NAME }} can stand here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_a_source_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    """The first line of a job that is right, replaced."""
+    line, message = INSTEAD[name]
+    assert message in refused(tmp_path, BASE.replace("source: messages.csv", line))
+
+
+MODELS = {
+    "unknown host": ("[antropic/claude]", "models[0]: `antropic` is neither a known host nor an account; did you mean `anthropic`?"),
+    "no host": ("[claude]", "models[0]: `claude` is no model of the catalogue; write provider/model"),
+    "no models": ("[]", "no model is named"),
+    "unpriced": ("[openai/gpt-unheard-of-9]", "the price table does not know `gpt-unheard-of-9` at openai; add `price:"),
+    "unpriced own server": ("[{name: m, model: x, base_url: 'http://localhost/v1'}]", "or `price: free`"),
+    "unknown account": ("[{name: m, account: opnai, model: x}]", "no account `opnai`; did you mean `openai`?"),
+    "nowhere": ("[{name: m, model: x}]", "where is it? Say `account:`"),
+    "twice": ("[{name: m, worker: vllm, model: x, hour_usd: 1}, {name: m, worker: vllm, model: y, hour_usd: 1}]", "defined twice"),
+    "free by silence": ("[{name: m, worker: vllm, model: x}]", "own workers are not free: add `hour_usd"),
+    "negative hour": ("[{name: m, worker: vllm, model: x, hour_usd: -1}]", "models[0].hour_usd: negative"),
+    "negative price": ("[{name: m, model: openai/x, price: {input_per_million: -1, output_per_million: 1}}]",
+                       "models[0].price.input_per_million: not a price in US dollars: negative"),
+    "price a token": ("[{name: m, model: openai/x, price: {input_per_million: 5000000, output_per_million: 1}}]", "over a dollar a token"),
+    "half a price": ("[{name: m, model: openai/x, price: {input_per_million: 5}}]", "`output_per_million` is missing"),
+    "word for a price": ("[{name: m, model: openai/x, price: fre}]", "models[0].price"),
+    "no live version": ("[{name: m, worker: vllm, hour_usd: 1, versions: [{id: a, model: x}, {id: b, model: y}]}]", "say which version is live"),
+    "unknown live version": ("[{name: m, worker: vllm, hour_usd: 1, live: v11, versions: [{id: v1, model: x}]}]", "models[0].live: no version `v11`; did you mean `v1`?"),
+    "replicas": ("[{name: m, worker: vllm, hour_usd: 1, model: x, replicas: {min: 3, max: 2}}]", "needs 0 <= min <= max"),
+    "workers without worker": ("[{name: m, model: openai/x, price: free, hour_usd: 1}]", "belongs to a model on own workers"),
+    "account twice": ("[{name: m, account: openai, model: x, price: free, base_url: 'https://x.test'}]", "stands in the account `openai` already"),
+    "quality": ("[{name: m, worker: vllm, hour_usd: 1, model: x, quality: {a: 82}}]", "models[0].quality.a: a quality is between 0 and 1"),
+    "engine type": ("[{name: m, worker: vllm, hour_usd: 1, model: x, engine: {a: [1]}}]", "models[0].engine.a: expected"),
+    "limits": ("[{name: m, model: x, price: free, base_url: 'https://x.test', limits: {rpm: 0}}]", "limits.rpm: must be 1 or more"),
+    "address": ("[{name: m, model: x, price: free, base_url: 'x.test'}]", "models[0].base_url: not an address"),
+    "password in the address": ("[{name: m, model: x, price: free, base_url: 'https://u:p@x.test'}]", "holds a user name or password"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_cannot_be_called_or_billed_is_refused(name: str, tmp_path: Path) -> None:
+    """Nobody is billed wrongly because a price was missing."""
+    models, message = MODELS[name]
+    told = refused(tmp_path, BASE.replace("[sandbox/a, sandbox/b]", models))
+    assert message in told
+    assert told.startswith("job.yaml:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{{name: m, model: x, price: free, base_url: 'https://x.test', api_key: {KEY}}}]",
+        f"[{{name: m, model: x, price: free, base_url: 'https://x.test', api_key: 'env:{KEY}'}}]",
+        f"[{{name: m, model: x, price: free, base_url: 'https://x.test', api_key: ['{KEY}']}}]",
+        f"[{{name: m, model: x, price: free, base_url: 'https://x.test', {KEY}: 1}}]",
+        f"[{{name: m, model: x, price: free, base_url: 'https://{KEY}@x.test'}}]",
+        f"[{{name: m, model: x, price: {KEY}, base_url: 'https://x.test'}}]",
+        f"[{{name: m, account: {KEY}, model: x}}]",
+        f"[{KEY}]",
+        f"[openai/{KEY}]",
+        f"[{{api_key: {KEY}, api_key: {KEY}}}]",
+        f"[{{api_key: {KEY}",
+        f"[*{KEY}]",
+        f"[!{KEY} x]",
+    ],
+)
+def test_no_error_shows_a_key(text: str, tmp_path: Path) -> None:
+    """A key written where it must not stand is refused, and not repeated on a screen or in a log."""
+    told = refused(tmp_path, BASE.replace("[sandbox/a, sandbox/b]", text))
+    assert "abcdefghij" not in told
+
+
+def test_a_literal_key_is_refused_whatever_it_looks_like(tmp_path: Path) -> None:
+    """Only references pass: `env:NAME`, `file:/path`."""
+    for key in ("hunter2", "env:", "env:a b", "file:relative", "http://x", "ENV:X"):
+        models = f"[{{name: m, model: x, price: free, base_url: 'https://x.test', api_key: '{key}'}}]"
+        told = refused(tmp_path, BASE.replace("[sandbox/a, sandbox/b]", models))
+        assert "models[0].api_key: name the key, never write it" in told
+        assert "hunter2" not in told
+
+
+def test_a_known_hosts_key_goes_to_that_host_only(tmp_path: Path) -> None:
+    """An account named like a host, at another address, gets no key that it does not ask for."""
+    text = BASE.replace("[sandbox/a, sandbox/b]", "[openai/gpt-4o-mini]")
+    made = spec.load(_written(tmp_path, text + "accounts: {openai: {base_url: 'https://elsewhere.test/v1'}}\n"))
+    assert made.catalog.accounts["openai"].api_key is None
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_mistake_in_the_catalogue_names_the_catalogue(tmp_path: Path) -> None:
+    """File and line are those of the file that is wrong."""
+    (tmp_path / "catalog.yaml").write_text("walls:\n  eu:\n    region: [eu]\n")
+    told = refused(tmp_path, BASE + "catalog: catalog.yaml\n")
+    assert told == "catalog.yaml:3: walls.eu.region: unknown field; did you mean `regions`?"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("walls: {health: {}}", "job.yaml:6: walls.health: this wall is defined in the catalogue"),
+        ("unknown_wall: public\nwalls: {public: {}}", "job.yaml:6: unknown_wall: the catalogue says otherwise"),
+        (
+            "accounts: {us: {base_url: 'https://x.test', regions: [eu]}}",
+            "job.yaml:6: accounts.us: this account is defined",
+        ),
+    ],
+)
+def test_a_job_cannot_bend_the_companys_walls(extra: str, message: str, tmp_path: Path) -> None:
+    """A wall that a job could redefine would be none."""
+    (tmp_path / "catalog.yaml").write_text(
+        "walls: {health: {self_hosted: true}}\nunknown_wall: refuse\n"
+        "accounts: {us: {base_url: 'https://x.test', regions: [us]}}\n"
+    )
+    assert message in refused(tmp_path, BASE + "catalog: catalog.yaml\n" + extra + "\n")
+
+
+def test_variables_are_required_known_and_bounded(tmp_path: Path) -> None:
+    """`--set` mistakes are told with the nearest name."""
+    text = BASE + "vars: {date: required}\n"
+    assert "vars.date: has no value; add --set date=…" in refused(tmp_path, text)
+    assert "--set dat: the job has no such variable; did you mean `date`?" in refused(tmp_path, text, date="1", dat="2")
+    assert "at most 1,000 characters" in refused(tmp_path, text, date="x" * 1_001)
+
+
+def test_a_table_needs_a_prompt(tmp_path: Path) -> None:
+    """A row of a CSV file is no request."""
+    assert "rows of a table need a `prompt:`" in refused(tmp_path, BASE.replace('prompt: "{{ text }}"', "sample: 0"))
+
+
+def test_files_that_are_no_job_are_refused(tmp_path: Path) -> None:
+    """Nothing, a list, a picture, a folder, a missing file."""
+    assert "expected fields like" in refused(tmp_path, "")
+    assert "found a list" in refused(tmp_path, "- a\n- b\n")
+    assert "not UTF-8" in refused(tmp_path, b"name: x\nsource: \xff\xfe\n")
+    assert "job.yaml:2" in refused(tmp_path, b"name: x\nsource: \xff\xfe\n")
+    assert "not valid YAML" in refused(tmp_path, "a: \x00")
+    with pytest.raises(SpecError, match="can't be read: No such file"):
+        spec.load(tmp_path / "none.yaml")
+    with pytest.raises(SpecError, match="can't be read"):
+        spec.load(tmp_path)
+
+
+def test_size_depth_and_aliases_are_bounded(tmp_path: Path) -> None:
+    """A bomb is refused at once, and says why."""
+    assert "at most 1,000,000 are read" in refused(tmp_path, "#" * 1_000_001)
+    assert "nest" in refused(tmp_path, "a: " + "[" * 10_000)
+    assert "nested deeper than 50" in refused(tmp_path, "a:\n" + "".join(" " * i + "- \n" for i in range(1, 900)))
+    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30))
+    assert "aliases count in full" in refused(tmp_path, laughs)
+    assert "levels (aliases count in full)" in refused(tmp_path, "a: &a [*a]\n")
+
+
+def test_a_bom_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    """What an editor on Windows writes."""
+    load(tmp_path, b"\xef\xbb\xbf" + BASE.replace("\n", "\r\n").encode())
+
+
+WORDS = [
+    *fields.JobFile.__struct_fields__,
+    *fields.ModelFile.__struct_fields__,
+    *fields.TaskFile.__struct_fields__,
+    *("type", "files", "kafka", "path", "choices", "when", "use", "lt", "all", "results", "usd", "{{ text }}"),
+    *("sandbox/a", "openai/gpt-4o-mini", "x.jsonl", "vllm", "free", "{{ vars.x }}", "1", "exact", "required"),
+]
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(WORDS),
+    st.text(string.printable, max_size=12),
+)
+trees: st.SearchStrategy[Any] = st.recursive(
+    scalars,
+    lambda child: (
+        st.lists(child, max_size=4) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=6), child, max_size=5)
+    ),
+    max_leaves=25,
+)
+calm = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def survives(folder: Path, text: str | bytes) -> None:
+    with suppress(SpecError):
+        load(folder, text)
+
+
+@calm
+@given(st.dictionaries(st.sampled_from(fields.JobFile.__struct_fields__), trees, max_size=6))
+def test_any_tree_gives_a_spec_or_a_spec_error(tmp_path: Path, tree: dict[str, Any]) -> None:
+    """Right names, any values."""
+    base = {"source": "a.jsonl", "models": ["sandbox/a"], "sinks": "out/"}
+    survives(tmp_path, yaml.safe_dump({**base, **tree}, allow_unicode=True).encode("utf-8", "surrogateescape"))
+    with suppress(SpecError):
+        spec.from_mapping({**base, **tree}, tmp_path)
+
+
+@calm
+@given(st.binary(max_size=300) | st.text("abc:-[]{}&*!|>'\"%@`#,?\n\t \x00~<=0.", max_size=80))
+def test_any_bytes_give_a_spec_error(tmp_path: Path, text: str | bytes) -> None:
+    """Not even YAML."""
+    survives(tmp_path, text)
+
+
+@calm
+@given(st.integers(0, len(BASE)), st.text(max_size=4), st.integers(0, 5))
+def test_a_damaged_job_gives_a_spec_or_a_spec_error(tmp_path: Path, at: int, extra: str, cut: int) -> None:
+    """A good job with a few characters replaced."""
+    survives(tmp_path, (BASE[:at] + extra + BASE[at + cut :]).encode("utf-8", "replace"))
