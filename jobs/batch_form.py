@@ -24,7 +24,7 @@ STATES: dict[RunState, BatchState] = {
     "cancelled": "cancelled",
     "interrupted": "cancelled",
 }
-"""Ours says more: it stands in `penstock.state`. A run stopped by its budget can go on, which OpenAI has no word for."""
+"""Ours says more, in `penstock.state`: a run stopped by its budget can go on, for which OpenAI has no word."""
 
 
 class RequestCounts(msgspec.Struct, frozen=True):

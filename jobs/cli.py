@@ -17,7 +17,7 @@ from typing import NamedTuple
 import click
 
 from penstock.engine.errors import PenstockError
-from penstock.jobs.commands import exits
+from penstock.jobs import exits
 
 
 class Entry(NamedTuple):

@@ -58,10 +58,8 @@ class History:
 
     def runs(self) -> list[RunStatus]:
         """All runs, the latest first. One whose status was never written is shown as starting."""
-        found: list[RunStatus] = []
-        for key in self._keys.list("runs/"):
-            if key.endswith("/spec.json"):
-                found.append(self._status_or_starting(key.split("/")[-2]))
+        keys = [key for key in self._keys.list("runs/") if key.endswith("/spec.json")]
+        found = [self._status_or_starting(key.split("/")[-2]) for key in keys]
         return sorted(found, key=lambda status: (-status.started_at, status.run_id))
 
     def ask_cancel(self, run_id: str, by: str) -> None:

@@ -6,19 +6,17 @@ later, on a terminal and in a pipe.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.engine.quality import Interval, mean_interval, proportion_interval
 from penstock.jobs.progress import done_items, expected_items
-from penstock.jobs.wording import counted, dollars, duration, share, tallied
+from penstock.jobs.wording import counted, dollars, duration, relative, share, tallied
 from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-CONFIDENCE = "95 %"
-"""What the quality intervals cover."""
 FILES_SHOWN = 3
 ID_WIDTH = 24
 
@@ -164,21 +162,17 @@ def _quality(tally: Tally) -> list[str]:
 
 def quality_line(task: TaskTally) -> str:
     """`classification, small: 82.1 % (79.3–84.6 %, n = 412)`."""
-    low, high = interval(task)
     mean = task.score / task.n
-    return (
-        f"{_escape(task.task)}, {_escape(task.model)}: {100 * mean:.1f} % "
-        f"({100 * low:.1f}–{100 * high:.1f} %, n = {task.n:,})"
-    )
+    around = interval(task)
+    spread = f"{100 * around.low:.1f}–{100 * around.high:.1f} %, " if around else ""
+    return f"{_escape(task.task)}, {_escape(task.model)}: {100 * mean:.1f} % ({spread}n = {task.n:,})"
 
 
-def interval(task: TaskTally) -> tuple[float, float]:
-    """Scores that are all 0 or 1 are a proportion; others a mean."""
-    from penstock.engine import quality
-
+def interval(task: TaskTally) -> Interval | None:
+    """Where the true mean lies (95 %). Scores that are all 0 or 1 are a proportion; others a mean."""
     if task.score == task.score2 == task.passed:
-        return quality.proportion_interval(task.passed, task.n)
-    return quality.mean_interval(task.n, task.score, task.score2)
+        return proportion_interval(task.passed, task.n)
+    return mean_interval(task.n, task.score, task.score2)
 
 
 def _slow(slow: Slow) -> str:
@@ -207,16 +201,12 @@ def _ledger(tally: Tally) -> str:
 def _files(status: RunStatus) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for sink, paths in status.outputs.items():
-        shown = [_escape(_relative(path)) for path in paths[:FILES_SHOWN]]
+        shown = [_escape(relative(path)) for path in paths[:FILES_SHOWN]]
         if len(paths) > FILES_SHOWN:
             shown.append(f"… {len(paths) - FILES_SHOWN} more")
         if shown:
             rows.append((sink.replace("_", " ") + " in", "\n".join(shown)))
     return rows
-
-
-def _relative(path: str) -> str:
-    return path.removeprefix(str(Path.cwd()) + "/")
 
 
 def _next(status: RunStatus, named: str) -> str:

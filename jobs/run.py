@@ -7,29 +7,26 @@ run. The calls of a handle come from one thread and return at once.
 from __future__ import annotations
 
 import asyncio
-import getpass
-import os
 import shlex
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from penstock.connectors.base import Holder
 from penstock.engine.errors import SpecError
 from penstock.jobs import trial
 from penstock.jobs.history import History, is_over
 from penstock.jobs.progress import Display, Meter, Silent
 from penstock.jobs.result import JobResult
 from penstock.workers.clock import SYSTEM, Clock
-from penstock.workers.runspec import RunSpec
+from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
 if TYPE_CHECKING:
@@ -45,6 +42,8 @@ SAVE_EVERY_S = 2.0
 """How often the status goes into history: a put to S3 costs half a cent per thousand."""
 STOP_GRACE_S = 10.0
 """After the second interrupt: how long a run may take to say that it stopped before we leave it behind."""
+COMMAND_SHOWN = 200
+"""Characters of a command line that others are shown."""
 
 
 class RunHandle(Protocol):
@@ -62,22 +61,11 @@ class RunHandle(Protocol):
     def close(self) -> None: ...
 
 
-class Options(msgspec.Struct, frozen=True):
-    """How to start. `fresh`: forget what was done, new generation of everything. `accept_changes`: go on although the
-    job changed in a way that changes answers. `take_over`: take the run from the process that holds it."""
-
-    fresh: bool = False
-    accept_changes: bool = False
-    take_over: bool = False
-
-
 class Cluster(Protocol):
     """Where runs are launched. `launch` returns once the run is accepted, and raises what `engine.errors` says:
     `Held` where another process has the run, `SpecError` where the job changed, `Corrupt`, `Temporary`."""
 
-    def launch(
-        self, spec: RunSpec, *, fresh: bool, accept_changes: bool, take_over: bool, holder: Holder
-    ) -> RunHandle: ...
+    def launch(self, spec: RunSpec, options: RunOptions) -> RunHandle: ...
 
 
 OpenCluster = Callable[[str | None], AbstractContextManager[Cluster]]
@@ -146,15 +134,19 @@ class _Saver:
 
 
 @contextmanager
-def interrupts(stop: Stop) -> Iterator[None]:
+def interrupts(stop: Stop) -> Generator[None]:
     """SIGINT and SIGTERM ask the run to stop, while this lasts. Only a process's main thread may do that; elsewhere
     whoever started the thread passes the interrupt on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        stop.ask()
+
     for number in before:
-        signal.signal(number, lambda *_: stop.ask())
+        signal.signal(number, asked)
     try:
         yield
     finally:
@@ -166,7 +158,7 @@ class Session(msgspec.Struct, frozen=True):
     """All that one command brings along. `open_cluster` and `open_history` are arguments so that tests bring their
     own."""
 
-    options: Options = Options()
+    options: RunOptions = RunOptions()
     address: str | None = None
     open_cluster: OpenCluster | None = None
     open_history: Callable[[str], History] | None = None
@@ -179,14 +171,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     history.save_spec(spec)
     history.forget_cancel(spec.run_id)
     with interrupts(stop), (session.open_cluster or _real_cluster)(session.address) as cluster:
-        options = session.options
-        handle = cluster.launch(
-            spec,
-            fresh=options.fresh,
-            accept_changes=options.accept_changes,
-            take_over=options.take_over,
-            holder=whoami(),
-        )
+        handle = cluster.launch(spec, msgspec.structs.replace(session.options, command=command_line()))
         try:
             status = follow(handle, history, display, stop)
         finally:
@@ -207,22 +192,9 @@ def open_history(url: str) -> History:
     return History(open_keys(url), url)
 
 
-def whoami() -> Holder:
-    """Who holds a run, in words for the next who asks for it."""
-    return Holder(
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        user=_user(),
-        since=SYSTEM.now(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
-    )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
-        return str(os.getuid())
+def command_line() -> str:
+    """What was typed, for whoever finds the run held or cancelled."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:COMMAND_SHOWN]
 
 
 def resolve(job: Job, variables: Mapping[str, str] | None = None, limit: int | None = None) -> RunSpec:
@@ -248,7 +220,7 @@ def run(
     vars: Mapping[str, str] | None = None,
     limit: int | None = None,
     address: str | None = None,
-    options: Options | None = None,
+    options: RunOptions | None = None,
     progress: bool = True,
 ) -> JobResult:
     """Run a job to its end and return what came of it. A run that was cut off goes on where it was.
@@ -257,7 +229,7 @@ def run(
     Works under a notebook's running loop. An interrupt drains the run; a second one stops it now.
     Raises the errors of `penstock.engine.errors`; dead letters are no error: look at `JobResult.ok`.
     """
-    session = Session(options or Options(), address)
+    session = Session(options or RunOptions(), address)
     return off_loop(lambda stop: execute(resolve(job, vars, limit), session, _display(progress), stop))
 
 
@@ -267,11 +239,11 @@ async def arun(
     vars: Mapping[str, str] | None = None,
     limit: int | None = None,
     address: str | None = None,
-    options: Options | None = None,
+    options: RunOptions | None = None,
     progress: bool = True,
 ) -> JobResult:
     """`run`, awaitable. Cancelling the await drains the run in the background."""
-    session, stop = Session(options or Options(), address), Stop()
+    session, stop = Session(options or RunOptions(), address), Stop()
     try:
         return await asyncio.to_thread(
             lambda: execute(resolve(job, vars, limit), session, _display(progress), stop),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 from penstock.engine.items import NANO_PER_USD
 
@@ -54,3 +55,13 @@ def tallied(counts: dict[str, int]) -> str:
 def moment(at: float) -> str:
     """`2026-11-24 13:05` in this machine's time zone; `–` where it never was."""
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M") if at else "–"
+
+
+def instant(at: datetime) -> str:
+    """`2026-11-24 13:05:07.120` in this machine's time zone."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def relative(path: str) -> str:
+    """As a person here would write it: without the working folder in front."""
+    return path.removeprefix(str(Path.cwd()) + "/")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from penstock.engine.errors import SpecError
-from penstock.jobs.commands import exits, shared
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
+from penstock.jobs.wording import relative
 
 if TYPE_CHECKING:
     from penstock.engine.catalog import Catalog, Model, Price, Wall
-    from penstock.workers.runspec import RunSpec
 
 STARTER_FILES = ("job.yaml", "catalog.yaml", "messages.csv")
 
@@ -49,50 +50,22 @@ def _prefix(target: Path) -> str:
 @shared.json_option
 def validate(job: str, sets: tuple[str, ...], as_json: bool) -> int:
     """Check JOB and its catalogue: names, templates, prices, walls. Reads no rows, calls nobody."""
-    from penstock.jobs.spec import missing_secrets
+    from penstock.jobs.spec import describe, missing_secrets, warnings
 
     spec = shared.load_job(job, sets)
-    missing = list(missing_secrets(spec))
+    missing, warned = missing_secrets(spec), warnings(spec)
     if as_json:
-        shared.print_json({"valid": True, "run_id": spec.run_id, "name": spec.name, "missing_secrets": missing})
+        told = {"valid": True, "run_id": spec.run_id, "name": spec.name, "missing_secrets": missing, "notes": warned}
+        shared.print_json(told)
         return exits.DONE
-    click.echo(f"{job} is valid: {_inventory(spec)}")
-    for line in _where(spec):
-        click.echo(line)
-    for reference in missing:
-        click.echo(f"note: {reference} is not set; a run will ask for it", err=True)
+    click.echo(f"{job} is valid")
+    lines = describe(spec)
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
+        click.echo(f"  {label:<{width}}  {relative(value)}")
+    for note in [*warned, *(f"{line}; a run will ask for it" for line in missing)]:
+        click.echo(f"note: {note}", err=True)
     return exits.DONE
-
-
-def _inventory(spec: RunSpec) -> str:
-    parts = [
-        counted(len(spec.policy.tasks), "task"),
-        counted(len(spec.catalog.models), "model"),
-        counted(len(spec.catalog.tiers), "tier"),
-    ]
-    if spec.catalog.walls:
-        parts.append(counted(len(spec.catalog.walls), "wall"))
-    if spec.policy.rules:
-        parts.append(counted(len(spec.policy.rules), "rule"))
-    return ", ".join(parts)
-
-
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _where(spec: RunSpec) -> list[str]:
-    sinks = [f"  {name:<13}{place(settings)}" for name, settings in spec.sinks.items()]
-    return [f"  {'run':<13}{spec.run_id}", f"  {'source':<13}{place(spec.source)}", *sinks]
-
-
-def place(settings: object) -> str:
-    """Where a source or sink is, as a person would write it; below the working folder as a relative path."""
-    path = getattr(settings, "path", None) or getattr(settings, "name", None)
-    if path is None:
-        return str(settings)
-    here = str(Path.cwd()) + "/"
-    return str(path).removeprefix(here)
 
 
 @click.command()
@@ -105,10 +78,10 @@ def plan(job: str, sets: tuple[str, ...], as_json: bool, limit: int | None) -> i
 
     Exits 3 where a budget can't hold it.
     """
-    from penstock.jobs import planning
-    from penstock.jobs.run import narrow
+    from penstock.jobs import planning, trial
 
-    made = planning.make_plan(narrow(shared.load_job(job, sets), limit=limit))
+    spec = shared.load_job(job, sets)
+    made = planning.make_plan(spec if limit is None else trial.first(spec, limit))
     if as_json:
         shared.print_json(made)
     else:
@@ -180,9 +153,9 @@ def _walls(catalog: Catalog, model: Model) -> str:
 
 
 def _permits(catalog: Catalog, wall: Wall, model: Model) -> bool:
-    from penstock.engine import walls
+    from penstock.engine.walls import refusal
 
-    return walls.permits(catalog, wall, model)
+    return refusal(wall, model, catalog.accounts.get(model.account or "")) is None
 
 
 @click.command()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+import msgspec
+
+if TYPE_CHECKING:
+    from penstock.jobs.sandbox.settings import Settings
 
 
 @click.command()
@@ -14,4 +20,46 @@ def demo(quick: bool) -> int:
     """
     from penstock.jobs import demo as theatre
 
-    return theatre.main(quick=quick)
+    return theatre.main(quick)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 takes a free one.")
+@click.option("--latency-ms", type=click.FloatRange(min=0), help="How long each answer takes.")
+@click.option("--jitter-ms", type=click.FloatRange(min=0), help="Latency is spread evenly over ± this.")
+@click.option("--rpm", type=click.IntRange(min=1), help="Requests a minute, with the true headers and 429s.")
+@click.option("--tpm", type=click.IntRange(min=1), help="Tokens a minute.")
+@click.option("--faults", metavar="NAME=SHARE,…", help="For example 429=0.02,500=0.01,hang=0.001.")
+@click.option("--seed", type=int, help="Of faults and latencies.")
+@click.option("--journal", type=click.Path(dir_okay=False), help="Gains a line for every charged request.")
+@click.option("--settings", "file", type=click.Path(dir_okay=False), help="All of this and more, from YAML.")
+def sandbox(host: str, port: int, file: str | None, **given: object) -> int:
+    """A provider to rehearse jobs against, without keys: OpenAI and Anthropic formats, limits, faults.
+
+    In a job: `models: [sandbox/fast]`. GET /stats shows what was served, and what was paid for twice.
+    """
+    from penstock.jobs.sandbox.run import serve
+    from penstock.jobs.sandbox.settings import Settings, read_settings
+
+    serve(
+        host, port, _settings(read_settings(file) if file else Settings(), given), lambda url: click.echo(_ready(url))
+    )
+    return 0
+
+
+def _settings(base: Settings, given: dict[str, object]) -> Settings:
+    """What the options say, over what the file says."""
+    from penstock.jobs.sandbox.settings import parse_faults
+
+    said = {name: value for name, value in given.items() if value is not None}
+    faults = said.pop("faults", None)
+    if isinstance(faults, str):
+        said["faults"] = parse_faults(faults)
+    whole = {name: said.pop(name) for name in ("seed", "journal") if name in said}
+    default = msgspec.structs.replace(base.default, **said)
+    return msgspec.structs.replace(base, default=default, **whole)
+
+
+def _ready(url: str) -> str:
+    return f"sandbox at {url}; stats at {url}/stats; ctrl-c stops it"

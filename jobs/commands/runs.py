@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from penstock.engine.errors import SpecError
-from penstock.jobs.commands import exits, shared
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
 
 if TYPE_CHECKING:
     from penstock.jobs.result import JobResult
@@ -69,12 +70,13 @@ def run(job: str, **given: object) -> int:
     """
     from penstock.jobs import preview
     from penstock.jobs.progress import display_for
-    from penstock.jobs.run import Options, Session, Stop, execute
+    from penstock.jobs.run import Session, Stop, execute
+    from penstock.workers.runspec import RunOptions
 
     call = msgspec.convert(given, RunCall, strict=False)
     spec = _spec(job, call)
     shared.need_secrets(spec)
-    options = Options(fresh=call.fresh, accept_changes=call.accept_changes, take_over=call.take_over)
+    options = RunOptions(fresh=call.fresh, accept_changes=call.accept_changes, take_over=call.take_over)
     display = display_for(sys.stderr if call.as_json else sys.stdout, HINT)
     result = execute(spec, Session(options, call.address), display, Stop())
     if call.as_json:
@@ -114,8 +116,8 @@ def _inline(job: str, call: RunCall) -> RunSpec:
     if not call.models or call.output is None:
         missing = "--model" if not call.models else "-o"
         raise SpecError(f"an inline job needs --prompt, --model and -o; {missing} is missing")
-    assert call.prompt is not None
-    return job_spec.inline(job, prompt=call.prompt, models=call.models, output=call.output, choices=call.choices)
+    extra = {"output": {"choices": list(call.choices)}} if call.choices else None
+    return job_spec.inline(job, call.prompt, call.models, call.output, extra=extra)
 
 
 def _tell(result: JobResult, call: RunCall) -> None:
@@ -230,15 +232,14 @@ def _table(runs: list[RunStatus]) -> None:
 def cancel(run: str | None, state: str | None) -> int:
     """Ask RUN to drain, commit and stop. What is done stays done; running the job again goes on."""
     from penstock.jobs.history import is_over
-    from penstock.jobs.run import whoami
+    from penstock.jobs.run import command_line
 
     found = shared.locate(run, state)
     told = found.history.status(found.run_id)
     if is_over(told):
         click.echo(f"{found.run_id} is over already: {told.state.replace('_', ' ')}")
         return exits.DONE
-    who = whoami()
-    found.history.ask_cancel(found.run_id, f"{who.user}@{who.host} pid {who.pid}")
+    found.history.ask_cancel(found.run_id, command_line())
     click.echo(f"asked {found.run_id} to stop; it drains and commits first (penstock status {found.run_id})")
     return exits.DONE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 import msgspec
@@ -13,9 +13,9 @@ import msgspec
 from penstock.engine.errors import SpecError
 
 if TYPE_CHECKING:
-    from penstock.jobs.history import History
     from rich.console import Console
 
+    from penstock.jobs.history import History
     from penstock.workers.runspec import RunSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,10 +75,11 @@ def run_argument(command: F) -> F:
     return click.argument("run", required=False, metavar="[RUN]")(command)
 
 
+run_option_named = click.option("--run", "named", metavar="RUN", help="The same as RUN, as summaries write it.")
 run_option = click.option("--run", "run", metavar="RUN", help="A run id, the start of one, a job's name or a job file.")
 
 
-class Found(msgspec.Struct, frozen=True):
+class Found(NamedTuple):
     history: History
     run_id: str
 
@@ -105,9 +106,9 @@ def state_url(state: str | None) -> str:
 
 
 def need_secrets(spec: RunSpec) -> None:
-    """Refuse before anything starts. Raises `SpecError` naming what isn't set."""
+    """Refuse before anything starts. Raises `SpecError` that says what isn't there."""
     from penstock.jobs.spec import missing_secrets
 
-    missing = list(missing_secrets(spec))
+    missing = missing_secrets(spec)
     if missing:
-        raise SpecError(f"{', '.join(missing)} not set; set it and run again (only names stand in job files)")
+        raise SpecError("; ".join(missing) + "; set it and run again")

@@ -61,7 +61,9 @@ def explain(status: RunStatus, max_dead_letters: int | float | None) -> list[str
     if status.state != "done" or dead_letters_allowed(status, max_dead_letters):
         return []
     dead = sum(status.tally.dead_letters.values())
-    allowed = "none is allowed unless the job sets max_dead_letters" if max_dead_letters is None else (
-        f"max_dead_letters allows {max_dead_letters:g}"
+    allowed = (
+        "none is allowed unless the job sets max_dead_letters"
+        if max_dead_letters is None
+        else (f"max_dead_letters allows {max_dead_letters:g}")
     )
     return [f"exit code {DEAD_LETTERS}: {dead:,} dead letter{'' if dead == 1 else 's'}, {allowed}"]

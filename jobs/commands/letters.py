@@ -1,0 +1,129 @@
+"""Dead letters: list them, send them again."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from penstock.engine.items import DeadLetterReason
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
+from penstock.jobs.commands.look import outputs_of
+
+if TYPE_CHECKING:
+    from penstock.jobs.replay import Chosen
+    from penstock.jobs.told import LetterTold
+
+REASONS: tuple[str, ...] = get_args(DeadLetterReason)
+MESSAGE_SHOWN = 60
+
+reason_option = click.option(
+    "--reason", "reasons", multiple=True, type=click.Choice(REASONS), metavar="REASON", help="Only these; repeatable."
+)
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """Items that ended without a result: list them, send them again."""
+
+
+@dead_letters.command(name="list")
+@shared.run_argument
+@shared.run_option_named
+@shared.state_option
+@shared.json_option
+@reason_option
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show so many.")
+def list_letters(
+    run: str | None, named: str | None, state: str | None, as_json: bool, reasons: tuple[str, ...], limit: int
+) -> int:
+    """The dead letters of RUN (the latest by default), in input order where the run is finished.
+
+    Reasons: malformed too_large missing_field bad_field duplicate template unknown_model unknown_task
+    unknown_sensitivity unsupported wall no_candidate too_long over_max_cost budget deadline refused bad_request
+    invalid_output attempts_exhausted result_too_large source_lost cancelled.
+    """
+    from penstock.jobs import told
+
+    outputs = outputs_of(named or run, state)
+    letters = (one for one in told.letters(outputs.records("dead_letters")) if not reasons or one.reason in reasons)
+    if as_json:
+        shared.print_json(list(islice(letters, limit)))
+        return exits.DONE
+    counts = _show(letters, limit)
+    if not counts:
+        click.echo("no dead letters" + (f" of reason {', '.join(reasons)}" if reasons else ""))
+        return exits.DONE
+    shown = f"; {limit:,} shown, --limit shows more" if counts.total() > limit else ""
+    click.echo(f"\n{counts.total():,} in {outputs.where('dead_letters')}{shown}")
+    run_id = outputs.spec.run_id
+    click.echo(f"next: penstock explain ID --run {run_id}, penstock dead-letters replay {run_id}")
+    return exits.DONE
+
+
+def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:
+    """Print the first `limit` as a table; count all by reason."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("item", "label", "reason", "message"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("item", "reason"))
+    counts = Counter[str]()
+    for letter in letters:
+        counts[letter.reason] += 1
+        if counts.total() <= limit:
+            message = letter.message if len(letter.message) <= MESSAGE_SHOWN else letter.message[:MESSAGE_SHOWN] + "…"
+            table.add_row(letter.item_id[:12], Text(letter.custom_id or "–"), letter.reason, Text(message))
+    if counts:
+        shared.console().print(table)
+    return counts
+
+
+@dead_letters.command()
+@shared.run_argument
+@shared.state_option
+@reason_option
+@click.option("--all", "everything", is_flag=True, help="Also those that sending again is not likely to help.")
+@click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
+def replay(run: str | None, state: str | None, reasons: tuple[str, ...], everything: bool, address: str | None) -> int:
+    """Send the dead letters of RUN (the latest by default) again, as a new generation of their items.
+
+    RUN may be a job file: then the job as it is now is used, mended prompt and all. Without --reason, those letters
+    are sent that sending again may help (budget, deadline, attempts_exhausted, …). An item that an earlier replay
+    sent already is not sent again, unless it died again. Results stand beside the real ones
+    (results.replay-1.jsonl); each record says its generation.
+    """
+    from penstock.jobs import replay as again
+    from penstock.jobs import report
+    from penstock.jobs.progress import display_for
+    from penstock.jobs.run import Session, Stop, execute
+
+    found = shared.locate(run, state)
+    base = again.base_of(found.run_id)
+    now = shared.load_job(run) if run is not None and Path(run).is_file() else found.history.spec(base)
+    shared.need_secrets(now)
+    spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
+    click.echo(_chosen(spec.run_id, chosen))
+    result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())
+    out = shared.console()
+    for part in report.summary(result.status, state=state):
+        out.print(part)
+    return result.exit_code
+
+
+def _chosen(run_id: str, chosen: Chosen) -> str:
+    from penstock.jobs.wording import counted, tallied
+
+    text = f"{run_id}: sending {counted(chosen.sent, 'dead letter')} again"
+    if chosen.left:
+        text += f"; left: {tallied(dict(chosen.left))} (--all or --reason takes them)"
+    if chosen.cut:
+        text += f"; {len(chosen.cut):,} kept only in part (over 1 MB), not sent"
+    return text

@@ -1,0 +1,123 @@
+"""Looking at a run: explain, costs, report, logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from penstock.jobs import exits
+from penstock.jobs.bills import BYS
+from penstock.jobs.commands import shared
+from penstock.jobs.log_lines import LEVELS
+
+if TYPE_CHECKING:
+    from penstock.jobs.bills import By
+    from penstock.jobs.explain import Line
+    from penstock.jobs.reading import Outputs
+
+
+def outputs_of(run: str | None, state: str | None) -> Outputs:
+    from penstock.jobs.reading import Outputs
+
+    found = shared.locate(run, state)
+    return Outputs(found.history.spec(found.run_id), found.history.status(found.run_id))
+
+
+@click.command()
+@click.argument("item", metavar="ID")
+@shared.run_option
+@shared.state_option
+@shared.json_option
+def explain(item: str, run: str | None, state: str | None, as_json: bool) -> int:
+    """One item's whole story: where it came from, why it went where it went, each attempt, what it cost.
+
+    ID is an item_id, the first six or more digits of one, or a custom_id.
+    """
+    from penstock.jobs import explain as stories
+
+    outputs = outputs_of(run, state)
+    endings = stories.find(item, outputs.records("results"), outputs.records("dead_letters"))
+    if as_json:
+        shared.print_json(endings)
+        return exits.DONE
+    for number, ending in enumerate(endings):
+        if number:
+            click.echo()
+        _print(stories.story(ending, outputs.where(stories.sink_of(ending))))
+    return exits.DONE
+
+
+def _print(lines: list[Line]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    before = ""
+    for line in lines:
+        table.add_row("" if line.label == before else line.label, Text(line.text))
+        before = line.label
+    shared.console().print(table)
+
+
+@click.command()
+@shared.run_argument
+@shared.state_option
+@shared.json_option
+@click.option("--by", type=click.Choice(BYS), default="model", show_default=True, help="What to add up by.")
+def costs(run: str | None, state: str | None, as_json: bool, by: By) -> int:
+    """What RUN paid (the latest by default), from its cost lines: every settled call, retries and judges included."""
+    from penstock.jobs import bills, told
+
+    outputs = outputs_of(run, state)
+    added = bills.add_up(told.costs(outputs.records("costs")), by)
+    if as_json:
+        shared.print_json(bills.told(added))
+    elif added:
+        shared.console().print(bills.table(added, by))
+    else:
+        click.echo("nothing was paid yet")
+    return exits.DONE
+
+
+@click.command()
+@shared.run_argument
+@shared.state_option
+@shared.json_option
+def report(run: str | None, state: str | None, as_json: bool) -> int:
+    """The summary of RUN (the latest by default), as it stood at its end, or as it stands."""
+    from penstock.jobs import report as summaries
+
+    found = shared.locate(run, state)
+    status = found.history.status(found.run_id)
+    if as_json:
+        shared.print_json(msgspec.to_builtins(status, str_keys=True))
+        return exits.DONE
+    out = shared.console()
+    for part in summaries.summary(status, state=state):
+        out.print(part)
+    return exits.DONE
+
+
+@click.command()
+@shared.run_argument
+@shared.state_option
+@shared.json_option
+@click.option("--level", type=click.Choice(LEVELS, case_sensitive=False), help="This level and above.")
+@click.option("--item", help="Lines about this item_id, or the start of one.")
+def logs(run: str | None, state: str | None, as_json: bool, level: str | None, item: str | None) -> int:
+    """What the processes of RUN logged, in the order of time. Never prompts, answers or keys."""
+    from penstock.jobs import log_lines
+
+    found = shared.locate(run, state)
+    lines = log_lines.read(log_lines.folder(found.history.url, found.run_id), level=level, item=item)
+    found_any = False
+    for line in lines:
+        found_any = True
+        click.echo(line.raw if as_json else log_lines.told(line))
+    if not found_any and not as_json:
+        click.echo(f"no such log lines of {found.run_id}", err=True)
+    return exits.DONE

@@ -1,0 +1,84 @@
+"""Structured logs of a run, as its processes wrote them: `<state>/logs/<run_id>/<process>.jsonl`, a JSON object a line.
+
+Known fields: `at` (Unix seconds), `level`, `event`, `process`, `lane`, `item_id`; others are shown as they are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from penstock.engine.errors import SpecError
+
+LEVELS = ("debug", "info", "warning", "error")
+LONGEST_LINE = 1_000_000
+"""Characters of one line that are read; longer ones are cut and shown as text."""
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    at: float
+    level: str
+    event: str
+    item_id: str | None
+    rest: dict[str, object]
+    raw: str
+
+
+def folder(state: str, run_id: str) -> Path:
+    """Raises `SpecError` where the state is no folder: processes of a cluster log to their own machines."""
+    if "://" in state:
+        raise SpecError(f"logs are files on the machines of the cluster, not in {state}; the Ray dashboard shows them")
+    return Path(state) / "logs" / run_id
+
+
+def read(where: Path, *, level: str | None = None, item: str | None = None) -> Iterator[LogLine]:
+    """All files merged by time (each is in order by itself), one line of each in memory. `item`: the start of an id."""
+    least = LEVELS.index(level.lower()) if level else 0
+    files = [_lines(path) for path in sorted(where.glob("*.jsonl"))]
+    for line in heapq.merge(*files, key=lambda line: line.at):
+        if _rank(line.level) >= least and (item is None or (line.item_id or "").startswith(item)):
+            yield line
+
+
+def _rank(level: str) -> int:
+    return LEVELS.index(level) if level in LEVELS else len(LEVELS)
+
+
+def _lines(path: Path) -> Iterator[LogLine]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        before = 0.0
+        while text := file.readline(LONGEST_LINE):
+            if text.strip():
+                line = parse(text.rstrip("\n"), before)
+                before = line.at
+                yield line
+
+
+def parse(text: str, before: float = 0.0) -> LogLine:
+    """A line that is no JSON object (its writer died) is shown as text, at the time of the one before it."""
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.DecodeError:
+        fields = dict[str, object](event=text)
+    at = fields.pop("at", None)
+    item = fields.pop("item_id", None)
+    return LogLine(
+        at=float(at) if isinstance(at, int | float) else before,
+        level=str(fields.pop("level", "info")).lower(),
+        event=str(fields.pop("event", "")),
+        item_id=str(item) if item is not None else None,
+        rest=fields,
+        raw=text,
+    )
+
+
+def told(line: LogLine) -> str:
+    """`13:05:07.120 warning lane moved  lane=2 item_id=…`."""
+    time = datetime.fromtimestamp(line.at).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    item = {"item_id": line.item_id} if line.item_id else {}
+    rest = " ".join(f"{name}={value}" for name, value in {**line.rest, **item}.items())
+    return f"{time} {line.level:<7} {line.event}" + (f"  {rest}" if rest else "")

@@ -1,0 +1,109 @@
+"""What a trial shows: each row's prompt as it was sent, and the answer that came back."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from penstock.engine.items import DeadLetter, Item
+from penstock.jobs import told
+from penstock.jobs.explain import cut
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penstock.jobs.result import JobResult
+
+ROWS = 20
+"""A person reads so many; a longer trial shows the first ones and says so."""
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """One row. `answer` None: it ended in dead letters; `note` then says why."""
+
+    label: str
+    prompt: list[tuple[str, str]]
+    answer: str | None
+    note: str
+
+
+def show(result: JobResult, console: Console) -> None:
+    """Print the first rows of a trial, in input order."""
+    from rich.text import Text
+
+    rows = first_rows(result, ROWS)
+    for row in rows:
+        console.print(Text(f"── {row.label} ", style="bold"))
+        for role, text in row.prompt:
+            console.print(Text(f"{role:>9}  ", style="dim").append(cut(text), style="not dim"))
+        answer = Text(row.answer or "", style="green") if row.answer is not None else Text("none", style="yellow")
+        console.print(Text("   answer  ", style="dim").append_text(answer).append(f"   {row.note}", style="dim"))
+    limit = result.spec.limit or 0
+    if limit > ROWS:
+        console.print(
+            f"the first {ROWS} of {limit:,}; all are in {', '.join(result.status.outputs.get('results', []))}"
+        )
+
+
+def first_rows(result: JobResult, count: int) -> list[Shown]:
+    items = {item.item_id: item for item in _items(result, count)}
+    done = [_answered(items, told.result(line)) for line in islice(result.lines("results"), count)]
+    dead = [_died(items, letter) for letter in islice(result.dead_letters(), count - len(done))]
+    return done + dead
+
+
+def _items(result: JobResult, count: int) -> list[Item | DeadLetter]:
+    """The rows once more from the source: records don't hold prompts."""
+    from penstock.connectors.registry import open_source
+    from penstock.jobs.planning import make_intake
+    from penstock.jobs.sampling import read_sample
+
+    reading = asyncio.run(read_sample(open_source(result.spec.source), make_intake(result.spec), count, count))
+    return list(reading.found)
+
+
+def _answered(items: dict[str, Item | DeadLetter], ending: told.ResultTold) -> Shown:
+    block = ending.penstock
+    dollars = f"{told.nano(block.cost_usd) / 1e9:.9f}".rstrip("0").rstrip(".")
+    return Shown(
+        label=ending.custom_id or block.item_id[:12],
+        prompt=messages(items.get(block.item_id)),
+        answer=cut(ending.answer),
+        note=f"{block.model}, ${dollars}",
+    )
+
+
+def _died(items: dict[str, Item | DeadLetter], letter: told.LetterTold) -> Shown:
+    prompt = messages(items.get(letter.item_id))
+    return Shown(letter.custom_id or letter.item_id[:12], prompt, None, f"{letter.reason}: {letter.message}")
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str = ""
+    text: str = ""
+
+
+class _Message(msgspec.Struct, frozen=True):
+    role: str = ""
+    content: str | list[_Part] | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    messages: list[_Message] = []
+
+
+def messages(item: Item | DeadLetter | None) -> list[tuple[str, str]]:
+    """(role, text) of each message; a picture is told as `[image_url]`."""
+    if not isinstance(item, Item):
+        return []
+    body = msgspec.json.decode(item.request.body_json, type=_Body)
+    return [(message.role, _text(message.content)) for message in body.messages]
+
+
+def _text(content: str | list[_Part] | None) -> str:
+    if isinstance(content, list):
+        return "\n".join(part.text or f"[{part.type}]" for part in content)
+    return content or ""

@@ -1,0 +1,168 @@
+"""Sending dead letters again, as a run of its own over their originals.
+
+What a replay is: run `<run_id>~replay-<n>`, whose source is a file of dead-letter *records* (`FilesSource.replay`)
+in the state folder and whose outputs stand beside the real ones (`results.replay-1.jsonl`). So nothing that is
+finished is opened again, and the replay has what every run has: plan, budget, resume, its own dead letters.
+
+Identity: an item keeps its `item_id` and enters as `generation + 1`. So a reader of all outputs takes, for each
+`item_id`, the record of the highest generation: the dead letter of generation 0 is history once generation 1 ended.
+Within one generation every promise holds as ever.
+
+No item is sent twice for one death: a replay takes only letters that are the *last word* on their item over the run
+and all its replays so far, and refuses to start while an earlier replay is unfinished (its items may still end well).
+Not replayed: letters over 1 MB of which only the head was kept; they are counted and named.
+
+Memory: 16 bytes and some of every item in earlier replays of the same run, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from penstock.connectors.settings import FilesSource
+from penstock.engine.errors import SpecError, Temporary
+from penstock.jobs import told
+from penstock.jobs.history import History, is_over
+from penstock.jobs.reading import Outputs
+from penstock.jobs.told import LetterTold
+from penstock.jobs.trial import beside
+from penstock.workers.runspec import RunSpec
+
+MARK = "~replay-"
+
+
+class Chosen(msgspec.Struct):
+    """What came of looking at the letters. `path`: the file of those to send."""
+
+    path: Path
+    sent: int = 0
+    left: Counter[str] = msgspec.field(default_factory=Counter[str])
+    """Reason → letters that were not asked for."""
+    cut: list[str] = msgspec.field(default_factory=list[str])
+    """Item ids of letters that can't be sent: only their head was kept."""
+
+
+Wanted = Callable[[LetterTold], bool]
+
+
+def wanted(reasons: tuple[str, ...], everything: bool) -> Wanted:
+    """`reasons` given: those. Else all that sending again may help, or everything."""
+    if reasons:
+        return lambda letter: letter.reason in reasons
+    return lambda letter: everything or letter.retryable
+
+
+def base_of(run_id: str) -> str:
+    return run_id.partition(MARK)[0]
+
+
+def replays(history: History, run_id: str) -> list[str]:
+    """The replays of a run so far, in order."""
+    found: list[str] = []
+    while history.knows(f"{run_id}{MARK}{len(found) + 1}"):
+        found.append(f"{run_id}{MARK}{len(found) + 1}")
+    return found
+
+
+def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Chosen]:
+    """Choose letters, write their file, make the spec of the replay. `spec`: of the base run, as it is to be now.
+
+    Raises `SpecError` where there is nothing to send, an earlier replay is unfinished, or the state is no folder.
+    """
+    base = base_of(spec.run_id)
+    earlier = replays(history, base)
+    for run_id in [base, *earlier]:
+        _refuse_unfinished(history, run_id)
+    number = len(earlier) + 1
+    chosen = Chosen(_folder(history.url, base) / f"{number}.jsonl")
+    _write(chosen, _last_words(history, base, earlier), wants)
+    if not chosen.sent:
+        chosen.path.unlink()
+        raise SpecError(_nothing(base, chosen))
+    mark = f"replay-{number}"
+    return msgspec.structs.replace(
+        spec,
+        run_id=f"{base}~{mark}",
+        source=FilesSource(str(chosen.path), "jsonl", replay=True),
+        sinks={name: beside(sink, mark) for name, sink in spec.sinks.items()},
+        generation=number,
+        on_duplicate="allow",  # who replays a duplicate means it
+        limit=None,
+    ), chosen
+
+
+def _refuse_unfinished(history: History, run_id: str) -> None:
+    status = history.status(run_id)
+    if not is_over(status) or status.state in ("interrupted", "cancelled", "failed"):
+        raise SpecError(
+            f"{run_id} is not finished ({status.state}): its items may still end well. "
+            f"Finish it first: penstock run {run_id} --state {history.url}"
+        )
+
+
+def _folder(state: str, base: str) -> Path:
+    if "://" in state:
+        raise SpecError(f"replay writes its source into a state folder, and {state} is none yet; give --state a folder")
+    return Path(state) / "replays" / base
+
+
+def _last_words(history: History, base: str, earlier: list[str]) -> Iterator[bytes]:
+    """Letters whose item was not sent again by a later replay."""
+    sent_by = [_sent_ids(history, run_id) for run_id in earlier]
+    for at, run_id in enumerate([base, *earlier]):
+        later = sent_by[at:]
+        outputs = Outputs(history.spec(run_id), history.status(run_id))
+        for line in outputs.records("dead_letters"):
+            item = bytes.fromhex(_item(line))
+            if not any(item in ids for ids in later):
+                yield line
+
+
+class _Id(msgspec.Struct, frozen=True):
+    item_id: str
+
+
+_id = msgspec.json.Decoder(_Id)
+
+
+def _item(line: bytes) -> str:
+    return _id.decode(line).item_id
+
+
+def _sent_ids(history: History, run_id: str) -> frozenset[bytes]:
+    source = history.spec(run_id).source
+    path = Path(source.path) if isinstance(source, FilesSource) else Path()
+    try:
+        with path.open("rb") as file:
+            return frozenset(bytes.fromhex(_item(line)) for line in file)
+    except OSError as error:
+        raise SpecError(f"the letters that {run_id} sent are gone ({path}); what it sent can't be told") from error
+
+
+def _write(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> None:
+    try:
+        chosen.path.parent.mkdir(parents=True, exist_ok=True)
+        with chosen.path.open("wb") as file:
+            for line, letter in ((line, next(told.letters([line]))) for line in lines):
+                if not wants(letter):
+                    chosen.left[letter.reason] += 1
+                elif not letter.is_whole:
+                    chosen.cut.append(letter.item_id)
+                else:
+                    chosen.sent += 1
+                    file.write(line + b"\n")
+    except OSError as error:
+        raise Temporary(f"can't write {chosen.path}: {error.strerror}") from error
+
+
+def _nothing(base: str, chosen: Chosen) -> str:
+    if chosen.left:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in chosen.left.most_common())
+        return f"no dead letter of {base} that sending again may help; left: {reasons} (--all or --reason takes them)"
+    if chosen.cut:
+        return f"{len(chosen.cut):,} dead letters of {base} were kept only in part (over 1 MB) and can't be sent again"
+    return f"{base} has no dead letters to send again"

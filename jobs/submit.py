@@ -1,0 +1,82 @@
+"""Handing a run to a Ray cluster: the spec goes into the shared state, and a Ray job runs it from there.
+
+So nothing has to stay alive here, the run resumes like any other (`penstock run RUN_ID --state URL`), and the cluster
+needs no copy of the job's folder: only the state, the source and the sinks must be reachable from it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from penstock.engine.errors import SpecError, Temporary
+from penstock.jobs.history import History, is_over
+from penstock.workers.status import RunStatus
+
+if TYPE_CHECKING:
+    from penstock.jobs.run import Job
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+class JobHandle:
+    """A run that goes on elsewhere."""
+
+    def __init__(self, run_id: str, ray_job: str, history: History) -> None:
+        self.run_id = run_id
+        self.ray_job = ray_job
+        """Ray's own id of it, for the Ray dashboard."""
+        self._history = history
+
+    @property
+    def state(self) -> str:
+        """The state URL, for `--state`."""
+        return self._history.url
+
+    def status(self) -> RunStatus:
+        return self._history.status(self.run_id)
+
+    def done(self) -> bool:
+        return is_over(self.status())
+
+    def cancel(self) -> None:
+        """Ask it to drain, commit and stop."""
+        self._history.ask_cancel(self.run_id, "JobHandle.cancel")
+
+
+def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> JobHandle:
+    """Start a run on the cluster whose dashboard is at `address` (`http://host:8265`) and return at once.
+
+    Raises `SpecError` where the cluster could not reach the state, `Temporary` where the cluster does not answer.
+    """
+    from penstock.jobs.run import open_history, resolve
+
+    spec = resolve(job, vars)
+    _check_reach(spec.state, address)
+    history = open_history(spec.state)
+    history.save_spec(spec)
+    history.forget_cancel(spec.run_id)
+    history.save_status(RunStatus(run_id=spec.run_id, name=spec.name, state="starting", message="submitted"))
+    command = shlex.join(["penstock", "run", spec.run_id, "--state", spec.state])
+    return JobHandle(spec.run_id, _to_ray(address, command, spec.run_id), history)
+
+
+def _check_reach(state: str, address: str) -> None:
+    if "://" not in state and not any(host in address for host in LOOPBACK):
+        raise SpecError(
+            f"the state {state} is a folder of this machine, which the cluster at {address} can't reach: "
+            "set `state:` to a URL that both reach"
+        )
+
+
+def _to_ray(address: str, command: str, run_id: str) -> str:
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        return str(client.submit_job(entrypoint=command, metadata={"penstock_run": run_id}))
+    except Exception as error:
+        raise Temporary(
+            f"the Ray cluster at {address} did not take the job: {error}; is that its dashboard?"
+        ) from error
