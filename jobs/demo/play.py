@@ -1,0 +1,48 @@
+"""The order of the demo."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from penstock.jobs.demo import extra, files, rehearsal
+from penstock.jobs.demo.stage import Stage
+from penstock.jobs.wording import duration
+
+FOLDER = "demo"
+
+
+def main(quick: bool = False) -> int:
+    """Play it in `./demo`; returns the exit code. Raises what penstock raises."""
+    stage, began = Stage(), time.monotonic()
+    folder = files.claim(Path.cwd() / FOLDER)
+    stage.act("penstock: the whole thing, on this machine")
+    install = None if quick else extra.begin(stage, folder)
+    try:
+        code = rehearsal.play(stage, folder)
+        stage.say(f"\n[dim]the sandbox part took {duration(time.monotonic() - began)}[/]")
+        if code == 0 and install is not None:
+            code = _real(stage, install, folder)
+    finally:
+        if install is not None:
+            install.stop()
+    _next(stage, folder, quick or install is None)
+    return code
+
+
+def _real(stage: Stage, install: extra.Install, folder: Path) -> int:
+    stage.act("now with a real model, on vLLM")
+    if not install.wait(stage):
+        return 4
+    return subprocess.call([str(install.python), "-m", "penstock.jobs.demo", "real", str(folder)])
+
+
+def _next(stage: Stage, folder: Path, quick: bool) -> None:
+    stage.act("next")
+    part = f"{folder.name}/sandbox" if quick else f"{folder.name}/real"
+    stage.say(f"  cd {part} && penstock explain --help      # one item's whole story, by the id in its record")
+    stage.say(f"  less {part}/job.yaml                      # the job that just ran; change it, run it")
+    stage.say("  penstock init my-job                      # one of your own")
+    if quick:
+        stage.say("  make demo                                 # the same, and then a real model on vLLM")

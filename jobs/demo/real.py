@@ -1,0 +1,102 @@
+"""Act two: a small real model on vLLM labels topics, scored against true labels. Runs in the Python that has vLLM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from penstock.engine.errors import Temporary
+from penstock.jobs import demo_data, planning
+from penstock.jobs import spec as job_spec
+from penstock.jobs.committed import read_outputs
+from penstock.jobs.demo import commands, extra, files, sums
+from penstock.jobs.demo.stage import Stage
+from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
+from penstock.jobs.wording import counted
+
+REWRITES = 6
+"""Descriptions for Tier 1: cents, where a real provider answers."""
+BUDGET_USD = 0.05
+"""Hard: what can't be reserved isn't sent. Six rewrites take a cent at worst (Haiku's price)."""
+PRETEND_BUDGET_USD = 0.5
+"""The sandbox's pretended Tier 1 is five times as dear."""
+PROVIDERS = (("ANTHROPIC_API_KEY", "anthropic/claude-haiku-4-5"), ("OPENAI_API_KEY", "openai/gpt-4.1-mini"))
+"""Key variable → what rewrites for it: each host's small, cheap, non-reasoning model."""
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+"""Nothing is fetched; 1 GB of key-value cache is plenty for 64 short requests."""
+
+
+def play(stage: Stage, folder: Path) -> int:
+    """Run the act; 0 where everything was as promised. Raises what penstock raises."""
+    part = files.act(folder, "real")
+    model = _model(stage)
+    rows = _rows()
+    files.write_rows(part / "packages.jsonl", rows)
+    tier1 = _tier1(stage)
+    budget = BUDGET_USD if tier1 else PRETEND_BUDGET_USD
+    topics = sum(row.kind == "topic" for row in rows)
+    stage.say(
+        f"The input: {counted(topics, 'package')} whose classifiers name one clear topic, for SmolLM2-135M on vLLM; "
+        f"{counted(len(rows) - topics, 'description')} to rewrite, for Tier 1."
+    )
+    with running_sandbox(Settings(default=Behaviour(latency_ms=300.0)), process=True) as url:
+        catalog = files.real_catalog(url, model, tier1)
+        files.write(part, {"catalog.yaml": catalog, "job.yaml": files.job("demo-real", files.TASKS, budget)})
+        stage.act("penstock plan job.yaml")
+        spec = job_spec.load(part / "job.yaml")
+        stage.parts(planning.render(planning.make_plan(spec)))
+        stage.act("penstock run job.yaml")
+        code = commands.run(["run", "job.yaml"], part, ENVIRONMENT)
+    if code:
+        stage.bad(f"`penstock run` ended with exit code {code}: see above, and {part}")
+        return code
+    stage.act("how good, and what it cost")
+    outputs = read_outputs(files.outputs(part), "id")
+    sums.accuracy(stage, outputs, len(demo_data.TOPICS))
+    note = "small: $0.10 an hour (pretended), spread over the tokens it served" + (
+        "" if tier1 else "; large: pretended prices"
+    )
+    sums.cost_table(stage, sums.bills(outputs.costs, spec.catalog, tier1 or "large"), sums.tiers_of(spec.catalog), note)
+    stage.act("where it is")
+    sums.where(stage, files.outputs(part), Path.cwd())
+    return 0
+
+
+def _rows() -> list[demo_data.Row]:
+    packages = demo_data.installed()
+    rewrites = demo_data.rows(packages, kinds=("rewrite",))[:REWRITES]
+    return [*demo_data.rows(packages, kinds=("topic",)), *rewrites]
+
+
+def _tier1(stage: Stage) -> str | None:
+    """A real provider where its key is set; None: the sandbox."""
+    for variable, model in PROVIDERS:
+        if os.environ.get(variable):
+            stage.say(
+                f"[yellow]{variable} is set: Tier 1 is the real {model}, with a hard budget of ${BUDGET_USD:.2f}. "
+                f"Unset it to pay nobody.[/]"
+            )
+            return model
+    stage.say("No provider's key is set: Tier 1 is the sandbox. Tier 3 is real.")
+    return None
+
+
+def _model(stage: Stage) -> Path:
+    """The small model's folder; the first time it is fetched (89 MB) and converted."""
+    root = extra.checkout()
+    if root is None:
+        raise Temporary("the real part needs a checkout of penstock: its model is made by infra/local/model.py")
+    with extra.busy(stage, "the model: SmolLM2-135M (89 MB the first time, then converted once)"):
+        made = subprocess.run(
+            [sys.executable, str(root / "infra" / "local" / "model.py"), "small"], capture_output=True, text=True
+        )
+    if made.returncode:
+        raise Temporary(f"the model could not be made: {_last(made.stderr.splitlines())}; run the demo again")
+    return Path(_last(made.stdout.splitlines()))
+
+
+def _last(lines: Sequence[str]) -> str:
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no word")

@@ -1,0 +1,157 @@
+"""The demo's parts: right job files, its own folder only, a kill that is a kill, sums that are measured."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from penstock.engine.errors import SpecError
+from penstock.jobs import demo_data
+from penstock.jobs import spec as job_spec
+from penstock.jobs.committed import Line, Outputs, Sample
+from penstock.jobs.demo import commands, extra, files, rehearsal, sums
+from penstock.jobs.demo.stage import Stage
+from penstock.jobs.sandbox import running_sandbox
+from penstock.jobs.verify import Report
+from penstock.workers.runspec import RunSpec
+
+
+@pytest.fixture
+def stage() -> Stage:
+    made = Stage()
+    made.console = Console(file=io.StringIO(), width=100, highlight=False)
+    return made
+
+
+def _said(stage: Stage) -> str:
+    assert isinstance(stage.console.file, io.StringIO)
+    return stage.console.file.getvalue()
+
+
+def _spec(folder: Path, catalog: str, tasks: str) -> RunSpec:
+    files.write_rows(folder / "packages.jsonl", demo_data.rows(demo_data.installed()))
+    files.write(folder, {"catalog.yaml": catalog, "job.yaml": files.job("demo", tasks, 1.0)})
+    return job_spec.load(folder / "job.yaml")
+
+
+def test_the_rehearsals_job_is_valid_and_its_prices_are_marked_as_pretended(tmp_path: Path) -> None:
+    """Three tiers at the sandbox; the planted row's sensitivity has no wall."""
+    spec = _spec(tmp_path, files.rehearsal_catalog("http://127.0.0.1:1"), files.TASKS + files.SHORTEN)
+    assert sums.tiers_of(spec.catalog) == {"large": 1, "medium": 2, "little": 3}
+    assert {m.price.version for m in spec.catalog.models.values() if m.price} == {"pretend"}
+    assert set(spec.policy.tasks) == {"topic", "rewrite", "shorten"}
+    assert rehearsal.PLANTED.sensitivity not in spec.catalog.walls
+
+
+@pytest.mark.parametrize("tier1", [None, "anthropic/claude-haiku-4-5", "openai/gpt-4.1-mini"])
+def test_the_real_parts_job_is_valid(tmp_path: Path, tier1: str | None) -> None:
+    """Tier 3 on a worker of our own; Tier 1 at the sandbox or at a known host with a price."""
+    spec = _spec(tmp_path, files.real_catalog("http://127.0.0.1:1", tmp_path / "a model", tier1), files.TASKS)
+    large = spec.catalog.models[spec.catalog.tiers[1][0]]
+    assert large.price is not None
+    assert large.price.output > 0
+    assert spec.catalog.models["small"].worker == "vllm"
+    assert spec.catalog.models["small"].live_version.model == str(tmp_path / "a model")
+
+
+def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
+    """A folder of that name with somebody's files in it is refused; our own is used again, and an act starts empty."""
+    theirs = tmp_path / "demo"
+    theirs.mkdir()
+    (theirs / "thesis.txt").touch()
+    with pytest.raises(SpecError, match="isn't the demo's"):
+        files.act(theirs, "sandbox")
+    assert (theirs / "thesis.txt").exists()
+    ours = files.claim(tmp_path / "ours")
+    (files.act(ours, "sandbox") / "old").touch()
+    (ours / "install.log").touch()
+    assert list(files.act(ours, "sandbox").iterdir()) == []
+    assert (ours / "install.log").exists()
+
+
+def test_the_kill_is_a_kill_and_comes_when_calls_were_answered() -> None:
+    """SIGKILL once the sandbox has answered enough; a command that ends by itself isn't killed."""
+    asks = (
+        "import json, sys, time, urllib.request as r\n"
+        "body = json.dumps({'model': 'm', 'messages': [{'role': 'user', 'content': 'hello'}]}).encode()\n"
+        "for _ in range(3): r.urlopen(r.Request(sys.argv[1] + '/v1/chat/completions', body)).read()\n"
+        "time.sleep(float(sys.argv[2]))\n"
+    )
+    with running_sandbox() as url:
+        assert commands.served(url) == 0
+        process = subprocess.Popen([sys.executable, "-c", asks, url, "60"])
+        assert commands.kill_when_served(process, url, 3, 30.0) == 3
+        assert process.returncode == -9
+        ends = subprocess.Popen([sys.executable, "-c", asks, url, "0"])
+        assert commands.kill_when_served(ends, url, 1000, 30.0) is None
+        assert ends.wait() == 0
+    assert commands.served("http://127.0.0.1:9") == 0
+
+
+def test_the_command_line_is_found_without_a_path(tmp_path: Path) -> None:
+    """`penstock` is started by this Python, wherever its script lies."""
+    assert commands.run(["--version"], tmp_path) == 0
+    assert commands.run(["no-such-command"], tmp_path) == 2
+
+
+def test_the_bill_shows_what_all_tier_1_would_have_cost(tmp_path: Path, stage: Stage) -> None:
+    """The same tokens at Tier 1's price, model by model, from the costs file."""
+    catalog = _spec(tmp_path, files.rehearsal_catalog("http://127.0.0.1:1"), files.TASKS + files.SHORTEN).catalog
+    lines = [
+        Line("a", "i1", 1, "primary", 7_500_000, "metered", 1_000, 100, "large"),
+        Line("b", "i2", 1, "primary", 48_000, "metered", 2_000, 200, "little"),
+    ]
+    bills = sums.bills(lines, catalog, "large")
+    assert [(b.model, b.nano, b.as_tier1_nano) for b in bills] == [
+        ("large", 7_500_000, 7_500_000),
+        ("little", 48_000, 15_000_000),
+    ]
+    sums.cost_table(stage, bills, sums.tiers_of(catalog), "pretended")
+    assert "saved against all-Tier-1: $0.0150 (66 %); pretended" in _said(stage)
+
+
+def test_accuracy_is_said_with_its_interval(stage: Stage) -> None:
+    """A share of a few dozen labels is not known to the percent."""
+    quality = tuple(Sample(f"i{n}", "exact", passed=n < 24) for n in range(40))
+    sums.accuracy(stage, Outputs((), quality=quality), 5)
+    assert "24 of 40, 60 % (95 % interval 45 %–74 %); guessing among 5 would be 20 %" in _said(stage).replace("\n", " ")
+
+
+def test_a_loss_would_be_shown(stage: Stage) -> None:
+    """The sentence is measured: a fault fails the demo."""
+    fine = Report((), 10, 9, 1, 0, 0, 2, 2, 5)
+    assert sums.check(stage, fine, killed_after=4)
+    assert "0 lost, 0 twice, 2 repeated" in _said(stage)
+    bad = msgspec.structs.replace(fine, lost=1, violations=(_violation(),))
+    assert not sums.check(stage, bad, killed_after=4)
+    assert "lost: row-1" in _said(stage)
+
+
+def _violation() -> object:
+    from penstock.jobs.verify import Violation
+
+    return Violation("lost", "row-1", "offered 1 times, found 0 times")
+
+
+def test_a_python_that_has_vllm_is_used_as_it_is(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is installed where it is there already."""
+    monkeypatch.setenv("PENSTOCK_VLLM_PYTHON", sys.executable)
+    install = extra.begin(stage, tmp_path)
+    assert install is not None
+    assert install.wait(stage)
+    assert not (tmp_path / "install.log").exists()
+
+
+def test_too_small_a_disk_is_said_and_nothing_starts(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 GB are not begun where they don't fit."""
+    monkeypatch.setattr(extra, "NEED_GB", 1e9)
+    assert extra._start(stage, tmp_path, "uv-that-does-not-exist", tmp_path) is None
+    assert "The real part is left out" in _said(stage)
