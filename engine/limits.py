@@ -69,7 +69,7 @@ class _Bucket:
         self.level = self.cap
         self.at: float | None = None
         self.open_at = 0.0
-        """Held shut by the provider's own count until then; without a limit of ours: full again then."""
+        """Without a limit of ours: the provider's own count holds until then."""
 
     def refill(self, now: float) -> None:
         if self.limit is None:
@@ -94,10 +94,11 @@ class _Bucket:
         self.level -= units
 
     def says(self, left: int, reset_s: float, now: float) -> None:
-        """The provider's count. It only ever lowers ours."""
+        """The provider's count. It only ever lowers ours; what it lowered comes back at our rate, since `reset` tells
+        when all of it is back, not the next call's share. Without a limit of ours it holds until that reset."""
         if left < self.level:
             self.level = float(left)
-            if left <= 0 or self.limit is None:
+            if self.limit is None:
                 self.open_at = max(self.open_at, now + min(reset_s, MINUTE_S))
 
     @property

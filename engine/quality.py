@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -119,8 +120,10 @@ def pattern_of(scorer: Scorer) -> re.Pattern[str]:
     if repeats_nest(pattern):
         raise SpecError(f"the pattern {pattern!r} repeats a repeat, which can take for ever; write it without")
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # "[[" may mean something else one day
+            return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         raise SpecError(f"the pattern {pattern!r} is no regular expression: {error}") from error
 
 

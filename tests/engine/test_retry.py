@@ -1,0 +1,168 @@
+"""Every failure ends: again, elsewhere, or in a dead letter with the fitting reason."""
+
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.engine.health import Health
+from penstock.engine.items import RETRYABLE_REASONS, Failure, FailureKind
+from penstock.engine.retry import Again, History, Retry, RetryBudget, RetrySettings, Stop, Target, after
+
+NOW = 1_700_000_000.0
+ONE, TWO = (Target(),), (Target(), Target())
+KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
+
+
+def decide(
+    kind: FailureKind, history: History | None = None, targets: tuple[Target, ...] = TWO, **failure: object
+) -> Again | Stop:
+    return after(Failure(kind, "m", **failure), history or History(), targets, RetrySettings(), 0.5, NOW)  # type: ignore[arg-type]
+
+
+def story(kind: FailureKind, targets: tuple[Target, ...]) -> list[str]:
+    """What happens when every call fails in the same way."""
+    told, history = list[str](), History()
+    while True:
+        decision = decide(kind, history, targets)
+        if isinstance(decision, Stop):
+            return [*told, decision.reason]
+        told.append(f"{decision.role} {decision.candidate}")
+        history = decision.history
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "two"),
+    [
+        ("auth", ["no_candidate"], ["fallback 1", "no_candidate"]),
+        ("spend_cap", ["no_candidate"], ["fallback 1", "no_candidate"]),
+        ("not_found", ["no_candidate"], ["fallback 1", "no_candidate"]),
+        ("bad_request", ["bad_request"], ["fallback 1", "bad_request"]),
+        ("refused", ["refused"], ["fallback 1", "refused"]),
+        ("too_long", ["too_long"], ["fallback 1", "too_long"]),
+        ("invalid_output", ["retry 0", "invalid_output"], ["retry 0", "fallback 1", "retry 1", "invalid_output"]),
+        (
+            "server_error",
+            ["retry 0"] * 5 + ["attempts_exhausted"],
+            ["retry 0", "retry 0", "fallback 1", "retry 1", "retry 1", "attempts_exhausted"],
+        ),
+        ("engine_died", ["retry 0", "retry 0", "attempts_exhausted"], ["retry 0", "retry 0", "attempts_exhausted"]),
+        ("cancelled", ["cancelled"], ["cancelled"]),
+    ],
+)
+def test_what_follows_what(kind: FailureKind, one: list[str], two: list[str]) -> None:
+    """The whole story of an item whose every call fails alike, with one target and with two."""
+    assert story(kind, ONE) == one
+    assert story(kind, TWO) == two
+
+
+def test_retry_after_is_obeyed_and_a_long_one_moves_on() -> None:
+    """Never earlier than told; above the patience the next target is tried at once; alone, it waits even an hour."""
+    short = decide("rate_limited", retry_after_s=5.0)
+    assert isinstance(short, Again)
+    assert (short.candidate, short.at >= NOW + 5, short.at < NOW + 6) == (0, True, True)
+    assert short.history.counted == 0
+    long = decide("rate_limited", retry_after_s=3_600.0)
+    assert isinstance(long, Again)
+    assert (long.candidate, long.at, long.role) == (1, NOW, "fallback")
+    again = decide("rate_limited", long.history, retry_after_s=3_600.0)
+    assert isinstance(again, Again)
+    assert again.at >= NOW + 3_600, "two limited targets are not asked in turns"
+    alone = decide("rate_limited", targets=ONE, retry_after_s=3_600.0)
+    assert isinstance(alone, Again)
+    assert alone.at >= NOW + 3_600
+    told = decide("server_error", retry_after_s=9.0)
+    assert isinstance(told, Again)
+    assert told.at >= NOW + 9
+
+
+def test_a_longer_context_helps_a_long_prompt_and_a_shorter_one_does_not() -> None:
+    """`too_long` goes to a larger context only."""
+    assert isinstance(decide("too_long", targets=(Target(8_000), Target(4_000))), Stop)
+    moved = decide("too_long", targets=(Target(8_000), Target(4_000), Target(16_000)))
+    assert isinstance(moved, Again)
+    assert moved.candidate == 2
+
+
+def test_an_outage_is_not_the_items_fault() -> None:
+    """While its only target is down an item waits for the probe, uncounted; an account without money is final."""
+    down = decide("connection", targets=(Target(up=False, probe_at=NOW + 30),))
+    assert isinstance(down, Again)
+    assert down.history.counted == 0
+    assert down.at >= NOW + 30
+    elsewhere = decide("connection", targets=(Target(up=False, probe_at=NOW + 30), Target()))
+    assert isinstance(elsewhere, Again)
+    assert elsewhere.candidate == 1
+    assert isinstance(decide("connection", targets=(Target(up=False, probe_at=float("inf")),)), Stop)
+
+
+def test_a_target_without_retry_budget_is_left_or_slowed() -> None:
+    """In a storm the item goes to its next target, or comes back much later."""
+    moved = decide("overloaded", targets=(Target(may_retry=False), Target()))
+    assert isinstance(moved, Again)
+    assert moved.candidate == 1
+    slow = decide("overloaded", targets=(Target(may_retry=False),))
+    assert isinstance(slow, Again)
+    assert slow.at >= NOW + 15
+
+
+def test_nothing_is_tried_after_the_deadline() -> None:
+    """A retry that would come too late is a dead letter now."""
+    late = after(Failure("rate_limited", "m", retry_after_s=60.0), History(), ONE, RetrySettings(), 0.5, NOW, NOW + 59)
+    assert isinstance(late, Stop)
+    assert late.reason == "deadline"
+
+
+def test_the_message_tells_the_last_failure() -> None:
+    """A dead letter says what the provider said."""
+    stop = decide("bad_request", targets=ONE, status=400)
+    assert isinstance(stop, Stop)
+    assert stop.message == "after 1 attempt: bad_request (HTTP 400): m"
+
+
+@given(st.lists(st.tuples(st.sampled_from(KINDS), st.none() | st.floats(0, 100), st.floats(0, 1)), max_size=400))
+def test_every_item_ends_within_bounds(failures: list[tuple[FailureKind, float | None, float]]) -> None:
+    """Whatever fails in whatever order: never into the past, never past the attempts, always a closed reason."""
+    history, now, settings = History(), NOW, RetrySettings()
+    targets = (Target(1_000), Target(None), Target(2_000))
+    for kind, told, chance in failures:
+        decision = after(Failure(kind, "m", retry_after_s=told), history, targets, settings, chance, now)
+        if isinstance(decision, Stop):
+            assert decision.reason in RETRYABLE_REASONS | {"bad_request", "refused", "too_long", "invalid_output"}
+            return
+        assert decision.at >= now
+        assert decision.history.counted <= settings.max_attempts
+        assert 0 <= decision.candidate < 3
+        assert decision.candidate == decision.history.candidate
+        assert (decision.role == "fallback") == (decision.candidate != history.candidate)
+        history, now = decision.history, decision.at
+
+
+def test_retries_are_a_share_of_calls_and_a_floor() -> None:
+    """1,000 calls earn 200 retries at most 100 at once; an empty budget refills by one a second."""
+    budget = RetryBudget()
+    budget.has_room(NOW)
+    spent = 0
+    while budget.has_room(NOW):
+        budget.retried(NOW)
+        spent += 1
+    assert spent == 100
+    budget.called(50)
+    assert budget.has_room(NOW)
+    for _ in range(10):
+        budget.retried(NOW)
+    assert not budget.has_room(NOW)
+    assert budget.has_room(NOW + 1.0)
+
+
+def test_a_storm_dies_out() -> None:
+    """With everything failing, a target sees its calls, a fifth more, and the floor: no more."""
+    health = Health({"m": None})
+    retry = Retry({"m": None, "n": None}, health, RetrySettings())
+    retries = 0
+    for _ in range(10_000):
+        retry.called("m")
+        decision = retry.after(Failure("server_error", "x"), History(), ["m", "n"], 0.5, NOW)
+        retries += isinstance(decision, Again) and decision.candidate == 0
+    assert retries <= 2_000 + 100
