@@ -111,7 +111,7 @@ class Lane:
         self._elsewhere: dict[tuple[str, int], tuple[str, int]] = {}
         self._results: list[Result] = []
         self._dead: list[DeadLetter] = []
-        self._costs: list[tuple[CostLine, Item]] = []
+        self._costs: list[tuple[CostLine, Item | None]] = []
         self._shelf_changes: dict[str, bytes] = {}
         self._shelf_bytes = 0
         self._committing: list[Slot] | None = None
@@ -130,6 +130,7 @@ class Lane:
         self.seq = seq
         self.tally = saved.tally
         self.adjusted = saved.adjusted
+        self.plan_version = saved.plan_version
         self._shelf = list(shelf)
 
     # -- in
@@ -601,6 +602,37 @@ class Lane:
         else:
             self.progress.of(item.source.ordinal).done(item.source.position)
 
+    # -- what the shell asks
+
+    def redacts(self, wall: str | None) -> bool | None:
+        """How a quality sample of this wall is written: False whole, True redacted, None not at all."""
+        rule = self.catalog.walls[wall].sample if wall is not None and wall in self.catalog.walls else "keep"
+        return {"keep": False, "redact": True, "never": None}[rule]
+
+    def reprice(self, model: str, price: Price) -> None:
+        """An own engine's running rate: from now on its calls are charged, and compared, at this."""
+        self.priced[model].price = price
+        self.router.reprice(model, price)
+
+    def add_costs(self, lines: Sequence[CostLine]) -> None:
+        """Closing adjustments of own GPUs. They belong to no item."""
+        self._costs += [(line, None) for line in lines]
+        self.adjusted = True
+        for line in lines:
+            self.tally.cost_nano += line.cost_nano
+            key = f"{line.model}@{line.model_version}"
+            if key in self.tally.models:
+                self.tally.models[key].cost_nano += line.cost_nano
+
+    @property
+    def shelved(self) -> int:
+        return sum(1 for slot in self.slots.values() if slot.shelved)
+
+    def oldest_age(self, now: float) -> float:
+        """Seconds since the oldest unfinished item was read. Slots stand in reading order."""
+        first = next(iter(self.slots.values()), None)
+        return now - first.item.enqueued_at if first is not None else 0.0
+
     # -- commit
 
     @property
@@ -634,6 +666,7 @@ class Lane:
             tally=self.tally,
             done=self.finished_all,
             adjusted=self.adjusted,
+            plan_version=self.plan_version,
             outbox_next=self.outbox.next_number,
         )
 
@@ -675,8 +708,7 @@ class Lane:
                 state.done(state.order[0])
 
     def _shelf_room(self) -> bool:
-        shelved = sum(1 for slot in self.slots.values() if slot.shelved)
-        return shelved < self.settings.shelf_max and self._shelf_bytes < self.settings.shelf_bytes
+        return self.shelved < self.settings.shelf_max and self._shelf_bytes < self.settings.shelf_bytes
 
     @property
     def finished_all(self) -> bool:

@@ -45,7 +45,7 @@ class CommitBatch(msgspec.Struct, frozen=True):
     chunks: dict[str, bytes]
     results: list[Result]
     dead_letters: list[DeadLetter]
-    costs: list[tuple[CostLine, Item]]
+    costs: list[tuple[CostLine, Item | None]]
     saved: Saved
 
 

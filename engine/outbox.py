@@ -32,6 +32,10 @@ class Outbox:
     def empty(self) -> bool:
         return not self._batches
 
+    @property
+    def trimmable(self) -> bool:
+        return bool(self._applied)
+
     def add(self, data: bytes) -> tuple[str, bytes]:
         """The chunk to commit with the primary."""
         number = self._next

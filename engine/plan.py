@@ -48,5 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
     version: int = 1
     generation: int = 0
     bounded: bool = True
+    started: bool = False
+    """Every lane has committed once. From then on a lane without progress is corrupt, not new."""
     sinks: dict[str, str] = {}
     """Sink name → where it is, as a person would write it."""

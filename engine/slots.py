@@ -117,10 +117,8 @@ class Ready:
             slots.append(slot)
         return slots
 
-    def peek_tokens(self, pool: str) -> int | None:
-        """Tokens of the item that `pop` would return."""
-        heap = self._heaps.get(pool)
-        return heap[0][-1].tokens if heap else None
+    def count(self, pool: str) -> int:
+        return len(self._heaps.get(pool, ()))
 
     def counts(self) -> list[tuple[str, int, int, bool]]:
         """(pool, items, estimated tokens, a realtime item first?) of every pool that was ever used."""

@@ -97,10 +97,11 @@ class Puller:
         at.undelivered = []
         return Kept(kept, [(t.call.item_id, t.call.generation, t.call.attempt) for t in at.tickets])
 
-    def abort(self, job: str, call_ids: set[str]) -> None:
+    def abort(self, job: str) -> None:
+        """Nobody wants this job's calls any more."""
         for (run, _), at in self._lanes.items():
             if run == job:
-                self.engine.abort([t for t in at.tickets if t.call.call_id in call_ids])
+                self.engine.abort(list(at.tickets))
 
     async def close(self) -> None:
         for task in list(self._tasks):

@@ -1,0 +1,57 @@
+"""The scorers that need libraries or the user's own code: JSON schema, and `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+
+import msgspec
+
+from penstock.engine.errors import SpecError
+from penstock.engine.items import Answer, Item, OutputSpec, Score
+from penstock.engine.policy import Scorer, Task
+from penstock.engine.quality import Checks, score_all
+from penstock.workers.answers import check
+
+Function = Callable[[str, object], object]
+
+
+class Scoring:
+    """Called by the lane for each sampled result. A scorer that fails scores 0: it never ends an item."""
+
+    def __init__(self, scorer_path: str | None) -> None:
+        if scorer_path is not None and scorer_path not in sys.path:
+            sys.path.append(scorer_path)
+        self._checks: Checks = {"json_schema": _by_schema, "function": _by_function}
+
+    def __call__(self, item: Item, answer: Answer, task: Task) -> tuple[Score, ...]:
+        expected: object = None
+        if item.attributes.expected_json is not None:
+            expected = msgspec.json.decode(item.attributes.expected_json)
+        return score_all(task.scorers, answer.text, expected, self._checks)
+
+
+def _by_schema(scorer: Scorer, answer: str, expected: object) -> float:
+    return float(check(answer, OutputSpec(json_schema=scorer.json_schema))[0])
+
+
+def _by_function(scorer: Scorer, answer: str, expected: object) -> float:
+    try:
+        return float(load(scorer.function or "")(answer, expected))  # pyright: ignore[reportArgumentType]
+    except Exception:  # noqa: BLE001 - the user's own code: whatever it does, this sample scores 0
+        return 0.0
+
+
+@lru_cache(maxsize=64)
+def load(name: str) -> Function:
+    """`module:function` → the function. Raises `SpecError` where it can't be imported."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise SpecError(f"scorer function {name} can't be imported: {error}") from error
+    if not callable(found):
+        raise SpecError(f"scorer function {name} is not a function")
+    return found

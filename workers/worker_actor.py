@@ -1,0 +1,126 @@
+"""The Ray actor around one engine (an API account's dispatcher, or a vLLM): belongs to the cluster, not to a job.
+
+It leaves by itself when no job has used it for a while, and ends its process the hard way when its engine is dead, so
+that whoever watches it learns of it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Literal
+
+import msgspec
+
+from penstock.engine.catalog import Account, Model, Version
+from penstock.engine.items import Failure, Outcome
+from penstock.engine.plan import Epoch
+from penstock.workers.answers import check
+from penstock.workers.clock import SYSTEM
+from penstock.workers.engines.base import Engine, Ticket
+from penstock.workers.ports import RemoteBoard, RemoteLane, encode
+from penstock.workers.puller import Puller
+
+IDLE_S = 120.0
+"""A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
+GRACE_S = 2.0
+"""What a dead engine's process waits for its last answers to be delivered."""
+
+
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """What to build. `account` for an API, `model` and `version` for an engine of our own."""
+
+    name: str
+    """Unique in the cluster and new at every start: what a lane knows its calls by."""
+    label: str
+    """As the dashboard shows it."""
+    pool: str
+    kind: Literal["api", "vllm"]
+    account: Account | None = None
+    model: Model | None = None
+    version: Version | None = None
+
+
+class WorkerActor:
+    def __init__(self, settings: bytes, governor: object | None = None) -> None:
+        self._settings = msgspec.msgpack.decode(settings, type=WorkerSettings)
+        self._governor = governor
+        self._puller: Puller | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return self._settings.label
+
+    async def start(self) -> tuple[str, int]:
+        """Load; returns (name, pid). Asked again: the same answer. Raises what the engine's start raises."""
+        async with self._starting:
+            if self._puller is None:
+                engine = self._build()
+                await engine.start()
+                self._puller = Puller(self._settings.name, self._settings.pool, engine, verify)
+                self._puller.start()
+                self._watching = asyncio.get_running_loop().create_task(self._watch(self._puller))
+        return self._settings.name, os.getpid()
+
+    def _build(self) -> Engine:
+        settings = self._settings
+        if settings.account is not None:
+            from penstock.workers.engines.api import ApiEngine
+            from penstock.workers.engines.gates import gate_for
+
+            lease = self._governor.lease.remote if self._governor is not None else None  # pyright: ignore[reportAttributeAccessIssue]
+            gate = gate_for(settings.account, lease, settings.name, SYSTEM)
+            return ApiEngine(settings.account, gate=gate, worker=settings.name)
+        assert settings.model is not None and settings.version is not None
+        from penstock.workers.engines.vllm import build_engine
+
+        return build_engine(settings.model, settings.version, settings.name)
+
+    async def serve(self, job: str, driver: object) -> None:
+        """Take work from this job's board."""
+        if self._puller is not None:
+            self._puller.serve(job, RemoteBoard(driver))
+
+    async def leave(self, job: str) -> None:
+        if self._puller is not None:
+            self._puller.leave(job)
+
+    async def adopt(self, job: str, lane: int, epoch: Epoch, handle: object, until: float) -> bytes:
+        if self._puller is None:
+            return b"\x80"
+        return encode(self._puller.adopt(job, lane, tuple(epoch), RemoteLane(handle), until))
+
+    async def abort(self, job: str) -> None:
+        """Stop all calls of this job."""
+        if self._puller is not None:
+            self._puller.abort(job)
+
+    async def gauges(self) -> dict[str, float]:
+        return self._puller.engine.gauges() if self._puller is not None else {}
+
+    async def lost(self) -> None:
+        """Never returns: whoever awaits it learns at once that this process is gone."""
+        await asyncio.Event().wait()
+
+    async def _watch(self, puller: Puller) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            if puller.dead is not None:
+                await asyncio.sleep(GRACE_S)
+                os._exit(1)
+            if puller.jobs == 0 and time.time() - puller.idle_since > IDLE_S:
+                os._exit(0)
+
+
+def verify(ticket: Ticket, outcome: Outcome) -> Outcome:
+    """Hold an answer against the choices or the schema asked for: made canonical, or marked invalid with the reason."""
+    if ticket.output is None or outcome.answer is None or outcome.failure is not None:
+        return outcome
+    ok, text, message = check(outcome.answer.text, ticket.output)
+    if ok:
+        if text == outcome.answer.text:
+            return outcome
+        return msgspec.structs.replace(outcome, answer=msgspec.structs.replace(outcome.answer, text=text))
+    return msgspec.structs.replace(outcome, failure=Failure("invalid_output", message, may_be_billed=True))
