@@ -1,0 +1,192 @@
+"""The summary and the progress lines: numbers a person can trust, in 80 columns."""
+
+import os
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from penstock.engine.items import NANO_PER_USD
+from penstock.jobs import progress, report, wording
+from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def finished() -> RunStatus:
+    tally = Tally(
+        read=3000,
+        results=2994,
+        dead_letters={"malformed": 4, "wall": 2},
+        copied=41,
+        maybe_paid=3,
+        retries=12,
+        fallbacks=2,
+        cost_nano=454_500_000,
+        forfeit_nano=400_000,
+        tier1_cost_nano=4_364_000_000,
+        tiers={1: 300, 3: 2694},
+        models={
+            "opus@x": ModelTally("opus", "x", 310, 300, 433_500_000, 41_200, 3_000, 9_100),
+            "small@v1": ModelTally("small", "v1", 2702, 2694, 21_000_000, 402_000, 0, 9_100, basis="amortised"),
+        },
+        quality={
+            "a": TaskTally("classification", "small", 412, 338.0, 338.0, 338),
+            "b": TaskTally("rewriting", "opus", 4, 3.0, 2.5, 2),
+        },
+        slowest=[Slow("0123456789abcdef" * 2, "order-17", "small", 12.3), Slow("f" * 32, None, "opus", 9.1)],
+        refused={"eu-only": 10, "health": 2},
+    )
+    return RunStatus(
+        "label-messages-3f9c2a1b",
+        "label-messages",
+        "done",
+        started_at=1000.0,
+        updated_at=1072.0,
+        first_dispatch_at=1002.1,
+        ended_at=1072.4,
+        total_items=3000,
+        tally=tally,
+        budget_limit_nano=25 * NANO_PER_USD,
+        budget_spent_nano=455_000_000,
+        outputs={
+            "results": [f"{Path.cwd()}/out/results.jsonl"],
+            "costs": [f"{Path.cwd()}/out/results.costs.jsonl"],
+            "dead_letters": [f"{Path.cwd()}/out/results.dead_letters.jsonl"],
+        },
+        resumed=True,
+        notes=["lane 2 moved to another process"],
+    )
+
+
+def plain(status: RunStatus, width: int = 80) -> str:
+    out = StringIO()
+    console = Console(file=out, width=width, no_color=True, highlight=False)
+    for part in report.summary(status):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def check_golden(name: str, text: str) -> None:
+    """GOLDEN=write renews the files; look at the difference before you commit it."""
+    path = GOLDEN / name
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_the_summary_in_a_pipe_reads_as_it_always_did() -> None:
+    """What stands in logs and mails does not change by accident."""
+    check_golden("cli_summary.txt", plain(finished()))
+
+
+def test_the_summary_fits_eighty_columns() -> None:
+    """No line is longer than 80 columns, on a terminal as in a pipe."""
+    assert max(map(len, plain(finished()).splitlines())) <= 80
+
+
+def test_a_run_that_did_nothing_has_a_summary() -> None:
+    """No division by zero, no empty table."""
+    text = plain(RunStatus("job-1", "job", "starting"))
+    assert "0: 0 results" in text
+    assert "model" not in text
+
+
+def test_names_with_brackets_are_shown_as_they_are() -> None:
+    """What a user calls things is never read as markup."""
+    status = RunStatus("job-1", "[red]job[/red]", "failed", message="disk [/dev/sda] is full")
+    text = plain(status)
+    assert "[red]job[/red]" in text
+    assert "disk [/dev/sda] is full" in text
+
+
+def test_a_mean_of_scores_has_students_interval_and_a_share_has_wilsons() -> None:
+    """Scores of 0 and 1 are a proportion; anything between makes a mean."""
+    share = report.interval(TaskTally("t", "m", 10, 8.0, 8.0, 8))
+    mean = report.interval(TaskTally("t", "m", 10, 8.0, 7.0, 8))
+    assert share is not None
+    assert mean is not None
+    assert (round(share.low, 2), round(share.high, 2)) == (0.49, 0.94)
+    assert share.low != mean.low
+
+
+def running(results: int, at: float) -> RunStatus:
+    model = ModelTally("small", "v1", results, results, results * 1000, results * 20, 0, results * 5)
+    tally = Tally(results=results, cost_nano=results * 1000, tiers={3: results}, in_flight={3: 64}, models={"s": model})
+    return RunStatus("job-1", "job", "running", started_at=0.0, updated_at=at, total_items=1000, tally=tally)
+
+
+def test_rates_forecast_and_eta_come_from_what_was_seen() -> None:
+    """100 items in ten seconds: 10 items/s, 250 tokens/s, 80 s to go for 800 more, five times the cost at the end."""
+    meter = progress.Meter()
+    meter.see(running(100, 10.0), 10.0)
+    view = meter.see(running(200, 20.0), 20.0)
+    assert (view.items_per_s, view.tokens_per_s, view.eta_s) == (10.0, 250.0, 80.0)
+    assert view.forecast_nano == 1_000_000
+
+
+def test_a_plain_line_says_everything_that_matters() -> None:
+    """One line for a log: time, state, items, rates, money, in flight, dead letters, ETA."""
+    meter = progress.Meter()
+    meter.see(running(100, 10.0), 10.0)
+    line = progress.plain_line(meter.see(running(200, 20.0), 20.0)).strip()
+    expected = (
+        "20 s  running  200 of 1,000 items (20 %)  10 items/s  250 tokens/s  $0.000200 of about $0.001000  "
+        "64 in flight  ETA 1 min 20 s"
+    )
+    assert line == expected
+
+
+def test_the_live_display_fits_eighty_columns() -> None:
+    """A terminal of 80 columns shows every line whole."""
+    view = progress.Meter().see(finished(), 1100.0)
+    console = Console(file=StringIO(), width=80, force_terminal=True)
+    for line in progress.live_lines(view, "ctrl-c: finish what is in flight, commit, stop; twice: stop now"):
+        assert len(console.render_str(line).plain) <= 80
+
+
+def test_an_unknown_number_of_items_is_estimated_from_bytes() -> None:
+    """A third of the bytes for 100 items: about 300 in all, and the line says that it is a guess."""
+    status = running(100, 1.0)
+    status.total_items, status.total_bytes, status.tally.position_bytes = None, 3000, 1000
+    line = progress.plain_line(progress.Meter().see(status, 1.0))
+    assert "100 of ~300 items" in line
+
+
+def test_a_plain_display_tells_states_and_notes_once() -> None:
+    """A pipe gets a line per change and one every five seconds, not one per look."""
+    out = StringIO()
+    display, meter = progress.PlainDisplay(Console(file=out, no_color=True, highlight=False)), progress.Meter()
+    for second in range(12):
+        status = running(second * 10, float(second))
+        status.notes = ["budget nearly used"]
+        display.show(meter.see(status, float(second)))
+    lines = out.getvalue().splitlines()
+    assert lines.count("note: budget nearly used") == 1
+    assert sum("running" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("nano", "said"),
+    [(0, "$0.0000"), (1, "$0.000000001"), (15_000, "$0.000015"), (10_000_000, "$0.0100"), (-2_000_000_000, "-$2.00")],
+)
+def test_money_is_never_rounded_to_nothing(nano: int, said: str) -> None:
+    """Something that was paid is never shown as $0.00."""
+    assert wording.dollars(nano) == said
+
+
+@given(st.integers(1, 10**15))
+def test_money_that_was_paid_never_reads_as_nothing(nano: int) -> None:
+    """For any amount there is a digit other than 0."""
+    assert set(wording.dollars(nano)) & set("123456789")
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6))
+def test_a_share_is_whole_only_where_nothing_is_missing(part: int, more: int) -> None:
+    """`100 %` and `0 %` are promises."""
+    whole = part + more
+    assert wording.share(part, whole) != "100 %"
+    assert (wording.share(part, whole) == "0 %") == (part == 0)
