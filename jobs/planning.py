@@ -7,11 +7,15 @@ same intake and the same router as the run's items. Nothing is called.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from penstock.connectors.base import Raw
+from penstock.connectors.intake import Intake, input_shape
+from penstock.connectors.registry import open_source
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.errors import Spent
+from penstock.engine.items import DeadLetter, Item
 from penstock.engine.pricing import DEFAULT_MAX_TOKENS, price_of
 from penstock.jobs.forecast import (
     ZERO,
@@ -29,7 +33,7 @@ from penstock.jobs.forecast import (
 )
 from penstock.jobs.plan_report import BudgetPlan, ModelPlan, PlanReport, TierPlan
 from penstock.jobs.planning_view import render as render
-from penstock.jobs.sampling import Reading, read_sample
+from penstock.jobs.sampling import MakeIntake, Reading, read_sample
 from penstock.jobs.survey import Group, Survey
 from penstock.jobs.wording import dollars
 from penstock.workers.runspec import RunSpec
@@ -42,10 +46,19 @@ Plan = PlanReport
 def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
     """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
     survey = Survey(spec.catalog, spec.policy)
-    reading = asyncio.run(read_sample(open_source(spec.source), make_intake(spec), sample, spec.limit))
+    reading = asyncio.run(read_sample(open_source(spec.source), _intake(spec), sample, spec.limit))
     for found in reading.found:
         survey.add(found)
     return report(spec, reading, survey, history or {})
+
+
+def _intake(spec: RunSpec) -> MakeIntake:
+    def make(format: str) -> Callable[[Raw], Item | DeadLetter]:
+        shape = input_shape(format)
+        intake = Intake(spec.run_id, shape, spec.row, spec.policy, spec.catalog.models, spec.generation, spec.vars)
+        return lambda raw: intake.item(raw, 0.0)
+
+    return make
 
 
 def require(plan: PlanReport) -> None:

@@ -43,10 +43,11 @@ class Sampled(msgspec.Struct):
     sizes: list[float] = msgspec.field(default_factory=list[float])
 
 
-Intake = Callable[[Raw], Item | DeadLetter]
+MakeIntake = Callable[[str], Callable[[Raw], Item | DeadLetter]]
+"""From a split's format to what makes items of its records."""
 
 
-async def read_sample(source: Source, intake: Intake, sample: int, limit: int | None = None) -> Reading:
+async def read_sample(source: Source, make_intake: MakeIntake, sample: int, limit: int | None = None) -> Reading:
     """`limit`: the run's own limit of rows. Raises what the source raises."""
     splits = await source.splits(PLACES)
     size = sum(split.size_bytes for split in splits)
@@ -57,6 +58,7 @@ async def read_sample(source: Source, intake: Intake, sample: int, limit: int | 
     else:
         taken = await _look(source, splits, sample)
         rows, notes = _estimate(splits, taken)
+    intake = make_intake(splits[0].format if splits else "jsonl")
     return Reading(
         found=tuple(intake(raw) for raw in taken.records),
         rows=rows,

@@ -121,6 +121,7 @@ def real_catalog(url: str, model: Path, tier1: str | None) -> str:
     hour_usd: 0.10                          # pretended: what an hour of this machine might cost
     engine: {{max_model_len: 1024, max_num_seqs: 64, enforce_eager: true}}
 tiers: {{1: [{_quoted(tier1 or "large")}], 3: [small]}}
+walls: {{public: {{}}}}
 """
 
 

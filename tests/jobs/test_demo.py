@@ -56,6 +56,7 @@ def test_the_real_parts_job_is_valid(tmp_path: Path, tier1: str | None) -> None:
     large = spec.catalog.models[spec.catalog.tiers[1][0]]
     assert large.price is not None
     assert large.price.output > 0
+    assert "public" in spec.catalog.walls
     assert spec.catalog.models["small"].worker == "vllm"
     assert spec.catalog.models["small"].live_version.model == str(tmp_path / "a model")
 

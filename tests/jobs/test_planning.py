@@ -21,6 +21,7 @@ from penstock.engine.errors import Spent
 from penstock.engine.items import Attributes, DeadLetter, Item, Request
 from penstock.engine.policy import Output, Policy, Task
 from penstock.jobs import forecast, planning
+from penstock.jobs import spec as job_spec
 from penstock.jobs.forecast import Interval, Measured
 from penstock.jobs.plan_report import PlanReport
 from penstock.jobs.sampling import Reading, read_sample
@@ -79,7 +80,7 @@ def _intake(raw: Raw) -> Item | DeadLetter:
 
 def _plan(spec: RunSpec, *, sample: int = 500, history: planning.History | None = None) -> PlanReport:
     assert isinstance(spec.source, FilesSource)
-    reading = asyncio.run(read_sample(FileSource(spec.source), _intake, sample, spec.limit))
+    reading = asyncio.run(read_sample(FileSource(spec.source), lambda _: _intake, sample, spec.limit))
     survey = Survey(spec.catalog, spec.policy)
     for found in reading.found:
         survey.add(found)
@@ -263,3 +264,23 @@ def test_a_share_seen_never_may_still_be_there() -> None:
     assert 0.02 < none.high < 0.06
     assert isinstance(none, Interval)
     assert isinstance(Reading((), none, 0, 0, False), Reading)
+
+
+def test_the_whole_way_from_a_job_file(tmp_path: Path) -> None:
+    """`make_plan` reads, renders prompts and routes as the run will; a missing column is foreseen as a dead letter."""
+    rows: list[dict[str, object]] = [{"text": "hello " * 20, "n": n} for n in range(40)]
+    _write(tmp_path / "a.jsonl", [*rows, {"n": 41}])
+    (tmp_path / "job.yaml").write_text(
+        "source: a.jsonl\n"
+        "prompt: 'Summarise: {{ text }}'\n"
+        "params: {max_tokens: 50}\n"
+        "models: [anthropic/claude-haiku-4-5]\n"
+        "budgets: [{usd: 1}]\n"
+        "sinks: out.jsonl\n"
+    )
+    plan = planning.make_plan(job_spec.load(tmp_path / "job.yaml"))
+    assert (plan.rows.likely, plan.fits) == (41, True)
+    assert {reason: many.likely for reason, many in plan.dead_letters.items()} == {"missing_field": 1}
+    assert 0 < plan.cost_nano.low < plan.cost_nano.high <= plan.worst_nano
+    limited = planning.make_plan(job_spec.load(tmp_path / "job.yaml", limit=5))
+    assert limited.rows.likely == 5
