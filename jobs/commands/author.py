@@ -63,7 +63,7 @@ def validate(job: str, sets: tuple[str, ...], as_json: bool) -> int:
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
         click.echo(f"  {label:<{width}}  {relative(value)}")
-    for note in [*warned, *(f"{line}; a run will ask for it" for line in missing)]:
+    for note in [*warned, *(f"{shared.secret_told(each)}; a run needs it" for each in missing)]:
         click.echo(f"note: {note}", err=True)
     return exits.DONE
 

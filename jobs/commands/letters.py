@@ -113,7 +113,7 @@ def replay(run: str | None, state: str | None, reasons: tuple[str, ...], everyth
     click.echo(_chosen(spec.run_id, chosen))
     result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())
     out = shared.console()
-    for part in report.summary(result.status, state=state):
+    for part in report.summary(result.status, state=shared.state_to_name(found.history.url)):
         out.print(part)
     return result.exit_code
 

@@ -97,7 +97,7 @@ def report(run: str | None, state: str | None, as_json: bool) -> int:
         shared.print_json(msgspec.to_builtins(status, str_keys=True))
         return exits.DONE
     out = shared.console()
-    for part in summaries.summary(status, state=state):
+    for part in summaries.summary(status, state=shared.state_to_name(found.history.url)):
         out.print(part)
     return exits.DONE
 

@@ -84,7 +84,7 @@ def run(job: str, **given: object) -> int:
     else:
         if call.limit is not None:
             preview.show(result, shared.console())
-        _tell(result, call)
+        _tell(result)
     return result.exit_code
 
 
@@ -120,14 +120,14 @@ def _inline(job: str, call: RunCall) -> RunSpec:
     return job_spec.inline(job, call.prompt, call.models, call.output, extra=extra)
 
 
-def _tell(result: JobResult, call: RunCall) -> None:
+def _tell(result: JobResult) -> None:
     from penstock.jobs import report
 
     out = shared.console()
     if result.nothing_to_do:
         out.print(f"nothing to do: {result.status.name} is finished ({result.status.tally.results:,} results)")
         return
-    for part in report.summary(result.status, state=call.state):
+    for part in report.summary(result.status, state=shared.state_to_name(result.spec.state)):
         out.print(part)
     for line in exits.explain(result.status, result.spec.max_dead_letters):
         out.print(line, style="yellow")

@@ -1,0 +1,271 @@
+"""A run from the command's side: shown, saved, stopped without loss. The cluster is a scripted one."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import Held, PenstockError
+from penstock.engine.policy import Policy
+from penstock.jobs import run as running
+from penstock.jobs import trial
+from penstock.jobs.history import History
+from penstock.jobs.progress import View
+from penstock.jobs.result import JobResult
+from penstock.jobs.run import Session, Stop
+from penstock.jobs.state_keys import FolderKeys
+from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.status import RunState, RunStatus, Tally
+
+
+def spec_in(folder: Path) -> RunSpec:
+    return RunSpec(
+        run_id="job-1",
+        name="job",
+        vars={},
+        source=FilesSource(str(folder / "rows.jsonl")),
+        shape=None,
+        row=Row(),
+        catalog=Catalog(accounts={}, models={}, tiers={}),
+        policy=Policy(tasks={}),
+        sinks={name: FilesSink(str(folder / f"{name}.jsonl")) for name in ("results", "costs", "dead_letters")},
+        state=str(folder / ".penstock"),
+    )
+
+
+Action = Callable[[], None]
+
+
+class ScriptedRun:
+    """Goes through states, one a look; an action may stand among them and happens at that look."""
+
+    def __init__(self, script: Sequence[RunState | Action], tally: Tally) -> None:
+        self._script = list(script)
+        self._tally = tally
+        self.asked: list[str] = []
+        self._state: RunState = "starting"
+        self.resumed = False
+
+    def status(self) -> RunStatus:
+        step = self._script.pop(0) if self._script else self._state
+        if callable(step):
+            step()
+        else:
+            self._state = step
+        return RunStatus(
+            "job-1", "job", self._state, started_at=1.0, updated_at=2.0, tally=self._tally, resumed=self.resumed
+        )
+
+    def drain(self) -> None:
+        self.asked.append("drain")
+
+    def cancel(self) -> None:
+        self.asked.append("cancel")
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+class ScriptedCluster:
+    def __init__(self, run: ScriptedRun | PenstockError) -> None:
+        self._run = run
+        self.options: RunOptions | None = None
+
+    def launch(self, spec: RunSpec, options: RunOptions) -> ScriptedRun:
+        self.options = options
+        if isinstance(self._run, PenstockError):
+            raise self._run
+        return self._run
+
+    @contextmanager
+    def open(self, address: str | None) -> Generator["ScriptedCluster"]:
+        yield self
+
+
+class Heard:
+    """A display that remembers."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        self.said: list[str] = []
+        self.closed = False
+
+    def show(self, view: View) -> None:
+        self.states.append(view.status.state)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripted run needs no time between looks."""
+    monkeypatch.setattr(running, "POLL_S", 0.0)
+
+
+def carry_out(
+    folder: Path, script: Sequence[RunState | Action], tally: Tally | None = None, stop: Stop | None = None
+) -> tuple[JobResult, ScriptedRun, Heard]:
+    run, heard = ScriptedRun(script, tally or Tally(results=3)), Heard()
+    session = Session(open_cluster=ScriptedCluster(run).open)
+    return running.execute(spec_in(folder), session, heard, stop or Stop()), run, heard
+
+
+def history_of(folder: Path) -> History:
+    url = str(folder / ".penstock")
+    return History(FolderKeys(Path(url)), url)
+
+
+def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
+    """Every state is shown; the result carries the last one; everything is given back."""
+    result, run, heard = carry_out(tmp_path, ["starting", "running", "assembling", "done"])
+    assert heard.states == ["starting", "running", "assembling", "done"]
+    assert (result.ok, result.exit_code) == (True, 0)
+    assert heard.closed
+    assert run.asked == ["close"]
+
+
+def test_history_knows_a_run_after_it_is_over(tmp_path: Path) -> None:
+    """Spec and last status can be read from any folder that names the state."""
+    carry_out(tmp_path, ["running", "done"])
+    history = history_of(tmp_path)
+    assert history.status("job-1").state == "done"
+    assert history.spec("job-1") == spec_in(tmp_path)
+
+
+def test_the_first_interrupt_drains(tmp_path: Path) -> None:
+    """SIGINT: nothing new is sent, what is in flight ends, the exit code is 130, and the person is told."""
+    result, run, heard = carry_out(
+        tmp_path, ["running", lambda: os.kill(os.getpid(), signal.SIGINT), "draining", "interrupted"]
+    )
+    assert run.asked == ["drain", "close"]
+    assert result.exit_code == 130
+    assert any("draining" in said for said in heard.said)
+
+
+def test_the_second_interrupt_stops_now(tmp_path: Path) -> None:
+    """SIGINT twice: what is in flight is given up, what is finished is committed."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result, run, _ = carry_out(tmp_path, ["running", interrupt, "draining", interrupt, "draining", "interrupted"])
+    assert run.asked == ["drain", "cancel", "close"]
+    assert result.exit_code == 130
+
+
+def test_a_run_that_does_not_stop_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging cluster can't hold a person's terminal: history says what happened."""
+    monkeypatch.setattr(running, "STOP_GRACE_S", 0.0)
+    stop = Stop()
+    stop.ask()
+    stop.ask()
+    result, run, _ = carry_out(tmp_path, ["running", "draining"], stop=stop)
+    assert run.asked == ["drain", "cancel", "close"]
+    assert "left behind" in result.status.message
+    assert history_of(tmp_path).status("job-1").state == "interrupted"
+
+
+def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
+    """After a run, ctrl-c does what it did before."""
+    before = signal.getsignal(signal.SIGINT)
+    carry_out(tmp_path, ["done"])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
+    """Running it again exits 0, whatever its dead letters were."""
+    run = ScriptedRun(["done"], Tally(results=3, dead_letters={"wall": 1}))
+    run.resumed = True
+    result = running.execute(spec_in(tmp_path), Session(open_cluster=ScriptedCluster(run).open), Heard(), Stop())
+    assert (result.nothing_to_do, result.exit_code) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "dead", "allowed", "code"),
+    [
+        ("done", 0, None, 0),
+        ("done", 1, None, 5),
+        ("done", 1, 1, 0),
+        ("done", 2, 1, 5),
+        ("done", 1, 0.5, 0),
+        ("done", 9, 0.5, 5),
+        ("too_many_dead_letters", 1, 0, 5),
+        ("stopped_by_budget", 0, None, 3),
+        ("failed", 0, None, 4),
+        ("cancelled", 0, None, 130),
+    ],
+)
+def test_the_exit_code_says_how_it_ended(
+    tmp_path: Path, state: RunState, dead: int, allowed: int | float | None, code: int
+) -> None:
+    """SURFACES §4. `max_dead_letters` unset: any dead letter is 5; a number: so many; a fraction: that share."""
+    import msgspec
+
+    tally = Tally(results=3, dead_letters={"wall": dead} if dead else {})
+    spec = msgspec.structs.replace(spec_in(tmp_path), max_dead_letters=allowed)
+    assert JobResult(spec, RunStatus("job-1", "job", state, tally=tally)).exit_code == code
+
+
+def test_a_held_run_is_refused_and_takes_nothing_down(tmp_path: Path) -> None:
+    """Who holds it comes through as it was said."""
+    session = Session(open_cluster=ScriptedCluster(Held("held by ann")).open)
+    with pytest.raises(Held, match="held by ann"):
+        running.execute(spec_in(tmp_path), session, Heard(), Stop())
+
+
+def test_a_new_command_takes_an_old_request_to_cancel_back(tmp_path: Path) -> None:
+    """Otherwise a cancelled run could never go on."""
+    history = history_of(tmp_path)
+    history.ask_cancel("job-1", "somebody")
+    carry_out(tmp_path, ["done"])
+    assert not history.cancel_asked("job-1")
+
+
+async def test_work_goes_on_beside_a_running_loop() -> None:
+    """In a notebook the work gets a thread of its own, and a loop of its own in it."""
+
+    async def inner() -> str:
+        await asyncio.sleep(0)
+        return threading.current_thread().name
+
+    name = running.off_loop(lambda _: asyncio.run(inner()))
+    assert name.startswith("penstock-run")
+
+
+def test_without_a_loop_work_is_done_right_here() -> None:
+    """No thread where none is needed: signals reach it."""
+    assert running.off_loop(lambda _: threading.current_thread()) is threading.main_thread()
+
+
+@pytest.mark.parametrize(
+    ("path", "marked"),
+    [
+        ("/a/labels.parquet", "/a/labels.first-5.parquet"),
+        ("/a/labels.dead_letters.jsonl", "/a/labels.first-5.dead_letters.jsonl"),
+        ("/a/v1.2.jsonl.gz", "/a/v1.2.first-5.jsonl.gz"),
+        ("/a/parts/", "/a/parts.first-5/"),
+        ("s3://bucket/prefix/", "s3://bucket/prefix.first-5/"),
+    ],
+)
+def test_a_trial_writes_beside_the_real_outputs(path: str, marked: str) -> None:
+    """`--limit 5` never touches the files of the whole run."""
+    assert trial.marked(path, "first-5") == marked
+
+
+def test_a_trial_is_a_run_of_its_own(tmp_path: Path) -> None:
+    """Own id, own outputs, same job."""
+    spec = spec_in(tmp_path)
+    tried = trial.first(spec, 5)
+    assert (tried.run_id, tried.limit, tried.source) == ("job-1~first-5", 5, spec.source)
+    assert not set(map(str, tried.sinks.values())) & set(map(str, spec.sinks.values()))
