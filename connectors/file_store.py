@@ -60,6 +60,7 @@ class FileStore:
         lock_wait_s: float = LOCK_WAIT_S,
         *,
         hold_wait_s: float = file_run.HOLD_WAIT_S,
+        peek_wait_s: float = PEEK_WAIT_S,
         faults: Faults = no_faults,
     ) -> None:
         if unsafe := [s for s in outputs if not re.fullmatch(r"[a-z_]+", s)]:
@@ -69,6 +70,7 @@ class FileStore:
         self.outputs = dict(outputs)
         self._lock_wait_s = lock_wait_s
         self._hold_wait_s = hold_wait_s
+        self._peek_wait_s = peek_wait_s
         self._faults = faults
         self._lanes: dict[int, OwnedLane] = {}
         self._run: tuple[int, int] | None = None
@@ -110,7 +112,7 @@ class FileStore:
 
     async def peek(self, lane: int) -> Taken:
         folder = self._folder(lane)
-        for _ in range(round(PEEK_WAIT_S / file_run.POLL_S)):
+        for _ in range(round(self._peek_wait_s / file_run.POLL_S)):
             state, epoch = read_state(folder)
             if epoch >= highest_marker(folder):
                 return taken(state)

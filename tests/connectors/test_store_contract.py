@@ -1,0 +1,401 @@
+"""Every store keeps the same promises: the one on disk and the one in memory run one suite.
+
+A `Process` is one handle on a store; killing it drops its locks and nothing else. A `Model` beside it remembers what
+was acknowledged, and says what a reader may see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from penstock.connectors import memory
+from penstock.connectors.base import Holder, OutRecord, Primary
+from penstock.connectors.file_lane import COMMIT_STEPS, TAKE_STEPS
+from penstock.connectors.file_spool import iter_values
+from penstock.connectors.file_store import FileStore, committed_spools
+from penstock.connectors.memory import MemoryStore
+from penstock.connectors.settings import FilesSink
+from penstock.engine.errors import Corrupt, Fenced, Held, Temporary
+from penstock.engine.plan import Epoch, Plan
+
+WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
+_numbers = itertools.count()
+_FAST = Path("/dev/shm")
+"""A folder in memory: what is tested here is order, not the disk."""
+
+
+class Crash(BaseException):
+    """The process ends between two steps."""
+
+
+class Script:
+    """Raises `Crash`, or calls a function, when a step is reached."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, Callable[[], None]] = {}
+        self.seen: list[str] = []
+
+    def __call__(self, step: str) -> None:
+        self.seen.append(step)
+        if action := self.at.pop(step, None):
+            action()
+
+    def crash(self, step: str) -> None:
+        def action() -> None:
+            raise Crash(step)
+
+        self.at[step] = action
+
+
+class World(Protocol):
+    """A place where a store lives, and the processes that open it."""
+
+    take_steps: tuple[str, ...]
+    commit_steps: tuple[str, ...]
+
+    def process(self) -> tuple[Primary, Script]: ...
+    async def kill(self, store: Primary, lane: int) -> None: ...
+    def committed(self, sink: str) -> list[bytes]: ...
+    def close(self) -> None: ...
+
+
+class Disk:
+    take_steps = TAKE_STEPS
+    commit_steps = COMMIT_STEPS
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-store-", dir=_FAST if _FAST.exists() else None))
+        self.home = self.folder / ".results.penstock"
+
+    def process(self) -> tuple[Primary, Script]:
+        script = Script()
+        outputs = {name: FilesSink(str(self.folder / f"{name}.jsonl")) for name in memory.SINKS}
+        return FileStore(self.home, outputs, 0.0, hold_wait_s=0.0, peek_wait_s=0.0, faults=script), script
+
+    async def kill(self, store: Primary, lane: int) -> None:
+        await store.release(lane)  # closes descriptors and writes nothing: what the kernel does for a killed process
+        await store.let_go()
+
+    def committed(self, sink: str) -> list[bytes]:
+        return [v for spool in committed_spools(self.home, sink) for v in iter_values(spool)]
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+class Memory:
+    take_steps = ("take.begin", "take.applied")
+    commit_steps = ("commit.begin", "commit.applied")
+
+    def __init__(self) -> None:
+        self.name = f"contract-{next(_numbers)}"
+
+    def process(self) -> tuple[Primary, Script]:
+        script = Script()
+        return MemoryStore(self.name, script), script
+
+    async def kill(self, store: Primary, lane: int) -> None:
+        assert isinstance(store, MemoryStore)
+        store.crash()
+
+    def committed(self, sink: str) -> list[bytes]:
+        return MemoryStore(self.name).values(sink)
+
+    def close(self) -> None:
+        memory.forget(self.name)
+
+
+@pytest.fixture(params=[Disk, Memory])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    world: World = request.param()
+    yield world
+    world.close()
+
+
+def record(n: int, sub: int = 0) -> OutRecord:
+    return OutRecord(0, n, b'{"n":%d}' % n, sub)
+
+
+async def test_a_lane_that_never_started_is_empty(world: World) -> None:
+    """`take` of a new lane: seq 0, no epoch, no chunks; nobody owned it."""
+    store, _ = world.process()
+    assert await store.owner(0) == (0, 0)
+    taken = await store.take(0, (1, 1))
+    assert (taken.seq, taken.epoch, taken.chunks) == (0, (0, 0), {})
+    assert await store.owner(0) == (1, 1)
+
+
+async def test_what_was_committed_is_there_for_the_next_owner(world: World) -> None:
+    """Seq, epoch, chunks and records of every acknowledged commit outlive the process."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [record(1)], "costs": [record(1)]}, {"a": b"1", "b": b"1"})
+    await store.commit(0, (1, 1), 2, {"results": [record(0)]}, {"b": b"", "c": b"2"})
+    await world.kill(store, 0)
+    other, _ = world.process()
+    taken = await other.take(0, (1, 2))
+    assert (taken.seq, taken.epoch, taken.chunks) == (2, (1, 1), {"a": b"1", "c": b"2"})
+    assert sorted(world.committed("results")) == [b'{"n":0}', b'{"n":1}']
+    assert world.committed("costs") == [b'{"n":1}']
+
+
+async def test_the_same_seq_again_changes_nothing(world: World) -> None:
+    """A redo of the last commit is a no-op, by its own owner and by the next."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    for _ in range(3):
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {"a": b"1"})
+    await world.kill(store, 0)
+    other, _ = world.process()
+    await other.take(0, (1, 2))
+    await other.commit(0, (1, 2), 1, {"results": [record(1)]}, {"a": b"9"})
+    assert world.committed("results") == [b'{"n":1}']
+    assert (await other.peek(0)).chunks == {"a": b"1"}
+
+
+async def test_a_seq_that_jumps_is_refused(world: World) -> None:
+    """A gap, or a step back, contradicts the store: `Corrupt`, and nothing is written."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    with pytest.raises(Corrupt):
+        await store.commit(0, (1, 1), 2, {"results": [record(1)]}, {})
+    assert world.committed("results") == []
+
+
+async def test_an_old_epoch_is_refused(world: World) -> None:
+    """`take` with an equal or lower epoch, and `commit` with a lower one, get `Fenced`."""
+    store, _ = world.process()
+    await store.take(0, (2, 1))
+    await world.kill(store, 0)
+    other, _ = world.process()
+    for epoch in [(2, 1), (1, 9)]:
+        with pytest.raises(Fenced):
+            await other.take(0, epoch)
+    await other.take(0, (2, 2))
+    with pytest.raises(Fenced):
+        await other.commit(0, (2, 1), 1, {"results": [record(1)]}, {})
+    assert world.committed("results") == []
+
+
+async def test_a_live_owner_is_not_fenced_without_force(world: World) -> None:
+    """`Held`, until the owner releases the lane or ends; with `force` at once, and then the old one gets `Fenced`."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    other, _ = world.process()
+    with pytest.raises(Held):
+        await other.take(0, (1, 2))
+    await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {})
+    assert (await other.take(0, (1, 3), force=True)).seq == 1
+    with pytest.raises(Fenced):
+        await store.commit(0, (1, 1), 2, {"results": [record(2)]}, {})
+    await other.release(0)
+    third, _ = world.process()
+    await third.take(0, (1, 4))
+    assert world.committed("results") == [b'{"n":1}']
+
+
+async def test_lanes_do_not_touch_each_other(world: World) -> None:
+    """Taking or crashing one lane leaves the others alone."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    await store.take(1, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {"a": b"0"})
+    await store.commit(1, (1, 1), 1, {"results": [record(2)]}, {"a": b"1"})
+    other, _ = world.process()
+    await other.take(0, (1, 2), force=True)
+    await store.commit(1, (1, 1), 2, {}, {"a": b"2"})
+    assert ((await store.peek(0)).chunks, (await store.peek(1)).chunks) == ({"a": b"0"}, {"a": b"2"})
+
+
+async def test_a_crash_at_any_step_of_a_commit_leaves_all_or_nothing(world: World) -> None:
+    """Whatever step the process dies at, records and chunks of that commit are there together or not at all, and
+    those of the commit before are there."""
+    for lane, step in enumerate(world.commit_steps):
+        store, script = world.process()
+        epoch: Epoch = (1, lane + 1)
+        await store.take(lane, epoch)
+        await store.commit(lane, epoch, 1, {"results": [record(lane * 10)]}, {"a": b"1"})
+        script.crash(step)
+        with pytest.raises(Crash):
+            await store.commit(
+                lane, epoch, 2, {"results": [record(lane * 10 + 1)], "costs": [record(lane)]}, {"a": b"2"}
+            )
+        await world.kill(store, lane)
+        other, _ = world.process()
+        taken = await other.take(lane, (2, 1))
+        values = {b'{"n":%d}' % (lane * 10), b'{"n":%d}' % (lane * 10 + 1)} & set(world.committed("results"))
+        costs = b'{"n":%d}' % lane in world.committed("costs")
+        assert (taken.seq, taken.chunks, len(values), costs) in [(1, {"a": b"1"}, 1, False), (2, {"a": b"2"}, 2, True)]
+
+
+async def test_a_crash_at_any_step_of_a_take_loses_nothing(world: World) -> None:
+    """The next owner reads what the last commit left, however often taking was cut off."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {"a": b"1"})
+    await world.kill(store, 0)
+    for n, step in enumerate(world.take_steps):
+        other, script = world.process()
+        script.crash(step)
+        with pytest.raises(Crash):
+            await other.take(0, (1, 10 + n))
+        await world.kill(other, 0)
+    last, _ = world.process()
+    taken = await last.take(0, (1, 100))
+    assert (taken.seq, taken.epoch, taken.chunks) == (1, (1, 1), {"a": b"1"})
+    assert world.committed("results") == [b'{"n":1}']
+
+
+async def test_after_an_uncertain_commit_the_lane_must_be_taken_anew(world: World) -> None:
+    """A commit that broke half-way is never quietly followed by another."""
+    store, script = world.process()
+    await store.take(0, (1, 1))
+    script.crash(world.commit_steps[-1])
+    with pytest.raises(Crash):
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {})
+    for seq in (1, 2):
+        with pytest.raises((Temporary, Fenced)):
+            await store.commit(0, (1, 1), seq, {"results": [record(2)]}, {})
+    taken = await store.take(0, (1, 2))
+    await store.commit(0, (1, 2), taken.seq + 1, {"results": [record(3)]}, {})
+    assert b'{"n":2}' not in world.committed("results")
+
+
+async def test_one_command_holds_a_run(world: World) -> None:
+    """The second is told who holds it and how to take it over; taking over, or the first one's end, gives a higher
+    run epoch."""
+    first, _ = world.process()
+    second, _ = world.process()
+    assert await first.run_epoch() == 0
+    assert await first.hold(WHO) == 1
+    with pytest.raises(Held, match=r"ada@here, process 7.*--take-over"):
+        await second.hold(WHO)
+    assert await second.hold(WHO, take_over=True) == 2
+    await second.let_go()
+    assert await first.hold(WHO) == 3
+    assert await second.run_epoch() == 3
+
+
+async def test_a_plan_is_written_once_and_then_only_appended_to(world: World) -> None:
+    """Its version must be the stored one + 1: of two writers one is `Fenced`."""
+    store, _ = world.process()
+    assert await store.read_plan() is None
+    plan = Plan("run", "name", {"date": "x"}, 2, (), {"prompt": "h"}, 1.5)
+    await store.write_plan(plan)
+    with pytest.raises(Fenced):
+        await store.write_plan(plan)
+    other, _ = world.process()
+    assert await other.read_plan() == plan
+
+
+# The same, with everything that can happen in any order.
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two processes on one lane: they take (by force), commit, crash at any step, and go on as if nothing had been."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+
+    @initialize(which=st.sampled_from([Disk, Memory]))
+    def open(self, which: type[World]) -> None:
+        self.world = which()
+        self.stores = [self.world.process() for _ in range(2)]
+        self.epochs: list[Epoch] = [(0, 0), (0, 0)]
+        self.seqs = [0, 0]
+        self.next_epoch = 1
+        self.next_record = 0
+        self.acknowledged: dict[int, int] = {}
+        """Record → seq that carried it, once `commit` has returned."""
+        self.maybe: set[int] = set()
+        self.records_of: dict[tuple[Epoch, int], list[int]] = {}
+
+    def run(self, what: object) -> object:
+        return self.loop.run_until_complete(what)  # pyright: ignore
+
+    @rule(who=st.integers(0, 1), crash=st.none() | st.integers(0, 5))
+    def take(self, who: int, crash: int | None) -> None:
+        """By force: the other process may be anywhere."""
+        store, script = self.stores[who]
+        epoch: Epoch = (1, self.next_epoch)
+        self.next_epoch += 1
+        script.at.clear()
+        if crash is not None:
+            script.crash(self.world.take_steps[crash % len(self.world.take_steps)])
+        try:
+            taken = self.run(store.take(0, epoch, force=True))
+        except Crash:
+            self.restart(who)
+            return
+        self.epochs[who], self.seqs[who] = epoch, taken.seq  # pyright: ignore
+
+    @precondition(lambda self: max(self.epochs) > (0, 0))
+    @rule(who=st.integers(0, 1), size=st.integers(0, 3), crash=st.none() | st.integers(0, 5))
+    def commit(self, who: int, size: int, crash: int | None) -> None:
+        if self.epochs[who] == (0, 0):
+            return
+        store, script = self.stores[who]
+        numbers = list(range(self.next_record, self.next_record + size))
+        self.next_record += size
+        seq = self.seqs[who] + 1
+        script.at.clear()
+        if crash is not None:
+            script.crash(self.world.commit_steps[crash % len(self.world.commit_steps)])
+        rows = [record(n) for n in numbers]
+        try:
+            self.run(store.commit(0, self.epochs[who], seq, {"results": rows, "costs": rows}, {"last": b"%d" % seq}))
+        except Crash:
+            self.maybe |= set(numbers)
+            self.restart(who)
+        except Fenced:
+            self.maybe |= set(numbers)
+            self.epochs[who] = (0, 0)
+        else:
+            assert self.epochs[who] == max(self.epochs), "an older epoch was acknowledged"
+            self.seqs[who] = seq
+            self.acknowledged |= dict.fromkeys(numbers, seq)
+
+    def restart(self, who: int) -> None:
+        self.run(self.world.kill(self.stores[who][0], 0))
+        self.stores[who] = self.world.process()
+        self.epochs[who] = (0, 0)
+
+    @invariant()
+    def acknowledged_is_there_and_nothing_is_twice(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        seen = [int(v[5:-1]) for v in self.world.committed("results")]
+        assert len(seen) == len(set(seen))
+        assert self.acknowledged.keys() <= set(seen) <= self.acknowledged.keys() | self.maybe
+        assert sorted(seen) == sorted(int(v[5:-1]) for v in self.world.committed("costs"))
+        peeked = self.run(self.stores[0][0].peek(0))
+        assert peeked.chunks == ({"last": b"%d" % peeked.seq} if peeked.seq else {})  # pyright: ignore
+        assert peeked.seq >= max(self.acknowledged.values(), default=0)  # pyright: ignore
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            for store, _ in self.stores:
+                self.run(self.world.kill(store, 0))
+            self.world.close()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(
+    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
