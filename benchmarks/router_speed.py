@@ -3,8 +3,9 @@
     python benchmarks/router_speed.py [items]
 
 No rival: the routers of other tools pick among deployments of one model name, without walls, rules or quality. The
-promise is 100,000 items/s on one core. Caveat: items are made before the clock starts; labels repeat as they do in a
-real job (3 tasks, 3 walls, 2 latencies, 50 tenants), lengths and cost limits do not.
+promise is 100,000 items/s on one core; CPU time is counted, so that a busy machine says the same. Caveat: items are
+made before the clock starts; labels repeat as they do in a real job (3 tasks, 3 walls, 2 latencies, 50 tenants),
+lengths and cost limits do not.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ def measure(n: int, mix: str) -> float:
     work = items(n, mix)
     router = Router(catalog(), policy())
     rejected = 0
-    started = time.perf_counter()
+    started = time.process_time()
     for attributes, request in work:
         rejected += type(router.route(attributes, request)) is Rejection
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     print(f"{mix:>9}: {n / took:>10,.0f} items/s  ({took / n * 1e6:.2f} µs an item, {rejected / n:.0%} rejected)")
     return n / took
 

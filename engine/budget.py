@@ -10,7 +10,7 @@ Amounts are integer nano-dollars, times Unix seconds. Functions on `Ledger` are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import quote
@@ -105,6 +105,24 @@ def open_lease(
     amount = max(floor, min(want_nano, left // LEASE_SHARE))
     lease = Lease(owner.run, owner.lane, owner.epoch, amount, now)
     return msgspec.structs.replace(ledger, leases={**ledger.leases, lease_id: lease}), lease
+
+
+def open_leases(
+    ledger: Ledger, lease_ids: Sequence[str], owner: Owner, want_nano: int, floor_nano: int, now: float
+) -> tuple[Ledger, dict[str, Lease]] | LeaseRefused:
+    """Several leases in one write, each small, together about `want_nano`: where one call's worst case is more than
+    1 % of what remains, a lease holds one call only, and a lane with many in flight would write once for each."""
+    opened: dict[str, Lease] = {}
+    wanted = max(want_nano, floor_nano)
+    for lease_id in lease_ids:
+        if wanted <= 0:
+            break
+        answer = open_lease(ledger, lease_id, owner, wanted, floor_nano, now)
+        if isinstance(answer, LeaseRefused):
+            return (ledger, opened) if opened else answer
+        ledger, opened[lease_id] = answer
+        wanted -= opened[lease_id].amount_nano
+    return ledger, opened
 
 
 def settle(ledger: Ledger, lease_id: str, spent_nano: int) -> Ledger:

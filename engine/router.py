@@ -41,7 +41,8 @@ SURELY_TOO_LONG = 2
 """An estimate this many times the context is too long for sure: no vocabulary packs 8 bytes of JSON into a token on
 average. Anything shorter is for the engine or the provider to refuse: a wrong dead letter is worse than a free 400."""
 UNLIMITED = 1 << 60
-"""Context of a model that declares none."""
+"""Context of a model that declares none; cost of one whose price is unknown."""
+NO_CEILING = Request(b"")
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -61,6 +62,8 @@ class _Target(msgspec.Struct, frozen=True, gc=False):
     candidate: Candidate
     price: Price | None
     context: int
+    ceiling: int
+    """Output tokens where the request sets no ceiling."""
 
 
 class _Ask(msgspec.Struct, frozen=True):
@@ -219,7 +222,8 @@ class Router:
         model = self._catalog.models[name]
         reason = self._quality_words(name, ask.task.name) if ask.min_quality is not None else ""
         candidate = Candidate(name, model.live, model.pool, reason)
-        return _Target(model, candidate, self._prices[name], model.context or UNLIMITED)
+        ceiling = output_ceiling(NO_CEILING, ask.task.max_tokens, model)
+        return _Target(model, candidate, self._prices[name], model.context or UNLIMITED, ceiling)
 
     def _wall_says(self, wall: Wall | None, model: Model) -> str | None:
         if wall is None:
@@ -248,21 +252,21 @@ class Router:
 def _weigh(plan: _Plan, attributes: Attributes, request: Request) -> Route | Rejection:
     """The permitted targets that this item fits into and may pay, in order. Those it may not fit come last."""
     tokens = estimate_input_tokens(request)
-    asked = tokens + (request.max_tokens or plan.ask.task.max_tokens or 0)  # a default ceiling gives way to the prompt
+    ceiling, n, easy = request.max_tokens, request.n, plan.easy
+    asked = tokens + (ceiling or plan.ask.task.max_tokens or 0)  # a default ceiling gives way to the prompt
     limit = _nano_limit(attributes.max_cost_usd)
     order: list[tuple[bool, int, int]] = []
     long: list[int] = []
     dear: list[int] = []
     for i, target in enumerate(plan.targets):
-        ceiling = output_ceiling(request, plan.ask.task.max_tokens, target.model)
-        cost = _cost(target.price, tokens, ceiling * request.n)
         if tokens > target.context * SURELY_TOO_LONG:
             long.append(i)
-        elif limit is not None and (cost is None or cost > limit):
-            dear.append(i)
         else:
-            tight = asked > target.context
-            order.append((tight, i if plan.easy else UNLIMITED if cost is None else cost, i))
+            cost = i if easy and limit is None else _cost(target, tokens, (ceiling or target.ceiling) * n)
+            if limit is not None and cost > limit:
+                dear.append(i)
+            else:
+                order.append((asked > target.context, i if easy else cost, i))
     order.sort()
     key = (tuple(i for _, _, i in order), tuple(long), tuple(dear))
     route = plan.routes.get(key)
@@ -287,14 +291,14 @@ def _numbered(plan: _Plan, order: tuple[int, ...], long: tuple[int, ...], dear: 
 
 
 def _nano_limit(usd: float | None) -> int | None:
-    """None: no limit. NaN permits nothing."""
+    """None: no limit. NaN permits nothing; an unknown price is above every limit."""
     if usd is None or usd == float("inf"):
         return None
-    return usd_to_nano(usd) if usd >= 0 else -1
+    return min(UNLIMITED - 1, usd_to_nano(usd)) if usd >= 0 else -1
 
 
-def _cost(price: Price | None, input_tokens: int, output_tokens: int) -> int | None:
-    return None if price is None else expected_nano(input_tokens, output_tokens, price)
+def _cost(target: _Target, input_tokens: int, output_tokens: int) -> int:
+    return UNLIMITED if target.price is None else expected_nano(input_tokens, output_tokens, target.price)
 
 
 # ---- words

@@ -17,6 +17,7 @@ from penstock.engine.budget import (
     budget_keys,
     forfeit,
     open_lease,
+    open_leases,
     relimit,
     remaining,
     settle,
@@ -76,6 +77,18 @@ def test_a_dead_lanes_leases_are_spent_unless_proven() -> None:
     assert sorted(after.leases) == ["c", "d", "e"]
     assert (after.settled_nano, after.forfeit_nano) == (400, 1_600)
     assert forfeit(after, "run", 0, (2, 1), {"a": 400}) == (after, 0)
+
+
+def test_several_leases_in_one_write_are_each_small() -> None:
+    """As many as cover what is wanted, or as many as the budget still holds; none at all is a refusal."""
+    answer = open_leases(Ledger("k", 10_000), ["a", "b", "c", "d"], ME, 900, 300, NOW)
+    assert not isinstance(answer, LeaseRefused)
+    assert {key: lease.amount_nano for key, lease in answer[1].items()} == {"a": 300, "b": 300, "c": 300}
+    answer[0].check()
+    few = open_leases(Ledger("k", 700), ["a", "b", "c"], ME, 900, 300, NOW)
+    assert not isinstance(few, LeaseRefused)
+    assert (list(few[1]), remaining(few[0])) == (["a", "b"], 100)
+    assert isinstance(open_leases(few[0], ["x"], ME, 900, 300, NOW), LeaseRefused)
 
 
 def test_overruns_are_named() -> None:
