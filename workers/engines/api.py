@@ -9,20 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from contextvars import ContextVar
-from typing import Any
-from urllib.parse import urlsplit
+from io import BytesIO
 
 import aiohttp
 from yarl import URL
 
 from penstock.engine.catalog import Account
-from penstock.engine.errors import SpecError
 from penstock.engine.items import Call, Failure, FailureKind, Outcome
 from penstock.workers import secrets
 from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.engines.base import Ticket
-from penstock.workers.engines.gates import Gate, OpenGate
+from penstock.workers.engines.gates import THROTTLES, LeaseCall, gate_for
+from penstock.workers.engines.sending import (
+    Connector,
+    NotSent,
+    Slot,
+    base_url,
+    bounded,
+    broken,
+    current,
+    stopped,
+    unexpected,
+)
 from penstock.workers.wire import TABLE, Read
 from penstock.workers.wire.base import MAX_BODY_BYTES, fail
 
@@ -34,75 +42,34 @@ IDLE_S = 4.0
 """Idle connections are closed before uvicorn's 5 s, so that a call seldom meets a connection that is just closing."""
 SWEEP_S = 0.1
 """How exactly timeouts are kept. One sweep over all slots is cheaper than a timer for each call."""
-THROTTLES: frozenset[FailureKind] = frozenset({"rate_limited", "overloaded"})
-
-
-class _NotSent(Exception):
-    """Raised between having a connection and writing to it."""
-
-
-class _Slot:
-    """One call that may be in flight."""
-
-    __slots__ = ("sent", "started", "task", "ticket", "until", "wake", "why")
-
-    def __init__(self) -> None:
-        self.ticket: Ticket | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.wake: asyncio.Future[None] | None = None
-        self.sent = False
-        """From here on the call may be billed."""
-        self.started = 0.0
-        self.until = 0.0
-        """Monotonic seconds at which the call times out."""
-        self.why: FailureKind | None = None
-        """Why the sweep or an abort stopped it."""
-
-
-_slot: ContextVar[_Slot] = ContextVar("slot")
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Asks once more, with the connection in hand and nothing awaited before the write, whether the call may go:
-    a process that was stopped while it connected must not pay when it wakes up."""
-
-    def __init__(self, clock: Clock, **options: Any) -> None:
-        super().__init__(**options)
-        self._clock = clock
-
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
-        connection = await super().connect(req, traces, timeout)
-        slot = _slot.get()
-        ticket = slot.ticket
-        if ticket is None or ticket.aborted or ticket.right.until <= self._clock.now():
-            connection.release()
-            raise _NotSent
-        slot.sent = True
-        return connection
 
 
 class ApiEngine:
-    """Implements `Engine` for one account. `gate` None: only concurrency and the provider's own refusals hold back."""
+    """Implements `Engine` for one account. `governor`: what leases rights where several processes send to the account
+    (`handle.lease.remote`); None: this process keeps the limits alone. `worker` names it in outcomes and leases."""
 
-    def __init__(self, account: Account, *, gate: Gate | None = None, clock: Clock = SYSTEM, worker: str = "") -> None:
+    def __init__(
+        self, account: Account, *, governor: LeaseCall | None = None, clock: Clock = SYSTEM, worker: str = "api"
+    ) -> None:
         self._account = account
         self._wire = TABLE[account.protocol]
-        self._gate = gate or OpenGate()
+        self._gate = gate_for(account, governor, worker, clock)
         self._clock = clock
         self._worker = worker
-        self._base = _base_url(account)
+        self._base = base_url(account)
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
-        self._slots = [_Slot() for _ in range(max(1, account.limits.concurrency))]
-        self._idle: list[_Slot] = []
+        self._slots = [Slot() for _ in range(max(1, account.limits.concurrency))]
+        self._idle: list[Slot] = []
         self._bulk_slots = len(self._slots) - len(self._slots) // 8
         self._bulk_running = 0
         self._urgent: deque[Ticket] = deque()
         self._bulk: deque[Ticket] = deque()
         self._done: deque[tuple[Ticket, Outcome]] = deque()
         self._arrived: asyncio.Event = asyncio.Event()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._resume: asyncio.TimerHandle | None = None
+        self._closed = False
         self._tells_item = account.provider == "sandbox"
         self._totals = {"calls": 0.0, "failures": 0.0, "throttles": 0.0, "input_tokens": 0.0, "output_tokens": 0.0}
 
@@ -119,7 +86,7 @@ class ApiEngine:
             "User-Agent": "penstock",
         }
         self._session = aiohttp.ClientSession(
-            connector=_Connector(self._clock, limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+            connector=Connector(self._clock, limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
@@ -127,7 +94,7 @@ class ApiEngine:
         )
         for slot in self._slots:
             slot.task = asyncio.create_task(self._work(slot))
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._beside = [asyncio.create_task(self._sweep()), asyncio.create_task(self._gate.run(self._again))]
 
     def room(self) -> int:
         """Bulk slots and one more round behind them (so that a slot never waits for a pull), less what is here."""
@@ -164,9 +131,10 @@ class ApiEngine:
         return {**self._totals, "running": float(running), "waiting": float(len(self._bulk) + len(self._urgent))}
 
     async def close(self) -> None:
+        self._closed = True
         if self._resume is not None:
             self._resume.cancel()
-        tasks = [task for task in (self._sweeper, *(slot.task for slot in self._slots)) if task is not None]
+        tasks = [*self._beside, *(slot.task for slot in self._slots if slot.task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -197,6 +165,8 @@ class ApiEngine:
             queue.popleft()
             if queue is self._bulk:
                 self._bulk_running += 1
+            if self._idle and (self._bulk or self._urgent):
+                self._wake(1)  # one wakes the next, as long as there is work that may go
             return ticket
         return None
 
@@ -221,13 +191,15 @@ class ApiEngine:
             self._resume = asyncio.get_running_loop().call_later(min(wait_s, 1.0), self._again)
 
     def _again(self) -> None:
-        self._resume = None
-        self._wake(len(self._slots))
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        self._wake(1)
 
     # One slot
 
-    async def _work(self, slot: _Slot) -> None:
-        _slot.set(slot)
+    async def _work(self, slot: Slot) -> None:
+        current.set(slot)
         loop = asyncio.get_running_loop()
         while True:
             ticket = self._next()
@@ -240,7 +212,7 @@ class ApiEngine:
             if ticket.call.realtime is False:
                 self._bulk_running -= 1
 
-    async def _serve(self, slot: _Slot, ticket: Ticket) -> None:
+    async def _serve(self, slot: Slot, ticket: Ticket) -> None:
         call = ticket.call
         clock = self._clock
         started_at = clock.now()
@@ -253,19 +225,19 @@ class ApiEngine:
             read = await self._call(ticket)
         except asyncio.CancelledError:
             task = slot.task
-            if slot.why is None or task is None:
+            if slot.why is None or task is None or self._closed:
                 raise
             task.uncancel()
-            read = Read(failure=_stopped(slot.why, slot.sent, call.timeout_s))
-        except _NotSent:
+            read = Read(failure=stopped(slot.why, slot.sent, call.timeout_s))
+        except NotSent:
             read = Read(failure=self._withdrawn(ticket))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            read = Read(failure=_broken(error, slot.sent))
+            read = Read(failure=broken(error, slot.sent))
         except Exception as error:  # noqa: BLE001 - one call's trouble is data; it must not end the slot
-            read = Read(failure=_unexpected(error, slot.sent))
+            read = Read(failure=unexpected(error, slot.sent))
         slot.ticket = None
         ended = clock.tick()
-        self._learn(call, read, ended)
+        self._learn(slot, call, read, ended)
         ms = (ended - slot.started) * 1000.0
         self._put(ticket, _outcome(call, read, started_at, ms, self._worker))
 
@@ -285,8 +257,10 @@ class ApiEngine:
             if self._tells_item
             else None
         )
-        async with session.post(url, data=data, headers=headers, allow_redirects=False) as response:
-            body = await _bounded(response)
+        # Larger bodies than 1 MB are streamed: in one piece they hold up every other call of the loop.
+        payload = data if len(data) <= 1_000_000 else BytesIO(data)
+        async with session.post(url, data=payload, headers=headers, allow_redirects=False) as response:
+            body = await bounded(response)
             if body is None:
                 return Read(
                     failure=fail(
@@ -304,9 +278,9 @@ class ApiEngine:
 
     # What came back
 
-    def _learn(self, call: Call, read: Read, tick: float) -> None:
+    def _learn(self, slot: Slot, call: Call, read: Read, tick: float) -> None:
         gate, totals, failure = self._gate, self._totals, read.failure
-        gate.settle(call, read.usage, tick)
+        gate.settle(call, slot.sent, read.usage, failure, tick)
         if read.limits is not None:
             gate.told(read.limits, tick)
         totals["calls"] += 1
@@ -317,7 +291,6 @@ class ApiEngine:
             totals["failures"] += 1
             if failure.kind in THROTTLES:
                 totals["throttles"] += 1
-                gate.throttled(failure.kind, failure.retry_after_s, tick)
 
     def _withdrawn(self, ticket: Ticket) -> Failure:
         kind, message = self._lapsed(ticket) or ("not_sent", "the lane's right to send had lapsed")
@@ -341,37 +314,10 @@ class ApiEngine:
                 if slot.ticket is not None and slot.until <= tick:
                     self._stop(slot, "timeout")
 
-    def _stop(self, slot: _Slot, why: FailureKind) -> None:
+    def _stop(self, slot: Slot, why: FailureKind) -> None:
         if slot.why is None and slot.task is not None:
             slot.why = why
             slot.task.cancel()
-
-
-def _base_url(account: Account) -> str:
-    base = account.base_url.rstrip("/")
-    parts = urlsplit(base)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SpecError(f"account {account.name}: base_url {account.base_url!r} is no http(s) address")
-    return base
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes | None:
-    """The whole body; None where it is larger than is read."""
-    length = response.content_length
-    if length is not None:
-        if length > MAX_BODY_BYTES:
-            response.close()
-            return None
-        return await response.read()
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            response.close()
-            return None
-    return b"".join(parts)
 
 
 def _outcome(call: Call, read: Read, started_at: float, ms: float, worker: str) -> Outcome:
@@ -387,29 +333,3 @@ def _outcome(call: Call, read: Read, started_at: float, ms: float, worker: str) 
         read.request_id,
         worker,
     )
-
-
-def _stopped(why: FailureKind, sent: bool, timeout_s: float) -> Failure:
-    if why == "timeout":
-        if not sent:
-            return Failure("connection", f"no connection within {timeout_s:g} s")
-        return Failure("timeout", f"no answer within {timeout_s:g} s", may_be_billed=True)
-    return Failure(
-        why, "cancelled while it was in flight" if sent else "cancelled before it was sent", may_be_billed=sent
-    )
-
-
-def _broken(error: BaseException, sent: bool) -> Failure:
-    """The type says enough: texts of client errors can hold addresses and headers."""
-    name = type(error).__name__
-    if not sent:
-        return Failure("connection", f"could not connect: {_reason(error) or name}")
-    return Failure("connection", f"the connection broke before the answer was there ({name})", may_be_billed=True)
-
-
-def _reason(error: BaseException) -> str:
-    return (error.strerror or "") if isinstance(error, OSError) else ""
-
-
-def _unexpected(error: Exception, sent: bool) -> Failure:
-    return Failure("connection", f"the call failed in the client ({type(error).__name__})", may_be_billed=sent)

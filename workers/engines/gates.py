@@ -2,79 +2,277 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from penstock.engine.items import Call, FailureKind, Usage
-from penstock.workers.wire import LimitHeaders
+import msgspec
+
+from penstock.engine.catalog import Account
+from penstock.engine.items import Call, Failure, FailureKind, Usage
+from penstock.engine.limits import AccountLimits, Ask, Remaining
+from penstock.workers.clock import Clock
+from penstock.workers.governor import CALM_S, Lease, Use, Want
+from penstock.workers.wire import Bucket, LimitHeaders
+
+THROTTLES: frozenset[FailureKind] = frozenset({"rate_limited", "overloaded"})
+LeaseCall = Callable[[bytes], Awaitable[bytes]]
+"""`governor.lease`, or `handle.lease.remote` of the actor."""
+
+HEARTBEAT_S = 0.5
+"""Half of a lease's life."""
+LEAST_ASKED = 16
+MOST_ASKED = 1024
+BLIND_S = 10.0
+"""How long an account without rates goes on without a word from its governor (a restart takes about two seconds)."""
+PROBE_S = 0.2
+MOST_REFUSALS = 64
+"""Kept for a governor that does not answer; the newest say enough."""
 
 
 class Gate(Protocol):
-    """`tick` is monotonic seconds. None of these waits: `admit` says how long to wait."""
+    """`tick` is monotonic seconds. None of these waits."""
 
     def admit(self, call: Call, tick: float) -> float:
         """0: the call is charged to the limits and may go. Else: seconds until it is worth asking again."""
         ...
 
-    def settle(self, call: Call, usage: Usage | None, tick: float) -> None:
-        """The call ended; what it really used (None: unknown, the estimate stands)."""
+    def settle(self, call: Call, sent: bool, usage: Usage | None, failure: Failure | None, tick: float) -> None:
+        """An admitted call is over."""
         ...
 
     def told(self, limits: LimitHeaders, tick: float) -> None:
         """A response's headers spoke of the account's limits."""
         ...
 
-    def throttled(self, kind: FailureKind, wait_s: float | None, tick: float) -> None:
-        """The provider refused for its limits or its load: nothing goes before `wait_s` has passed."""
+    async def run(self, wake: Callable[[], None]) -> None:
+        """What the gate does beside; `wake` when calls that had to wait may be worth asking for again."""
         ...
 
 
-BACK_OFF_S = 0.5
-"""First pause after a refusal that says nothing of a wait; doubles up to `BACK_OFF_MAX_S` (OpenAI's client: 0.5, 8)."""
-BACK_OFF_MAX_S = 8.0
-LONGEST_PAUSE_S = 120.0
-"""An account isn't paused longer for one header; OpenAI's own client obeys up to 120 s."""
+def gate_for(account: Account, governor: LeaseCall | None, dispatcher: str, clock: Clock) -> Gate:
+    return OwnGate(account) if governor is None else GovernedGate(account, governor, dispatcher, clock)
 
 
-class Pause:
-    """When an account may send again after a refusal. Shared by every gate; counts no tokens itself."""
-
-    __slots__ = ("_refusals", "until")
-
-    def __init__(self) -> None:
-        self.until = 0.0
-        self._refusals = 0
-
-    def refused(self, wait_s: float | None, tick: float) -> None:
-        if wait_s is None:
-            if tick < self.until:
-                return  # one wave of calls in flight is one refusal
-            wait_s = min(BACK_OFF_MAX_S, BACK_OFF_S * 2.0**self._refusals)
-            self._refusals += 1
-        self.until = max(self.until, tick + min(wait_s, LONGEST_PAUSE_S))
-
-    def went_well(self) -> None:
-        self._refusals = 0
+def actual(call: Call, sent: bool, usage: Usage | None, failure: Failure | None) -> Ask:
+    """What a call really used of the limits. A refused one counts as a request; a lost one as estimated."""
+    if not sent:
+        return Ask(0)
+    if usage is not None:
+        return Ask(1, usage.input, usage.output)
+    if failure is not None and not failure.may_be_billed:
+        return Ask(1)
+    return Ask(1, call.est_input_tokens, call.max_tokens)
 
 
-class OpenGate:
-    """An account without request or token limits of ours; the provider's refusals still pause it."""
+def remaining(limits: LimitHeaders) -> Remaining:
+    """The headers as the limits understand them. Days are left out: a bucket of minutes can't hold them."""
+    return Remaining(
+        *_left(limits.requests), *_left(limits.input_tokens), *_left(limits.output_tokens), *_left(limits.tokens)
+    )
 
-    def __init__(self) -> None:
-        self._pause = Pause()
+
+def _left(bucket: Bucket | None) -> tuple[int | None, float | None]:
+    return (None, None) if bucket is None or not _minutes(bucket) else (bucket.remaining, bucket.reset_s)
+
+
+def _minutes(bucket: Bucket) -> bool:
+    return bucket.window_s <= 60.0
+
+
+class OwnGate:
+    """Limits kept in this process. While an account has no rates and no trouble, a call costs one addition."""
+
+    def __init__(self, account: Account) -> None:
+        limits = account.limits
+        self._concurrency = limits.concurrency
+        self._core = AccountLimits(limits)
+        self._rated = any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
+        self._strict = self._rated
+        self._flying = 0
+        """Calls in flight that the core does not know of (not strict)."""
+        self._trouble_at = float("-inf")
 
     def admit(self, call: Call, tick: float) -> float:
-        return self._pause.until - tick if tick < self._pause.until else 0.0
+        if not self._strict:
+            self._flying += 1
+            return 0.0
+        return self._core.admit(call.est_input_tokens, call.max_tokens, tick)
 
-    def settle(self, call: Call, usage: Usage | None, tick: float) -> None:
-        if usage is not None:
-            self._pause.went_well()
+    def settle(self, call: Call, sent: bool, usage: Usage | None, failure: Failure | None, tick: float) -> None:
+        if failure is not None and failure.kind in THROTTLES:
+            self._watch(tick)
+            self._core.throttled(failure.kind, failure.retry_after_s, tick)
+            self._trouble_at = max(self._trouble_at, tick + (failure.retry_after_s or 0.0))
+        if not self._strict:
+            self._flying -= 1
+            return
+        est = Ask(1, call.est_input_tokens, call.max_tokens)
+        self._core.settle(est, actual(call, sent, usage, failure), tick)
+        if not self._rated and tick - self._trouble_at > CALM_S and self._core.window >= self._concurrency:
+            self._relax()
 
     def told(self, limits: LimitHeaders, tick: float) -> None:
-        buckets = (limits.requests, limits.tokens, limits.input_tokens, limits.output_tokens)
-        for bucket in buckets:
-            # An emptied bucket that fills within the minute: wait before the refusal, not after it.
-            if bucket is not None and bucket.remaining == 0 and bucket.reset_s is not None and bucket.window_s <= 60.0:
-                self._pause.refused(min(bucket.reset_s, bucket.window_s), tick)
+        if not self._strict and not _nearly_spent(limits):
+            return
+        self._watch(tick)
+        self._core.observe(remaining(limits), tick)
 
-    def throttled(self, kind: FailureKind, wait_s: float | None, tick: float) -> None:
-        self._pause.refused(wait_s, tick)
+    async def run(self, wake: Callable[[], None]) -> None:
+        return
+
+    def _watch(self, tick: float) -> None:
+        self._trouble_at = max(self._trouble_at, tick)
+        if not self._strict:
+            self._strict = True
+            self._core.flies(self._flying)
+
+    def _relax(self) -> None:
+        self._strict = False
+        self._flying = self._core.in_flight
+
+
+def _nearly_spent(limits: LimitHeaders) -> bool:
+    buckets = (limits.requests, limits.tokens, limits.input_tokens, limits.output_tokens)
+    return any(b is not None and _minutes(b) and _low(b) for b in buckets)
+
+
+def _low(bucket: Bucket) -> bool:
+    """Under a twentieth left (a guess): from here on our own count must watch."""
+    return bucket.remaining is not None and bucket.limit is not None and bucket.remaining * 20 < bucket.limit
+
+
+class GovernedGate:
+    """Rights leased from the account's governor, for at most a second. While the governor says that the account is
+    open, a call costs two additions and no message."""
+
+    def __init__(self, account: Account, governor: LeaseCall, dispatcher: str, clock: Clock) -> None:
+        self._governor = governor
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._share = 0
+        self._open = False
+        self._heard_at = float("-inf")
+        self._calls = self._input = self._output = 0
+        """Rights in hand."""
+        self._until = 0.0
+        self._flying = 0
+        self._used = self._used_input = self._used_output = 0
+        """Calls (and their estimates) since the last lease: what the next asks for."""
+        self._next_size = (0, 0)
+        self._est = [0, 0, 0]
+        self._real = [0, 0, 0]
+        self._on_lease: dict[int, tuple[int, int]] = {}
+        self._told: Remaining | None = None
+        self._refusals: list[tuple[FailureKind, float | None]] = []
+        self._hold_until = 0.0
+        self._hungry = asyncio.Event()
+        self._decode = msgspec.msgpack.Decoder(Lease)
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def admit(self, call: Call, tick: float) -> float:
+        if tick < self._hold_until:
+            return self._hold_until - tick
+        if self._flying >= self._share:
+            self._hungry.set()
+            return PROBE_S
+        if self._open and tick - self._heard_at < BLIND_S:
+            self._flying += 1
+            return 0.0
+        return self._admit_on_lease(call, tick)
+
+    def settle(self, call: Call, sent: bool, usage: Usage | None, failure: Failure | None, tick: float) -> None:
+        self._flying -= 1
+        est = self._on_lease.pop(id(call), None)
+        if est is not None:
+            real = actual(call, sent, usage, failure)
+            self._over(1, *est, real.calls, real.input_tokens, real.output_tokens)
+        if failure is not None and failure.kind in THROTTLES:
+            self._refusals.append((failure.kind, failure.retry_after_s))
+            self._hold_until = max(self._hold_until, tick + min(failure.retry_after_s or PROBE_S, CALM_S))
+            self._open = False
+            self._hungry.set()
+
+    def told(self, limits: LimitHeaders, tick: float) -> None:
+        self._told = remaining(limits)
+
+    async def run(self, wake: Callable[[], None]) -> None:
+        """Lease and report until cancelled. A governor that does not answer is asked again: it is being restarted."""
+        while True:
+            try:
+                wait_s = await self._exchange()
+            except Exception:  # noqa: BLE001 - lost or restarting: rights lapse by themselves, then nothing is sent
+                await asyncio.sleep(PROBE_S)
+                continue
+            wake()
+            await asyncio.sleep(min(max(wait_s, 0.01), HEARTBEAT_S))
+            if not self._hungry.is_set():
+                try:
+                    await asyncio.wait_for(self._hungry.wait(), HEARTBEAT_S)
+                except TimeoutError:
+                    continue
+
+    def _admit_on_lease(self, call: Call, tick: float) -> float:
+        inputs, outputs = self._next_size = (call.est_input_tokens, call.max_tokens)
+        enough = self._input >= inputs and self._output >= outputs
+        if tick >= self._until or self._calls <= 0 or not (enough or self._whole):
+            self._hungry.set()
+            return PROBE_S
+        inputs, outputs = min(inputs, self._input), min(outputs, self._output)
+        self._calls -= 1
+        self._input -= inputs
+        self._output -= outputs
+        self._flying += 1
+        self._on_lease[id(call)] = (inputs, outputs)
+        self._used += 1
+        self._used_input += inputs
+        self._used_output += outputs
+        if self._calls * 4 < self._used:
+            self._hungry.set()
+        return 0.0
+
+    @property
+    def _whole(self) -> bool:
+        """The last right in hand was granted for one call of average size: it must do for whatever call is next."""
+        return self._calls == 1
+
+    def _over(self, n: int, est_input: int, est_output: int, calls: int, inputs: int, outputs: int) -> None:
+        for sums, adds in ((self._est, (n, est_input, est_output)), (self._real, (calls, inputs, outputs))):
+            for i, add in enumerate(adds):
+                sums[i] += add
+
+    async def _exchange(self) -> float:
+        hungry = self._hungry.is_set()
+        self._hungry.clear()
+        if self._calls and (hungry or self._clock.tick() >= self._until):
+            self._over(self._calls, self._input, self._output, 0, 0, 0)  # given back; what is wanted is asked anew
+            self._calls = self._input = self._output = 0
+        refusals, self._refusals = self._refusals, []
+        told, self._told = self._told, None
+        want = self._want(hungry, told, refusals)
+        sent_at = self._clock.tick()
+        try:
+            lease = self._decode.decode(await self._governor(self._encode(want)))
+        except BaseException:
+            self._refusals = (refusals + self._refusals)[-MOST_REFUSALS:]
+            self._hungry.set()
+            raise
+        self._heard_at = sent_at
+        self._share, self._open = lease.concurrency, lease.open and not self._refusals
+        self._calls, self._input, self._output = lease.calls, lease.input, lease.output
+        self._until = sent_at + lease.life_s
+        if hungry and not lease.calls and not lease.open:
+            self._hungry.set()
+        return lease.wait_s
+
+    def _want(self, hungry: bool, told: Remaining | None, refusals: list[tuple[FailureKind, float | None]]) -> Want:
+        use = Use(*self._est, *self._real, flying=self._flying + self._calls)
+        used, inputs, outputs = self._used, self._used_input, self._used_output
+        self._used = self._used_input = self._used_output = 0
+        if not hungry:
+            return Want(self._dispatcher, use, told=told, refusals=refusals)
+        # The call that waits may be larger than those before it: it counts as the average asks for.
+        size = self._next_size
+        used, inputs, outputs = used + 1, inputs + size[0], outputs + size[1]
+        calls = min(MOST_ASKED, max(LEAST_ASKED, 2 * used))
+        return Want(self._dispatcher, use, calls, calls * inputs // used, calls * outputs // used, told, refusals)

@@ -21,6 +21,7 @@ from penstock.workers.wire.base import (
     positive,
     retry_after_s,
     rfc3339_s,
+    throttle,
     trim,
 )
 from penstock.workers.wire.convert import messages_request
@@ -237,7 +238,8 @@ _A_DAY = ("per day", "daily")
 
 def _failure(status: int, headers: Headers, error: _Said, now: float) -> Failure:
     said = f"{status}{f' {error.type}' if error.type else ''}: {error.message or 'no message'}"
-    return fail(_kind(status, error), said, status, wait_s=retry_after_s(headers, now))
+    wait_s = retry_after_s(headers, now)
+    return fail(throttle(_kind(status, error), wait_s), said, status, wait_s=wait_s)
 
 
 def _kind(status: int, error: _Said) -> FailureKind:

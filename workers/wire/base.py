@@ -66,6 +66,15 @@ def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: 
     return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
 
 
+LONG_WAIT_S = 120.0
+"""A wait longer than this is no minute's limit; OpenAI's own client gives up above it."""
+
+
+def throttle(kind: FailureKind, wait_s: float | None) -> FailureKind:
+    """A rate limit that asks for a long wait is a long window: another target should be tried."""
+    return "daily_limit" if kind == "rate_limited" and wait_s is not None and wait_s > LONG_WAIT_S else kind
+
+
 def trim(body: bytes) -> bytes:
     """Without the blank lines and comments that keep a slow connection open (DeepSeek)."""
     body = body.strip()

@@ -22,6 +22,7 @@ from penstock.workers.wire.base import (
     go_duration_s,
     positive,
     retry_after_s,
+    throttle,
     trim,
 )
 
@@ -241,7 +242,8 @@ def _failure(status: int, headers: Headers, body: bytes, now: float, limits: Lim
     kind = _kind(status, error)
     if kind == "rate_limited" and _day_is_spent(limits):
         kind = "daily_limit"
-    return fail(kind, _say(status, error), status, wait_s=retry_after_s(headers, now))
+    wait_s = retry_after_s(headers, now)
+    return fail(throttle(kind, wait_s), _say(status, error), status, wait_s=wait_s)
 
 
 def _day_is_spent(limits: LimitHeaders | None) -> bool:

@@ -1,0 +1,227 @@
+"""Messages: a chat body goes out in their form and comes back in ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.engine.catalog import Account
+from penstock.engine.items import Call, OutputSpec, Usage
+from penstock.workers.wire import TABLE, Bucket
+
+NOW = 1_795_000_000.0  # 2026-11-18T11:06:40Z
+ACCOUNT = Account("anthropic", "anthropic", "https://api.anthropic.com")
+
+
+def sent(body: dict[str, Any], output: OutputSpec | None = None, max_tokens: int = 64) -> Any:
+    call = Call("0" * 32, 0, 1, "primary", "m", "v", "claude-x", msgspec.json.encode(body), "t", max_tokens, 10.0, 1, 1)
+    path, data = TABLE["anthropic"].build(call, output, ACCOUNT)
+    assert path == "/v1/messages"
+    return msgspec.json.decode(data)
+
+
+def got(status: int, body: Any, headers: dict[str, str] | None = None) -> Any:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return TABLE["anthropic"].read(status, headers or {}, data, NOW, ACCOUNT)
+
+
+def message(*content: dict[str, Any], stop: str = "end_turn", **usage: Any) -> dict[str, Any]:
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-x-2026",
+        "content": list(content),
+        "stop_reason": stop,
+        "usage": {"input_tokens": 9, "output_tokens": 3, **usage},
+    }
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"type": "text", "text": said}
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def test_system_and_developer_messages_stand_apart() -> None:
+    """Messages has no such roles in its list."""
+    rows = [{"role": "system", "content": "a"}, *HI, {"role": "developer", "content": "b"}]
+    body = sent({"messages": rows})
+    assert body["system"] == [text("a"), text("b")]
+    assert body["messages"] == [{"role": "user", "content": [text("hi")]}]
+
+
+def test_a_ceiling_is_always_there_and_never_above_what_was_reserved() -> None:
+    """`max_tokens` is required there."""
+    assert sent({"messages": HI})["max_tokens"] == 64
+    assert sent({"messages": HI, "max_completion_tokens": 9})["max_tokens"] == 9
+    assert sent({"messages": HI, "max_tokens": 900})["max_tokens"] == 64
+
+
+def test_sampling_is_translated() -> None:
+    """Their temperature ends at 1, `stop` has another name, and what they don't know stays away."""
+    body = sent({"messages": HI, "temperature": 1.7, "stop": "END", "seed": 1, "metadata": {"a": "b"}, "top_p": 0.9})
+    assert (body["temperature"], body["stop_sequences"], body["top_p"]) == (1.0, ["END"], 0.9)
+    assert not {"seed", "metadata", "stop"} & body.keys()
+
+
+def test_images_travel_as_data_or_as_addresses() -> None:
+    """Both forms of a chat body's image part."""
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": "https://x.example/a.jpg"}},
+    ]
+    blocks = sent({"messages": [{"role": "user", "content": parts}]})["messages"][0]["content"]
+    assert blocks[0]["source"] == {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    assert blocks[1]["source"] == {"type": "url", "url": "https://x.example/a.jpg"}
+
+
+def test_tools_their_calls_and_their_results_are_translated() -> None:
+    """A whole round of a tool, with the results of one turn joined."""
+    schema = {"type": "object", "properties": {"q": {"type": "string"}}}
+    calls = [
+        {"id": f"c{n}", "type": "function", "function": {"name": "find", "arguments": '{"q":"x"}'}} for n in (1, 2)
+    ]
+    rows = [
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "content": "one"},
+        {"role": "tool", "tool_call_id": "c2", "content": "two"},
+    ]
+    tool = {"type": "function", "function": {"name": "find", "description": "d", "parameters": schema}}
+    body = sent({"messages": rows, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False})
+    assert body["tools"] == [{"name": "find", "description": "d", "input_schema": schema}]
+    assert body["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
+    assert body["messages"][1]["content"][0] == {"type": "tool_use", "id": "c1", "name": "find", "input": {"q": "x"}}
+    assert [b["tool_use_id"] for b in body["messages"][2]["content"]] == ["c1", "c2"]
+    named = sent({"messages": HI, "tools": [tool], "tool_choice": {"type": "function", "function": {"name": "find"}}})
+    assert named["tool_choice"] == {"type": "tool", "name": "find"}
+
+
+def test_output_constraints_are_translated() -> None:
+    """A schema by `output_config`, choices in words."""
+    schema = {"type": "object"}
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    assert sent({"messages": HI}, OutputSpec(json_schema=msgspec.json.encode(schema)))["output_config"] == form
+    asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    assert sent({"messages": HI, "response_format": asked})["output_config"] == form
+    chosen = sent({"messages": HI}, OutputSpec(choices=("a", "b")))
+    assert chosen["messages"][0]["content"][0]["text"].endswith("Answer with exactly one of: a, b")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"role": "wizard", "content": "x"}],
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png,AAAA"}}]}],
+        [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1]"}}]}],
+    ],
+)
+def test_what_messages_cannot_say_is_refused_here(rows: list[dict[str, Any]]) -> None:
+    """An item's error, found without a paid call."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the type is the promise
+        sent({"messages": rows})
+
+
+def test_an_answer_comes_back_as_a_chat_completion() -> None:
+    """Tools that read chat completions read this."""
+    use = {"type": "tool_use", "id": "t1", "name": "find", "input": {"q": 1}}
+    read = got(200, message({"type": "thinking", "thinking": "…"}, text("o"), text("k"), use, stop="tool_use"))
+    body = msgspec.json.decode(read.answer.body_json)
+    assert (read.answer.text, read.answer.finish_reason, read.answer.model) == ("ok", "tool_calls", "claude-x-2026")
+    assert body["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "find", "arguments": '{"q":1}'}
+    assert body["usage"]["prompt_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("stop", "finish"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("pause_turn", "stop"),
+        ("refusal", "content_filter"),
+    ],
+)
+def test_stop_reasons_are_translated(stop: str, finish: str) -> None:
+    """The closed list of providers.md."""
+    assert got(200, message(text("x"), stop=stop)).answer.finish_reason == finish
+
+
+def test_total_input_is_the_sum_of_three() -> None:
+    """Unlike OpenAI's, their `input_tokens` leaves out what was read from or written to the cache."""
+    usage = {
+        "cache_creation_input_tokens": 100,
+        "cache_read_input_tokens": 1000,
+        "cache_creation": {"ephemeral_5m_input_tokens": 40, "ephemeral_1h_input_tokens": 60},
+        "output_tokens_details": {"thinking_tokens": 2},
+    }
+    read = got(200, message(text("x"), **usage))
+    assert read.usage == Usage(input=1109, cached=1000, cache_write=100, cache_write_1h=60, output=3, reasoning=2)
+
+
+def test_an_empty_refusal_is_a_billed_failure() -> None:
+    """Tokens were spent; there is no answer."""
+    read = got(200, message(stop="refusal"))
+    assert (read.failure.kind, read.failure.may_be_billed) == ("refused", True)
+    assert read.usage == Usage(input=9, output=3)
+
+
+def error(kind: str, said: str = "x", **more: Any) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": kind, "message": said, **more}, "request_id": "req_b"}
+
+
+CAP = {"details": {"error_code": "enforced_spend_limit_reached"}}
+ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
+    (429, error("rate_limit_error"), {"retry-after": "3"}, "rate_limited"),
+    (429, error("rate_limit_error", **CAP), {}, "spend_cap"),
+    (429, error("rate_limit_error"), {"retry-after": "4000"}, "daily_limit"),
+    (529, error("overloaded_error"), {}, "overloaded"),
+    (503, b"<html>", {}, "overloaded"),
+    (500, error("api_error"), {}, "server_error"),
+    (504, error("timeout_error"), {}, "server_error"),
+    (401, error("authentication_error"), {}, "auth"),
+    (403, error("permission_error"), {}, "auth"),
+    (402, error("billing_error"), {}, "spend_cap"),
+    (400, error("invalid_request_error", "Your credit balance is too low"), {}, "spend_cap"),
+    (400, error("invalid_request_error", "You have reached your specified API usage limits."), {}, "spend_cap"),
+    (400, error("invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum"), {}, "too_long"),
+    (400, error("invalid_request_error", "Output blocked by content filtering policy"), {}, "refused"),
+    (400, error("invalid_request_error", "messages: at least one is required"), {}, "bad_request"),
+    (404, error("not_found_error"), {}, "not_found"),
+    (413, error("request_too_large"), {}, "too_long"),
+    (418, b"teapot", {}, "bad_request"),
+    (200, b'{"content": 5}', {}, "invalid_response"),
+    (200, b"", {}, "invalid_response"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "headers", "kind"), ERRORS)
+def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dict[str, str], kind: str) -> None:
+    """The spend cap is a 429 that no waiting mends."""
+    read = got(status, body, headers)
+    assert read.answer is None
+    assert read.failure.kind == kind
+    assert read.failure.may_be_billed is (kind == "invalid_response")
+
+
+def test_limit_headers_are_read_with_their_absolute_times() -> None:
+    """RFC 3339 times become seconds from now; the four limits are told apart."""
+    headers = {"request-id": "req_h", "retry-after": "1"}
+    for name, left in (("requests", 10), ("tokens", 20), ("input-tokens", 30), ("output-tokens", 40)):
+        headers[f"anthropic-ratelimit-{name}-limit"] = "100"
+        headers[f"anthropic-ratelimit-{name}-remaining"] = str(left)
+        headers[f"anthropic-ratelimit-{name}-reset"] = "2026-11-18T11:07:00Z"
+    read = got(429, error("rate_limit_error"), headers)
+    reset_s = read.limits.requests.reset_s
+    assert read.limits.requests == Bucket(100, 10, reset_s)
+    assert read.limits.input_tokens.remaining == 30
+    assert read.limits.output_tokens.remaining == 40
+    assert reset_s == pytest.approx(20.0)
+    assert (read.request_id, read.failure.retry_after_s) == ("req_h", 1.0)

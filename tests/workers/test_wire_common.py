@@ -1,0 +1,157 @@
+"""What the protocols share: waits, durations, answer checks, secrets."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.engine.errors import SpecError
+from penstock.engine.items import OutputSpec
+from penstock.workers import answers, secrets
+from penstock.workers.wire.base import go_duration_s, retry_after_s, rfc3339_s
+
+NOW = 1_795_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "2.5"}, 2.5),
+        ({"retry-after": "Wed, 18 Nov 2026 11:07:00 GMT"}, 20.0),
+        ({"retry-after": "Wed, 18 Nov 2020 11:07:00 GMT"}, 0.0),
+        ({"retry-after-ms": "soon", "retry-after": "4"}, 4.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+    """Milliseconds first, then seconds with a fraction, then an HTTP date."""
+    found = retry_after_s(headers, NOW)
+    assert found == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("12ms", 0.012), ("6m0s", 360.0), ("1h2m3.5s", 3723.5), ("7.66s", 7.66), ("3", 3.0), ("1x", None), ("", None)],
+)
+def test_go_durations_are_read(text: str, seconds: float | None) -> None:
+    """OpenAI's reset headers."""
+    assert go_duration_s(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+@given(st.text(max_size=60))
+def test_no_header_breaks_a_reader(text: str) -> None:
+    """Headers are the provider's, and may hold anything."""
+    for value in (go_duration_s(text), rfc3339_s(text, NOW), retry_after_s({"retry-after": text}, NOW)):
+        assert value is None or value >= 0.0
+
+
+CHOICES = OutputSpec(choices=("delivery", "Billing", "Topic :: Internet"))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("delivery", "delivery"),
+        (' "Delivery." \n', "delivery"),
+        ("**billing**", "Billing"),
+        ("topic ::  internet!", "Topic :: Internet"),
+        ("It is delivery", None),
+        ("", None),
+    ],
+)
+def test_choices_are_matched_without_dress(text: str, found: str | None) -> None:
+    """Case, quotes, closing marks and spaces differ from model to model; words don't."""
+    ok, canonical, why = answers.check(text, CHOICES)
+    assert (ok, canonical) == ((True, found) if found else (False, text))
+    assert bool(why) is not ok
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=6, unique=True))
+def test_a_choice_is_always_itself(choices: list[str]) -> None:
+    """Whatever characters a choice is made of, its exact text is that choice."""
+    spec = OutputSpec(choices=tuple(choices))
+    assert all(answers.check(choice, spec) == (True, choice, "") for choice in choices)
+
+
+SCHEMA = OutputSpec(json_schema=b'{"type":"object","required":["a"],"properties":{"a":{"type":"integer"}}}')
+
+
+@pytest.mark.parametrize(
+    ("text", "ok"),
+    [
+        ('{"a":1}', True),
+        ('Here:\n```json\n{"a": 1}\n```\nDone.', True),
+        ('```\n{"a":1}\n```', True),
+        ('{"a":"x"}', False),
+        ("{}", False),
+        ("no", False),
+        ('{"a":NaN}', False),
+        ("[" * 50_000, False),
+        ("1" * 2_000_000, False),
+    ],
+)
+def test_json_answers_are_checked_against_the_schema(text: str, ok: bool) -> None:
+    """In a code fence or bare; never an exception."""
+    good, canonical, why = answers.check(text, SCHEMA)
+    assert good is ok
+    assert bool(why) is not ok
+    if ok:
+        assert msgspec.json.decode(canonical) == {"a": 1}
+
+
+def test_a_schema_reaches_for_no_other_document() -> None:
+    """A reference to an address is not fetched."""
+    spec = OutputSpec(json_schema=b'{"$ref":"http://127.0.0.1:1/x.json"}')
+    ok, _, why = answers.check("{}", spec)
+    assert (ok, "can't be applied" in why) == (False, True)
+
+
+def test_asking_again_shows_the_answer_and_what_was_wrong() -> None:
+    """The second request holds the first, the answer, and the complaint."""
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}], "temperature": 0})
+    again = msgspec.json.decode(answers.ask_again_body(body, "dunno", "it is none of: a, b"))
+    assert again["temperature"] == 0
+    assert [m["role"] for m in again["messages"]] == ["user", "assistant", "user"]
+    assert "none of: a, b" in again["messages"][2]["content"]
+
+
+def test_a_key_is_named_and_does_not_show_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not when printed, not when pickled, not in an error."""
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret\n")
+    (tmp_path / "key").write_text("sk-in-file\n")
+    key = secrets.resolve("env:SOME_KEY")
+    assert key is not None
+    assert key.reveal() == "sk-very-secret"
+    assert "secret" not in f"{key} {key!r}"
+    with pytest.raises(TypeError):
+        pickle.dumps(key)
+    in_file = secrets.resolve(f"file:{tmp_path / 'key'}")
+    assert in_file is not None
+    assert in_file.reveal() == "sk-in-file"
+    assert secrets.resolve(None) is None
+
+
+@pytest.mark.parametrize("reference", ["sk-oops-the-key-itself", "env:", "env:NOT_SET_ANYWHERE", "file:/no/such/file"])
+def test_a_reference_that_names_nothing_is_refused_without_repeating_keys(reference: str) -> None:
+    """Somebody may have written the key where its name belongs."""
+    with pytest.raises(SpecError) as caught:
+        secrets.resolve(reference)
+    assert "oops" not in str(caught.value)
+
+
+def test_a_key_that_would_break_a_header_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line break inside would let it write headers of its own."""
+    monkeypatch.setenv("BROKEN_KEY", "sk-a\r\nx-evil: 1")
+    with pytest.raises(SpecError) as caught:
+        secrets.resolve("env:BROKEN_KEY")
+    assert "evil" not in str(caught.value)

@@ -1,0 +1,238 @@
+"""Chat completions: what is sent, and what each response means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.engine.catalog import Account
+from penstock.engine.items import Call, OutputSpec, Usage
+from penstock.workers.wire import TABLE, Bucket
+
+NOW = 1_795_000_000.0
+HOST = Account("host", "openai", "https://llm.example/v1")
+OPENAI = Account("openai", "openai", "https://api.openai.com/v1", provider="openai")
+GROQ = Account("groq", "openai", "https://api.groq.com/openai/v1")
+
+
+def call(body: dict[str, Any], max_tokens: int = 64) -> Call:
+    return Call(
+        "0" * 32, 0, 1, "primary", "m", "v", "upstream-1", msgspec.json.encode(body), "t", max_tokens, 10.0, 1, 1
+    )
+
+
+def sent(body: dict[str, Any], account: Account = HOST, output: OutputSpec | None = None, max_tokens: int = 64) -> Any:
+    path, data = TABLE["openai"].build(call(body, max_tokens), output, account)
+    assert path == "/chat/completions"
+    return msgspec.json.decode(data)
+
+
+def got(status: int, body: Any, headers: dict[str, str] | None = None, account: Account = HOST) -> Any:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return TABLE["openai"].read(status, headers or {}, data, NOW, account)
+
+
+def completion(text: str | None = "hi", finish: str = "stop", **message: Any) -> dict[str, Any]:
+    return {
+        "model": "m-2026",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+        ],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+    }
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def test_the_upstreams_model_and_a_ceiling_are_set_and_the_rest_is_copied() -> None:
+    """Everything that the user asked for goes along, byte for byte in meaning."""
+    body = {"messages": HI, "temperature": 0.5, "seed": 7, "logit_bias": {"1": -100}}
+    assert sent(body) == {"model": "upstream-1", **body, "max_tokens": 64}
+
+
+@pytest.mark.parametrize(
+    ("asked", "account", "expected"),
+    [
+        ({"max_tokens": 9}, HOST, {"max_tokens": 9}),
+        ({"max_tokens": 900}, HOST, {"max_tokens": 64}),
+        ({"max_completion_tokens": 9}, HOST, {"max_completion_tokens": 9}),
+        ({"max_tokens": None}, HOST, {"max_tokens": 64}),
+        ({}, OPENAI, {"max_completion_tokens": 64}),
+        ({"max_tokens": 9}, OPENAI, {"max_completion_tokens": 9}),
+    ],
+)
+def test_the_ceiling_is_never_above_what_was_reserved(
+    asked: dict[str, Any], account: Account, expected: dict[str, Any]
+) -> None:
+    """The budget reserved for `call.max_tokens`; OpenAI's reasoning models know only the new name of the key."""
+    assert sent({"messages": HI, **asked}, account) == {"model": "upstream-1", "messages": HI, **expected}
+
+
+def test_metadata_goes_only_where_it_is_taken() -> None:
+    """Other hosts refuse the field, and it is nobody's business."""
+    body = {"messages": HI, "metadata": {"order": "1"}}
+    assert "metadata" not in sent(body)
+    assert sent(body, OPENAI)["metadata"] == {"order": "1"}
+
+
+def test_streams_are_not_asked_for_and_the_model_is_the_routers() -> None:
+    """An answer is read whole, and a stray `model` in the body does not pass by the router."""
+    body = sent({"messages": HI, "stream": True, "stream_options": {}, "model": "gpt-9"})
+    assert body == {"model": "upstream-1", "messages": HI, "max_tokens": 64}
+
+
+def test_choices_are_asked_for_at_the_end_of_the_last_user_message() -> None:
+    """Few hosts take choices otherwise, and chat templates differ in what they take of system messages."""
+    spec = OutputSpec(choices=("a", "b"))
+    body = sent(
+        {"messages": [{"role": "system", "content": "s"}, *HI, {"role": "assistant", "content": "x"}]}, output=spec
+    )
+    assert body["messages"][1]["content"] == "hi\n\nAnswer with exactly one of: a, b"
+    parts = sent({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, output=spec)
+    assert parts["messages"][0]["content"][1]["text"] == "Answer with exactly one of: a, b"
+    alone = sent({"messages": [{"role": "system", "content": "s"}]}, output=spec)
+    assert alone["messages"][1]["role"] == "user"
+
+
+def test_a_schema_is_strict_only_where_strict_takes_it() -> None:
+    """OpenAI answers 400 to a strict schema with an open object."""
+    closed = b'{"type":"object","properties":{"a":{"type":"string"}},"required":["a"],"additionalProperties":false}'
+    for schema, strict in ((closed, True), (b'{"type":"object","properties":{"a":{"type":"string"}}}', False)):
+        form = sent({"messages": HI}, output=OutputSpec(json_schema=schema))["response_format"]
+        assert form["json_schema"]["strict"] is strict
+        assert form["json_schema"]["schema"] == msgspec.json.decode(schema)
+    own = {"type": "json_object"}
+    assert (
+        sent({"messages": HI, "response_format": own}, output=OutputSpec(json_schema=closed))["response_format"] == own
+    )
+
+
+def test_a_host_without_schemas_is_told_in_words() -> None:
+    """DeepSeek knows `json_object` only."""
+    account = Account("ds", "openai", "https://api.deepseek.com/v1")
+    body = sent({"messages": HI}, account, OutputSpec(json_schema=b'{"type":"object"}'))
+    assert body["response_format"] == {"type": "json_object"}
+    assert body["messages"][0]["content"].endswith('{"type":"object"}')
+
+
+def test_an_answer_is_read_with_its_usage() -> None:
+    """Cached tokens are inside `prompt_tokens` and reasoning inside `completion_tokens`, as `Usage` counts them."""
+    body = completion()
+    body["usage"] |= {
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    read = got(200, body, {"x-request-id": "req_1"})
+    assert read.answer.text == "hi"
+    assert (read.answer.finish_reason, read.answer.model, read.request_id) == ("stop", "m-2026", "req_1")
+    assert read.usage == Usage(input=9, cached=4, output=3, reasoning=2)
+    assert msgspec.json.decode(read.answer.body_json) == body
+
+
+def test_blank_lines_before_the_answer_are_normal() -> None:
+    """DeepSeek keeps a waiting connection open with them, or with comments."""
+    data = msgspec.json.encode(completion())
+    for lead in (b"\n\n  \n", b": keep-alive\n\n: keep-alive\n\n"):
+        assert got(200, lead + data).answer.text == "hi"
+
+
+def test_text_in_parts_is_joined_and_tools_leave_it_empty() -> None:
+    """Mistral's thinking models answer in parts."""
+    parts: Any = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    assert got(200, completion(parts)).answer.text == "hi"
+    tools = got(200, completion(None, "tool_calls", tool_calls=[{"id": "1"}]))
+    assert (tools.answer.text, tools.answer.finish_reason) == ("", "tool_calls")
+
+
+ERRORS: list[tuple[int, dict[str, Any] | bytes, dict[str, str], str]] = [
+    (
+        429,
+        {"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}},
+        {"retry-after": "2"},
+        "rate_limited",
+    ),
+    (429, {"error": {"message": "x", "type": "insufficient_quota", "code": "insufficient_quota"}}, {}, "spend_cap"),
+    (429, {"error": {"message": "You exceeded your current quota, please check your plan"}}, {}, "spend_cap"),
+    (429, {"error": {"message": "Limit 1000 requests per day (RPD)"}}, {}, "daily_limit"),
+    (429, {"error": {"message": "x"}}, {"retry-after": "7200"}, "daily_limit"),
+    (429, {"error": {"message": "Resource Unavailable"}}, {}, "overloaded"),
+    (402, {"error": {"message": "Insufficient Balance"}}, {}, "spend_cap"),
+    (498, {"error": {"message": "flex", "code": "capacity_exceeded"}}, {}, "overloaded"),
+    (503, {"error": {"message": "busy"}}, {}, "overloaded"),
+    (529, {"error": {"message": "busy"}}, {}, "overloaded"),
+    (500, {"error": {"message": "x"}}, {}, "server_error"),
+    (502, b"<html>bad gateway</html>", {}, "server_error"),
+    (504, b"", {}, "server_error"),
+    (401, {"error": {"message": "no key", "code": "invalid_api_key"}}, {}, "auth"),
+    (403, {"error": {"message": "no"}}, {}, "auth"),
+    (404, {"error": {"message": "no such model", "code": "model_not_found"}}, {}, "not_found"),
+    (404, {"detail": "Not Found"}, {}, "not_found"),
+    (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, {}, "too_long"),
+    (400, {"message": "This model's maximum context length is 1024 tokens."}, {}, "too_long"),
+    (413, {"error": {"message": "too large"}}, {}, "too_long"),
+    (400, {"error": {"message": "x", "code": "content_policy_violation"}}, {}, "refused"),
+    (400, {"error": {"message": "x", "code": "content_filter"}}, {}, "refused"),
+    (400, {"error": {"message": "temperature must be below 2", "code": None}}, {}, "bad_request"),
+    (422, {"detail": [{"msg": "field required"}]}, {}, "bad_request"),
+    (301, b"", {}, "not_found"),
+    (200, b"{", {}, "invalid_response"),
+    (200, b"[]", {}, "invalid_response"),
+    (200, {"choices": []}, {}, "invalid_response"),
+    (200, b"[" * 100_000, {}, "invalid_response"),
+    (200, {"error": {"message": "upstream", "code": 502}}, {}, "server_error"),
+    (200, {"error": {"message": "slow down", "code": 429}}, {}, "rate_limited"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "headers", "kind"), ERRORS)
+def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dict[str, str], kind: str) -> None:
+    """A 429 may mean: wait, come back tomorrow, or never."""
+    read = got(status, body, headers)
+    assert read.answer is None
+    assert read.failure.kind == kind
+    assert read.failure.may_be_billed is (kind == "invalid_response")
+    assert read.failure.message
+
+
+def test_a_spent_day_is_seen_in_groqs_headers() -> None:
+    """Groq's `limit-requests` is a day's; its tokens are a minute's."""
+    headers = {
+        "x-ratelimit-limit-requests": "14400",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "2h0m0s",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5",
+        "x-ratelimit-reset-tokens": "7.66s",
+    }
+    read = got(429, {"error": {"message": "limit"}}, headers, GROQ)
+    assert read.failure.kind == "daily_limit"
+    assert read.limits.requests == Bucket(14400, 0, 7200.0, 86_400.0)
+    assert read.limits.tokens == Bucket(6000, 5, 7.66)
+
+
+def test_limits_that_are_not_positive_are_unknown() -> None:
+    """Azure sends -1 and 0; taken at their word they would stop everything."""
+    headers = {
+        "x-ratelimit-limit-requests": "-1",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-limit-tokens": "0",
+    }
+    assert got(200, completion(), headers).limits.requests is None
+
+
+def test_a_refusal_that_was_answered_is_billed() -> None:
+    """200 with a refusal, or with the answer withheld: no result, but tokens."""
+    for body in (completion(None, refusal="I can't"), completion(None, "content_filter")):
+        read = got(200, body)
+        assert read.failure.kind == "refused"
+        assert read.failure.may_be_billed
+        assert read.usage == Usage(input=9, output=3)
+
+
+def test_a_cut_answer_stays_an_answer() -> None:
+    """What came before a filter or ceiling struck is the user's to judge."""
+    assert got(200, completion("half", "content_filter")).answer.finish_reason == "content_filter"
+    assert got(200, completion("half", "length")).answer.finish_reason == "length"
