@@ -122,6 +122,8 @@ class AccountLimits:
         self._paused_until = 0.0
         self._pause_s = PAUSE_S
         self._slowed_at = float("-inf")
+        self._peak = 0
+        """Most calls in flight since concurrency was last taken away: that many were too many."""
 
     @property
     def in_flight(self) -> int:
@@ -151,7 +153,7 @@ class AccountLimits:
             return Grant(0, wait_s=wait)
         granted = Grant(calls, _share(ask.input_tokens, calls, ask.calls), _share(ask.output_tokens, calls, ask.calls))
         self._take(granted.calls, granted.input_tokens, granted.output_tokens)
-        self._flying[holder] = self._flying.get(holder, 0) + calls
+        self.flies(self._flying.get(holder, 0) + calls, holder)
         return granted
 
     def settle(self, est: Grant | Ask, actual: Ask, now: float, holder: str = "") -> None:
@@ -169,6 +171,7 @@ class AccountLimits:
     def flies(self, calls: int, holder: str = "") -> None:
         """The holder's own count of its calls in the air: it is right where calls went without a grant of ours."""
         self._flying[holder] = calls
+        self._peak = max(self._peak, self.in_flight)
 
     def forget(self, holder: str) -> None:
         """A dispatcher is gone: its calls are no longer in flight here. Their tokens stay counted."""
@@ -253,11 +256,12 @@ class AccountLimits:
     def _slow(self, share: float, now: float) -> None:
         if now - self._slowed_at >= SLOW_EVERY_S:
             self._slowed_at = now
-            self._window = max(1.0, min(self._window, max(1.0, float(self.in_flight))) * share)
+            self._window = max(1.0, min(self._window, float(max(1, self._peak))) * share)
+            self._peak = self.in_flight
 
     def _recover(self, calls: int, now: float) -> None:
-        """One call more for each full window that was answered (additive increase)."""
-        if calls > 0 and now >= self._paused_until:
+        """One call more for each full window that was answered (additive increase), not amid a storm of refusals."""
+        if calls > 0 and now >= self._paused_until and now - self._slowed_at >= SLOW_EVERY_S:
             self._window = min(float(max(1, self._limits.concurrency)), self._window + calls / self._window)
             if now - self._slowed_at > MAX_PAUSE_S:
                 self._pause_s = PAUSE_S

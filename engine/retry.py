@@ -72,6 +72,11 @@ class History(msgspec.Struct, frozen=True, gc=False):
     """Targets that are of no use to this item any more."""
 
 
+def moved_to(history: History, candidate: int) -> History:
+    """The item was sent elsewhere without a failure of its own (its target was down): what follows counts there."""
+    return msgspec.structs.replace(history, candidate=candidate, here=0, invalid=0)
+
+
 class Target(msgspec.Struct, frozen=True, gc=False):
     """One candidate of the item's route as it stands now."""
 

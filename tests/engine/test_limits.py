@@ -128,7 +128,8 @@ def test_overload_halves_what_flies_and_success_slowly_brings_it_back() -> None:
     for _ in range(64):
         limits.throttled("overloaded", None, NOW)
     assert limits.window == 32
-    limits.settle(grant, Ask(0), NOW)
+    limits.settle(grant, Ask(64), NOW)
+    assert limits.window == 32, "refused calls that come home amid the storm bring nothing back"
     for i in range(32):
         one = limits.grant(Ask(1), NOW + i)
         limits.settle(one, Ask(1), NOW + i)
@@ -137,6 +138,14 @@ def test_overload_halves_what_flies_and_success_slowly_brings_it_back() -> None:
         one = limits.grant(Ask(1), NOW + i)
         limits.settle(one, Ask(1), NOW + i)
     assert limits.window == 64
+
+
+def test_overload_told_after_the_calls_are_home_still_means_the_calls() -> None:
+    """What was too many is what flew, not what is left of it when the refusals are read."""
+    limits = AccountLimits(Limits(concurrency=64))
+    limits.settle(limits.grant(Ask(64), NOW), Ask(64), NOW)
+    limits.throttled("overloaded", None, NOW)
+    assert limits.window == 32
 
 
 def test_a_lost_dispatcher_holds_no_place() -> None:
