@@ -71,5 +71,10 @@ def by_url(base_url: str) -> Host | None:
     return next((h for h in [*HOSTS.values(), sandbox()] if _netloc(h.base_url) == wanted), None)
 
 
+def is_sandbox(base_url: str) -> bool:
+    """Whether nobody is billed there, whatever name the account has."""
+    return _netloc(base_url) == _netloc(sandbox().base_url)
+
+
 def _netloc(url: str) -> str:
-    return url.split("://", 1)[-1].split("/", 1)[0].lower()
+    return url.split("://", 1)[-1].split("/", 1)[0].lower().replace("localhost:", "127.0.0.1:")

@@ -58,6 +58,8 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     source = places.source(doc, job.source, base)
     row = _row(doc, job.row, values)
     _prompts_needed(doc, source, tasks)
+    sinks = places.sinks(doc, job.sinks, base)
+    places.check_not_input(doc, source, sinks)
     name = _name(doc, job.name, default_name)
     return RunSpec(
         run_id=run_id(name, values),
@@ -68,13 +70,13 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
         row=row,
         catalog=catalog,
         policy=policy,
-        sinks=places.sinks(doc, job.sinks, base),
+        sinks=sinks,
         budgets=_budgets(doc, job.budgets),
         state=_state(doc, job.state, base),
         on_duplicate=job.on_duplicate or _on_duplicate(source),
         max_dead_letters=_fuse(doc, job.max_dead_letters),
         execution=_execution(doc, job.execution),
-        fingerprint=fingerprint(policy, catalog, row, job.shape, source_text(source)),
+        fingerprint=fingerprint(policy, catalog, row, job.shape),
         scorer_path=base if any(s.function for t in tasks.values() for s in t.scorers) else None,
     )
 
@@ -187,11 +189,6 @@ def _execution(doc: Doc, given: Execution | None) -> Execution:
     if (execution.lanes or 1) > 64:
         raise doc.error(("execution", "lanes"), "at most 64 lanes")
     return execution
-
-
-def source_text(source: object) -> str:
-    """Where the input is, as a person would write it."""
-    return str(getattr(source, "path", None) or getattr(source, "name", None) or type(source).__name__)
 
 
 def stem(path: str) -> str:

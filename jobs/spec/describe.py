@@ -9,6 +9,7 @@ from penstock.connectors.settings import FilesSink, SinkSettings
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
 from penstock.engine.walls import refusal
+from penstock.jobs.spec.digest import names_in_use
 from penstock.workers.runspec import RunSpec
 
 
@@ -32,10 +33,7 @@ def _readable(path: str) -> bool:
 
 
 def _models_in_use(spec: RunSpec) -> list[Model]:
-    names = [n for tier in spec.catalog.tiers.values() for n in tier]
-    names += [n for task in spec.policy.tasks.values() for n in task.models or ()]
-    names += [n for rule in spec.policy.rules for n in rule.use or ()]
-    return [spec.catalog.models[n] for n in dict.fromkeys(names)]
+    return [spec.catalog.models[name] for name in names_in_use(spec.policy, spec.catalog)]
 
 
 def _accounts_in_use(spec: RunSpec) -> list[Account]:

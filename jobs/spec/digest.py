@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.connectors.settings import Row
-from penstock.engine.catalog import Catalog, Model
+from penstock.engine.catalog import Account, Catalog, Model
 from penstock.engine.policy import Policy, Task
 
 _HARMLESS = frozenset(
@@ -39,10 +39,10 @@ def run_id(name: str, values: Mapping[str, str]) -> str:
     return f"{slug}-{digest([name, dict(values)])[:8]}"
 
 
-def fingerprint(policy: Policy, catalog: Catalog, row: Row, shape: str | None, source: str) -> dict[str, str]:
-    """Part, in words that a person can be told → hash. Sinks, limits, budgets, prices and execution are not in it."""
+def fingerprint(policy: Policy, catalog: Catalog, row: Row, shape: str | None) -> dict[str, str]:
+    """Part, in words that a person can be told → hash. Sinks, limits, budgets, prices, execution and models that this
+    job does not send to are not in it. A new release of Penstock must give the same hashes for the same job."""
     parts: dict[str, object] = {
-        "source": source,
         "shape": shape,
         "row": [row.id, row.keep, row.attributes],
         "rules": policy.rules,
@@ -51,9 +51,17 @@ def fingerprint(policy: Policy, catalog: Catalog, row: Row, shape: str | None, s
     }
     for name, task in policy.tasks.items():
         parts |= {f"task {name}: {part}": value for part, value in _task(task).items()}
-    for name, model in catalog.models.items():
-        parts[f"model {name}"] = _model(model, catalog)
+    for name in names_in_use(policy, catalog):
+        parts[f"model {name}"] = _model(catalog.models[name], catalog)
     return {part: digest(value) for part, value in parts.items()}
+
+
+def names_in_use(policy: Policy, catalog: Catalog) -> list[str]:
+    """Models that tiers, tasks and rules name, in that order; others are reached by a pin only."""
+    names = [n for tier in catalog.tiers.values() for n in tier]
+    names += [n for task in policy.tasks.values() for n in task.models or ()]
+    names += [n for rule in policy.rules for n in rule.use or ()]
+    return list(dict.fromkeys(names))
 
 
 def _task(task: Task) -> dict[str, object]:
@@ -68,10 +76,15 @@ def _task(task: Task) -> dict[str, object]:
 def _model(model: Model, catalog: Catalog) -> list[object]:
     account = catalog.accounts.get(model.account or "")
     engine = {k: v for k, v in model.engine.items() if k not in _HARMLESS}
-    where = [account.protocol, account.base_url] if account else [model.worker]
+    where = _where(account) if account else [model.worker]
     live = model.live_version
     walls = [model.regions, model.origin, model.licence, model.no_train]
     return [live.id, live.model, live.revision, engine, *where, walls, model.default_max_tokens]
+
+
+def _where(account: Account) -> list[str]:
+    """The sandbox's port is no part of an answer."""
+    return [account.protocol, "sandbox" if account.provider == "sandbox" else account.base_url]
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -206,7 +206,7 @@ def _weights(model: str, base: str) -> str:
 def _price(doc: Doc, path: Path, file: ModelFile, account: Account, upstream: str) -> Price:
     if file.price is not None:
         return _declared(doc, path, file.price)
-    if account.provider == "sandbox":
+    if hosts.is_sandbox(account.base_url) or account.provider == "sandbox":
         return prices.sandbox_price(upstream)
     known = hosts.host(account.provider)
     price = prices.table_price(known.prices if known else None, account.base_url, upstream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import msgspec
 
@@ -127,3 +128,31 @@ def _apart(doc: Doc, named: dict[str, SinkSettings]) -> None:
         if where in seen:
             raise doc.error(("sinks", name), f"the same place as `{seen[where]}`; each sink needs its own")
         seen[where] = name
+
+
+def check_not_input(doc: Doc, source: SourceSettings, named: dict[str, SinkSettings]) -> None:
+    """A sink inside the input would be read as input by the next run, or would write over it."""
+    if not isinstance(source, FilesSource):
+        return
+    for name, sink in named.items():
+        if isinstance(sink, FilesSink) and _reads(source.path, sink.path):
+            path: Path = ("sinks", name) if ("sinks", name) in doc.lines else ("sinks",)
+            raise doc.error(path, f"{name} would stand inside the source ({source.path}); give it a place of its own")
+
+
+def _reads(source: str, sink: str) -> bool:
+    """Whether listing the source (a file, a folder with all below it, a glob) would find the sink's files."""
+    inside = f"{sink}part" if sink.endswith("/") else sink
+    if any(c in source for c in "*?["):
+        return _matches(source.split("/"), inside.split("/"))
+    return inside == source or inside.startswith(source.rstrip("/") + "/")
+
+
+def _matches(pattern: list[str], path: list[str]) -> bool:
+    """As `glob` does: `**` is any number of folders, hidden names are matched by name only."""
+    if not pattern or not path:
+        return not pattern and not path
+    head, rest = pattern[0], pattern[1:]
+    if head == "**":
+        return _matches(rest, path) or (len(path) > 1 and _matches(pattern, path[1:])) or not rest
+    return fnmatchcase(path[0], head) and _matches(rest, path[1:])

@@ -141,7 +141,16 @@ def _syntax_error(error: yaml.YAMLError, name: str) -> SpecError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not readable as YAML"
     line = mark.line + 1 if mark is not None else None
-    return SpecError(redact(f"not valid YAML: {str(problem)[:200]}"), path=name, line=line)
+    hint = next((hint for word, hint in _HINTS if word in str(problem)), "")
+    return SpecError(redact(f"not valid YAML: {str(problem)[:200]}{hint}"), path=name, line=line)
+
+
+_HINTS = (
+    ("alphabetic or numeric", '; a value that begins with * or & wants quotes, like "*.csv"'),
+    ("undefined alias", '; a value that begins with * wants quotes, like "*.csv"'),
+    ("cannot start any token", "; a value that begins with %, @ or ` wants quotes, and indents are spaces, not tabs"),
+    ("mapping values are not allowed", "; text with `: ` in it wants quotes"),
+)
 
 
 def _build(node: object, name: str) -> Doc:
@@ -256,8 +265,10 @@ class _Plain:
         if self.count > MAX_VALUES or depth > MAX_DEPTH:
             raise self.doc.error(path[:8], f"more than {MAX_VALUES:,} values or {MAX_DEPTH} levels")
         match value:
-            case None | bool() | str():
+            case None | bool():
                 return value
+            case str():
+                return self.text(value, path)
             case int() if abs(value) <= MAX_INT:
                 return value
             case float() if math.isfinite(value):
@@ -265,7 +276,7 @@ class _Plain:
             case int() | float():
                 raise self.doc.error(path, "a number that is not finite or too large to hold")
             case Mapping():
-                return {str(k): self.of(v, (*path, str(k)), depth + 1) for k, v in value.items()}
+                return self.mapping(value, path, depth)
             case list() | tuple():
                 return [self.of(v, (*path, i), depth + 1) for i, v in enumerate(value)]
             case _:
@@ -273,3 +284,26 @@ class _Plain:
                 if as_text is not None:
                     return str(as_text())
                 raise self.doc.error(path, f"expected text, number, list or mapping, found {type(value).__name__}")
+
+    def mapping(self, value: Mapping[object, object], path: Path, depth: int) -> dict[str, Plain]:
+        made: dict[str, Plain] = {}
+        for key, child in value.items():
+            name = self.text(str(key), path)
+            if name in made:
+                raise self.doc.error((*path, name), "stands here twice (as text and as a number)")
+            made[name] = self.of(child, (*path, name), depth + 1)
+        return made
+
+    def text(self, value: str, path: Path) -> str:
+        if not is_text(value):
+            raise self.doc.error(path, "text that can't be written as UTF-8")
+        return value
+
+
+def is_text(value: str) -> bool:
+    """False where half a character stands in it (a lone surrogate): such text can't be stored or sent."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from penstock.engine.errors import SpecError
-from penstock.jobs.spec.tree import Doc, Path, Plain, nearest
+from penstock.jobs.spec.tree import Doc, Path, Plain, is_text, nearest, redact
 
 REQUIRED = "required"
 MAX_VALUE = 1_000
@@ -23,7 +23,9 @@ def settle(doc: Doc, sets: Mapping[str, str]) -> dict[str, str]:
         raise doc.error(("vars",), "expected a mapping of name → default (or `required`)")
     for name in sets:
         if name not in declared:
-            raise SpecError(f"--set {name[:60]}: the job has no such variable{nearest(name, declared)}", path=doc.name)
+            raise SpecError(
+                f"--set {redact(name[:60])}: the job has no such variable{nearest(name, declared)}", path=doc.name
+            )
     return {name: _value(doc, name, default, sets) for name, default in declared.items()}
 
 
@@ -40,8 +42,8 @@ def _value(doc: Doc, name: str, default: Plain, sets: Mapping[str, str]) -> str:
     if not isinstance(value, (str, int, float)):
         raise doc.error(path, "expected text or a number")
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    if len(text) > MAX_VALUE or "\0" in text:
-        raise doc.error(path, f"at most {MAX_VALUE:,} characters, none of them NUL")
+    if len(text) > MAX_VALUE or "\0" in text or not is_text(text):
+        raise doc.error(path, f"at most {MAX_VALUE:,} characters of UTF-8 text, none of them NUL")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,17 @@ def test_the_fingerprint_says_what_changed(tmp_path: Path) -> None:
     assert "task default: prompt has changed" in told
     assert "model anthropic/claude-haiku-4-5 is gone" in told
     assert "task default: output has changed" not in told
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "spec_label_messages.json"
+
+
+def test_an_upgrade_changes_no_run_and_no_fingerprint(whole: RunSpec) -> None:
+    """A run that an older Penstock began is found and goes on, without a word of changes. (Penned once; where this
+    fails, mend the code, not the file.)"""
+    prompts = {name: task.prompt.version for name, task in whole.policy.tasks.items() if task.prompt}
+    told = {"run_id": whole.run_id, "prompt_version": prompts, "fingerprint": whole.fingerprint}
+    assert told == json.loads(GOLDEN.read_text())
 
 
 def test_a_job_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

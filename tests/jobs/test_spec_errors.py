@@ -113,6 +113,8 @@ CASES = {
     "template as a mapping": ("row: {id: {{ x }}}", "job.yaml:5: a field name is text"),
     "bad template": ('row: {id: "{{ x"}', "job.yaml:5: row.id: line 1 of the template"),
     "open bracket": ("tasks: [", "not valid YAML"),
+    "bare star": ("state: *.csv", 'wants quotes, like "*.csv"'),
+    "bare colon": ("name: a: b", "text with `: ` in it wants quotes"),
     "tab": ("a:\n\t- b", "job.yaml:6: not valid YAML"),
     "the same place twice": ("row: {}\nsinks: {results: a.jsonl, costs: a.jsonl}", "`sinks` stands here twice"),
     "null key": ("~: x", "job.yaml:5: a field name is missing"),
@@ -271,6 +273,43 @@ def test_variables_are_required_known_and_bounded(tmp_path: Path) -> None:
 def test_a_table_needs_a_prompt(tmp_path: Path) -> None:
     """A row of a CSV file is no request."""
     assert "rows of a table need a `prompt:`" in refused(tmp_path, BASE.replace('prompt: "{{ text }}"', "sample: 0"))
+
+
+@pytest.mark.parametrize(
+    ("source", "sinks"),
+    [
+        ("data.jsonl", "data.jsonl"),
+        ("data", "data/results.jsonl"),
+        ("data/", "data/out/"),
+        ("*.jsonl", "results.jsonl"),
+        ("data/**/*.jsonl", "data/a/b/results.jsonl"),
+        ("data/**", "data/out/"),
+        (".", "out/"),
+    ],
+)
+def test_a_sink_inside_the_input_is_refused(source: str, sinks: str, tmp_path: Path) -> None:
+    """The next run would read its own results, or the input would be written over."""
+    (tmp_path / "data").mkdir()
+    text = BASE.replace("messages.csv", f"'{source}'").replace("out.jsonl", sinks)
+    assert "would stand inside the source" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("source", "sinks"),
+    [("in/*.jsonl", "out/results.jsonl"), ("*.csv", "results.jsonl"), ("data/*.jsonl", "data/out/r.jsonl")],
+)
+def test_a_sink_beside_the_input_is_fine(source: str, sinks: str, tmp_path: Path) -> None:
+    """Only what a listing would find is refused."""
+    load(tmp_path, BASE.replace("messages.csv", f"'{source}'").replace("out.jsonl", sinks))
+
+
+def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Half a character, from a program or a command line."""
+    with pytest.raises(SpecError, match="UTF-8"):
+        spec.from_mapping({"source": "a.jsonl", "models": ["sandbox/a"], "sinks": "o/", "name": "\ud800"}, tmp_path)
+    assert "UTF-8 text" in refused(tmp_path, BASE + "vars: {x: required}", x="\udcff")
+    with pytest.raises(SpecError, match="stands here twice"):
+        spec.from_mapping({"source": "a.jsonl", "tiers": {1: [], "1": []}}, tmp_path)
 
 
 def test_files_that_are_no_job_are_refused(tmp_path: Path) -> None:
