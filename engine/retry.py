@@ -18,12 +18,11 @@ While every target is down (breaker open) an item waits for the next probe: an o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, assert_never
 
 import msgspec
 
-from penstock.engine.health import Health
 from penstock.engine.items import DeadLetterReason, Failure, Role
 
 
@@ -101,9 +100,6 @@ class Again(msgspec.Struct, frozen=True, gc=False):
 class Stop(msgspec.Struct, frozen=True, gc=False):
     reason: DeadLetterReason
     message: str
-
-
-_Where = Literal["same", "next", "either"]
 
 
 def after(
@@ -326,44 +322,3 @@ class RetryBudget:
         if now > self._at:
             self._level = min(self._most, self._level + self._floor * (now - self._at))
             self._at = now
-
-
-class Retry:
-    """A lane's retry decisions: `after` with the targets' health and retry budgets filled in.
-
-    `contexts`: model → its context in tokens (None: unknown). Tell `health` of a failure before asking here.
-    """
-
-    def __init__(self, contexts: Mapping[str, int | None], health: Health, settings: RetrySettings) -> None:
-        self._contexts = dict(contexts)
-        self._health = health
-        self._settings = settings
-        self._budgets = {model: RetryBudget() for model in contexts}
-
-    def called(self, model: str, calls: int = 1) -> None:
-        """First calls were sent to this model: they earn it retries."""
-        self._budgets[model].called(calls)
-
-    def after(
-        self,
-        failure: Failure,
-        history: History,
-        models: Sequence[str],
-        chance: float,
-        now: float,
-        deadline: float | None = None,
-    ) -> Again | Stop:
-        """`models`: the item's candidates, in the order of its route."""
-        targets = [self._target(model, now) for model in models]
-        decision = after(failure, history, targets, self._settings, chance, now, deadline)
-        if isinstance(decision, Again) and decision.role == "retry" and decision.history.here > history.here:
-            self._budgets[models[decision.candidate]].retried(now)
-        return decision
-
-    def _target(self, model: str, now: float) -> Target:
-        return Target(
-            context=self._contexts.get(model),
-            up=self._health.is_up(model),
-            probe_at=self._health.next_probe_at(model, now),
-            may_retry=self._budgets[model].has_room(now),
-        )

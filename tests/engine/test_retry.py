@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.health import Health
 from penstock.engine.items import RETRYABLE_REASONS, Failure, FailureKind
-from penstock.engine.retry import Again, History, Retry, RetryBudget, RetrySettings, Stop, Target, after
+from penstock.engine.retry import Again, History, RetryBudget, RetrySettings, Stop, Target, after, moved_to
 
 NOW = 1_700_000_000.0
 ONE, TWO = (Target(),), (Target(), Target())
@@ -158,11 +157,18 @@ def test_retries_are_a_share_of_calls_and_a_floor() -> None:
 
 def test_a_storm_dies_out() -> None:
     """With everything failing, a target sees its calls, a fifth more, and the floor: no more."""
-    health = Health({"m": None})
-    retry = Retry({"m": None, "n": None}, health, RetrySettings())
-    retries = 0
+    budget, retries = RetryBudget(), 0
     for _ in range(10_000):
-        retry.called("m")
-        decision = retry.after(Failure("server_error", "x"), History(), ["m", "n"], 0.5, NOW)
-        retries += isinstance(decision, Again) and decision.candidate == 0
-    assert retries <= 2_000 + 100
+        budget.called()
+        decision = decide("server_error", targets=(Target(may_retry=budget.has_room(NOW)), Target()))
+        if isinstance(decision, Again) and decision.role == "retry":
+            budget.retried(NOW)
+            retries += 1
+    assert 2_000 <= retries <= 2_000 + 100
+
+
+def test_a_diverted_items_faults_count_where_it_went() -> None:
+    """An item that was sent elsewhere because its target was down starts there afresh."""
+    moved = decide("server_error", moved_to(History(here=2, counted=2), 1))
+    assert isinstance(moved, Again)
+    assert (moved.candidate, moved.role, moved.history.here) == (1, "retry", 1)
