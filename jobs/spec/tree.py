@@ -32,15 +32,6 @@ _SECRET = re.compile(
     r"\b(?:(?:sk|pk|rk|gsk|xai|csk|fw|hf|ghp|tgp|key)[-_][A-Za-z0-9_\-]{16,}|(?:AIza|AKIA)[A-Za-z0-9_\-]{12,}"
     r"|(?=[A-Za-z]*\d)[A-Za-z0-9]{32,})"
 )
-_INT = 2**63 - 1
-"""What fits into msgpack and JSON readers."""
-
-Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
-Path = tuple[str | int, ...]
-
-_Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-_SECRET = re.compile(r"\b(?:sk|pk|rk|gsk|xai|csk|fw|key|hf|ghp|tgp|AIza|AKIA)[-_]?[A-Za-z0-9_\-]{16,}")
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _HEX = re.compile(r"0x[0-9a-fA-F]+\Z|0o[0-7]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
