@@ -43,6 +43,7 @@ class Line(msgspec.Struct, frozen=True):
     input: int = 0
     output: int = 0
     model: str = ""
+    generation: int = 0
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -172,8 +173,24 @@ def _tried(attempts: Sequence[_Attempt]) -> tuple[Tried, ...]:
 
 def _cost(line: bytes) -> Line:
     c = msgspec.json.decode(line, type=_Cost)
-    tokens = c.tokens
-    return Line(c.entry_id, c.item_id, c.attempt, c.role, _nano(c.usd), c.basis, tokens.input, tokens.output, c.model)
+    return Line(
+        entry_id=c.entry_id,
+        item_id=c.item_id,
+        attempt=c.attempt,
+        role=c.role,
+        cost_nano=_nano(c.usd),
+        basis=c.basis,
+        input=c.tokens.input,
+        output=c.tokens.output,
+        model=c.model,
+        generation=_generation(c.entry_id),
+    )
+
+
+def _generation(entry_id: str) -> int:
+    """Entry ids of calls are `item:generation:attempt`; others (closing adjustments) belong to none."""
+    parts = entry_id.split(":")
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
 
 
 def _name(line: bytes, key: str, custom_id: str | None, item_id: str, source: _Source) -> str:

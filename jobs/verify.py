@@ -152,13 +152,13 @@ def _bills(outputs: Outputs) -> Iterator[Violation]:
     for entry, n in Counter(line.entry_id for line in outputs.costs).items():
         if n > 1:
             yield Violation("cost_line_duplicate", entry, f"entry_id stands {n} times in costs")
-    lines: defaultdict[str, list[Line]] = defaultdict(list)
+    lines: defaultdict[tuple[str, int], list[Line]] = defaultdict(list)
     for line in outputs.costs:
         if line.role != "adjustment":
-            lines[line.item_id or ""].append(line)
+            lines[line.item_id or "", line.generation].append(line)
     for one in outputs.finished:
-        yield from _bill(one, lines.pop(one.item_id, []))
-    for item, orphans in lines.items():
+        yield from _bill(one, lines.pop((one.item_id, one.generation), []))
+    for (item, _), orphans in lines.items():
         yield Violation("cost_line_orphan", item or "?", f"{len(orphans)} lines, and no record has this item_id")
     billed = sum(one.cost_nano for one in outputs.finished)
     booked = sum(line.cost_nano for line in outputs.costs if line.role != "adjustment")
@@ -237,11 +237,11 @@ def _owners(outputs: Outputs, served: Mapping[str, Paid]) -> dict[str, list[Fini
 
 
 def _unserved(outputs: Outputs, served: Mapping[str, Paid]) -> Iterator[Violation]:
-    metered = {(line.item_id, line.attempt): line for line in outputs.costs if line.basis == "metered"}
+    metered = {(line.item_id, line.generation, line.attempt): line for line in outputs.costs if line.basis == "metered"}
     claimed: dict[str, str] = {}
     for one in outputs.finished:
         for t in one.tried:
-            line = metered.get((one.item_id, t.n))
+            line = metered.get((one.item_id, one.generation, t.n))
             if not t.request_id or not t.cost_nano or line is None:
                 continue
             if claimed.setdefault(t.request_id, one.item_id) != one.item_id:

@@ -27,7 +27,8 @@ def main(quick: bool = False) -> int:
     finally:
         if install is not None:
             install.stop()
-    _next(stage, folder, quick or install is None)
+    if code == 0:
+        _next(stage, folder, quick or install is None)
     return code
 
 
@@ -41,8 +42,8 @@ def _real(stage: Stage, install: extra.Install, folder: Path) -> int:
 def _next(stage: Stage, folder: Path, quick: bool) -> None:
     stage.act("next")
     part = f"{folder.name}/sandbox" if quick else f"{folder.name}/real"
-    stage.say(f"  cd {part} && penstock explain --help      # one item's whole story, by the id in its record")
-    stage.say(f"  less {part}/job.yaml                      # the job that just ran; change it, run it")
-    stage.say("  penstock init my-job                      # one of your own")
+    stage.say(f"  {f'cd {part} && penstock explain ID':<42}  # one item's whole story, by the id in its record")
+    stage.say(f"  {f'less {part}/job.yaml':<42}  # the job that just ran; change it, run it")
+    stage.say("  penstock init my-job                        # one of your own")
     if quick:
-        stage.say("  make demo                                 # the same, and then a real model on vLLM")
+        stage.say("  make demo                                   # the same, and then a real model on vLLM")

@@ -59,7 +59,7 @@ def play(stage: Stage, folder: Path) -> int:
     if code:
         stage.bad(f"`penstock run` ended with exit code {code}: see above, and {part}")
         return code
-    return _tell(stage, spec, part, rows, journal, killed_after)
+    return tell(stage, spec, part, rows, journal, killed_after)
 
 
 def _plan(stage: Stage, spec: RunSpec) -> None:
@@ -88,7 +88,7 @@ def _run_killed(stage: Stage, part: Path, url: str, rows: int) -> tuple[int | No
     return killed_after, commands.run(["run", "job.yaml"], part)
 
 
-def _tell(
+def tell(
     stage: Stage, spec: RunSpec, part: Path, rows: list[demo_data.Row], journal: Path, killed_after: int | None
 ) -> int:
     stage.act("what became of it")

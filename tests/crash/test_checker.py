@@ -169,6 +169,18 @@ def test_a_record_that_disagrees_with_its_attempts_is_found() -> None:
     assert _kinds(offered, _with(outputs, results=(first, *outputs.results[1:]))) == {"wrong_bill"}
 
 
+def test_each_generation_of_an_item_has_its_own_bill() -> None:
+    """A dead letter that was replayed: the same item, a new generation, calls counted from one again."""
+    dead = Finished("id1", "row-1", 0, (Tried(1, "primary", "r1", 5),), 5)
+    again = Finished("id1", "row-1", 1, (Tried(1, "primary", "r2", 7),), 7)
+    first = Line("id1:0:1", "id1", 1, "primary", 5, "metered", 1, 1)
+    second = Line("id1:1:1", "id1", 1, "primary", 7, "metered", 1, 1, generation=1)
+    journal = [Paid("r1", "id1", 0.0, 1, 1), Paid("r2", "id1", 0.0, 1, 1)]
+    whole = Outputs((again,), (dead,), (first, second))
+    assert check(["row-1"], whole, journal, bound=0).clean
+    assert _kinds(["row-1"], _with(whole, costs=(first,)), journal) == {"cost_line_missing", "wrong_bill"}
+
+
 def test_closing_adjustments_are_no_items_bill() -> None:
     """An own GPU's load and idle hours are in costs and in no record."""
     offered, outputs, _ = _clean(10)
