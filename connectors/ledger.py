@@ -1,0 +1,165 @@
+"""The budget ledger on the state: `engine.budget`'s pure functions, made durable by compare-and-swap.
+
+One document a budget key. Whoever loses a race reads again and decides again, so no two leases share a cent, whatever
+the number of processes. All calls block (a few milliseconds): call them in a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from penstock.connectors.state import ABSENT, Conflict, State
+from penstock.engine import budget
+from penstock.engine.budget import LeaseRefused, Ledger, NeedLease, Owner
+from penstock.engine.errors import Corrupt, Temporary
+from penstock.engine.plan import Epoch
+
+PREFIX = "ledger/"
+TRIES = 200
+"""Of one swap. 64 lanes that all want one key at once lose at most 63 races each, if they are served in turn."""
+PAUSE_S = 0.001
+"""Grows with each lost race; a swap takes about as long."""
+STALE_LEASE_S = 900.0
+"""A lease lives for seconds. One of another run that is this old belongs to the dead: nobody will give it back soon.
+A guess; it decides only whether a lane waits or stops."""
+_LONGEST_NAME = 150
+_AFTER_ALL: Epoch = (1 << 62, 0)
+
+Swap = Callable[[Ledger], Ledger]
+
+
+class LedgerClient:
+    """One run's hand on the ledger. Every amount is in nano-dollars.
+
+    Lease ids need to be unique within the run only: in the document they carry the run's name, so two jobs under one
+    day's budget never take one lease for two.
+    """
+
+    def __init__(self, state: State, run_id: str) -> None:
+        self._state = state
+        self._run = run_id
+
+    def lease(self, need: NeedLease, lease_id: str, lane: int, epoch: Epoch, now: float) -> int | str | None:
+        """The amount leased, durable before this returns; or, in words, why the budget can't hold it; or None: not
+        now, but leases are out that may come back. The same id again returns the same lease."""
+        refused: list[LeaseRefused] = []
+        owner, mine = Owner(self._run, lane, epoch), self._own(lease_id)
+
+        def swap(ledger: Ledger) -> Ledger:
+            if ledger.limit_nano != need.limit_nano:
+                ledger = budget.relimit(ledger, need.limit_nano)
+            answer = budget.open_lease(ledger, mine, owner, need.limit_nano, need.nano, now)
+            if isinstance(answer, LeaseRefused):
+                refused.append(answer)
+                return ledger
+            refused.clear()
+            return answer[0]
+
+        ledger = self._swap(need.key, swap, need.limit_nano)
+        if not refused:
+            return ledger.leases[mine].amount_nano
+        return None if self._may_come_back(ledger, now) else _words(refused[-1], need)
+
+    def _may_come_back(self, ledger: Ledger, now: float) -> bool:
+        return any(ls.run == self._run or now - ls.opened_at < STALE_LEASE_S for ls in ledger.leases.values())
+
+    def settle(self, key: str, lease_id: str, spent_nano: int) -> None:
+        """Close a lease with what it spent. Again: no-op."""
+        self._swap(key, lambda ledger: budget.settle(ledger, self._own(lease_id), spent_nano))
+
+    def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int]) -> int:
+        """Close what dead owners of a lane left open, under every key; returns what had to be given up as spent.
+        Call it after the lane was taken."""
+        mine = {self._own(lease_id): spent for lease_id, spent in proven.items()}
+        return self._forfeit(lane, before, mine)
+
+    def forfeit_run(self, lanes: int) -> int:
+        """Close every lease of this run as spent: before `--fresh` throws away the progress that could prove less."""
+        return sum(self._forfeit(lane, _AFTER_ALL, {}) for lane in range(lanes))
+
+    def _own(self, lease_id: str) -> str:
+        return f"{self._run}/{lease_id}"
+
+    def _forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int]) -> int:
+        total = 0
+        for name in self._state.list(PREFIX):
+            found = self._state.get(name)
+            if found is None or not _concerns(_decode(name, found[0]), self._run, lane):
+                continue
+            lost = [0]
+
+            def swap(ledger: Ledger, lost: list[int] = lost) -> Ledger:
+                ledger, lost[0] = budget.forfeit(ledger, self._run, lane, before, proven)
+                return ledger
+
+            self._swap_at(name, swap, None)
+            total += lost[0]
+        return total
+
+    def read(self, key: str) -> Ledger | None:
+        """The ledger of one key, for people. None: nothing was leased yet."""
+        found = self._state.get(document(key))
+        return None if found is None else _decode(key, found[0])
+
+    def check(self) -> None:
+        """Prove before anything is paid for that the ledger can be read and written. Raises `Temporary`, `Corrupt`."""
+        for name in self._state.list(PREFIX):
+            found = self._state.get(name)
+            if found is not None:
+                _decode(name, found[0])
+        self._state.put("ledger-check", b"", None)
+
+    def _swap(self, key: str, swap: Swap, limit_nano: int | None = None) -> Ledger:
+        empty = Ledger(key, limit_nano) if limit_nano is not None else None
+        return self._swap_at(document(key), swap, empty)
+
+    def _swap_at(self, name: str, swap: Swap, empty: Ledger | None) -> Ledger:
+        """Read, decide, write if nobody wrote meanwhile; else again. `empty`: where there is no document yet."""
+        for lost in range(TRIES):
+            found = self._state.get(name)
+            before = empty if found is None else _decode(name, found[0])
+            if before is None:
+                raise Corrupt(
+                    f"the budget ledger {name} is gone from the state. Restore it; nothing is paid without it."
+                )
+            after = swap(before)
+            if after == before and found is not None:
+                return after
+            after.check()
+            try:
+                self._state.put(name, msgspec.json.encode(after), ABSENT if found is None else found[1])
+            except Conflict:
+                time.sleep(PAUSE_S * min(lost + 1, 20))
+            else:
+                return after
+        raise Temporary(f"the budget ledger {name} is too busy: lost {TRIES} races in a row. Try again.")
+
+
+def document(key: str) -> str:
+    """The state's key of a budget's ledger. Long tenants' names are shortened by their hash."""
+    name = key.replace("/", "~")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:80]}~{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
+    return f"{PREFIX}{name}.json"
+
+
+def _decode(name: str, data: bytes) -> Ledger:
+    try:
+        ledger = msgspec.json.decode(data, type=Ledger)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"the budget ledger {name} cannot be read ({error}). Restore it from a backup.") from error
+    ledger.check()
+    return ledger
+
+
+def _concerns(ledger: Ledger, run: str, lane: int) -> bool:
+    return any(lease.run == run and lease.lane == lane for lease in ledger.leases.values())
+
+
+def _words(refused: LeaseRefused, need: NeedLease) -> str:
+    left, want, limit = (n / 1e9 for n in (refused.remaining_nano, need.nano, need.limit_nano))
+    return f"budget {refused.key} has ${left:.6f} of ${limit:.2f} left; the next call may cost ${want:.6f}"

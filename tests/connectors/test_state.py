@@ -1,0 +1,146 @@
+"""The state: documents with compare-and-swap, and the budget ledger on them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.ledger import LedgerClient, document
+from penstock.connectors.state import ABSENT, Conflict, FolderState, open_state
+from penstock.engine.budget import NeedLease
+from penstock.engine.errors import Corrupt, SpecError
+
+
+def test_a_value_is_written_only_over_what_was_read(tmp_path: Path) -> None:
+    """`put` with a stale tag, or ABSENT where the key is, raises `Conflict` and changes nothing."""
+    state = open_state(str(tmp_path))
+    assert state.get("a/b") is None
+    first = state.put("a/b", b"1", ABSENT)
+    assert state.get("a/b") == (b"1", first)
+    second = state.put("a/b", b"2", first)
+    for stale in (first, ABSENT):
+        with pytest.raises(Conflict):
+            state.put("a/b", b"3", stale)
+    assert state.get("a/b") == (b"2", second)
+    state.put("a/b", b"4", None)
+    assert state.list("a/") == ["a/b"]
+    assert state.list("b") == []
+
+
+def test_of_many_writers_each_counts_once(tmp_path: Path) -> None:
+    """Threads and processes that increment one number lose no increment."""
+    code = (
+        "import sys, pathlib; from penstock.connectors.state import *\n"
+        "s = FolderState(pathlib.Path(sys.argv[1]))\n"
+        "n = 0\n"
+        "while n < 50:\n"
+        "    v, tag = s.get('n')\n"
+        "    try: s.put('n', b'%d' % (int(v) + 1), tag); n += 1\n"
+        "    except Conflict: pass\n"
+    )
+    FolderState(tmp_path).put("n", b"0", ABSENT)
+    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [p.wait(timeout=60) for p in others] == [0, 0, 0]
+    found = FolderState(tmp_path).get("n")
+    assert found is not None
+    assert found[0] == b"150"
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "a/../b", ".locks/00", "a//b", "a b", "a\x00", "x" * 201, "a/"])
+def test_a_key_cannot_leave_the_state(tmp_path: Path, key: str) -> None:
+    """Keys with other than safe characters, or parts that start with a dot, are refused."""
+    with pytest.raises(SpecError):
+        open_state(str(tmp_path)).put(key, b"", None)
+
+
+def test_a_state_on_s3_is_refused_with_the_reason() -> None:
+    """It comes with the S3 connector; until then a folder is asked for."""
+    with pytest.raises(SpecError, match="S3 connector"):
+        open_state("s3://bucket/prefix")
+
+
+def need(nano: int, limit: int = 1_000_000) -> NeedLease:
+    return NeedLease("run/r", nano, limit)
+
+
+def test_a_budget_is_never_leased_twice(tmp_path: Path) -> None:
+    """Many lanes at once: what all of them got is at most the limit, and what is refused did not fit."""
+    client = LedgerClient(FolderState(tmp_path), "r")
+
+    def grab(lane: int) -> int:
+        total = 0
+        for n in range(5):
+            got = client.lease(need(70_000), f"{lane}-{n}", lane, (1, 1), 0.0)
+            total += got if isinstance(got, int) else 0
+        return total
+
+    with ThreadPoolExecutor(8) as pool:
+        got = sum(pool.map(grab, range(8)))
+    assert got == 14 * 70_000
+    ledger = client.read("run/r")
+    assert ledger is not None
+    assert ledger.leased_nano == got
+
+
+def test_the_same_lease_again_is_no_second_lease_but_another_jobs_is(tmp_path: Path) -> None:
+    """A lost answer may be asked for again; two jobs under one budget never share a lease by accident of its name."""
+    one, two = (LedgerClient(FolderState(tmp_path), run) for run in ("r1", "r2"))
+    assert one.lease(need(600_000), "0-1", 0, (1, 1), 0.0) == 600_000
+    assert one.lease(need(600_000), "0-1", 0, (1, 1), 0.0) == 600_000
+    assert two.lease(need(600_000), "0-1", 0, (1, 1), 0.0) is None
+    one.settle("run/r", "0-1", 100_000)
+    one.settle("run/r", "0-1", 100_000)
+    assert two.lease(need(600_000), "0-1", 0, (1, 1), 0.0) == 600_000
+    two.settle("run/r", "0-1", 600_000)
+    answer = two.lease(need(600_000), "0-2", 0, (1, 1), 0.0)
+    assert isinstance(answer, str)
+    assert "budget run/r" in answer
+
+
+def test_a_lease_of_the_long_dead_is_not_waited_for(tmp_path: Path) -> None:
+    """Money that another run's forgotten lease holds is gone for now: the answer is no, not "later"."""
+    LedgerClient(FolderState(tmp_path), "dead").lease(need(900_000), "0-1", 0, (1, 1), 0.0)
+    client = LedgerClient(FolderState(tmp_path), "r")
+    assert client.lease(need(600_000), "0-1", 0, (1, 1), 60.0) is None
+    assert isinstance(client.lease(need(600_000), "0-1", 0, (1, 1), 3600.0), str)
+
+
+def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(tmp_path: Path) -> None:
+    """After the fence: proven spend is settled, the rest is forfeit; a second time changes nothing."""
+    client = LedgerClient(FolderState(tmp_path), "r")
+    client.lease(need(500_000), "0-1", 0, (1, 1), 0.0)
+    client.lease(need(100_000), "1-1", 1, (1, 1), 0.0)
+    assert client.forfeit(0, (1, 2), {"0-1": 200_000}) == 300_000
+    assert client.forfeit(0, (1, 2), {"0-1": 200_000}) == 0
+    ledger = client.read("run/r")
+    assert ledger is not None
+    assert (ledger.settled_nano, ledger.forfeit_nano, ledger.leased_nano) == (200_000, 300_000, 100_000)
+    assert client.forfeit_run(2) == 100_000
+
+
+def test_a_ledger_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
+    """`Corrupt`: nothing is paid for without a ledger, and a lost one is not begun anew in the middle."""
+    state = FolderState(tmp_path)
+    client = LedgerClient(state, "r")
+    client.check()
+    client.lease(need(100), "0-1", 0, (1, 1), 0.0)
+    (tmp_path / document("run/r")).unlink()
+    with pytest.raises(Corrupt):
+        client.settle("run/r", "0-1", 50)
+    state.put(document("run/r"), b'{"key": "run/r", "limit_nano": 5, "settled_nano": 9}', None)
+    for ask in (client.check, lambda: client.lease(need(100), "0-2", 0, (1, 1), 0.0)):
+        with pytest.raises(Corrupt):
+            ask()
+
+
+def test_any_tenants_name_makes_a_safe_document(tmp_path: Path) -> None:
+    """Dots, slashes, emptiness and length in a name neither collide nor leave the state."""
+    keys = ["day/2026-11-24/tenant/", "day/2026-11-24/tenant/..", "run/" + "%2F" * 200, "run/" + "%2F" * 201]
+    client = LedgerClient(FolderState(tmp_path), "r")
+    for key in keys:
+        assert client.lease(NeedLease(key, 1, 10), "a", 0, (1, 1), 0.0) == 1
+    assert len({document(key) for key in keys}) == len(keys)
