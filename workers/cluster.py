@@ -7,10 +7,11 @@ only. What Ray can't do (GCS and raylet listen on all interfaces) stands in `doc
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,11 @@ class Cluster:
     def launch(self, spec: RunSpec, options: RunOptions) -> RunHandle:
         from penstock.workers.launch import launch
 
-        return launch(spec, options, local=self.local)
+        return launch(spec, options)
 
 
 @contextlib.contextmanager
-def open_cluster(address: str | None = None) -> Iterator[Cluster]:
+def open_cluster(address: str | None = None) -> Generator[Cluster]:
     """Start a Ray here, or join the one at `address` (or RAY_ADDRESS). Takes down what it started.
 
     Raises `Temporary` where Ray can't be started or reached.
@@ -68,7 +69,7 @@ def _init(address: str | None) -> str | None:
     with tempfile.TemporaryDirectory(prefix="penstock-") as empty, contextlib.chdir(empty):
         if address is not None:
             return ray.init(
-                address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR"
+                address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
             ).dashboard_url
         context = ray.init(
             address="local",
@@ -77,7 +78,7 @@ def _init(address: str | None) -> str | None:
             dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     _protect_token()
     return context.dashboard_url

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.engine.catalog import Account
+from penstock.engine.catalog import Account, Limits
 from penstock.engine.items import FailureKind
 from penstock.engine.limits import BURST_S, AccountLimits, Ask, Remaining
 from penstock.workers.clock import SYSTEM, Clock
 
 LEASE_S = BURST_S
 """How long rights last. A restarted governor knows of none older than that."""
-SCARCE = 8
-"""Calls (or tokens) left from which on rights are counted one by one. A guess."""
 CALM_S = 60.0
 """Trouble is watched for so long: a provider's windows are a minute."""
 LOST_S = 10.0
@@ -36,6 +34,13 @@ class Use(msgspec.Struct, frozen=True, array_like=True):
     flying: int = 0
 
 
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """What a provider's headers said. `limits`: where little is left, the account's limits as far as they are known."""
+
+    left: Remaining
+    limits: Limits | None = None
+
+
 class Want(msgspec.Struct, frozen=True, array_like=True):
     """`calls` 0: only a report. `told`: the newest headers; `refusals`: what came back since the last call."""
 
@@ -44,7 +49,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     calls: int = 0
     input: int = 0
     output: int = 0
-    told: Remaining | None = None
+    told: Told | None = None
     refusals: list[tuple[FailureKind, float | None]] = []
 
 
@@ -82,7 +87,7 @@ class Governor:
 
     def __init__(self, account_json: bytes, *, restarted: bool = False, clock: Clock = SYSTEM) -> None:
         self._account = msgspec.json.decode(account_json, type=Account)
-        limits = self._account.limits
+        limits = self._known = self._account.limits
         self._limits = AccountLimits(limits)
         self._rated = any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
         self._clock = clock
@@ -132,12 +137,20 @@ class Governor:
 
     def _listen(self, want: Want, tick: float) -> None:
         if want.told is not None:
-            self._limits.observe(want.told, tick)
-            if _scarce(want.told):
-                self._trouble_at = tick
+            if want.told.limits is not None:
+                self._trouble_at = max(self._trouble_at, tick)
+                self._learn(want.told.limits)
+            self._limits.observe(want.told.left, tick)
         for kind, wait_s in want.refusals:
             self._limits.throttled(kind, wait_s, tick)
             self._trouble_at = max(self._trouble_at, tick + (wait_s or 0.0))
+
+    def _learn(self, known: Limits) -> None:
+        if known != self._known:
+            self._known = known
+            self._limits = AccountLimits(known)
+            for name, one in self._dispatchers.items():
+                self._limits.flies(one.use.flying, name)
 
     def _grant(self, want: Want, tick: float) -> Lease:
         share = max(1, -(-self._limits.window // max(1, len(self._dispatchers))))
@@ -159,9 +172,3 @@ class Governor:
             and tick - self._trouble_at > CALM_S
             and self._limits.window >= self._account.limits.concurrency
         )
-
-
-def _scarce(left: Remaining) -> bool:
-    """Nearly nothing remains of some limit."""
-    counts = (left.requests, left.input_tokens, left.output_tokens, left.tokens)
-    return any(n is not None and n <= SCARCE for n in counts)

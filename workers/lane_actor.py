@@ -137,11 +137,11 @@ class LaneActor:
         shell = self._shells.get(lane)
         if shell is None:
             raise Fenced(f"lane {lane} is not here")
-        await shell.done(tuple(epoch), decode_outcomes(outcomes))
+        await shell.done((epoch[0], epoch[1]), decode_outcomes(outcomes))
 
     async def right(self, lane: int, epoch: Epoch) -> float:
         shell = self._shells.get(lane)
-        return await shell.right(tuple(epoch)) if shell is not None else 0.0
+        return await shell.right((epoch[0], epoch[1])) if shell is not None else 0.0
 
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
         """News of the label pass."""

@@ -338,7 +338,7 @@ class LaneShell:
         verdicts, offered = self.verdicts, 0
         for entry in self._behind:
             place = (entry.source.ordinal, entry.source.position)
-            if not verdicts.complete and place > verdicts.upto:
+            if not verdicts.complete and place >= verdicts.upto:
                 break
             first = verdicts.duplicates.get(place)
             if first is not None and isinstance(entry, Item):
@@ -412,7 +412,7 @@ class LaneShell:
         """Records of the primary's own sinks, and those of each follower."""
         own: Batches = {}
         follow: dict[str, Batches] = {}
-        placement: dict[str, str] = dict(self._stores.placement)
+        placement: dict[str, str] = {**self._stores.placement}
         for sink, lines in records.items():
             where = placement[sink]
             if where in self._stores.followers:
@@ -565,7 +565,7 @@ def _duplicate(item: Item, first: str, now: float) -> DeadLetter:
         item_id=item.item_id,
         source=item.source,
         reason="duplicate",
-        message=f"the label {item.custom_id!r} came before, at {first}: the first is kept (on_duplicate: allow takes both)",
+        message=f"the label {item.custom_id!r} came first in {first}; that one is kept (on_duplicate: allow: both)",
         original=item.original,
         item=item,
         custom_id=item.custom_id,

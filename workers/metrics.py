@@ -1,4 +1,4 @@
-"""SURFACES §6's metrics, through `ray.util.metrics` (Prometheus; Ray adds `ray_`). No item, object or prefix in a label.
+"""SURFACES §6's metrics, through `ray.util.metrics` (Prometheus; Ray adds `ray_`). No item or object in a label.
 
 They are fed from a lane's tally at each report: differences of counters, values of gauges. So the hot path never
 touches them. A job shorter than Ray's export interval (about 10 s) may never show; the summary always does.

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock.connectors.base import SinkName
 from penstock.connectors.settings import Row, SinkSettings, SourceSettings
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
@@ -37,7 +38,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     row: Row
     catalog: Catalog
     policy: Policy
-    sinks: dict[str, SinkSettings]
+    sinks: dict[SinkName, SinkSettings]
     """results, costs, quality, dead_letters: all four are named here."""
     budgets: tuple[Budget, ...] = ()
     state: str = ".penstock"

@@ -17,7 +17,6 @@ from penstock.engine.catalog import Account, Model, Version
 from penstock.engine.items import Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
-from penstock.workers.clock import SYSTEM
 from penstock.workers.engines.base import Engine, Ticket
 from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
@@ -68,12 +67,11 @@ class WorkerActor:
         settings = self._settings
         if settings.account is not None:
             from penstock.workers.engines.api import ApiEngine
-            from penstock.workers.engines.gates import gate_for
 
             lease = self._governor.lease.remote if self._governor is not None else None  # pyright: ignore[reportAttributeAccessIssue]
-            gate = gate_for(settings.account, lease, settings.name, SYSTEM)
-            return ApiEngine(settings.account, gate=gate, worker=settings.name)
-        assert settings.model is not None and settings.version is not None
+            return ApiEngine(settings.account, governor=lease, worker=settings.name)
+        assert settings.model is not None
+        assert settings.version is not None
         from penstock.workers.engines.vllm import build_engine
 
         return build_engine(settings.model, settings.version, settings.name)
@@ -90,7 +88,7 @@ class WorkerActor:
     async def adopt(self, job: str, lane: int, epoch: Epoch, handle: object, until: float) -> bytes:
         if self._puller is None:
             return b"\x80"
-        return encode(self._puller.adopt(job, lane, tuple(epoch), RemoteLane(handle), until))
+        return encode(self._puller.adopt(job, lane, (epoch[0], epoch[1]), RemoteLane(handle), until))
 
     async def abort(self, job: str) -> None:
         """Stop all calls of this job."""

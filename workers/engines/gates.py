@@ -8,11 +8,11 @@ from typing import Protocol
 
 import msgspec
 
-from penstock.engine.catalog import Account
+from penstock.engine.catalog import Account, Limits
 from penstock.engine.items import Call, Failure, FailureKind, Usage
 from penstock.engine.limits import AccountLimits, Ask, Remaining
 from penstock.workers.clock import Clock
-from penstock.workers.governor import CALM_S, Lease, Use, Want
+from penstock.workers.governor import CALM_S, Lease, Told, Use, Want
 from penstock.workers.wire import Bucket, LimitHeaders
 
 THROTTLES: frozenset[FailureKind] = frozenset({"rate_limited", "overloaded"})
@@ -65,29 +65,51 @@ def actual(call: Call, sent: bool, usage: Usage | None, failure: Failure | None)
     return Ask(1, call.est_input_tokens, call.max_tokens)
 
 
-def remaining(limits: LimitHeaders) -> Remaining:
+def remaining(told: LimitHeaders) -> Remaining:
     """The headers as the limits understand them. Days are left out: a bucket of minutes can't hold them."""
-    return Remaining(
-        *_left(limits.requests), *_left(limits.input_tokens), *_left(limits.output_tokens), *_left(limits.tokens)
-    )
+    return Remaining(*_left(told.requests), *_left(told.input_tokens), *_left(told.output_tokens), *_left(told.tokens))
 
 
 def _left(bucket: Bucket | None) -> tuple[int | None, float | None]:
-    return (None, None) if bucket is None or not _minutes(bucket) else (bucket.remaining, bucket.reset_s)
+    """What is left, and when the next unit is there: the headers tell when *all* are, and they come back evenly
+    (OpenAI, Anthropic and Groq keep token buckets)."""
+    if bucket is None or bucket.remaining is None or bucket.limit is None or not _minutes(bucket):
+        return None, None
+    reset_s = None if bucket.reset_s is None else bucket.reset_s / max(1, bucket.limit - bucket.remaining)
+    return bucket.remaining, reset_s
+
+
+def learn(limits: Limits, told: LimitHeaders) -> Limits:
+    """The account's limits, with those that it does not declare taken from the headers."""
+
+    def filled(known: int | None, bucket: Bucket | None) -> int | None:
+        return known if known is not None or bucket is None or not _minutes(bucket) else bucket.limit
+
+    return Limits(
+        filled(limits.rpm, told.requests),
+        filled(limits.input_tpm, told.input_tokens),
+        filled(limits.output_tpm, told.output_tokens),
+        filled(limits.tpm, told.tokens),
+        limits.concurrency,
+    )
 
 
 def _minutes(bucket: Bucket) -> bool:
-    return bucket.window_s <= 60.0
+    """Whether the limit is a minute's. Some that look so are a day's: then filling up takes far longer."""
+    if bucket.window_s > 60.0:
+        return False
+    if bucket.reset_s is None or bucket.limit is None or bucket.remaining is None:
+        return True
+    return bucket.reset_s * bucket.limit <= 120.0 * max(1, bucket.limit - bucket.remaining)
 
 
 class OwnGate:
     """Limits kept in this process. While an account has no rates and no trouble, a call costs one addition."""
 
     def __init__(self, account: Account) -> None:
-        limits = account.limits
-        self._concurrency = limits.concurrency
-        self._core = AccountLimits(limits)
-        self._rated = any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
+        self._declared = self._known = account.limits
+        self._core = AccountLimits(account.limits)
+        self._rated = rated(account.limits)
         self._strict = self._rated
         self._flying = 0
         """Calls in flight that the core does not know of (not strict)."""
@@ -103,20 +125,22 @@ class OwnGate:
         if failure is not None and failure.kind in THROTTLES:
             self._watch(tick)
             self._core.throttled(failure.kind, failure.retry_after_s, tick)
-            self._trouble_at = max(self._trouble_at, tick + (failure.retry_after_s or 0.0))
+            self._trouble_at = tick + (failure.retry_after_s or 0.0)
         if not self._strict:
             self._flying -= 1
             return
         est = Ask(1, call.est_input_tokens, call.max_tokens)
         self._core.settle(est, actual(call, sent, usage, failure), tick)
-        if not self._rated and tick - self._trouble_at > CALM_S and self._core.window >= self._concurrency:
-            self._relax()
+        if not self._rated and tick - self._trouble_at > CALM_S and self._core.window >= self._declared.concurrency:
+            self._strict = False
+            self._flying = self._core.in_flight
 
     def told(self, limits: LimitHeaders, tick: float) -> None:
-        if not self._strict and not _nearly_spent(limits):
-            return
-        self._watch(tick)
-        self._core.observe(remaining(limits), tick)
+        if nearly_spent(limits):
+            self._watch(tick)
+            self._learn(limits)
+        if self._strict:
+            self._core.observe(remaining(limits), tick)
 
     async def run(self, wake: Callable[[], None]) -> None:
         return
@@ -127,12 +151,20 @@ class OwnGate:
             self._strict = True
             self._core.flies(self._flying)
 
-    def _relax(self) -> None:
-        self._strict = False
-        self._flying = self._core.in_flight
+    def _learn(self, told: LimitHeaders) -> None:
+        known = learn(self._declared, told)
+        if known != self._known:
+            self._known = known
+            flying = self._core.in_flight
+            self._core = AccountLimits(known)
+            self._core.flies(flying)
 
 
-def _nearly_spent(limits: LimitHeaders) -> bool:
+def rated(limits: Limits) -> bool:
+    return any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
+
+
+def nearly_spent(limits: LimitHeaders) -> bool:
     buckets = (limits.requests, limits.tokens, limits.input_tokens, limits.output_tokens)
     return any(b is not None and _minutes(b) and _low(b) for b in buckets)
 
@@ -147,6 +179,7 @@ class GovernedGate:
     open, a call costs two additions and no message."""
 
     def __init__(self, account: Account, governor: LeaseCall, dispatcher: str, clock: Clock) -> None:
+        self._declared = account.limits
         self._governor = governor
         self._dispatcher = dispatcher
         self._clock = clock
@@ -163,7 +196,7 @@ class GovernedGate:
         self._est = [0, 0, 0]
         self._real = [0, 0, 0]
         self._on_lease: dict[int, tuple[int, int]] = {}
-        self._told: Remaining | None = None
+        self._told: Told | None = None
         self._refusals: list[tuple[FailureKind, float | None]] = []
         self._hold_until = 0.0
         self._hungry = asyncio.Event()
@@ -194,7 +227,12 @@ class GovernedGate:
             self._hungry.set()
 
     def told(self, limits: LimitHeaders, tick: float) -> None:
-        self._told = remaining(limits)
+        scarce = nearly_spent(limits)
+        if scarce or not self._open:
+            self._told = Told(remaining(limits), learn(self._declared, limits) if scarce else None)
+        if scarce:
+            self._open = False
+            self._hungry.set()
 
     async def run(self, wake: Callable[[], None]) -> None:
         """Lease and report until cancelled. A governor that does not answer is asked again: it is being restarted."""
@@ -265,7 +303,7 @@ class GovernedGate:
             self._hungry.set()
         return lease.wait_s
 
-    def _want(self, hungry: bool, told: Remaining | None, refusals: list[tuple[FailureKind, float | None]]) -> Want:
+    def _want(self, hungry: bool, told: Told | None, refusals: list[tuple[FailureKind, float | None]]) -> Want:
         use = Use(*self._est, *self._real, flying=self._flying + self._calls)
         used, inputs, outputs = self._used, self._used_input, self._used_output
         self._used = self._used_input = self._used_output = 0

@@ -1,0 +1,420 @@
+"""The driver: one actor a run. Makes the plan durable, gives lanes to lane actors, watches, replaces, and ends the run.
+
+It holds the board (counts only) and never sees an item. When it dies its lane actors die with it; the next driver of
+the run reads the plan, takes the lanes with a higher epoch, and asks the workers for what they still hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import socket
+import time
+
+import msgspec
+
+from penstock.connectors.base import Holder
+from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores
+from penstock.connectors.state import open_state
+from penstock.engine.errors import PenstockError
+from penstock.engine.plan import Plan
+from penstock.engine.progress import PROGRESS, Saved
+from penstock.engine.tally import Tally, merge
+from penstock.workers.board import Board
+from penstock.workers.fleet import Fleet, Worker
+from penstock.workers.gpu_bill import GpuBill
+from penstock.workers.label_watch import LabelWatch
+from penstock.workers.lane_crew import Crew
+from penstock.workers.lane_shell import LaneReport
+from penstock.workers.log import Log
+from penstock.workers.planner import check_unchanged, extended, first_plan
+from penstock.workers.ports import Post, encode
+from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.status import RunState, RunStatus
+
+ASK_WAIT_S = 1.0
+TICK_S = 0.1
+CANCEL_POLL_S = 1.0
+REPRICE_EVERY_S = 5.0
+STUCK_S = 10.0
+"""Nothing moves and some item has nowhere to go for so long: the run stops and says why."""
+FUSE_AFTER = 1_000
+"""A share of dead letters counts as a fuse only after so many finished items (SURFACES §4)."""
+
+_posts = msgspec.msgpack.Decoder(list[Post])
+_report = msgspec.msgpack.Decoder(LaneReport)
+
+
+class Driver:
+    """Ray actor. `accept` takes the run or raises; then everything goes by itself and `status` tells."""
+
+    def __init__(self, spec: bytes, options: bytes, cores: int) -> None:
+        self._spec = msgspec.msgpack.decode(spec, type=RunSpec)
+        self._options = msgspec.msgpack.decode(options, type=RunOptions)
+        self._cores = cores
+        self._status = RunStatus(
+            run_id=self._spec.run_id, name=self._spec.name, state="starting", started_at=time.time()
+        )
+        self._board = Board()
+        self._work = asyncio.Event()
+        self._reports: dict[int, LaneReport] = {}
+        self._ending: tuple[RunState, str] | None = None
+        self._cancelled = False
+        self._moved_at = time.time()
+        self._moved = 0
+        self._main: asyncio.Task[None] | None = None
+        self._log = Log(self._spec.state, self._spec.run_id, "driver")
+
+    def __repr__(self) -> str:
+        return f"driver {self._spec.name}"
+
+    # -- taking the run
+
+    async def accept(self) -> None:
+        """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
+        spec, options = self._spec, self._options
+        if options.fresh:
+            discard_stores(spec.sinks)
+        self._stores: Stores = open_stores(spec.sinks, spec.run_id)
+        holder = Holder(socket.gethostname(), os.getpid(), _user(), time.time(), options.command)
+        self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
+        try:
+            self._plan = await self._make_plan()
+        except BaseException:
+            await self._stores.primary.let_go()
+            raise
+        self._log("info", "run accepted", epoch=self._run_epoch, lanes=self._plan.lanes, splits=len(self._plan.splits))
+        self._main = asyncio.get_running_loop().create_task(self._run())
+
+    async def _make_plan(self) -> Plan:
+        spec, primary = self._spec, self._stores.primary
+        source = open_source(spec.source)
+        plan = await primary.read_plan()
+        if plan is None:
+            plan = first_plan(spec, await source.splits(self._lanes_hint()), self._cores, time.time())
+            await primary.write_plan(plan)
+        else:
+            self._status.resumed = True
+            for part in check_unchanged(plan, spec, accept=self._options.accept_changes):
+                self._status.notes.append(f"changed since this run began, and accepted: {part}")
+            longer = extended(plan, spec, await source.splits(plan.lanes))
+            if longer is not None:
+                new = len(longer.splits) - len(plan.splits)
+                if new:
+                    self._status.notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
+                plan = longer
+                await primary.write_plan(plan)
+        self._status.lanes = plan.lanes
+        self._status.total_bytes = sum(split.size_bytes for split in plan.splits)
+        return plan
+
+    def _lanes_hint(self) -> int:
+        return self._spec.execution.lanes or 2 * self._cores
+
+    # -- the run
+
+    async def _run(self) -> None:
+        try:
+            if await self._nothing_to_do():
+                await self._finish("done", "nothing to do: every item of this run has ended")
+                return
+            await self._begin()
+            state, message = await self._watch()
+            await self._settle_up(state)
+            await self._finish(state, message)
+        except PenstockError as error:
+            await self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
+            self._log("error", "driver failed", error=repr(error)[:500])
+            await self._fail(f"unexpected: {error!r}")
+
+    async def _nothing_to_do(self) -> bool:
+        if not self._plan.started:
+            return False
+        tallies: list[Tally] = []
+        for lane in range(self._plan.lanes):
+            taken = await self._stores.primary.peek(lane)
+            data = taken.chunks.get(PROGRESS)
+            saved = msgspec.msgpack.decode(data, type=Saved) if data else Saved()
+            if not saved.done or saved.opened != sum(1 for split in self._plan.splits if split.lane == lane):
+                return False
+            tallies.append(saved.tally)
+        for tally in tallies:
+            merge(self._status.tally, tally)
+        self._status.lanes_ended = self._plan.lanes
+        return True
+
+    async def _begin(self) -> None:
+        import ray
+
+        spec, me = self._spec, ray.get_runtime_context().current_actor
+        self._bill = GpuBill(spec.catalog)
+        self._load_bill()
+        self._fleet = Fleet(
+            spec.catalog,
+            spec.run_id,
+            me,
+            spec.execution.dispatchers,
+            self._worker_lost,
+            self._pool_down,
+            self._worker_changed,
+        )
+        for pool in self._first_pools():
+            self._fleet.want(pool)
+        self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
+        self._crew = Crew(
+            spec,
+            self._plan,
+            self._run_epoch,
+            me,
+            self._cores,
+            self._board,
+            self._fleet,
+            self._log,
+            self._note,
+            self._end,
+        )
+        await self._crew.start(complete=self._labels.complete)
+        if not self._plan.started:
+            self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
+            await self._stores.primary.write_plan(self._plan)
+        await self._crew.go()
+        self._labels.start(self._crew.verdict)
+        self._status.state = "running"
+
+    def _first_pools(self) -> list[str]:
+        """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there."""
+        models = self._spec.catalog.models
+        return list(dict.fromkeys(models[names[0]].pool for names in self._spec.catalog.tiers.values() if names))
+
+    async def _watch(self) -> tuple[RunState, str]:
+        """Until every lane is over, or something ends the run early."""
+        checked = repriced = 0.0
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.time()
+            self._sum_up(now)
+            for pool in self._board.pools():
+                self._fleet.want(pool)
+            if now - checked > CANCEL_POLL_S:
+                checked = now
+                self._check_cancel()
+                await self._crew.check(now, self._reports)
+            if now - repriced > REPRICE_EVERY_S and self._bill:
+                repriced = now
+                await self._reprice(now)
+            self._judge(now)
+            if self._all_settled():
+                if self._ending is not None:
+                    return self._ending
+                if all(report.done for report in self._reports.values()):
+                    return "done", ""
+
+    def _all_settled(self) -> bool:
+        return len(self._reports) == self._plan.lanes and all(report.settled for report in self._reports.values())
+
+    def _judge(self, now: float) -> None:
+        """Does anything end the run early?"""
+        if self._ending is not None:
+            return
+        for report in self._reports.values():
+            if report.spent_out is not None:
+                self._end("stopped_by_budget", report.spent_out)
+                return
+        tally = self._status.tally
+        finished = tally.results + sum(tally.dead_letters.values())
+        if finished != self._moved or any(tally.in_flight.values()):
+            self._moved, self._moved_at = finished, now
+        stuck = [report.stuck for report in self._reports.values() if report.stuck is not None]
+        if stuck and now - self._moved_at > STUCK_S:
+            self._end("failed", f"no model can answer: {stuck[0]}")
+        elif _blown(self._spec.max_dead_letters, sum(tally.dead_letters.values()), finished):
+            self._end(
+                "too_many_dead_letters",
+                f"{sum(tally.dead_letters.values())} dead letters of {finished} finished items pass max_dead_letters",
+            )
+
+    def _end(self, state: RunState, message: str) -> None:
+        """Stop reading and dispatching; what is in flight finishes and is committed. The first reason stays."""
+        if self._ending is None:
+            self._ending = (state, message)
+            self._status.state = "draining"
+            self._log("info", "ending", state=state, reason=message[:500])
+            self._draining = asyncio.ensure_future(self._crew.drain())
+
+    async def _settle_up(self, state: RunState) -> None:
+        """Closing lines of own engines, committed by lane 0 when all else is in."""
+        if state != "done" or not self._bill:
+            return
+        now = time.time()
+        self._sum_up(now)
+        lines = self._bill.closing_lines(self._status.tally, self._spec.run_id, self._run_epoch, now)
+        self._save_bill(now)
+        if lines:
+            self._reports.pop(0, None)
+            await self._crew.add_costs(encode(lines))
+            while not self._all_settled():
+                await asyncio.sleep(TICK_S)
+                self._sum_up(time.time())
+
+    async def _finish(self, state: RunState, message: str) -> None:
+        self._status.state = "assembling"
+        if hasattr(self, "_crew"):
+            await self._crew.close()
+            await self._fleet.close(abort=self._cancelled)
+            await self._labels.close()
+        self._status.outputs = await self._stores.finish(self._plan)
+        await self._stores.primary.let_go()
+        self._over(state, message)
+
+    async def _fail(self, message: str) -> None:
+        self._log("error", "run failed", reason=message[:500])
+        if hasattr(self, "_crew"):
+            await self._crew.close()
+            await self._fleet.close(abort=True)
+        with contextlib.suppress(PenstockError):
+            await self._stores.primary.let_go()
+        self._over("failed", message)
+
+    def _over(self, state: RunState, message: str) -> None:
+        self._status.ended_at = time.time()
+        self._status.message = message
+        self._status.state = state
+        self._log("info", "run over", state=state, reason=message[:500])
+
+    # -- what the command asks
+
+    async def status(self) -> bytes:
+        self._status.updated_at = time.time()
+        return encode(self._status)
+
+    async def drain(self) -> None:
+        if hasattr(self, "_crew"):
+            self._end("interrupted", "interrupted: the same command goes on where it was")
+
+    async def cancel(self) -> None:
+        """Stop now: nobody waits for what is in flight."""
+        self._cancelled = True
+        await self.drain()
+        if hasattr(self, "_fleet"):
+            await self._fleet.abort()
+
+    async def lost(self) -> None:
+        await asyncio.Event().wait()
+
+    # -- what lanes tell
+
+    async def post(self, posts: bytes, owner: int) -> None:
+        for post in _posts.decode(posts):
+            if self._board.post(post, owner):
+                self._work.set()
+
+    async def report(self, data: bytes, owner: int) -> None:
+        report = _report.decode(data)
+        if self._crew.owns(report.lane, owner):
+            self._reports[report.lane] = report
+            self._crew.heard(report.lane)
+            if report.first_dispatch_at is not None and self._status.first_dispatch_at is None:
+                self._status.first_dispatch_at = report.first_dispatch_at
+
+    async def lane_failed(self, lane: int, owner: int, fenced: bool, message: str, corrupt: bool) -> None:
+        if self._crew.owns(lane, owner):
+            self._reports.pop(lane, None)
+            await self._crew.failed(lane, fenced, message, corrupt, self._stores)
+
+    # -- what workers ask
+
+    async def ask(self, worker: str, pool: str, room: int) -> tuple[int, int, int, int] | None:
+        """The board's answer, waiting up to a second for work."""
+        ends = time.time() + ASK_WAIT_S
+        while True:
+            grant = self._board.grant(worker, pool, room, time.time())
+            if grant is not None:
+                return grant.lane, grant.owner, grant.n, grant.max_tokens
+            left = ends - time.time()
+            if left <= 0:
+                return None
+            self._work.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._work.wait(), left)
+
+    async def lane_handle(self, lane: int) -> tuple[int, object] | None:
+        return self._crew.handle(lane)
+
+    # -- workers come and go
+
+    async def _worker_lost(self, name: str) -> None:
+        self._note(f"worker {name} was lost; another takes its place")
+        await self._crew.worker_lost(name)
+
+    async def _pool_down(self, pool: str, why: str) -> None:
+        self._note(f"{pool} is down: {why}")
+        await self._crew.pool_down(pool, why)
+
+    def _worker_changed(self, what: str, worker: Worker, why: str) -> None:
+        now, replica = time.time(), f"{worker.pool}#{worker.number}"
+        model = worker.pool.removeprefix("vllm:").rpartition("@")[0]
+        match what:
+            case "starting":
+                self._bill.starting(model, replica, now)
+            case "ready":
+                self._bill.ready(model, replica, now)
+            case _:
+                self._bill.stopped(model, replica, now)
+        self._log("info", f"worker {what}", worker=worker.name or replica, reason=why)
+
+    def _note(self, text: str) -> None:
+        self._log("warning", text)
+        self._status.notes = [*self._status.notes[-49:], text]
+
+    # -- sums
+
+    def _sum_up(self, now: float) -> None:
+        total = Tally()
+        for report in self._reports.values():
+            merge(total, report.tally)
+        if len(self._reports) == self._plan.lanes:
+            self._status.tally = total
+        self._status.lanes_ended = sum(1 for report in self._reports.values() if report.done)
+        run_budgets = [b.limit_nano for b in self._spec.budgets if b.per is None and b.tenant is None]
+        self._status.budget_limit_nano = min(run_budgets, default=None)
+        self._status.budget_spent_nano = total.cost_nano + total.forfeit_nano
+
+    async def _reprice(self, now: float) -> None:
+        self._save_bill(now)
+        for model, price in self._bill.prices(self._status.tally, now).items():
+            await self._crew.reprice(model, encode(price))
+
+    def _bill_key(self) -> str:
+        return f"runs/{self._spec.run_id}/gpu"
+
+    def _load_bill(self) -> None:
+        if self._bill:
+            found = open_state(self._spec.state).get(self._bill_key())
+            if found is not None and self._status.resumed:
+                self._bill.load(found[0], time.time())
+
+    def _save_bill(self, now: float) -> None:
+        open_state(self._spec.state).put(self._bill_key(), self._bill.dump(now), None)
+
+    def _check_cancel(self) -> None:
+        if open_state(self._spec.state).get(f"runs/{self._spec.run_id}/cancel") is not None:
+            self._end("cancelled", "cancelled; the same command goes on where it was")
+
+
+def _blown(allowed: int | float | None, dead: int, finished: int) -> bool:
+    """Is the fuse `max_dead_letters` passed? An integer is a count, a fraction a share of finished items."""
+    if allowed is None:
+        return False
+    if isinstance(allowed, float):
+        return finished >= FUSE_AFTER and dead > allowed * finished
+    return dead > allowed
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -1,0 +1,276 @@
+"""The workers of one job: leased from the cluster where they run already, started where not, replaced when lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
+
+import msgspec
+
+from penstock.engine.catalog import Account, Catalog, Model
+from penstock.workers.cluster import NAMESPACE
+from penstock.workers.worker_actor import WorkerActor, WorkerSettings
+
+MAX_STARTS = 5
+"""Starts of one worker in a row that fail before its pool is down: a model that dies while loading won't heal."""
+SILENT_S = 15.0
+"""A worker that does not answer for so long is stopped or frozen: it is replaced."""
+PING_S = 5.0
+
+
+class Worker:
+    def __init__(self, pool: str, number: int) -> None:
+        self.pool = pool
+        self.number = number
+        self.name = ""
+        self.handle: object | None = None
+        self.failures = 0
+        self.gauges: dict[str, float] = {}
+        self.started_at = 0.0
+        self.ready_at = 0.0
+
+
+class Fleet:
+    """`on_lost(name)`, `on_down(pool, why)`, `on_ready(worker)` tell the driver."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        job: str,
+        driver: object,
+        dispatchers: int,
+        on_lost: Callable[[str], Awaitable[None]],
+        on_down: Callable[[str, str], Awaitable[None]],
+        on_change: Callable[[str, Worker, str], None],
+    ) -> None:
+        self.catalog = catalog
+        self.workers: dict[tuple[str, int], Worker] = {}
+        self.down: dict[str, str] = {}
+        self._job = job
+        self._driver = driver
+        self._dispatchers = dispatchers
+        self._on_lost = on_lost
+        self._on_down = on_down
+        self._on_change = on_change
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._governors: dict[str, object] = {}
+        self._closing = False
+
+    def want(self, pool: str) -> None:
+        """See that the pool has its workers. Asked again: nothing."""
+        if self._closing or pool in self.down or any(key[0] == pool for key in self.workers):
+            return
+        for number in range(self._replicas(pool)):
+            worker = self.workers[pool, number] = Worker(pool, number)
+            self._spawn(self._keep(worker))
+
+    def grow(self, pool: str) -> bool:
+        """One more replica, where the model allows it."""
+        model = self._model(pool)
+        count = sum(1 for key in self.workers if key[0] == pool)
+        if model is None or count >= model.max_replicas or self._closing:
+            return False
+        worker = self.workers[pool, count] = Worker(pool, count)
+        self._spawn(self._keep(worker))
+        return True
+
+    def handles(self) -> list[tuple[str, object]]:
+        return [(worker.name, worker.handle) for worker in self.workers.values() if worker.handle is not None]
+
+    async def close(self, *, abort: bool = False) -> None:
+        """Give the workers back to the cluster."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        for _, handle in self.handles():
+            with contextlib.suppress(Exception):
+                if abort:
+                    await asyncio.wait_for(handle.abort.remote(self._job), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+                await asyncio.wait_for(handle.leave.remote(self._job), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def abort(self) -> None:
+        for _, handle in self.handles():
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(handle.abort.remote(self._job), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+
+    # -- one worker's life
+
+    async def _keep(self, worker: Worker) -> None:
+        while not self._closing:
+            try:
+                await self._start(worker)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever keeps a worker from starting is told, and bounded
+                worker.failures += 1
+                if worker.failures >= MAX_STARTS or _hopeless(error):
+                    await self._give_up(worker, error)
+                    return
+                await asyncio.sleep(min(10.0, 0.5 * 2**worker.failures))
+                continue
+            worker.failures = 0
+            await self._until_lost(worker)
+            self._on_change("lost", worker, "")
+            lost, worker.handle = worker.name, None
+            await self._on_lost(lost)
+
+    async def _start(self, worker: Worker) -> None:
+        settings, name = self._settings(worker)
+        worker.started_at = time.time()
+        self._on_change("starting", worker, "")
+        governor = self._governor(settings.account) if settings.account is not None else None
+        handle = _actor(settings, name, governor, self._model(worker.pool))
+        worker.name, _ = await handle.start.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        worker.handle, worker.ready_at = handle, time.time()
+        self._on_change("ready", worker, "")
+        await handle.serve.remote(self._job, self._driver)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def _until_lost(self, worker: Worker) -> None:
+        """Returns when its process is gone, or has not answered for long."""
+        handle = worker.handle
+        gone = asyncio.ensure_future(_await(handle.lost.remote()))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        heard = time.time()
+        try:
+            while not gone.done():
+                await asyncio.wait([gone], timeout=PING_S)
+                if gone.done():
+                    return
+                try:
+                    worker.gauges = await asyncio.wait_for(handle.gauges.remote(), PING_S)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+                    heard = time.time()
+                except TimeoutError:
+                    if time.time() - heard > SILENT_S:
+                        _kill(handle)
+                        return
+                except Exception:  # noqa: BLE001 - its process is gone: `gone` says so in a moment
+                    await asyncio.wait([gone], timeout=1.0)
+                    return
+        finally:
+            gone.cancel()
+
+    async def _give_up(self, worker: Worker, error: Exception) -> None:
+        why = str(getattr(error, "cause", None) or error).strip().splitlines()[-1][:500]
+        self._on_change("down", worker, why)
+        if not any(w.handle for key, w in self.workers.items() if key[0] == worker.pool):
+            self.down[worker.pool] = why
+            await self._on_down(worker.pool, why)
+
+    # -- what to build
+
+    def _settings(self, worker: Worker) -> tuple[WorkerSettings, str]:
+        model = self._model(worker.pool)
+        if model is not None:
+            label = f"engine {model.name}@{model.live} #{worker.number}"
+            settings = WorkerSettings("", label, worker.pool, "vllm", model=model, version=model.live_version)
+        else:
+            account = self.catalog.accounts[worker.pool.removeprefix("api:")]
+            label = f"api {account.name}" + (f" #{worker.number}" if worker.number else "")
+            settings = WorkerSettings("", label, worker.pool, "api", account=account)
+        fingerprint = blake2b(msgspec.msgpack.encode(settings), digest_size=4).hexdigest()
+        named = msgspec.structs.replace(settings, name=f"{label} {uuid.uuid4().hex[:8]}")
+        return named, f"{label} {fingerprint}"
+
+    def _model(self, pool: str) -> Model | None:
+        return next((m for m in self.catalog.models.values() if m.worker is not None and m.pool == pool), None)
+
+    def _replicas(self, pool: str) -> int:
+        model = self._model(pool)
+        return max(1, model.min_replicas if model is not None else self._dispatchers)
+
+    def _governor(self, account: Account) -> object | None:
+        """Only accounts with rates, or with several dispatchers, need one."""
+        limits = account.limits
+        rated = any(value is not None for value in (limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
+        if not rated and self._dispatchers == 1:
+            return None
+        if account.name not in self._governors:
+            self._governors[account.name] = _governor_actor(account)
+        return self._governors[account.name]
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)  # pyright: ignore[reportArgumentType]
+        task.add_done_callback(self._tasks.discard)  # pyright: ignore[reportArgumentType]
+
+
+def _actor(settings: WorkerSettings, name: str, governor: object | None, model: Model | None) -> object:
+    import ray
+
+    gpus = 0.0
+    if model is not None and ray.cluster_resources().get("GPU", 0) > 0:
+        gpus = float(model.engine.get("tensor_parallel_size", 1))
+    options = ray.remote(WorkerActor).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_concurrency=1000,
+        max_restarts=0,
+        max_task_retries=0,
+        num_cpus=0,
+        num_gpus=gpus,
+        scheduling_strategy="SPREAD",
+    )
+    return options.remote(msgspec.msgpack.encode(settings), governor)  # pyright: ignore[reportCallIssue]
+
+
+class GovernorActor:
+    """The governor of one account, restarted by Ray when it dies: it then knows of no lease older than one life."""
+
+    def __init__(self, account_json: bytes) -> None:
+        import ray
+
+        from penstock.workers.governor import Governor
+
+        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        self._governor = Governor(account_json, restarted=restarted)
+        self._name = msgspec.json.decode(account_json, type=Account).name
+
+    def __repr__(self) -> str:
+        return f"governor {self._name}"
+
+    async def lease(self, data: bytes) -> bytes:
+        return await self._governor.lease(data)
+
+    async def state(self) -> dict[str, float]:
+        return await self._governor.state()
+
+
+def _governor_actor(account: Account) -> object:
+    import ray
+
+    encoded = msgspec.json.encode(account)
+    fingerprint = blake2b(encoded, digest_size=4).hexdigest()
+    options = ray.remote(GovernorActor).options(
+        name=f"governor {account.name} {fingerprint}",
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_concurrency=1000,
+        max_restarts=-1,
+        num_cpus=0,
+    )
+    return options.remote(encoded)  # pyright: ignore[reportCallIssue]
+
+
+async def _await(call: Awaitable[object]) -> None:
+    with contextlib.suppress(Exception):
+        await call
+
+
+def _kill(handle: object) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]
+
+
+def _hopeless(error: Exception) -> bool:
+    """A wrong key or model name won't become right."""
+    from penstock.engine.errors import SpecError
+
+    return isinstance(getattr(error, "cause", error), SpecError)

@@ -1,0 +1,98 @@
+"""What own engines cost a run: their hours, spread over the tokens they served, with closing lines that make it exact.
+
+`dump` and `load` carry the clocks through a restart of the driver, so that the hours before a crash stay on the bill.
+An engine that several jobs share is billed in full to each of them: sharing by tokens is not done.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.engine.catalog import Catalog, Price
+from penstock.engine.items import CostLine, Usage
+from penstock.engine.pricing import GpuClock, usd_to_nano
+from penstock.engine.tally import Tally
+
+
+class GpuBill:
+    def __init__(self, catalog: Catalog) -> None:
+        self._clocks = {
+            name: GpuClock(usd_to_nano(model.hour_usd), loading={}, working={})
+            for name, model in catalog.models.items()
+            if model.worker is not None and model.hour_usd
+        }
+        self._versions = {name: model.live for name, model in catalog.models.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._clocks)
+
+    def load(self, data: bytes, now: float) -> None:
+        """The clocks of the last driver. Replicas it left running are gone or will be started again: closed at `now`
+        at the latest, which bills the time between."""
+        for name, clock in msgspec.msgpack.decode(data, type=dict[str, GpuClock]).items():
+            if name in self._clocks:
+                for replica in [*clock.loading, *clock.working]:
+                    clock.stopped(replica, now)
+                self._clocks[name] = clock
+
+    def dump(self, now: float) -> bytes:
+        """What a successor needs: as if everything had stopped at `now`."""
+        copies = msgspec.msgpack.decode(msgspec.msgpack.encode(self._clocks), type=dict[str, GpuClock])
+        for clock in copies.values():
+            for replica in [*clock.loading, *clock.working]:
+                clock.stopped(replica, now)
+        return msgspec.msgpack.encode(copies)
+
+    def starting(self, model: str, replica: str, now: float) -> None:
+        if model in self._clocks:
+            self._clocks[model].started(replica, now)
+
+    def ready(self, model: str, replica: str, now: float) -> None:
+        if model in self._clocks:
+            self._clocks[model].ready(replica, now)
+
+    def stopped(self, model: str, replica: str, now: float) -> None:
+        if model in self._clocks:
+            self._clocks[model].stopped(replica, now)
+
+    def prices(self, tally: Tally, now: float) -> dict[str, Price]:
+        """Running rates, from all tokens that the run's lanes were served so far."""
+        found: dict[str, Price] = {}
+        for name, clock in self._clocks.items():
+            clock.tokens = sum(
+                row.input_tokens + row.output_tokens for row in tally.models.values() if row.model == name
+            )
+            found[name] = clock.price(now)
+        return found
+
+    def closing_lines(self, tally: Tally, run: str, epoch: int, now: float) -> list[CostLine]:
+        """Adjustments after which the sum of the cost records is hours × price. Stops the clocks."""
+        lines: list[CostLine] = []
+        for name, clock in self._clocks.items():
+            for replica in [*clock.loading, *clock.working]:
+                clock.stopped(replica, now)
+            charged = sum(row.cost_nano for row in tally.models.values() if row.model == name)
+            due = clock.close(charged, now)
+            for kind, nano in (("load", due.load_nano), ("idle", due.idle_nano)):
+                if nano:
+                    lines.append(self._line(f"{run}:{epoch}:{name}:{kind}", name, nano, len(lines), now))
+        return lines
+
+    def _line(self, entry_id: str, model: str, nano: int, number: int, now: float) -> CostLine:
+        return CostLine(
+            entry_id=entry_id,
+            item_id=None,
+            attempt=number,
+            role="adjustment",
+            account=None,
+            model=model,
+            model_version=self._versions[model],
+            usage=Usage(),
+            cost_nano=nano,
+            basis="amortised",
+            price_version="amortised",
+            tenant=None,
+            task=None,
+            tier=None,
+            at=now,
+        )
