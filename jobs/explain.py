@@ -11,7 +11,7 @@ from penstock.connectors.base import SinkName
 from penstock.engine.errors import SpecError
 from penstock.jobs import told
 from penstock.jobs.told import LetterTold, ResultTold, TriedTold
-from penstock.jobs.wording import dollars, duration, instant
+from penstock.jobs.wording import clock, dollars, duration, instant
 
 Ending = ResultTold | LetterTold
 SHORTEST_PREFIX = 6
@@ -81,7 +81,7 @@ def story(ending: Ending, written: str) -> list[Line]:
         case ResultTold():
             return [*_result(ending), Line("written", written)]
         case LetterTold():
-            return [*_letter(ending), Line("written", written)]
+            return [*_letter(ending), Line("written", written), _again(ending)]
 
 
 def _result(ending: ResultTold) -> list[Line]:
@@ -105,16 +105,18 @@ def _result(ending: ResultTold) -> list[Line]:
 
 
 def _letter(letter: LetterTold) -> list[Line]:
-    again = (
-        "sending it again may work: penstock dead-letters replay" if letter.retryable else "sending it again won't help"
-    )
     lines = [Line("item", _identity(letter.item_id, letter.custom_id, letter.generation))]
     lines += _source(letter.source)
     lines.append(Line("dead letter", f"{letter.reason}: {letter.message}"))
     lines += _attempts(letter.attempts)
     lines.append(Line("cost", dollars(told.nano(letter.cost_usd)) + _maybe(letter.maybe_paid)))
-    lines.append(Line("original", cut(letter.original)))
-    return [*lines, Line("next", again)]
+    return [*lines, Line("original", cut(letter.original))]
+
+
+def _again(letter: LetterTold) -> Line:
+    if letter.retryable:
+        return Line("next", "sending it again may help: penstock dead-letters replay")
+    return Line("next", "mend the record or the job; sent again as it is, it would end here again")
 
 
 def _identity(item: str, custom_id: str | None, generation: int) -> str:
@@ -142,10 +144,10 @@ def _attempts(attempts: Sequence[TriedTold]) -> list[Line]:
 
 
 def attempt_line(tried: TriedTold) -> str:
-    """`2  retry  opus  13:05:07  0.8 s  ok  $0.0012  req_abc`."""
+    """`2  retry  opus  13:05:07.120  0.8 s  ok  $0.0012  req_abc`."""
     parts = [str(tried.n), tried.role, tried.model]
     if tried.started_at is not None:
-        parts.append(instant(tried.started_at))
+        parts.append(clock(tried.started_at))
     parts += [duration(tried.ms / 1000), tried.outcome, dollars(told.nano(tried.cost_usd))]
     return "  ".join([*parts, tried.request_id] if tried.request_id else parts)
 
@@ -179,7 +181,7 @@ def _times(ending: ResultTold) -> list[Line]:
     if block.call_ms is not None:
         parts.append(f"called {duration(block.call_ms / 1000)}")
     if block.finished_at is not None:
-        parts.append(f"finished {instant(block.finished_at)}")
+        parts.append(f"finished {clock(block.finished_at)}")
     return _some("times", ", ".join(parts))
 
 

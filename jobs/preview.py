@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from penstock.connectors.base import Raw
 from penstock.engine.items import DeadLetter, Item
 from penstock.jobs import told
 from penstock.jobs.explain import cut
@@ -57,12 +59,18 @@ def first_rows(result: JobResult, count: int) -> list[Shown]:
 
 def _items(result: JobResult, count: int) -> list[Item | DeadLetter]:
     """The rows once more from the source: records don't hold prompts."""
+    from penstock.connectors.intake import Intake, input_shape
     from penstock.connectors.registry import open_source
-    from penstock.jobs.planning import make_intake
     from penstock.jobs.sampling import read_sample
 
-    reading = asyncio.run(read_sample(open_source(result.spec.source), make_intake(result.spec), count, count))
-    return list(reading.found)
+    spec = result.spec
+
+    def maker(form: str) -> Callable[[Raw], Item | DeadLetter]:
+        names, shape = spec.catalog.models, input_shape(form)
+        intake = Intake(spec.run_id, shape, spec.row, spec.policy, names, spec.generation, spec.vars)
+        return lambda raw: intake.item(raw, 0.0)
+
+    return list(asyncio.run(read_sample(open_source(spec.source), maker, count, count)).found)
 
 
 def _answered(items: dict[str, Item | DeadLetter], ending: told.ResultTold) -> Shown:

@@ -42,6 +42,8 @@ class Chosen(msgspec.Struct):
     sent: int = 0
     left: Counter[str] = msgspec.field(default_factory=Counter[str])
     """Reason → letters that were not asked for."""
+    batch: bool = False
+    """The originals are openai-batch lines."""
     cut: list[str] = msgspec.field(default_factory=list[str])
     """Item ids of letters that can't be sent: only their head was kept."""
 
@@ -87,7 +89,7 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     return msgspec.structs.replace(
         spec,
         run_id=f"{base}~{mark}",
-        source=FilesSource(str(chosen.path), "jsonl", replay=True),
+        source=FilesSource(str(chosen.path), "openai-batch" if chosen.batch else "jsonl", replay=True),
         sinks={name: beside(sink, mark) for name, sink in spec.sinks.items()},
         generation=number,
         on_duplicate="allow",  # who replays a duplicate means it
@@ -154,9 +156,23 @@ def _write(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> None:
                     chosen.cut.append(letter.item_id)
                 else:
                     chosen.sent += 1
+                    chosen.batch = chosen.batch or _is_batch(letter.bytes)
                     file.write(line + b"\n")
     except OSError as error:
         raise Temporary(f"can't write {chosen.path}: {error.strerror}") from error
+
+
+class _BatchLine(msgspec.Struct, frozen=True):
+    custom_id: str
+    body: msgspec.Raw
+
+
+def _is_batch(original: bytes) -> bool:
+    try:
+        msgspec.json.decode(original, type=_BatchLine)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _nothing(base: str, chosen: Chosen) -> str:

@@ -15,7 +15,9 @@ def dollars(nano: int) -> str:
     sign = "-" if nano < 0 else ""
     if usd >= 1:
         return f"{sign}${usd:,.2f}"
-    if usd >= 0.01 or nano == 0:
+    if nano == 0:
+        return "$0"
+    if usd >= 0.01:
         return f"{sign}${usd:.4f}"
     return f"{sign}${usd:.9f}".rstrip("0") if usd < 1e-6 else f"{sign}${usd:.6f}"
 
@@ -60,6 +62,11 @@ def moment(at: float) -> str:
 def instant(at: datetime) -> str:
     """`2026-11-24 13:05:07.120` in this machine's time zone."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def clock(at: datetime) -> str:
+    """`13:05:07.120` in this machine's time zone."""
+    return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
 
 
 def relative(path: str) -> str:

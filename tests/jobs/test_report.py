@@ -171,7 +171,7 @@ def test_a_plain_display_tells_states_and_notes_once() -> None:
 
 @pytest.mark.parametrize(
     ("nano", "said"),
-    [(0, "$0.0000"), (1, "$0.000000001"), (15_000, "$0.000015"), (10_000_000, "$0.0100"), (-2_000_000_000, "-$2.00")],
+    [(0, "$0"), (1, "$0.000000001"), (15_000, "$0.000015"), (10_000_000, "$0.0100"), (-2_000_000_000, "-$2.00")],
 )
 def test_money_is_never_rounded_to_nothing(nano: int, said: str) -> None:
     """Something that was paid is never shown as $0.00."""

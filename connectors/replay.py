@@ -1,0 +1,54 @@
+"""Dead letters as input: a line is a dead-letter record and stands for the record that died (`FilesSource.replay`).
+
+The item keeps its `item_id` and enters as the next generation; its position is the letter's place in the replay's own
+file, because that is where this run's progress is counted.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal, Protocol
+
+import msgspec
+
+from penstock.connectors.base import Raw
+from penstock.engine.items import DeadLetter, Item
+
+
+class _Letter(msgspec.Struct, frozen=True):
+    """As much of a dead-letter record as a replay needs."""
+
+    item_id: str
+    original: str
+    generation: int = 0
+    original_encoding: Literal["utf-8", "base64"] = "utf-8"
+
+
+_decode = msgspec.json.Decoder(_Letter).decode
+
+
+class Intake(Protocol):
+    def item(self, raw: Raw, now: float) -> Item | DeadLetter: ...
+
+
+class ReplayIntake:
+    """An intake before an intake. A line that is no dead-letter record goes on as it is, and dies of what it is."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def item(self, raw: Raw, now: float) -> Item | DeadLetter:
+        if raw.error is not None:
+            return self._intake.item(raw, now)
+        try:
+            letter = _decode(raw.data)
+            original = (
+                base64.b64decode(letter.original)
+                if letter.original_encoding == "base64"
+                else letter.original.encode("utf-8", "surrogatepass")
+            )
+        except (msgspec.DecodeError, ValueError):
+            return self._intake.item(raw, now)
+        inner = msgspec.structs.replace(raw, data=original, length=0)
+        made = self._intake.item(inner, now)
+        return msgspec.structs.replace(made, item_id=letter.item_id, generation=letter.generation + 1)

@@ -1,0 +1,277 @@
+"""Looking at a run from the command line: list, status, explain, costs, dead letters, report, logs.
+
+The run is a real state folder with real records; only its clock is fixed.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors.records import Encoder
+from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.engine.catalog import Catalog
+from penstock.engine.items import (
+    Answer,
+    Attempt,
+    Attributes,
+    Candidate,
+    CostLine,
+    DeadLetter,
+    Item,
+    Position,
+    Refusal,
+    Request,
+    Result,
+    Route,
+    Usage,
+)
+from penstock.engine.policy import Policy
+from penstock.jobs.cli import call
+from penstock.jobs.history import History
+from penstock.jobs.state_keys import FolderKeys
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import ModelTally, RunStatus, Tally
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+AT = 1_795_525_200.0
+"""2026-11-24 13:00:00 UTC."""
+FIRST = "0123456789abcdef0123456789abcdef"
+DEAD = "fedcba9876543210fedcba9876543210"
+
+
+def position(at: int) -> Position:
+    return Position("rows.jsonl@9f2c:0-4096", 0, at)
+
+
+def result() -> Result:
+    item = Item(
+        item_id=FIRST,
+        source=position(1432),
+        attributes=Attributes(task="classification", sensitivity="eu-only", tenant="shop"),
+        request=Request(body_json=b'{"messages":[]}', input_hash="ab"),
+        original=b'{"text":"where is my parcel?"}',
+        enqueued_at=AT,
+        custom_id="order-17",
+        keep_json=b'{"order_id":17}',
+    )
+    route = Route(
+        task="classification",
+        tier=3,
+        candidates=(Candidate("small", "v1", "vllm:small@v1"),),
+        refused=(Refusal("opus", "wall eu-only: regions [us]"),),
+        reason="the cheapest that meets 0.8",
+    )
+    return Result(
+        item=item,
+        route=route,
+        answer=Answer("delivery", "stop", b"{}"),
+        model="small",
+        model_version="v1",
+        provider="vllm",
+        account=None,
+        region="eu",
+        mode="own",
+        usage=Usage(input=41, cached=3, output=2),
+        cost_nano=15_000,
+        cost_basis="amortised",
+        price_version="2026-11-20",
+        policy_version="p1",
+        prompt_version="q1",
+        attempts=(
+            Attempt(1, "primary", "small", AT + 1, 800.0, "engine_died", None, 5_000),
+            Attempt(2, "retry", "small", AT + 3, 750.0, "ok", "req-2", 10_000),
+        ),
+        finished_at=AT + 4,
+        queue_ms=1000.0,
+        call_ms=750.0,
+        output_hash="cd",
+        maybe_paid=True,
+    )
+
+
+def letter(item_id: str = DEAD, reason: str = "wall", generation: int = 0) -> DeadLetter:
+    return DeadLetter(
+        item_id=item_id,
+        source=position(2048),
+        reason=reason,  # pyright: ignore[reportArgumentType]
+        message="every candidate is forbidden by wall health",
+        original=b'{"text":"my leg hurts"}',
+        custom_id="order-18",
+        generation=generation,
+        finished_at=AT + 5,
+    )
+
+
+def cost(attempt: int, nano: int, at: float) -> CostLine:
+    usage = Usage(input=41, cached=3, output=2)
+    return CostLine(
+        f"{FIRST}:0:{attempt}", FIRST, attempt, "primary", None, "small", "v1", usage, nano, "amortised", "p",
+        "shop", "classification", 3, at,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one finished run in its state, and that is where we stand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    encoder = Encoder("job-1", "rows")
+    lines = {
+        "results": [encoder.result(result())],
+        "costs": [encoder.cost(cost(1, 5_000, AT)), encoder.cost(cost(2, 10_000, AT + 90_000))],
+        "dead_letters": [encoder.dead_letter(letter()), encoder.dead_letter(letter("a" * 32, "budget"))],
+    }
+    outputs: dict[str, list[str]] = {}
+    for sink, records in lines.items():
+        path = tmp_path / f"{sink}.jsonl"
+        path.write_bytes(b"".join(record + b"\n" for record in records))
+        outputs[sink] = [str(path)]
+    save(tmp_path, outputs)
+    return tmp_path
+
+
+def save(folder: Path, outputs: dict[str, list[str]]) -> History:
+    history = History(FolderKeys(folder / ".penstock"), str(folder / ".penstock"))
+    sinks = {name: FilesSink(paths[0]) for name, paths in outputs.items()}
+    spec = RunSpec(
+        "job-1", "job", {}, FilesSource(str(folder / "rows.jsonl")), None, Row(),
+        Catalog(accounts={}, models={}, tiers={}), Policy(tasks={}), sinks, state=str(folder / ".penstock"),
+    )  # fmt: skip
+    tally = Tally(
+        read=3,
+        results=1,
+        dead_letters={"wall": 1, "budget": 1},
+        cost_nano=15_000,
+        tiers={3: 1},
+        models={"small": ModelTally("small", "v1", 2, 1, 15_000, 82, 6, 4, basis="amortised")},
+    )
+    history.save_spec(spec)
+    history.save_status(
+        RunStatus(
+            "job-1",
+            "job",
+            "done",
+            started_at=AT,
+            updated_at=AT + 5,
+            first_dispatch_at=AT + 1,
+            ended_at=AT + 5,
+            total_items=3,
+            tally=tally,
+            outputs=outputs,
+        )
+    )
+    return history
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+    assert call(argv) == code
+    return "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("list", ["list"]),
+        ("status", ["status"]),
+        ("explain", ["explain", FIRST[:8]]),
+        ("explain_dead", ["explain", DEAD]),
+        ("costs", ["costs"]),
+        ("costs_by_day", ["costs", "--by", "day"]),
+        ("dead_letters", ["dead-letters", "list"]),
+        ("report", ["report", "job-1"]),
+    ],
+)
+def test_what_a_command_says_does_not_change_by_accident(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, argv: list[str]
+) -> None:
+    """Plain output, line by line, at 80 columns."""
+    text = said(capsys, *argv)
+    path = GOLDEN / f"cli_{name}.txt"
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("next:"))
+
+
+def test_an_item_is_found_by_its_dead_letters_label(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`custom_id` is what people have at hand; where two items carry it, both are named."""
+    assert call(["explain", "order-18"]) == 2
+    error = capsys.readouterr().err
+    assert DEAD in error
+    assert "a" * 32 in error
+
+
+def test_an_item_that_is_nowhere_is_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No traceback, and what to give instead."""
+    assert call(["explain", "nobody"]) == 2
+    assert "no committed record of 'nobody'" in capsys.readouterr().err
+
+
+def test_status_for_machines_speaks_openais_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """States and request_counts as OpenAI's batch object has them; the rest under `penstock`."""
+    batch = json.loads(said(capsys, "status", "--json"))
+    assert (batch["object"], batch["status"]) == ("batch", "completed")
+    assert batch["request_counts"] == {"total": 3, "completed": 1, "failed": 2}
+    assert batch["output_file_id"].endswith("results.jsonl")
+    assert batch["penstock"]["cost_usd"] == 0.000015
+
+
+@pytest.mark.parametrize("argv", [["list"], ["explain", FIRST], ["costs"], ["dead-letters", "list"], ["report"]])
+def test_every_look_has_a_form_for_machines(folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    """`--json` prints one JSON document and nothing else."""
+    json.loads(said(capsys, *argv, "--json"))
+
+
+def test_costs_add_up_to_the_nano_dollar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sum over any grouping is the sum of the cost lines."""
+    for by in ("model", "tier", "task", "tenant", "day", "role", "account"):
+        bills = json.loads(said(capsys, "costs", "--json", "--by", by))
+        assert round(sum(bill["usd"] for bill in bills) * 1e9) == 15_000
+
+
+def test_a_run_is_found_from_any_folder(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`--state` is all that is needed."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert "job-1" in said(capsys, "status", "job", "--state", str(folder / ".penstock"))
+
+
+def test_cancelling_leaves_a_request_for_the_driver(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is over has nothing to cancel; one that goes gets the request."""
+    assert "over already" in said(capsys, "cancel")
+    history = History(FolderKeys(folder / ".penstock"), str(folder / ".penstock"))
+    history.save_status(msgspec.structs.replace(history.status("job-1"), state="running"))
+    said(capsys, "cancel", "job")
+    assert history.cancel_asked("job-1")
+
+
+def test_logs_are_merged_by_time_and_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes, one story; by level and by item; a torn line is shown, not lost."""
+    logs = folder / ".penstock" / "logs" / "job-1"
+    logs.mkdir(parents=True)
+    (logs / "lane-0.jsonl").write_text(
+        f'{{"at":{AT},"level":"info","event":"taken","lane":0}}\n{{"at":{AT + 2},"level":"warning","event":"retry",'
+        f'"item_id":"{FIRST}"}}\n{{"at":17'
+    )
+    (logs / "driver.jsonl").write_text(f'{{"at":{AT + 1},"level":"info","event":"watching"}}\n')
+    events = [line.split()[2] for line in said(capsys, "logs").splitlines()]
+    assert events == ["taken", "watching", "retry", '{"at":17']
+    assert said(capsys, "logs", "--level", "warning").count("\n") == 1
+    assert "retry" in said(capsys, "logs", "--item", FIRST[:8])
+
+
+def test_a_run_cut_off_is_read_from_what_is_committed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without finished outputs the committed spool is read; nothing there: said so."""
+    outputs = {name: [str(folder / f"{name}.jsonl")] for name in ("results", "costs", "dead_letters")}
+    history = save(folder, outputs)
+    history.save_status(msgspec.structs.replace(history.status("job-1"), state="interrupted", outputs={}))
+    assert "nothing was paid yet" in said(capsys, "costs")

@@ -1,0 +1,151 @@
+"""Sending dead letters again: the same items, a new generation, nobody twice."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors.base import Raw
+from penstock.connectors.intake import Intake
+from penstock.connectors.records import Encoder
+from penstock.connectors.replay import ReplayIntake
+from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import SpecError
+from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.policy import Policy, Prompt, Task
+from penstock.jobs import replay, told
+from penstock.jobs.history import History
+from penstock.jobs.state_keys import FolderKeys
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunState, RunStatus
+
+LOST, WALLED, HUGE = "1" * 32, "2" * 32, "3" * 32
+POLICY = Policy(tasks={"t": Task("t", tier=3, prompt=Prompt(user="{{ text }}"))}, default_task="t")
+
+
+def letter(item_id: str, reason: str, generation: int = 0, **more: object) -> bytes:
+    made = DeadLetter(
+        item_id=item_id,
+        source=Position("rows.jsonl", 0, 7),
+        reason=reason,  # pyright: ignore[reportArgumentType]
+        message="",
+        original=b'{"text":"hello"}',
+        generation=generation,
+    )
+    return Encoder("job-1", "rows").dead_letter(msgspec.structs.replace(made, **more))
+
+
+class Story:
+    """A base run with dead letters, in a real state folder; replays are added as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.history = History(FolderKeys(folder / "state"), str(folder / "state"))
+        self.spec = RunSpec(
+            "job-1", "job", {}, FilesSource(str(folder / "rows.jsonl")), None, Row(),
+            Catalog(accounts={}, models={}, tiers={}), POLICY,
+            {name: FilesSink(str(folder / f"out.{name}.jsonl")) for name in ("results", "dead_letters")},
+            state=str(folder / "state"),
+        )  # fmt: skip
+
+    def ends(self, spec: RunSpec, letters: list[bytes], state: RunState = "done") -> None:
+        sink = spec.sinks["dead_letters"]
+        assert isinstance(sink, FilesSink)
+        Path(sink.path).write_bytes(b"".join(line + b"\n" for line in letters))
+        self.history.save_spec(spec)
+        outputs = {"dead_letters": [sink.path]}
+        self.history.save_status(RunStatus(spec.run_id, "job", state, started_at=1.0, outputs=outputs))
+
+    def prepare(self, *reasons: str, everything: bool = False) -> tuple[RunSpec, list[told.LetterTold]]:
+        spec, chosen = replay.prepare(self.history, self.spec, replay.wanted(reasons, everything))
+        return spec, list(told.letters(chosen.path.read_bytes().splitlines()))
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    made = Story(tmp_path)
+    huge = letter(HUGE, "attempts_exhausted", original_length=2_000_000)
+    made.ends(made.spec, [letter(LOST, "attempts_exhausted"), letter(WALLED, "wall"), huge])
+    return made
+
+
+def test_what_sending_again_may_help_is_sent(story: Story) -> None:
+    """Retryable reasons, whole originals; the outputs stand beside the real ones."""
+    spec, sent = story.prepare()
+    assert [one.item_id for one in sent] == [LOST]
+    assert (spec.run_id, spec.generation) == ("job-1~replay-1", 1)
+    assert spec.sinks["results"] == FilesSink(str(story.folder / "out.results.replay-1.jsonl"))
+    assert spec.source == FilesSource(str(story.folder / "state/replays/job-1/1.jsonl"), "jsonl", replay=True)
+
+
+def test_a_reason_or_all_takes_others_too(story: Story) -> None:
+    """`--reason wall` and `--all`; a letter whose original was cut is never sent."""
+    assert [one.item_id for one in story.prepare("wall")[1]] == [WALLED]
+    assert [one.item_id for one in story.prepare(everything=True)[1]] == [LOST, WALLED]
+
+
+def test_no_item_is_sent_twice_for_one_death(story: Story) -> None:
+    """What an earlier replay sent is not sent again, unless it died again there: then its newest letter is."""
+    first, _ = story.prepare()
+    story.ends(first, [])
+    with pytest.raises(SpecError, match="left: 1 wall"):
+        story.prepare()
+    story.ends(first, [letter(LOST, "deadline", generation=1)])
+    second, sent = story.prepare()
+    assert second.run_id == "job-1~replay-2"
+    assert [(one.item_id, one.generation) for one in sent] == [(LOST, 1)]
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+def test_an_unfinished_run_or_replay_is_finished_first(story: Story, state: RunState) -> None:
+    """Its items may still end well: sending them now could pay twice."""
+    first, _ = story.prepare()
+    story.ends(first, [], state)
+    with pytest.raises(SpecError, match="is not finished"):
+        story.prepare("wall")
+
+
+def test_with_no_dead_letters_there_is_nothing_to_send(story: Story) -> None:
+    """An error that says so, and no empty run."""
+    story.ends(story.spec, [])
+    with pytest.raises(SpecError, match="no dead letters"):
+        story.prepare()
+
+
+def test_openai_batch_lines_stay_openai_batch_lines(story: Story) -> None:
+    """The replay reads originals in the form they came in."""
+    original = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"messages":[]}}'
+    story.ends(story.spec, [letter(LOST, "budget", original=original)])
+    source = story.prepare()[0].source
+    assert isinstance(source, FilesSource)
+    assert source.format == "openai-batch"
+
+
+def raw(data: bytes) -> Raw:
+    return Raw(position=Position("replay", 0, 99), object_id="replays/1.jsonl", data=data, length=len(data))
+
+
+def intake() -> ReplayIntake:
+    return ReplayIntake(Intake("job-1~replay-1", "rows", Row(), POLICY, ()))
+
+
+def test_a_replayed_item_is_the_same_item_in_its_next_generation() -> None:
+    """Same item_id, generation + 1, the original record; its position is its place in the replay's file."""
+    made = intake().item(raw(letter(LOST, "budget", generation=1)), 5.0)
+    assert isinstance(made, Item)
+    assert (made.item_id, made.generation, made.source.position) == (LOST, 2, 99)
+    assert b"hello" in made.request.body_json
+    assert made.original == b'{"text":"hello"}'
+
+
+def test_a_letter_that_was_unreadable_dies_again_as_itself() -> None:
+    """Bytes that are not UTF-8 come back as they were, and the dead letter keeps the item's identity."""
+    made = intake().item(raw(letter(LOST, "malformed", original=b"\xff\xfe{")), 5.0)
+    assert isinstance(made, DeadLetter)
+    assert (made.item_id, made.generation, made.reason, made.original) == (LOST, 1, "malformed", b"\xff\xfe{")
+
+
+def test_a_line_that_is_no_dead_letter_is_data_not_a_crash() -> None:
+    """Whatever stands in the file becomes an item or a dead letter."""
+    assert isinstance(intake().item(raw(b"{"), 5.0), DeadLetter)
