@@ -47,7 +47,7 @@ from penstock.engine.pricing import (
 )
 from penstock.engine.progress import PROGRESS, SHELF, Progress, Saved
 from penstock.engine.quality import sampled
-from penstock.engine.retry import RetryBudget, RetrySettings, Stop, Target, after
+from penstock.engine.retry import RetryBudget, RetrySettings, Stop, Target, after, moved_to
 from penstock.engine.router import Rejection, Router
 from penstock.engine.settle import (
     Priced,
@@ -93,6 +93,8 @@ class Lane:
         self._retry_settings = RetrySettings(max_attempts=policy.max_attempts)
         self._retry_budgets = {name: RetryBudget() for name in catalog.models}
         self._tier1 = _first_price(catalog)
+        self._wire_extra = {task.name: _wire_extra(task) for task in policy.tasks.values()}
+        """Task → bytes that the wire may add to a request: choices or schema, and the words around them."""
         self.tally = Tally()
         self.ready = Ready()
         self.slots: dict[tuple[str, int], Slot] = {}
@@ -191,10 +193,9 @@ class Lane:
         if isinstance(routed, Rejection):
             self._dead_letter(slot, routed.reason, routed.message, now)
             return None
-        task = self.policy.tasks.get(route.task)
         slot.est_input = estimate_input_tokens(item.request)
-        slot.max_input = max_input_tokens(item.request)
-        slot.max_output = output_ceiling(item.request, task.max_tokens if task else None)
+        slot.max_input = max_input_tokens(item.request, self._wire_extra.get(route.task, 0))
+        self._move(slot, 0)
         return slot
 
     def _dispatchable(self, slot: Slot, now: float) -> None:
@@ -244,10 +245,18 @@ class Lane:
             index = (slot.candidate + step) % count
             if candidates[index].pool not in self.down and self.health.is_up(candidates[index].model):
                 self.tally.fallbacks += 1
-                slot.role, slot.candidate, slot.ask_again_body = "fallback", index, None
+                self._move(slot, index)
+                slot.role, slot.history = "fallback", moved_to(slot.history, index)
                 self.ready.push(slot)
                 return
         self._hold(slot, max(now + 0.05, min(self._usable_at(c, now) for c in candidates)))
+
+    def _move(self, slot: Slot, candidate: int) -> None:
+        """To another candidate, whose own default ceiling of output counts."""
+        slot.candidate, slot.ask_again_body = candidate, None
+        task = self.policy.tasks.get(slot.route.task)
+        model = self.catalog.models[slot.model]
+        slot.max_output = output_ceiling(slot.item.request, task.max_tokens if task else None, model)
 
     def _usable_at(self, candidate: Candidate, now: float) -> float:
         if candidate.pool in self.down:
@@ -271,7 +280,9 @@ class Lane:
                 self._divert(slot, now)
                 continue
             call = self._call(slot, worker, now)
-            if call is not None:
+            if call is None:
+                self.health.unprobe(slot.model)
+            else:
                 max_tokens -= slot.tokens
                 calls.append(call)
         return calls
@@ -315,7 +326,7 @@ class Lane:
 
     def _reserve(self, slot: Slot, at: Priced, now: float) -> bool:
         """Lease money for the worst case of one call; False where the item has to wait or ends."""
-        worst = worst_case_nano(slot.max_input, slot.max_output, at.price)
+        worst = worst_case_nano(slot.max_input, slot.max_output * slot.item.request.n, at.price)
         tenant = slot.item.attributes.tenant
         answer = self.money.reserve(tenant, worst, now)
         if isinstance(answer, Reservation):
@@ -485,7 +496,7 @@ class Lane:
         self._retry_budgets[slot.route.candidates[decision.candidate].model].retried(now)
         if decision.candidate != slot.candidate:
             self.tally.fallbacks += 1
-            slot.candidate, slot.ask_again_body = decision.candidate, None
+            self._move(slot, decision.candidate)
         else:
             self.tally.retries += 1
             if failure.kind == "invalid_output" and answer is not None:
@@ -731,6 +742,16 @@ def _copy_key(slot: Slot) -> tuple[object, ...]:
         slot.route.wall,
         attributes.sensitivity,
         attributes.tenant,
+    )
+
+
+def _wire_extra(task: Task) -> int:
+    if task.output is None:
+        return 0
+    return (
+        512
+        + len(task.output.json_schema or b"")
+        + sum(len(choice.encode()) + 4 for choice in task.output.choices or ())
     )
 
 
