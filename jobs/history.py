@@ -6,12 +6,11 @@ History is for people and tools. It never decides whether an item is done: that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from penstock.connectors.state import State, open_state
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -24,28 +23,19 @@ ENDED: frozenset[RunState] = frozenset(
 )
 
 
-class Keys(Protocol):
-    """As much of a state store as history needs. `list` yields whole keys under a prefix, in any order."""
-
-    def get(self, key: str) -> bytes | None: ...
-    def put(self, key: str, value: bytes) -> None: ...
-    def delete(self, key: str) -> None: ...
-    def list(self, prefix: str) -> Iterable[str]: ...
-
-
 class History:
     """The runs of one state URL. `url` is kept for the sentences that name it."""
 
-    def __init__(self, keys: Keys, url: str) -> None:
-        self._keys = keys
+    def __init__(self, state: State, url: str) -> None:
+        self._state = state
         self.url = url
 
     def save_spec(self, spec: RunSpec) -> None:
         """A spec holds references to secrets (`env:NAME`), never secrets."""
-        self._keys.put(_key(spec.run_id, "spec.json"), msgspec.json.encode(spec))
+        self._state.put(_key(spec.run_id, "spec.json"), msgspec.json.encode(spec), None)
 
     def save_status(self, status: RunStatus) -> None:
-        self._keys.put(_key(status.run_id, "status.json"), msgspec.json.encode(status))
+        self._state.put(_key(status.run_id, "status.json"), msgspec.json.encode(status), None)
 
     def spec(self, run_id: str) -> RunSpec:
         return self._read(run_id, "spec.json", RunSpec)
@@ -54,25 +44,26 @@ class History:
         return self._read(run_id, "status.json", RunStatus)
 
     def knows(self, run_id: str) -> bool:
-        return self._keys.get(_key(run_id, "spec.json")) is not None
+        return self._state.get(_key(run_id, "spec.json")) is not None
 
     def runs(self) -> list[RunStatus]:
         """All runs, the latest first. One whose status was never written is shown as starting."""
-        keys = [key for key in self._keys.list("runs/") if key.endswith("/spec.json")]
+        keys = [key for key in self._state.list("runs/") if key.endswith("/spec.json")]
         found = [self._status_or_starting(key.split("/")[-2]) for key in keys]
         return sorted(found, key=lambda status: (-status.started_at, status.run_id))
 
     def ask_cancel(self, run_id: str, by: str) -> None:
-        """The driver looks for this key while it runs."""
-        self._keys.put(_key(run_id, "cancel"), by.encode())
+        """The driver looks for this key while it runs; `by` says who asked. An empty value asks nothing."""
+        self._state.put(_key(run_id, "cancel"), by.encode() or b"somebody", None)
 
     def cancel_asked(self, run_id: str) -> bool:
-        return self._keys.get(_key(run_id, "cancel")) is not None
+        found = self._state.get(_key(run_id, "cancel"))
+        return found is not None and found[0] != b""
 
     def forget_cancel(self, run_id: str) -> None:
         """A new command for the run takes an old request back; otherwise it would stop at once, for ever."""
         if self.cancel_asked(run_id):
-            self._keys.delete(_key(run_id, "cancel"))
+            self._state.put(_key(run_id, "cancel"), b"", None)
 
     def find(self, wanted: str | None) -> str:
         """A run id, the start of one, or a job's name (its latest run); None: the latest run of all.
@@ -95,16 +86,16 @@ class History:
                 raise SpecError(f"{wanted!r} fits {len(matches)} runs: {', '.join(matches[:4])}; say more of the id")
 
     def _status_or_starting(self, run_id: str) -> RunStatus:
-        raw = self._keys.get(_key(run_id, "status.json"))
-        if raw is None:
+        found = self._state.get(_key(run_id, "status.json"))
+        if found is None:
             return RunStatus(run_id=run_id, name=self.spec(run_id).name, state="starting")
-        return _decode(raw, RunStatus, _key(run_id, "status.json"), self.url)
+        return _decode(found[0], RunStatus, _key(run_id, "status.json"), self.url)
 
     def _read(self, run_id: str, name: str, kind: type[T]) -> T:
-        raw = self._keys.get(_key(run_id, name))
-        if raw is None:
+        found = self._state.get(_key(run_id, name))
+        if found is None:
             raise SpecError(f"{self.url} has no {name} of run {run_id!r}; `penstock list` shows the runs it knows")
-        return _decode(raw, kind, _key(run_id, name), self.url)
+        return _decode(found[0], kind, _key(run_id, name), self.url)
 
 
 def _decode(raw: bytes, kind: type[T], key: str, url: str) -> T:
@@ -129,6 +120,6 @@ def is_over(status: RunStatus) -> bool:
     return status.state in ENDED
 
 
-def folder_of(job: Path) -> str:
-    """The default state of a job file: beside it."""
-    return str(job.resolve().parent / DEFAULT_STATE)
+def open_history(url: str) -> History:
+    """The history at a state URL; nothing is made there before something is saved. Raises `SpecError`."""
+    return History(open_state(url), url)

@@ -22,7 +22,7 @@ import msgspec
 
 from penstock.engine.errors import SpecError
 from penstock.jobs import trial
-from penstock.jobs.history import History, is_over
+from penstock.jobs.history import History, is_over, open_history
 from penstock.jobs.progress import Display, Meter, Silent
 from penstock.jobs.result import JobResult
 from penstock.workers.clock import SYSTEM, Clock
@@ -184,12 +184,6 @@ def _real_cluster(address: str | None) -> AbstractContextManager[Cluster]:
     from penstock.workers.cluster import open_cluster
 
     return open_cluster(address)
-
-
-def open_history(url: str) -> History:
-    from penstock.jobs.state_keys import open_keys
-
-    return History(open_keys(url), url)
 
 
 def command_line() -> str:

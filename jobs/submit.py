@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from penstock.engine.errors import SpecError, Temporary
-from penstock.jobs.history import History, is_over
+from penstock.jobs.history import History, is_over, open_history
 from penstock.workers.status import RunStatus
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
 
     Raises `SpecError` where the cluster could not reach the state, `Temporary` where the cluster does not answer.
     """
-    from penstock.jobs.run import open_history, resolve
+    from penstock.jobs.run import resolve
 
     spec = resolve(job, vars)
     _check_reach(spec.state, address)

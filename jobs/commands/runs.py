@@ -90,7 +90,7 @@ def run(job: str, **given: object) -> int:
 
 def _spec(job: str, call: RunCall) -> RunSpec:
     from penstock.jobs import trial
-    from penstock.jobs.run import open_history
+    from penstock.jobs.history import open_history
 
     if call.is_inline:
         spec = _inline(job, call)
@@ -194,7 +194,7 @@ STALE = ": its command seems to be gone; run the job again and it goes on where 
 @shared.json_option
 def list_runs(state: str | None, as_json: bool) -> int:
     """The runs that a state folder knows, the latest first."""
-    from penstock.jobs.run import open_history
+    from penstock.jobs.history import open_history
 
     url = shared.state_url(state)
     runs = open_history(url).runs()

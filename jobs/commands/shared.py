@@ -86,7 +86,7 @@ class Found(NamedTuple):
 
 def locate(run: str | None, state: str | None) -> Found:
     """The run that a person means. A job file names its own state and run; else the state folder is searched."""
-    from penstock.jobs.run import open_history
+    from penstock.jobs.history import open_history
 
     if run is not None and Path(run).is_file():
         spec = load_job(run)

@@ -31,8 +31,7 @@ from penstock.engine.items import (
 )
 from penstock.engine.policy import Policy
 from penstock.jobs.cli import call
-from penstock.jobs.history import History
-from penstock.jobs.state_keys import FolderKeys
+from penstock.jobs.history import History, open_history
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import ModelTally, RunStatus, Tally
 
@@ -136,7 +135,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def save(folder: Path, outputs: dict[str, list[str]]) -> History:
-    history = History(FolderKeys(folder / ".penstock"), str(folder / ".penstock"))
+    history = open_history(str(folder / ".penstock"))
     sinks = {name: FilesSink(paths[0]) for name, paths in outputs.items()}
     spec = RunSpec(
         "job-1", "job", {}, FilesSource(str(folder / "rows.jsonl")), None, Row(),
@@ -248,7 +247,7 @@ def test_a_run_is_found_from_any_folder(
 def test_cancelling_leaves_a_request_for_the_driver(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is over has nothing to cancel; one that goes gets the request."""
     assert "over already" in said(capsys, "cancel")
-    history = History(FolderKeys(folder / ".penstock"), str(folder / ".penstock"))
+    history = open_history(str(folder / ".penstock"))
     history.save_status(msgspec.structs.replace(history.status("job-1"), state="running"))
     said(capsys, "cancel", "job")
     assert history.cancel_asked("job-1")

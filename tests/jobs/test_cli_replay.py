@@ -15,8 +15,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.jobs import replay, told
-from penstock.jobs.history import History
-from penstock.jobs.state_keys import FolderKeys
+from penstock.jobs.history import open_history
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
 
@@ -41,7 +40,7 @@ class Story:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.history = History(FolderKeys(folder / "state"), str(folder / "state"))
+        self.history = open_history(str(folder / "state"))
         self.spec = RunSpec(
             "job-1", "job", {}, FilesSource(str(folder / "rows.jsonl")), None, Row(),
             Catalog(accounts={}, models={}, tiers={}), POLICY,

@@ -16,11 +16,10 @@ from penstock.engine.errors import Held, PenstockError
 from penstock.engine.policy import Policy
 from penstock.jobs import run as running
 from penstock.jobs import trial
-from penstock.jobs.history import History
+from penstock.jobs.history import History, open_history
 from penstock.jobs.progress import View
 from penstock.jobs.result import JobResult
 from penstock.jobs.run import Session, Stop
-from penstock.jobs.state_keys import FolderKeys
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus, Tally
 
@@ -122,8 +121,7 @@ def carry_out(
 
 
 def history_of(folder: Path) -> History:
-    url = str(folder / ".penstock")
-    return History(FolderKeys(Path(url)), url)
+    return open_history(str(folder / ".penstock"))
 
 
 def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:

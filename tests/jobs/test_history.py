@@ -8,15 +8,14 @@ from penstock.connectors.settings import FilesSource, Row
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.policy import Policy
-from penstock.jobs.history import History
-from penstock.jobs.state_keys import FolderKeys, open_keys
+from penstock.jobs.history import History, open_history
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus, Tally
 
 
 @pytest.fixture
 def history(tmp_path: Path) -> History:
-    return History(FolderKeys(tmp_path), str(tmp_path))
+    return open_history(str(tmp_path))
 
 
 def ran(history: History, run_id: str, name: str, at: float) -> None:
@@ -78,5 +77,5 @@ def test_a_request_to_cancel_is_there_until_it_is_taken_back(history: History) -
 
 def test_a_kind_of_state_that_is_not_there_yet_is_said_so() -> None:
     """Not a traceback from deep inside."""
-    with pytest.raises(SpecError, match="give a folder"):
-        open_keys("s3://bucket/state")
+    with pytest.raises(SpecError, match="Give a folder"):
+        open_history("s3://bucket/state")
