@@ -78,15 +78,17 @@ def _in_thread(settings: Settings, port: int) -> Generator[str]:
 
         try:
             await _run("127.0.0.1", port, settings, announce, stop)
+        except SpecError as error:
+            seen.append(error)
         finally:
             up.set()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), name="sandbox", daemon=True)
     thread.start()
     up.wait(30)
-    if len(seen) < 2:
-        raise SpecError(f"the sandbox did not come up on port {port}")
-    (loop, stop), url = seen
+    (loop, stop), url = seen if len(seen) == 2 else (seen[0], SpecError("the sandbox did not come up"))
+    if isinstance(url, SpecError):
+        raise url
     try:
         yield url
     finally:

@@ -86,13 +86,9 @@ class Sandbox:
         request_id = f"req_{self._request_id()}"
         if not self._known(request):
             return self._fail(form, "auth", request_id)
-        if (request.content_length or 0) > MAX_REQUEST_BYTES:
+        body = await _read(request)
+        if body is None:
             return self._fail(form, "too_large", request_id)
-        body = (
-            await request.content.read(MAX_REQUEST_BYTES + 1)
-            if request.content_length is None
-            else await request.read()
-        )
         try:
             ask = _ask.decode(body)
         except (ValueError, RecursionError):
@@ -201,6 +197,21 @@ class Sandbox:
             return True
         given = request.headers.get("x-api-key") or request.headers.get("Authorization", "").removeprefix("Bearer ")
         return hmac.compare_digest(given.encode(), token.encode())
+
+
+async def _read(request: web.BaseRequest) -> bytes | None:
+    """The body; None where it is too large. (aiohttp's own bound is 1 MB.)"""
+    length = request.content_length
+    if length is not None:
+        return await request.content.read() if length <= MAX_REQUEST_BYTES else None
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REQUEST_BYTES:
+            return None
+    return b"".join(parts)
 
 
 def _canonical(body: bytes) -> bytes:
