@@ -337,7 +337,7 @@ class Encoder:
         return _encode(
             DeadLetterRecord(
                 item_id=letter.item_id,
-                custom_id=letter.custom_id if item is None else item.custom_id,
+                custom_id=letter.custom_id or (item.custom_id if item else None),
                 reason=letter.reason,
                 retryable=letter.retryable,
                 message=letter.message,
@@ -346,8 +346,8 @@ class Encoder:
                 source=Source(letter.source.split, letter.source.position),
                 original=text,
                 original_encoding=encoding,
-                original_length=letter.original_length or len(letter.original),
-                original_hash=letter.original_hash or None,
+                original_length=letter.original_length or (item.original_length if item else 0) or len(letter.original),
+                original_hash=letter.original_hash or (item.original_hash if item else "") or None,
                 generation=letter.generation,
                 run_id=self._run_id,
                 tenant=item.attributes.tenant if item else None,

@@ -1,0 +1,217 @@
+"""Records, byte for byte. The golden files are what users' tools read: a change there is a change of SURFACES."""
+
+from __future__ import annotations
+
+import json
+import os
+import timeit
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.connectors.records import Encoder, Shape, Stamps, usd
+from penstock.engine.items import (
+    Answer,
+    Attempt,
+    Attributes,
+    CostLine,
+    DeadLetter,
+    Item,
+    Position,
+    Refusal,
+    Request,
+    Result,
+    Route,
+    Score,
+    Usage,
+)
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+BODY = b'{"id":"chatcmpl-1","choices":[{"index":0,"message":{"role":"assistant","content":"delivery"}}]}'
+USAGE = Usage(input=120, cached=20, cache_write=5, cache_write_1h=1, output=30, reasoning=4)
+
+
+def item(**changes: object) -> Item:
+    full = Item(
+        item_id="0123456789abcdef0123456789abcdef",
+        source=Position("in/a.jsonl@9f:0-1000", 2, 345),
+        attributes=Attributes(
+            tenant="acme", task="classification", subject="s-1", unit="u-1", episode="e-1", consent="yes",
+            expected_json=b'"delivery"',
+        ),
+        request=Request(b'{"messages":[{"role":"user","content":"where is it?"}]}', input_hash="ab" * 16),
+        original=b'{"order_id":7}',
+        enqueued_at=1_795_563_215.5694,
+        custom_id="order-7",
+        keep_json=b'{"order_id":7,"shop":"north"}',
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    )  # fmt: skip
+    return msgspec.structs.replace(full, **changes)
+
+
+ROUTE = Route("classification", 3, (), (Refusal("opus", "wall eu-only: region us"),), "tier 3, in order of preference")
+FAILED = Attempt(1, "primary", "small", 1_795_563_216.0, 1000.12345, "timeout", None, 0)
+SERVED = Attempt(2, "fallback", "groq-llama", 1_795_563_217.25, 812.5, "ok", "req_9", 15_000)
+
+
+def result(**changes: object) -> Result:
+    full = Result(
+        item=item(),
+        route=ROUTE,
+        answer=Answer("delivery", "stop", BODY, model="llama-3.3", fingerprint="fp_1"),
+        model="groq-llama",
+        model_version="v1",
+        provider="groq",
+        account="groq",
+        region="us",
+        mode="now",
+        usage=USAGE,
+        cost_nano=15_000,
+        cost_basis="metered",
+        price_version="genai-2026-11",
+        policy_version="pol-1",
+        prompt_version="pr-1",
+        attempts=(FAILED, SERVED),
+        finished_at=1_795_563_218.0625,
+        queue_ms=3.14159,
+        call_ms=812.5,
+        output_hash="cd" * 16,
+        sampled=True,
+        sample_probability=0.02,
+    )
+    return msgspec.structs.replace(full, **changes)
+
+
+COST = CostLine(
+    entry_id="0123:0:2", item_id="0123456789abcdef0123456789abcdef", attempt=2, role="fallback", account="groq",
+    model="groq-llama", model_version="v1", usage=USAGE, cost_nano=15_000, basis="metered",
+    price_version="genai-2026-11", tenant="acme", task="classification", tier=3, at=1_795_563_218.0625,
+)  # fmt: skip
+ADJUSTMENT = CostLine(
+    entry_id="small@v1:load", item_id=None, attempt=0, role="adjustment", account=None, model="small",
+    model_version="v1", usage=Usage(), cost_nano=-2_500_000_000, basis="amortised", price_version="declared",
+    tenant=None, task=None, tier=None, at=1_795_563_300.0,
+)  # fmt: skip
+UNREAD = DeadLetter(
+    "fedcba98", Position("in/a.jsonl@9f:0-1000", 2, 999), "malformed", "not UTF-8 at byte 3", b"{\xff",
+    finished_at=1_795_563_219.0,
+)  # fmt: skip
+REFUSED = DeadLetter(
+    item().item_id, item().source, "attempts_exhausted", "6 attempts failed; the last: timeout", item().original,
+    item=item(), route=ROUTE, custom_id="order-7", attempts=(FAILED,), cost_nano=1, maybe_paid=True,
+    finished_at=1_795_563_219.0, price_version="genai-2026-11", policy_version="pol-1",
+)  # fmt: skip
+SCORE = Score("exact", "1", 1.0, True)
+
+ROWS, BATCH = Encoder("label-messages", "rows"), Encoder("label-messages", "openai-batch")
+RECORDS: dict[str, list[bytes]] = {
+    "results.rows.jsonl": [ROWS.result(result()), ROWS.result(result(status="invalid_output", copied_from="77"))],
+    "results.openai-batch.jsonl": [BATCH.result(result()), BATCH.result(result(item=item(generation=1)))],
+    "costs.jsonl": [ROWS.cost(COST), ROWS.cost(ADJUSTMENT)],
+    "quality.jsonl": [ROWS.quality(result(), SCORE), ROWS.quality(result(), SCORE, redact=True)],
+    "dead_letters.jsonl": [ROWS.dead_letter(UNREAD), ROWS.dead_letter(REFUSED)],
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_the_golden_ones_byte_for_byte(name: str) -> None:
+    """`PENSTOCK_GOLDEN=write` writes them anew; look at the difference before you commit it."""
+    lines = b"".join(line + b"\n" for line in RECORDS[name])
+    if os.environ.get("PENSTOCK_GOLDEN") == "write":
+        (GOLDEN / name).write_bytes(lines)
+    assert lines == (GOLDEN / name).read_bytes()
+
+
+FIELDS = (
+    "item_id run_id generation tenant subject unit episode traceparent task tier status finish_reason model "
+    "model_version fingerprint provider account region mode experiment arm propensity sampled sample_probability "
+    "prompt_version policy_version price_version route_reason refused attempts enqueued_at finished_at queue_ms "
+    "call_ms tokens cost_usd cost_basis copied_from maybe_paid source input_hash output_hash"
+).split()  # noqa: SIM905 (as SURFACES writes them)
+
+
+@pytest.mark.parametrize("shape", get_args(Shape))
+def test_every_field_of_the_surface_is_there_even_when_nothing_is_known(shape: Shape) -> None:
+    """Null where unknown, in the order of SURFACES §3."""
+    bare = item(attributes=Attributes(), custom_id=None, traceparent=None, keep_json=b"{}")
+    line = json.loads(Encoder("r", shape).result(result(item=bare, account=None, region=None, attempts=())))
+    assert list(line["penstock"]) == FIELDS
+    assert [line["penstock"][f] for f in ("tenant", "experiment", "account", "copied_from")] == [None] * 4
+
+
+@given(st.integers(-(10**18), 10**18))
+def test_money_is_exact_and_plain(nano: int) -> None:
+    """A JSON number without exponent, at most nine decimals, equal to the nano-dollars to the last digit."""
+    text = usd(nano).decode()
+    from decimal import Decimal
+
+    assert Decimal(text).scaleb(9) == nano
+    assert set(text) <= set("-.0123456789")
+    assert len(text.partition(".")[2]) <= 9
+    json.loads(text)
+
+
+@given(st.floats(0, 4e9))
+def test_times_are_iso_in_utc_with_milliseconds(unix: float) -> None:
+    """To the nearest millisecond, whatever second came before."""
+    from datetime import UTC, datetime
+
+    stamps = Stamps()
+    stamps.iso(unix + 1)
+    text = stamps.iso(unix)
+    assert len(text) == 24
+    assert text.endswith("Z")
+    read = datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC).timestamp()
+    assert abs(read - unix) <= 0.000502
+
+
+def test_the_users_columns_are_never_overwritten() -> None:
+    """Kept columns named as ours get `input_` in front, again where that is taken; in nested values they stay."""
+    keep = b'{"answer":1,"penstock":{"answer":2},"input_answer":3,"\\u0061nswer_2":4}'
+    line = json.loads(ROWS.result(result(item=item(keep_json=keep))))
+    assert line["answer"] == "delivery"
+    assert line["input_answer"] == 3
+    assert line["input_input_answer"] == 1
+    assert line["input_penstock"] == {"answer": 2}
+    assert "run_id" in line["penstock"]
+
+
+def test_a_record_is_one_line_whatever_the_provider_sent() -> None:
+    """Pretty-printed bodies, kept columns and answers with line breaks do not break the line."""
+    answer = Answer("two\nlines", "stop", b'\n{\n "id": "x",\r\n "choices": []\n}\n')
+    for encoder in (ROWS, BATCH):
+        line = encoder.result(result(answer=answer, item=item(keep_json=b'{\n"a": 1\n}')))
+        assert b"\n" not in line
+        json.loads(line)
+
+
+def test_an_answer_under_a_schema_is_a_struct() -> None:
+    """In shape rows, for tasks with a schema; a kept invalid answer stays text."""
+    encoder = Encoder("r", "rows", {"classification"})
+    answers = {'{"topic": "a"}': {"topic": "a"}, "not json": "not json", '{"a": NaN}': '{"a": NaN}'}
+    for text, wanted in answers.items():
+        line = encoder.result(result(answer=Answer(text, "stop", BODY)))
+        assert json.loads(line)["answer"] == wanted
+    assert json.loads(ROWS.result(result(answer=Answer('{"topic": 1}', "stop", BODY))))["answer"] == '{"topic": 1}'
+
+
+@given(st.binary(max_size=200))
+def test_a_dead_letter_gives_the_original_bytes_back(original: bytes) -> None:
+    """Text where it is UTF-8, else base64: a replay sends the very same bytes."""
+    import base64
+
+    line = json.loads(ROWS.dead_letter(msgspec.structs.replace(UNREAD, original=original)))
+    text = line["original"]
+    assert (base64.b64decode(text) if line["original_encoding"] == "base64" else text.encode()) == original
+
+
+def test_a_result_and_its_cost_take_little_time() -> None:
+    """About 7 µs measured (2 cores, 2026-11); the hot path has 60–80 in all. The bound is wide: machines are busy."""
+    one = result(attempts=(SERVED,))
+    for encoder in (ROWS, BATCH):
+        best = min(timeit.repeat(lambda e=encoder: (e.result(one), e.cost(COST)), number=500, repeat=7)) / 500
+        assert best < 60e-6
