@@ -99,7 +99,7 @@ class LaneActor:
             machine,
             stores,
             open_source(spec.source),
-            Intake(spec.run_id, shape, spec.row, spec.policy, names, generation=spec.generation),
+            Intake(spec.run_id, shape, spec.row, spec.policy, names, spec.generation, spec.vars),
             Encoder(spec.run_id, shape, schema_tasks),
             self._driver,
             _ledger(spec),
