@@ -44,6 +44,7 @@ class _File(msgspec.Struct, frozen=True):
     size: int
     object_id: str
     format: str
+    """`blank` where a `.jsonl` file holds nothing but white space."""
     compression: str | None
 
 
@@ -60,6 +61,8 @@ class FileSource:
         if not files:
             raise SpecError(f"no file matches {self._settings.path}: check source.path")
         _refuse_mix(files)
+        shared = "openai-batch" if any(file.format == "openai-batch" for file in files) else "jsonl"
+        files = [msgspec.structs.replace(file, format=shared) if file.format == "blank" else file for file in files]
         total = sum(file.size for file in files)
         piece = max(MIN_PIECE_BYTES, -(-total // (max(1, lanes_hint) * PIECES_PER_LANE)))
         return [split for file in files for split in _cut(file, piece)]
@@ -116,7 +119,7 @@ def fingerprint(path: str, file: BinaryIO) -> tuple[int, str]:
 def _format(path: str, file: BinaryIO, size: int) -> str | None:
     match names.kind_of(path):
         case "json":
-            return names.look(file, names.compression_of(path)) if size else "jsonl"
+            return names.look(file, names.compression_of(path)) or "blank"
         case None if size == 0:
             return None
         case None:
@@ -130,7 +133,7 @@ def _format(path: str, file: BinaryIO, size: int) -> str | None:
 
 def _refuse_mix(files: Sequence[_File]) -> None:
     requests = next((file for file in files if file.format == "openai-batch"), None)
-    rows = next((file for file in files if file.format != "openai-batch" and file.size), None)
+    rows = next((file for file in files if file.format not in {"openai-batch", "blank"}), None)
     if requests and rows:
         raise SpecError(
             f"{requests.path} holds openai-batch requests and {rows.path} holds rows: "

@@ -21,8 +21,8 @@ def blocks(file: BinaryIO, compression: str | None, start: int = 0) -> Iterator[
 
     Where the file is compressed, reaching `start` means reading all before it. Raises `Broken` and `OSError`.
     """
+    file.seek(start if compression is None else 0)
     if compression is None:
-        file.seek(start)
         return _plain(file)
     return _skip(DECODERS[compression](file), start)
 

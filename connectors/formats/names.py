@@ -35,9 +35,13 @@ def delimiter_of(path: str) -> str:
     return "\t" if ".tsv" in PurePath(path.lower()).suffixes else ","
 
 
-def look(file: BinaryIO, compression: str | None) -> str:
-    """`openai-batch` or `jsonl`, by the first line that is a JSON object; a line that isn't decides nothing."""
-    for line in _head(file, compression).removeprefix(BOM).split(b"\n"):
+def look(file: BinaryIO, compression: str | None) -> str | None:
+    """`openai-batch` or `jsonl`, by the first line that is a JSON object; a line that isn't decides nothing. None: the
+    file is blank."""
+    head = _head(file, compression).removeprefix(BOM)
+    if not head or head.isspace():
+        return None
+    for line in head.split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
             return "openai-batch" if "body" in fields and ("custom_id" in fields or "url" in fields) else "jsonl"

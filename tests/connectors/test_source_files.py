@@ -1,0 +1,198 @@
+"""A file source cuts its input by content, in order, and notices when it changes."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import pytest
+
+from penstock.connectors import files
+from penstock.connectors.base import Raw
+from penstock.connectors.files import FileSource
+from penstock.connectors.formats import json_lines
+from penstock.connectors.settings import FilesSource
+from penstock.engine.errors import BadRecord, SpecError, Temporary
+from penstock.engine.plan import Split
+
+LINE = json.dumps({"custom_id": "a", "body": {"messages": []}}).encode() + b"\n"
+
+
+def source(path: Path | str) -> FileSource:
+    return FileSource(FilesSource(str(path)))
+
+
+async def read_all(source: FileSource, starts: list[tuple[Split, int]], size: int = 7) -> tuple[list[Raw], list[str]]:
+    reader = await source.open(starts)
+    records: list[Raw] = []
+    ended: list[str] = []
+    while True:
+        batch = await reader.read(size, 1 << 20)
+        assert len(batch.records) <= size
+        records += batch.records
+        ended += batch.ended
+        if batch.done:
+            await reader.close()
+            return records, ended
+
+
+async def test_a_folder_is_read_below_in_order_without_hidden_files(tmp_path: Path) -> None:
+    """Sorted paths; names with a dot in front and empty marker files are no input."""
+    for name in ("b.jsonl", "a/z.jsonl", ".hidden.jsonl", ".git/x.jsonl", "a/_SUCCESS"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"" if "SUCCESS" in name else LINE)
+    splits = await source(tmp_path).splits(1)
+    assert [os.path.relpath(split.uri, tmp_path) for split in splits] == ["a/z.jsonl", "b.jsonl"]
+    assert [split.uri for split in await source(tmp_path / "*.jsonl").splits(1)] == [str(tmp_path / "b.jsonl")]
+
+
+async def test_formats_are_found_from_names_and_lines_are_looked_into(tmp_path: Path) -> None:
+    """`custom_id` and `body` in the first line make it openai-batch, compressed or not, BOM and blank lines apart."""
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n\n" + LINE)
+    (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(LINE))
+    (tmp_path / "c.jsonl").write_bytes(b"not json\n" + LINE)
+    (tmp_path / "d.jsonl").write_bytes(b"\n \n")
+    splits = await source(tmp_path).splits(1)
+    assert [(split.format, split.compression) for split in splits] == [
+        ("openai-batch", None), ("openai-batch", "gzip"), ("openai-batch", None),
+        ("openai-batch", None),
+    ]  # fmt: skip
+    (tmp_path / "c.jsonl").write_bytes(b'{"text":"x"}\n')
+    with pytest.raises(SpecError, match="two jobs"):
+        await source(tmp_path).splits(1)
+
+
+@pytest.mark.parametrize(("name", "match"), [("none.jsonl", "no file matches"), ("notes.txt", "does not say")])
+async def test_what_cannot_be_input_is_a_spec_error(tmp_path: Path, name: str, match: str) -> None:
+    """Nothing matches, or a name says nothing: the message names it and says what to do."""
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(SpecError, match=match):
+        await source(tmp_path / name).splits(1)
+
+
+async def test_one_big_file_is_cut_for_all_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least as many pieces as lanes, none under the least size; together they hold every record once."""
+    monkeypatch.setattr(files, "MIN_PIECE_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"".join(b'{"n":%d}\r\n' % n for n in range(5000)))
+    for lanes in (1, 3, 8, 64):
+        splits = await source(path).splits(lanes)
+        assert len(splits) >= min(lanes, path.stat().st_size // 2000)
+        assert all(split.size_bytes >= 1000 for split in splits)
+        assert len({split.id for split in splits}) == len(splits)
+        records, ended = await read_all(source(path), [(split, split.start) for split in splits], 500)
+        assert [msgspec.json.decode(raw.data)["n"] for raw in records] == list(range(5000))
+        assert ended == [split.id for split in splits]
+
+
+async def test_a_csv_is_cut_only_where_no_quotes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes may hide line breaks: then one split. Pieces know the header all the same."""
+    monkeypatch.setattr(files, "MIN_PIECE_BYTES", 100)
+    plain, quoted = tmp_path / "plain.csv", tmp_path / "quoted.csv"
+    plain.write_text("n,t\n" + "".join(f"{n},x\n" for n in range(500)))
+    quoted.write_text("n,t\n" + "".join(f'{n},"x\ny"\n' for n in range(500)))
+    for path, many in ((plain, True), (quoted, False)):
+        splits = await source(path).splits(4)
+        assert (len(splits) > 1) == many
+        records, _ = await read_all(source(path), [(split, split.start) for split in splits])
+        assert [msgspec.json.decode(raw.row_json or b"")["n"] for raw in records] == [str(n) for n in range(500)]
+        for raw in records[::50]:
+            split = next(one for one in splits if one.id == raw.position.split)
+            again, _ = await read_all(source(path), [(split, raw.position.position)])
+            assert again == [
+                one
+                for one in records
+                if one.position.split == split.id and one.position.position >= raw.position.position
+            ]
+
+
+async def test_a_header_that_names_a_column_twice_is_a_spec_error(tmp_path: Path) -> None:
+    """A row couldn't hold both."""
+    (tmp_path / "a.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(SpecError, match="twice"):
+        await source(tmp_path / "a.csv").splits(1)
+
+
+async def test_an_empty_file_is_input_without_records(tmp_path: Path) -> None:
+    """JSON lines and CSV alike."""
+    for name in ("a.jsonl", "b.csv", "c.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"")
+    splits = await source(tmp_path).splits(4)
+    records, ended = await read_all(source(tmp_path), [(split, split.start) for split in splits])
+    assert (records, len(ended)) == ([], 3)
+
+
+async def test_compressed_files_are_one_split_each(tmp_path: Path) -> None:
+    """Opened at any position, the rest comes."""
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(LINE * 10))
+    (split,) = await source(path).splits(8)
+    assert (split.start, split.end, split.compression) == (0, None, "gzip")
+    records, _ = await read_all(source(path), [(split, 0)])
+    assert len(records) == 10
+    assert await read_all(source(path), [(split, records[6].position.position)]) == (records[6:], [split.id])
+
+
+async def test_identity_is_content_and_not_time(tmp_path: Path) -> None:
+    """The same bytes with another time are the same input; other bytes of the same size are not."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINE * 3)
+    (first,) = await source(path).splits(1)
+    os.utime(path, (1, 1))
+    assert await source(path).splits(1) == [first]
+    path.write_bytes(LINE * 2 + LINE.replace(b'"a"', b'"b"'))
+    (changed,) = await source(path).splits(1)
+    assert changed.object_id != first.object_id
+    with pytest.raises(BadRecord, match="changed") as caught:
+        await read_all(source(path), [(first, 0)])
+    assert caught.value.reason == "source_lost"
+    path.unlink()
+    with pytest.raises(BadRecord, match="gone"):
+        await read_all(source(path), [(first, 0)])
+
+
+async def test_a_disk_that_fails_half_way_is_told_after_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records read before come first; then `Temporary`; when the disk is back, reading goes on with the next one."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b'{"n":%d}\n' % n for n in range(10)))
+    (split,) = await source(path).splits(1)
+    failures = iter((6, 2))
+
+    def failing(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Raw]:
+        good = next(failures, 100)
+        for n, raw in enumerate(json_lines.records(file, split, start, limit)):
+            if n == good:
+                raise OSError(5, "Input/output error")
+            yield raw
+
+    monkeypatch.setitem(files.READERS, "jsonl", failing)
+    reader = await source(path).open([(split, 0)])
+    counts: list[int] = []
+    found: list[int] = []
+    for _ in range(4):
+        batch = await reader.read(4, 1 << 20)
+        counts.append(len(batch.records))
+        found += [msgspec.json.decode(raw.data)["n"] for raw in batch.records]
+    assert (counts, found, batch.done) == ([4, 2, 2, 2], list(range(10)), True)
+    failures = iter((0,))
+    reader = await source(path).open([(split, 0)])
+    with pytest.raises(Temporary, match="Input/output error"):
+        await reader.read(4, 1 << 20)
+    assert len((await reader.read(40, 1 << 20)).records) == 10
+
+
+async def test_a_reader_keeps_to_its_limits(tmp_path: Path) -> None:
+    """At most so many records; bytes are exceeded by one record at most; one record always comes."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINE * 100)
+    (split,) = await source(path).splits(1)
+    reader = await source(path).open([(split, 0)])
+    assert len((await reader.read(3, 1 << 20)).records) == 3
+    assert len((await reader.read(100, 2 * len(LINE))).records) == 3
+    assert len((await reader.read(100, 1)).records) == 1
