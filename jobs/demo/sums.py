@@ -46,9 +46,8 @@ class Bill(msgspec.Struct, frozen=True):
 
 def check(stage: Stage, report: Report, *, killed_after: int | None) -> bool:
     """The sentence of the demo: nothing lost, nothing twice. True where that is so."""
-    rows = (
-        f"{counted(report.offered, 'row')} in, {report.results:,} results and {report.dead_letters:,} dead letters out"
-    )
+    results, dead = counted(report.results, "result"), counted(report.dead_letters, "dead letter")
+    rows = f"{counted(report.offered, 'row')} in, {results} and {dead} out"
     said = f"[bold]{report.lost} lost, {report.twice} twice, {report.repeated} repeated[/]"
     if not report.clean:
         stage.bad(f"{rows}: {report}")
@@ -57,7 +56,8 @@ def check(stage: Stage, report: Report, *, killed_after: int | None) -> bool:
     stage.say("  compared: the input, the sandbox's journal of every answer it charged for, and the committed files")
     if killed_after is not None:
         stage.say(
-            f"  repeated: calls whose answer died with the process; {counted(report.marked, 'row')} marked maybe_paid"
+            "  repeated: served, and the answer died with the process; each of these rows is among the "
+            f"{report.marked:,} marked maybe_paid (all that could have been under way)"
         )
     return True
 
