@@ -23,6 +23,10 @@ ENDED: frozenset[RunState] = frozenset(
 )
 
 
+STALE_AFTER_S = 60.0
+"""A run that goes says something every two seconds; a minute of silence means that its command is gone."""
+
+
 class History:
     """The runs of one state URL. `url` is kept for the sentences that name it."""
 
@@ -49,7 +53,7 @@ class History:
     def runs(self) -> list[RunStatus]:
         """All runs, the latest first. One whose status was never written is shown as starting."""
         keys = [key for key in self._state.list("runs/") if key.endswith("/spec.json")]
-        found = [self._status_or_starting(key.split("/")[-2]) for key in keys]
+        found = [self.status_or_starting(key.split("/")[-2]) for key in keys]
         return sorted(found, key=lambda status: (-status.started_at, status.run_id))
 
     def ask_cancel(self, run_id: str, by: str) -> None:
@@ -85,7 +89,8 @@ class History:
             case _:
                 raise SpecError(f"{wanted!r} fits {len(matches)} runs: {', '.join(matches[:4])}; say more of the id")
 
-    def _status_or_starting(self, run_id: str) -> RunStatus:
+    def status_or_starting(self, run_id: str) -> RunStatus:
+        """A command that died right after it wrote the spec left no status."""
         found = self._state.get(_key(run_id, "status.json"))
         if found is None:
             return RunStatus(run_id=run_id, name=self.spec(run_id).name, state="starting")

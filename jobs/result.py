@@ -20,7 +20,8 @@ class JobResult:
     """`ok`: done, with no more dead letters than the job allows. Records are read from the outputs at each call, a
     batch at a time: memory does not grow with the run unless you ask for all of it (`to_arrow`)."""
 
-    def __init__(self, spec: RunSpec, status: RunStatus) -> None:
+    def __init__(self, spec: RunSpec, status: RunStatus, *, was_done: bool = False) -> None:
+        self._was_done = was_done
         self.spec = spec
         self.status = status
         self._outputs = Outputs(spec, status)
@@ -44,7 +45,7 @@ class JobResult:
     def nothing_to_do(self) -> bool:
         """The run was finished before; this command sent nothing."""
         status = self.status
-        return status.state == "done" and status.resumed and status.first_dispatch_at is None
+        return self._was_done and status.state == "done" and status.first_dispatch_at is None
 
     def to_arrow(self) -> Table:
         """All results as one table; in input order where the sink is one file. Parquet has flat columns

@@ -22,7 +22,7 @@ import msgspec
 
 from penstock.engine.errors import SpecError
 from penstock.jobs import trial
-from penstock.jobs.history import History, is_over, open_history
+from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
 from penstock.jobs.progress import Display, Meter, Silent
 from penstock.jobs.result import JobResult
 from penstock.workers.clock import SYSTEM, Clock
@@ -168,16 +168,40 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     """Launch a run and follow it to its end. Raises the errors of `engine.errors`; a run that ended badly is no error
     but a `JobResult` that says so."""
     history = (session.open_history or open_history)(spec.state)
-    history.save_spec(spec)
-    history.forget_cancel(spec.run_id)
+    before = _Before.of(history, spec.run_id)
+    if before.is_quiet(SYSTEM.now()):
+        history.forget_cancel(spec.run_id)
+    options = msgspec.structs.replace(session.options, command=command_line())
+    if spec.limit is not None and before.fingerprint not in (None, spec.fingerprint):
+        options = msgspec.structs.replace(options, fresh=True)  # a trial is for editing the job between two looks
     with interrupts(stop), (session.open_cluster or _real_cluster)(session.address) as cluster:
-        handle = cluster.launch(spec, msgspec.structs.replace(session.options, command=command_line()))
+        handle = cluster.launch(spec, options)
         try:
+            history.save_spec(spec)  # only now: a refused command must not change what history says of the run
             status = follow(handle, history, display, stop)
         finally:
             display.close()
             handle.close()
-    return JobResult(spec, status)
+    return JobResult(spec, status, was_done=before.state == "done")
+
+
+class _Before(msgspec.Struct, frozen=True):
+    """What history says of a run before this command; all None where it is new."""
+
+    state: RunState | None = None
+    updated_at: float = 0.0
+    fingerprint: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, history: History, run_id: str) -> _Before:
+        if not history.knows(run_id):
+            return cls()
+        status = history.status_or_starting(run_id)
+        return cls(status.state, status.updated_at, history.spec(run_id).fingerprint)
+
+    def is_quiet(self, now: float) -> bool:
+        """No command seems to be at it: its request to cancel, if any, is an old one."""
+        return self.state is None or self.state in ENDED or now - self.updated_at > STALE_AFTER_S
 
 
 def _real_cluster(address: str | None) -> AbstractContextManager[Cluster]:

@@ -129,6 +129,8 @@ def _tell(result: JobResult) -> None:
         return
     for part in report.summary(result.status, state=shared.state_to_name(result.spec.state)):
         out.print(part)
+    if result.spec.limit is not None:
+        out.print("a trial: its rows are done and paid for again when the whole job runs", style="yellow")
     for line in exits.explain(result.status, result.spec.max_dead_letters):
         out.print(line, style="yellow")
 
@@ -165,7 +167,7 @@ def status(run: str | None, state: str | None, as_json: bool) -> int:
     """
     import time
 
-    from penstock.jobs.history import is_over
+    from penstock.jobs.history import STALE_AFTER_S, is_over
     from penstock.jobs.progress import Meter, plain_line
     from penstock.jobs.wording import duration
 
@@ -184,8 +186,6 @@ def status(run: str | None, state: str | None, as_json: bool) -> int:
     return exits.DONE
 
 
-STALE_AFTER_S = 60.0
-"""A live run says something every two seconds; a minute of silence means that its command is gone."""
 STALE = ": its command seems to be gone; run the job again and it goes on where it was"
 
 

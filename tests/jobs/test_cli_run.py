@@ -4,10 +4,12 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.connectors.settings import FilesSink, FilesSource, Row
@@ -50,7 +52,6 @@ class ScriptedRun:
         self._tally = tally
         self.asked: list[str] = []
         self._state: RunState = "starting"
-        self.resumed = False
 
     def status(self) -> RunStatus:
         step = self._script.pop(0) if self._script else self._state
@@ -58,9 +59,7 @@ class ScriptedRun:
             step()
         else:
             self._state = step
-        return RunStatus(
-            "job-1", "job", self._state, started_at=1.0, updated_at=2.0, tally=self._tally, resumed=self.resumed
-        )
+        return RunStatus("job-1", "job", self._state, started_at=1.0, updated_at=2.0, tally=self._tally)
 
     def drain(self) -> None:
         self.asked.append("drain")
@@ -182,11 +181,20 @@ def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
-    """Running it again exits 0, whatever its dead letters were."""
-    run = ScriptedRun(["done"], Tally(results=3, dead_letters={"wall": 1}))
-    run.resumed = True
-    result = running.execute(spec_in(tmp_path), Session(open_cluster=ScriptedCluster(run).open), Heard(), Stop())
-    assert (result.nothing_to_do, result.exit_code) == (True, 0)
+    """Running it again exits 0, whatever its dead letters were; the first time they count."""
+    tally = Tally(results=3, dead_letters={"wall": 1})
+    first, _, _ = carry_out(tmp_path, ["done"], tally)
+    again, _, _ = carry_out(tmp_path, ["done"], tally)
+    assert (first.nothing_to_do, first.exit_code) == (False, 5)
+    assert (again.nothing_to_do, again.exit_code) == (True, 0)
+
+
+def test_a_run_killed_before_its_end_is_judged_when_it_ends(tmp_path: Path) -> None:
+    """Where only the assembly was left to do, its dead letters still count."""
+    tally = Tally(results=3, dead_letters={"wall": 1})
+    history_of(tmp_path).save_spec(spec_in(tmp_path))
+    history_of(tmp_path).save_status(RunStatus("job-1", "job", "assembling", tally=tally))
+    assert carry_out(tmp_path, ["done"], tally)[0].exit_code == 5
 
 
 @pytest.mark.parametrize(
@@ -208,8 +216,6 @@ def test_the_exit_code_says_how_it_ended(
     tmp_path: Path, state: RunState, dead: int, allowed: int | float | None, code: int
 ) -> None:
     """SURFACES §4. `max_dead_letters` unset: any dead letter is 5; a number: so many; a fraction: that share."""
-    import msgspec
-
     tally = Tally(results=3, dead_letters={"wall": dead} if dead else {})
     spec = msgspec.structs.replace(spec_in(tmp_path), max_dead_letters=allowed)
     assert JobResult(spec, RunStatus("job-1", "job", state, tally=tally)).exit_code == code
@@ -225,9 +231,38 @@ def test_a_held_run_is_refused_and_takes_nothing_down(tmp_path: Path) -> None:
 def test_a_new_command_takes_an_old_request_to_cancel_back(tmp_path: Path) -> None:
     """Otherwise a cancelled run could never go on."""
     history = history_of(tmp_path)
+    carry_out(tmp_path, ["cancelled"])
     history.ask_cancel("job-1", "somebody")
     carry_out(tmp_path, ["done"])
     assert not history.cancel_asked("job-1")
+
+
+def test_a_refused_command_changes_nothing_that_history_says(tmp_path: Path) -> None:
+    """The run that goes on keeps its spec, and the request to cancel it that somebody just made."""
+    history, spec = history_of(tmp_path), spec_in(tmp_path)
+    history.save_spec(spec)
+    history.save_status(RunStatus("job-1", "job", "running", updated_at=time.time()))
+    history.ask_cancel("job-1", "somebody")
+    changed = msgspec.structs.replace(spec, name="changed")
+    session = Session(open_cluster=ScriptedCluster(Held("held by ann")).open)
+    with pytest.raises(Held):
+        running.execute(changed, session, Heard(), Stop())
+    assert history.spec("job-1") == spec
+    assert history.cancel_asked("job-1")
+
+
+def test_a_trial_of_an_edited_job_starts_over(tmp_path: Path) -> None:
+    """Prompts are edited between two trials: nobody has to accept that. The whole run does ask."""
+    for limit, fresh in ((5, True), (None, False)):
+        spec = msgspec.structs.replace(spec_in(tmp_path), run_id=f"job-{limit}", limit=limit, fingerprint={"p": "1"})
+        edited = msgspec.structs.replace(spec, fingerprint={"p": "2"})
+        asked: list[bool] = []
+        for each in (spec, spec, edited):
+            cluster = ScriptedCluster(ScriptedRun(["done"], Tally()))
+            running.execute(each, Session(open_cluster=cluster.open), Heard(), Stop())
+            assert cluster.options is not None
+            asked.append(cluster.options.fresh)
+        assert asked == [False, False, fresh]
 
 
 async def test_work_goes_on_beside_a_running_loop() -> None:
