@@ -1,0 +1,150 @@
+"""One item's story, and a run's records, wherever they stand: assembled or only committed, in any format."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.connectors.base import OutRecord
+from penstock.connectors.records import Encoder
+from penstock.connectors.registry import open_stores
+from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import Corrupt, SpecError
+from penstock.engine.items import Answer, Attributes, DeadLetter, Item, Position, Request, Result, Route, Usage
+from penstock.engine.plan import Plan
+from penstock.engine.policy import Policy
+from penstock.jobs import explain, told
+from penstock.jobs.result import JobResult
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus, Tally
+
+ITEMS = [f"{n:032x}" for n in range(0x10000000, 0x10000005)]
+BODY = b'{"choices":[{"message":{"role":"assistant","content":"delivery"}}]}'
+
+
+def result(item_id: str, label: str | None = None, generation: int = 0, text: str = "delivery") -> Result:
+    item = Item(
+        item_id=item_id,
+        source=Position("rows", 0, 0),
+        attributes=Attributes(),
+        request=Request(body_json=b"{}"),
+        original=b"{}",
+        enqueued_at=1.0,
+        custom_id=label,
+        keep_json=msgspec.json.encode({"n": int(item_id, 16)}),
+        generation=generation,
+    )
+    return Result(
+        item=item, route=Route("t", 3, (), (), "why"), answer=Answer(text, "stop", BODY), model="m",
+        model_version="v", provider="p", account="a", region=None, mode="now", usage=Usage(), cost_nano=7,
+        cost_basis="metered", price_version="", policy_version="", prompt_version="", attempts=(), finished_at=2.0,
+        queue_ms=0.0, call_ms=0.0, output_hash="",
+    )  # fmt: skip
+
+
+def line(made: Result, shape: str = "rows") -> bytes:
+    return Encoder("job-1", "rows" if shape == "rows" else "openai-batch").result(made)
+
+
+def spec_in(folder: Path, suffix: str) -> RunSpec:
+    names = {"results": f"out{suffix}", "dead_letters": "out.dead_letters.jsonl", "costs": "out.costs.jsonl"}
+    sinks = {name: FilesSink(str(folder / path)) for name, path in names.items()}
+    catalog = Catalog(accounts={}, models={}, tiers={})
+    return RunSpec("job-1", "job", {}, FilesSource("x"), None, Row(), catalog, Policy(tasks={}), sinks)
+
+
+async def committed(folder: Path, suffix: str = ".jsonl", *, finish: bool = True) -> JobResult:
+    """Five results in a real file store; assembled, or only committed."""
+    spec = spec_in(folder, suffix)
+    stores = open_stores(spec.sinks, spec.run_id)  # pyright: ignore[reportArgumentType]
+    plan = Plan(spec.run_id, spec.name, {}, 1, (), {}, 1.0)
+    await stores.primary.write_plan(plan)
+    await stores.primary.take(0, (1, 1))
+    records = {"results": [OutRecord(0, n, line(result(item))) for n, item in enumerate(ITEMS)]}
+    await stores.primary.commit(0, (1, 1), 1, records, {})
+    outputs = await stores.finish(plan) if finish else {}
+    return JobResult(spec, RunStatus("job-1", "job", "done", tally=Tally(results=5), outputs=outputs))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+async def test_results_come_as_a_table_whatever_the_file(tmp_path: Path, suffix: str) -> None:
+    """All rows, in input order, kept columns and answer beside what is ours."""
+    table: pa.Table = (await committed(tmp_path, suffix)).to_arrow()
+    assert table.column("n").to_pylist() == [int(item, 16) for item in ITEMS]
+    assert set(table.column("answer").to_pylist()) == {"delivery"}
+
+
+async def test_a_run_that_goes_is_read_from_what_it_committed(tmp_path: Path) -> None:
+    """Before anything is assembled, `explain` finds the item all the same."""
+    job = await committed(tmp_path, finish=False)
+    (ending,) = explain.find(ITEMS[3], job.lines("results"), job.lines("dead_letters"))
+    assert explain.item_id(ending) == ITEMS[3]
+
+
+async def test_a_result_says_in_one_line_what_came_of_it(tmp_path: Path) -> None:
+    """What a notebook shows, and the whole summary for who asks."""
+    job = await committed(tmp_path)
+    assert repr(job) == "JobResult('job-1', done, 5 results, 0 dead letters)"
+    assert job.ok
+    assert "5: 5 results" in job.summary
+    assert list(job.dead_letters()) == []
+    assert list(job.costs()) == []
+
+
+def nothing() -> Iterator[bytes]:
+    return iter(())
+
+
+def test_six_digits_find_an_item_and_fewer_are_a_label() -> None:
+    """`explain 1000` means the row that somebody called 1000."""
+    lines = [line(result("ab" * 16, "1000"), "openai-batch"), line(result("1000" * 8, "b"), "openai-batch")]
+    (labelled,) = explain.find("1000", lines, nothing())
+    (by_id,) = explain.find("100010", lines, nothing())
+    assert (explain.item_id(labelled), explain.item_id(by_id)) == ("ab" * 16, "1000" * 8)
+
+
+def test_every_generation_of_an_item_is_told() -> None:
+    """A dead letter first, its replay's result after it."""
+    dead = DeadLetter(ITEMS[0], Position("rows", 0, 0), "budget", "spent", b"{}")
+    letters = [Encoder("job-1", "rows").dead_letter(dead)]
+    first, second = explain.find(ITEMS[0], [line(result(ITEMS[0], generation=1))], letters)
+    assert isinstance(first, told.LetterTold)
+    assert isinstance(second, told.ResultTold)
+
+
+def test_a_prefix_of_several_items_names_them() -> None:
+    """Nobody's story is told in another's place."""
+    with pytest.raises(SpecError, match="fits 5 items"):
+        explain.find("000000000000", [line(result(item)) for item in ITEMS], nothing())
+
+
+@pytest.mark.parametrize("shape", ["rows", "openai-batch"])
+def test_the_answer_is_told_in_either_shape(shape: str) -> None:
+    """The column `answer`, or the first choice of the completion."""
+    assert told.result(line(result(ITEMS[0]), shape)).answer == "delivery"
+
+
+def test_a_file_that_is_not_ours_is_refused() -> None:
+    """It says so, instead of telling half a story."""
+    with pytest.raises(Corrupt, match="not one of ours"):
+        told.result(b'{"a":1}')
+
+
+@given(st.text())
+def test_any_answer_and_any_kept_text_can_be_told(text: str) -> None:
+    """What models say never breaks a story; long answers are cut and say so."""
+    made = result(ITEMS[0], text=text.encode("utf-8", "replace").decode())
+    lines = explain.story(told.result(line(made)), "out.jsonl")
+    assert all(len(each.text) <= explain.ANSWER_SHOWN + 100 for each in lines)
+
+
+@given(st.integers(0, 10**15))
+def test_money_survives_a_record(nano: int) -> None:
+    """Nano-dollars out, nano-dollars back."""
+    made = msgspec.structs.replace(result(ITEMS[0]), cost_nano=nano)
+    assert told.nano(told.result(line(made)).penstock.cost_usd) == nano
