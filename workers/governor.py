@@ -51,6 +51,8 @@ class Want(msgspec.Struct, frozen=True, array_like=True):
     output: int = 0
     told: Told | None = None
     refusals: list[tuple[FailureKind, float | None]] = []
+    flew: int = 0
+    """Calls in flight when the first of them came: an overload takes its share of these."""
 
 
 class Lease(msgspec.Struct, frozen=True, array_like=True):
@@ -125,14 +127,12 @@ class Governor:
             self._dispatchers[want.dispatcher] = _Dispatcher(use, tick)
             if use.est_calls or use.flying:
                 self._restarted = True
-            self._limits.flies(use.flying, want.dispatcher)
             return
         old = one.use
         if use.est_calls >= old.est_calls:  # else it was restarted under its old name: its calls died with it
             est = Ask(use.est_calls - old.est_calls, use.est_input - old.est_input, use.est_output - old.est_output)
             real = Ask(use.calls - old.calls, use.input - old.input, use.output - old.output)
             self._limits.settle(est, real, tick, want.dispatcher)
-        self._limits.flies(use.flying, want.dispatcher)
         one.use, one.seen = use, tick
 
     def _listen(self, want: Want, tick: float) -> None:
@@ -141,9 +141,12 @@ class Governor:
                 self._trouble_at = max(self._trouble_at, tick)
                 self._learn(want.told.limits)
             self._limits.observe(want.told.left, tick)
+        if want.refusals:
+            self._limits.flies(max(want.flew, want.use.flying), want.dispatcher)
         for kind, wait_s in want.refusals:
             self._limits.throttled(kind, wait_s, tick)
             self._trouble_at = max(self._trouble_at, tick + (wait_s or 0.0))
+        self._limits.flies(want.use.flying, want.dispatcher)
 
     def _learn(self, known: Limits) -> None:
         if known != self._known:
@@ -153,7 +156,7 @@ class Governor:
                 self._limits.flies(one.use.flying, name)
 
     def _grant(self, want: Want, tick: float) -> Lease:
-        share = max(1, -(-self._limits.window // max(1, len(self._dispatchers))))
+        share = max(1, self._limits.window // max(1, len(self._dispatchers)))
         if self._restarted and tick - self._born < LEASE_S:
             return Lease(0, 0, 0, share, False, self._born + LEASE_S - tick)
         if self._is_open(tick):
@@ -170,5 +173,5 @@ class Governor:
         return (
             not self._rated
             and tick - self._trouble_at > CALM_S
-            and self._limits.window >= self._account.limits.concurrency
+            and self._limits.window >= max(self._account.limits.concurrency, len(self._dispatchers))
         )

@@ -198,6 +198,8 @@ class GovernedGate:
         self._on_lease: dict[int, tuple[int, int]] = {}
         self._told: Told | None = None
         self._refusals: list[tuple[FailureKind, float | None]] = []
+        self._flew = 0
+        """Calls in flight when the first of these refusals came."""
         self._hold_until = 0.0
         self._hungry = asyncio.Event()
         self._decode = msgspec.msgpack.Decoder(Lease)
@@ -206,6 +208,7 @@ class GovernedGate:
     def admit(self, call: Call, tick: float) -> float:
         if tick < self._hold_until:
             return self._hold_until - tick
+        self._next_size = (call.est_input_tokens, call.max_tokens)
         if self._flying >= self._share:
             self._hungry.set()
             return PROBE_S
@@ -221,6 +224,8 @@ class GovernedGate:
             real = actual(call, sent, usage, failure)
             self._over(1, *est, real.calls, real.input_tokens, real.output_tokens)
         if failure is not None and failure.kind in THROTTLES:
+            if not self._refusals:
+                self._flew = self._flying + 1
             self._refusals.append((failure.kind, failure.retry_after_s))
             self._hold_until = max(self._hold_until, tick + min(failure.retry_after_s or PROBE_S, CALM_S))
             self._open = False
@@ -251,7 +256,7 @@ class GovernedGate:
                     continue
 
     def _admit_on_lease(self, call: Call, tick: float) -> float:
-        inputs, outputs = self._next_size = (call.est_input_tokens, call.max_tokens)
+        inputs, outputs = self._next_size
         enough = self._input >= inputs and self._output >= outputs
         if tick >= self._until or self._calls <= 0 or not (enough or self._whole):
             self._hungry.set()
@@ -297,10 +302,11 @@ class GovernedGate:
             raise
         self._heard_at = sent_at
         self._share, self._open = lease.concurrency, lease.open and not self._refusals
-        self._calls, self._input, self._output = lease.calls, lease.input, lease.output
-        self._until = sent_at + lease.life_s
-        if hungry and not lease.calls and not lease.open:
-            self._hungry.set()
+        if hungry:  # else the rights in hand are still good
+            self._calls, self._input, self._output = lease.calls, lease.input, lease.output
+            self._until = sent_at + lease.life_s
+            if not lease.calls and not lease.open:
+                self._hungry.set()
         return lease.wait_s
 
     def _want(self, hungry: bool, told: Told | None, refusals: list[tuple[FailureKind, float | None]]) -> Want:
@@ -308,9 +314,11 @@ class GovernedGate:
         used, inputs, outputs = self._used, self._used_input, self._used_output
         self._used = self._used_input = self._used_output = 0
         if not hungry:
-            return Want(self._dispatcher, use, told=told, refusals=refusals)
+            return Want(self._dispatcher, use, told=told, refusals=refusals, flew=self._flew)
         # The call that waits may be larger than those before it: it counts as the average asks for.
         size = self._next_size
         used, inputs, outputs = used + 1, inputs + size[0], outputs + size[1]
         calls = min(MOST_ASKED, max(LEAST_ASKED, 2 * used))
-        return Want(self._dispatcher, use, calls, calls * inputs // used, calls * outputs // used, told, refusals)
+        return Want(
+            self._dispatcher, use, calls, calls * inputs // used, calls * outputs // used, told, refusals, self._flew
+        )
