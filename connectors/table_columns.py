@@ -31,6 +31,8 @@ class Column(msgspec.Struct, frozen=True):
     kind: Kind
     items: tuple[Column, ...] = ()
     """Of a list: the fields of its structs."""
+    optional: bool = True
+    """It may be null. (CSV writes null and an empty text alike.)"""
 
     @property
     def get(self) -> Callable[[msgspec.Struct], object]:
@@ -81,7 +83,7 @@ def columns_of(struct: type[msgspec.Struct], prefix: str = "", path: tuple[str, 
         elif get_origin(inner) in (list, tuple):
             yield Column(name, here, "list", tuple(columns_of(get_args(inner)[0])))
         else:
-            yield Column(name, here, _kind(field.name, inner))
+            yield Column(name, here, _kind(field.name, inner), optional=inner is not field.type or inner is not str)
 
 
 def _without_none(kind: object) -> object:

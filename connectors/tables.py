@@ -13,13 +13,14 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from penstock.connectors.base import SinkName
 from penstock.connectors.records import usd
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
+from penstock.connectors.table_answers import answer_type
 from penstock.connectors.table_columns import (
     BATCH,
     FIXED,
@@ -32,8 +33,6 @@ from penstock.connectors.table_columns import (
 )
 from penstock.engine.errors import SpecError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Array = Any
 """A `pa.Array`, `pa.RecordBatch` or `pa.DataType`: pyarrow brings no types."""
@@ -50,7 +49,7 @@ READ_ROWS = 1024
 
 def parquet_writer(sink: str, values: Values) -> Callable[[Path], ParquetWriter]:
     """Opens writers of one sink's parts. `values`: all records, for learning the columns."""
-    table = Table(sink, learn(sink, values), AnswerType.learn(sink, values))
+    table = Table(sink, learn(sink, values), answer_type(values) if sink == "results" else None)
     return lambda path: ParquetWriter(path, table)
 
 
@@ -67,45 +66,10 @@ def learn(sink: str, values: Values) -> Layout:
     return layout
 
 
-class AnswerType(msgspec.Struct, frozen=True):
-    """The struct type that fits every answer of a results table."""
-
-    type: pa.DataType
-
-    @classmethod
-    def learn(cls, sink: str, values: Values) -> AnswerType | None:
-        """None where answers are not all objects, or have no common struct type: then the column is text."""
-        if sink != "results":
-            return None
-        import pyarrow as pa
-
-        merged: pa.Schema | None = None
-        source = values()
-        while block := [decode_line(sink, v) for v in itertools.islice(source, READ_ROWS)]:
-            answers = [bytes(line.answer) for line in block if isinstance(line, RowLine)]
-            if len(answers) < len(block) or not all(a.startswith(b"{") for a in answers):
-                return None
-            try:
-                found = pa.schema([("answer", pa.infer_type([json.loads(a) for a in answers]))])
-                merged = pa.unify_schemas([merged, found], promote_options="permissive") if merged else found
-            except (pa.ArrowException, OverflowError):
-                return None
-        return cls(merged.field("answer").type) if merged and _writable(merged.field("answer").type) else None
-
-
-def _writable(kind: Array) -> bool:
-    """Parquet has no struct without fields."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return kind.num_fields > 0 and all(_writable(kind.field(i).type) for i in range(kind.num_fields))
-    return not pa.types.is_list(kind) or _writable(kind.value_type)
-
-
 class Table:
     """One table's columns in order, and how a line fills them."""
 
-    def __init__(self, sink: str, layout: Layout, answer: AnswerType | None) -> None:
+    def __init__(self, sink: str, layout: Layout, answer: Array | None) -> None:
         self.sink = sink
         self.kept = layout.kept()
         self.answer = answer
@@ -156,7 +120,7 @@ class ParquetWriter:
         for column, values in self._table.columns(self._lines):
             names.append(column.name)
             if column.name == "answer" and self._table.answer is not None:
-                arrays.append(pa.array([_loads(v) for v in values], self._table.answer.type))
+                arrays.append(pa.array([_loads(v) for v in values], self._table.answer))
             else:
                 arrays.append(_array(column, values))
         return pa.RecordBatch.from_arrays(arrays, names=names)
@@ -337,7 +301,7 @@ def _read_csv(path: str) -> Iterator[bytes]:
 
 def _from_cell(column: Column | None, cell: str) -> object:
     if not cell:
-        return None if column is not None else ""
+        return None if column is not None and column.optional else ""
     if column is None or column.kind in ("text", "time"):
         return cell
     return msgspec.Raw(cell.encode())

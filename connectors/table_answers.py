@@ -1,0 +1,116 @@
+"""The one struct type that fits every structured answer of a run, learnt from the answers themselves.
+
+Types of a schema can't be relied on: answers that miss it may be kept (`on_invalid: keep`). Where values do not go
+together, or there are more fields than a table should have, there is no type and the column is JSON text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from penstock.connectors.table_columns import RowLine, decode_line
+
+ArrowType = Any
+"""A `pa.DataType`: pyarrow brings no types."""
+MAX_FIELDS = 500
+"""Of one answer type, nested ones included. Models invent keys; a table of thousands of columns helps nobody."""
+MAX_DEPTH = 16
+_EXACT_FLOAT = 1 << 53
+_BLOCK = 1024
+
+
+class NoCommonType(Exception):
+    """Two values that no column type holds both."""
+
+
+class Shape:
+    """What values at one place looked like so far."""
+
+    def __init__(self) -> None:
+        self.kind = "null"
+        self.fields: dict[str, Shape] = {}
+        """Of a struct; of a list, its items under the name ""."""
+
+    def learn(self, value: object, depth: int = 0) -> None:
+        """Raises `NoCommonType`."""
+        if value is None:
+            return
+        if depth > MAX_DEPTH:
+            raise NoCommonType
+        self._be(_kind(value))
+        match value:
+            case dict():
+                for name, inner in value.items():
+                    self._field(str(name)).learn(inner, depth + 1)
+            case list():
+                for inner in value:
+                    self._field("").learn(inner, depth + 1)
+            case _:
+                pass
+
+    def _be(self, kind: str) -> None:
+        if self.kind == "null" or (self.kind == "int" and kind == "float"):
+            self.kind = kind
+        elif self.kind != kind and (self.kind, kind) != ("float", "int"):
+            raise NoCommonType
+
+    def _field(self, name: str) -> Shape:
+        return self.fields.setdefault(name, Shape())
+
+    def size(self) -> int:
+        return 1 + sum(field.size() for field in self.fields.values())
+
+    def arrow(self) -> ArrowType:
+        """Raises `NoCommonType` for a struct without fields: Parquet has none."""
+        import pyarrow as pa
+
+        match self.kind:
+            case "struct":
+                if not self.fields:
+                    raise NoCommonType
+                return pa.struct([(name, field.arrow()) for name, field in self.fields.items()])
+            case "list":
+                return pa.list_(self._field("").arrow())
+            case "null":
+                return pa.string()  # never anything but null: any type holds it
+            case kind:
+                return {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}[kind]
+
+
+def _kind(value: object) -> str:
+    match value:
+        case bool():
+            return "bool"
+        case int():
+            if abs(value) > _EXACT_FLOAT:  # a column may turn out to be floats; larger ones would change
+                raise NoCommonType
+            return "int"
+        case float():
+            return "float"
+        case str():
+            return "text"
+        case list():
+            return "list"
+        case _:
+            return "struct"
+
+
+def answer_type(values: Callable[[], Iterator[bytes]]) -> ArrowType | None:
+    """The struct type of all answers; None: not all are objects, or nothing fits them all."""
+    shape = Shape()
+    source = values()
+    try:
+        while block := list(itertools.islice(source, _BLOCK)):
+            for value in block:
+                line = decode_line("results", value)
+                if not isinstance(line, RowLine) or not bytes(line.answer).startswith(b"{"):
+                    return None
+                shape.learn(json.loads(bytes(line.answer)))
+            if shape.size() > MAX_FIELDS:
+                return None
+        return shape.arrow() if shape.kind == "struct" else None
+    except (NoCommonType, RecursionError):
+        return None

@@ -1,0 +1,366 @@
+"""What readers get: one file in input order, or parts and a manifest; whole, or as it was before."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from penstock.connectors import assembly, file_sort
+from penstock.connectors.base import OutRecord, Records, SinkName
+from penstock.connectors.file_disk import no_faults
+from penstock.connectors.file_store import FileStore
+from penstock.connectors.records import Encoder, iter_committed, iter_records
+from penstock.connectors.registry import PRIMARY, discard_stores, open_stores
+from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
+from penstock.engine.errors import Held, Refused, SpecError
+from penstock.engine.items import (
+    Answer,
+    Attempt,
+    Attributes,
+    CostLine,
+    DeadLetter,
+    Item,
+    Position,
+    Refusal,
+    Request,
+    Result,
+    Route,
+    Usage,
+)
+from penstock.engine.plan import Plan
+
+PLAN = Plan("run-1", "n", {}, 2, (), {}, 0.0)
+SINKS: tuple[SinkName, ...] = ("results", "costs", "quality", "dead_letters")
+
+
+def sinks_at(folder: Path, suffix: str = ".jsonl") -> dict[SinkName, SinkSettings]:
+    return {name: FilesSink(str(folder / f"{name}{suffix}")) for name in SINKS}
+
+
+def store_for(sinks: dict[SinkName, SinkSettings], home: Path, faults: Callable[[str], None] = no_faults) -> FileStore:
+    files = {str(name): sink for name, sink in sinks.items() if isinstance(sink, FilesSink)}
+    return FileStore(home, files, 0.0, faults=faults)
+
+
+async def commit_all(store: FileStore, lanes: dict[int, list[Records]], run: int = 1) -> None:
+    for lane, commits in lanes.items():
+        seq = (await store.take(lane, (run, 1))).seq
+        for n, records in enumerate(commits, seq + 1):
+            await store.commit(lane, (run, 1), n, records, {})
+        await store.release(lane)
+
+
+def shuffled(count: int, seed: int = 1) -> list[OutRecord]:
+    """Records of 7 splits in no order; half the items have two."""
+    places = [(n % 7, n // 7 * 10, sub) for n in range(count) for sub in range(1 + n % 2)]
+    random.Random(seed).shuffle(places)
+    return [OutRecord(o, p, json.dumps([o, p, s, "x" * (p % 50)]).encode(), s) for o, p, s in places]
+
+
+def in_commits(records: list[OutRecord], size: int) -> list[Records]:
+    return [{"results": records[at : at + size]} for at in range(0, len(records), size)]
+
+
+def keys(path: Path) -> list[tuple[int, ...]]:
+    return [tuple(json.loads(line)[:3]) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("chunk_rows", [10, 1000, 1_000_000])
+async def test_one_file_is_in_input_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_rows: int) -> None:
+    """Whatever lane, commit or order a record came in: sorted by (ordinal, position, sub), none lost, none twice; with
+    one chunk, with many runs, and with runs merged in small pieces."""
+    monkeypatch.setattr(file_sort, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(file_sort, "MERGE_BYTES", 1)
+    monkeypatch.setattr(file_sort, "BLOCK_BYTES", 500)
+    records = shuffled(3000)
+    store = store_for(sinks_at(tmp_path), tmp_path / ".results.penstock")
+    await commit_all(store, {0: in_commits(records[:2000], 17), 1: in_commits(records[2000:], 400)})
+    done = await store.finish(PLAN)
+    assert done["results"] == [str(tmp_path / "results.jsonl")]
+    found = keys(tmp_path / "results.jsonl")
+    assert found == sorted((r.ordinal, r.position, r.sub) for r in records)
+    assert not list((tmp_path / ".results.penstock/assembly").rglob("*.run"))
+
+
+async def test_empty_outputs_exist_and_an_empty_dead_letter_file_does_not(tmp_path: Path) -> None:
+    """No records: empty results, costs and quality; of dead letters no file, and one of an earlier finish goes."""
+    store = store_for(sinks_at(tmp_path), tmp_path / ".results.penstock")
+    (tmp_path / "dead_letters.jsonl").write_text("stale\n")
+    done = await store.finish(PLAN)
+    assert done["dead_letters"] == []
+    assert sorted(p.name for p in tmp_path.glob("*.jsonl")) == ["costs.jsonl", "quality.jsonl", "results.jsonl"]
+    assert (tmp_path / "results.jsonl").read_bytes() == b""
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("folder", [False, True])
+async def test_a_kill_at_any_step_leaves_the_old_output_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """A single file is the old one or the new one, whole. A folder with a manifest is exactly what the manifest says;
+    without one it is unfinished. Finishing again always gives the whole new output, and no stale part."""
+    monkeypatch.setattr(assembly, "PART_BYTES", 3000)
+    monkeypatch.setattr(file_sort, "BLOCK_BYTES", 500)
+    for step in assembly.FINISH_STEPS:
+        place = tmp_path / step
+        sink = FilesSink(str(place / "out") + "/" if folder else str(place / "out.jsonl"))
+        outputs: dict[SinkName, SinkSettings] = {"results": sink}
+        records = shuffled(400)
+        store = store_for(outputs, place / ".out.penstock")
+        await commit_all(store, {0: in_commits(records[:500], 100)})
+        await store.finish(PLAN)
+        await commit_all(store, {0: in_commits(records[500:], 10)}, run=2)
+
+        def die(name: str, at: str = step) -> None:
+            if name == at:
+                raise Killed
+
+        try:
+            await store_for(outputs, place / ".out.penstock", die).finish(PLAN)
+        except Killed:
+            assert len(whole(sink)) in ((500, len(records)) if not folder else (0, 500, len(records)))
+        await store.finish(PLAN)
+        assert whole(sink) == sorted((r.ordinal, r.position, r.sub) for r in records)
+        if folder:
+            named = json.loads((place / "out/_manifest.json").read_bytes())
+            assert {f["name"] for f in named["files"]} == {p.name for p in (place / "out").glob("part-*")}
+            assert named["run_id"] == "run-1"
+
+
+def whole(sink: FilesSink) -> list[tuple[int, ...]]:
+    """What a careful reader takes for finished."""
+    path = Path(sink.path)
+    if path.suffix:
+        return keys(path)
+    if not (path / "_manifest.json").exists():
+        return []
+    files = json.loads((path / "_manifest.json").read_bytes())["files"]
+    found = [keys(path / f["name"]) for f in files]
+    assert [(len(k), (path / f["name"]).stat().st_size) for k, f in zip(found, files, strict=True)] == [
+        (f["rows"], f["bytes"]) for f in files
+    ]
+    return [key for part in found for key in part]
+
+
+async def test_fewer_parts_than_before_leave_none_behind_and_strangers_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of an earlier finish that the new manifest does not name are removed; files that are not ours are not."""
+    outputs: dict[SinkName, SinkSettings] = {"results": FilesSink(str(tmp_path / "out/"))}
+    store = store_for(outputs, tmp_path / ".out.penstock")
+    await commit_all(store, {0: in_commits(shuffled(400), 100)})
+    monkeypatch.setattr(assembly, "PART_BYTES", 1000)
+    monkeypatch.setattr(file_sort, "BLOCK_BYTES", 500)
+    assert len((await store.finish(PLAN))["results"]) > 3
+    (tmp_path / "out/notes.txt").write_text("mine")
+    monkeypatch.setattr(assembly, "PART_BYTES", 1 << 30)
+    assert len((await store.finish(PLAN))["results"]) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["_manifest.json", "notes.txt", "part-0000.jsonl"]
+
+
+# tables
+
+
+def item(n: int, keep: dict[str, object]) -> Item:
+    return Item(
+        f"{n:032x}", Position("in.csv@1:0-9", 0, n), Attributes(task="t", tenant="acme"), Request(b"{}"), b"{}",
+        1_795_563_215.5, custom_id=f"c{n}", keep_json=msgspec.json.encode(keep),
+    )  # fmt: skip
+
+
+def result(n: int, keep: dict[str, object], text: str = "yes") -> Result:
+    usage = Usage(input=100 + n, output=3)
+    tries = (Attempt(1, "primary", "small", 1_795_563_215.75, 12.5, "ok", f"req_{n}", 1_500 + n, usage=usage),)
+    return Result(
+        item(n, keep), Route("t", 3, (), (Refusal("opus", "wall"),), "tier 3"), Answer(text, "stop", b'{"id":"x"}'),
+        "small", "v1", "own", None, "eu", "own", usage, 1_500 + n, "metered", "p", "q", "r", tries, 1_795_563_216.0,
+        1.0, 12.5, "h",
+    )  # fmt: skip
+
+
+KEPT: list[dict[str, object]] = [
+    {"i": 1, "f": 1, "b": True, "s": "ü,\n\"", "m": 1, "nul": None, "big": 2**70, "penstock_model": "mine"},
+    {"i": 2, "f": 0.5, "b": None, "s": "", "m": "one", "nul": None, "big": 1, "j": {"x": [1]}},
+]  # fmt: skip
+
+
+def outputs(encoder: Encoder, text: str = "yes") -> Records:
+    results = [result(n, keep, text) for n, keep in enumerate(KEPT)]
+    cost = CostLine("e", "i", 1, "primary", None, "small", "v1", Usage(input=5), 7, "metered", "p", None, "t", 3, 1.5)
+    dead = DeadLetter("d", Position("s", 0, 9), "malformed", "bad", b"\xff", finished_at=2.0)
+    return {
+        "results": [OutRecord(0, n, encoder.result(r)) for n, r in enumerate(results)],
+        "costs": [OutRecord(0, 0, encoder.cost(cost))],
+        "dead_letters": [OutRecord(0, 0, encoder.dead_letter(dead))],
+    }
+
+
+async def finished(folder: Path, suffix: str, records: Records) -> dict[SinkName, SinkSettings]:
+    sinks = sinks_at(folder, suffix)
+    store = store_for(sinks, folder / ".results.penstock")
+    await commit_all(store, {0: [records]})
+    await store.finish(PLAN)
+    return sinks
+
+
+async def test_parquet_has_flat_typed_columns(tmp_path: Path) -> None:
+    """Ours with `penstock_` in front, money decimal(18,9), times timestamp(us, UTC), attempts a list of structs; the
+    user's with the type that all values share, else text."""
+    await finished(tmp_path, ".parquet", outputs(Encoder("run-1", "rows")))
+    table = pq.read_table(tmp_path / "results.parquet")
+    types = {f.name: f.type for f in table.schema}
+    assert [types[n] for n in ("i", "f", "b", "s", "m", "nul", "big", "j", "answer")] == [
+        pa.int64(), pa.float64(), pa.bool_(), *[pa.string()] * 6
+    ]  # fmt: skip
+    assert types["penstock_cost_usd"] == pa.decimal128(18, 9)
+    assert types["penstock_finished_at"] == pa.timestamp("us", tz="UTC")
+    first, second = table.to_pylist()
+    assert [first[n] for n in ("i", "b", "s", "m", "big", "j")] == [1, True, 'ü,\n"', "1", str(2**70), None]
+    assert [second[n] for n in ("f", "m", "j")] == [0.5, "one", '{"x":[1]}']
+    assert (first["input_penstock_model"], first["penstock_model"], first["answer"]) == ("mine", "small", "yes")
+    assert first["penstock_cost_usd"] == Decimal("0.000001500")
+    assert first["penstock_enqueued_at"] == datetime.datetime(2026, 11, 24, 23, 33, 35, 500_000, datetime.UTC)
+    assert first["penstock_attempts"][0]["cost_usd"] == Decimal("0.000001500")
+    assert first["penstock_refused"] == [{"model": "opus", "reason": "wall"}]
+    assert (first["penstock_source_position"], first["penstock_tokens_input"]) == (0, 100)
+    assert pq.read_table(tmp_path / "costs.parquet").to_pylist()[0]["usd"] == Decimal("0.000000007")
+    assert pq.read_table(tmp_path / "quality.parquet").num_rows == 0
+    assert "score" in pq.read_table(tmp_path / "quality.parquet").schema.names
+
+
+async def test_answers_under_a_schema_are_a_struct_column(tmp_path: Path) -> None:
+    """One struct type that fits all of them; where they don't go together, JSON text."""
+    for n, (texts, wanted) in enumerate([
+        (('{"a": 1}', '{"a": null, "b": "x"}'), [{"a": 1, "b": None}, {"a": None, "b": "x"}]),
+        (('{"a": 1}', '{"a": "one"}'), ['{"a":1}', '{"a":"one"}']),
+        (('{"a": 1}', "not json"), ['{"a":1}', "not json"]),
+        (("{}", "{}"), ["{}", "{}"]),
+    ]):  # fmt: skip
+        encoder = Encoder("run-1", "rows", {"t"})
+        rows = [OutRecord(0, i, encoder.result(result(i, {}, text))) for i, text in enumerate(texts)]
+        (tmp_path / str(n)).mkdir()
+        await finished(tmp_path / str(n), ".parquet", {"results": rows})
+        assert pq.read_table(tmp_path / str(n) / "results.parquet")["answer"].to_pylist() == wanted
+
+
+async def test_csv_is_flat_with_nested_values_as_json(tmp_path: Path) -> None:
+    """One header, one row a record, quoting that every reader knows."""
+    await finished(tmp_path, ".csv", outputs(Encoder("run-1", "rows")))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [first[n] for n in ("i", "b", "s", "answer", "penstock_cost_usd", "penstock_maybe_paid")] == [
+        "1", "true", 'ü,\n"', "yes", "0.0000015", "false",
+    ]  # fmt: skip
+    assert json.loads(second["penstock_attempts"])[0]["request_id"] == "req_1"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+@pytest.mark.parametrize("shape", ["rows", "openai-batch"])
+async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix: str, shape: str) -> None:
+    """`iter_records` gives nested JSON whatever the format; committed spools give the same before the finish."""
+    encoder = Encoder("run-1", "rows" if shape == "rows" else "openai-batch")
+    sinks = await finished(tmp_path, suffix, outputs(encoder))
+    for sink in ("results", "costs", "dead_letters"):
+        back = [json.loads(v) for v in iter_records([str(tmp_path / f"{sink}{suffix}")])]
+        spooled = [json.loads(v) for v in iter_committed(sinks, sink)]
+        ours = [r.get("penstock", r) for r in spooled]
+        assert [r.get("penstock", r) for r in back] == ours
+        assert [r.get("response") for r in back] == [r.get("response") for r in spooled]
+
+
+# which store holds what
+
+
+async def test_sinks_of_the_results_folder_live_in_the_primary(tmp_path: Path) -> None:
+    """Others are grouped a folder; all outputs are finished together."""
+    sinks = sinks_at(tmp_path / "out")
+    sinks["costs"] = FilesSink(str(tmp_path / "money/costs.jsonl"))
+    sinks["quality"] = FilesSink(str(tmp_path / "money/quality/"))
+    stores = open_stores(sinks, "run-1")
+    follower = str(tmp_path / "money")
+    assert stores.placement == {"results": PRIMARY, "dead_letters": PRIMARY, "costs": follower, "quality": follower}
+    assert list(stores.followers) == [follower]
+    assert (tmp_path / "out/.results.penstock/run.json").exists()
+    done = await stores.finish(PLAN)
+    assert done["costs"] == [str(tmp_path / "money/costs.jsonl")]
+    assert (tmp_path / "money/quality/_manifest.json").exists()
+    mixed = open_stores({"results": FilesSink(str(tmp_path / "x.jsonl")), "costs": MemorySink("m")}, "run-1")
+    assert mixed.placement["costs"] == "memory:m"
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    """The message names the other run; `discard_stores` makes room; the same run opens it again."""
+    sinks = sinks_at(tmp_path)
+    open_stores(sinks, "run-1")
+    open_stores(sinks, "run-1")
+    with pytest.raises(Refused, match="run-1"):
+        open_stores(sinks, "run-2")
+    discard_stores(sinks)
+    open_stores(sinks, "run-2")
+
+
+async def test_what_a_live_command_holds_is_not_discarded(tmp_path: Path) -> None:
+    """`--fresh` beside a running command: `Held`."""
+    from penstock.connectors.file_store import this_process
+
+    stores = open_stores(sinks_at(tmp_path), "run-1")
+    await stores.primary.hold(this_process())
+    with pytest.raises(Held):
+        discard_stores(sinks_at(tmp_path))
+    await stores.primary.let_go()
+    discard_stores(sinks_at(tmp_path))
+
+
+def test_two_sinks_cannot_share_a_path(tmp_path: Path) -> None:
+    """`SpecError`, naming both."""
+    sinks = sinks_at(tmp_path)
+    sinks["costs"] = sinks["results"]
+    with pytest.raises(SpecError, match="results and costs"):
+        open_stores(sinks, "run-1")
+
+
+MEMORY = """
+import asyncio, resource, sys
+from pathlib import Path
+from penstock.connectors.base import OutRecord
+from penstock.connectors.file_store import FileStore
+from penstock.connectors.settings import FilesSink
+from penstock.engine.plan import Plan
+
+async def main(folder, count):
+    store = FileStore(Path(folder) / ".results.penstock", {"results": FilesSink(f"{folder}/results.jsonl")})
+    await store.take(0, (1, 1))
+    for seq in range(1, count // 1000 + 1):
+        rows = [OutRecord(0, (n * 7919) % count, b"x" * 200) for n in range(seq * 1000 - 1000, seq * 1000)]
+        await store.commit(0, (1, 1), seq, {"results": rows}, {})
+    import numpy
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    await store.finish(Plan("r", "n", {}, 1, (), {}, 0.0))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+def test_assembly_needs_little_memory(tmp_path: Path) -> None:
+    """400,000 records in the worst order: less than 50 MB above what the process had (four runs are merged)."""
+    command = [sys.executable, "-c", MEMORY, str(tmp_path), "400000"]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    shutil.rmtree(tmp_path)
+    assert grown < 50
