@@ -81,6 +81,13 @@ def _deadline(value: object) -> float:
     return _within(value, 0, 1e11)
 
 
+def _json(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unreadable("is not JSON") from error
+
+
 READ: dict[str, Callable[[object], Value]] = {
     "tier": lambda value: _whole(value, 1, 3),
     "task": _text,
@@ -94,7 +101,7 @@ READ: dict[str, Callable[[object], Value]] = {
     "subject": _text,
     "unit": _text,
     "episode": _text,
-    "expected": msgspec.json.encode,
+    "expected": _json,
     "consent": _text,
     "purpose": _text,
 }
@@ -150,7 +157,7 @@ def from_metadata(metadata: Mapping[str, object], tasks: Collection[str] | None)
 
 
 def _bare(name: str, value: object, tasks: Collection[str] | None) -> Value | None:
-    if value is None or (name == "task" and tasks is not None and value not in tasks):
+    if value is None or (name == "task" and tasks is not None and not (isinstance(value, str) and value in tasks)):
         return None
     try:
         return READ[name](value)

@@ -50,7 +50,11 @@ def request_from_body(
 def request_from_messages(messages: Sequence[object], defaults: Defaults) -> Request:
     """Raises `BadRecord`."""
     images = check_messages(messages)
-    text = b'{"messages":' + _encode(messages) + (b"," if defaults.params else b"") + defaults.tail
+    try:
+        written = _encode(messages)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRecord("bad_field", f"messages cannot be written as JSON: {error}") from error
+    text = b'{"messages":' + written + (b"," if defaults.params else b"") + defaults.tail
     return _request(text, defaults.values, defaults, None, images)
 
 

@@ -73,7 +73,7 @@ class RowShape:
         if "expected" not in values and prompt.expected is not None:
             expected = prompt.expected.value(row, self._vars)
             if expected is not None:
-                values["expected"] = _encode(expected)
+                values["expected"] = attrs.read("expected", expected)
         request = chat.request_from_messages(self._messages(prompt, row), prompt.defaults)
         return RowItem(self.label(row), attrs.build(values), request, self._kept(row, text))
 

@@ -30,7 +30,7 @@ _FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError,
 
 
 class Template:
-    """One compiled template. `columns`: the names that it needs from the row."""
+    """One compiled template. `columns`: the names that it takes from the row (some perhaps only if there)."""
 
     def __init__(self, source: str) -> None:
         """Raises `SpecError` where it can't be compiled, with the line."""
@@ -39,7 +39,10 @@ class Template:
         self.source = source
         try:
             begin(0)
+            source.encode()  # half a surrogate pair could not be sent
             tree = _SANDBOX.prepare(source)
+            for constant in tree.find_all(nodes.Const):
+                str(constant.value).encode()
             self._text = text_of(tree)
             self.columns = frozenset(find_undeclared_variables(tree) - _OWN_NAMES)
             self._parts = _simple(tree)
@@ -84,7 +87,12 @@ class Template:
                 str(made)  # raises, naming what is missing
         except _FAILURES as error:
             _fail(error, row)
-        return made
+        if made is None or isinstance(made, (str, int, float, list, dict)):
+            return made
+        if isinstance(made, tuple):
+            return list(made)
+        hint = ": write `| list` behind it" if isinstance(made, Iterable) else ""
+        raise BadRecord("template", f"the template makes a {type(made).__name__}, which is no JSON{hint}")
 
 
 @lru_cache(maxsize=1024)

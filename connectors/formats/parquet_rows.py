@@ -16,6 +16,9 @@ from penstock.engine.plan import Split
 BATCH_ROWS = 512
 """Rows decoded at once: flat memory with rows of some kB, and the call's cost vanishes (a guess)."""
 
+STREAM_BYTES = 1 << 20
+"""A column of a row group is read in such pieces; without it whole, however large its writer made the group."""
+
 
 def spans(path: str, piece: int) -> list[tuple[int, int, int]]:
     """(first row, behind the last row, bytes) of runs of row groups of about `piece` bytes. Raises `SpecError`."""
@@ -61,7 +64,7 @@ def records(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Ra
 
     end = split.end if split.end is not None else 1 << 62
     try:
-        table = pq.ParquetFile(file, pre_buffer=False)
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=STREAM_BYTES)
         counts = [table.metadata.row_group(n).num_rows for n in range(table.metadata.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError) as error:
         _raise_if_disk(error)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.connectors import attributes
 from penstock.connectors.base import Raw
 from penstock.connectors.intake import Intake, input_shape
 from penstock.connectors.settings import Row
@@ -320,6 +321,20 @@ NAMES = st.sampled_from(
 )
 
 
+METADATA = st.sampled_from([*sorted(attributes.NAMES), *(f"penstock-{name}" for name in sorted(attributes.NAMES)), "x"])
+
+
+@given(st.dictionaries(METADATA, JSONS, max_size=4), st.booleans())
+def test_no_metadata_raises(metadata: dict[str, object], several: bool) -> None:
+    """Whatever is said of an item: attributes that can be written, or a dead letter; ours are never forwarded."""
+    policy = Policy(tasks={"a": Task(name="a"), "b": Task(name="b")}) if several else ONE
+    made = take(line({"metadata": metadata}), policy)
+    if isinstance(made, Item):
+        msgspec.json.encode(made.attributes)
+        left = msgspec.json.decode(made.request.body_json).get("metadata", {})
+        assert not [key for key in left if key.startswith("penstock-") or key == "sensitivity"]
+
+
 @given(st.dictionaries(NAMES, JSONS), st.dictionaries(st.sampled_from(["custom_id", "url", "method", "x"]), JSONS))
 def test_no_line_raises(body: dict[str, object], outer: dict[str, object]) -> None:
     """Whatever the types: an item whose body is JSON without model, or a dead letter."""
@@ -433,6 +448,23 @@ def test_a_row_that_cannot_be_an_item_is_told_why(
     assert isinstance(made, DeadLetter)
     assert made.reason == reason, made.message
     assert words in made.message
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ turns | map('upper') }}", "{{ range }}", "{{ [range] }}", "{{ namespace(a=1) }}"]
+)
+def test_what_is_no_json_is_told_wherever_a_template_makes_it(source: str) -> None:
+    """In labels, attributes, messages, images and expected answers: a dead letter, not a traceback."""
+    task = Task(name="t", prompt=Prompt(user="x"), scorers=(Scorer(type="exact", expected=source),))
+    prompts = [Prompt(messages=source), Prompt(user="x", images=(source,))]
+    tasks = [task, *(Task(name="t", prompt=prompt) for prompt in prompts)]
+    shapes = [(one, Row()) for one in tasks] + [
+        (Task(name="t", prompt=Prompt(user="x")), settings)
+        for settings in (Row(id=source), Row(attributes={"tenant": source}), Row(attributes={"expected": source}))
+    ]
+    for one, settings in shapes:
+        intake = Intake("run", "rows", settings, Policy(tasks={"t": one}, default_task="t"), [])
+        assert isinstance(intake.item(raw(ORDER), 0), DeadLetter)
 
 
 def test_all_columns_are_kept_that_fit() -> None:

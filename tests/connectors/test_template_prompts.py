@@ -136,6 +136,8 @@ def test_nothing_reaches_beyond_the_row(source: str) -> None:
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "{{ " + "9" * 6000 + " }}",
         "x" * 70_000,
+        "\ud800",
+        "{{ '\\ud800' }}",
     ],
 )
 def test_what_has_no_place_in_a_prompt_is_refused_before_the_run(source: str) -> None:
