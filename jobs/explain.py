@@ -32,20 +32,42 @@ class Line(msgspec.Struct, frozen=True):
 def find(wanted: str, results: Iterable[told.Line], dead_letters: Iterable[told.Line]) -> list[Ending]:
     """Every ending of the item: one for each generation, the first first.
 
-    `wanted`: an item id, the start of one (six digits or more), or a custom_id.
+    `wanted`: an item id, the start of one (six digits or more), a custom_id, or else the value of a kept column.
     Raises `SpecError` where nothing fits, or several items do.
     """
-    found: list[Ending] = []
-    needle = wanted.encode()
-    for ending in (told.result(line) for line in results if needle in line):
-        if _fits(wanted, ending.penstock.item_id, ending.custom_id):
-            found.append(ending)
-        if len(found) >= AT_MOST:
-            break
-    letters = told.letters(line for line in dead_letters if needle in line)
+    found, by_column = _among_results(wanted, results)
+    letters = told.letters(line for line in dead_letters if _as_written(wanted) in line)
     found += [letter for letter in letters if _fits(wanted, letter.item_id, letter.custom_id)]
+    found = found or by_column
     _refuse_crowd(wanted, found)
     return sorted(found, key=_generation)
+
+
+def _among_results(wanted: str, results: Iterable[told.Line]) -> tuple[list[Ending], list[Ending]]:
+    """Those that fit by id or label, and those that only hold the value in a kept column: a label often is one."""
+    found, by_column, needle = list[Ending](), list[Ending](), _as_written(wanted)
+    for line in results:
+        if needle not in line:
+            continue
+        ending = told.result(line)
+        if _fits(wanted, ending.penstock.item_id, ending.custom_id):
+            found.append(ending)
+        elif len(by_column) < AT_MOST and _in_a_column(wanted, line):
+            by_column.append(ending)
+        if len(found) >= AT_MOST:
+            break
+    return found, by_column
+
+
+def _as_written(wanted: str) -> bytes:
+    """As a record writes it, quotes escaped: most lines are passed over without being decoded."""
+    return msgspec.json.encode(wanted)[1:-1]
+
+
+def _in_a_column(wanted: str, line: told.Line) -> bool:
+    columns = msgspec.json.decode(line, type=dict[str, object])
+    kept = (value for name, value in columns.items() if name not in ("answer", "penstock", "response"))
+    return any(str(value) == wanted for value in kept if isinstance(value, str | int | float))
 
 
 def _fits(wanted: str, item_id: str, custom_id: str | None) -> bool:

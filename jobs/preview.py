@@ -13,11 +13,13 @@ from penstock.connectors.base import Raw
 from penstock.engine.items import DeadLetter, Item
 from penstock.jobs import told
 from penstock.jobs.explain import cut
+from penstock.jobs.wording import dollars
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from penstock.jobs.result import JobResult
+    from penstock.workers.runspec import RunSpec
 
 ROWS = 20
 """A person reads so many; a longer trial shows the first ones and says so."""
@@ -34,15 +36,19 @@ class Shown(msgspec.Struct, frozen=True):
 
 def show(result: JobResult, console: Console) -> None:
     """Print the first rows of a trial, in input order."""
+    from rich.table import Table
     from rich.text import Text
 
-    rows = first_rows(result, ROWS)
-    for row in rows:
-        console.print(Text(f"── {row.label} ", style="bold"))
+    for row in first_rows(result, ROWS):
+        console.print(Text(f"── {row.label}", style="bold"))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(justify="right", style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
         for role, text in row.prompt:
-            console.print(Text(f"{role:>9}  ", style="dim").append(cut(text), style="not dim"))
-        answer = Text(row.answer or "", style="green") if row.answer is not None else Text("none", style="yellow")
-        console.print(Text("   answer  ", style="dim").append_text(answer).append(f"   {row.note}", style="dim"))
+            table.add_row(role, Text(cut(text)))
+        answer = Text(row.answer, style="green") if row.answer is not None else Text("none", style="yellow")
+        table.add_row("answer", answer.append(f"  ({row.note})", style="dim"))
+        console.print(table)
     limit = result.spec.limit or 0
     if limit > ROWS:
         console.print(
@@ -51,19 +57,17 @@ def show(result: JobResult, console: Console) -> None:
 
 
 def first_rows(result: JobResult, count: int) -> list[Shown]:
-    items = {item.item_id: item for item in _items(result, count)}
-    done = [_answered(items, told.result(line)) for line in islice(result.lines("results"), count)]
-    dead = [_died(items, letter) for letter in islice(result.dead_letters(), count - len(done))]
+    read = {item.item_id: item for item in items(result.spec, count)}
+    done = [_answered(read, told.result(line)) for line in islice(result.lines("results"), count)]
+    dead = [_died(read, letter) for letter in islice(result.dead_letters(), count - len(done))]
     return done + dead
 
 
-def _items(result: JobResult, count: int) -> list[Item | DeadLetter]:
+def items(spec: RunSpec, count: int) -> list[Item | DeadLetter]:
     """The rows once more from the source: records don't hold prompts."""
     from penstock.connectors.intake import Intake, input_shape
     from penstock.connectors.registry import open_source
     from penstock.jobs.sampling import read_sample
-
-    spec = result.spec
 
     def maker(form: str) -> Callable[[Raw], Item | DeadLetter]:
         names, shape = spec.catalog.models, input_shape(form)
@@ -75,18 +79,21 @@ def _items(result: JobResult, count: int) -> list[Item | DeadLetter]:
 
 def _answered(items: dict[str, Item | DeadLetter], ending: told.ResultTold) -> Shown:
     block = ending.penstock
-    dollars = f"{told.nano(block.cost_usd) / 1e9:.9f}".rstrip("0").rstrip(".")
     return Shown(
-        label=ending.custom_id or block.item_id[:12],
+        label=_label(items.get(block.item_id)) or ending.custom_id or block.item_id[:12],
         prompt=messages(items.get(block.item_id)),
         answer=cut(ending.answer),
-        note=f"{block.model}, ${dollars}",
+        note=f"{block.model}, {dollars(told.nano(block.cost_usd))}",
     )
 
 
 def _died(items: dict[str, Item | DeadLetter], letter: told.LetterTold) -> Shown:
     prompt = messages(items.get(letter.item_id))
     return Shown(letter.custom_id or letter.item_id[:12], prompt, None, f"{letter.reason}: {letter.message}")
+
+
+def _label(item: Item | DeadLetter | None) -> str | None:
+    return item.custom_id if item is not None else None
 
 
 class _Part(msgspec.Struct, frozen=True):

@@ -103,7 +103,7 @@ def follow(handle: RunHandle, history: History, display: Display, stop: Stop, cl
         if stop.level >= 1 and told == 0:
             told = 1
             handle.drain()
-            display.say("draining: what is in flight finishes and is committed; interrupt again to stop now")
+            display.say("draining: what is in flight ends and is committed; once more stops now")
         if stop.level >= 2 and told == 1:
             told = 2
             handle.cancel()

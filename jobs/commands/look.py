@@ -33,7 +33,8 @@ def outputs_of(run: str | None, state: str | None) -> Outputs:
 def explain(item: str, run: str | None, state: str | None, as_json: bool) -> int:
     """One item's whole story: where it came from, why it went where it went, each attempt, what it cost.
 
-    ID is an item_id, the first six or more digits of one, or a custom_id.
+    ID is an item_id, the first six or more digits of one, a custom_id, or the value of
+    a kept column.
     """
     from penstock.jobs import explain as stories
 

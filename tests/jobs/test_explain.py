@@ -108,6 +108,20 @@ def test_six_digits_find_an_item_and_fewer_are_a_label() -> None:
     assert (explain.item_id(labelled), explain.item_id(by_id)) == ("ab" * 16, "1000" * 8)
 
 
+def test_a_label_with_quotes_is_found() -> None:
+    """Labels are anybody's text."""
+    label = 'the "big" one \\ ä'
+    (ending,) = explain.find(label, [line(result(ITEMS[0], label), "openai-batch")], nothing())
+    assert explain.item_id(ending) == ITEMS[0]
+
+
+def test_a_kept_column_finds_an_item_where_no_label_does() -> None:
+    """Rows carry their order number as a column: that is what people have at hand."""
+    lines = [line(result(item)) for item in ITEMS]
+    (ending,) = explain.find(str(int(ITEMS[2], 16)), lines, nothing())
+    assert explain.item_id(ending) == ITEMS[2]
+
+
 def test_every_generation_of_an_item_is_told() -> None:
     """A dead letter first, its replay's result after it."""
     dead = DeadLetter(ITEMS[0], Position("rows", 0, 0), "budget", "spent", b"{}")
