@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from penstock.engine.items import Usage
 from penstock.engine.pricing import cost_nano, price_of
 from penstock.jobs.committed import Line, Outputs
 from penstock.jobs.demo.stage import Stage
-from penstock.jobs.forecast import share_interval
+from penstock.jobs.forecast import Interval, share_interval
 from penstock.jobs.verify import Report
 from penstock.jobs.wording import counted, dollars, share
 
@@ -114,18 +115,33 @@ def tiers_of(catalog: Catalog) -> dict[str, int]:
     return found
 
 
-def accuracy(stage: Stage, outputs: Outputs, choices: int) -> None:
-    """How often the label was the package's own, with its interval."""
+def accuracy(stage: Stage, outputs: Outputs, labels: Sequence[str]) -> None:
+    """How often the label was the package's own, with its interval, beside what needs no model at all.
+
+    labels: the true ones. Topics are uneven, so always saying the commonest is a harder bar than guessing evenly.
+    """
     n, right = len(outputs.quality), sum(sample.passed for sample in outputs.quality)
-    if not n:
+    if not n or not labels:
         stage.say("no labels were scored")
         return
     between = share_interval(right, n)
     stage.say(
         f"right topics: [bold]{right} of {n}[/], {_percent(between.likely)} "
-        f"(95 % interval {_percent(between.low)}–{_percent(between.high)}); "
-        f"guessing among {choices} would be {_percent(1 / choices)}"
+        f"(95 % interval {_percent(between.low)}–{_percent(between.high)})"
     )
+    commonest, times = Counter(labels).most_common(1)[0]
+    bar = times / len(labels)
+    stage.say(f"always saying {commonest!r} would be right in {_percent(bar)}, {_against(between, bar)}")
+
+
+def _against(between: Interval, bar: float) -> str:
+    if between.low > bar:
+        return "and the model is better than that"
+    if between.high < bar:
+        return (
+            "and the model is worse than that: too small for this task; a larger one takes its place in the catalogue"
+        )
+    return "and the model is not shown to be better: too small for this task, or too few rows to tell"
 
 
 def _percent(part: float) -> str:

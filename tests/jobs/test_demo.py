@@ -117,11 +117,19 @@ def test_the_bill_shows_what_all_tier_1_would_have_cost(tmp_path: Path, stage: S
     assert "saved against all-Tier-1: $0.0150 (66 %); pretended" in _said(stage)
 
 
-def test_accuracy_is_said_with_its_interval(stage: Stage) -> None:
-    """A share of a few dozen labels is not known to the percent."""
-    quality = tuple(Sample(f"i{n}", "exact", passed=n < 24) for n in range(40))
-    sums.accuracy(stage, Outputs((), quality=quality), 5)
-    assert "24 of 40, 60 % (95 % interval 45 %–74 %); guessing among 5 would be 20 %" in _said(stage).replace("\n", " ")
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [(36, "the model is better than that"), (24, "is not shown to be better"), (8, "the model is worse than that")],
+)
+def test_accuracy_is_said_with_its_interval_and_beside_the_commonest_label(stage: Stage, right: int, said: str) -> None:
+    """A few dozen labels are not known to the percent, and beating an even guess among uneven labels is no feat."""
+    quality = tuple(Sample(f"i{n}", "exact", passed=n < right) for n in range(40))
+    sums.accuracy(stage, Outputs((), quality=quality), ["web"] * 20 + ["text"] * 12 + ["science"] * 8)
+    shown = " ".join(_said(stage).split())
+    assert f"{right} of 40" in shown
+    assert "95 % interval" in shown
+    assert "always saying 'web' would be right in 50 %" in shown
+    assert said in shown
 
 
 def test_a_loss_would_be_shown(stage: Stage) -> None:
