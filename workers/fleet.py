@@ -211,6 +211,7 @@ def _actor(settings: WorkerSettings, name: str, governor: object | None, model: 
         max_concurrency=1000,
         max_restarts=0,
         max_task_retries=0,
+        enable_task_events=False,  # an event a call would grow the cluster's memory with the input
         num_cpus=0,
         num_gpus=gpus,
         scheduling_strategy="SPREAD",

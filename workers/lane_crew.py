@@ -104,7 +104,12 @@ class Crew:
         shown = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}…{lanes[-1]}"
         label = f"lane {self._spec.name}[{shown}]"
         options = ray.remote(LaneActor).options(
-            max_concurrency=1000, max_restarts=0, max_task_retries=0, num_cpus=0, scheduling_strategy="SPREAD"
+            max_concurrency=1000,
+            max_restarts=0,
+            max_task_retries=0,
+            enable_task_events=False,
+            num_cpus=0,
+            scheduling_strategy="SPREAD",
         )
         handle = options.remote(encode(self._spec), encode(self._plan), self._driver, label)  # pyright: ignore[reportCallIssue]
         actor = _Actor(number, handle)

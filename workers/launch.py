@@ -38,7 +38,9 @@ class RunHandle:
 
         self._drivers += 1
         driver = ray.remote(Driver)
-        options = driver.options(max_concurrency=1000, max_restarts=0, max_task_retries=0, num_cpus=0)
+        options = driver.options(
+            max_concurrency=1000, max_restarts=0, max_task_retries=0, enable_task_events=False, num_cpus=0
+        )
         encoded = msgspec.msgpack.encode(self._spec), msgspec.msgpack.encode(self._options)
         self._driver = options.remote(*encoded, self._cores)  # pyright: ignore[reportCallIssue]
         try:
