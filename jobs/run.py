@@ -7,6 +7,7 @@ run. The calls of a handle come from one thread and return at once.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import signal
 import sys
@@ -25,6 +26,7 @@ from penstock.jobs import trial
 from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
 from penstock.jobs.progress import Display, Meter, Silent
 from penstock.jobs.result import JobResult
+from penstock.jobs.wording import secret_told
 from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -167,6 +169,8 @@ class Session(msgspec.Struct, frozen=True):
 def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> JobResult:
     """Launch a run and follow it to its end. Raises the errors of `engine.errors`; a run that ended badly is no error
     but a `JobResult` that says so."""
+    if session.address is None and "RAY_ADDRESS" not in os.environ:
+        require_secrets(spec)
     history = (session.open_history or open_history)(spec.state)
     before = _Before.of(history, spec.run_id)
     if before.is_quiet(SYSTEM.now()):
@@ -183,6 +187,15 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
             display.close()
             handle.close()
     return JobResult(spec, status, was_done=before.state == "done")
+
+
+def require_secrets(spec: RunSpec) -> None:
+    """Before anything starts here: raises `SpecError` that says what isn't there. (A cluster has its own secrets.)"""
+    from penstock.jobs.spec import missing_secrets
+
+    missing = missing_secrets(spec)
+    if missing:
+        raise SpecError("; ".join(map(secret_told, missing)) + "; set it and run again")
 
 
 class _Before(msgspec.Struct, frozen=True):

@@ -72,3 +72,9 @@ def clock(at: datetime) -> str:
 def relative(path: str) -> str:
     """As a person here would write it: without the working folder in front."""
     return path.removeprefix(str(Path.cwd()) + "/")
+
+
+def secret_told(reference: str) -> str:
+    """What is wrong with a reference (`env:NAME`, `file:/path`) that leads nowhere."""
+    kind, _, rest = reference.partition(":")
+    return f"the variable {rest} is not set" if kind == "env" else f"the file {rest} can't be read, or is empty"

@@ -11,7 +11,7 @@ import click
 from penstock.engine.errors import SpecError
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
-from penstock.jobs.wording import relative
+from penstock.jobs.wording import relative, secret_told
 
 if TYPE_CHECKING:
     from penstock.engine.catalog import Catalog, Model, Price, Wall
@@ -63,7 +63,7 @@ def validate(job: str, sets: tuple[str, ...], as_json: bool) -> int:
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
         click.echo(f"  {label:<{width}}  {relative(value)}")
-    for note in [*warned, *(f"{shared.secret_told(each)}; a run needs it" for each in missing)]:
+    for note in [*warned, *(f"{secret_told(each)}; a run needs it" for each in missing)]:
         click.echo(f"note: {note}", err=True)
     return exits.DONE
 

@@ -108,7 +108,6 @@ def replay(run: str | None, state: str | None, reasons: tuple[str, ...], everyth
     found = shared.locate(run, state)
     base = again.base_of(found.run_id)
     now = shared.load_job(run) if run is not None and Path(run).is_file() else found.history.spec(base)
-    shared.need_secrets(now)
     spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
     click.echo(_chosen(spec.run_id, chosen))
     result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())

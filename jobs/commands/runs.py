@@ -75,7 +75,6 @@ def run(job: str, **given: object) -> int:
 
     call = msgspec.convert(given, RunCall, strict=False)
     spec = _spec(job, call)
-    shared.need_secrets(spec)
     options = RunOptions(fresh=call.fresh, accept_changes=call.accept_changes, take_over=call.take_over)
     display = display_for(sys.stderr if call.as_json else sys.stdout, HINT)
     result = execute(spec, Session(options, call.address), display, Stop())

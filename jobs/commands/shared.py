@@ -110,18 +110,3 @@ def state_to_name(url: str) -> str | None:
     from penstock.jobs.wording import relative
 
     return None if url == state_url(None) else relative(url)
-
-
-def need_secrets(spec: RunSpec) -> None:
-    """Refuse before anything starts. Raises `SpecError` that says what isn't there."""
-    from penstock.jobs.spec import missing_secrets
-
-    missing = missing_secrets(spec)
-    if missing:
-        raise SpecError("; ".join(map(secret_told, missing)) + "; set it and run again")
-
-
-def secret_told(reference: str) -> str:
-    """What to do about a reference (`env:NAME`, `file:/path`) that leads nowhere."""
-    kind, _, rest = reference.partition(":")
-    return f"the variable {rest} is not set" if kind == "env" else f"the file {rest} can't be read, or is empty"
