@@ -15,6 +15,7 @@ from penstock.jobs.committed import read_outputs
 from penstock.jobs.demo import commands, extra, files, sums
 from penstock.jobs.demo.stage import Stage
 from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
+from penstock.jobs.verify import check
 from penstock.jobs.wording import counted
 
 REWRITES = 6
@@ -55,6 +56,13 @@ def play(stage: Stage, folder: Path) -> int:
         return code
     stage.act("how good, and what it cost")
     outputs = read_outputs(files.outputs(part), "id")
+    report = check((row.id for row in rows), outputs)
+    if not report.clean:
+        stage.bad(str(report))
+        return 1
+    stage.good(
+        f"{counted(report.offered, 'row')} in and out: {report.lost} lost, {report.twice} twice; the bill adds up"
+    )
     sums.accuracy(stage, outputs, [row.label for row in rows if row.label is not None])
     note = "small: $0.10 an hour (pretended), spread over the tokens it served" + (
         "" if tier1 else "; large: pretended prices"
