@@ -15,7 +15,7 @@ import pytest_asyncio
 from penstock.engine.catalog import EngineValue, Model, Version
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Call, Outcome, OutputSpec
-from penstock.workers.engines.base import EngineDead, Right, Ticket
+from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
 from penstock.workers.engines.vllm_inproc import VllmInprocEngine
 
 pytestmark = [
@@ -96,7 +96,7 @@ def ticket(
     return Ticket(call, Right("run", 0, (1, 1), until), output)
 
 
-async def answer_all(engine: VllmInprocEngine, tickets: Sequence[Ticket]) -> dict[str, Outcome]:
+async def answer_all(engine: Engine, tickets: Sequence[Ticket]) -> dict[str, Outcome]:
     """Submit, and wait until each has its outcome; a second outcome for one fails here."""
     engine.submit(tickets)
     found: dict[str, Outcome] = {}
@@ -108,11 +108,11 @@ async def answer_all(engine: VllmInprocEngine, tickets: Sequence[Ticket]) -> dic
     return found
 
 
-async def answer_one(engine: VllmInprocEngine, one: Ticket) -> Outcome:
+async def answer_one(engine: Engine, one: Ticket) -> Outcome:
     return (await answer_all(engine, [one]))[one.call.item_id]
 
 
-async def drain(engine: VllmInprocEngine) -> None:
+async def drain(engine: Engine) -> None:
     while True:
         await engine.outcomes()
 

@@ -22,17 +22,21 @@ import msgspec
 
 from penstock.engine.catalog import Model, Version
 from penstock.engine.errors import PenstockError
-from penstock.engine.items import Failure, Outcome
+from penstock.engine.items import Failure
 from penstock.workers.engines.base import EngineDead, Ticket
 from penstock.workers.engines.outbox import Done, Outbox
-from penstock.workers.engines.vllm_requests import BadCall, Builder, Prepared, answer, broken, failed, refusal
+from penstock.workers.engines.vllm_gauges import Counters
+from penstock.workers.engines.vllm_requests import (
+    BACKLOG,
+    UNWANTED,
+    BadCall,
+    Builder,
+    Prepared,
+    failed,
+    outcome_of,
+    refusal,
+)
 from penstock.workers.engines.vllm_settings import Settings, engine_args, has_gpu, prepare_environment, settings
-
-BACKLOG = 1.5
-"""Tickets held, in multiples of what the engine runs at once: enough to refill it while a lane is asked, no more, so
-that workers of unequal speed finish together. A guess."""
-
-UNWANTED = "nobody wants the answer any more"
 
 
 class Flying(msgspec.Struct):
@@ -127,22 +131,9 @@ class VllmInprocEngine:
         return list(self._held)
 
     def gauges(self) -> dict[str, float]:
-        count = self._count
         running, waiting, kv = self._load()
-        return {
-            "running": running,
-            "waiting": waiting + len(self._held) - len(self._flying),
-            "kv_cache_usage": kv,
-            "prompt_tokens": count.prompt_tokens,
-            "cached_tokens": count.cached_tokens,
-            "output_tokens": count.output_tokens,
-            "finished": count.finished,
-            "progress": count.progress,
-            "busy_s": count.busy_s,
-            "load_s": count.load_s,
-            "up_s": time.perf_counter() - count.up_since if count.up_since else 0.0,
-            "seats": self._seats,
-        }
+        behind = len(self._held) - len(self._flying)
+        return self._count.gauges(running=running, waiting=waiting + behind, kv_cache_usage=kv, seats=self._seats)
 
     async def close(self) -> None:
         """Ends the thread after its current step; tickets still held get no outcome."""
@@ -195,8 +186,7 @@ class VllmInprocEngine:
         self._seats = int(engine.vllm_config.scheduler_config.max_num_seqs)
         self._count_tokens(engine)
         self._engine = engine
-        self._count.load_s = time.perf_counter() - began
-        self._count.up_since = time.perf_counter()
+        self._count.loaded(began)
 
     def _count_tokens(self, engine: Any) -> None:
         """Count tokens as the core makes them: answers are handed out only when finished, and a step that makes no
@@ -271,24 +261,11 @@ class VllmInprocEngine:
         self._count.busy_s += time.perf_counter() - began
 
     def _finish(self, flying: Flying, output: Any) -> None:
-        if (failure := broken(output)) is not None:
-            return self._fail(flying.ticket, failure, flying.started_at, flying.began)
-        call, now = flying.ticket.call, time.perf_counter()
-        said, usage = answer(flying.prepared, output, call, flying.started_at)
-        self._count.add(usage.input, usage.cached, usage.output)
-        outcome = Outcome(
-            call.item_id,
-            call.generation,
-            call.attempt,
-            flying.started_at,
-            (now - flying.began) * 1000,
-            answer=said,
-            usage=usage,
-            request_id=output.request_id,
-            worker=self._worker,
-        )
+        call = flying.ticket.call
+        ms = (time.perf_counter() - flying.began) * 1000
+        outcome = outcome_of(flying.prepared, output, call, flying.started_at, ms, self._worker)
+        self._count.add(outcome.usage)
         self._done.append((flying.ticket, outcome))
-        return None
 
     def _drop_unwanted(self) -> None:
         """Abort what nobody wants and what has run for too long."""
@@ -310,29 +287,6 @@ class VllmInprocEngine:
         """One wake-up of the loop for all that a step finished."""
         done, self._done = self._done, []
         self._box.put(done)
-
-
-class Counters:
-    """Written by the engine's thread, read by the loop: single numbers, so torn reads can't be."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.output_tokens = 0
-        self.finished = 0
-        self.progress = 0
-        """Tokens made and requests ended; while something runs and this stands still, the engine hangs."""
-        self.busy_s = 0.0
-        """Seconds in steps with work."""
-        self.load_s = 0.0
-        self.up_since = 0.0
-
-    def add(self, prompt: int, cached: int, output: int) -> None:
-        self.prompt_tokens += prompt
-        self.cached_tokens += cached
-        self.output_tokens += output
-        self.finished += 1
-        self.progress += 1
 
 
 @contextlib.contextmanager

@@ -36,6 +36,12 @@ DROPPED_FIELDS = ("stream", "stream_options", "stream_interval", "priority", "re
 MAX_COMPLETIONS = 128
 """OpenAI's own bound on `n`; each one takes a place in the engine."""
 
+BACKLOG = 1.5
+"""Tickets an engine holds, in multiples of what it runs at once: enough to refill it while a lane is asked, no more, so
+that workers of unequal speed finish together. A guess."""
+
+UNWANTED = "nobody wants the answer any more"
+
 REALTIME, BULK = -1, 0
 """vLLM serves lower numbers first."""
 
@@ -298,5 +304,27 @@ def broken(output: Any) -> Failure | None:
     return Failure(kind="cancelled", message="the engine stopped this request") if "abort" in reasons else None
 
 
-def failed(call: Call, failure: Failure, started_at: float, ms: float, worker: str) -> Outcome:
-    return Outcome(call.item_id, call.generation, call.attempt, started_at, ms, failure=failure, worker=worker)
+def outcome_of(prepared: Prepared, output: Any, call: Call, started_at: float, ms: float, worker: str) -> Outcome:
+    """What a finished `RequestOutput` means for its call."""
+    if (failure := broken(output)) is not None:
+        return failed(call, failure, started_at, ms, worker, used(output))
+    said, usage = answer(prepared, output, call, started_at)
+    return Outcome(
+        call.item_id,
+        call.generation,
+        call.attempt,
+        started_at,
+        ms,
+        answer=said,
+        usage=usage,
+        request_id=output.request_id,
+        worker=worker,
+    )
+
+
+def failed(
+    call: Call, failure: Failure, started_at: float, ms: float, worker: str, usage: Usage | None = None
+) -> Outcome:
+    return Outcome(
+        call.item_id, call.generation, call.attempt, started_at, ms, failure=failure, usage=usage, worker=worker
+    )

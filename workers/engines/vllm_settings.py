@@ -82,7 +82,7 @@ def engine_args(chosen: Settings, name: str, *, asynchronous: bool = False) -> A
             # A folder has no revisions; "main" for one is what people write.
             revision=None if Path(chosen.path).is_dir() else chosen.revision,
             served_model_name=name,
-            disable_log_stats=True,
+            disable_log_stats=not asynchronous,  # in process, the scheduler itself is asked
             scheduling_policy="priority",
             structured_outputs_config=_compact_json(),
             **{"use_tqdm_on_load": False, "enable_prefix_caching": True, **chosen.arguments},
