@@ -60,12 +60,13 @@ _FENCE = re.compile(r"```[a-zA-Z0-9_-]*\s*\n(.*?)\n?\s*```", re.DOTALL)
 
 def _check_schema(text: str, schema: bytes) -> tuple[bool, str, str]:
     bare = text.strip()
-    if "```" in bare and (fenced := _FENCE.search(bare)) is not None:
-        bare = fenced.group(1).strip()
     try:
         value = _decode(bare)
     except (ValueError, RecursionError) as error:
-        return False, text, f"the answer is not JSON: {str(error)[:200]}"
+        fenced = _FENCE.search(bare)
+        if fenced is None:
+            return False, text, f"the answer is not JSON: {str(error)[:200]}"
+        return _check_schema(fenced.group(1), schema)
     problem = _validator(schema)(value)
     return (False, text, problem) if problem else (True, bare, "")
 

@@ -86,7 +86,10 @@ class Sandbox:
         request_id = f"req_{self._request_id()}"
         if not self._known(request):
             return self._fail(form, "auth", request_id)
-        body = await _read(request)
+        try:
+            body = await _read(request)
+        except ConnectionError:  # the client left in the middle of its request: nothing was asked
+            return web.Response(status=400)
         if body is None:
             return self._fail(form, "too_large", request_id)
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -106,6 +108,33 @@ def test_the_journal_tells_every_charge_before_its_answer_leaves(tmp_path: Path)
     with journal.open("ab") as file:
         file.write(b'{"request_id":"half')
     assert read_journal(journal) == lines
+
+
+def send_and_leave(url: str, body: bytes, length: int) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length + body)
+        time.sleep(0.05)  # so that the server has begun
+
+
+def test_an_answer_that_nobody_waits_for_is_still_charged() -> None:
+    """As real providers do: whoever is killed in the middle of a call has paid for it."""
+    body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+    with running_sandbox(Settings(default=Behaviour(latency_ms=200.0))) as url:
+        send_and_leave(url, body, len(body))
+        until = time.monotonic() + 10
+        while stats(url)["served"] == 0 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert stats(url)["served"] == 1
+
+
+def test_half_a_request_is_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """No charge, no traceback; the next one is served."""
+    with running_sandbox() as url:
+        send_and_leave(url, b'{"model":"m","mess', 100)
+        assert post(url)[0] == 200
+        assert stats(url)["served"] == 1
+    assert not caplog.records
 
 
 def test_reset_forgets_and_the_page_is_for_people() -> None:

@@ -92,6 +92,7 @@ SCHEMA = OutputSpec(json_schema=b'{"type":"object","required":["a"],"properties"
         ('{"a":1}', True),
         ('Here:\n```json\n{"a": 1}\n```\nDone.', True),
         ('```\n{"a":1}\n```', True),
+        ('{"a":1,"b":"```\\n2\\n```"}', True),
         ('{"a":"x"}', False),
         ("{}", False),
         ("no", False),
@@ -106,7 +107,7 @@ def test_json_answers_are_checked_against_the_schema(text: str, ok: bool) -> Non
     assert good is ok
     assert bool(why) is not ok
     if ok:
-        assert msgspec.json.decode(canonical) == {"a": 1}
+        assert msgspec.json.decode(canonical)["a"] == 1
 
 
 def test_a_schema_reaches_for_no_other_document() -> None:
