@@ -12,7 +12,7 @@ from penstock.connectors import attributes as attrs
 from penstock.connectors import chat
 from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import HEAD_BYTES
-from penstock.connectors.json_guard import Members, decode, members
+from penstock.connectors.json_guard import Members, decode, members, raw_members, told_once
 from penstock.connectors.rows import RowShape
 from penstock.connectors.settings import Row
 from penstock.connectors.template import nearest
@@ -27,7 +27,14 @@ MAX_LABEL = 512
 ENDPOINT = "/v1/chat/completions"
 
 _encode = msgspec.json.Encoder().encode
-_NOTHING: dict[str, object] = {}
+_NO_BODY = msgspec.Raw(b"null")
+
+
+class _Body(msgspec.Struct):
+    body: msgspec.Raw = _NO_BODY
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
 
 
 def input_shape(format: str) -> InputShape:
@@ -75,9 +82,10 @@ class Intake:
             value = decode(raw.data)
             if type(value) is not dict:
                 raise BadRecord("malformed", "the line is not a JSON object")
-            line = members(raw.data)
+            once = told_once(raw.data, _keys(value))
+            body = _decode_body(raw.data).body if once else members(raw.data).get("body", _NO_BODY)
             label = _label(value)
-            found, request = self._request(raw, value, line)
+            found, request = self._request(raw, value, body, once)
             return self._item(item_id, raw, now, label, found, request, b"{}")
         except BadRecord as error:
             return self._dead(item_id, raw, now, label, error)
@@ -126,7 +134,10 @@ class Intake:
             policy_version=self._policy.version,
         )
 
-    def _request(self, raw: Raw, value: dict[str, object], line: Members) -> tuple[Attributes, Request]:
+    def _request(
+        self, raw: Raw, value: dict[str, object], written: msgspec.Raw, once: bool
+    ) -> tuple[Attributes, Request]:
+        """`written`: the body's own text. `once`: no key comes twice in the line."""
         if value.get("method", "POST") != "POST":
             raise BadRecord("unsupported", f"method is {str(value['method'])[:60]!r}; only POST is supported")
         if value.get("url", ENDPOINT) != ENDPOINT:
@@ -134,14 +145,15 @@ class Intake:
         body = value.get("body")
         if type(body) is not dict:
             _refuse_body(body)
-        parts = members(line["body"])
+        parts = raw_members(written) if once else members(written)
         found = self._attributes(raw, body, parts)
         task = found.task
         defaults = self._defaults.get(task) if task is not None else None
         if defaults is None:
             raise unknown_task(task, self._policy)
         request = chat.request_from_body(body, parts, defaults, self._pin(body.get("model")))
-        chat.refuse_duplicates(parts)
+        if not once:
+            chat.refuse_duplicates(parts)
         return found, request
 
     def _attributes(self, raw: Raw, body: dict[str, object], parts: Members) -> Attributes:
@@ -203,6 +215,23 @@ def unknown_task(task: str | None, policy: Policy) -> BadRecord:
         there = ", ".join(sorted(policy.tasks))
         return BadRecord("unknown_task", f"the item names no task; tasks are {there}")
     return BadRecord("unknown_task", f"no task is named {task!r}{nearest(task, policy.tasks)}")
+
+
+def _keys(line: Mapping[str, object]) -> int:
+    """Keys of the objects that are read here: line, body, metadata, messages."""
+    count = len(line)
+    body = line.get("body")
+    if type(body) is dict:
+        count += len(body)
+        metadata = body.get("metadata")
+        if type(metadata) is dict:
+            count += len(metadata)
+        messages = body.get("messages")
+        if type(messages) is list:
+            for message in messages:
+                if type(message) is dict:
+                    count += len(message)
+    return count
 
 
 def _label(value: Mapping[str, object]) -> str:

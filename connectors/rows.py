@@ -9,7 +9,7 @@ import msgspec
 from penstock.connectors import attributes as attrs
 from penstock.connectors import chat
 from penstock.connectors.base import Raw
-from penstock.connectors.json_guard import decode, members
+from penstock.connectors.json_guard import decode, members, told_once
 from penstock.connectors.settings import Row
 from penstock.connectors.template import Template, compile_template, nearest
 from penstock.engine.errors import BadRecord
@@ -134,7 +134,8 @@ def columns(raw: Raw) -> Columns:
     row = decode(raw.data)
     if type(row) is not dict:
         raise BadRecord("malformed", "the line is not a JSON object")
-    members(raw.data)
+    if not told_once(raw.data, len(row)):
+        members(raw.data)
     return row
 
 
