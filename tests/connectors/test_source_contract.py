@@ -1,0 +1,131 @@
+"""The promises of `base.Source` and `base.Reader`, kept by every source that ships."""
+
+import gzip
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from penstock.connectors import files
+from penstock.connectors.base import Raw, Source
+from penstock.connectors.files import FileSource
+from penstock.connectors.memory import MemorySource
+from penstock.connectors.settings import FilesSource
+from penstock.engine.plan import Split
+
+COUNT = 300
+ROWS: list[dict[str, object]] = [{"id": str(n), "text": "x" * (n % 17)} for n in range(COUNT)]
+LINES = [msgspec.json.encode(row) for row in ROWS]
+TEXT = b"\xef\xbb\xbf\r\n" + b"".join(line + (b"\r\n\r\n" if n % 3 else b"\n") for n, line in enumerate(LINES))
+CSV = "id,text\n" + "".join(f"{row['id']},{row['text']}\n" for row in ROWS)
+QUOTED = "id,text\r\n" + "".join(f'"{row["id"]}","{row["text"]}\n"\r\n' for row in ROWS)
+
+
+def from_file(name: str, content: bytes) -> Callable[[Path], Source]:
+    def make(folder: Path) -> Source:
+        (folder / name).write_bytes(content)
+        return FileSource(FilesSource(str(folder)))
+
+    return make
+
+
+def parquet(folder: Path) -> Source:
+    table = pa.table({"id": [row["id"] for row in ROWS], "text": [row["text"] for row in ROWS]})
+    pq.write_table(table, folder / "a.parquet", row_group_size=70)
+    return FileSource(FilesSource(str(folder)))
+
+
+def two_files(folder: Path) -> Source:
+    (folder / "a.jsonl").write_bytes(b"\n".join(LINES[:100]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"\n".join(LINES[100:])))
+    return FileSource(FilesSource(str(folder / "*")))
+
+
+def memory(folder: Path) -> Source:
+    return MemorySource(str(folder), LINES)
+
+
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "jsonl": from_file("a.jsonl", TEXT),
+    "gzip": from_file("a.jsonl.gz", gzip.compress(TEXT)),
+    "zstd": from_file("a.jsonl.zst", zstandard.ZstdCompressor().compress(TEXT)),
+    "csv": from_file("a.csv", CSV.encode()),
+    "csv-quoted": from_file("a.csv", QUOTED.encode()),
+    "csv-gzip": from_file("a.csv.gz", gzip.compress(QUOTED.encode())),
+    "parquet": parquet,
+    "two-files": two_files,
+    "memory": memory,
+}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    monkeypatch.setattr(files, "MIN_PIECE_BYTES", 200)
+    return SOURCES[str(request.param)](tmp_path)
+
+
+async def read(source: Source, starts: Sequence[tuple[Split, int]], size: int = 11) -> tuple[list[Raw], list[str]]:
+    reader = await source.open(starts)
+    records: list[Raw] = []
+    ended: list[str] = []
+    for _ in range(10 * COUNT):
+        batch = await reader.read(size, 1 << 20)
+        assert len(batch.records) <= size
+        records += batch.records
+        ended += batch.ended
+        if batch.done:
+            await reader.close()
+            return records, ended
+    raise AssertionError("the reader never ends")
+
+
+async def test_every_record_comes_once_in_input_order(source: Source) -> None:
+    """Over all splits, read one after another; and every split is said to have ended, once."""
+    splits = await source.splits(4)
+    records, ended = await read(source, [(split, split.start) for split in splits])
+    rows = [msgspec.json.decode(raw.row_json or raw.data) for raw in records]
+    assert [row["id"] for row in rows] == [str(n) for n in range(COUNT)]
+    assert sorted(ended) == sorted(split.id for split in splits)
+    assert not any(raw.error for raw in records)
+
+
+async def test_positions_grow_strictly_and_lie_in_their_split(source: Source) -> None:
+    """`start <= position < end`."""
+    for split in await source.splits(4):
+        records, _ = await read(source, [(split, split.start)])
+        places = [raw.position.position for raw in records]
+        assert all(one < two for one, two in itertools.pairwise(places))
+        assert all(split.start <= place and (split.end is None or place < split.end) for place in places)
+
+
+async def test_identity_does_not_depend_on_the_cut(source: Source) -> None:
+    """Object, position and content are the same, however many lanes the splits are cut for."""
+    found = set()
+    for lanes in (1, 2, 3, 8, 64):
+        records, _ = await read(source, [(split, split.start) for split in await source.splits(lanes)])
+        found.add(tuple((raw.object_id, raw.position.position, raw.data, raw.row_json) for raw in records))
+    assert len(found) == 1
+
+
+async def test_opened_anywhere_it_gives_the_suffix(source: Source) -> None:
+    """Exactly the records with position >= p, the same ones: at records, between them, behind the last."""
+    for split in (await source.splits(3))[:3]:
+        whole, _ = await read(source, [(split, split.start)])
+        places = [raw.position.position for raw in whole]
+        wanted = {split.start, *places[::13], *(place + 1 for place in places[::17]), places[-1], places[-1] + 1}
+        for start in wanted:
+            rest, ended = await read(source, [(split, start)])
+            assert rest == [raw for raw in whole if raw.position.position >= start]
+            assert ended == [split.id]
+
+
+async def test_splits_are_named_the_same_every_time(source: Source) -> None:
+    """A plan made again names the same input by the same ids; ids are unique."""
+    splits = await source.splits(4)
+    assert await source.splits(4) == splits
+    assert len({split.id for split in splits}) == len(splits)
