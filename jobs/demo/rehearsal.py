@@ -96,6 +96,9 @@ def tell(
     outputs = read_outputs(found, "id")
     report = check((row.id for row in rows), outputs, journal_of(journal))
     fine = sums.check(stage, report, killed_after=killed_after)
+    stage.say(
+        "  the quality shown above is of pretended answers: it shows that samples are scored, and says nothing else"
+    )
     stage.act("one record (shortened)")
     sums.one_record(stage, found["results"][0], "rewrite")
     stage.act("the bill, from the costs file")
