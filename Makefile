@@ -45,7 +45,6 @@ docs: install            ## the documents' own tests: examples run, commands and
 	.venv/bin/pytest tests/test_docs.py
 
 bench: install-vllm      ## beside the rivals; figures go to docs/benchmarks.md
-	@$(UV) sync --frozen --quiet --group bench
 	.venv/bin/python benchmarks/router_speed.py
 	.venv/bin/python benchmarks/api_path.py --delay-ms 0
 	.venv/bin/python benchmarks/api_path.py --delay-ms 200 --concurrency 1000

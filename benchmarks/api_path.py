@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,8 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PRICE = {"input_per_million": 1, "output_per_million": 2}
+LITELLM = "litellm==1.80.0"
 TEXT = "Which department handles this message? My parcel has not arrived and the tracking page shows nothing. "
 
 
@@ -51,58 +54,28 @@ def start_server(delay_ms: float) -> tuple[subprocess.Popen[bytes], str]:
     return server, url
 
 
-BARE = """
-import asyncio, sys, time
-import aiohttp, msgspec
-source, out, url, concurrency = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-async def main():
-    lines = open(source, 'rb')
-    sink = open(out, 'wb')
-    connector = aiohttp.TCPConnector(limit=concurrency)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        async def work():
-            for line in lines:
-                row = msgspec.json.decode(line)
-                body = row['body']; body['model'] = 'm'
-                data = msgspec.json.encode(body)
-                async with session.post(url + '/v1/chat/completions', data=data, headers={'Content-Type': 'application/json'}) as r:
-                    answer = msgspec.json.decode(await r.read())
-                sink.write(msgspec.json.encode({'custom_id': row['custom_id'], 'response': {'body': answer}}) + b'\\n')
-        await asyncio.gather(*(work() for _ in range(concurrency)))
-    sink.close()
-start = time.perf_counter()
-asyncio.run(main())
-print(time.perf_counter() - start)
-"""
-
-LITELLM = """
-import asyncio, json, sys, time
-import litellm
-source, url, concurrency, rows = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-router = litellm.Router(model_list=[{'model_name': 'm', 'litellm_params': {'model': 'openai/m', 'api_base': url + '/v1', 'api_key': 'x'}}])
-async def main():
-    lines = iter([json.loads(l)['body'] for l in open(source)][:rows])
-    async def work():
-        for body in lines:
-            await router.acompletion(model='m', messages=body['messages'], max_tokens=16)
-    await asyncio.gather(*(work() for _ in range(concurrency)))
-start = time.perf_counter()
-asyncio.run(main())
-print(time.perf_counter() - start)
-"""
-
-
 def bare(source: Path, out: Path, url: str, concurrency: int) -> float:
     done = subprocess.run(
-        [sys.executable, "-c", BARE, source, out, url, str(concurrency)], capture_output=True, text=True, check=True
+        [sys.executable, HERE / "rivals" / "bare_loop.py", source, out, url, str(concurrency)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout)
 
 
 def litellm_router(source: Path, url: str, concurrency: int, rows: int) -> float | None:
-    arguments = [sys.executable, "-c", LITELLM, source, url, str(concurrency), str(rows)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    """In an environment of its own, thrown away afterwards: Penstock does not depend on it."""
+    uv = shutil.which("uv")
+    if uv is None:
+        return None
+    script = HERE / "rivals" / "litellm_router.py"
+    arguments = [uv, "run", "--no-project", "--isolated", "--with", LITELLM, "python", script, source, url]
+    done = subprocess.run([*arguments, str(concurrency), str(rows)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(done.stderr[-500:])
+        return None
+    return float(done.stdout.splitlines()[-1])
 
 
 def penstock(folder: Path, source: Path, url: str, concurrency: int, n: int) -> tuple[float, float, float]:
@@ -159,14 +132,13 @@ def main() -> None:
                 ours = options.rows / work_s
                 ratios.append(ours / rival)
                 print(
-                    f"pair {n}: penstock {ours:,.0f}/s (whole {options.rows / whole:,.0f}/s, first call after {first:.1f} s), "
-                    f"bare aiohttp {rival:,.0f}/s, ratio {ours / rival:.2f}",
-                    flush=True,
+                    f"pair {n}: penstock {ours:,.0f}/s, bare aiohttp {rival:,.0f}/s, ratio {ours / rival:.2f}", end="; "
                 )
+                print(f"whole command {options.rows / whole:,.0f}/s, driver to first call {first:.1f} s", flush=True)
             print(f"median ratio to bare aiohttp: {statistics.median(ratios):.2f}")
             seconds = litellm_router(source, url, options.concurrency, options.litellm_rows)
             if seconds is None:
-                print("litellm is not installed: uv sync --group bench")
+                print("litellm.Router could not be run")
             else:
                 theirs = options.litellm_rows / seconds
                 print(
