@@ -400,7 +400,8 @@ class Driver:
         open_state(self._spec.state).put(self._bill_key(), self._bill.dump(now), None)
 
     def _check_cancel(self) -> None:
-        if open_state(self._spec.state).get(f"runs/{self._spec.run_id}/cancel") is not None:
+        found = open_state(self._spec.state).get(f"runs/{self._spec.run_id}/cancel")
+        if found is not None and found[0]:  # an empty value: asked for once, and taken back
             self._end("cancelled", "cancelled; the same command goes on where it was")
 
 

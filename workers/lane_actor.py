@@ -10,9 +10,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.connectors.intake import Intake, input_shape
+from penstock.connectors.intake import InputShape, Intake, input_shape
 from penstock.connectors.records import Encoder
 from penstock.connectors.registry import Stores, open_source, open_stores
+from penstock.connectors.replay import Intake as AnyIntake
+from penstock.connectors.replay import ReplayIntake
+from penstock.connectors.settings import FilesSource
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Price
 from penstock.engine.errors import Fenced
@@ -82,8 +85,7 @@ class LaneActor:
     def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
         spec = self._spec
         now = time.time
-        names = frozenset(spec.catalog.models)
-        shape = spec.shape or input_shape(self._plan.splits[0].format if self._plan.splits else "jsonl")
+        read_as = input_shape(self._plan.splits[0].format if self._plan.splits else "jsonl")
         schema_tasks = [t.name for t in spec.policy.tasks.values() if t.output is not None and t.output.json_schema]
         machine = Lane(
             LaneSettings(lane, spec.run_id, spec.execution.window, spec.execution.window_bytes),
@@ -99,8 +101,8 @@ class LaneActor:
             machine,
             stores,
             open_source(spec.source),
-            Intake(spec.run_id, shape, spec.row, spec.policy, names, spec.generation, spec.vars),
-            Encoder(spec.run_id, shape, schema_tasks),
+            self._intake(read_as),
+            Encoder(spec.run_id, spec.shape or read_as, schema_tasks),
             self._driver,
             _ledger(spec),
             now,
@@ -109,6 +111,13 @@ class LaneActor:
             verdicts=Verdicts(complete),
             outputs=_outputs(spec.policy),
         )
+
+    def _intake(self, read_as: InputShape) -> AnyIntake:
+        spec = self._spec
+        names = frozenset(spec.catalog.models)
+        intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, spec.generation, spec.vars)
+        replayed = isinstance(spec.source, FilesSource) and spec.source.replay
+        return ReplayIntake(intake) if replayed else intake
 
     async def adopt(self, lane: int, me: object, workers: list[tuple[str, object]]) -> None:
         """Ask workers for what they still hold of this lane's last owner. A worker that is gone holds nothing."""

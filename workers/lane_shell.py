@@ -14,9 +14,9 @@ from typing import Protocol
 import msgspec
 
 from penstock.connectors.base import OutRecord, Reader, Source
-from penstock.connectors.intake import Intake
 from penstock.connectors.records import Encoder
 from penstock.connectors.registry import Stores
+from penstock.connectors.replay import Intake
 from penstock.engine.budget import NeedLease
 from penstock.engine.errors import Corrupt, Fenced, PenstockError, Temporary
 from penstock.engine.items import CallChunk, CostLine, DeadLetter, Item, Outcome, OutputSpec
