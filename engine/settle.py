@@ -152,6 +152,8 @@ def dead_letter_of(slot: Slot, reason: DeadLetterReason, message: str, policy_ve
         maybe_paid=slot.maybe_paid,
         finished_at=now,
         policy_version=policy_version,
+        original_length=item.original_length,
+        original_hash=item.original_hash,
     )
 
 
