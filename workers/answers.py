@@ -34,7 +34,8 @@ def check(text: str, output: OutputSpec) -> tuple[bool, str, str]:
 
 
 def _check_choice(text: str, choices: tuple[str, ...]) -> tuple[bool, str, str]:
-    found = _by_norm(choices).get(_norm(text))
+    bare = text.strip()
+    found = next((choice for choice in choices if choice in (text, bare)), None) or _by_norm(choices).get(_norm(text))
     if found is not None:
         return True, found, ""
     return False, text, f"the answer is none of: {', '.join(choices)}"
@@ -42,8 +43,7 @@ def _check_choice(text: str, choices: tuple[str, ...]) -> tuple[bool, str, str]:
 
 @lru_cache(256)
 def _by_norm(choices: tuple[str, ...]) -> dict[str, str]:
-    table = {_norm(choice): choice for choice in reversed(choices)}
-    return {choice: choice for choice in choices} | table
+    return {_norm(choice): choice for choice in reversed(choices)}  # of two that look alike, the first
 
 
 _EDGES = " \t\r\n\"'`*_.,;:!?()[]{}<>“”‘’«»"

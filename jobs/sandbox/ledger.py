@@ -51,11 +51,14 @@ def who(item: str | None, attempt: str | None, body: bytes) -> Who:
         digest = hashlib.blake2b(body, digest_size=16)
         return Who(f"body-{digest.hexdigest()}", b"b" + digest.digest())
     key, _, generation = item.partition(":")
-    n = int(generation) if generation.isdigit() else 0
+    n = small(generation)
     mark = b"i" + (bytes.fromhex(key) if _is_id(key) else hashlib.blake2b(key.encode(), digest_size=16).digest())
-    return Who(
-        key, mark + (n.to_bytes(4, "big") if n else b""), n, int(attempt) if attempt and attempt.isdigit() else 0
-    )
+    return Who(key, mark + (n.to_bytes(4, "big") if n else b""), n, small(attempt))
+
+
+def small(text: str | None) -> int:
+    """A number of at most nine digits; 0 for all else."""
+    return int(text) if text and len(text) <= 9 and text.isascii() and text.isdigit() else 0
 
 
 def _is_id(key: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from penstock.jobs.sandbox.ledger import Ledger
+from penstock.jobs.sandbox.ledger import Ledger, small
 
 _LINES = 1000
 """Items written at once."""
@@ -36,7 +36,7 @@ async def _items(request: web.BaseRequest, ledger: Ledger) -> web.StreamResponse
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     lines: list[bytes] = []
-    for line in ledger.items(int(asked) if asked.isdigit() else 0):
+    for line in ledger.items(small(asked)):
         lines.append(line)
         if len(lines) >= _LINES:
             await response.write(b"".join(lines))

@@ -137,6 +137,18 @@ def test_half_a_request_is_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    "name", ["", ":", "x:99999999999999999999", f"{ITEM}:²".encode().decode("latin-1"), "zz" * 16 + ":0"]
+)
+def test_strange_item_headers_are_still_identities(name: str) -> None:
+    """Whatever a client writes there, it is served, and the same again is a second payment."""
+    with running_sandbox() as url:
+        for _ in range(2):
+            assert post(url, headers={"x-penstock-item": name, "x-penstock-attempt": "9" * 5000})[0] == 200
+        assert stats(url)["second_payments"] == 1
+        assert len(get(url, "/stats/items?more_than=x").splitlines()) == 1
+
+
 def test_reset_forgets_and_the_page_is_for_people() -> None:
     """`POST /stats/reset` starts the counts anew; a browser gets a page."""
     with running_sandbox() as url:
