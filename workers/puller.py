@@ -43,7 +43,10 @@ class _LaneAt:
         self.right: Right | None = None
         self.tickets: set[Ticket] = set()
         self.undelivered: list[Outcome] = []
-        self.delivering = False
+        self.sending: list[Outcome] = []
+        """On its way to the owner; nobody knows yet whether it arrived."""
+        self.delivering: object | None = None
+        """The delivery that goes on; a new owner's begins whatever became of the old one."""
         self.lost_at: float | None = None
 
 
@@ -92,9 +95,9 @@ class Puller:
             at.right.epoch, at.right.until = epoch, until
         else:
             at.right = Right(job, lane, epoch, until)
-        at.port, at.lost_at = port, None
-        kept = [outcome for outcome in at.undelivered if _worth_keeping(outcome)]
-        at.undelivered = []
+        at.port, at.lost_at, at.delivering = port, None, None
+        kept = [outcome for outcome in at.sending + at.undelivered if _worth_keeping(outcome)]
+        at.sending, at.undelivered = [], []
         return Kept(kept, [(t.call.item_id, t.call.generation, t.call.attempt) for t in at.tickets])
 
     def abort(self, job: str) -> None:
@@ -142,6 +145,7 @@ class Puller:
                 return
             at.owner, at.port = found
             at.lost_at = None
+            self._flush((job, lane))
         for _ in range(TAKES_IN_A_ROW):
             chunk, left = await at.port.take(lane, self.pool, n, max_tokens, self.name)
             if chunk is None:
@@ -185,22 +189,29 @@ class Puller:
 
     def _flush(self, key: LaneKey) -> None:
         at = self._lanes[key]
-        if at.undelivered and not at.delivering and at.port is not None and at.lost_at is None:
-            at.delivering = True
-            self._spawn(self._deliver_to(key, at))
+        if at.undelivered and at.delivering is None and at.port is not None and at.lost_at is None:
+            at.delivering = token = object()
+            self._spawn(self._deliver_to(key, at, token))
 
-    async def _deliver_to(self, key: LaneKey, at: _LaneAt) -> None:
-        try:
-            while at.undelivered and at.port is not None and at.right is not None:
-                outcomes, at.undelivered = at.undelivered, []
-                try:
-                    await at.port.done(key[1], at.right.epoch, outcomes)
-                except Exception:  # noqa: BLE001 - the lane is gone, or going: its next owner will ask
-                    at.undelivered = (outcomes + at.undelivered)[-KEEP_MAX:]
-                    at.lost_at = self._now()
-                    return
-        finally:
-            at.delivering = False
+    async def _deliver_to(self, key: LaneKey, at: _LaneAt, token: object) -> None:
+        """One batch after another. A batch that a new owner adopted meanwhile (`sending` is another list) is his."""
+        while at.undelivered and at.port is not None and at.right is not None and at.delivering is token:
+            port = at.port
+            batch, at.undelivered = at.undelivered, []
+            at.sending = batch
+            try:
+                await port.done(key[1], at.right.epoch, batch)
+            except Exception:  # noqa: BLE001 - the lane is gone, or going: its next owner will ask
+                if at.sending is batch:
+                    at.undelivered = (batch + at.undelivered)[-KEEP_MAX:]
+                    if at.port is port:
+                        at.lost_at = self._now()
+                        break
+            finally:
+                if at.sending is batch:
+                    at.sending = []
+        if at.delivering is token:
+            at.delivering = None
 
     # -- the right to send
 
