@@ -1,0 +1,232 @@
+"""A job on real processes, to be killed: input, sandbox, the command, and its processes by what they are.
+
+    bench = Bench(folder, items=3000, …)           the input, the job file, the sandbox in a process of its own
+    command = bench.start()                        `penstock run job.yaml`
+    bench.kill("lane", command)                    kill -9 of one of its processes
+    bench.run_until_done(); bench.check(bound=…)   every item once, second payments within the promise and marked
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import psutil
+
+from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
+from penstock.jobs.verify import Paid, Report, journal_of
+from tests.crash.checker import assert_clean
+
+Kind = Literal["lane", "dispatcher", "governor", "driver", "command", "group"]
+TITLES: dict[Kind, str] = {
+    "lane": "ray::LaneActor",
+    "dispatcher": "ray::WorkerActor",
+    "governor": "ray::GovernorActor",
+    "driver": "ray::Driver",
+}
+MAIN = "import sys; from penstock.jobs.cli import main; sys.argv[0] = 'penstock'; main()"
+SINKS = ("results", "dead_letters", "costs", "quality")
+CONCURRENCY = 64
+START_S = 60.0
+END_S = 150.0
+POLL_S = 0.03
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What kind of job."""
+
+    items: int = 3_000
+    latency_ms: float = 120.0
+    jitter_ms: float = 60.0
+    faults: Faults = Faults(server_error=0.02, invalid_json=0.005)
+    seed: int = 0
+    dispatchers: int = 1
+    lanes: int = 4
+    lane_actors: int = 2
+    budget_usd: float | None = None
+    concurrency: int = CONCURRENCY
+    output_tokens: int = 12
+
+
+class Bench:
+    """Use `bench(...)`, which starts and ends the sandbox."""
+
+    def __init__(self, folder: Path, url: str, shape: Shape) -> None:
+        self.folder = folder
+        self.url = url
+        self.shape = shape
+        self.journal = folder / "journal.jsonl"
+        self.input = folder / "input.jsonl"
+        self.labels = [f"row-{n}" for n in range(shape.items)]
+        self.commands: list[subprocess.Popen[bytes]] = []
+        self.kills: list[str] = []
+        self._write()
+
+    # -- the job
+
+    def _write(self) -> None:
+        with self.input.open("wb") as file:
+            for label in self.labels:
+                file.write(msgspec.json.encode(_line(label, self.shape.output_tokens)) + b"\n")
+        self.write_job()
+
+    def write_job(self, **changes: object) -> None:
+        """The job file, with changes to the shape."""
+        self.shape = msgspec.structs.replace(self.shape, **changes)
+        (self.folder / "job.yaml").write_text(job_text(self.url, self.shape))
+
+    # -- commands
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """`penstock run job.yaml …` in a process group of its own."""
+        command = self.penstock("run", "job.yaml", *arguments)
+        self.commands.append(command)
+        return command
+
+    def penstock(self, *arguments: str) -> subprocess.Popen[bytes]:
+        number = len(self.commands)
+        with (self.folder / f"command-{number}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", MAIN, *arguments],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def log(self, command: subprocess.Popen[bytes]) -> str:
+        return (self.folder / f"command-{self.commands.index(command)}.log").read_text()
+
+    def end(self, command: subprocess.Popen[bytes], timeout_s: float = END_S) -> int:
+        """Wait for its exit code."""
+        try:
+            return command.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"the command did not end in {timeout_s:g} s:\n{self.log(command)}") from error
+
+    def run_until_done(self, tries: int = 4) -> None:
+        """Resume until exit 0."""
+        for _ in range(tries):
+            command = self.start()
+            if self.end(command) == 0:
+                return
+        raise AssertionError(f"not done after {tries} commands:\n{self.log(self.commands[-1])}")
+
+    # -- how far it is
+
+    def served(self) -> int:
+        with urllib.request.urlopen(f"{self.url}/stats", timeout=5) as reply:
+            return msgspec.json.decode(reply.read(), type=dict[str, object])["served"]  # pyright: ignore[reportReturnType]
+
+    def wait_served(self, calls: int, command: subprocess.Popen[bytes], timeout_s: float = START_S) -> None:
+        """Until the sandbox has answered so many calls in all."""
+        until = time.monotonic() + timeout_s
+        while self.served() < calls:
+            assert command.poll() is None, f"ended with {command.returncode} too early:\n{self.log(command)}"
+            assert time.monotonic() < until, f"{calls} calls were not served in {timeout_s:g} s:\n{self.log(command)}"
+            time.sleep(POLL_S)
+
+    # -- killing
+
+    def find(self, kind: Kind, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Processes of this kind below the command."""
+        return [p for p in below(command.pid) if title(p).startswith(TITLES[kind])]
+
+    def kill(self, kind: Kind, command: subprocess.Popen[bytes], chance: random.Random) -> bool:
+        """kill -9; False where there is none of the kind just now."""
+        if kind == "command":
+            command.kill()
+            command.wait()
+        elif kind == "group":
+            for process in [*below(command.pid), psutil.Process(command.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            command.wait()
+        else:
+            found = self.find(kind, command)
+            if not found:
+                return False
+            chance.choice(found).kill()
+        self.kills.append(kind)
+        return True
+
+    # -- what came of it
+
+    def outputs(self) -> dict[str, list[Path]]:
+        out = self.folder / "out"
+        named = {s: out / ("results.jsonl" if s == "results" else f"results.{s}.jsonl") for s in SINKS}
+        return {sink: [path] for sink, path in named.items() if path.exists()}
+
+    def paid(self) -> list[Paid]:
+        return journal_of(self.journal) if self.journal.exists() else []
+
+    def check(self, bound: int) -> Report:
+        report = assert_clean(self.labels, self.outputs(), self.paid(), bound=bound)
+        print(f"kills {self.kills}: {report.repeated} second payments (bound {bound}), {report.marked} marked")
+        return report
+
+
+@contextlib.contextmanager
+def bench(folder: Path, shape: Shape) -> Iterator[Bench]:
+    behaviour = Behaviour(latency_ms=shape.latency_ms, jitter_ms=shape.jitter_ms, faults=shape.faults)
+    settings = Settings(default=behaviour, journal=str(folder / "journal.jsonl"), seed=shape.seed)
+    with running_sandbox(settings, process=True) as url:
+        made = Bench(folder, url, shape)
+        try:
+            yield made
+        finally:
+            for command in made.commands:
+                if command.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(command.pid, signal.SIGCONT)
+                    made.kill("group", command, random.Random(0))
+
+
+def _line(label: str, output_tokens: int) -> dict[str, object]:
+    messages = [{"role": "user", "content": f"Tell me about {label}, please, in a few words."}]
+    body = {"model": "m", "messages": messages, "max_tokens": output_tokens}
+    return {"custom_id": label, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def job_text(url: str, shape: Shape) -> str:
+    budget = f"budgets: [{{usd: {shape.budget_usd:.9f}}}]\n" if shape.budget_usd is not None else ""
+    return f"""\
+name: crash
+accounts:
+  a: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: {shape.concurrency}}}}}
+models:
+  - {{name: m, account: a, model: pretend, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}}}
+tiers: {{1: [m], 2: [m], 3: [m]}}
+source: input.jsonl
+sinks: out/results.jsonl
+max_dead_letters: 0.5
+execution: {{lanes: {shape.lanes}, lane_actors: {shape.lane_actors}, dispatchers: {shape.dispatchers}}}
+{budget}"""
+
+
+def below(pid: int) -> list[psutil.Process]:
+    """All descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def named(kind: Kind, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if title(p).startswith(TITLES[kind])]

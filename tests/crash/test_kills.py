@@ -1,0 +1,83 @@
+"""`kill -9`, of every kind of process, at random moments: nothing lost, nothing twice, repeats bounded and marked."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.crash.bench import Bench, Kind, Shape, bench
+
+pytestmark = pytest.mark.ray
+
+ANSWERED_S = 1.0
+"""Answers that a kill can lose before they are committed: the interval of 0.2 s, and a slow machine's share."""
+
+
+@pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
+def test_a_run_survives_kills_of_its_processes(kind: Kind, tmp_path: Path, mark: str) -> None:
+    """One command, killed in one part of it three times; it ends by itself with every item exactly once."""
+    with bench(tmp_path, Shape(dispatchers=2 if kind == "governor" else 1)) as b:
+        kill_parts(b, kind, kills=3, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["command", "group"])
+def test_a_run_survives_the_kill_of_its_command(kind: Kind, tmp_path: Path, mark: str) -> None:
+    """The command, alone or with all its processes; the same command again goes on."""
+    with bench(tmp_path, Shape(items=2_000)) as b:
+        kill_commands(b, kind, kills=2, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
+def test_soak_parts(kind: Kind, seed: int, tmp_path: Path, mark: str) -> None:
+    """As above, at other moments."""
+    with bench(tmp_path, Shape(dispatchers=1 + seed % 2 if kind != "governor" else 2, seed=seed)) as b:
+        kill_parts(b, kind, kills=3, seed=seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["command", "group"])
+def test_soak_commands(kind: Kind, seed: int, tmp_path: Path, mark: str) -> None:
+    """As above, at other moments."""
+    with bench(tmp_path, Shape(items=2_000, seed=seed)) as b:
+        kill_commands(b, kind, kills=2, seed=seed)
+
+
+def kill_parts(b: Bench, kind: Kind, kills: int, seed: int) -> None:
+    chance = random.Random(f"{kind}-{seed}")
+    moments = sorted(chance.uniform(0.02, 0.8) for _ in range(kills))
+    command = b.start()
+    for moment in moments:
+        b.wait_served(round(moment * b.shape.items), command)
+        _kill_soon(b, kind, command, chance)
+    assert b.end(command) == 0, b.log(command)
+    b.check(bound=_bound(b, kills))
+
+
+def kill_commands(b: Bench, kind: Kind, kills: int, seed: int) -> None:
+    chance = random.Random(f"{kind}-{seed}")
+    for moment in sorted(chance.uniform(0.02, 0.8) for _ in range(kills)):
+        command = b.start()
+        b.wait_served(max(b.served() + 1, round(moment * b.shape.items)), command)
+        b.kill(kind, command, chance)
+    b.run_until_done()
+    b.check(bound=_bound(b, kills))
+
+
+def _kill_soon(b: Bench, kind: Kind, command: object, chance: random.Random) -> None:
+    until = time.monotonic() + 30
+    while not b.kill(kind, command, chance):  # pyright: ignore[reportArgumentType]
+        assert time.monotonic() < until, f"no process of kind {kind}"
+        time.sleep(0.05)
+
+
+def _bound(b: Bench, kills: int) -> int:
+    """The promise: what is in flight, and what was answered since the last commit, for each kill."""
+    latency_s = b.shape.latency_ms / 1000
+    rate = b.shape.concurrency / latency_s
+    return kills * round(b.shape.concurrency * b.shape.dispatchers + rate * ANSWERED_S)
