@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from penstock.connectors.file_spool import Index
 
-CHUNK_ROWS = 131_072
-"""Rows sorted at once: 4 MB, and as much again three times while they are sorted."""
+CHUNK_ROWS = 65_536
+"""Rows sorted at once: 2 MB, and as much again three times while they are sorted."""
 MERGE_BYTES = 8 << 20
 """Held by all runs together while they are merged."""
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 BLOCK_ROWS = 4096
 GAP_BYTES = 4096
 """Two values this close in a spool are fetched with one read: a page is read anyway."""

@@ -6,12 +6,8 @@ together, or there are more fields than a table should have, there is no type an
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
-
-from penstock.connectors.table_columns import RowLine, decode_line
 
 ArrowType = Any
 """A `pa.DataType`: pyarrow brings no types."""
@@ -19,7 +15,7 @@ MAX_FIELDS = 500
 """Of one answer type, nested ones included. Models invent keys; a table of thousands of columns helps nobody."""
 MAX_DEPTH = 16
 _EXACT_FLOAT = 1 << 53
-_BLOCK = 1024
+_CHECK_EVERY = 1024
 
 
 class NoCommonType(Exception):
@@ -98,19 +94,26 @@ def _kind(value: object) -> str:
             return "struct"
 
 
-def answer_type(values: Callable[[], Iterator[bytes]]) -> ArrowType | None:
-    """The struct type of all answers; None: not all are objects, or nothing fits them all."""
-    shape = Shape()
-    source = values()
-    try:
-        while block := list(itertools.islice(source, _BLOCK)):
-            for value in block:
-                line = decode_line("results", value)
-                if not isinstance(line, RowLine) or not bytes(line.answer).startswith(b"{"):
-                    return None
-                shape.learn(json.loads(bytes(line.answer)))
-            if shape.size() > MAX_FIELDS:
-                return None
-        return shape.arrow() if shape.kind == "struct" else None
-    except (NoCommonType, RecursionError):
-        return None
+class AnswerShape:
+    """The shape of all answers of a run."""
+
+    def __init__(self) -> None:
+        self._shape = Shape()
+        self._seen = 0
+
+    def learn(self, answer: bytes) -> bool:
+        """False: nothing fits this answer and the earlier ones; learn no more."""
+        if not answer.startswith(b"{"):
+            return False
+        try:
+            self._shape.learn(json.loads(answer))
+        except (NoCommonType, RecursionError):
+            return False
+        self._seen += 1
+        return self._seen % _CHECK_EVERY != 0 or self._shape.size() <= MAX_FIELDS
+
+    def arrow(self) -> ArrowType | None:
+        try:
+            return self._shape.arrow() if self._seen and self._shape.size() <= MAX_FIELDS else None
+        except NoCommonType:
+            return None

@@ -20,6 +20,7 @@ from penstock.connectors.records import (
     Provenance,
     QualityRecord,
 )
+from penstock.connectors.table_answers import AnswerShape, ArrowType
 
 Kind = Literal["text", "int", "float", "bool", "money", "time", "json", "list"]
 """money: decimal(18,9). time: timestamp(us, UTC). json: JSON text in a string column. list: list of structs."""
@@ -33,9 +34,11 @@ class Column(msgspec.Struct, frozen=True):
     """Of a list: the fields of its structs."""
     optional: bool = True
     """It may be null. (CSV writes null and an empty text alike.)"""
+    ours: bool = True
+    """Values are what our structs hold; else JSON text of the user's."""
 
-    @property
-    def get(self) -> Callable[[msgspec.Struct], object]:
+    def get(self) -> Callable[[object], object]:
+        """What fetches its value from a record's struct; make it once, use it for every record."""
         return attrgetter(".".join(self.path))
 
 
@@ -151,20 +154,25 @@ class Layout:
     def __init__(self) -> None:
         self.batch = False
         self._kinds: dict[str, set[str]] = {}
-        self.answers: set[str] = set()
+        self._answers: AnswerShape | None = AnswerShape()
 
-    def learn(self, line: Line) -> None:
-        match line:
-            case RowLine():
-                for name, raw in line.kept.items():
-                    kinds = self._kinds.setdefault(name, set())
-                    if (kind := kind_of_json(bytes(raw))) is not None:
-                        kinds.add(kind)
-                self.answers.add(kind_of_json(bytes(line.answer)) or "null")
-            case BatchLine():
-                self.batch = True
-            case _:
-                pass
+    def learn(self, line: bytes) -> None:
+        top = _decode_top(line)
+        if top.keys() == _BATCH_KEYS:
+            self.batch, self._answers = True, None
+            return
+        del top["penstock"]
+        answer = bytes(top.pop("answer"))
+        if self._answers is not None and not self._answers.learn(answer):
+            self._answers = None
+        for name, raw in top.items():
+            kinds = self._kinds.setdefault(name, set())
+            if (kind := kind_of_json(bytes(raw))) is not None:
+                kinds.add(kind)
+
+    def answer_type(self) -> ArrowType | None:
+        """The struct type that fits every answer; None: the column is text."""
+        return None if self._answers is None else self._answers.arrow()
 
     def kept(self) -> dict[str, Column]:
         """Column of the input → column of the table; a name of ours gets `input_` in front."""
@@ -173,5 +181,5 @@ class Layout:
             flat = name
             while flat in RESERVED or (flat != name and flat in self._kinds):
                 flat = "input_" + flat
-            columns[name] = Column(flat, (name,), common_kind(kinds))
+            columns[name] = Column(flat, (name,), common_kind(kinds), ours=False)
         return columns

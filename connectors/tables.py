@@ -20,7 +20,6 @@ import msgspec
 from penstock.connectors.base import SinkName
 from penstock.connectors.records import usd
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
-from penstock.connectors.table_answers import answer_type
 from penstock.connectors.table_columns import (
     BATCH,
     FIXED,
@@ -32,7 +31,6 @@ from penstock.connectors.table_columns import (
     decode_line,
 )
 from penstock.engine.errors import SpecError
-
 
 Array = Any
 """A `pa.Array`, `pa.RecordBatch` or `pa.DataType`: pyarrow brings no types."""
@@ -49,7 +47,8 @@ READ_ROWS = 1024
 
 def parquet_writer(sink: str, values: Values) -> Callable[[Path], ParquetWriter]:
     """Opens writers of one sink's parts. `values`: all records, for learning the columns."""
-    table = Table(sink, learn(sink, values), answer_type(values) if sink == "results" else None)
+    layout = learn(sink, values)
+    table = Table(sink, layout, layout.answer_type() if sink == "results" else None)
     return lambda path: ParquetWriter(path, table)
 
 
@@ -62,7 +61,7 @@ def learn(sink: str, values: Values) -> Layout:
     layout = Layout()
     if sink == "results":
         for value in values():
-            layout.learn(decode_line(sink, value))
+            layout.learn(value)
     return layout
 
 
@@ -75,7 +74,7 @@ class Table:
         self.answer = answer
         self.fixed = FIXED.get(sink) or (BATCH if layout.batch else PENSTOCK)
         self.has_answer = sink == "results" and not layout.batch
-        self._getters = [c.get for c in self.fixed]
+        self._getters = [c.get() for c in self.fixed]
 
     @property
     def names(self) -> list[str]:
@@ -88,9 +87,9 @@ class Table:
         for name, column in self.kept.items():
             yield column, [row.kept.get(name) for row in rows]
         if self.has_answer:
-            yield Column("answer", ("answer",), "text"), [row.answer for row in rows]
+            yield Column("answer", ("answer",), "text", ours=False), [row.answer for row in rows]
         for column, get in zip(self.fixed, self._getters, strict=True):
-            yield column, [get(line) for line in lines]
+            yield column, list(map(get, lines))
 
 
 class ParquetWriter:
@@ -139,15 +138,15 @@ def _array(column: Column, values: Sequence[object]) -> Array:
 
     match column.kind:
         case "text":
-            return pa.array([_text(v) for v in values], pa.string())
+            return pa.array(values if column.ours else [_text(v) for v in values], pa.string())
         case "json":
             return pa.array([_json_text(v) for v in values], pa.string())
         case "int":
-            return pa.array([_scalar(v) for v in values], pa.int64())
+            return pa.array(values if column.ours else [_scalar(v) for v in values], pa.int64())
         case "float":
-            return pa.array([_float(v) for v in values], pa.float64())
+            return pa.array(values if column.ours else [_float(v) for v in values], pa.float64())
         case "bool":
-            return pa.array([_scalar(v) for v in values], pa.bool_())
+            return pa.array(values if column.ours else [_scalar(v) for v in values], pa.bool_())
         case "money":
             return pa.array([_json_text(v) for v in values], pa.string()).cast(pa.decimal128(18, 9))
         case "time":
@@ -162,13 +161,13 @@ def _lists(column: Column, values: Sequence[object]) -> Array:
     lists = [list(v) if isinstance(v, list | tuple) else [] for v in values]
     ends = itertools.accumulate((len(v) for v in lists), initial=0)
     items = list(itertools.chain.from_iterable(lists))
-    arrays = [_array(c, [c.get(i) for i in items]) for c in column.items]
+    arrays = [_array(c, list(map(c.get(), items))) for c in column.items]
     structs = pa.StructArray.from_arrays(arrays, names=[c.name for c in column.items])
     return pa.ListArray.from_arrays(pa.array(list(ends), pa.int32()), structs)
 
 
 def _scalar(value: object) -> object:
-    return json.loads(bytes(value)) if isinstance(value, msgspec.Raw) else value
+    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
 
 
 def _float(value: object) -> float | None:
@@ -181,7 +180,7 @@ def _text(value: object) -> str | None:
     if not isinstance(value, msgspec.Raw):
         return None if value is None else str(value)
     raw = bytes(value)
-    return json.loads(raw) if raw.startswith(b'"') else _json_text(value)
+    return msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else _json_text(value)
 
 
 def _json_text(value: object) -> str | None:

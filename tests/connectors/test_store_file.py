@@ -277,6 +277,15 @@ def next_line(process: subprocess.Popen[str]) -> list[str]:
     return process.stdout.readline().split()
 
 
+def rest(process: subprocess.Popen[str]) -> list[str]:
+    """All that it still says, to its end."""
+    assert process.stdout is not None
+    with process.stdout as out:
+        lines = out.readlines()
+    process.wait(timeout=20)
+    return lines
+
+
 async def test_a_stopped_owner_that_wakes_up_writes_nothing_that_counts(tmp_path: Path) -> None:
     """A real process holds the lane's lock and is SIGSTOPped amid its commits; a forced take proceeds; after SIGCONT
     its commit gets `Fenced`, and no reader ever sees it."""
@@ -290,7 +299,7 @@ async def test_a_stopped_owner_that_wakes_up_writes_nothing_that_counts(tmp_path
         seen = committed(tmp_path)
         await new.commit(0, (2, 1), taken.seq + 1, {"results": rows(-1)}, {"next": taken.chunks["next"]})
         process.send_signal(signal.SIGCONT)
-        lines = [line.split() for line in process.communicate(timeout=20)[0].splitlines()]
+        lines = [line.split() for line in rest(process)]
     finally:
         process.kill()
         process.wait()
@@ -313,8 +322,8 @@ async def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path: P
             await asyncio.sleep(chance.random() * 0.01)
         finally:
             process.kill()
-            out = process.communicate()[0].split("\n")
-        acknowledged = max([acknowledged, *(int(line.split()[2]) for line in out if line.count(" ") == 2)])
+            lines = rest(process)
+        acknowledged = max([acknowledged, *(int(line.split()[2]) for line in lines if line.endswith("\n"))])
         there = committed(tmp_path)
         assert there == list(range(len(there)))
         assert acknowledged <= len(there) <= acknowledged + 5
