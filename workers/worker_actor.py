@@ -7,6 +7,7 @@ that whoever watches it learns of it at once.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import time
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from penstock.engine.catalog import Account, Model, Version
+from penstock.engine.errors import SpecError
 from penstock.engine.items import Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
@@ -72,9 +74,15 @@ class WorkerActor:
             return ApiEngine(settings.account, governor=lease, worker=settings.name)
         assert settings.model is not None
         assert settings.version is not None
-        from penstock.workers.engines.vllm import build_engine
+        if importlib.util.find_spec("vllm") is None:
+            raise SpecError(
+                f"model {settings.model.name} needs vLLM, which isn't installed here: uv sync --extra cpu (or --extra gpu)"
+            )
+        # Ray sets one thread in actors; an engine that steps in this process wants the machine's.
+        os.environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+        from penstock.workers.engines.vllm import vllm_engine
 
-        return build_engine(settings.model, settings.version, settings.name)
+        return vllm_engine(settings.model, settings.version, worker=settings.name)
 
     async def serve(self, job: str, driver: object) -> None:
         """Take work from this job's board."""
