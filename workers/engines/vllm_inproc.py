@@ -176,7 +176,7 @@ class VllmInprocEngine:
 
     def _build(self) -> None:
         began = time.perf_counter()
-        prepare_environment(in_process=True, path=self._settings.path)
+        prepare_environment(self._settings, in_process=True)
         with no_collection():
             from vllm.v1.engine.llm_engine import LLMEngine
 

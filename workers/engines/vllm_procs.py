@@ -75,7 +75,7 @@ class VllmProcsEngine:
         self._count.loaded(began)
 
     def _build(self) -> Any:
-        prepare_environment(in_process=False, path=self._settings.path)
+        prepare_environment(self._settings, in_process=False)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_args(self._settings, self._name, asynchronous=True)

@@ -30,8 +30,17 @@ REFUSED_FIELDS = {
     "echo": "an answer that repeats the prompt isn't offered",
 }
 
-DROPPED_FIELDS = ("stream", "stream_options", "stream_interval", "priority", "request_id", "session_id", "model")
-"""They say how an answer travels, which is ours to decide."""
+DROPPED_FIELDS = (
+    "stream",
+    "stream_options",
+    "stream_interval",
+    "priority",
+    "request_id",
+    "session_id",
+    "user",
+    "model",
+)
+"""They say how an answer travels, which is ours to decide, or who asks, which vLLM doesn't want to know."""
 
 MAX_COMPLETIONS = 128
 """OpenAI's own bound on `n`; each one takes a place in the engine."""
@@ -292,13 +301,16 @@ def _top(entry: Any) -> TopToken:
     return TopToken(token, max(float(entry.logprob), -9999.0), list(token.encode("utf-8", "replace")))
 
 
-def broken(output: Any) -> Failure | None:
-    """What vLLM gave up on by itself (a grammar that doesn't compile, an abort from inside), or None."""
+def broken(prepared: Prepared, output: Any) -> Failure | None:
+    """What vLLM gave up on by itself (a grammar beyond its limits, an abort from inside), or None."""
     reasons: Sequence[str | None] = [one.finish_reason for one in output.outputs]
     error = getattr(output, "error", None)
     if error is not None:
         kind = "server_error" if error.retryable else "bad_request"
         return Failure(kind=kind, message=f"{error.code}: {error.message}"[:500])
+    if "error" in reasons and prepared.params.structured_outputs is not None:
+        # vLLM: "grammar rejected tokens". It would be so again.
+        return Failure(kind="bad_request", message="the answer's schema or grammar is too large for this engine")
     if "error" in reasons:
         return Failure(kind="server_error", message="the engine failed on this request", status=500)
     return Failure(kind="cancelled", message="the engine stopped this request") if "abort" in reasons else None
@@ -306,7 +318,7 @@ def broken(output: Any) -> Failure | None:
 
 def outcome_of(prepared: Prepared, output: Any, call: Call, started_at: float, ms: float, worker: str) -> Outcome:
     """What a finished `RequestOutput` means for its call."""
-    if (failure := broken(output)) is not None:
+    if (failure := broken(prepared, output)) is not None:
         return failed(call, failure, started_at, ms, worker, used(output))
     said, usage = answer(prepared, output, call, started_at)
     return Outcome(

@@ -99,12 +99,16 @@ def _compact_json() -> Any:
     return StructuredOutputsConfig(backend="guidance", disable_any_whitespace=True)
 
 
-def prepare_environment(*, in_process: bool, path: str) -> None:
+def prepare_environment(chosen: Settings, *, in_process: bool) -> None:
     """Must run before vLLM is imported in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
+    if chosen.arguments.get("enforce_eager") and not has_gpu():
+        # vLLM compiles some small functions on first use all the same (log probabilities). Where there is no C++
+        # compiler, the first request that asked for them would kill the engine (seen).
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if Path(path).is_dir():
+    if Path(chosen.path).is_dir():
         # A folder needs no hub; without this, vLLM asks for files that aren't there and waits for time-outs.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
