@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -37,13 +37,18 @@ _SUFFIXES: dict[str, OutFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parq
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One output to assemble. `temp`: a folder of our own on the output's file system."""
+    """One output to assemble.
+
+    temp: a folder of this command alone, on the output's file system; what must outlive it stands in its parent.
+    check: raises `Fenced` where another command has taken the run over: nothing is published then.
+    """
 
     sink: str
     output: FilesSink
     run_id: str
     temp: Path
     spools: list[Spool]
+    check: Callable[[], None]
 
 
 class File(msgspec.Struct, frozen=True):
@@ -79,7 +84,7 @@ def format_of(output: FilesSink) -> OutFormat:
 
 
 def assemble(job: Job, faults: Faults = no_faults) -> list[str]:
-    """Write one sink's output anew; returns the paths. Raises `OSError`, `Corrupt`.
+    """Write one sink's output anew; returns the paths. Raises `OSError`, `Corrupt`, `Fenced`.
 
     A dead-letter file exists only where there are dead letters; every other output exists even when it is empty.
     """
@@ -98,6 +103,7 @@ def assemble(job: Job, faults: Faults = no_faults) -> list[str]:
 def _assemble_file(job: Job, folder: Path, faults: Faults) -> list[str]:
     target = Path(job.output.path)
     if job.sink == "dead_letters" and not any(s.length for s in job.spools):
+        job.check()
         target.unlink(missing_ok=True)
         faults("finish.removed")
         return []
@@ -105,6 +111,7 @@ def _assemble_file(job: Job, folder: Path, faults: Faults) -> list[str]:
     new = folder / "new"
     _write_parts(job, folder, lambda _: new, None)
     faults("finish.written")
+    job.check()
     new.rename(target)
     faults("finish.renamed")
     sync_folder(target.parent)
@@ -118,6 +125,7 @@ def _assemble_folder(job: Job, folder: Path, faults: Faults) -> list[str]:
     suffix = format_of(job.output)
     files = _write_parts(job, folder, lambda n: folder / f"part-{n:04d}.{suffix}", PART_BYTES)
     faults("finish.written")
+    job.check()
     old = _unlist(job, target)
     faults("finish.unlisted")
     for file in files:
@@ -135,7 +143,7 @@ def _assemble_folder(job: Job, folder: Path, faults: Faults) -> list[str]:
 
 
 def _previous(job: Job) -> Path:
-    return job.temp / f"{job.sink}.previous.json"
+    return job.temp.parent / f"{job.sink}.previous.json"
 
 
 def _unlist(job: Job, target: Path) -> set[str]:

@@ -14,7 +14,9 @@ import asyncio
 import getpass
 import os
 import re
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -182,8 +184,7 @@ class FileStore:
         return file_run.read_plan(self.home)
 
     async def write_plan(self, plan: Plan) -> None:
-        if self._run is not None and self._run[0] < file_run.run_epoch(self.home):
-            raise Fenced(f"{self.home}: another command took this run over. Stop.")
+        self._check_run()
         try:
             for lane in range(plan.lanes):  # before the plan: from then on a missing lane folder is a loss
                 self._folder(lane).mkdir(exist_ok=True)
@@ -195,18 +196,35 @@ class FileStore:
     # the readers
 
     async def finish(self, plan: Plan) -> dict[str, list[str]]:
-        """Assemble every output anew from all that is committed. Idempotent; restartable after a crash anywhere."""
-        jobs = {
-            sink: assembly.Job(sink, output, plan.run_id, self.home / "assembly", self.spools(sink))
-            for sink, output in self.outputs.items()
-        }
+        """Assemble every output anew from all that is committed. Idempotent; restartable after a crash anywhere.
+        Raises `Fenced` where another command took the run over, `Temporary`, `Corrupt`."""
+        self._check_run()
         try:
-            return {s: await asyncio.to_thread(assembly.assemble, job, self._faults) for s, job in jobs.items()}
+            temp = self._assembly_folder()
+            return {s: await asyncio.to_thread(self._assemble, s, plan, temp) for s in self.outputs}
         except OSError as error:
+            self._check_run()
             raise Temporary(
                 f"the outputs of {self.home} cannot be assembled now ({error}). Nothing committed is lost: free space "
                 "or mend the disk, then run the same command again."
             ) from error
+
+    def _assemble(self, sink: str, plan: Plan, temp: Path) -> list[str]:
+        job = assembly.Job(sink, self.outputs[sink], plan.run_id, temp, self.spools(sink), self._check_run)
+        return assembly.assemble(job, self._faults)
+
+    def _assembly_folder(self) -> Path:
+        """A new folder; those of earlier commands go: a stopped one that wakes up finds nothing to publish."""
+        parent = self.home / "assembly"
+        parent.mkdir(exist_ok=True)
+        for old in parent.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+
+    def _check_run(self) -> None:
+        if self._run is not None and self._run[0] < file_run.run_epoch(self.home):
+            raise Fenced(f"{self.home}: another command took this run over. Stop.")
 
     def spools(self, sink: str) -> list[Spool]:
         """Committed spools of one sink, over all lanes."""

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Refusal, Result, Role, Score, Usage
+from penstock.connectors.record_structs import (
+    AttemptLine,
+    BatchLine,
+    CostRecord,
+    DeadLetterRecord,
+    Json,
+    Provenance,
+    QualityRecord,
+    Response,
+    Source,
+    Tokens,
+)
+from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,166 +39,8 @@ if TYPE_CHECKING:
 
 Shape = Literal["rows", "openai-batch"]
 
-Json = msgspec.Raw
-"""JSON text that goes into the line as it is."""
-
 _encode = msgspec.json.Encoder().encode
 _NULL = msgspec.Raw(b"null")
-
-
-class Tokens(msgspec.Struct, frozen=True, gc=False):
-    input: int
-    cached: int
-    cache_write: int
-    output: int
-    reasoning: int
-
-
-class AttemptLine(msgspec.Struct, frozen=True, gc=False):
-    n: int
-    role: Role
-    model: str
-    started_at: str
-    ms: float
-    outcome: str
-    request_id: str | None
-    cost_usd: Json
-
-
-class Source(msgspec.Struct, frozen=True, gc=False):
-    split: str
-    position: int
-
-
-class Provenance(msgspec.Struct, frozen=True, gc=False):
-    """The object `penstock` of a result."""
-
-    item_id: str
-    run_id: str
-    generation: int
-    tenant: str | None
-    subject: str | None
-    unit: str | None
-    episode: str | None
-    traceparent: str | None
-    task: str
-    tier: int
-    status: str
-    finish_reason: str
-    model: str
-    model_version: str
-    fingerprint: str | None
-    provider: str
-    account: str | None
-    region: str | None
-    mode: str
-    experiment: str | None
-    arm: str | None
-    propensity: float | None
-    sampled: bool
-    sample_probability: float
-    prompt_version: str
-    policy_version: str
-    price_version: str
-    route_reason: str
-    refused: tuple[Refusal, ...]
-    attempts: list[AttemptLine]
-    enqueued_at: str
-    finished_at: str
-    queue_ms: float
-    call_ms: float
-    tokens: Tokens
-    cost_usd: Json
-    cost_basis: str
-    copied_from: str | None
-    maybe_paid: bool
-    source: Source
-    input_hash: str
-    output_hash: str
-
-
-class Response(msgspec.Struct, frozen=True, gc=False):
-    status_code: int
-    request_id: str | None
-    body: Json
-
-
-class BatchLine(msgspec.Struct, frozen=True, gc=False):
-    """A result in the shape of OpenAI's batch output."""
-
-    id: str
-    custom_id: str | None
-    response: Response
-    error: None
-    penstock: Provenance
-
-
-class CostRecord(msgspec.Struct, frozen=True, gc=False):
-    entry_id: str
-    item_id: str | None
-    attempt: int
-    role: str
-    account: str | None
-    model: str
-    model_version: str
-    tokens: Tokens
-    usd: Json
-    basis: str
-    price_version: str
-    tenant: str | None
-    task: str | None
-    tier: int | None
-    at: str
-
-
-class QualityRecord(msgspec.Struct, frozen=True, gc=False):
-    item_id: str
-    task: str
-    scorer: str
-    scorer_version: str
-    score: float
-    passed: bool
-    judge_model: str | None
-    input: Json
-    output: str | None
-    expected: Json
-    sample_probability: float
-    arm: str | None
-    propensity: float | None
-    model: str
-    model_version: str
-    prompt_version: str
-    consent: str | None
-    at: str
-
-
-class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):
-    """`original`: the untouched bytes as text; `original_encoding` is `base64` where they are not UTF-8. Over 1 MB it
-    is the head only: `original_length` and `original_hash` then tell of the whole."""
-
-    item_id: str
-    custom_id: str | None
-    reason: str
-    retryable: bool
-    message: str
-    attempts: list[AttemptLine]
-    cost_usd: Json
-    source: Source
-    original: str
-    original_encoding: Literal["utf-8", "base64"]
-    original_length: int
-    original_hash: str | None
-    generation: int
-    run_id: str
-    tenant: str | None
-    subject: str | None
-    task: str | None
-    tier: int | None
-    refused: tuple[Refusal, ...]
-    maybe_paid: bool
-    price_version: str
-    policy_version: str
-    finished_at: str
 
 
 class Encoder:

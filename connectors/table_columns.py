@@ -13,7 +13,7 @@ from typing import Literal, Union, get_args, get_origin
 
 import msgspec
 
-from penstock.connectors.records import (
+from penstock.connectors.record_structs import (
     BatchLine,
     CostRecord,
     DeadLetterRecord,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import datetime
 import json
@@ -21,11 +22,11 @@ import pytest
 from penstock.connectors import assembly, file_sort
 from penstock.connectors.base import OutRecord, Records, SinkName
 from penstock.connectors.file_disk import no_faults
-from penstock.connectors.file_store import FileStore
+from penstock.connectors.file_store import FileStore, this_process
 from penstock.connectors.records import Encoder, iter_committed, iter_records
 from penstock.connectors.registry import PRIMARY, discard_stores, open_stores
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
-from penstock.engine.errors import Held, Refused, SpecError
+from penstock.engine.errors import Fenced, Held, Refused, SpecError
 from penstock.engine.items import (
     Answer,
     Attempt,
@@ -174,6 +175,30 @@ async def test_fewer_parts_than_before_leave_none_behind_and_strangers_stay(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["_manifest.json", "notes.txt", "part-0000.jsonl"]
 
 
+async def test_a_command_that_was_taken_over_publishes_nothing(tmp_path: Path) -> None:
+    """It stood still while it assembled; another took the run over, added records and finished. Then it wakes up."""
+    sinks = sinks_at(tmp_path)
+    new = store_for(sinks, tmp_path / ".results.penstock")
+
+    def stand_still(step: str) -> None:
+        if step == "finish.written" and not (tmp_path / "results.jsonl").exists():
+            asyncio.run(go_on())
+
+    async def go_on() -> None:
+        await new.hold(this_process(), take_over=True)
+        await commit_all(new, {0: [{"results": [OutRecord(0, 1, b"[0,1,0]")]}]}, run=2)
+        await new.finish(PLAN)
+
+    old = store_for(sinks, tmp_path / ".results.penstock", stand_still)
+    await old.hold(this_process())
+    await commit_all(old, {0: [{"results": [OutRecord(0, 0, b"[0,0,0]")]}]})
+    with pytest.raises(Fenced):
+        await old.finish(PLAN)
+    assert keys(tmp_path / "results.jsonl") == [(0, 0, 0), (0, 1, 0)]
+    with pytest.raises(Fenced):
+        await old.finish(PLAN)
+
+
 # tables
 
 
@@ -317,8 +342,6 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 async def test_what_a_live_command_holds_is_not_discarded(tmp_path: Path) -> None:
     """`--fresh` beside a running command: `Held`."""
-    from penstock.connectors.file_store import this_process
-
     stores = open_stores(sinks_at(tmp_path), "run-1")
     await stores.primary.hold(this_process())
     with pytest.raises(Held):
