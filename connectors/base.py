@@ -107,7 +107,8 @@ class Store(Protocol):
       effect. Raises `Fenced` where an equal or higher epoch is there, `Held` where the old owner still holds the lane
       and `force` is False, `Corrupt` where progress can't be read.
     * `commit(lane, epoch, seq, records, chunks)` is atomic: after a crash at any point all of it is there or nothing.
-      `seq` must be the last one + 1; the same seq again is a no-op; an older epoch gets `Fenced`. `chunks` holds only
+      `seq` must be the last one + 1; one that was committed before is a no-op (so an outbox may be sent again from its
+      start, whatever each follower has); a gap is `Corrupt`; an older epoch gets `Fenced`. `chunks` holds only
       those that changed; an empty value deletes. It is durable when it returns. Raises `Temporary` where it is
       *uncertain* (disk full, lost connection): take anew, read, decide from that.
     * `owner(lane)` reads the highest epoch, cheaply.

@@ -225,15 +225,15 @@ class OwnedLane:
         return taken(self._state)
 
     def commit(self, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
-        """C1 to C3; the same seq again only C3. Raises `Fenced`, `Temporary` (uncertain), `Corrupt` (a jump in seq)."""
+        """C1 to C3; a seq that is there already: only C3. Raises `Fenced`, `Temporary` (uncertain), `Corrupt` (a jump in seq)."""
         with self._one_at_a_time:
             if self._lost is not None:
                 raise self._lost
-            if seq not in (self._state.seq, self._state.seq + 1):
+            if seq > self._state.seq + 1:
                 last = self._state.seq
                 raise Corrupt(f"{self.folder}: commit {seq} cannot follow commit {last}. Take the lane anew.")
             try:
-                if seq == self._state.seq:
+                if seq <= self._state.seq:
                     self._check_owner()
                 else:
                     self._commit(seq, records, chunks)

@@ -105,7 +105,7 @@ class MemoryStore:
     async def commit(self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
         here = self._lane(lane)
         self._check(lane, here, epoch, seq)
-        if seq == here.seq:
+        if seq <= here.seq:
             return
         try:
             self._faults("commit.begin")
@@ -120,7 +120,7 @@ class MemoryStore:
             raise Fenced(f"{self.name}: lane {lane} is owned by epoch {here.owner}; ours is {epoch}.")
         if self._lost.get(lane) == epoch:
             raise Temporary(f"{self.name}: the last commit of lane {lane} is uncertain. Take it anew and read.")
-        if seq not in (here.seq, here.seq + 1):
+        if seq > here.seq + 1:
             raise Corrupt(f"{self.name}: commit {seq} cannot follow commit {here.seq}. Take the lane anew.")
 
     def _apply(self, here: _Lane, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:

@@ -164,8 +164,17 @@ async def test_the_same_seq_again_changes_nothing(world: World) -> None:
     assert (await other.peek(0)).chunks == {"a": b"1"}
 
 
+async def test_an_outbox_may_be_sent_again_from_its_start(world: World) -> None:
+    """Any seq that was committed before is a no-op, not only the last."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    for seq in (1, 2, 3, 1, 2, 3, 4):
+        await store.commit(0, (1, 1), seq, {"results": [record(seq)]}, {})
+    assert sorted(world.committed("results")) == [b'{"n":%d}' % n for n in (1, 2, 3, 4)]
+
+
 async def test_a_seq_that_jumps_is_refused(world: World) -> None:
-    """A gap, or a step back, contradicts the store: `Corrupt`, and nothing is written."""
+    """A gap contradicts the store: `Corrupt`, and nothing is written."""
     store, _ = world.process()
     await store.take(0, (1, 1))
     with pytest.raises(Corrupt):
