@@ -76,7 +76,7 @@ class WorkerActor:
         assert settings.version is not None
         if importlib.util.find_spec("vllm") is None:
             raise SpecError(
-                f"model {settings.model.name} needs vLLM, which isn't installed here: uv sync --extra cpu (or --extra gpu)"
+                f"model {settings.model.name} needs vLLM, which is missing here: uv sync --extra cpu (or --extra gpu)"
             )
         # Ray sets one thread in actors; an engine that steps in this process wants the machine's.
         os.environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
