@@ -225,7 +225,7 @@ class OwnedLane:
         return taken(self._state)
 
     def commit(self, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
-        """C1 to C3; a seq that is there already: only C3. Raises `Fenced`, `Temporary` (uncertain), `Corrupt` (a jump in seq)."""
+        """C1 to C3; of a seq that is there already only C3. Raises `Fenced`, `Temporary`, `Corrupt` (a gap)."""
         with self._one_at_a_time:
             if self._lost is not None:
                 raise self._lost
