@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,18 @@ def test_too_small_a_disk_is_said_and_nothing_starts(
     monkeypatch.setattr(extra, "NEED_GB", 1e9)
     assert extra._start(stage, tmp_path, "uv-that-does-not-exist", tmp_path) is None
     assert "The real part is left out" in _said(stage)
+
+
+def test_what_make_installed_is_installed_and_what_is_older_than_the_lock_is_not(tmp_path: Path) -> None:
+    """The demo and `make test` share an environment: neither does the other's work again, nor trusts an old one."""
+    for name in ("pyproject.toml", "uv.lock"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (100, 100))
+    assert not extra._is_done(tmp_path)
+    mark = tmp_path / extra.ENVIRONMENT / extra.DONE
+    mark.parent.mkdir()
+    mark.touch()
+    assert extra._is_done(tmp_path)
+    os.utime(tmp_path / "uv.lock", (1e10, 1e10))
+    assert not extra._is_done(tmp_path)
+    assert f"{extra.ENVIRONMENT}/{extra.DONE}" in (extra.checkout() or tmp_path).joinpath("Makefile").read_text()
