@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "max_model_len": 2048,
     "max_num_seqs": 64,
     "kv_cache_memory_bytes": 1 << 30,
+    "block_size": 32,
     "dtype": "bfloat16",
 }
 """Both sides run with these; --seats changes the sequences run at once."""

@@ -321,11 +321,11 @@ async def test_room_is_a_little_more_than_the_engine_runs(engine: VllmInprocEngi
 
 async def test_equal_beginnings_are_cached(engine: VllmInprocEngine) -> None:
     """Prefix caching is on, and the usage says what it saved."""
-    body = {"messages": [{"role": "user", "content": "the same long beginning " * 15}]}
+    body = {"messages": [{"role": "user", "content": "the same beginning " * 4}]}
     await answer_one(engine, ticket(1, body))
     again = await answer_one(engine, ticket(2, body))
     assert again.usage is not None
-    assert again.usage.cached > 100
+    assert again.usage.cached >= 64
 
 
 async def test_gauges_tell_what_a_gpu_hour_bought(engine: VllmInprocEngine) -> None:

@@ -29,6 +29,9 @@ CPU_DEFAULTS: dict[str, EngineValue] = {
     # With an explicit size and no compilation vLLM skips its warm-up: seconds of a start. Each GiB takes 1.6 s to be
     # touched; this half holds 23,000 tokens of SmolLM2-135M (23 kB a token).
     "kv_cache_memory_bytes": 1 << 29,
+    # vLLM takes 128 on a CPU and caches whole blocks only: the shared beginning of a labelling prompt is shorter. With
+    # 32, rows that share 100 tokens and answer with 3 took a fifth of the CPU time; long answers none the more.
+    "block_size": 32,
     "dtype": "bfloat16",
     "max_num_seqs": 64,
 }
