@@ -51,22 +51,24 @@ def open_cluster(address: str | None = None) -> Generator[Cluster]:
     if ray.is_initialized():
         yield Cluster(local=False, dashboard=None)
         return
-    try:
-        context = _init(address)
-    except Exception as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise Temporary(f"could not reach or start {where}: {error}") from error
-    try:
-        yield Cluster(local=address is None, dashboard=context)
-    finally:
-        ray.shutdown()
+    # Ray puts the driver's folder first on its workers' path: a user's own jobs/ or engine.py would hide ours. The
+    # empty folder stays while Ray lives: its workers stand in it, and vLLM's libraries can't load from nowhere.
+    with tempfile.TemporaryDirectory(prefix="penstock-", ignore_cleanup_errors=True) as empty:
+        try:
+            context = _init(address, empty)
+        except Exception as error:
+            where = f"the Ray cluster at {address}" if address else "a local Ray"
+            raise Temporary(f"could not reach or start {where}: {error}") from error
+        try:
+            yield Cluster(local=address is None, dashboard=context)
+        finally:
+            ray.shutdown()
 
 
-def _init(address: str | None) -> str | None:
+def _init(address: str | None, empty: str) -> str | None:
     import ray
 
-    # Ray puts the driver's folder first on its workers' path: a user's own jobs/ or engine.py would hide ours.
-    with tempfile.TemporaryDirectory(prefix="penstock-") as empty, contextlib.chdir(empty):
+    with contextlib.chdir(empty):
         if address is not None:
             return ray.init(
                 address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
@@ -81,7 +83,19 @@ def _init(address: str | None) -> str | None:
             logging_level=logging.ERROR,
         )
     _protect_token()
+    _keep_quiet()
     return context.dashboard_url
+
+
+def _keep_quiet() -> None:
+    """Ray prints each process it loses onto the command's output, whatever `log_to_driver` says. The run tells it in
+    its notes, and the logs hold the details. A private name of Ray's: where it is gone, Ray prints again."""
+    import ray._private.worker as worker
+
+    def nothing(*_: object, **__: object) -> None: ...
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = nothing
 
 
 def _environment(*, local: bool) -> None:

@@ -16,10 +16,11 @@ import time
 import msgspec
 
 from penstock.connectors.base import Holder
+from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
-from penstock.engine.plan import Plan
+from penstock.engine.plan import MAX_LANES, Plan
 from penstock.engine.progress import PROGRESS, Saved
 from penstock.engine.tally import Tally, merge
 from penstock.workers.board import Board
@@ -76,7 +77,11 @@ class Driver:
         """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
         spec, options = self._spec, self._options
         if options.fresh:
+            if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
+                LedgerClient(open_state(spec.state), spec.run_id).forfeit_run(MAX_LANES)
             discard_stores(spec.sinks)
+        elif spec.budgets:
+            LedgerClient(open_state(spec.state), spec.run_id).check()
         self._stores: Stores = open_stores(spec.sinks, spec.run_id)
         holder = Holder(socket.gethostname(), os.getpid(), _user(), time.time(), options.command)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)

@@ -153,7 +153,7 @@ class Fleet:
             gone.cancel()
 
     async def _give_up(self, worker: Worker, error: Exception) -> None:
-        why = str(getattr(error, "cause", None) or error).strip().splitlines()[-1][:500]
+        why = _words(error)
         self._on_change("down", worker, why)
         if not any(w.handle for key, w in self.workers.items() if key[0] == worker.pool):
             self.down[worker.pool] = why
@@ -268,6 +268,15 @@ def _kill(handle: object) -> None:
 
     with contextlib.suppress(Exception):
         ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]
+
+
+def _words(error: Exception) -> str:
+    """Ray's long story of a dead process, in one line."""
+    from ray.exceptions import ActorDiedError
+
+    if isinstance(error, ActorDiedError):
+        return "its process died while it was starting; the Ray dashboard has its log"
+    return str(getattr(error, "cause", None) or error).strip().splitlines()[-1][:300]
 
 
 def _hopeless(error: Exception) -> bool:

@@ -163,7 +163,7 @@ def test_total_input_is_the_sum_of_three() -> None:
         "output_tokens_details": {"thinking_tokens": 2},
     }
     read = got(200, message(text("x"), **usage))
-    assert read.usage == Usage(input=1109, cached=1000, cache_write=100, cache_write_1h=60, output=3, reasoning=2)
+    assert read.usage == Usage(input=1109, cached=1000, cache_write=40, cache_write_1h=60, output=3, reasoning=2)
 
 
 def test_an_empty_refusal_is_a_billed_failure() -> None:

@@ -139,17 +139,18 @@ _FINISH = {
 def _translate(usage: _Usage | None) -> Usage | None:
     """`input_tokens` leaves out what was read from and written to the cache; `Usage.input` is all of it.
 
-    `cache_write` counts both kinds of writes, `cache_write_1h` the dearer part of them.
+    `cache_write` (5 minutes) and `cache_write_1h` are disjoint, as `pricing` wants them.
     """
     if usage is None or usage.input_tokens is None:
         return None
     written, cached = usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0
-    kinds, details = usage.cache_creation, usage.output_tokens_details
+    details = usage.output_tokens_details
+    hour = (usage.cache_creation.ephemeral_1h_input_tokens if usage.cache_creation else None) or 0
     return Usage(
         input=usage.input_tokens + written + cached,
         cached=cached,
-        cache_write=written,
-        cache_write_1h=(kinds.ephemeral_1h_input_tokens if kinds else None) or 0,
+        cache_write=max(0, written - hour),
+        cache_write_1h=hour,
         output=usage.output_tokens or 0,
         reasoning=(details.thinking_tokens if details else None) or 0,
     )
@@ -182,7 +183,10 @@ def _chat_usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
         "total_tokens": usage.input + usage.output,
-        "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached,
+            "cache_write_tokens": usage.cache_write + usage.cache_write_1h,
+        },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 
