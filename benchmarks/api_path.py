@@ -78,8 +78,8 @@ def litellm_router(source: Path, url: str, concurrency: int, rows: int) -> float
     return float(done.stdout.splitlines()[-1])
 
 
-def penstock(folder: Path, source: Path, url: str, concurrency: int, n: int) -> tuple[float, float, float]:
-    """(seconds of work, seconds in all, seconds to the first call)."""
+def job_file(folder: Path, source: Path, url: str, concurrency: int, n: int) -> Path:
+    """A job of its own name, outputs and state."""
     out = folder / f"out{n}"
     job = folder / f"job{n}.json"
     account = {"protocol": "openai", "base_url": f"{url}/v1", "limits": {"concurrency": concurrency}}
@@ -89,19 +89,18 @@ def penstock(folder: Path, source: Path, url: str, concurrency: int, n: int) -> 
                 "name": f"bench{n}",
                 "source": str(source),
                 "accounts": {"fast": account},
-                "models": [
-                    {
-                        "name": "m",
-                        "account": "fast",
-                        "model": "m",
-                        "price": {"input_per_million": 1, "output_per_million": 2},
-                    }
-                ],
+                "models": [{"name": "m", "account": "fast", "model": "m", "price": PRICE}],
                 "sinks": {"results": f"{out}/results.jsonl"},
                 "state": f"{out}/state",
             }
         )
     )
+    return job
+
+
+def penstock(folder: Path, source: Path, url: str, concurrency: int, n: int) -> tuple[float, float, float]:
+    """(seconds of work, seconds in all, seconds to the first call)."""
+    job, out = job_file(folder, source, url, concurrency, n), folder / f"out{n}"
     start = time.perf_counter()
     program = Path(sys.executable).parent / "penstock"
     subprocess.run([program, "run", job], capture_output=True, text=True, check=True)
