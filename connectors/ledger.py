@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -62,6 +62,30 @@ class LedgerClient:
         ledger = self._swap(need.key, swap, need.limit_nano)
         if not refused:
             return ledger.leases[mine].amount_nano
+        return None if self._may_come_back(ledger, now) else _words(refused[-1], need)
+
+    def leases(
+        self, need: NeedLease, want_nano: int, lease_ids: Sequence[str], lane: int, epoch: Epoch, now: float
+    ) -> dict[str, int] | str | None:
+        """As `lease`, for several calls in one write: `need.nano` is the least that helps, `want_nano` what all need
+        together. One lease of 1 % where that is enough, else one for each call. Lease id → amount."""
+        refused: list[LeaseRefused] = []
+        owner, mine = Owner(self._run, lane, epoch), {self._own(lease_id): lease_id for lease_id in lease_ids}
+
+        def swap(ledger: Ledger) -> Ledger:
+            refused.clear()
+            if ledger.limit_nano != need.limit_nano:
+                ledger = budget.relimit(ledger, need.limit_nano)
+            want = max(want_nano, budget.remaining(ledger) // budget.LEASE_SHARE)
+            answer = budget.open_leases(ledger, tuple(mine), owner, want, need.nano, now)
+            if isinstance(answer, LeaseRefused):
+                refused.append(answer)
+                return ledger
+            return answer[0]
+
+        ledger = self._swap(need.key, swap, need.limit_nano)
+        if not refused:
+            return {lease_id: ledger.leases[own].amount_nano for own, lease_id in mine.items() if own in ledger.leases}
         return None if self._may_come_back(ledger, now) else _words(refused[-1], need)
 
     def _may_come_back(self, ledger: Ledger, now: float) -> bool:

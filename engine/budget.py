@@ -321,6 +321,12 @@ class Purse:
         for held in self._by_id.values():
             held.retired = True
 
+    def retire(self, key: str) -> None:
+        """Nobody draws on this key any more, or it is refused: give back what is free once nothing is in flight."""
+        self._limits.pop(key, None)
+        for held in self._leases.get(key, ()):
+            held.retired = True
+
     def closable(self) -> list[Closable]:
         """Leases to settle in the ledger now. They stay in `spent` until `closed`."""
         return [

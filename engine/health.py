@@ -37,7 +37,7 @@ class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
 
 
 class _Breaker:
-    __slots__ = ("cool_s", "firm", "first_at", "open_until", "probing_until", "row")
+    __slots__ = ("cool_s", "firm", "first_at", "mend", "open_until", "probing_until", "row")
 
     def __init__(self) -> None:
         self.row = 0
@@ -48,6 +48,8 @@ class _Breaker:
         self.cool_s = 0.0
         self.firm = False
         """Only a probe's success closes it: a key, a cap or a day's limit is not disproved by a late answer."""
+        self.mend: str | None = None
+        """What a person has to mend; waiting alone won't help."""
 
 
 class Health:
@@ -107,10 +109,13 @@ class Health:
         match kind:
             case "auth":
                 self._trip(self._account_key(model), now, self._settings.auth_cool_s, firm=True)
+                self._to_mend(self._account_key(model), "its key is refused", failure)
             case "spend_cap":
                 self._trip(self._account_key(model), now, NEVER, firm=True)
+                self._to_mend(self._account_key(model), "its money is spent", failure)
             case "not_found":
                 self._trip(model, now, self._settings.auth_cool_s, firm=True)
+                self._to_mend(model, f"it does not know the model {model}", failure)
             case "daily_limit":
                 self._trip(model, now, failure.retry_after_s or self._settings.daily_cool_s, firm=True)
             case _ if kind in FAULTS:
@@ -126,6 +131,19 @@ class Health:
             breaker = self._breakers.get(key)
             if breaker is not None:
                 breaker.probing_until = 0.0
+
+    @property
+    def mends(self) -> bool:
+        """Is there anything that a person has to mend?"""
+        return any(self._breakers[key].mend is not None for key in self._open)
+
+    def to_mend(self, model: str) -> str | None:
+        """Why only a person can bring it back: a refused key, a spent account, an unknown model. Else None."""
+        for key in self._keys(model):
+            breaker = self._breakers.get(key)
+            if breaker is not None and breaker.mend is not None:
+                return breaker.mend
+        return None
 
     def opened(self) -> list[tuple[str | None, str]]:
         """(account, model) of all that are not closed; an account that is down has the model `*`."""
@@ -155,6 +173,10 @@ class Health:
         breaker.cool_s = max(self._settings.cool_s, min(cool_s, self._settings.max_cool_s))
         breaker.probing_until = 0.0
         self._open.add(key)
+
+    def _to_mend(self, key: str, what: str, failure: Failure) -> None:
+        status = f"HTTP {failure.status}: " if failure.status is not None else ""
+        self._breakers[key].mend = f"{what} ({status}{failure.message[:200]})"
 
     def _alive(self, model: str) -> None:
         """It answered, if only to refuse this request: no row of faults goes on, and a probe that got it is passed."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Result, Score
+from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Outcome, Result, Score
 from penstock.engine.policy import Task
 from penstock.engine.progress import Saved
 
@@ -47,6 +47,17 @@ class CommitBatch(msgspec.Struct, frozen=True):
     dead_letters: list[DeadLetter]
     costs: list[tuple[CostLine, Item | None]]
     saved: Saved
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """A call of the last owner that a worker still has: its answer, or (None) it goes on."""
+
+    item_id: str
+    generation: int
+    attempt: int
+    model: str
+    worker: str
+    outcome: Outcome | None = None
 
 
 class ShelfEntry(msgspec.Struct, frozen=True):

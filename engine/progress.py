@@ -23,6 +23,8 @@ PROGRESS = "progress"
 """Name of the chunk that holds `Saved`."""
 SHELF = "shelf/"
 """Prefix of a shelved item's chunk."""
+TRIED = "tried/"
+"""Prefix of what was paid for an unfinished item (`engine.shelf`)."""
 OUTBOX = "outbox/"
 """Prefix of a batch for followers; the rest of the name is its seq, ten digits."""
 
@@ -157,7 +159,7 @@ class Progress:
 
     @property
     def all_closed(self) -> bool:
-        return not self.open and self.opened == len(self.splits)
+        return self.opened == len(self.splits) and all(state.closed for state in self.open.values())
 
     @property
     def beyond(self) -> int:

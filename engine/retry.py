@@ -1,7 +1,7 @@
 """What follows a failed call: again at a time, the next candidate, or a dead letter. Failure × history → decision.
 
     rate_limited                     same target when the provider says; the next one where that is long
-    spend_cap auth not_found         next target at once, else a dead letter
+    spend_cap auth not_found         next target at once, else held until a person mends it: not the item's fault
     daily_limit                      next target at once, else wait for it (an hour at most)
     overloaded server_error timeout
       connection                     same target with jitter, twice; then the next
@@ -13,7 +13,10 @@
     not_sent                         again at once
     cancelled                        a dead letter
 
-While every target is down (breaker open) an item waits for the next probe: an outage is not the item's fault either.
+`not_sent` counts for nothing. A target that is down for good (its pool, its account's money) holds an item for ever,
+the run stops when nothing else moves, and a resumed run sends it: thousands of dead letters for one wrong key would
+help nobody. While every target is down (breaker open) an item waits for the next probe: an outage is not the item's
+fault either.
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ from typing import Literal, assert_never
 import msgspec
 
 from penstock.engine.items import DeadLetterReason, Failure, Role
+
+MENDED = frozenset({"spend_cap", "auth", "not_found"})
+"""Failures that a person has to mend: an item with a deadline waits until then, it may be mended in time."""
+MEND_S = 60.0
+"""The least wait for what a person has to mend."""
 
 
 class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -114,6 +122,8 @@ def after(
     """Decide. `chance` is uniform in 0…1 (jitter); `deadline` is the item's, in Unix seconds."""
     decision = _Case(failure, history, targets, settings, chance, now).decide()
     if isinstance(decision, Again) and deadline is not None and decision.at >= deadline:
+        if failure.kind in MENDED:
+            return msgspec.structs.replace(decision, at=max(now, deadline))
         return Stop("deadline", f"its deadline passes before it can be tried again; last failure: {_told(failure)}")
     return decision
 
@@ -151,7 +161,7 @@ class _Case:
             case "daily_limit":
                 return self._next(self._counted(), give_up=True) or self._until_probe("no_candidate")
             case "spend_cap" | "auth" | "not_found":
-                return self._next(self._counted(), give_up=True) or self._nowhere("no_candidate")
+                return self._next(self.history, give_up=True) or self._until_mended()
             case "overloaded" | "server_error" | "timeout" | "connection":
                 return self._fault(self.settings.same_target)
             case "invalid_response":
@@ -212,8 +222,14 @@ class _Case:
     def _outage(self) -> Again | Stop:
         return self._next(self.history, give_up=False) or self._until_probe("attempts_exhausted")
 
+    def _until_mended(self) -> Again:
+        """Nobody else is there, and somebody has to act: held, uncounted, until it is worth another look."""
+        return Again(max(self._target.probe_at, self.now + MEND_S), self.history.candidate, "retry", self.history)
+
     def _until_probe(self, reason: DeadLetterReason) -> Again | Stop:
-        """Nobody else is there: wait for this target, if it is worth the wait."""
+        """Nobody else is there: wait for this target, if it is worth the wait. One that is down for good holds it."""
+        if self._target.probe_at == float("inf"):
+            return self._until_mended()
         waits = self.history.waits + 1
         wait = max(0.0, self._target.probe_at - self.now) + self.chance
         if waits > self.settings.max_waits or wait > self.settings.outage_s:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
+from penstock.engine.budget import Reservation
 from penstock.engine.items import Attempt, Item, Role, Route, Usage
 from penstock.engine.retry import History
+from penstock.engine.router import Rejection
 
 State = Literal["beyond", "ready", "held", "flying", "following", "finished"]
 """beyond: not under the committed horizon yet. held: waits for a time (retry) or a lease. following: an identical
@@ -34,6 +36,7 @@ class Slot:
         "max_input",
         "max_output",
         "maybe_paid",
+        "rejection",
         "reservation",
         "role",
         "route",
@@ -41,6 +44,8 @@ class Slot:
         "seq",
         "shelved",
         "state",
+        "timeout_s",
+        "tried",
         "usage",
         "worker",
     )
@@ -59,15 +64,19 @@ class Slot:
         self.cost_nano = 0
         self.call_ms = 0.0
         self.usage = Usage()
-        self.reservation: object | None = None
+        self.reservation: Reservation | None = None
         self.est_input = 0
         self.max_input = 0
         self.max_output = 0
         self.first_sent_at = 0.0
         self.sent_at = 0.0
         self.worker = ""
+        self.rejection: Rejection | None = None
         self.maybe_paid = False
         self.shelved = False
+        self.tried = False
+        """Its tries are in the progress."""
+        self.timeout_s = 0.0
         self.key: tuple[object, ...] | None = None
         self.followers: list[Slot] | None = None
         self.ask_again_body: bytes | None = None

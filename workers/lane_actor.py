@@ -26,7 +26,9 @@ from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
 from penstock.engine.router import Router
 from penstock.workers.answers import ask_again_body
-from penstock.workers.lane_shell import LaneReport, LaneShell, LedgerPort, Verdicts
+from penstock.workers.lane_input import Verdicts
+from penstock.workers.lane_money import LedgerPort
+from penstock.workers.lane_shell import LaneReport, LaneShell
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.ports import Kept, Post, decode_outcomes, encode
 from penstock.workers.runspec import RunSpec
@@ -148,9 +150,9 @@ class LaneActor:
             raise Fenced(f"lane {lane} is not here")
         await shell.done((epoch[0], epoch[1]), decode_outcomes(outcomes))
 
-    async def right(self, lane: int, epoch: Epoch) -> float:
+    async def right(self, lane: int, epoch: Epoch, worker: str) -> float:
         shell = self._shells.get(lane)
-        return await shell.right((epoch[0], epoch[1])) if shell is not None else 0.0
+        return await shell.right((epoch[0], epoch[1]), worker) if shell is not None else 0.0
 
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
         """News of the label pass."""

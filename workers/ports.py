@@ -38,8 +38,10 @@ class Kept(msgspec.Struct, frozen=True):
     """What a worker holds for a lane's new owner: answers that could not be delivered, and calls still going on."""
 
     outcomes: list[Outcome] = []
-    flying: list[tuple[str, int, int]] = []
-    """(item_id, generation, attempt)."""
+    models: list[str] = []
+    """The model that each of `outcomes` answers for: what it cost, and what the record says, hangs on it."""
+    flying: list[tuple[str, int, int, str]] = []
+    """(item_id, generation, attempt, model)."""
 
 
 class LanePort(Protocol):
@@ -49,8 +51,9 @@ class LanePort(Protocol):
 
     async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None: ...
 
-    async def right(self, lane: int, epoch: Epoch) -> float:
-        """Until when (Unix seconds) calls of this owner may be sent; 0: not any more."""
+    async def right(self, lane: int, epoch: Epoch, worker: str) -> float:
+        """Until when (Unix seconds) calls of this owner may be sent; 0: not any more. So a lane also knows that the
+        worker lives, where calls wait long for an account's limits."""
         ...
 
 
@@ -86,8 +89,8 @@ class RemoteLane:
     async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None:
         await self.handle.done.remote(lane, epoch, encode(outcomes))  # pyright: ignore[reportAttributeAccessIssue]
 
-    async def right(self, lane: int, epoch: Epoch) -> float:
-        return await self.handle.right.remote(lane, epoch)  # pyright: ignore[reportAttributeAccessIssue]
+    async def right(self, lane: int, epoch: Epoch, worker: str) -> float:
+        return await self.handle.right.remote(lane, epoch, worker)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class RemoteBoard:

@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from penstock.engine.items import CallChunk, Outcome
+from penstock.engine.items import CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
 from penstock.workers.ports import BoardPort, Kept, LanePort
@@ -33,8 +33,11 @@ Check = Callable[[Ticket, Outcome], Outcome]
 """Looks at an answer before it is delivered: choices, schema (`workers.answers`)."""
 
 
+Landed = tuple[Ticket, Outcome]
+
+
 class _LaneAt:
-    """What a worker knows of one lane."""
+    """What a worker knows of one lane. A call is in exactly one of `tickets`, `undelivered`, `delivering`."""
 
     def __init__(self, job: str) -> None:
         self.job = job
@@ -42,12 +45,28 @@ class _LaneAt:
         self.port: LanePort | None = None
         self.right: Right | None = None
         self.tickets: set[Ticket] = set()
-        self.undelivered: list[Outcome] = []
-        self.sending: list[Outcome] = []
-        """On its way to the owner; nobody knows yet whether it arrived."""
-        self.delivering: object | None = None
-        """The delivery that goes on; a new owner's begins whatever became of the old one."""
+        self.undelivered: list[Landed] = []
+        self.delivering: list[Landed] = []
+        """On their way to the owner, who may die before he says so."""
+        self.busy: object | None = None
+        """The delivery that goes on; a new owner's begins whatever becomes of the old one's."""
         self.lost_at: float | None = None
+
+    def due(self) -> list[Landed]:
+        """Take out what its present owner is owed. What an owner left behind, whose successor did not ask us, stays."""
+        right, waiting = self.right, self.undelivered
+        if right is None or all(ticket.right is right for ticket, _ in waiting):
+            self.undelivered = []
+            return waiting
+        self.undelivered = [landed for landed in waiting if landed[0].right is not right]
+        return [landed for landed in waiting if landed[0].right is right]
+
+    def keep(self, landed: list[Landed]) -> None:
+        self.undelivered = (landed + self.undelivered)[-KEEP_MAX:]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.tickets or self.undelivered or self.delivering)
 
 
 class Puller:
@@ -74,7 +93,8 @@ class Puller:
     def serve(self, job: str, board: BoardPort) -> None:
         """Take work from this job's board until `leave`."""
         self.leave(job)
-        self._boards[job] = self._spawn(self._pull(job, board))
+        if self.dead is None:
+            self._boards[job] = self._spawn(self._pull(job, board))
 
     def leave(self, job: str) -> None:
         task = self._boards.pop(job, None)
@@ -89,16 +109,23 @@ class Puller:
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
         """A lane's new owner asks for what we hold. Calls still going on are his from now on."""
         at = self._lanes.setdefault((job, lane), _LaneAt(job))
-        if at.right is not None:
-            if at.right.epoch >= epoch:
-                return Kept()
-            at.right.epoch, at.right.until = epoch, until
-        else:
-            at.right = Right(job, lane, epoch, until)
-        at.port, at.lost_at, at.delivering = port, None, None
-        kept = [outcome for outcome in at.sending + at.undelivered if _worth_keeping(outcome)]
-        at.sending, at.undelivered = [], []
-        return Kept(kept, [(t.call.item_id, t.call.generation, t.call.attempt) for t in at.tickets])
+        if at.right is not None and at.right.epoch >= epoch:
+            return Kept()
+        old, at.right = at.right, Right(job, lane, epoch, until)
+        for ticket in at.tickets:
+            if ticket.right is old:
+                ticket.right = at.right
+            else:
+                ticket.right.until = 0.0
+        at.port, at.lost_at, at.busy = port, None, None
+        # what is on its way to the old owner counts as well: he may be dead, and a committed item is not offered again
+        kept = [landed for landed in (*at.delivering, *at.undelivered) if _worth_keeping(landed[1])]
+        at.undelivered, at.delivering = [], []
+        return Kept(
+            [outcome for _, outcome in kept],
+            [ticket.call.model for ticket, _ in kept],
+            [(t.call.item_id, t.call.generation, t.call.attempt, t.call.model) for t in at.tickets],
+        )
 
     def abort(self, job: str) -> None:
         """Nobody wants this job's calls any more."""
@@ -159,6 +186,8 @@ class Puller:
     def _accept(self, at: _LaneAt, chunk: CallChunk) -> None:
         right = at.right
         if right is None or right.epoch < chunk.epoch:
+            if right is not None:
+                right.until = 0.0
             right = at.right = Right(chunk.run, chunk.lane, chunk.epoch, chunk.send_until)
         elif right.epoch > chunk.epoch:
             return  # an old owner's calls: the new one has them from its own progress
@@ -174,64 +203,81 @@ class Puller:
             try:
                 batch = await self.engine.outcomes()
             except EngineDead as error:
-                self.dead = error
+                self._died(error)
                 return
-            touched: set[LaneKey] = set()
-            for ticket, outcome in batch:
-                key = (ticket.right.run, ticket.right.lane)
-                at = self._lanes[key]
-                at.tickets.discard(ticket)
-                at.undelivered.append(self._check(ticket, outcome))
-                touched.add(key)
+            self._landed([(ticket, self._check(ticket, outcome)) for ticket, outcome in batch])
             self._room.set()
-            for key in touched:
-                self._flush(key)
+
+    def _landed(self, batch: list[Landed]) -> None:
+        touched: set[LaneKey] = set()
+        for landed in batch:
+            right = landed[0].right
+            key = (right.run, right.lane)
+            at = self._lanes[key]
+            at.tickets.discard(landed[0])
+            at.undelivered.append(landed)
+            touched.add(key)
+        for key in touched:
+            self._flush(key)
+
+    def _died(self, error: EngineDead) -> None:
+        """No more work is taken, and what was in flight is told: its lanes send it elsewhere at once."""
+        self.dead = error
+        for task in self._boards.values():
+            task.cancel()
+        failure = Failure("engine_died", f"{self.name}: {error}"[:500], may_be_billed=not self.pool.startswith("vllm:"))
+        self._landed([(t, self._fallen(t, failure)) for at in self._lanes.values() for t in list(at.tickets)])
+
+    def _fallen(self, ticket: Ticket, failure: Failure) -> Outcome:
+        call = ticket.call
+        return Outcome(call.item_id, call.generation, call.attempt, self._now(), 0.0, failure=failure, worker=self.name)
 
     def _flush(self, key: LaneKey) -> None:
         at = self._lanes[key]
-        if at.undelivered and at.delivering is None and at.port is not None and at.lost_at is None:
-            at.delivering = token = object()
+        if at.undelivered and at.busy is None and at.port is not None and at.lost_at is None:
+            at.busy = token = object()
             self._spawn(self._deliver_to(key, at, token))
 
     async def _deliver_to(self, key: LaneKey, at: _LaneAt, token: object) -> None:
-        """One batch after another. A batch that a new owner adopted meanwhile (`sending` is another list) is his."""
-        while at.undelivered and at.port is not None and at.right is not None and at.delivering is token:
-            port = at.port
-            batch, at.undelivered = at.undelivered, []
-            at.sending = batch
+        """One delivery at a time; what lands meanwhile goes with the next."""
+        while at.busy is token and at.port is not None and (right := at.right) is not None and (landed := at.due()):
+            at.delivering = landed
             try:
-                await port.done(key[1], at.right.epoch, batch)
+                await at.port.done(key[1], right.epoch, [outcome for _, outcome in landed])
             except Exception:  # noqa: BLE001 - the lane is gone, or going: its next owner will ask
-                if at.sending is batch:
-                    at.undelivered = (batch + at.undelivered)[-KEEP_MAX:]
-                    if at.port is port:
-                        at.lost_at = self._now()
-                        break
-            finally:
-                if at.sending is batch:
-                    at.sending = []
-        if at.delivering is token:
-            at.delivering = None
+                if at.delivering is landed:
+                    at.keep(landed)
+                    at.lost_at = self._now()
+            if at.delivering is landed:  # else a new owner asked meanwhile, and has them
+                at.delivering = []
+            if at.lost_at is not None:
+                break
+        if at.busy is token:
+            at.busy = None
 
     # -- the right to send
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
-            now = self._now()
-            await asyncio.gather(*(self._renew_one(key, at) for key, at in list(self._lanes.items()) if at.tickets))
-            for key, at in list(self._lanes.items()):
-                if at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets:
-                    del self._lanes[key]
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Once a second: ask every lane whose calls are here for the right to go on; forget lanes that are over."""
+        now = self._now()
+        await asyncio.gather(*(self._renew_one(key, at) for key, at in list(self._lanes.items()) if at.tickets))
+        for key, at in list(self._lanes.items()):
+            lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
+            if lost or (at.empty and at.job not in self._boards):
+                del self._lanes[key]
 
     async def _renew_one(self, key: LaneKey, at: _LaneAt) -> None:
         right, port = at.right, at.port
         if right is None or port is None:
             return
+        epoch = right.epoch
         with contextlib.suppress(Exception):  # no answer: the right simply lapses
-            until = await asyncio.wait_for(port.right(key[1], right.epoch), 3.0)
-            if at.right is right:
-                right.until = until
+            right.until = await asyncio.wait_for(port.right(key[1], epoch, self.name), 3.0)
 
     def _spawn(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]

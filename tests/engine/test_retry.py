@@ -34,9 +34,6 @@ def story(kind: FailureKind, targets: tuple[Target, ...]) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "one", "two"),
     [
-        ("auth", ["no_candidate"], ["fallback 1", "no_candidate"]),
-        ("spend_cap", ["no_candidate"], ["fallback 1", "no_candidate"]),
-        ("not_found", ["no_candidate"], ["fallback 1", "no_candidate"]),
         ("bad_request", ["bad_request"], ["fallback 1", "bad_request"]),
         ("refused", ["refused"], ["fallback 1", "refused"]),
         ("too_long", ["too_long"], ["fallback 1", "too_long"]),
@@ -54,6 +51,20 @@ def test_what_follows_what(kind: FailureKind, one: list[str], two: list[str]) ->
     """The whole story of an item whose every call fails alike, with one target and with two."""
     assert story(kind, ONE) == one
     assert story(kind, TWO) == two
+
+
+@pytest.mark.parametrize("kind", ["auth", "spend_cap", "not_found"])
+def test_what_a_person_has_to_mend_ends_no_item(kind: FailureKind) -> None:
+    """A wrong key, a spent account, an unknown model: the next target at once, then the item is held, uncounted."""
+    moved = decide(kind)
+    assert isinstance(moved, Again)
+    assert (moved.candidate, moved.at, moved.history.counted) == (1, NOW, 0)
+    held = decide(kind, moved.history)
+    assert isinstance(held, Again)
+    assert (held.candidate, held.at >= NOW + 60, held.history) == (1, True, moved.history)
+    for_good = decide(kind, targets=(Target(up=False, probe_at=float("inf")),))
+    assert isinstance(for_good, Again)
+    assert for_good.at == float("inf")
 
 
 def test_retry_after_is_obeyed_and_a_long_one_moves_on() -> None:
@@ -85,7 +96,7 @@ def test_a_longer_context_helps_a_long_prompt_and_a_shorter_one_does_not() -> No
 
 
 def test_an_outage_is_not_the_items_fault() -> None:
-    """While its only target is down an item waits for the probe, uncounted; an account without money is final."""
+    """While its only target is down an item waits for the probe, uncounted; a target that is gone for good holds it."""
     down = decide("connection", targets=(Target(up=False, probe_at=NOW + 30),))
     assert isinstance(down, Again)
     assert down.history.counted == 0
@@ -93,7 +104,9 @@ def test_an_outage_is_not_the_items_fault() -> None:
     elsewhere = decide("connection", targets=(Target(up=False, probe_at=NOW + 30), Target()))
     assert isinstance(elsewhere, Again)
     assert elsewhere.candidate == 1
-    assert isinstance(decide("connection", targets=(Target(up=False, probe_at=float("inf")),)), Stop)
+    gone = decide("connection", targets=(Target(up=False, probe_at=float("inf")),))
+    assert isinstance(gone, Again)
+    assert gone.at == float("inf")
 
 
 def test_a_target_without_retry_budget_is_left_or_slowed() -> None:

@@ -1,0 +1,434 @@
+"""The lane machine under every interleaving: each item ends once, nothing is sent too early, every cent is told."""
+
+from __future__ import annotations
+
+import random
+import typing
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from penstock.engine import budget
+from penstock.engine.budget import Budget, Budgets, LeaseRefused, Ledger, Owner
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.items import (
+    Answer,
+    Attributes,
+    Call,
+    DeadLetter,
+    Failure,
+    FailureKind,
+    Item,
+    Outcome,
+    Position,
+    Request,
+    Usage,
+)
+from penstock.engine.lane import Lane
+from penstock.engine.lane_check import check
+from penstock.engine.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
+from penstock.engine.plan import Split
+from penstock.engine.policy import Output, Policy, Task
+from penstock.engine.router import Router
+
+KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
+BILLED: tuple[FailureKind, ...] = ("invalid_output", "invalid_response")
+COUNT = 40
+LIMIT = 3_000_000_000
+
+
+def catalog() -> Catalog:
+    def model(name: str, account: str, dollars: int) -> Model:
+        price = Price(input=dollars * 10**9, output=dollars * 10**9)
+        return Model(name, (Version("v1", name),), "v1", account=account, price=price, context=8_000)
+
+    models = [model("big", "north", 10), model("mid", "south", 5), model("alt", "south", 4)]
+    accounts = {name: Account(name, "openai", "http://localhost") for name in ("north", "south")}
+    return Catalog(accounts, {m.name: m for m in models}, {1: ("big", "mid", "alt"), 2: ("mid",), 3: ("alt", "big")})
+
+
+CATALOG = catalog()
+POLICY = Policy(
+    {
+        "plain": Task("plain", max_tokens=500),
+        "keep": Task("keep", max_tokens=500, output=Output(choices=("a",), on_invalid="keep")),
+        "drop": Task("drop", max_tokens=500, output=Output(choices=("a",), on_invalid="dead_letter")),
+        "same": Task("same", max_tokens=500, reuse=True),
+    },
+    default_task="plain",
+)
+POOLS = ("api:north", "api:south")
+SPLITS = tuple(Split(f"s{n}", "object", n, 0, "u", n * 100, n * 100 + 100, size_bytes=1000) for n in range(COUNT // 10))
+
+
+def entry(number: int) -> Item | DeadLetter:
+    """Item `number`; every tenth record is broken, some have a deadline, some are equal, some fit no tier."""
+    ordinal, offset = divmod(number, 10)
+    source = Position(f"s{ordinal}", ordinal, ordinal * 100 + offset * 7)
+    if offset == 9:
+        return DeadLetter(f"i{number}", source, "malformed", "not JSON", b"x")
+    task = ("plain", "same", "keep", "drop")[number % 4]
+    attributes = Attributes(
+        task="nobody" if number == 12 else task,
+        tier=1 + number % 3,
+        deadline=1_000_500.0 if number % 7 == 0 else None,
+        tenant="t" if number % 5 == 0 else None,
+    )
+    body = b'{"messages":[]}' + b" " * (number % 4)
+    return Item(f"i{number}", source, attributes, Request(body, input_hash=str(number % 4)), b"o" * 10, 1_000_000.0)
+
+
+class Disk(msgspec.Struct):
+    """What survives a crash."""
+
+    seq: int = 0
+    chunks: dict[str, bytes] = {}
+    batches: list[CommitBatch] = []
+    ledger: Ledger = Ledger("run/r", LIMIT)
+
+
+class LaneMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1_000_000.0
+        self.disk = Disk()
+        self.epoch = 0
+        self.elsewhere: dict[str, Call] = {}
+        self.sent: set[str] = set()
+        """Items of which a call may have left, under whatever owner, and that had not ended by a commit then."""
+        self.crashed: set[str] = set()
+        """Of these: those whose owner died."""
+
+    @initialize(window=st.sampled_from([6, 20, 1000]), floor=st.sampled_from([1, 4, 100]), budgets=st.booleans())
+    def begin(self, window: int, floor: int, budgets: bool) -> None:
+        self.settings = LaneSettings(0, "r", window, horizon_floor=floor, beyond_max=64, shelf_after_s=5.0, shelf_max=3)
+        self.budgets = (Budget(LIMIT),) if budgets else ()
+        self.start()
+
+    def start(self, adopted: list[Adopted] | None = None) -> None:
+        self.epoch += 1
+        hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body + b"!")
+        self.lane = Lane(self.settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets(self.budgets, "r"))
+        self.lane.begin(SPLITS, self.disk.chunks, self.disk.seq)
+        proven = dict(self.lane.last_spent)
+        self.disk.ledger, _ = budget.forfeit(self.disk.ledger, "r", 0, (self.epoch, 0), proven)
+        starts = self.lane.progress.starts()
+        self.todo = [
+            n for n in range(COUNT) for s, at in starts if s.ordinal == n // 10 and entry(n).source.position >= at
+        ]
+        self.ends = [s.ordinal for s, _ in starts]
+        self.calls: dict[str, Call] = {}
+        self.old: list[tuple[Call, str]] = []
+        self.batch: CommitBatch | None = None
+        self.number = 0
+        self.committing()
+        self.committed()
+        self.lane.adopt(adopted or [])
+        self.lane.restore_shelf(self.now)
+
+    # -- in and out
+
+    @rule(n=st.integers(1, 12))
+    def offer(self, n: int) -> None:
+        for number in self.todo[: min(n, self.lane.wants())]:
+            self.todo.remove(number)
+            self.lane.offer(entry(number), self.now)
+            if number % 10 == 9:
+                self.lane.split_ended(number // 10)
+                self.ends.remove(number // 10)
+
+    @rule(pool=st.sampled_from(POOLS), n=st.integers(1, 8), worker=st.sampled_from(["w1", "w2"]))
+    def take(self, pool: str, n: int, worker: str) -> None:
+        saved = self.disk_horizons()
+        for call in self.lane.take(pool, n, 10_000, worker, self.now):
+            slot = self.lane.slots[call.item_id, 0]
+            place = slot.item.source
+            assert slot.shelved or place.position < saved[place.ordinal], "sent beyond the committed horizon"
+            assert call.item_id not in self.calls, "two calls of one item in flight"
+            assert call.model in [c.model for c in slot.route.candidates], "a call to a target its route does not have"
+            assert not self.lane.draining
+            self.calls[call.item_id] = call
+            self.sent.add(call.item_id)
+
+    def disk_horizons(self) -> dict[int, int]:
+        saved = self.disk.batches[-1].saved
+        return {split.ordinal: split.horizon for split in saved.splits}
+
+    def outcome(self, call: Call, kind: FailureKind | None, usage: bool) -> Outcome:
+        failure = None
+        if kind is not None:
+            failure = Failure(kind, "m", may_be_billed=kind in ("timeout", "engine_died", *BILLED))
+        answer = Answer("a", "stop", b"{}") if kind in (None, "invalid_output") else None
+        billed = usage and kind not in ("not_sent", "connection", "cancelled")
+        tokens = Usage(10, output=20) if kind is None or billed else None
+        return Outcome(call.item_id, 0, call.attempt, self.now, 5.0, answer, failure, tokens)
+
+    @precondition(lambda self: self.calls)
+    @rule(which=st.integers(0, 40), kind=st.none() | st.sampled_from(KINDS), usage=st.booleans(), twice=st.booleans())
+    def land(self, which: int, kind: FailureKind | None, usage: bool, twice: bool) -> None:
+        call = self.calls.pop(sorted(self.calls)[which % len(self.calls)])
+        outcome = self.outcome(call, kind, usage)
+        self.lane.outcome(outcome, self.now)
+        if kind == "not_sent":
+            slot = self.lane.slots[call.item_id, 0]
+            assert all(a.n != call.attempt for a in slot.attempts), "a call that was never sent is told as an attempt"
+        if twice:
+            before = len(self.lane.ends.results), len(self.lane.ends.costs)
+            self.lane.outcome(outcome, self.now)
+            assert before == (len(self.lane.ends.results), len(self.lane.ends.costs)), "an outcome counted twice"
+
+    @precondition(lambda self: self.calls)
+    @rule(n=st.integers(1, 8))
+    def succeed(self, n: int) -> None:
+        for name in sorted(self.calls)[:n]:
+            self.lane.outcome(self.outcome(self.calls.pop(name), None, True), self.now)
+
+    # -- time and trouble
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 2.0, 40.0, 400.0]))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.lane.tick(self.now)
+        self.lane.till.give_back_idle(self.now)
+        self.settle()
+
+    @rule(worker=st.sampled_from(["w1", "w2"]))
+    def worker_lost(self, worker: str) -> None:
+        gone = [n for n, call in self.calls.items() if self.lane.slots[n, 0].worker == worker]
+        self.lane.worker_lost(worker, self.now)
+        for name in gone:
+            del self.calls[name]
+
+    @rule(seconds=st.sampled_from([30.0, 3000.0]))
+    def sweep(self, seconds: float) -> None:
+        self.now += seconds
+        self.lane.sweep(self.now)
+        flying = {s.item.item_id for s in self.lane.slots.values() if s.state == "flying"}
+        self.calls = {name: call for name, call in self.calls.items() if name in flying}
+
+    @precondition(lambda self: len(self.lane.targets.down) == 0)
+    @rule(pool=st.sampled_from(POOLS))
+    def pool_down(self, pool: str) -> None:
+        self.lane.pool_down(pool, "its engine does not start", self.now)
+
+    @rule()
+    def drain(self) -> None:
+        self.lane.drain(self.now)
+        assert self.lane.wishes() == []
+
+    # -- money
+
+    @rule()
+    def lease(self) -> None:
+        for wish in self.lane.wishes():
+            names = [f"{self.epoch}-{self.number + n}" for n in range(wish.count)]
+            self.number += wish.count
+            want = max(wish.want_nano, budget.remaining(self.disk.ledger) // 100)
+            owner = Owner("r", 0, (self.epoch, 0))
+            answer = budget.open_leases(self.disk.ledger, names, owner, want, wish.floor_nano, self.now)
+            if not isinstance(answer, LeaseRefused):
+                self.disk.ledger, leases = answer
+                self.lane.leased(wish.key, {k: v.amount_nano for k, v in leases.items()}, self.now)
+            elif answer.leased_nano == 0:
+                self.lane.refused(wish, "spent", self.now)
+            elif not wish.spare:
+                self.lane.till.purse.retire_all()
+        self.settle()
+
+    def settle(self) -> None:
+        purse = self.lane.till.purse
+        for lease in purse.closable():
+            self.disk.ledger = budget.settle(self.disk.ledger, lease.lease_id, lease.spent_nano)
+            purse.closed(lease.lease_id)
+
+    # -- commits and crashes
+
+    @precondition(lambda self: self.batch is None)
+    @rule()
+    def committing(self) -> None:
+        self.batch = self.lane.commit(self.now)
+        if self.number % 3 == 2:  # some commits have records for followers
+            name, data = self.lane.outbox.add(b"batch")
+            self.batch.chunks[name] = data
+
+    @precondition(lambda self: self.batch is not None)
+    @rule()
+    def committed(self) -> None:
+        assert self.batch is not None
+        self.write(self.batch)
+        self.batch = None
+        self.lane.committed(self.now)
+
+    def write(self, batch: CommitBatch) -> None:
+        assert batch.seq == self.disk.seq + 1
+        merged = {**self.disk.chunks, **batch.chunks}
+        self.disk.seq, self.disk.chunks = batch.seq, {k: v for k, v in merged.items() if v}
+        self.disk.batches = [*self.disk.batches, batch]
+        self.told(batch)
+
+    def told(self, batch: CommitBatch) -> None:
+        """What a reader may rely on, batch by batch."""
+        for ended in (*batch.results, *batch.dead_letters):
+            name = ended.item.item_id if ended.item is not None else ended.item_id  # type: ignore[union-attr]
+            if name in self.crashed:
+                assert ended.maybe_paid, "an item that may have been sent before a crash is not marked"
+            attempts = [a.n for a in ended.attempts]
+            assert attempts == sorted(set(attempts)), "attempt numbers repeat"
+        for result in batch.results:
+            if result.copied_from is not None:
+                assert (result.cost_nano, result.usage, result.attempts) == (0, Usage(), ())
+            else:
+                assert result.cost_nano == sum(a.cost_nano for a in result.attempts)
+                assert result.model in [c.model for c in result.route.candidates]
+
+    @rule(durable=st.booleans(), adopt=st.booleans(), answered=st.booleans())
+    def crash(self, durable: bool, adopt: bool, answered: bool) -> None:
+        """The owner dies; a commit in flight is there, or not. Its workers still hold its calls, or died with it."""
+        if self.batch is not None and durable:
+            self.write(self.batch)
+        ended = {e for batch in self.disk.batches for e in ids(batch)}
+        self.crashed |= self.sent - ended
+        calls = self.calls
+        self.start_anew(calls if adopt else {}, answered)
+
+    def start_anew(self, calls: dict[str, Call], answered: bool) -> None:
+        self.start(
+            [
+                Adopted(c.item_id, 0, c.attempt, c.model, "w1", self.outcome(c, None, True) if answered else None)
+                for c in calls.values()
+            ]
+        )
+        self.elsewhere = {} if answered else calls
+        self.see_adopted()
+
+    def see_adopted(self) -> None:
+        """Calls of the last owner that this one waits for."""
+        for name, call in list(self.elsewhere.items()):
+            slot = self.lane.slots.get((name, 0))
+            if slot is not None and slot.state == "flying" and name not in self.calls:
+                assert slot.attempt == call.attempt
+                assert slot.model == call.model, "an adopted call is counted at another model"
+                self.calls[name] = call
+
+    @invariant()
+    def sound(self) -> None:
+        if not hasattr(self, "lane"):
+            return
+        self.see_adopted()
+        check(self.lane)
+        self.disk.ledger.check()
+        assert len(self.lane.slots) <= self.settings.window + self.settings.shelf_max
+
+    def teardown(self) -> None:
+        """Run it to its end: every item ends exactly once, costs add up, the budget held."""
+        if not hasattr(self, "lane"):
+            return
+        if self.batch is not None:
+            self.committed()
+        self.start_anew({}, answered=False)
+        for _ in range(400):
+            if self.lane.finished_all or self.lane.draining:
+                break
+            self.now += 1.0
+            self.offer(100)
+            self.lease()
+            for pool in POOLS:
+                self.take(pool, 100, "w1")
+            self.succeed(100)
+            self.lane.tick(self.now)
+            self.sound()
+            self.committing()
+            self.committed()
+        self.committing()
+        self.committed()
+        self.tell_all()
+
+    def tell_all(self) -> None:
+        ended = [e for batch in self.disk.batches for e in ids(batch)]
+        assert len(ended) == len(set(ended)), "an item ended twice"
+        if not self.lane.draining:
+            assert self.lane.finished_all, [(s.item.item_id, s.state) for s in self.lane.slots.values()]
+            assert set(ended) == {f"i{n}" for n in range(COUNT)}, "an item never ended"
+            assert self.disk.batches[-1].saved.done
+            assert self.disk.chunks.keys() - {"progress"} == {k for k in self.disk.chunks if k.startswith("outbox/")}
+        results = sum(r.cost_nano for b in self.disk.batches for r in b.results)
+        dead = sum(d.cost_nano for b in self.disk.batches for d in b.dead_letters)
+        unfinished = sum(slot.cost_nano for slot in self.lane.slots.values())
+        lines = [line for b in self.disk.batches for line, _ in b.costs]
+        assert len({line.entry_id for line in lines}) == len(lines), "two cost lines of one name"
+        assert sum(line.cost_nano for line in lines) == results + dead + unfinished, "the bill does not add up"
+        if self.budgets:
+            ledger = self.disk.ledger
+            assert ledger.overrun_nano == 0
+            assert ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano <= LIMIT
+            assert sum(line.cost_nano for line in lines) <= LIMIT
+
+
+def ids(batch: CommitBatch) -> list[str]:
+    return [r.item.item_id for r in batch.results] + [d.item_id for d in batch.dead_letters]
+
+
+def walk(seed: int) -> None:
+    """A long story of one lane, told by dice: much goes well, and everything goes wrong now and then."""
+    dice = random.Random(seed)
+    machine = LaneMachine()
+    machine.begin(window=dice.choice([6, 20, 1000]), floor=dice.choice([1, 4, 100]), budgets=dice.random() < 0.5)
+    troubles = dice.choice([0.0, 0.02, 0.2])
+    kinds: list[FailureKind | None] = [*KINDS] if troubles > 0.1 else [*BILLED, "timeout", "not_sent", "too_long"]
+    for _ in range(dice.choice([40, 150, 400])):
+        step = dice.random()
+        if step < troubles:
+            trouble(machine, dice)
+        elif step < 0.35:
+            machine.offer(n=dice.randint(1, 12))
+        elif step < 0.65:
+            machine.take(pool=dice.choice(POOLS), n=dice.randint(1, 8), worker=dice.choice(["w1", "w2"]))
+        elif step < 0.8 and machine.calls:
+            kind = None if dice.random() < 0.4 else dice.choice(kinds)
+            machine.land(which=dice.randrange(40), kind=kind, usage=dice.random() < 0.7, twice=dice.random() < 0.2)
+        elif step < 0.85:
+            machine.tick(seconds=dice.choice([0.0, 0.1, 2.0, 40.0]))
+        elif step < 0.9:
+            machine.lease()
+        elif machine.batch is None:
+            machine.committing()
+        else:
+            machine.committed()
+        machine.sound()
+    machine.teardown()
+
+
+def trouble(machine: LaneMachine, dice: random.Random) -> None:
+    match dice.randrange(12):
+        case 0:
+            machine.worker_lost(worker=dice.choice(["w1", "w2"]))
+        case 1:
+            machine.sweep(seconds=dice.choice([30.0, 3000.0]))
+        case 2 if not machine.lane.targets.down:
+            machine.pool_down(pool=dice.choice(POOLS))
+        case 3:
+            machine.drain()
+        case 4:
+            machine.tick(seconds=400.0)
+        case _:
+            machine.crash(durable=dice.random() < 0.5, adopt=dice.random() < 0.5, answered=dice.random() < 0.5)
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_long_stories_keep_every_promise(block: int) -> None:
+    """Hundreds of steps, dozens of crashes: nothing is lost, doubled, unmarked, unpaid or sent too early."""
+    for seed in range(block * 40, block * 40 + 40):
+        try:
+            walk(seed)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+TestLaneMachine = LaneMachine.TestCase
+TestLaneMachine.settings = settings(
+    max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
