@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -71,9 +72,18 @@ def litellm_router(source: Path, url: str, concurrency: int, rows: int) -> float
         return None
     script = HERE / "rivals" / "litellm_router.py"
     arguments = [uv, "run", "--no-project", "--isolated", "--with", LITELLM, "python", script, source, url]
-    done = subprocess.run([*arguments, str(concurrency), str(rows)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        print(done.stderr[-500:])
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it first waits for a download
+    try:
+        done = subprocess.run(
+            [*arguments, str(concurrency), str(rows)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+    except subprocess.SubprocessError as error:
+        print(f"litellm.Router: {error}; {(getattr(error, 'stderr', None) or b'')[-500:]!r}")
         return None
     return float(done.stdout.splitlines()[-1])
 
