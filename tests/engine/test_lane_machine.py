@@ -67,7 +67,7 @@ SPLITS = tuple(Split(f"s{n}", "object", n, 0, "u", n * 100, n * 100 + 100, size_
 def entry(number: int) -> Item | DeadLetter:
     """Item `number`; every tenth record is broken, some have a deadline, some are equal, some fit no tier."""
     ordinal, offset = divmod(number, 10)
-    source = Position(f"s{ordinal}", ordinal, ordinal * 100 + offset * 7)
+    source = Position(f"s{ordinal}", ordinal, ordinal * 100 + offset * (7 if ordinal % 2 else 1))  # sparse, or dense
     if offset == 9:
         return DeadLetter(f"i{number}", source, "malformed", "not JSON", b"x")
     task = ("plain", "same", "keep", "drop")[number % 4]
