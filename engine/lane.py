@@ -231,7 +231,7 @@ class Lane:
 
     def leased(self, key: str, leases: dict[str, int], now: float) -> None:
         """The ledger's yes: lease id → nano-dollars."""
-        for slot in self.till.opened(key, leases):
+        for slot in self.till.opened(key, leases, now):
             self._queue(slot, now)
 
     def refused(self, wish: Wish, words: str, now: float) -> None:

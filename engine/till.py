@@ -90,8 +90,9 @@ class Till:
         ahead = [worst for _, worst in list(queue)[:MOST_LEASES]]
         return Wish(key, self._limits[key], ahead[0], sum(ahead), len(ahead))
 
-    def opened(self, key: str, leases: dict[str, int]) -> list[Slot]:
+    def opened(self, key: str, leases: dict[str, int], now: float) -> list[Slot]:
         """Leases are there: who may try again now."""
+        self._drawn[key] = (now, self._drawn.get(key, (0.0, min(leases.values(), default=0)))[1])
         for lease_id, amount in leases.items():
             self.purse.add(key, lease_id, amount)
         queue, left, freed = self._waiting.get(key), sum(leases.values()), list[Slot]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
@@ -52,6 +53,8 @@ class LaneMoney:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._settling: asyncio.Task[None] | None = None
         self._number = 0
+        self._freed = asyncio.Event()
+        """A lease of ours was settled: what it did not spend is there again."""
 
     async def forfeit(self) -> None:
         """Close what dead owners left open; what can't be proven unspent is spent."""
@@ -109,7 +112,9 @@ class LaneMoney:
         if not wish.spare:
             self._machine.till.purse.retire_all()
         if not self._machine.draining:
-            await asyncio.sleep(LEASE_RETRY_S)
+            self._freed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), LEASE_RETRY_S)
 
     def _name(self) -> str:
         self._number += 1
@@ -120,3 +125,4 @@ class LaneMoney:
         for lease in purse.closable():
             await asyncio.to_thread(self._ledger.settle, lease.key, lease.lease_id, lease.spent_nano)
             purse.closed(lease.lease_id)
+        self._freed.set()

@@ -1,0 +1,358 @@
+"""One lane from source to sinks, killed wherever it can be killed: each item ends exactly once, nobody pays in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.file_disk import no_faults
+from penstock.connectors.file_lane import COMMIT_STEPS, TAKE_STEPS
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.memory import crash_at
+from penstock.connectors.state import FolderState
+from penstock.engine.budget import Budget
+from penstock.engine.errors import Fenced
+from penstock.engine.items import Call, Failure, Outcome
+
+_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
+assert _spec is not None
+assert _spec.loader is not None
+rig = sys.modules["lane_rig"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rig)
+
+N = 60
+EXACTLY_ONCE = {f"r{n}": ["result"] for n in range(N)}
+
+
+def lines(n: int = N) -> list[bytes]:
+    return [rig.line(number) for number in range(n)]
+
+
+def in_memory(name: str, n: int = N) -> rig.Rig:
+    return rig.Rig(rig.MemoryPlace(name), rig.source(name, lines(n)))
+
+
+def in_files(folder: Path) -> rig.Rig:
+    return rig.Rig(rig.TwoFolders(folder), rig.source(str(folder), lines()))
+
+
+@pytest.mark.parametrize("step", ["take.begin", "take.applied", "commit.begin", "commit.applied"])
+@pytest.mark.parametrize("nth", [1, 2, 4])
+async def test_a_kill_at_any_step_of_the_store_loses_and_doubles_nothing(step: str, nth: int) -> None:
+    """Killed there, opened anew, run to its end: every item once, and none is sent that was committed."""
+    lane = in_memory(f"kill-{step}-{nth}")
+    await lane.life(lane.place.open(crash_at(step, nth)))
+    committed = {record.penstock["item_id"] for record in await lane.place.read("results")}
+    lane.sent.clear()
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    assert await lane.told() == EXACTLY_ONCE
+    assert not committed & set(lane.sent), "a committed item was paid for again"
+
+
+async def test_it_survives_a_kill_in_every_one_of_its_lives() -> None:
+    """Twelve owners, each killed a commit later than the one before."""
+    lane = in_memory("lives")
+    for nth in range(1, 13):
+        await lane.life(lane.place.open(crash_at("commit.applied" if nth % 2 else "commit.begin", 1 + nth // 2)))
+    await lane.life(lane.place.open())
+    assert await lane.told() == EXACTLY_ONCE
+
+
+@pytest.mark.parametrize("follower", [False, True])
+@pytest.mark.parametrize("step", TAKE_STEPS + COMMIT_STEPS)
+@pytest.mark.parametrize("nth", [1, 3])
+async def test_two_folders_agree_whoever_is_killed_at_whatever_step(
+    tmp_path: Path, follower: bool, step: str, nth: int
+) -> None:
+    """Results in one folder, costs in another: after any kill both hold every item exactly once."""
+    lane = in_files(tmp_path)
+    faults = crash_at(step, nth)
+    await lane.life(lane.place.open(no_faults if follower else faults, faults if follower else no_faults))
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    assert await lane.told() == EXACTLY_ONCE
+    assert len(await lane.place.read("costs")) == N
+
+
+async def test_what_may_have_been_sent_before_a_kill_is_marked() -> None:
+    """Calls that never came back: their results say `maybe_paid`; those never handed out do not."""
+    lane = in_memory("maybe", 200)
+    await lane.life(lane.place.open(), lambda call: None, until=lambda shell, driver: len(lane.sent) >= 20)
+    sent = set(lane.sent)
+    await lane.life(lane.place.open())
+    marked = {r.penstock["item_id"] for r in await lane.place.read("results") if r.penstock["maybe_paid"]}
+    assert sent <= marked
+    assert len(marked) <= 64, "only what was under the horizon"
+
+
+async def test_an_owner_that_was_replaced_does_nothing_more() -> None:
+    """A new owner takes the lane: the old one's right is over, it gives nothing out, and its commits do not count."""
+    lane = in_memory("fenced")
+    old, heard = lane.shell(lane.place.open())
+    await old.open(await lane.made_plan(), force=True)
+    old.go()
+    chunk = None
+    while chunk is None:
+        await asyncio.sleep(0)
+        chunk, _ = await old.take(rig.POOL, 8, 1 << 30, "w")
+    stores = lane.place.open()
+    driver = await lane.life(stores)
+    assert driver.settled
+    old.own_until = 0.0
+    assert await old.right(old.epoch) == 0.0
+    assert await old.take(rig.POOL, 8, 1 << 30, "w") == (None, 0)
+    with pytest.raises(Fenced):
+        await old.done(old.epoch, [rig.answered(call) for call in chunk.calls])
+    with pytest.raises(Fenced):
+        await old._commit_once()
+    assert heard.failures[0][0], "its driver hears that it was fenced"
+    await old.close()
+    assert await lane.told() == EXACTLY_ONCE
+
+
+async def test_outcomes_of_another_epoch_are_left_to_be_adopted() -> None:
+    """Their attempt numbers are another owner's: the worker keeps them, and the lane asks for them with their model."""
+    lane = in_memory("epochs")
+    shell, _ = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    for epoch in ((1, 0), (1, 9)):
+        with pytest.raises(Fenced):
+            await shell.done(epoch, [])
+        assert await shell.right(epoch) == 0.0
+    await shell.close()
+
+
+async def test_the_first_of_equal_labels_wins() -> None:
+    """Nothing is offered before the label pass has passed it; duplicates become dead letters, in place."""
+    source = rig.source("labels", [rig.line(n, f"r{n % 40}") for n in range(60)])
+    lane = rig.Rig(rig.MemoryPlace("labels"), source)
+    lane.verdicts = rig.Verdicts(complete=False)
+    shell, driver = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    await asyncio.sleep(0.02)
+    assert shell.machine.tally.read == 0
+    shell.verdicts.upto = (0, 30)
+    shell.wake()
+    await asyncio.sleep(0.02)
+    assert shell.machine.tally.read == 30
+    shell.verdicts.duplicates.update({(0, 40 + n): f"line {n}" for n in range(20)})
+    shell.verdicts.complete = True
+    shell.wake()
+    async with asyncio.timeout(20):
+        await lane.work(shell, driver, rig.answered, lambda shell, driver: driver.settled)
+    await shell.close()
+    ends = await lane.told()
+    assert ends == {f"r{n}": ["result", "duplicate"] if n < 20 else ["result"] for n in range(40)}
+
+
+@pytest.mark.parametrize("nth", [2, 3, 5])
+async def test_a_limit_counts_each_item_once_even_across_a_kill(nth: int) -> None:
+    """`--limit 25`: the first 25 items and no other, however often the lane is killed and reads again."""
+    lane = in_memory(f"limit-{nth}")
+    lane.limit = 25
+    slow = [0]
+
+    def reply(call: Call) -> Outcome | None:
+        slow[0] += 1
+        return rig.answered(call) if slow[0] % 3 else None
+
+    await lane.life(lane.place.open(crash_at("commit.applied", nth)), reply, until=lambda s, d: slow[0] >= 24)
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    assert await lane.told() == {f"r{n}": ["result"] for n in range(25)}
+
+
+async def test_a_drained_lane_settles_and_goes_on_later() -> None:
+    """Drained: nothing new is sent, what flew is committed; the next command does the rest."""
+    lane = in_memory("drain")
+    shell, driver = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+
+    def stop(_: object, __: object) -> bool:
+        if len(lane.sent) >= 20:
+            shell.drain()
+        return driver.settled
+
+    async with asyncio.timeout(20):
+        await lane.work(shell, driver, rig.answered, stop)
+    await shell.close()
+    first = len(lane.sent)
+    assert 20 <= first < N
+    assert len(await lane.told()) == first
+    await lane.life(lane.place.open())
+    assert len(lane.sent) == N
+    assert await lane.told() == EXACTLY_ONCE
+
+
+async def test_a_wrong_key_stops_the_lane_with_words_and_ends_no_item() -> None:
+    """Every item is held; the driver reads which account, and why; with a right key the same run goes on."""
+    lane = in_memory("key")
+
+    def refused(call: Call) -> Outcome:
+        return Outcome(call.item_id, 0, call.attempt, 0.0, 1.0, failure=Failure("auth", "wrong key", status=401))
+
+    driver = await lane.life(lane.place.open(), refused, until=lambda s, d: bool(d.reports and d.reports[-1].stuck))
+    assert driver.reports[-1].stuck == "account a: its key is refused (HTTP 401: wrong key)"
+    assert await lane.told() == {}
+    assert len(lane.sent) <= 32, "a refused key is not tried with every item"
+    await lane.life(lane.place.open())
+    assert await lane.told() == EXACTLY_ONCE
+
+
+async def test_a_small_budget_is_leased_for_many_calls_in_one_write(tmp_path: Path) -> None:
+    """Where one call is more than 1 % of what remains, a lease is one call; they are asked for together."""
+    lane = in_memory("small")
+    lane.budgets = (Budget(40_000_000),)
+    writes: list[int] = []
+
+    class Counting(LedgerClient):
+        def leases(self, need, want_nano, lease_ids, *rest):  # type: ignore[no-untyped-def]
+            answer = super().leases(need, want_nano, lease_ids, *rest)
+            writes.append(len(answer) if isinstance(answer, dict) else 0)
+            return answer
+
+    lane.ledger = Counting(FolderState(tmp_path), "r")
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    assert await lane.told() == EXACTLY_ONCE
+    assert len(writes) < N / 2
+    ledger = lane.ledger.read("run/r")
+    assert ledger is not None
+    assert (ledger.leases, ledger.forfeit_nano) == ({}, 0)
+    assert ledger.settled_nano == N * 15_000
+
+
+async def test_a_budget_stops_the_run_and_a_larger_one_lets_it_go_on(tmp_path: Path) -> None:
+    """Not a cent above it; what could not be paid stays undone, and every lease comes back."""
+    lane = in_memory("stop")
+    lane.budgets = (Budget(900_000),)
+    lane.ledger = LedgerClient(FolderState(tmp_path), "r")
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    assert driver.reports[-1].spent_out is not None
+    done = len(await lane.told())
+    ledger = lane.ledger.read("run/r")
+    assert ledger is not None
+    assert 0 < done < N
+    assert (ledger.settled_nano, ledger.leases, ledger.overrun_nano) == (done * 15_000, {}, 0)
+    lane.budgets = (Budget(100_000_000),)
+    await lane.life(lane.place.open())
+    assert await lane.told() == EXACTLY_ONCE
+
+
+async def test_two_lanes_with_small_remainders_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Two lanes under one budget that holds a handful of calls at a time: both come to their end."""
+    lane = rig.Rig(rig.MemoryPlace("two"), rig.source("two", lines()), lanes=2)
+    lane.budgets = (Budget(4_000_000),)
+    lane.ledger = LedgerClient(FolderState(tmp_path), "r")
+    drivers = await asyncio.gather(*(lane.life(lane.place.open(), lane=number) for number in range(2)))
+    assert all(driver.settled for driver in drivers)
+    ledger = lane.ledger.read("run/r")
+    assert ledger is not None
+    done = len(await lane.told())
+    assert done == N or all(driver.reports[-1].spent_out for driver in drivers)
+    assert ledger.leases == {}
+    assert ledger.settled_nano == done * 15_000
+
+
+async def test_an_idle_lane_gives_its_money_back(tmp_path: Path) -> None:
+    """A lane that waits for something else holds no lease that another lane may want."""
+    lane = in_memory("idle", 5)
+    lane.budgets = (Budget(10**12),)
+    lane.ledger = LedgerClient(FolderState(tmp_path), "r")
+    shell, _ = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    async with asyncio.timeout(20):
+        while not shell.machine.till.purse.spent():
+            await shell.take(rig.POOL, 1, 1 << 30, "w")
+            await asyncio.sleep(0)
+        while lane.ledger.read("run/r").leases:  # noqa: ASYNC110 - a document of other processes has no event
+            await asyncio.sleep(0.01)
+    await shell.close()
+
+
+async def test_a_killed_lanes_leases_are_spent_not_lost(tmp_path: Path) -> None:
+    """What a dead owner can't prove unspent counts as spent; nothing stays out."""
+    lane = in_memory("forfeit")
+    lane.budgets = (Budget(40_000_000),)
+    lane.ledger = LedgerClient(FolderState(tmp_path), "r")
+    await lane.life(lane.place.open(), lambda call: None, until=lambda s, d: len(lane.sent) >= 5)
+    out = lane.ledger.read("run/r").leased_nano
+    assert out > 0
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    ledger = lane.ledger.read("run/r")
+    assert ledger.leases == {}
+    assert ledger.forfeit_nano == driver.reports[-1].tally.forfeit_nano == out
+
+
+async def test_memory_does_not_grow_with_the_input() -> None:
+    """20,000 items and 4,000 need the same memory: the window bounds what is held."""
+
+    async def peak(n: int) -> int:
+        lane = rig.Rig(rig.MemoryPlace("flat"), Endless(n))
+        stores = lane.place.open()
+        stores.primary._apply = drop(stores.primary)
+        shell, driver = lane.shell(stores)
+        await shell.open(await lane.made_plan(), force=True)
+        shell.go()
+        tracemalloc.start()
+        most = 0
+
+        def look(shell: rig.LaneShell, driver: rig.Driver) -> bool:
+            nonlocal most
+            lane.sent.clear()
+            driver.posts.clear()
+            most = max(most, len(shell.machine.slots) + shell.machine.ends.uncommitted)
+            return driver.settled
+
+        async with asyncio.timeout(60):
+            await lane.work(shell, driver, rig.answered, look)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        await shell.close()
+        assert shell.machine.tally.results == n
+        assert most <= 1000
+        return size
+
+    small, large = await peak(4_000), await peak(20_000)
+    assert large < 1.5 * small
+
+
+class Endless:
+    """`n` records made as they are read."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    async def splits(self, lanes_hint: int) -> list[rig.Split]:
+        return [rig.Split("s", "o", 0, 0, "u", 0, None)]
+
+    async def open(self, starts: object) -> Endless:
+        self.at = 0
+        return self
+
+    async def read(self, max_records: int, max_bytes: int) -> rig.Batch:
+        ends = min(self.n, self.at + max_records)
+        raws = [rig.Raw(rig.Position("s", 0, n), "o", rig.line(n)) for n in range(self.at, ends)]
+        self.at = ends
+        return rig.Batch(raws, ("s",) if ends == self.n else (), done=ends == self.n)
+
+    async def close(self) -> None:
+        pass
+
+
+def drop(store: rig.MemoryStore) -> object:
+    """A store that keeps progress and forgets records."""
+    apply = type(store)._apply
+    return lambda here, epoch, seq, records, chunks: apply(store, here, epoch, seq, {}, chunks)
