@@ -8,6 +8,10 @@ MAX_TAKE = 256
 """Items a take: Ray moves 70,000 items/s at this size, 1,800 at one (measured)."""
 
 
+BULK_TURN = 8
+"""One grant in eight looks at no realtime flag: a steady stream of urgent items must not stop the rest."""
+
+
 class Board:
     """Pure: the driver awaits around it."""
 
@@ -15,7 +19,9 @@ class Board:
         self._posts: dict[str, dict[int, Post]] = {}
         self._owners: dict[int, int] = {}
         self._asking: dict[str, dict[str, float]] = {}
-        self._turn: dict[str, int] = {}
+        self._turn = 0
+        self._served: dict[tuple[str, int], int] = {}
+        """(pool, lane) → the turn in which it was last granted."""
 
     def own(self, lane: int, owner: int) -> None:
         """The lane has a new owner: what the old one posted is void."""
@@ -42,7 +48,7 @@ class Board:
         return [pool for pool in self._posts if self.ready(pool)]
 
     def grant(self, worker: str, pool: str, room: int, now: float) -> Grant | None:
-        """min(256, room, ready / (2 × workers)) items, from the realtime lane first, else round about."""
+        """min(256, room, ready / (2 × workers)) items, from a realtime lane first, else round about."""
         asking = self._asking.setdefault(pool, {})
         asking[worker] = now
         for other in [name for name, at in asking.items() if now - at > 10.0]:
@@ -52,10 +58,17 @@ class Board:
             return None
         total, tokens = sum(post.ready for post in lanes), sum(post.tokens for post in lanes)
         share = 2 * len(asking)
-        turn = self._turn[pool] = self._turn.get(pool, 0) + 1
-        post = next((p for p in lanes if p.realtime), lanes[turn % len(lanes)])
+        post = self._next(pool, lanes)
         n = max(1, min(MAX_TAKE, room, -(-total // share), post.ready))
         self._posts[pool][post.lane] = Post(
             post.lane, pool, post.ready - n, max(0, post.tokens - post.tokens * n // post.ready), False
         )
         return Grant(post.lane, self._owners[post.lane], n, max(1, -(-tokens // share)))
+
+    def _next(self, pool: str, lanes: list[Post]) -> Post:
+        """Who waits longest: among lanes with realtime work, but every eighth turn among all, so that none starves."""
+        self._turn += 1
+        urgent = [post for post in lanes if post.realtime] if self._turn % BULK_TURN else []
+        post = min(urgent or lanes, key=lambda post: self._served.get((pool, post.lane), 0))
+        self._served[pool, post.lane] = self._turn
+        return post

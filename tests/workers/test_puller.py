@@ -1,0 +1,286 @@
+"""A worker's shell: what it holds outlives a lane, it sends nothing without a right, and it says when it is dead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from penstock.engine.items import Answer, Call, CallChunk, Failure, Outcome
+from penstock.engine.plan import Epoch
+from penstock.workers.engines.base import EngineDead, Ticket
+from penstock.workers.ports import Grant
+from penstock.workers.puller import KEEP_S, Puller
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Script:
+    """An engine that answers what the test says, when it says so."""
+
+    def __init__(self, room: int = 8) -> None:
+        self.most = room
+        self.tickets: list[Ticket] = []
+        self.aborted: list[Ticket] = []
+        self.landed: asyncio.Queue[list[tuple[Ticket, Outcome]] | EngineDead] = asyncio.Queue()
+
+    async def start(self) -> None: ...
+
+    def room(self) -> int:
+        return self.most - len(self.tickets)
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        self.tickets += tickets
+
+    async def outcomes(self) -> list[tuple[Ticket, Outcome]]:
+        batch = await self.landed.get()
+        if isinstance(batch, EngineDead):
+            raise batch
+        return batch
+
+    def abort(self, tickets: Sequence[Ticket]) -> None:
+        self.aborted += tickets
+
+    def gauges(self) -> dict[str, float]:
+        return {}
+
+    async def close(self) -> None: ...
+
+    def land(self, *names: str, failure: Failure | None = None) -> None:
+        done = [ticket for ticket in self.tickets if ticket.call.item_id in names]
+        self.tickets = [ticket for ticket in self.tickets if ticket not in done]
+        self.landed.put_nowait([(ticket, outcome(ticket.call, failure)) for ticket in done])
+
+
+class LaneStub:
+    """A lane's owner, as a worker sees one."""
+
+    def __init__(self, epoch: Epoch, calls: list[Call], clock: Clock) -> None:
+        self.epoch = epoch
+        self.calls = calls
+        self.clock = clock
+        self.got: list[tuple[Epoch, list[str]]] = []
+        self.failures: list[Failure | None] = []
+        self.alive = True
+        self.gate: asyncio.Event | None = None
+        self.heard: list[str] = []
+        self.takes: list[int] = []
+
+    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
+        self.takes.append(n)
+        calls, self.calls = self.calls[:n], self.calls[n:]
+        if not calls:
+            return None, 0
+        return CallChunk("job", lane, self.epoch, self.clock() + 5, calls), len(self.calls)
+
+    async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if not self.alive:
+            raise ConnectionError("the actor died")
+        self.got.append((epoch, [o.item_id for o in outcomes]))
+        self.failures += [o.failure for o in outcomes]
+
+    async def right(self, lane: int, epoch: Epoch, worker: str) -> float:
+        self.heard.append(worker)
+        if not self.alive:
+            raise ConnectionError("the actor died")
+        return self.clock() + 5 if epoch == self.epoch else 0.0
+
+
+class BoardStub:
+    def __init__(self, lane: LaneStub) -> None:
+        self.lane_stub = lane
+        self.rooms: list[int] = []
+
+    async def ask(self, worker: str, pool: str, room: int) -> Grant | None:
+        self.rooms.append(room)
+        if self.lane_stub.calls:
+            return Grant(0, 1, room, 1 << 30)
+        await asyncio.sleep(0.001)
+        return None
+
+    async def lane(self, lane: int) -> tuple[int, LaneStub]:
+        return 1, self.lane_stub
+
+
+def call(name: str, attempt: int = 1, model: str = "m") -> Call:
+    return Call(name, 0, attempt, "primary", model, "v", model, b"{}", "t", 10, 60.0, 5, 9)
+
+
+def outcome(call: Call, failure: Failure | None = None) -> Outcome:
+    answer = Answer("yes", "stop", b"{}") if failure is None else None
+    return Outcome(call.item_id, 0, call.attempt, 0.0, 1.0, answer, failure)
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 - what is awaited has no event of its own
+            await asyncio.sleep(0)
+
+
+class World:
+    def __init__(self, calls: list[Call], room: int = 8) -> None:
+        self.clock = Clock()
+        self.engine = Script(room)
+        self.lane = LaneStub((1, 1), calls, self.clock)
+        self.board = BoardStub(self.lane)
+        self.puller = Puller("w", "api:a", self.engine, lambda ticket, outcome: outcome, self.clock)
+        self.puller.start()
+        self.puller.serve("job", self.board)
+
+    def successor(self, epoch: Epoch = (1, 2)) -> LaneStub:
+        return LaneStub(epoch, [], self.clock)
+
+
+@pytest.fixture
+async def world():
+    made = World([call("a"), call("b"), call("c", 2, "other")])
+    await until(lambda: len(made.engine.tickets) == 3)
+    yield made
+    await made.puller.close()
+
+
+async def test_answers_come_home(world: World) -> None:
+    """What is answered is delivered to the owner that asked for it."""
+    world.engine.land("a", "b")
+    await until(lambda: world.lane.got)
+    assert world.lane.got == [((1, 1), ["a", "b"])]
+
+
+async def test_answers_outlive_a_lane(world: World) -> None:
+    """The owner dies: its answers are kept for the next one, with their models; calls still going on become his."""
+    world.lane.alive = False
+    world.engine.land("a", "c")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    heir = world.successor()
+    kept = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
+    assert [(o.item_id, model) for o, model in zip(kept.outcomes, kept.models, strict=True)] == [
+        ("a", "m"),
+        ("c", "other"),
+    ]
+    assert kept.flying == [("b", 0, 1, "m")]
+    world.engine.land("b")
+    await until(lambda: heir.got)
+    assert heir.got == [((1, 2), ["b"])]
+
+
+async def test_a_lane_that_dies_while_it_is_told_loses_nothing(world: World) -> None:
+    """The delivery hangs in a dead owner: the next one gets those answers at once, and only once; later ones flow."""
+    world.lane.gate = asyncio.Event()
+    world.engine.land("a")
+    await until(lambda: world.puller._lanes["job", 0].delivering)
+    heir = world.successor()
+    kept = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
+    assert [o.item_id for o in kept.outcomes] == ["a"]
+    world.engine.land("b")
+    await until(lambda: heir.got)
+    world.lane.alive = False
+    world.lane.gate.set()
+    world.engine.land("c")
+    await until(lambda: len(heir.got) == 2)
+    assert heir.got == [((1, 2), ["b"]), ((1, 2), ["c"])]
+
+
+async def test_a_lower_epoch_is_refused(world: World) -> None:
+    """Who owned the lane before gets nothing, and takes nothing away."""
+    heir = world.successor((1, 3))
+    world.puller.adopt("job", 0, (1, 3), heir, world.clock() + 5)
+    for epoch in ((1, 3), (1, 2), (0, 9)):
+        assert world.puller.adopt("job", 0, epoch, world.lane, 1e12).flying == []
+    assert all(ticket.right.epoch == (1, 3) for ticket in world.engine.tickets)
+    world.engine.land("a")
+    await until(lambda: heir.got)
+
+
+async def test_what_was_never_sent_is_not_kept(world: World) -> None:
+    """A `not_sent` says nothing worth adopting: the next owner sends it."""
+    world.lane.alive = False
+    world.engine.land("a", failure=Failure("not_sent", "lapsed"))
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    assert world.puller.adopt("job", 0, (1, 2), world.successor(), 0.0).outcomes == []
+
+
+async def test_the_right_to_send_is_renewed_and_lapses(world: World) -> None:
+    """While the owner says so it is prolonged, and he hears who asks; without an answer it ends by itself."""
+    right = world.engine.tickets[0].right
+    world.clock.now += 3
+    await world.puller.renew()
+    assert right.until == world.clock() + 5
+    assert world.lane.heard == ["w"]
+    world.lane.alive = False
+    world.clock.now += 6
+    await world.puller.renew()
+    assert right.until <= world.clock()
+
+
+async def test_an_owner_that_was_replaced_takes_the_right_away(world: World) -> None:
+    """His lane is another's: nothing of what is queued goes out."""
+    world.lane.epoch = (1, 2)
+    await world.puller.renew()
+    assert world.engine.tickets[0].right.until == 0.0
+
+
+async def test_it_asks_only_for_a_worthwhile_share() -> None:
+    """Full, it asks for nothing; with a quarter free it asks for that much."""
+    world = World([call(f"i{n}") for n in range(16)], room=8)
+    await until(lambda: len(world.engine.tickets) == 8)
+    asked = len(world.board.rooms)
+    world.engine.land("i0")
+    await until(lambda: world.lane.got)
+    assert (len(world.board.rooms), len(world.engine.tickets)) == (asked, 7)
+    world.engine.land("i1")
+    await until(lambda: len(world.engine.tickets) == 8)
+    assert world.board.rooms[-1] == 2
+    await world.puller.close()
+
+
+async def test_a_dead_engine_is_told_at_once_and_takes_no_more_work(world: World) -> None:
+    """What was in flight comes home as `engine_died`; nothing more is pulled into a dead process."""
+    world.engine.landed.put_nowait(EngineDead("out of memory"))
+    await until(lambda: world.lane.failures)
+    assert {f.kind for f in world.lane.failures if f is not None} == {"engine_died"}
+    assert len(world.lane.failures) == 3
+    assert world.puller.dead is not None
+    world.lane.calls = [call("later")]
+    await asyncio.sleep(0.01)
+    assert world.lane.calls
+    world.puller.serve("job", world.board)
+    await asyncio.sleep(0.01)
+    assert world.lane.calls
+
+
+async def test_lanes_that_are_over_are_forgotten(world: World) -> None:
+    """No memory grows with the jobs a worker served; what nobody came for goes after ten minutes."""
+    world.engine.land("a", "b", "c")
+    await until(lambda: world.lane.got)
+    world.puller.leave("job")
+    await until(lambda: world.puller._lanes["job", 0].empty)
+    await world.puller.renew()
+    assert world.puller._lanes == {}
+
+
+async def test_answers_nobody_came_for_are_dropped_in_the_end(world: World) -> None:
+    """Kept for ten minutes, not for ever."""
+    world.lane.alive = False
+    world.engine.land("a", "b", "c")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    world.clock.now += KEEP_S - 1
+    await world.puller.renew()
+    assert world.puller._lanes
+    world.clock.now += 2
+    await world.puller.renew()
+    assert world.puller._lanes == {}
+
+
+async def test_an_abort_reaches_what_is_in_flight(world: World) -> None:
+    """`cancel`: the engine is told of every call of the job."""
+    world.puller.abort("job")
+    assert {ticket.call.item_id for ticket in world.engine.aborted} == {"a", "b", "c"}
