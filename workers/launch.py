@@ -7,14 +7,16 @@ import time
 
 import msgspec
 
-from penstock.engine.errors import PenstockError, Temporary
+from penstock.engine.errors import Held, PenstockError, Temporary
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunStatus
 
 ACCEPT_S = 60.0
 """Listing the input and taking the lock: minutes of listing belong to S3."""
 STATUS_S = 5.0
-MAX_DRIVERS = 5
+SILENT_S = 30.0
+"""A driver that answers nothing for so long is stopped or frozen: it is replaced."""
+MAX_DRIVERS = 10
 """Drivers of one command: one that dies is replaced, and goes on where it was."""
 
 
@@ -27,12 +29,24 @@ class RunHandle:
         self._driver: object | None = None
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
         self._drained = False
+        self._notes: list[str] = []
         self._silent_since: float | None = None
+
+    def begin(self) -> None:
+        """The first driver. Raises as `start` does; one that dies meanwhile is replaced."""
+        while True:
+            try:
+                self.start()
+            except _DriverLost:
+                if self._drivers >= MAX_DRIVERS:
+                    raise
+            else:
+                return
 
     def start(self) -> None:
         """Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
         from penstock.workers.driver import Driver
 
@@ -47,8 +61,11 @@ class RunHandle:
             ray.get(self._driver.accept.remote(), timeout=ACCEPT_S)  # pyright: ignore
         except RayTaskError as error:
             raise _our_own(error) from error
+        except GetTimeoutError as error:
+            self.close()
+            raise Temporary(f"the driver of {self._spec.name} did not accept the run in {ACCEPT_S:g} s") from error
         except RayError as error:
-            raise Temporary(f"the driver of {self._spec.name} did not start: {error}") from error
+            raise _DriverLost(f"the driver of {self._spec.name} did not start: {_brief(error)}") from error
 
     def status(self) -> RunStatus:
         """Never fails: where the driver is lost another goes on, or it says `failed` with a message."""
@@ -58,28 +75,43 @@ class RunHandle:
         try:
             data: bytes = ray.get(self._driver.status.remote(), timeout=STATUS_S)  # pyright: ignore
             self._last = msgspec.msgpack.decode(data, type=RunStatus)
+            self._last.notes = [*self._notes, *self._last.notes]
             self._silent_since = None
         except GetTimeoutError:
             self._silent_since = self._silent_since or time.time()
             self._last.message = "the driver does not answer"
+            if time.time() - self._silent_since > SILENT_S:
+                self.close()
+                self._replace("it did not answer")
         except RayError as error:
-            self._replace(error)
+            self._replace(_brief(error))
         return self._last
 
-    def _replace(self, error: Exception) -> None:
-        if self._drivers >= MAX_DRIVERS:
-            self._last.state, self._last.message = "failed", f"the driver was lost {self._drivers} times: {error}"
-            return
+    def _replace(self, why: str) -> None:
+        """Start another driver: never by force, since another command may have taken the run over meanwhile."""
+        self._options = msgspec.structs.replace(self._options, fresh=False, take_over=False)
+        self._silent_since = None
         note = "the driver was lost; another goes on where it was"
-        self._options = msgspec.structs.replace(self._options, fresh=False)
-        try:
-            self.start()
-        except PenstockError as problem:
-            self._last.state, self._last.message = "failed", f"{note}, but: {problem}"
+        while self._drivers < MAX_DRIVERS:
+            try:
+                self.start()
+            except _DriverLost as problem:
+                why = str(problem)
+                continue
+            except Held as problem:
+                self._give_up(f"the driver was lost, and the run is not ours any more: {problem}")
+                return
+            except PenstockError as problem:
+                self._give_up(f"{note}, but: {problem}")
+                return
+            self._notes.append(note)
+            if self._drained:
+                self.drain()
             return
-        self._last.notes = [*self._last.notes, note]
-        if self._drained:
-            self.drain()
+        self._give_up(f"the driver was lost {self._drivers} times: {why}")
+
+    def _give_up(self, message: str) -> None:
+        self._last.state, self._last.message, self._last.ended_at = "failed", message, time.time()
 
     def drain(self) -> None:
         self._drained = True
@@ -103,11 +135,20 @@ class RunHandle:
             getattr(self._driver, method).remote()
 
 
+class _DriverLost(Temporary):
+    """Its process died before it had accepted the run: worth another try."""
+
+
+def _brief(error: Exception) -> str:
+    """Ray's words go on for many lines; the first says what happened."""
+    return str(error).strip().splitlines()[0][:300]
+
+
 def launch(spec: RunSpec, options: RunOptions) -> RunHandle:
     import ray
 
     handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))))
-    handle.start()
+    handle.begin()
     return handle
 
 
