@@ -7,6 +7,7 @@ import ctypes
 import os
 import secrets
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A mark in the environment of all that the test starts; whatever bears it, or descends from us, is ended."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    resource_tracker.ensure_running()  # multiprocessing's own: it lives as long as we do
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     name = secrets.token_hex(8)
     monkeypatch.setenv(MARK, name)

@@ -12,8 +12,8 @@ from tests.crash.bench import Bench, Kind, Shape, bench
 
 pytestmark = pytest.mark.ray
 
-ANSWERED_S = 1.0
-"""Answers that a kill can lose before they are committed: the interval of 0.2 s, and a slow machine's share."""
+UNCOMMITTED_S = 0.6
+"""How old an answer may be and not yet committed: the interval of 0.2 s, the commit, and a busy machine's share."""
 
 
 @pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
@@ -78,6 +78,4 @@ def _kill_soon(b: Bench, kind: Kind, command: object, chance: random.Random) -> 
 
 def _bound(b: Bench, kills: int) -> int:
     """The promise: what is in flight, and what was answered since the last commit, for each kill."""
-    latency_s = b.shape.latency_ms / 1000
-    rate = b.shape.concurrency / latency_s
-    return kills * round(b.shape.concurrency * b.shape.dispatchers + rate * ANSWERED_S)
+    return kills * round(b.shape.concurrency + b.fastest_rate() * UNCOMMITTED_S)
