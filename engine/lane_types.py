@@ -29,7 +29,7 @@ class LaneSettings(msgspec.Struct, frozen=True):
     window_bytes: int = 64_000_000
     beyond_max: int = 65_536
     """Finished positions kept beyond watermarks before reading pauses: 128 kB of progress at 2 bytes each."""
-    horizon_floor: int = 256
+    horizon_floor: int = 64
     """Items that may be dispatched before the first commit says more. A kill repeats at most what was under it."""
     shelf_after_s: float = 10.0
     shelf_max: int = 128
