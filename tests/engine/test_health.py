@@ -126,3 +126,20 @@ def test_a_days_limit_is_obeyed() -> None:
     h.record("opus", Failure("daily_limit", "", retry_after_s=7_200.0), NOW)
     assert h.next_probe_at("opus", NOW) == NOW + 7_200
     assert h.is_up("haiku")
+
+
+def test_what_a_person_has_to_mend_is_named() -> None:
+    """A wrong key, a spent account, an unknown model: in words, until a call succeeds. An outage is none of these."""
+    h = health()
+    for _ in range(3):
+        h.record("opus", FAULT, NOW)
+    assert not h.mends
+    assert h.to_mend("opus") is None
+    h.record("small", Failure("not_found", "no such model", status=404), NOW)
+    assert h.mends
+    assert h.to_mend("small") == "it does not know the model small (HTTP 404: no such model)"
+    h.record("haiku", Failure("auth", "wrong key", status=401), NOW)
+    assert h.to_mend("opus") == "its key is refused (HTTP 401: wrong key)"
+    assert h.allow("haiku", NOW + 300)
+    h.record("haiku", None, NOW + 301)
+    assert h.to_mend("opus") is None
