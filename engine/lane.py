@@ -42,8 +42,10 @@ from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
 from penstock.engine.progress import PROGRESS, Progress, Saved
 from penstock.engine.router import Rejection, Router
+from penstock.engine.settle import twin_of
 from penstock.engine.shelf import Shelf
 from penstock.engine.slots import Slot
+from penstock.engine.tally import ModelTally
 from penstock.engine.targets import Targets
 from penstock.engine.till import NoMoney, Till, Wish
 
@@ -127,6 +129,8 @@ class Lane:
         if not split.offer(source.position):
             return
         self.tally.read += 1
+        if isinstance(entry, Item) and (entry.item_id, entry.generation) in self.slots:
+            entry = twin_of(entry, now)
         if isinstance(entry, DeadLetter):
             self.ends.dead(entry, None)
             return
@@ -312,8 +316,8 @@ class Lane:
         for line in lines:
             self.tally.cost_nano += line.cost_nano
             key = f"{line.model}@{line.model_version}"
-            if key in self.tally.models:
-                self.tally.models[key].cost_nano += line.cost_nano
+            row = self.tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
+            row.cost_nano += line.cost_nano
 
     def reprice(self, model: str, price: Price) -> None:
         """An own engine's running rate: from now on its calls are charged, and compared, at this."""
@@ -348,7 +352,7 @@ class Lane:
         """Everything finished since the last one, and a horizon over what is to be sent next. One at a time."""
         assert not self.horizon.committing, "a commit is in flight"
         self.shelf.move_slow(self.progress, self.slots.values(), now)
-        self.horizon.advance(self.progress, len(self.ready))
+        self.horizon.advance(self.progress, len(self.ready), now)
         results, dead, costs = self.ends.harvest()
         self.progress.close_finished()
         self.seq += 1

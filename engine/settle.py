@@ -157,6 +157,21 @@ def dead_letter_of(slot: Slot, reason: DeadLetterReason, message: str, policy_ve
     )
 
 
+def twin_of(item: Item, now: float) -> DeadLetter:
+    """The same item of the same generation is being worked on (a replay that names one letter twice)."""
+    return DeadLetter(
+        item_id=item.item_id,
+        source=item.source,
+        reason="duplicate",
+        message="the same item came before in this input, and is being worked on",
+        original=item.original,
+        item=item,
+        custom_id=item.custom_id,
+        generation=item.generation,
+        finished_at=now,
+    )
+
+
 def count_attempt(tally: Tally, attempt: Attempt) -> None:
     key = f"{attempt.model}@{attempt.model_version}"
     row = tally.models.get(key)

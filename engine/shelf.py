@@ -50,7 +50,7 @@ class Shelf:
         self.count += 1
         self._bytes += len(slot.item.original)
         if not restored:
-            self.changes[SHELF + slot.item.item_id] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
+            self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
 
     def move_slow(self, progress: Progress, slots: Iterable[Slot], now: float) -> None:
         """Heads that have waited long, where much is finished beyond them."""
@@ -72,10 +72,10 @@ class Shelf:
 
     def recall(self, slot: Slot) -> None:
         """What earlier owners paid for this item."""
-        data = self._tried.pop(slot.item.item_id, None)
+        data = self._tried.pop(_name(slot), None)
         if data is None:
             return
-        tried = _decode(TRIED + slot.item.item_id, data, Tried)
+        tried = _decode(TRIED + _name(slot), data, Tried)
         slot.tried, slot.attempt, slot.attempts = True, tried.attempt, list(tried.attempts)
         for attempt in tried.attempts:
             slot.cost_nano += attempt.cost_nano
@@ -85,7 +85,7 @@ class Shelf:
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""
         slot.tried = True
-        self.changes[TRIED + slot.item.item_id] = msgspec.msgpack.encode(Tried(slot.attempt, tuple(slot.attempts)))
+        self.changes[TRIED + _name(slot)] = msgspec.msgpack.encode(Tried(slot.attempt, tuple(slot.attempts)))
 
     # -- ends
 
@@ -93,9 +93,15 @@ class Shelf:
         if slot.shelved:
             self.count -= 1
             self._bytes -= len(slot.item.original)
-            self.changes[SHELF + slot.item.item_id] = b""
+            self.changes[SHELF + _name(slot)] = b""
         if slot.tried:
-            self.changes[TRIED + slot.item.item_id] = b""
+            self.changes[TRIED + _name(slot)] = b""
+
+
+def _name(slot: Slot) -> str:
+    """A replay may hold one item in several generations."""
+    item = slot.item
+    return f"{item.item_id}.{item.generation}" if item.generation else item.item_id
 
 
 def _decode(name: str, data: bytes, kind: type[T]) -> T:
