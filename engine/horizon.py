@@ -7,12 +7,20 @@ from collections import deque
 from penstock.engine.progress import Progress
 from penstock.engine.slots import Slot
 
+AHEAD_S = 0.5
+"""Work of so many seconds may be under the horizon: two commit intervals and some slack, so that workers never wait
+for a commit. A kill marks at most so much (and what is in flight) as maybe paid."""
+SHORTEST_S = 0.02
+
 
 class Horizon:
     def __init__(self, floor: int) -> None:
         self._floor = floor
         self._aim = floor
-        """Items wanted under the horizon: twice what a commit interval sends, shrinking slowly."""
+        """Items wanted under the horizon."""
+        self._rate = 0.0
+        """Calls handed out a second; follows a rise at once and a fall slowly."""
+        self._at = 0.0
         self._beyond: deque[Slot] = deque()
         self._moved: list[Slot] | None = None
         """What the commit in flight moves it over."""
@@ -34,10 +42,12 @@ class Horizon:
         """Workers will soon have nothing under the horizon."""
         return bool(self._beyond) and ready < self._aim // 2
 
-    def advance(self, progress: Progress, ready: int) -> None:
+    def advance(self, progress: Progress, ready: int, now: float) -> None:
         """Only as far as will be sent soon: a kill may repeat all that is under it."""
-        self._aim = max(self._floor, 2 * self.dispatched, self._aim * 7 // 8)
-        self.dispatched = 0
+        rate = self.dispatched / max(SHORTEST_S, now - self._at)
+        self._rate = max(rate, 0.9 * self._rate)
+        self._aim = max(self._floor, int(self._rate * AHEAD_S))
+        self._at, self.dispatched = now, 0
         moved: list[Slot] = []
         while self._beyond and len(moved) < self._aim - ready:
             slot = self._beyond.popleft()
