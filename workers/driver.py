@@ -20,14 +20,15 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
+from penstock.engine.items import CostLine
 from penstock.engine.plan import MAX_LANES, Plan
-from penstock.engine.progress import PROGRESS, Saved
+from penstock.engine.progress import OUTBOX, PROGRESS, Saved
 from penstock.engine.tally import Tally, merge
 from penstock.workers.board import Board
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.gpu_bill import GpuBill
 from penstock.workers.label_watch import LabelWatch
-from penstock.workers.lane_crew import Crew
+from penstock.workers.lane_crew import Crew, words
 from penstock.workers.lane_shell import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.planner import check_unchanged, extended, first_plan
@@ -127,27 +128,34 @@ class Driver:
                 return
             await self._begin()
             state, message = await self._watch()
-            await self._settle_up(state)
+            if state == "done":
+                state, message = await self._settle_up()
             await self._finish(state, message)
         except PenstockError as error:
-            await self._fail(str(error))
+            await self._fail(words(error))
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
-            self._log("error", "driver failed", error=repr(error)[:500])
-            await self._fail(f"unexpected: {error!r}")
+            self._log("error", "driver failed", error=words(error))
+            await self._fail(f"unexpected: {type(error).__name__}: {words(error)}")
 
     async def _nothing_to_do(self) -> bool:
+        """Every item has ended, followers have all records, and own engines' closing lines are in."""
         if not self._plan.started:
             return False
-        tallies: list[Tally] = []
+        total = Tally()
         for lane in range(self._plan.lanes):
             taken = await self._stores.primary.peek(lane)
+            if any(name.startswith(OUTBOX) for name in taken.chunks):
+                return False
             data = taken.chunks.get(PROGRESS)
             saved = msgspec.msgpack.decode(data, type=Saved) if data else Saved()
             if not saved.done or saved.opened != sum(1 for split in self._plan.splits if split.lane == lane):
                 return False
-            tallies.append(saved.tally)
-        for tally in tallies:
-            merge(self._status.tally, tally)
+            merge(total, saved.tally)
+        self._bill = GpuBill(self._spec.catalog)
+        self._load_bill()
+        if self._adjustments(total, time.time()):
+            return False
+        self._status.tally = total
         self._status.lanes_ended = self._plan.lanes
         return True
 
@@ -187,7 +195,10 @@ class Driver:
             await self._stores.primary.write_plan(self._plan)
         await self._crew.go()
         self._labels.start(self._crew.verdict)
-        self._status.state = "running"
+        if self._ending is None:
+            self._status.state = "running"
+        else:  # asked to stop while the lanes were opened: not all of them have heard it
+            await self._crew.drain()
 
     def _first_pools(self) -> list[str]:
         """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there."""
@@ -218,7 +229,11 @@ class Driver:
                     return "done", ""
 
     def _all_settled(self) -> bool:
-        return len(self._reports) == self._plan.lanes and all(report.settled for report in self._reports.values())
+        gone = self._crew.gone
+        return all(
+            lane in gone or ((report := self._reports.get(lane)) is not None and report.settled)
+            for lane in range(self._plan.lanes)
+        )
 
     def _judge(self, now: float) -> None:
         """Does anything end the run early?"""
@@ -243,26 +258,39 @@ class Driver:
 
     def _end(self, state: RunState, message: str) -> None:
         """Stop reading and dispatching; what is in flight finishes and is committed. The first reason stays."""
-        if self._ending is None:
+        if self._ending is None and self._status.ended_at is None:
             self._ending = (state, message)
             self._status.state = "draining"
             self._log("info", "ending", state=state, reason=message[:500])
-            self._draining = asyncio.ensure_future(self._crew.drain())
+            if hasattr(self, "_crew"):
+                self._draining = asyncio.ensure_future(self._crew.drain())
 
-    async def _settle_up(self, state: RunState) -> None:
-        """Closing lines of own engines, committed by lane 0 when all else is in."""
-        if state != "done" or not self._bill:
-            return
-        now = time.time()
-        self._sum_up(now)
-        lines = self._bill.closing_lines(self._status.tally, self._spec.run_id, self._run_epoch, now)
-        self._save_bill(now)
-        if lines:
-            self._reports.pop(0, None)
-            await self._crew.add_costs(encode(lines))
-            while not self._all_settled():
-                await asyncio.sleep(TICK_S)
-                self._sum_up(time.time())
+    async def _settle_up(self) -> tuple[RunState, str]:
+        """Closing lines of own engines, committed by lane 0 when all else is in. An owner of lane 0 is told once; the
+        next one, where it died before it had committed them, is told anew."""
+        told = None
+        while self._bill:
+            now = time.time()
+            self._sum_up(now)
+            if self._all_settled():
+                report, holder = self._reports.get(0), self._crew.handle(0)
+                if report is None or holder is None:
+                    return self._ending or ("failed", "lane 0 could not write the closing lines of own engines")
+                lines = self._adjustments(self._status.tally, now)
+                if report.closed or not lines:
+                    break
+                if holder[0] != told:
+                    told = holder[0]
+                    self._save_bill(now)
+                    with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
+                        await self._crew.add_costs(encode(lines))
+            await asyncio.sleep(TICK_S)
+        return "done", ""
+
+    def _adjustments(self, tally: Tally, now: float) -> list[CostLine]:
+        """Closing lines that are not in the tally yet. They stop the clocks."""
+        lines = self._bill.closing_lines(tally, self._spec.run_id, self._run_epoch, now) if self._bill else []
+        return lines if sum(line.cost_nano for line in lines) else []
 
     async def _finish(self, state: RunState, message: str) -> None:
         self._status.state = "assembling"
@@ -296,8 +324,7 @@ class Driver:
         return encode(self._status)
 
     async def drain(self) -> None:
-        if hasattr(self, "_crew"):
-            self._end("interrupted", "interrupted: the same command goes on where it was")
+        self._end("interrupted", "interrupted: the same command goes on where it was")
 
     async def cancel(self) -> None:
         """Stop now: nobody waits for what is in flight."""

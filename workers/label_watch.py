@@ -55,6 +55,9 @@ class LabelWatch:
             except PenstockError as error:
                 self._on_error(str(error))
                 return
+            except Exception as error:  # noqa: BLE001 - lanes wait for the pass: its end must end the run
+                self._on_error(f"the search for equal labels failed ({type(error).__name__}: {error})")
+                return
             await tell(verdict.done, verdict.upto, [self._words(duplicate) for duplicate in verdict.duplicates])
             if verdict.done:
                 return

@@ -135,7 +135,8 @@ class LaneActor:
 
     async def go(self, lanes: list[int]) -> None:
         for lane in lanes:
-            self._shells[lane].go()
+            if lane in self._shells:
+                self._shells[lane].go()
 
     async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[bytes, int]:
         shell = self._shells.get(lane)

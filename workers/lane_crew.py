@@ -70,6 +70,9 @@ class Crew:
         self._draining = False
         self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
         self._reopening = asyncio.Lock()
+        self._opened: set[int] = set()
+        self.gone: set[int] = set()
+        """Lanes nobody holds any more, and nobody will: the run ends without a word from them."""
 
     def owns(self, lane: int, owner: int) -> bool:
         return self._owners.get(lane) == owner
@@ -89,14 +92,26 @@ class Crew:
         for number in range(self._count):
             lanes = [lane for lane in range(self._plan.lanes) if lane % self._count == number]
             self._actors.append(self._new_actor(number, lanes))
-        await asyncio.gather(*(self._open(lane, force=False) for lane in range(self._plan.lanes)))
+        await asyncio.gather(*(self._open_first(lane) for lane in range(self._plan.lanes)))
+
+    async def _open_first(self, lane: int) -> None:
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            await self._open(lane, force=False)
+        except RayTaskError:  # what the lane says itself
+            raise
+        except RayError:  # its process died: `_watch` opens it in another
+            while lane not in self._opened and lane not in self.gone:  # noqa: ASYNC110 - rare, and soon over
+                await asyncio.sleep(0.05)
 
     async def go(self) -> None:
         self._going = True
-        for actor in self._actors:
-            for lane in actor.lanes:
-                self._heard[lane] = time.time()
-            await actor.handle.go.remote(actor.lanes)  # pyright: ignore[reportAttributeAccessIssue]
+        for lane in self._by_lane:
+            self._heard[lane] = time.time()
+        for actor in list(self._actors):
+            with contextlib.suppress(Exception):  # lost meanwhile: its lanes go from `_reopen_here`
+                await actor.handle.go.remote(actor.lanes)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _new_actor(self, number: int, lanes: list[int]) -> _Actor:
         import ray
@@ -121,6 +136,7 @@ class Crew:
 
     async def _open(self, lane: int, *, force: bool) -> None:
         actor = self._by_lane[lane]
+        self._opened.discard(lane)
         self._openings[lane] = self._openings.get(lane, 0) + 1
         self._next_owner += 1
         owner = self._owners[lane] = self._next_owner
@@ -130,6 +146,9 @@ class Crew:
         workers = self._fleet.handles()
         if workers:
             await actor.handle.adopt.remote(lane, actor.handle, workers)  # pyright: ignore[reportAttributeAccessIssue]
+        for pool, why in list(self._fleet.down.items()):  # told before this lane was there
+            await actor.handle.pool_down.remote(pool, why)  # pyright: ignore[reportAttributeAccessIssue]
+        self._opened.add(lane)
 
     # -- losing and reopening
 
@@ -148,6 +167,7 @@ class Crew:
             for lane in actor.lanes:
                 self._board.drop(lane)
             if not all([self._may_reopen(lane, "its actor was lost again and again") for lane in actor.lanes]):
+                self.gone.update(actor.lanes)
                 return
             fresh = self._new_actor(actor.number, actor.lanes)
             self._actors.append(fresh)
@@ -165,7 +185,7 @@ class Crew:
             if self._draining:
                 await actor.handle.drain.remote()  # pyright: ignore[reportAttributeAccessIssue]
         except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
-            if actor in self._actors and self._may_reopen(lane, _words(error)):
+            if actor in self._actors and self._may_reopen(lane, words(error)):
                 await asyncio.sleep(0.5)
                 await self._reopen_here(lane, actor)
 
@@ -173,9 +193,11 @@ class Crew:
         """A lane gave up: fenced by somebody, or its commit is uncertain, or its input or progress is unusable."""
         self._log("warning", "lane failed", lane=lane, reason=message[:500])
         if fenced and await stores.primary.run_epoch() > self._run_epoch:
+            self.gone.add(lane)
             self._end("failed", "the run was taken over by another command")
             return
         if corrupt and not fenced:
+            self.gone.add(lane)
             self._end("failed", message)
             return
         if self._may_reopen(lane, message):
@@ -189,6 +211,7 @@ class Crew:
         times[:] = [at for at in times if now - at < WINDOW_S] + [now]
         if len(times) <= MAX_REOPENINGS:
             return True
+        self.gone.add(lane)
         self._end("failed", f"lane {lane} can't go on: {why}")
         return False
 
@@ -197,7 +220,8 @@ class Crew:
         if not self._going or self._closing:
             return
         for actor in list(self._actors):
-            if all(now - self._heard.get(lane, now) > SILENT_S for lane in actor.lanes):
+            lanes = [lane for lane in actor.lanes if lane not in self.gone]
+            if lanes and all(now - self._heard.get(lane, now) > SILENT_S for lane in lanes):
                 self._note(f"lane actor {actor.number} is silent; its lanes go on in another")
                 for lane in actor.lanes:
                     reports.pop(lane, None)
@@ -249,8 +273,10 @@ class Crew:
         task.add_done_callback(self._tasks.discard)
 
 
-def _words(error: Exception) -> str:
-    return str(getattr(error, "cause", None) or error).strip().splitlines()[-1][:500]
+def words(error: Exception) -> str:
+    """Without the other process's traceback."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or repr(cause)).splitlines()[-1][:500]
 
 
 def _kill(handle: object) -> None:

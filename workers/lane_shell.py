@@ -56,6 +56,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     commit_age_s: float = 0.0
     oldest_item_s: float = 0.0
     first_dispatch_at: float | None = None
+    closed: bool = False
+    """This owner was given the closing lines of own engines."""
 
 
 class DriverPort(Protocol):
@@ -101,7 +103,7 @@ class LaneShell:
         self._money = (
             None if ledger is None else LaneMoney(lane, epoch, machine, ledger, now, self._fail, self._wake.set)
         )
-        self._going = False
+        self._opened = self._going = self._closed = False
         self._over = False
         self._commit: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
@@ -128,6 +130,7 @@ class LaneShell:
         await self._commit_once()
         await self._out.take_followers(force=force)
         await self._input.open()
+        self._opened = True
 
     def adopt(self, kept: Kept, worker: str) -> None:
         """Answers and calls that a worker still has of the last owner."""
@@ -140,7 +143,9 @@ class LaneShell:
         self.machine.adopt([Adopted(*call, worker) for call in kept.flying])
 
     def go(self) -> None:
-        """All lanes have taken their place: read and dispatch."""
+        """All lanes have taken their place: read and dispatch. Told early, or twice: nothing."""
+        if not self._opened or self._pump is not None:
+            return
         self.machine.restore_shelf(self._now())
         self._pump = asyncio.get_running_loop().create_task(self._run())
 
@@ -319,6 +324,7 @@ class LaneShell:
     def add_costs(self, lines: list[CostLine]) -> None:
         """Closing adjustments of own GPUs: they go with one more commit of this lane."""
         self.machine.add_costs(lines)
+        self._closed = True
         self._out.done = False
         self.wake()
 
@@ -353,6 +359,7 @@ class LaneShell:
                 commit_age_s=now - self._out.at,
                 oldest_item_s=machine.oldest_age(now),
                 first_dispatch_at=self._first_dispatch_at,
+                closed=self._closed,
             )
         )
 
