@@ -56,7 +56,8 @@ class FileSource:
         self._limit = max_record_bytes
 
     async def splits(self, lanes_hint: int) -> list[Split]:
-        """Raises `SpecError` where nothing matches, a name can't be read, or requests and rows are mixed."""
+        """Raises `SpecError` where nothing matches, a name can't be read, requests and rows are mixed, or the one
+        file there is can't be read. One damaged file among others stops nobody: it becomes a dead letter."""
         files = [file for path in matches(self._settings.path) if (file := self._look(path)) is not None]
         if not files:
             raise SpecError(f"no file matches {self._settings.path}: check source.path")
@@ -65,7 +66,8 @@ class FileSource:
         files = [msgspec.structs.replace(file, format=shared) if file.format == "blank" else file for file in files]
         total = sum(file.size for file in files)
         piece = max(MIN_PIECE_BYTES, -(-total // (max(1, lanes_hint) * PIECES_PER_LANE)))
-        return [split for file in files for split in _cut(file, piece)]
+        cut = _cut if len(files) == 1 else _cut_among_others
+        return [split for file in files for split in cut(file, piece)]
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> FilesReader:
         return FilesReader(starts, self._limit)
@@ -155,6 +157,16 @@ def _cut(file: _File, piece: int) -> list[Split]:
     if file.format == "csv":
         csv_rows.check_header(file.path, file.compression)
     return [_split(file, start, end, size, "bytes") for start, end, size in spans]
+
+
+def _cut_among_others(file: _File, piece: int) -> list[Split]:
+    """A file that can't be cut (a Parquet file cut short, a CSV header that can't be read) is one split, whose reader
+    says so in one record."""
+    try:
+        return _cut(file, piece)
+    except SpecError:
+        end, unit = (1, "rows") if file.format == "parquet" else (None if file.compression else file.size, "bytes")
+        return [_split(file, 0, end, file.size, unit)]
 
 
 def _split(file: _File, start: int, end: int | None, size: int, unit: str) -> Split:

@@ -67,7 +67,12 @@ def records(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Ra
     """
     csv.field_size_limit(max(limit, csv.field_size_limit()))
     delimiter = delimiter_of(split.uri)
-    head = header(file, split.uri, split.compression, limit)
+    try:
+        head = header(file, split.uri, split.compression, limit)
+    except SpecError as error:
+        if start == 0:
+            yield Raw(Position(split.id, split.ordinal, 0), split.object_id, error=("source_lost", str(error)))
+        return
     if head is None:
         return
     begin = start if split.start else 0

@@ -68,7 +68,15 @@ def records(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Ra
         counts = [table.metadata.row_group(n).num_rows for n in range(table.metadata.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError) as error:
         _raise_if_disk(error)
-        yield _lost(split, start, error)
+        if start < end:
+            yield Raw(
+                Position(split.id, split.ordinal, start),
+                split.object_id,
+                error=(
+                    "source_lost",
+                    f"{split.uri} cannot be read as Parquet (was it cut short?): {_first_line(error)}",
+                ),
+            )
         return
     first = 0
     for group, count in enumerate(counts):

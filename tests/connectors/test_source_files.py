@@ -196,3 +196,21 @@ async def test_a_reader_keeps_to_its_limits(tmp_path: Path) -> None:
     assert len((await reader.read(3, 1 << 20)).records) == 3
     assert len((await reader.read(100, 2 * len(LINE))).records) == 3
     assert len((await reader.read(100, 1)).records) == 1
+
+
+async def test_one_damaged_table_among_others_is_one_record_that_says_so(tmp_path: Path) -> None:
+    """A Parquet file cut short, an empty one, a CSV whose header names a column twice: each is a `source_lost` with
+    its place, once; the good file beside them is read."""
+    (tmp_path / "a.csv").write_bytes(b"id,text\n1,x\n")
+    (tmp_path / "twice.csv").write_bytes(b"id,id\n1,2\n3,4\n")
+    (tmp_path / "short.parquet").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    folder = source(tmp_path)
+    splits = await folder.splits(1)
+    records, ended = await read_all(folder, [(split, split.start) for split in splits])
+    told = {os.path.basename(raw.object_id).split("@")[0]: raw.error for raw in records}
+    assert [name for name, error in told.items() if error is None] == ["a.csv"]
+    assert {error[0] for error in told.values() if error is not None} == {"source_lost"}
+    assert (len(records), len(ended)) == (4, 4)
+    again, _ = await read_all(folder, [(split, split.start + 1) for split in splits])
+    assert [raw.error for raw in again] == [None], "what was told once is not told again"
