@@ -145,6 +145,8 @@ def main() -> None:
                 )
                 print(f"whole command {options.rows / whole:,.0f}/s, driver to first call {first:.1f} s", flush=True)
             print(f"median ratio to bare aiohttp: {statistics.median(ratios):.2f}")
+            if not options.litellm_rows:
+                return
             seconds = litellm_router(source, url, options.concurrency, options.litellm_rows)
             if seconds is None:
                 print("litellm.Router could not be run")
