@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -24,4 +25,5 @@ class Log:
         """`fields`: names, numbers and reasons only."""
         if self._handle is not None:
             line = {"at": time.time(), "level": level, "event": event, "process": self._process, **fields}
-            os.write(self._handle, msgspec.json.encode(line) + b"\n")
+            with contextlib.suppress(OSError):  # a full disk must not keep a run from ending as it should
+                os.write(self._handle, msgspec.json.encode(line) + b"\n")

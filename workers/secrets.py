@@ -26,6 +26,13 @@ class Secret:
     def reveal(self) -> str:
         return self._text
 
+    def is_in(self, text: str) -> bool:
+        return self._text in text
+
+    def hidden(self, text: str) -> str:
+        """`text` without the key: some hosts repeat it where they refuse it."""
+        return text.replace(self._text, "***")
+
     def __repr__(self) -> str:
         return "***"
 

@@ -287,6 +287,28 @@ async def test_redirects_are_not_followed(tmp_path: Path) -> None:
     assert "sk-secret" not in repr(found[0])
 
 
+async def test_a_key_that_a_host_repeats_does_not_reach_the_record(tmp_path: Path) -> None:
+    """Some gateways say in a 401 which key they refused."""
+
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        key = head.partition(b"Bearer ")[2].partition(b"\r")[0]
+        body = b'{"error": {"message": "the key %s is not known here", "type": "auth"}}' % key
+        writer.write(b"HTTP/1.1 401 X\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    (tmp_path / "key").write_text("sk-secret")
+    server = await asyncio.start_server(tell, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        async with engine(f"http://127.0.0.1:{port}", api_key=f"file:{tmp_path / 'key'}") as one:
+            found = await finish(one, [ticket()])
+    assert kinds(found) == {"auth": 1}
+    assert "the key *** is not known here" in repr(found[0])
+    assert "sk-secret" not in repr(found[0])
+
+
 async def test_a_request_that_cannot_be_said_is_the_items_failure() -> None:
     """Nothing is sent and nothing billed."""
     with running_sandbox() as url:

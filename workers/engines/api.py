@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from penstock.engine.catalog import Account
@@ -59,6 +60,7 @@ class ApiEngine:
         self._base = base_url(account)
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._key: secrets.Secret | None = None
         self._slots = [Slot() for _ in range(max(1, account.limits.concurrency))]
         self._idle: list[Slot] = []
         self._bulk_slots = len(self._slots) - len(self._slots) // 8
@@ -77,7 +79,7 @@ class ApiEngine:
 
     async def start(self) -> None:
         """Resolve the key and open the pool. Raises `SpecError` where the key or the address can't be used."""
-        key = secrets.resolve(self._account.api_key)
+        key = self._key = secrets.resolve(self._account.api_key)
         headers = {
             **self._wire.auth(key.reveal() if key else None),
             "Content-Type": "application/json",
@@ -239,6 +241,11 @@ class ApiEngine:
         ended = clock.tick()
         self._learn(slot, call, read, ended)
         ms = (ended - slot.started) * 1000.0
+        failure = read.failure
+        if failure is not None and self._key is not None and self._key.is_in(failure.message):
+            read = msgspec.structs.replace(
+                read, failure=msgspec.structs.replace(failure, message=self._key.hidden(failure.message))
+            )
         self._put(ticket, _outcome(call, read, started_at, ms, self._worker))
 
     async def _call(self, ticket: Ticket) -> Read:
