@@ -20,9 +20,11 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -176,11 +178,47 @@ class Child:
         self._process.wait(60)
 
 
-def compare(count: int, pairs: int, rival: str, seats: int) -> None:
+class Job:
+    """The whole of Penstock: a job file, `penstock run`, an engine loaded anew each round. Time runs from the first
+    call to the finished file; loading is told apart."""
+
+    def __init__(self, count: int, seats: int) -> None:
+        self._count = count
+        self._engine = {**SETTINGS, "max_num_seqs": seats}
+        self._folder = Path(tempfile.mkdtemp(prefix="tier3-"))
+        self.load_s = 0.0
+
+    def run(self, round_number: int) -> dict[str, float]:
+        folder = self._folder / str(round_number)
+        folder.mkdir()
+        with (folder / "in.jsonl").open("w") as out:
+            for number, (messages, ceiling) in enumerate(rows(self._count, round_number)):
+                body = {"model": "auto", "messages": messages, "max_tokens": ceiling, "temperature": 0}
+                line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+                out.write(json.dumps(line) + "\n")
+        model = {"name": "small", "worker": "vllm", "model": model_folder(), "hour_usd": 0.1, "engine": self._engine}
+        job = {"name": f"round{round_number}", "source": "in.jsonl", "models": [model], "sinks": "out.jsonl"}
+        (folder / "job.json").write_text(json.dumps(job))
+        program = Path(sys.executable).parent / "penstock"
+        done = subprocess.run([program, "run", "job.json"], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"penstock run ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        status = json.loads(next((folder / ".penstock" / "runs").glob("*/status.json")).read_text())
+        self.load_s = status["first_dispatch_at"] - status["started_at"]
+        output = sum(one["output_tokens"] for one in status["tally"]["models"].values())
+        seconds = status["ended_at"] - status["first_dispatch_at"]
+        return {"output": output, "seconds": seconds, "busy_s": seconds, "cpu_s": float("nan")}
+
+    def end(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def compare(count: int, pairs: int, rival: str, seats: int, through: str) -> None:
     common = ["--rows", str(count), "--seats", str(seats), "--rival", rival]
-    theirs, ours = Child("rival", *common), Child("engine", *common)
-    print(f"loaded in {theirs.load_s:.1f} s (vllm.LLM), {ours.load_s:.1f} s (Penstock's engine)")
+    theirs = Child("rival", *common)
+    ours = Job(count, seats) if through == "job" else Child("engine", *common)
     theirs.run(0), ours.run(0)  # once each for what is made on first use
+    print(f"loaded in {theirs.load_s:.1f} s (vllm.LLM), {ours.load_s:.1f} s (Penstock's {through})")
     ratios: list[float] = []
     for pair in range(1, pairs + 1):
         sides = {"theirs": theirs, "ours": ours}
@@ -208,9 +246,7 @@ def main() -> None:
     parser.add_argument("--child", choices=["rival", "engine"])
     chosen = parser.parse_args()
     if chosen.child is None:
-        if chosen.through == "job":
-            raise SystemExit("--through job isn't wired yet: the worker that runs jobs on Ray must come first")
-        compare(chosen.rows, chosen.pairs, chosen.rival, chosen.seats)
+        compare(chosen.rows, chosen.pairs, chosen.rival, chosen.seats, chosen.through)
     elif chosen.child == "rival":
         serve_rival(model_folder(), chosen.rows, chosen.rival == "eager", chosen.seats)
     else:

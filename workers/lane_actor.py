@@ -158,8 +158,10 @@ class LaneActor:
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
         """News of the label pass."""
         for shell in self._shells.values():
+            own = {split.ordinal for split in shell.machine.progress.splits} if duplicates else set[int]()
             for ordinal, position, first in duplicates:
-                shell.verdicts.duplicates[ordinal, position] = first
+                if ordinal in own:
+                    shell.verdicts.duplicates[ordinal, position] = first
             shell.verdicts.upto = upto
             shell.verdicts.complete = complete
             shell.wake()
