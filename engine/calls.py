@@ -11,6 +11,7 @@ from penstock.engine.items import Answer, Call, Outcome, Result
 from penstock.engine.lane_types import Hooks
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import (
+    BYTES_PER_TOKEN,
     estimate_input_tokens,
     max_input_tokens,
     output_ceiling,
@@ -52,14 +53,23 @@ class Calls:
         """Task → bytes that the wire may add to a request: choices or schema, and the words around them."""
 
     def measure(self, slot: Slot) -> None:
-        request = slot.item.request
-        slot.est_input = estimate_input_tokens(request)
-        slot.max_input = max_input_tokens(request, self._wire_extra.get(slot.route.task, 0))
         self.move(slot, 0)
+
+    def ask_again(self, slot: Slot, answer: str, message: str) -> None:
+        """The next call shows the answer that did not do: it is longer, and so is its worst case."""
+        body = slot.item.request.body_json
+        slot.ask_again_body = self.hooks.ask_again(body, answer, message)
+        self._size(slot, max(0, len(slot.ask_again_body) - len(body)))
+
+    def _size(self, slot: Slot, more_bytes: int = 0) -> None:
+        request = slot.item.request
+        slot.est_input = estimate_input_tokens(request) + more_bytes // BYTES_PER_TOKEN
+        slot.max_input = max_input_tokens(request, self._wire_extra.get(slot.route.task, 0) + more_bytes)
 
     def move(self, slot: Slot, candidate: int) -> None:
         """To a candidate, whose own default ceiling of output counts."""
         slot.candidate, slot.ask_again_body = candidate, None
+        self._size(slot)
         task = self._tasks.get(slot.route.task)
         name = slot.model
         slot.max_output = output_ceiling(slot.item.request, task.max_tokens if task else None, self._models[name])

@@ -108,9 +108,7 @@ class Flights:
         else:
             self._tally.retries += 1
             if failure.kind == "invalid_output" and answer is not None:
-                slot.ask_again_body = self._calls.hooks.ask_again(
-                    slot.item.request.body_json, answer.text, failure.message
-                )
+                self._calls.ask_again(slot, answer.text, failure.message)
         slot.history, slot.role = decision.history, decision.role
         self._places.targets.budgets[slot.model].retried(now)
         if decision.at <= now:
