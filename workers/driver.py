@@ -189,7 +189,7 @@ class Driver:
             self._note,
             self._end,
         )
-        await self._crew.start(complete=self._labels.complete)
+        await self._crew.start(complete=self._labels.complete, force=self._options.take_over)
         if not self._plan.started:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)

@@ -71,6 +71,7 @@ class Crew:
         self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
         self._reopening = asyncio.Lock()
         self._opened: set[int] = set()
+        self._checked = time.time()
         self.gone: set[int] = set()
         """Lanes nobody holds any more, and nobody will: the run ends without a word from them."""
 
@@ -86,19 +87,20 @@ class Crew:
 
     # -- opening
 
-    async def start(self, *, complete: bool) -> None:
-        """Start the actors and take every lane. Nothing is dispatched before `go`."""
+    async def start(self, *, complete: bool, force: bool) -> None:
+        """Start the actors and take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
+        its last owner may still live (or be stopped, with its locks)."""
         self._complete = complete
         for number in range(self._count):
             lanes = [lane for lane in range(self._plan.lanes) if lane % self._count == number]
             self._actors.append(self._new_actor(number, lanes))
-        await asyncio.gather(*(self._open_first(lane) for lane in range(self._plan.lanes)))
+        await asyncio.gather(*(self._open_first(lane, force) for lane in range(self._plan.lanes)))
 
-    async def _open_first(self, lane: int) -> None:
+    async def _open_first(self, lane: int, force: bool) -> None:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            await self._open(lane, force=False)
+            await self._open(lane, force=force)
         except RayTaskError:  # what the lane says itself
             raise
         except RayError:  # its process died: `_watch` opens it in another
@@ -217,14 +219,18 @@ class Crew:
 
     async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
         """Replace actors that are alive but silent (stopped, frozen)."""
+        slept, self._checked = now - self._checked > SILENT_S / 2, now
         if not self._going or self._closing:
             return
+        if slept:  # we were stopped ourselves, or the machine slept: who is silent now shows in a while
+            self._heard = dict.fromkeys(self._heard, now)
         for actor in list(self._actors):
-            lanes = [lane for lane in actor.lanes if lane not in self.gone]
+            lanes = [lane for lane in actor.lanes if lane not in self.gone and lane in self._opened]
             if lanes and all(now - self._heard.get(lane, now) > SILENT_S for lane in lanes):
                 self._note(f"lane actor {actor.number} is silent; its lanes go on in another")
                 for lane in actor.lanes:
                     reports.pop(lane, None)
+                    self._heard[lane] = now
                 _kill(actor.handle)
                 self._spawn(self._replace(actor))
 

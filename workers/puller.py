@@ -17,7 +17,7 @@ from collections.abc import Callable
 from penstock.engine.items import CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
-from penstock.workers.ports import BoardPort, Kept, LanePort
+from penstock.workers.ports import BoardPort, Grant, Kept, LanePort
 
 LaneKey = tuple[str, int]
 
@@ -28,6 +28,10 @@ KEEP_S = 600.0
 KEEP_MAX = 50_000
 TAKES_IN_A_ROW = 8
 """Takes from one lane before the board is asked again, so that no lane starves the others."""
+
+SLOW_TAKE_S = 0.5
+"""A take lasts a millisecond; after so long the worker turns to other lanes meanwhile."""
+SLOW_PAUSE_S = 0.02
 
 Check = Callable[[Ticket, Outcome], Outcome]
 """Looks at an answer before it is delivered: choices, schema (`workers.answers`)."""
@@ -81,6 +85,8 @@ class Puller:
         self._now = now
         self._lanes: dict[LaneKey, _LaneAt] = {}
         self._boards: dict[str, asyncio.Task[None]] = {}
+        self._slow: set[tuple[str, int, int]] = set()
+        """(job, lane, owner) of takes under way."""
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._capacity = 1
@@ -147,7 +153,7 @@ class Puller:
             try:
                 grant = await board.ask(self.name, self.pool, room)
                 if grant is not None:
-                    await self._take_from(job, board, grant.lane, grant.owner, grant.n, grant.max_tokens)
+                    await self._take_within(job, board, grant)
             except asyncio.CancelledError:
                 raise
             except Exception:  # noqa: BLE001 - a lost board or lane: its driver is told by Ray and brings a new one
@@ -163,6 +169,25 @@ class Puller:
             self._room.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._room.wait(), 1.0)
+
+    async def _take_within(self, job: str, board: BoardPort, grant: Grant) -> None:
+        """A lane that does not answer (stopped, frozen) holds back nobody: its take goes on by itself."""
+        key = (job, grant.lane, grant.owner)
+        if key in self._slow:
+            await asyncio.sleep(SLOW_PAUSE_S)
+            return
+        take = self._spawn(self._take_from(job, board, grant.lane, grant.owner, grant.n, grant.max_tokens))
+        self._slow.add(key)
+        take.add_done_callback(lambda _: self._slow.discard(key))
+        try:
+            await asyncio.wait([take], timeout=SLOW_TAKE_S)
+        except asyncio.CancelledError:
+            take.cancel()
+            raise
+        if take.done():
+            take.result()
+        else:
+            take.add_done_callback(_seen)
 
     async def _take_from(self, job: str, board: BoardPort, lane: int, owner: int, n: int, max_tokens: int) -> None:
         at = self._lanes.setdefault((job, lane), _LaneAt(job))
@@ -288,3 +313,9 @@ class Puller:
 
 def _worth_keeping(outcome: Outcome) -> bool:
     return outcome.failure is None or outcome.failure.kind != "not_sent"
+
+
+def _seen(take: asyncio.Task[None]) -> None:
+    """A late take that failed: its lane is gone, and everybody knows."""
+    if not take.cancelled():
+        take.exception()
