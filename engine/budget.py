@@ -327,6 +327,11 @@ class Purse:
         for held in self._leases.get(key, ()):
             held.retired = True
 
+    def retire_small(self, key: str, least_nano: int) -> None:
+        """Leases that can't hold a call of `least_nano` any more."""
+        for held in self._leases.get(key, ()):
+            held.retired = held.retired or held.free < least_nano
+
     def closable(self) -> list[Closable]:
         """Leases to settle in the ledger now. They stay in `spent` until `closed`."""
         return [

@@ -91,8 +91,9 @@ class Till:
         return Wish(key, self._limits[key], ahead[0], sum(ahead), len(ahead))
 
     def opened(self, key: str, leases: dict[str, int], now: float) -> list[Slot]:
-        """Leases are there: who may try again now."""
-        self._drawn[key] = (now, self._drawn.get(key, (0.0, min(leases.values(), default=0)))[1])
+        """Leases are there (or, with none, may have become free): who may try again now."""
+        if leases:
+            self._drawn[key] = (now, self._drawn.get(key, (0.0, min(leases.values())))[1])
         for lease_id, amount in leases.items():
             self.purse.add(key, lease_id, amount)
         queue, left, freed = self._waiting.get(key), sum(leases.values()), list[Slot]()
@@ -132,6 +133,14 @@ class Till:
             if key not in self._waiting:
                 del self._drawn[key]
                 self.purse.retire(key)
+
+    def give_back_small(self, wish: Wish, now: float) -> None:
+        """The ledger has nothing for `wish` while others hold leases: what can't hold its call goes back. The rest is
+        for calls that were told of it and are about to be taken; where nobody comes for it, it goes back as well."""
+        if now - self._drawn.get(wish.key, (0.0, 0))[0] > IDLE_LEASE_S:
+            self.purse.retire(wish.key)
+        else:
+            self.purse.retire_small(wish.key, wish.floor_nano)
 
     @property
     def waiting(self) -> int:

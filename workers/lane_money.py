@@ -108,13 +108,14 @@ class LaneMoney:
                 await self._later(wish)
 
     async def _later(self, wish: Wish) -> None:
-        """Others hold the rest, and may wait for what we hold: give back whatever is idle, and ask again."""
+        """Others hold the rest, and may wait for what we hold: give back what is of no use here, and ask again."""
         if not wish.spare:
-            self._machine.till.purse.retire_all()
+            self._machine.till.give_back_small(wish, self._now())
         if not self._machine.draining:
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._freed.wait(), LEASE_RETRY_S)
+            self._machine.leased(wish.key, {}, self._now())
 
     def _name(self) -> str:
         self._number += 1
