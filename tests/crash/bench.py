@@ -1,9 +1,9 @@
 """A job on real processes, to be killed: input, sandbox, the command, and its processes by what they are.
 
-    bench = Bench(folder, items=3000, …)           the input, the job file, the sandbox in a process of its own
-    command = bench.start()                        `penstock run job.yaml`
-    bench.kill("lane", command)                    kill -9 of one of its processes
-    bench.run_until_done(); bench.check(bound=…)   every item once, second payments within the promise and marked
+bench = Bench(folder, items=3000, …)           the input, the job file, the sandbox in a process of its own
+command = bench.start()                        `penstock run job.yaml`
+bench.kill("lane", command)                    kill -9 of one of its processes
+bench.run_until_done(); bench.check(bound=…)   every item once, second payments within the promise and marked
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Shape(msgspec.Struct, frozen=True):
     budget_usd: float | None = None
     concurrency: int = CONCURRENCY
     output_tokens: int = 12
+    window: int = 8_192
+    own_model: str | None = None
+    """A second model, as the job file says it: the first candidate of every item; `m` follows where `fallback`."""
+    fallback: bool = True
 
 
 class Bench:
@@ -77,7 +81,7 @@ class Bench:
     def _write(self) -> None:
         with self.input.open("wb") as file:
             for label in self.labels:
-                file.write(msgspec.json.encode(_line(label, self.shape.output_tokens)) + b"\n")
+                file.write(msgspec.json.encode(_line(label, self.shape)) + b"\n")
         self.write_job()
 
     def write_job(self, **changes: object) -> None:
@@ -203,25 +207,33 @@ def bench(folder: Path, shape: Shape) -> Iterator[Bench]:
                     made.kill("group", command, random.Random(0))
 
 
-def _line(label: str, output_tokens: int) -> dict[str, object]:
+def _line(label: str, shape: Shape) -> dict[str, object]:
     messages = [{"role": "user", "content": f"Tell me about {label}, please, in a few words."}]
-    body = {"model": "m", "messages": messages, "max_tokens": output_tokens}
+    model = {} if shape.own_model else {"model": "m"}
+    body = {**model, "messages": messages, "max_tokens": shape.output_tokens}
     return {"custom_id": label, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
 def job_text(url: str, shape: Shape) -> str:
     budget = f"budgets: [{{usd: {shape.budget_usd:.9f}}}]\n" if shape.budget_usd is not None else ""
+    own = f"  - {shape.own_model}\n" if shape.own_model else ""
+    names = [*(["own"] if own else []), *(["m"] if shape.fallback or not own else [])]
+    tier = ", ".join(names)
     return f"""\
 name: crash
 accounts:
   a: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: {shape.concurrency}}}}}
 models:
   - {{name: m, account: a, model: pretend, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}}}
-tiers: {{1: [m], 2: [m], 3: [m]}}
+{own}tiers: {{1: [{tier}], 2: [{tier}], 3: [{tier}]}}
 source: input.jsonl
 sinks: out/results.jsonl
 max_dead_letters: 0.5
-execution: {{lanes: {shape.lanes}, lane_actors: {shape.lane_actors}, dispatchers: {shape.dispatchers}}}
+execution:
+  lanes: {shape.lanes}
+  lane_actors: {shape.lane_actors}
+  dispatchers: {shape.dispatchers}
+  window: {shape.window}
 {budget}"""
 
 

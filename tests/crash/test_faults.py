@@ -1,0 +1,212 @@
+"""Stops, take-overs, interrupts, empty purses, full disks: what people and machines do to a run in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.crash.bench import Bench, Shape, below, bench
+
+pytestmark = pytest.mark.ray
+
+SILENT_S = 10.0
+"""A lane actor is replaced after this long without a word (`workers.lane_crew`)."""
+
+
+def wait_for(what: str, command: subprocess.Popen[bytes], b: Bench, timeout_s: float = 60.0) -> None:
+    """Until the command's screen says it."""
+    until = time.monotonic() + timeout_s
+    while what not in b.log(command):
+        assert time.monotonic() < until, f"never said {what!r}:\n{b.log(command)}"
+        time.sleep(0.05)
+
+
+def paid_for(b: Bench) -> list[str]:
+    return [paid.request_id for paid in b.paid()]
+
+
+def folder_state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Sizes and times of all that is under a folder."""
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in found}
+
+
+def test_a_stopped_lane_that_wakes_up_writes_and_sends_nothing(tmp_path: Path, mark: str) -> None:
+    """SIGSTOP past its replacement, then SIGCONT: the run ends as if nothing had been; every item once."""
+    with bench(tmp_path, Shape(items=6_000, concurrency=48)) as b:
+        command = b.start()
+        b.wait_served(600, command)
+        stopped = b.find("lane", command)[0]
+        stopped.suspend()
+        wait_for("is silent; its lanes go on in another", command, b, 40.0)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stopped.resume()
+        assert b.end(command) == 0, b.log(command)
+        b.kills.append("stopped lane")
+        b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
+
+
+def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path: Path, mark: str) -> None:
+    """All of a command is stopped, a second one with --take-over finishes the run, the first wakes up: it pays for
+    nothing more, writes nothing more, and says that it was taken over."""
+    with bench(tmp_path, Shape(items=2_000)) as b:
+        first = b.start()
+        b.wait_served(500, first)
+        stopped = [psutil.Process(first.pid), *below(first.pid)]
+        for process in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+        second = b.start("--take-over")
+        assert b.end(second) == 0, b.log(second)
+        paid, written = paid_for(b), folder_state(tmp_path / "out")
+        for process in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        assert b.end(first, 60.0) == 4, b.log(first)
+        assert "taken over" in b.log(first)
+        assert paid_for(b) == paid
+        assert folder_state(tmp_path / "out") == written
+        b.kills.append("stopped command")
+        b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
+
+
+def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, mark: str) -> None:
+    """Exit code 2, the holder by name and command, the way out; the first is not disturbed. --take-over takes it."""
+    with bench(tmp_path, Shape(items=3_000, concurrency=6)) as b:
+        first = b.start()
+        b.wait_served(100, first)
+        second = b.start()
+        assert b.end(second, 60.0) == 2, b.log(second)
+        said = " ".join(b.log(second).split())
+        assert "held by" in said
+        assert "penstock run job.yaml" in said
+        assert "--take-over" in said
+        b.write_job(concurrency=64)
+        third = b.start("--take-over")
+        assert b.end(first) == 4, b.log(first)
+        assert "taken over" in b.log(first)
+        assert b.end(third) == 0, b.log(third)
+        b.kills.append("take-over")
+        b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
+
+
+def test_an_interrupt_drains_commits_and_says_how_to_go_on(tmp_path: Path, mark: str) -> None:
+    """SIGINT: what is in flight ends and is committed, nothing is paid twice, exit code 130; the same command goes
+    on."""
+    with bench(tmp_path, Shape(items=2_000)) as b:
+        first = b.start()
+        b.wait_served(500, first)
+        first.send_signal(signal.SIGINT)
+        assert b.end(first, 60.0) == 130, b.log(first)
+        assert "goes on where it was" in " ".join(b.log(first).split())
+        assert len(b.paid()) < b.shape.items
+        b.run_until_done()
+        b.kills.append("SIGINT")
+        report = b.check(bound=0)
+        assert report.marked == 0 or report.repeated == 0
+
+
+def test_a_budget_holds_across_crashes(tmp_path: Path, mark: str) -> None:
+    """Killed and resumed with a small budget: what was paid never passes it; exit code 3. A larger one goes on."""
+    price = 36 / 1e6 * 1.4  # about what an item costs here
+    with bench(tmp_path, Shape(items=1_500, budget_usd=round(600 * price, 6))) as b:
+        command = b.start()
+        b.wait_served(150, command)
+        b.kill("group", command, random.Random(1))
+        command = b.start()
+        assert b.end(command) == 3, b.log(command)
+        assert paid_usd(b) <= b.shape.budget_usd
+        b.write_job(budget_usd=1.0)
+        b.run_until_done()
+        assert paid_usd(b) <= 1.0
+        b.check(bound=b.shape.concurrency + round(b.fastest_rate() * 0.6))
+
+
+def paid_usd(b: Bench) -> float:
+    """By the provider's journal, at the job's prices."""
+    return sum((paid.input or 0) * 1e-6 + (paid.output or 0) * 2e-6 for paid in b.paid())
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own for a folder. Skips the test where it can't be mounted."""
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, mark: str) -> None:
+    """Exit code 4 and words about the disk; with space, the same command goes on."""
+    out = tmp_path / "out"
+    with bench(tmp_path, Shape(items=1_500)) as b, small_disk(out, "1500k"):
+        command = b.start()
+        assert b.end(command) == 4, b.log(command)
+        assert "space" in b.log(command)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
+        b.run_until_done()
+        b.kills.append("full disk")
+        b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut short"])
+def test_input_that_goes_away_half_way_is_a_clear_error(harm: str, tmp_path: Path, mark: str) -> None:
+    """Exit code 4 with the file's name; once it is back, the same command goes on and loses nothing."""
+    shape = Shape(items=4_000, concurrency=32, window=256)
+    with bench(tmp_path, shape) as b:
+        whole = b.input.read_bytes()
+        command = b.start()
+        b.wait_served(200, command)
+        if harm == "removed":
+            b.input.rename(tmp_path / "away")
+            b.kill("lane", command, random.Random(1))
+        else:
+            os.truncate(b.input, len(whole) // 3)
+        assert b.end(command) == 4, b.log(command)
+        assert "input.jsonl" in b.log(command)
+        if harm == "removed":
+            (tmp_path / "away").rename(b.input)
+        else:
+            stat = b.input.stat()
+            b.input.write_bytes(whole)
+            os.utime(b.input, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        b.run_until_done()
+        b.kills.append(harm)
+        b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
+
+
+OWN_MODEL = '{name: own, worker: vllm, model: "/nowhere/at/all", hour_usd: 0.1, engine: {max_model_len: 512}}'
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, mark: str) -> None:
+    """Where there is another candidate, the items go there; where not, exit code 4, the reason, and no dead letter."""
+    with bench(tmp_path, Shape(items=40, own_model=OWN_MODEL, fallback=fallback)) as b:
+        command = b.start()
+        code = b.end(command, 90.0)
+        assert code == (0 if fallback else 4), b.log(command)
+        said = " ".join(b.log(command).split())
+        assert "own" in said
+        assert "/nowhere/at/all" in said or "penstock[" in said, said
+        if fallback:
+            b.check(bound=0)
+        else:
+            dead = b.outputs().get("dead_letters", [])
+            assert not any(json.loads(line) for path in dead for line in path.read_text().splitlines())
+            assert not b.paid()
