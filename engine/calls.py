@@ -7,7 +7,7 @@ import msgspec
 from penstock.engine.budget import Reservation
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.ends import Costs
-from penstock.engine.items import Answer, Call, Outcome, Result
+from penstock.engine.items import Answer, Call, Outcome, Result, Usage
 from penstock.engine.lane_types import Hooks
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import (
@@ -107,6 +107,8 @@ class Calls:
         was never sent leaves no trace."""
         at = self.priced[slot.model]
         if not never_sent(outcome):
+            if outcome.usage is None and outcome.answer is not None and at.basis == "metered":
+                outcome = self._at_its_worst(slot, outcome)
             attempt = attempt_of(slot, outcome, at, slot.route.candidates[slot.candidate].version)
             slot.attempts.append(attempt)
             count_attempt(tally, attempt)
@@ -121,6 +123,11 @@ class Calls:
         reservation, slot.reservation = slot.reservation, None
         if reservation is not None:
             _close(reservation, slot, outcome, cost, tally, till)
+
+    def _at_its_worst(self, slot: Slot, outcome: Outcome) -> Outcome:
+        """A host that answers without saying its usage is not free: the call is booked as set aside for it."""
+        usage = Usage(slot.max_input, output=slot.max_output * slot.item.request.n)
+        return msgspec.structs.replace(outcome, usage=usage, cost_nano=self.worst_nano(slot), estimated=True)
 
     def result(self, slot: Slot, answer: Answer, now: float) -> Result:
         at = self.priced[slot.model]

@@ -268,6 +268,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     worker: str = ""
     cost_nano: int | None = None
     """Set by own workers, whose price a token is known only while they run; else `pricing` decides."""
+    estimated: bool = False
+    """Usage and cost are what the call may have used at most: the provider said nothing."""
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):

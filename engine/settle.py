@@ -68,7 +68,7 @@ def attempt_of(slot: Slot, outcome: Outcome, at: Priced, version: str) -> Attemp
         model_version=version,
         account=at.account,
         usage=usage,
-        basis=at.basis,
+        basis="estimated" if outcome.estimated else at.basis,
     )
 
 
@@ -122,7 +122,7 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         mode=at.mode,
         usage=slot.usage,
         cost_nano=slot.cost_nano,
-        cost_basis=at.basis,
+        cost_basis=slot.attempts[-1].basis if slot.attempts else at.basis,
         price_version=at.price.version,
         policy_version=versions[0],
         prompt_version=versions[1],
