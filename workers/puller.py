@@ -290,7 +290,8 @@ class Puller:
     async def renew(self) -> None:
         """Once a second: ask every lane whose calls are here for the right to go on; forget lanes that are over."""
         now = self._now()
-        await asyncio.gather(*(self._renew_one(key, at) for key, at in list(self._lanes.items()) if at.tickets))
+        there = [(key, at) for key, at in self._lanes.items() if at.tickets or (at.undelivered and at.lost_at)]
+        await asyncio.gather(*(self._renew_one(key, at) for key, at in there))
         for key, at in list(self._lanes.items()):
             lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
             if lost or (at.empty and at.job not in self._boards):
@@ -303,6 +304,9 @@ class Puller:
         epoch = right.epoch
         with contextlib.suppress(Exception):  # no answer: the right simply lapses
             right.until = await asyncio.wait_for(port.right(key[1], epoch, self.name), 3.0)
+            if right.until > self._now() and at.lost_at is not None and at.right is right:
+                at.lost_at = None  # it lives, and is the owner: only the delivery had failed
+                self._flush(key)
 
     def _spawn(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]

@@ -172,6 +172,19 @@ async def test_answers_outlive_a_lane(world: World) -> None:
     assert heir.got == [((1, 2), ["b"])]
 
 
+async def test_a_delivery_that_failed_is_made_again_where_the_owner_lives(world: World) -> None:
+    """A broken connection is no lost lane: its answers must not wait for an heir who never comes."""
+    world.lane.alive = False
+    world.engine.land("a", "b", "c")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    await world.puller.renew()
+    assert world.lane.got == []
+    world.lane.alive = True
+    await world.puller.renew()
+    await until(lambda: world.lane.got)
+    assert world.lane.got == [((1, 1), ["a", "b", "c"])]
+
+
 async def test_a_lane_that_dies_while_it_is_told_loses_nothing(world: World) -> None:
     """The delivery hangs in a dead owner: the next one gets those answers at once, and only once; later ones flow."""
     world.lane.gate = asyncio.Event()
