@@ -1,0 +1,133 @@
+"""How a run ends: where lanes were given up, and where a crash left work between the last commit and the end."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from penstock.connectors import memory
+from penstock.connectors.memory import MemoryStore
+from penstock.connectors.registry import Stores
+from penstock.connectors.settings import MemorySink, MemorySource, Row
+from penstock.engine.catalog import Catalog, Model, Version
+from penstock.engine.items import CostLine
+from penstock.engine.plan import Plan
+from penstock.engine.policy import Policy, Task
+from penstock.engine.progress import PROGRESS, Saved
+from penstock.engine.tally import ModelTally, Tally
+from penstock.workers.board import Board
+from penstock.workers.driver import Driver
+from penstock.workers.fleet import Fleet
+from penstock.workers.gpu_bill import GpuBill
+from penstock.workers.lane_crew import Crew
+from penstock.workers.lane_shell import LaneReport
+from penstock.workers.runspec import RunOptions, RunSpec
+
+OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", hour_usd=3.6)}, {3: ("own",)})
+PLAN = Plan("r", "n", {}, 2, (), {}, 0.0, started=True)
+
+
+def driver(folder: Path, catalog: Catalog = OWN) -> Driver:
+    spec = RunSpec(
+        "r",
+        "n",
+        {},
+        MemorySource("ends"),
+        None,
+        Row(),
+        catalog,
+        Policy({"t": Task("t")}),
+        {"results": MemorySink("ends")},
+        state=str(folder),
+    )
+    memory.forget("ends")
+    made = Driver(msgspec.msgpack.encode(spec), msgspec.msgpack.encode(RunOptions()), 1)
+    made._plan, made._stores = PLAN, Stores(MemoryStore("ends"), {}, {"results": "primary"})
+    made._status.resumed, made._run_epoch = True, 1
+    fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_down, made._worker_changed)
+    made._crew = Crew(spec, PLAN, 1, None, 1, Board(), fleet, made._log, made._note, made._end)
+    return made
+
+
+async def commit(lane: int, tally: Tally | None = None, more: dict[str, bytes] | None = None) -> None:
+    store = MemoryStore("ends")
+    await store.take(lane, (1, 1), force=True)
+    saved = Saved(done=True, tally=tally or Tally())
+    await store.commit(lane, (1, 1), 1, {}, {PROGRESS: msgspec.msgpack.encode(saved), **(more or {})})
+
+
+async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
+    """Its input is gone, say: nobody will report for it again."""
+    one = driver(tmp_path)
+    one._reports[1] = LaneReport(1, Tally(), settled=True)
+    assert not one._all_settled()
+    await one._crew.failed(0, False, "input.jsonl is gone", True, one._stores)
+    assert one._all_settled()
+    assert one._ending == ("failed", "input.jsonl is gone")
+
+
+async def test_a_run_that_others_took_over_ends(tmp_path: Path) -> None:
+    """Each of its lanes is fenced, and none comes back."""
+    one = driver(tmp_path)
+    holder = MemoryStore("ends")
+    for _ in range(2):
+        await holder.hold(memory_holder(), take_over=True)
+    for lane in range(2):
+        await one._crew.failed(lane, True, "fenced", True, one._stores)
+    assert one._all_settled()
+    assert one._ending is not None
+    assert "taken over" in one._ending[1]
+
+
+async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> None:
+    """Killed after the primary's last commit: its followers still lack records."""
+    one = driver(tmp_path)
+    await commit(0)
+    await commit(1)
+    assert await one._nothing_to_do()
+    one = driver(tmp_path)
+    await commit(0)
+    await commit(1, more={"outbox/0000000001": b"batch"})
+    assert not await one._nothing_to_do()
+
+
+async def test_a_finished_run_whose_engines_are_not_billed_is_not_over(tmp_path: Path) -> None:
+    """Killed between the last answer and the closing lines: the hours are still owed; once they are in, they are in."""
+    one = driver(tmp_path)
+    one._bill = GpuBill(OWN)
+    one._bill.starting("own", "own#0", 1000.0)
+    one._save_bill(2000.0)
+    await commit(0)
+    await commit(1)
+    assert not await one._nothing_to_do()
+    owed: list[CostLine] = one._adjustments(Tally(), 3000.0)
+    nano = sum(line.cost_nano for line in owed)
+    assert nano == 1_000_000_000
+    one = driver(tmp_path)
+    await commit(0, Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=nano)}))
+    await commit(1)
+    assert await one._nothing_to_do()
+
+
+async def test_an_interrupt_before_the_lanes_are_open_is_not_forgotten(tmp_path: Path) -> None:
+    """Starting takes seconds; whoever presses Ctrl-C then means it. After the end it changes nothing."""
+    one = driver(tmp_path)
+    del one._crew
+    await one.drain()
+    assert one._ending is not None
+    assert one._ending[0] == "interrupted"
+    other = driver(tmp_path)
+    other._over("done", "")
+    await other.drain()
+    await asyncio.sleep(0)
+    assert other._status.state == "done"
+
+
+def memory_holder():
+    from penstock.connectors.file_store import this_process
+
+    return this_process("penstock run")
