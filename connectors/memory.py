@@ -158,6 +158,9 @@ class MemoryStore:
         if self._shared.held_by is self:
             self._shared.held_by = None
 
+    async def holder(self) -> Holder | None:
+        return self._shared.holder if self._shared.held_by is not None else None
+
     async def run_epoch(self) -> int:
         return self._shared.run_epoch
 

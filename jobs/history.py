@@ -39,6 +39,11 @@ class History:
         self._state.put(_key(spec.run_id, "spec.json"), msgspec.json.encode(spec), None)
 
     def save_status(self, status: RunStatus) -> None:
+        """A command that was taken over, and wakes up, does not write over what its successor says."""
+        found = self._state.get(_key(status.run_id, "status.json"))
+        there = _decode(found[0], RunStatus, _key(status.run_id, "status.json"), self.url) if found else None
+        if there is not None and there.epoch > status.epoch > 0 and there.started_at > status.started_at:
+            return
         self._state.put(_key(status.run_id, "status.json"), msgspec.json.encode(status), None)
 
     def spec(self, run_id: str) -> RunSpec:

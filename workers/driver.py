@@ -17,7 +17,7 @@ import msgspec
 
 from penstock.connectors.base import Holder
 from penstock.connectors.ledger import LedgerClient
-from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores
+from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores, refuse_held
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
 from penstock.engine.items import CostLine
@@ -78,6 +78,7 @@ class Driver:
         """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
         spec, options = self._spec, self._options
         if options.fresh:
+            refuse_held(spec.sinks)
             if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
                 LedgerClient(open_state(spec.state), spec.run_id).forfeit_run(MAX_LANES)
             discard_stores(spec.sinks)
@@ -86,6 +87,7 @@ class Driver:
         self._stores: Stores = open_stores(spec.sinks, spec.run_id)
         holder = Holder(socket.gethostname(), os.getpid(), _user(), time.time(), options.command)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
+        self._status.epoch = self._run_epoch
         try:
             self._plan = await self._make_plan()
         except BaseException:
@@ -132,7 +134,7 @@ class Driver:
                 state, message = await self._settle_up()
             await self._finish(state, message)
         except PenstockError as error:
-            await self._fail(words(error))
+            await self._fail(await self._taken_over() or words(error))
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
             self._log("error", "driver failed", error=words(error))
             await self._fail(f"unexpected: {type(error).__name__}: {words(error)}")
@@ -292,7 +294,19 @@ class Driver:
         lines = self._bill.closing_lines(tally, self._spec.run_id, self._run_epoch, now) if self._bill else []
         return lines if sum(line.cost_nano for line in lines) else []
 
+    async def _taken_over(self) -> str | None:
+        """Who has the run now, in words; None: it is ours."""
+        with contextlib.suppress(PenstockError):
+            if await self._stores.primary.run_epoch() > self._run_epoch:
+                who = await self._stores.primary.holder()
+                by = f"{who.user}@{who.host}, process {who.pid} ({who.command})" if who else "a command that has ended"
+                return f"taken over by {by}; this command wrote and sent nothing more"
+        return None
+
     async def _finish(self, state: RunState, message: str) -> None:
+        if (why := await self._taken_over()) is not None:
+            await self._fail(why)
+            return
         self._status.state = "assembling"
         if hasattr(self, "_crew"):
             await self._crew.close()
