@@ -79,6 +79,15 @@ def discard_stores(sinks: dict[SinkName, SinkSettings]) -> None:
                 memory.forget(group)
 
 
+def refuse_held(sinks: dict[SinkName, SinkSettings]) -> None:
+    """Raises `Held` where a command that is alive holds one of these sinks: asked before anything is thrown away."""
+    for group in _groups(sinks).values():
+        if isinstance(group, _Home):
+            lock = _hold_home(group.path)
+            if lock is not None:
+                os.close(lock)
+
+
 def homes(sinks: dict[SinkName, SinkSettings]) -> dict[SinkName, Path]:
     """The working folder of each sink that lives in files (for `tables.iter_committed`). Opens nothing."""
     found = [group for group in _groups(sinks).values() if isinstance(group, _Home)]
@@ -151,7 +160,8 @@ def _check_paths(sinks: dict[SinkName, SinkSettings]) -> None:
                 pass
 
 
-def _discard_home(home: Path) -> None:
+def _hold_home(home: Path) -> int | None:
+    """The lock of its last command; None: nobody ever held it."""
     from penstock.connectors.file_disk import try_lock
     from penstock.connectors.file_run import describe
 
@@ -159,6 +169,11 @@ def _discard_home(home: Path) -> None:
     lock = try_lock(marker(home, epoch)) if epoch else None
     if epoch and lock is None:
         raise Held(describe(home, epoch))
+    return lock
+
+
+def _discard_home(home: Path) -> None:
+    lock = _hold_home(home)
     try:
         shutil.rmtree(home, ignore_errors=False) if home.exists() else None
     finally:

@@ -24,7 +24,7 @@ from penstock.connectors.base import OutRecord, Records, SinkName
 from penstock.connectors.file_disk import no_faults
 from penstock.connectors.file_store import FileStore, this_process
 from penstock.connectors.records import Encoder, iter_committed, iter_records
-from penstock.connectors.registry import PRIMARY, discard_stores, open_stores
+from penstock.connectors.registry import PRIMARY, discard_stores, open_stores, refuse_held
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
 from penstock.engine.errors import Fenced, Held, Refused, SpecError
 from penstock.engine.items import (
@@ -345,8 +345,11 @@ async def test_what_a_live_command_holds_is_not_discarded(tmp_path: Path) -> Non
     stores = open_stores(sinks_at(tmp_path), "run-1")
     await stores.primary.hold(this_process())
     with pytest.raises(Held):
+        refuse_held(sinks_at(tmp_path))
+    with pytest.raises(Held):
         discard_stores(sinks_at(tmp_path))
     await stores.primary.let_go()
+    refuse_held(sinks_at(tmp_path))
     discard_stores(sinks_at(tmp_path))
 
 
