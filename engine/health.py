@@ -21,6 +21,8 @@ NEVER = float("inf")
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     faults: int = 10
     """In a row, without a success between: one call in five failing does that once in ten million calls."""
+    never_met: int = 3
+    """The same of a target that no call has reached yet: a wrong address shows itself at once."""
     window_s: float = 60.0
     """Faults further apart are no row."""
     cool_s: float = 5.0
@@ -60,6 +62,8 @@ class Health:
         self._accounts = dict(accounts)
         self._breakers: dict[str, _Breaker] = {}
         self._open: set[str] = set()
+        self._met: set[str] = set()
+        """Who has ever answered: models, and accounts."""
 
     def allow(self, model: str, now: float) -> bool:
         """May a call go there now? Half-open: one probe at a time (this call is it, where True is returned)."""
@@ -92,6 +96,8 @@ class Health:
 
     def ok(self, model: str) -> None:
         """A call was answered (whatever the answer's worth)."""
+        if model not in self._met:
+            self._met.update(self._keys(model))
         if not self._breakers:
             return
         for key in self._keys(model):
@@ -119,8 +125,9 @@ class Health:
             case "daily_limit":
                 self._trip(model, now, failure.retry_after_s or self._settings.daily_cool_s, firm=True)
             case _ if kind in FAULTS:
-                self._fault(model, now, failure.retry_after_s or 0.0)
+                self._fault(model, now, failure)
             case "bad_request" | "too_long" | "refused" | "rate_limited" | "invalid_output":
+                self._met.update(self._keys(model))
                 self._alive(model)
             case _:
                 self.unprobe(model)  # it says nothing of the target: the probe is still to be made
@@ -154,8 +161,10 @@ class Health:
 
     # ---- breakers
 
-    def _fault(self, model: str, now: float, told_s: float) -> None:
+    def _fault(self, model: str, now: float, failure: Failure) -> None:
+        told_s = failure.retry_after_s or 0.0
         breaker = self._breakers.setdefault(model, _Breaker())
+        unmet = failure.kind == "connection" and self._account_key(model) not in self._met
         if breaker.open_until is not None:
             if now >= breaker.open_until:
                 self._trip(model, now, max(told_s, min(self._settings.max_cool_s, 2 * breaker.cool_s)))
@@ -163,8 +172,10 @@ class Health:
         if breaker.row == 0 or now - breaker.first_at > self._settings.window_s:
             breaker.row, breaker.first_at = 0, now
         breaker.row += 1
-        if breaker.row >= self._settings.faults:
+        if breaker.row >= (self._settings.never_met if unmet else self._settings.faults):
             self._trip(model, now, max(told_s, self._settings.cool_s))
+            if unmet:  # an outage of one that has answered before may pass by itself; this one nobody ever reached
+                self._to_mend(model, "it was never reached, is base_url right?", failure)
 
     def _trip(self, key: str, now: float, cool_s: float, *, firm: bool = False) -> None:
         breaker = self._breakers.setdefault(key, _Breaker())
@@ -176,7 +187,8 @@ class Health:
 
     def _to_mend(self, key: str, what: str, failure: Failure) -> None:
         status = f"HTTP {failure.status}: " if failure.status is not None else ""
-        self._breakers[key].mend = f"{what} ({status}{failure.message[:200]})"
+        message = failure.message.removeprefix(f"{failure.status} ")  # a provider's own words may begin with it
+        self._breakers[key].mend = f"{what} ({status}{message[:200]})"
 
     def _alive(self, model: str) -> None:
         """It answered, if only to refuse this request: no row of faults goes on, and a probe that got it is passed."""

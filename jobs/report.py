@@ -220,7 +220,9 @@ def _next(status: RunStatus, named: str) -> str:
             return "raise `budgets` in the job file and run it again: it goes on where it was"
         case "too_many_dead_letters":
             return "mend what the dead letters say, then run again, or raise max_dead_letters"
-        case "failed" | "cancelled" | "interrupted":
+        case "failed":  # by the job file: it may have to be mended, and `run ID` reads the spec of before
+            return "mend what it says and run the job file again: it goes on where it was; nothing is paid for twice"
+        case "cancelled" | "interrupted":
             return f"penstock run {status.run_id} goes on where it was; nothing is paid for twice"
 
 

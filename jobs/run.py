@@ -178,7 +178,8 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     options = msgspec.structs.replace(session.options, command=command_line())
     if spec.limit is not None and before.fingerprint not in (None, spec.fingerprint):
         options = msgspec.structs.replace(options, fresh=True)  # a trial is for editing the job between two looks
-    with interrupts(stop), (session.open_cluster or _real_cluster)(session.address) as cluster:
+    # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
+    with interrupts(stop), (session.open_cluster or _real_cluster)(session.address) as cluster, interrupts(stop):
         handle = cluster.launch(spec, options)
         try:
             history.save_spec(spec)  # only now: a refused command must not change what history says of the run

@@ -138,8 +138,35 @@ def test_what_a_person_has_to_mend_is_named() -> None:
     h.record("small", Failure("not_found", "no such model", status=404), NOW)
     assert h.mends
     assert h.to_mend("small") == "it does not know the model small (HTTP 404: no such model)"
-    h.record("haiku", Failure("auth", "wrong key", status=401), NOW)
+    h.record("haiku", Failure("auth", "401 wrong key", status=401), NOW)
     assert h.to_mend("opus") == "its key is refused (HTTP 401: wrong key)"
     assert h.allow("haiku", NOW + 300)
     h.record("haiku", None, NOW + 301)
     assert h.to_mend("opus") is None
+
+
+def test_an_address_that_nobody_ever_reached_is_for_a_person_to_mend() -> None:
+    """Three refused connections before the account's first answer: probably a wrong `base_url`. It is still probed,
+    and one answer makes all well. An account that has answered before has an outage, which may pass."""
+    refused = Failure("connection", "connection refused")
+    h = Health({"opus": "anthropic", "haiku": "anthropic"}, HealthSettings())
+    for _ in range(3):
+        h.record("opus", refused, NOW)
+    assert h.to_mend("opus") == "it was never reached, is base_url right? (connection refused)"
+    assert h.to_mend("haiku") is None
+    assert h.allow("opus", NOW + 5)
+    h.record("opus", None, NOW + 5)
+    assert not h.mends
+    for _ in range(10):
+        h.record("haiku", refused, NOW + 6)
+    assert not h.is_up("haiku")
+    assert h.to_mend("haiku") is None
+
+
+def test_a_few_refused_connections_of_a_known_account_open_nothing() -> None:
+    """Ten in a row, as of any fault."""
+    h = Health({"opus": "anthropic"}, HealthSettings())
+    h.record("opus", Failure("bad_request", "it answered"), NOW)
+    for _ in range(9):
+        h.record("opus", Failure("connection", "reset"), NOW)
+    assert h.is_up("opus")

@@ -71,3 +71,16 @@ def test_progress_of_another_plan_is_refused() -> None:
     progress.close_finished()
     with pytest.raises(Corrupt):
         progress.of(0)
+
+
+def test_one_slow_item_does_not_hide_what_is_done_behind_it() -> None:
+    """Progress in bytes, which the ETA is made of, counts finished items beyond the watermark."""
+    split = Split(id="a", object_id="a", ordinal=0, lane=0, uri="a", start=0, end=1000, unit="bytes", size_bytes=1000)
+    progress = Progress([split])
+    state = progress.of(0)
+    for position in range(0, 1000, 100):
+        assert state.offer(position)
+    for position in range(100, 1000, 100):
+        state.done(position)
+    assert state.watermark == 0
+    assert 700 <= progress.bytes_done() <= 1000
