@@ -24,7 +24,7 @@ class Hooks(msgspec.Struct, frozen=True):
 class LaneSettings(msgspec.Struct, frozen=True):
     lane: int
     run: str
-    window: int = 8192
+    window: int = 4096
     """Items read and not yet committed."""
     window_bytes: int = 64_000_000
     beyond_max: int = 65_536

@@ -20,8 +20,9 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """None: from the size of the input and the cluster; at most 64; frozen by the plan."""
     lane_actors: int | None = None
     """Processes that hold the lanes. None: half of the cluster's cores."""
-    window: int = 8192
-    """Items of one lane that may be read and not yet committed: 1 s of work at the fastest rate measured."""
+    window: int = 4096
+    """Items of one lane that may be read and not yet committed: half a second of work at the fastest rate measured,
+    and about 40 MB of memory."""
     window_bytes: int = 64_000_000
     commit_ms: int = 200
     dispatchers: int = 1
