@@ -186,4 +186,9 @@ def _concerns(ledger: Ledger, run: str, lane: int) -> bool:
 
 def _words(refused: LeaseRefused, need: NeedLease) -> str:
     left, want, limit = (n / 1e9 for n in (refused.remaining_nano, need.nano, need.limit_nano))
-    return f"budget {refused.key} has ${left:.6f} of ${limit:.2f} left; the next call may cost ${want:.6f}"
+    return f"budget {refused.key} has {_money(left)} of {_money(limit)} left; the next call may cost {_money(want)}"
+
+
+def _money(usd: float) -> str:
+    """A limit of a tenth of a cent is not `$0.00`."""
+    return f"${usd:.2f}" if usd >= 1 or usd == 0 else f"${usd:.6f}"

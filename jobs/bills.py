@@ -71,19 +71,21 @@ def table(bills: dict[str, Bill], by: By) -> Table:
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     made.add_column(by, overflow="fold")
-    for name in ("calls", "tokens in", "cached", "out", "$", "share"):
+    cached = any(bill.cached_tokens for bill in bills.values())
+    for name in ("calls", "tokens in", *(["cached"] if cached else []), "out", "$", "share"):
         made.add_column(name, justify="right", no_wrap=True)
     made.add_column("basis")
     total = sum(bill.nano for bill in bills.values())
     for name, bill in bills.items():
-        made.add_row(name, *_cells(bill), share(bill.nano, total), ", ".join(sorted(bill.bases)))
+        made.add_row(name, *_cells(bill, cached), share(bill.nano, total), ", ".join(sorted(bill.bases)))
     if len(bills) > 1:
-        made.add_row("all", *_cells(_sum(bills)), "", "", style="bold")
+        made.add_row("all", *_cells(_sum(bills), cached), "", "", style="bold")
     return made
 
 
-def _cells(bill: Bill) -> tuple[str, ...]:
-    counts = (bill.calls, bill.input_tokens, bill.cached_tokens, bill.output_tokens)
+def _cells(bill: Bill, cached: bool) -> tuple[str, ...]:
+    hit = (bill.cached_tokens,) if cached else ()
+    counts = (bill.calls, bill.input_tokens, *hit, bill.output_tokens)
     return (*(f"{count:,}" for count in counts), dollars(bill.nano))
 
 

@@ -111,7 +111,8 @@ def _result(ending: ResultTold) -> list[Line]:
     lines = [Line("item", _identity(block.item_id, ending.custom_id, block.generation))]
     lines += _source(block.source)
     lines += _some("attributes", _pairs(block, ("task", "sensitivity", "tenant", "subject", "unit", "episode")))
-    lines.append(Line("route", f"tier {block.tier}: {block.route_reason or 'the order of preference'}"))
+    why = block.route_reason if block.route_reason != f"tier {block.tier}" else None
+    lines.append(Line("route", f"tier {block.tier}: {why or 'the order of preference'}"))
     lines += [Line("refused", f"{refusal.model}: {refusal.reason}") for refusal in block.refused]
     lines += _attempts(block.attempts)
     if block.copied_from:

@@ -66,7 +66,7 @@ class Meter:
             elapsed_s=max(0.0, (status.ended_at or now) - status.started_at),
             done=done,
             total=total,
-            total_is_exact=status.total_items is not None,
+            total_is_exact=status.total_items is not None or status.state == "done",
             items_per_s=items_per_s,
             tokens_per_s=(tokens - tokens_then) / took if took > 0 else 0.0,
             forecast_nano=status.tally.cost_nano * total // done if total and done else None,
@@ -81,6 +81,8 @@ def done_items(status: RunStatus) -> int:
 def expected_items(status: RunStatus) -> int | None:
     """The number of items where it is known, else what the finished share of the bytes says; None: too early."""
     done = done_items(status)
+    if status.state == "done":
+        return done
     if status.total_items is not None:
         return max(status.total_items, done)
     if not status.tally.position_bytes or not status.total_bytes or not done:
@@ -159,8 +161,15 @@ def _eta(view: View) -> str:
 
 def _state(status: RunStatus) -> str:
     colour = _COLOURS.get(status.state, "cyan")
-    told = f": {_escape(status.message)}" if status.message else ""
-    return f"[{colour}]{status.state.replace('_', ' ')}{told}[/]"
+    return f"[{colour}]{_escape(state_told(status))}[/]"
+
+
+def state_told(status: RunStatus) -> str:
+    """`failed: the disk is full`; a message that begins with the state stands alone."""
+    state = status.state.replace("_", " ")
+    if not status.message:
+        return state
+    return status.message if status.message.startswith(state) else f"{state}: {status.message}"
 
 
 _COLOURS: dict[RunState, str] = {

@@ -25,8 +25,9 @@ def summary(status: RunStatus, *, state: str | None = None) -> list[RenderableTy
     """`state`: the state URL, where it is not the default and the next command must name it."""
     named = _command_tail(status, state)
     parts: list[RenderableType] = ["", _headline(status)]
-    if status.message:
-        parts.append(f"  {_escape(status.message)}")
+    told = status.message.removeprefix(f"{status.state}: ").removeprefix(f"{status.state}; ")
+    if told:
+        parts.append(f"  {_escape(told)}")
     parts += ["", _facts(status)]
     if status.tally.models:
         parts += ["", _models(status.tally)]
@@ -77,19 +78,22 @@ def _models(tally: Tally) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     table.add_column("model", overflow="fold")
-    for name in ("calls", "items", "tokens in", "cached", "out", "$"):
+    cached = any(model.cached_tokens for model in tally.models.values())
+    for name in ("calls", "items", "tokens in", *(["cached"] if cached else []), "out", "$"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("basis", no_wrap=True)
     rows = sorted(tally.models.items(), key=lambda kv: -kv[1].cost_nano)
     for key, model in rows:
-        table.add_row(model.model or key, *_model_cells(model), model.basis)
+        table.add_row(model.model or key, *_model_cells(model, cached), model.basis)
     if len(rows) > 1:
-        table.add_row("[bold]all[/]", *_model_cells(_total(tally)), "", style="bold")
+        table.add_row("[bold]all[/]", *_model_cells(_total(tally), cached), "", style="bold")
     return table
 
 
-def _model_cells(model: ModelTally) -> tuple[str, ...]:
-    counts = (model.calls, model.items, model.input_tokens, model.cached_tokens, model.output_tokens)
+def _model_cells(model: ModelTally, cached: bool) -> tuple[str, ...]:
+    """`cached`: whether that column is shown; room is short at 80 columns."""
+    hit = (model.cached_tokens,) if cached else ()
+    counts = (model.calls, model.items, model.input_tokens, *hit, model.output_tokens)
     return (*(f"{count:,}" for count in counts), dollars(model.cost_nano))
 
 
@@ -201,6 +205,8 @@ def _ledger(tally: Tally) -> str:
 def _files(status: RunStatus) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for sink, paths in status.outputs.items():
+        if sink == "dead_letters" and not status.tally.dead_letters:
+            continue
         shown = [_escape(relative(path)) for path in paths[:FILES_SHOWN]]
         if len(paths) > FILES_SHOWN:
             shown.append(f"… {len(paths) - FILES_SHOWN} more")

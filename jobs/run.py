@@ -24,7 +24,7 @@ import msgspec
 from penstock.engine.errors import SpecError
 from penstock.jobs import trial
 from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
-from penstock.jobs.progress import Display, Meter, Silent
+from penstock.jobs.progress import Display, Meter, Silent, done_items
 from penstock.jobs.result import JobResult
 from penstock.jobs.wording import secret_told
 from penstock.workers.clock import SYSTEM, Clock
@@ -187,7 +187,10 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
         finally:
             display.close()
             handle.close()
-    return JobResult(spec, status, was_done=before.state == "done")
+    result = JobResult(spec, status, was_done=before.state == "done" and before.items == done_items(status))
+    if result.nothing_to_do and before.status is not None:
+        history.save_status(before.status)  # how the run went stays what history tells, not how this look at it went
+    return result
 
 
 def require_secrets(spec: RunSpec) -> None:
@@ -202,8 +205,7 @@ def require_secrets(spec: RunSpec) -> None:
 class _Before(msgspec.Struct, frozen=True):
     """What history says of a run before this command; all None where it is new."""
 
-    state: RunState | None = None
-    updated_at: float = 0.0
+    status: RunStatus | None = None
     fingerprint: dict[str, str] | None = None
 
     @classmethod
@@ -211,11 +213,20 @@ class _Before(msgspec.Struct, frozen=True):
         if not history.knows(run_id):
             return cls()
         status = history.status_or_starting(run_id)
-        return cls(status.state, status.updated_at, history.spec(run_id).fingerprint)
+        return cls(status, history.spec(run_id).fingerprint)
+
+    @property
+    def state(self) -> RunState | None:
+        return self.status.state if self.status is not None else None
+
+    @property
+    def items(self) -> int:
+        """Items that had ended."""
+        return done_items(self.status) if self.status is not None else 0
 
     def is_quiet(self, now: float) -> bool:
         """No command seems to be at it: its request to cancel, if any, is an old one."""
-        return self.state is None or self.state in ENDED or now - self.updated_at > STALE_AFTER_S
+        return self.status is None or self.status.state in ENDED or now - self.status.updated_at > STALE_AFTER_S
 
 
 def _real_cluster(address: str | None) -> AbstractContextManager[Cluster]:

@@ -167,7 +167,7 @@ def status(run: str | None, state: str | None, as_json: bool) -> int:
     import time
 
     from penstock.jobs.history import STALE_AFTER_S, is_over
-    from penstock.jobs.progress import Meter, plain_line
+    from penstock.jobs.progress import Meter, plain_line, state_told
     from penstock.jobs.wording import duration
 
     found = shared.locate(run, state)
@@ -175,7 +175,7 @@ def status(run: str | None, state: str | None, as_json: bool) -> int:
     if as_json:
         shared.print_json(batch(told))
         return exits.DONE
-    click.echo(f"{told.run_id}  {told.state.replace('_', ' ')}{': ' + told.message if told.message else ''}")
+    click.echo(f"{told.run_id}  {state_told(told)}")
     click.echo(plain_line(Meter().see(told, told.updated_at)).strip())
     for note in told.notes:
         click.echo(f"note: {note}")

@@ -189,6 +189,23 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     assert (again.nothing_to_do, again.exit_code) == (True, 0)
 
 
+def test_looking_at_a_finished_run_again_does_not_rewrite_its_story(tmp_path: Path) -> None:
+    """`report` and `list` go on telling how the run went, not that somebody looked."""
+    carry_out(tmp_path, ["done"])
+    told = msgspec.structs.replace(history_of(tmp_path).status("job-1"), ended_at=99.0, first_dispatch_at=7.0)
+    history_of(tmp_path).save_status(told)
+    result, _, _ = carry_out(tmp_path, ["done"])
+    assert result.nothing_to_do
+    assert history_of(tmp_path).status("job-1") == told
+
+
+def test_new_input_under_a_finished_run_is_no_nothing(tmp_path: Path) -> None:
+    """Where all that is new ends in dead letters nothing was sent, and still it must be told, and count."""
+    carry_out(tmp_path, ["done"], Tally(results=3))
+    result, _, _ = carry_out(tmp_path, ["done"], Tally(results=3, dead_letters={"malformed": 1}))
+    assert (result.nothing_to_do, result.exit_code) == (False, 5)
+
+
 def test_a_run_killed_before_its_end_is_judged_when_it_ends(tmp_path: Path) -> None:
     """Where only the assembly was left to do, its dead letters still count."""
     tally = Tally(results=3, dead_letters={"wall": 1})

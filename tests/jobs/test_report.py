@@ -190,3 +190,26 @@ def test_a_share_is_whole_only_where_nothing_is_missing(part: int, more: int) ->
     whole = part + more
     assert wording.share(part, whole) != "100 %"
     assert (wording.share(part, whole) == "0 %") == (part == 0)
+
+
+def test_what_is_done_is_all_there_was() -> None:
+    """No `12 of ~13 items` after the end, whatever the bytes of header and separators made of the estimate."""
+    status = RunStatus("r", "r", "done", total_bytes=1000, tally=Tally(results=12, position_bytes=900))
+    view = progress.Meter().see(status, 1.0)
+    assert (view.total, view.total_is_exact) == (12, True)
+    assert progress.expected_items(RunStatus("r", "r", "running", total_bytes=1000, tally=status.tally)) == 13
+
+
+def test_a_state_is_not_said_twice() -> None:
+    """`interrupted: the same command goes on`, not `interrupted: interrupted: …`."""
+    assert progress.state_told(RunStatus("r", "r", "interrupted", "interrupted: go on")) == "interrupted: go on"
+    assert progress.state_told(RunStatus("r", "r", "failed", "disk full")) == "failed: disk full"
+
+
+def test_a_column_that_says_nothing_is_left_out() -> None:
+    """Without cached tokens a model's whole name has room in 80 columns."""
+    name = "sandbox/claude-haiku-4-5"
+    models = {name: ModelTally(name, "x", 12, 12, 772_000, 652, 0, 24)}
+    text = plain(RunStatus("r", "r", "done", tally=Tally(results=12, models=models)))
+    assert name in text
+    assert "cached" not in text
