@@ -61,9 +61,9 @@ class Ends:
         slot.state = "finished"
         del self.slots[item.item_id, item.generation]
         self._count(len(item.original))
-        if route.refused and route.wall is not None:
+        if route.walled and route.wall is not None:
             refused = self._tally.refused
-            refused[route.wall] = refused.get(route.wall, 0) + len(route.refused)
+            refused[route.wall] = refused.get(route.wall, 0) + route.walled
         if slot.shelved or slot.tried:
             self._shelf.forget(slot)
         if not slot.shelved:

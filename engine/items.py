@@ -152,6 +152,8 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     refused: tuple[Refusal, ...]
     reason: str
     wall: str | None = None
+    walled: int = 0
+    """How many of the refused the wall forbids; they stand first."""
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, array_like=True):

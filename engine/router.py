@@ -75,6 +75,8 @@ class _Ask(msgspec.Struct, frozen=True):
     why: str
     min_quality: float | None
     wall: Wall | None
+    walled: int = 0
+    """Targets that the wall forbids."""
 
 
 class _Plan(msgspec.Struct):
@@ -197,7 +199,9 @@ class Router:
         refused: list[Refusal] = []
         if not targets:
             return _reject("no_candidate", f"tier {ask.tier} has no models", ask, refused)
-        targets = _keep(targets, refused, lambda t: self._wall_says(ask.wall, t.model))
+        wall = ask.wall
+        targets = _keep(targets, refused, lambda t: self._wall_says(wall, t.model))
+        ask = msgspec.structs.replace(ask, walled=len(refused))
         if not targets:
             return _reject("wall", f"wall {ask.wall.name if ask.wall else ''} forbids every candidate", ask, refused)
         targets = _keep(targets, refused, lambda t: _lacking(t.model, request.needs))
@@ -312,7 +316,8 @@ def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ..
 
 
 def _route(ask: _Ask, candidates: tuple[Candidate, ...], refused: tuple[Refusal, ...]) -> Route:
-    return Route(ask.task.name, ask.tier, candidates, refused, ask.why, ask.wall.name if ask.wall else None)
+    wall = ask.wall.name if ask.wall else None
+    return Route(ask.task.name, ask.tier, candidates, refused, ask.why, wall, ask.walled)
 
 
 def _reject(reason: DeadLetterReason, message: str, ask: _Ask, refused: list[Refusal]) -> Rejection:

@@ -111,6 +111,18 @@ def test_the_wall_comes_first_and_names_whom_it_refused() -> None:
     assert rejected(router.route(Attributes(sensitivity="secret"), ASK)).reason == "unknown_sensitivity"
 
 
+def test_refusals_of_the_wall_are_counted_apart() -> None:
+    """What operators watch as wall refusals must not hold those for poor quality."""
+    router = Router(catalog(walls=WALLS), policy(min_quality=0.9))
+    route = router.route(Attributes(sensitivity="public"), ASK)
+    assert isinstance(route, Route)
+    assert (len(route.refused), route.walled) == (2, 0)
+    none = rejected(router.route(Attributes(sensitivity="cn"), ASK))
+    assert (len(none.refused), none.route.walled) == (3, 3)
+    some = rejected(router.route(Attributes(sensitivity="eu"), ASK))
+    assert (len(some.refused), some.route.walled) == (3, 2)
+
+
 def test_needs_are_met_or_the_item_is_unsupported() -> None:
     """Targets that lack what the request needs are refused with its name."""
     router = Router(catalog(), policy())
