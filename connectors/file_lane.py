@@ -252,6 +252,7 @@ class OwnedLane:
 
     def _commit(self, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
         self._faults("commit.begin")
+        self._check_owner()  # not needed for safety: a stopped owner that wakes up leaves no bytes behind
         self._rotate_if_long()
         spools = self._append_spools(records)
         self._faults("commit.spooled")
