@@ -93,14 +93,12 @@ class Bench:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`penstock run job.yaml …` in a process group of its own."""
-        command = self.penstock("run", "job.yaml", *arguments)
-        self.commands.append(command)
-        return command
+        return self.penstock("run", "job.yaml", *arguments)
 
     def penstock(self, *arguments: str) -> subprocess.Popen[bytes]:
-        number = len(self.commands)
-        with (self.folder / f"command-{number}.log").open("ab") as log:
-            return subprocess.Popen(
+        """Any command; what it says goes to a file of its own (see `log`)."""
+        with (self.folder / f"command-{len(self.commands)}.log").open("ab") as log:
+            command = subprocess.Popen(
                 [sys.executable, "-c", MAIN, *arguments],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -108,6 +106,8 @@ class Bench:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.commands.append(command)
+        return command
 
     def log(self, command: subprocess.Popen[bytes]) -> str:
         return (self.folder / f"command-{self.commands.index(command)}.log").read_text()

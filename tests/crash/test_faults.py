@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from penstock.jobs.sandbox import Faults
 from tests.crash.bench import Bench, Shape, below, bench
 
 pytestmark = pytest.mark.ray
@@ -35,9 +36,13 @@ def paid_for(b: Bench) -> list[str]:
     return [paid.request_id for paid in b.paid()]
 
 
+OLD = "-00000001."
+"""In names of what the first command's epoch wrote: a commit cut in two by the stop may end there, where nobody reads."""
+
+
 def folder_state(folder: Path) -> dict[str, tuple[int, int]]:
-    """Sizes and times of all that is under a folder."""
-    found = [p for p in folder.rglob("*") if p.is_file()]
+    """Sizes and times of all that readers and the new owner use under a folder."""
+    found = [p for p in folder.rglob("*") if p.is_file() and OLD not in p.name]
     return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in found}
 
 
@@ -73,8 +78,11 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
         assert b.end(first, 60.0) == 4, b.log(first)
-        assert "taken over" in b.log(first)
+        assert "taken over by" in b.log(first)
         assert paid_for(b) == paid
+        status = b.penstock("status")
+        assert status.wait(30) == 0
+        assert " done" in b.log(status), b.log(status)
         assert folder_state(tmp_path / "out") == written
         b.kills.append("stopped command")
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
@@ -103,7 +111,8 @@ def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, 
 def test_an_interrupt_drains_commits_and_says_how_to_go_on(tmp_path: Path, mark: str) -> None:
     """SIGINT: what is in flight ends and is committed, nothing is paid twice, exit code 130; the same command goes
     on."""
-    with bench(tmp_path, Shape(items=2_000)) as b:
+    # Only failures that nobody charges: a charged try of an item that did not end would be repeated, as promised.
+    with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02))) as b:
         first = b.start()
         b.wait_served(500, first)
         first.send_signal(signal.SIGINT)
@@ -112,8 +121,7 @@ def test_an_interrupt_drains_commits_and_says_how_to_go_on(tmp_path: Path, mark:
         assert len(b.paid()) < b.shape.items
         b.run_until_done()
         b.kills.append("SIGINT")
-        report = b.check(bound=0)
-        assert report.marked == 0 or report.repeated == 0
+        b.check(bound=0)
 
 
 def test_a_budget_holds_across_crashes(tmp_path: Path, mark: str) -> None:
