@@ -82,6 +82,8 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     source: Source
     input_hash: str
     output_hash: str
+    custom_id: str | None
+    """The label: also of a row, whose kept columns need not hold it."""
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):

@@ -119,6 +119,7 @@ class Encoder:
             Source(source.split, source.position),
             item.request.input_hash,
             result.output_hash,
+            item.custom_id,
         )
 
     def _attempts(self, attempts: tuple[Attempt, ...]) -> list[AttemptLine]:

@@ -65,10 +65,25 @@ def _sink(doc: Doc, path: Path, value: str | SinkSettings, base: str) -> SinkSet
     if isinstance(value, str):
         if kind := scheme(value):
             return _known(doc, path, kind)[1](value)
-        return FilesSink(absolute(base, _given(doc, path, value)))
+        return FilesSink(absolute(base, _writable(doc, path, _given(doc, path, value), None)))
     if isinstance(value, FilesSink):
-        return msgspec.structs.replace(value, path=absolute(base, _local(doc, (*path, "path"), value.path)))
+        place = (*path, "path")
+        text = _writable(doc, place, _local(doc, place, value.path), value.format)
+        return msgspec.structs.replace(value, path=absolute(base, text))
     return value
+
+
+def _writable(doc: Doc, path: Path, text: str, format: str | None) -> str:
+    """A file's name must not promise what is not written: lines in a `.gz`, or in an `.xlsx`."""
+    ending = os.path.splitext(text)[1].lower()
+    if text.endswith("/") or not ending:
+        return text
+    if ending in _PACKED:
+        raise doc.error(path, f"sinks are written uncompressed: {text[: -len(ending)]!r} without `{ending}`")
+    if format is None and ending not in _DATA:
+        known = ", ".join(_DATA)
+        raise doc.error(path, f"`{ending}` names no format that is written ({known}); a folder ends in `/`")
+    return text
 
 
 def _known(doc: Doc, path: Path, kind: str) -> tuple[Callable[[str], SourceSettings], Callable[[str], SinkSettings]]:

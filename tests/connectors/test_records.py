@@ -130,7 +130,7 @@ FIELDS = (  # noqa: SIM905 (as SURFACES writes them)
     "item_id run_id generation tenant subject unit episode traceparent task tier status finish_reason model "
     "model_version fingerprint provider account region mode experiment arm propensity sampled sample_probability "
     "prompt_version policy_version price_version route_reason refused attempts enqueued_at finished_at queue_ms "
-    "call_ms tokens cost_usd cost_basis copied_from maybe_paid source input_hash output_hash"
+    "call_ms tokens cost_usd cost_basis copied_from maybe_paid source input_hash output_hash custom_id"
 ).split()
 
 

@@ -130,7 +130,6 @@ def test_unnamed_sinks_stand_beside_the_results(tmp_path: Path) -> None:
         ("out/", "out.costs/"),
         ("out", "out.costs/"),
         ("results.jsonl", "results.costs.jsonl"),
-        ("results.jsonl.gz", "results.costs.jsonl"),
         ("results.csv", "results.costs.jsonl"),
     ],
 )

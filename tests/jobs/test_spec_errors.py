@@ -393,3 +393,21 @@ def test_any_bytes_give_a_spec_error(tmp_path: Path, text: str | bytes) -> None:
 def test_a_damaged_job_gives_a_spec_or_a_spec_error(tmp_path: Path, at: int, extra: str, cut: int) -> None:
     """A good job with a few characters replaced."""
     survives(tmp_path, (BASE[:at] + extra + BASE[at + cut :]).encode("utf-8", "replace"))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("out.jsonl.gz", "job.yaml:4: sinks: sinks are written uncompressed: 'out.jsonl' without `.gz`"),
+        ("out.csv.zst", "sinks are written uncompressed"),
+        ("out.xlsx", "job.yaml:4: sinks: `.xlsx` names no format that is written (.jsonl, .ndjson, .json, .csv, .parquet); a folder ends in `/`"),
+        ("{type: files, path: a.txt}", "sinks.path: `.txt` names no format"),
+    ],
+)  # fmt: skip
+def test_a_sinks_name_does_not_promise_what_is_not_written(tmp_path: Path, path: str, told: str) -> None:
+    """No JSON lines in a file that says it is gzip, or a workbook."""
+    sinks = f"{{results: {path}}}" if path.startswith("{") else path
+    text = refused(tmp_path, BASE.replace("out.jsonl", sinks))
+    assert told.replace("sinks.path", "sinks.results.path") in text
+    load(tmp_path, BASE.replace("out.jsonl", "{results: {type: files, path: a.txt, format: csv}}"))
+    load(tmp_path, BASE.replace("out.jsonl", "out.v1/"))
