@@ -40,6 +40,8 @@ ASK_WAIT_S = 1.0
 TICK_S = 0.1
 CANCEL_POLL_S = 1.0
 REPRICE_EVERY_S = 5.0
+REUNITE_S = 1.0
+"""Workers that run already answer at once; new ones are not waited for longer than this."""
 STUCK_S = 10.0
 """Nothing moves and some item has nowhere to go for so long: the run stops and says why."""
 FUSE_AFTER = 1_000
@@ -178,6 +180,8 @@ class Driver:
         )
         for pool in self._first_pools():
             self._fleet.want(pool)
+        if self._status.resumed:
+            await self._fleet.reunite(REUNITE_S)
         self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
         self._crew = Crew(
             spec,
@@ -220,6 +224,8 @@ class Driver:
                 checked = now
                 self._check_cancel()
                 await self._crew.check(now, self._reports)
+                for pool in self._board.pools():
+                    self._fleet.grow(pool, self._board.ready(pool), now)
             if now - repriced > REPRICE_EVERY_S and self._bill:
                 repriced = now
                 await self._reprice(now)

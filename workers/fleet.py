@@ -20,6 +20,9 @@ MAX_STARTS = 5
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
+BACKLOG = 128
+"""Ready items a replica before one more is worth its loading. A guess: two batches of a small GPU."""
+GROW_AFTER_S = 30.0
 
 
 class Worker:
@@ -68,15 +71,23 @@ class Fleet:
             worker = self.workers[pool, number] = Worker(pool, number)
             self._spawn(self._keep(worker))
 
-    def grow(self, pool: str) -> bool:
-        """One more replica, where the model allows it."""
+    def grow(self, pool: str, waiting: int, now: float) -> None:
+        """One more replica of an own model, up to its `replicas.max`: where all it has have been busy for a while, work
+        for each of them waits, and the cluster has a place for one more."""
         model = self._model(pool)
-        count = sum(1 for key in self.workers if key[0] == pool)
-        if model is None or count >= model.max_replicas or self._closing:
-            return False
-        worker = self.workers[pool, count] = Worker(pool, count)
-        self._spawn(self._keep(worker))
-        return True
+        here = [worker for key, worker in self.workers.items() if key[0] == pool]
+        if model is None or self._closing or len(here) >= model.max_replicas or waiting < BACKLOG * len(here):
+            return
+        settled = all(worker.handle is not None and now - worker.ready_at > GROW_AFTER_S for worker in here)
+        if settled and _has_place(model, len(here)):
+            worker = self.workers[pool, len(here)] = Worker(pool, len(here))
+            self._spawn(self._keep(worker))
+
+    async def reunite(self, seconds: float) -> None:
+        """Wait a little for workers that an earlier driver of this run left: they may hold answers for its lanes."""
+        ends = time.time() + seconds
+        while time.time() < ends and any(worker.handle is None for worker in self.workers.values()):
+            await asyncio.sleep(0.05)
 
     def handles(self) -> list[tuple[str, object]]:
         return [(worker.name, worker.handle) for worker in self.workers.values() if worker.handle is not None]
@@ -195,6 +206,15 @@ class Fleet:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # pyright: ignore[reportArgumentType]
         task.add_done_callback(self._tasks.discard)  # pyright: ignore[reportArgumentType]
+
+
+def _has_place(model: Model, replicas: int) -> bool:
+    """A free GPU; without GPUs, a node that has none of its engines yet (two on one CPU only share it)."""
+    import ray
+
+    if ray.cluster_resources().get("GPU", 0) > 0:
+        return ray.available_resources().get("GPU", 0) >= float(model.engine.get("tensor_parallel_size", 1))
+    return sum(1 for node in ray.nodes() if node.get("Alive")) > replicas
 
 
 def _actor(settings: WorkerSettings, name: str, governor: object | None, model: Model | None) -> object:

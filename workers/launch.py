@@ -11,7 +11,7 @@ from penstock.engine.errors import Held, PenstockError, Temporary
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunStatus
 
-ACCEPT_S = 60.0
+ACCEPT_S = 600.0
 """Listing the input and taking the lock: minutes of listing belong to S3."""
 STATUS_S = 5.0
 SILENT_S = 30.0
