@@ -86,7 +86,7 @@ class Fleet:
     async def reunite(self, seconds: float) -> None:
         """Wait a little for workers that an earlier driver of this run left: they may hold answers for its lanes."""
         ends = time.time() + seconds
-        while time.time() < ends and any(worker.handle is None for worker in self.workers.values()):
+        while time.time() < ends and any(w.handle is None for w in self.workers.values()):  # noqa: ASYNC110 - once a run
             await asyncio.sleep(0.05)
 
     def handles(self) -> list[tuple[str, object]]:
