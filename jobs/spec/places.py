@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 import msgspec
 
+from penstock.connectors.base import SinkName
 from penstock.connectors.settings import FilesSink, FilesSource, MemorySink, SinkSettings, SourceSettings
 from penstock.jobs.spec.decode import NOT_YET
 from penstock.jobs.spec.fields import SinksFile
@@ -21,7 +22,8 @@ unions in connectors/settings.py), and leaves `decode.NOT_YET`."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")
 _DATA = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _PACKED = (".gz", ".zst", ".gzip", ".zstd")
-BESIDE = ("costs", "quality", "dead_letters")
+BESIDE: tuple[SinkName, ...] = ("costs", "quality", "dead_letters")
+ALL_SINKS: tuple[SinkName, ...] = ("results", *BESIDE)
 
 
 def scheme(text: str) -> str | None:
@@ -46,19 +48,20 @@ def source(doc: Doc, value: str | SourceSettings, base: str) -> SourceSettings:
     return value
 
 
-def sinks(doc: Doc, value: str | SinksFile, base: str) -> dict[str, SinkSettings]:
+def sinks(doc: Doc, value: str | SinksFile, base: str) -> dict[SinkName, SinkSettings]:
     """All four sinks; the unnamed ones beside the results."""
+    named: dict[SinkName, SinkSettings]
     if isinstance(value, str):
         value = SinksFile(results=value)
         named = {"results": _sink(doc, ("sinks",), value.results, base)}
     else:
-        given = {name: getattr(value, name) for name in ("results", *BESIDE)}
+        given: dict[SinkName, str | SinkSettings | None] = {name: getattr(value, name) for name in ALL_SINKS}
         named = {n: _sink(doc, ("sinks", n), v, base) for n, v in given.items() if v is not None}
     results = named["results"]
     for name in BESIDE:
         named.setdefault(name, beside(results, name))
     _apart(doc, named)
-    return {name: named[name] for name in ("results", *BESIDE)}
+    return {name: named[name] for name in ALL_SINKS}
 
 
 def _sink(doc: Doc, path: Path, value: str | SinkSettings, base: str) -> SinkSettings:
@@ -135,7 +138,7 @@ def split_suffix(path: str) -> tuple[str, str]:
     return bare[: -len(data)], path[len(bare) - len(data) :]
 
 
-def _apart(doc: Doc, named: dict[str, SinkSettings]) -> None:
+def _apart(doc: Doc, named: Mapping[SinkName, SinkSettings]) -> None:
     """Two sinks in one file would write over each other."""
     seen: dict[str, str] = {}
     for name, sink in named.items():
@@ -145,7 +148,7 @@ def _apart(doc: Doc, named: dict[str, SinkSettings]) -> None:
         seen[where] = name
 
 
-def check_not_input(doc: Doc, source: SourceSettings, named: dict[str, SinkSettings]) -> None:
+def check_not_input(doc: Doc, source: SourceSettings, named: Mapping[SinkName, SinkSettings]) -> None:
     """A sink inside the input would be read as input by the next run, or would write over it."""
     if not isinstance(source, FilesSource):
         return
