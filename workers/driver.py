@@ -177,6 +177,7 @@ class Driver:
             self._worker_lost,
             self._pool_down,
             self._worker_changed,
+            spec.execution.keep_s,
         )
         for pool in self._first_pools():
             self._fleet.want(pool)

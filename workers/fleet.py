@@ -20,6 +20,8 @@ MAX_STARTS = 5
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
+GOVERNOR_IDLE_S = 180.0
+"""Dispatchers are heard twice a second while they live, and a lost one is back within a minute. A guess."""
 BACKLOG = 128
 """Ready items a replica before one more is worth its loading. A guess: two batches of a small GPU."""
 GROW_AFTER_S = 30.0
@@ -49,6 +51,7 @@ class Fleet:
         on_lost: Callable[[str], Awaitable[None]],
         on_down: Callable[[str, str], Awaitable[None]],
         on_change: Callable[[str, Worker, str], None],
+        keep_s: float = 120.0,
     ) -> None:
         self.catalog = catalog
         self.workers: dict[tuple[str, int], Worker] = {}
@@ -56,6 +59,7 @@ class Fleet:
         self._job = job
         self._driver = driver
         self._dispatchers = dispatchers
+        self._keep_s = keep_s
         self._on_lost = on_lost
         self._on_down = on_down
         self._on_change = on_change
@@ -138,7 +142,7 @@ class Fleet:
         worker.name, _ = await handle.start.remote()  # pyright: ignore[reportAttributeAccessIssue]
         worker.handle, worker.ready_at = handle, time.time()
         self._on_change("ready", worker, "")
-        await handle.serve.remote(self._job, self._driver)  # pyright: ignore[reportAttributeAccessIssue]
+        await handle.serve.remote(self._job, self._driver, self._keep_s)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _until_lost(self, worker: Worker) -> None:
         """Returns when its process is gone, or has not answered for long."""
@@ -240,7 +244,10 @@ def _actor(settings: WorkerSettings, name: str, governor: object | None, model: 
 
 
 class GovernorActor:
-    """The governor of one account, restarted by Ray when it dies: it then knows of no lease older than one life."""
+    """The governor of one account, restarted by Ray when it dies: it then knows of no lease older than one life.
+
+    It ends when no dispatcher has been heard for long.
+    """
 
     def __init__(self, account_json: bytes) -> None:
         import ray
@@ -250,15 +257,27 @@ class GovernorActor:
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._governor = Governor(account_json, restarted=restarted)
         self._name = msgspec.json.decode(account_json, type=Account).name
+        self._heard = time.time()
+        self._watching: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"governor {self._name}"
 
     async def lease(self, data: bytes) -> bytes:
+        self._heard = time.time()
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
         return await self._governor.lease(data)
 
     async def state(self) -> dict[str, float]:
         return await self._governor.state()
+
+    async def _watch(self) -> None:
+        import ray
+
+        while (left := self._heard + GOVERNOR_IDLE_S - time.time()) > 0:
+            await asyncio.sleep(left)
+        _kill(ray.get_runtime_context().current_actor)
 
 
 def _governor_actor(account: Account) -> object:

@@ -29,6 +29,8 @@ KEEP_MAX = 50_000
 TAKES_IN_A_ROW = 8
 """Takes from one lane before the board is asked again, so that no lane starves the others."""
 
+ORPHANED_S = 30.0
+"""A job whose board is gone for so long is dead: a driver that takes its place says so itself (`serve`)."""
 SLOW_TAKE_S = 0.5
 """A take lasts a millisecond; after so long the worker turns to other lanes meanwhile."""
 SLOW_PAUSE_S = 0.02
@@ -148,16 +150,21 @@ class Puller:
     # -- pulling
 
     async def _pull(self, job: str, board: BoardPort) -> None:
-        while True:
+        heard = self._now()
+        while self._now() - heard < ORPHANED_S:
             room = await self._wait_for_room()
             try:
                 grant = await board.ask(self.name, self.pool, room)
+                heard = self._now()
                 if grant is not None:
                     await self._take_within(job, board, grant)
             except asyncio.CancelledError:
                 raise
             except Exception:  # noqa: BLE001 - a lost board or lane: its driver is told by Ray and brings a new one
                 await asyncio.sleep(0.2)
+        if self._boards.get(job) is asyncio.current_task():
+            del self._boards[job]
+            self.idle_since = self._now()
 
     async def _wait_for_room(self) -> int:
         """Ask only when a worthwhile share is free: a trickle of tiny takes costs more than it brings."""

@@ -27,6 +27,8 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     commit_ms: int = 200
     dispatchers: int = 1
     """Processes that send to one account."""
+    keep_s: float = 120.0
+    """How long a worker on a cluster stays after its last job: the next one finds a loaded engine."""
 
 
 class RunSpec(msgspec.Struct, frozen=True):

@@ -50,6 +50,7 @@ class WorkerActor:
         self._puller: Puller | None = None
         self._watching: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._keep_s = IDLE_S
 
     def __repr__(self) -> str:
         return self._settings.label
@@ -84,8 +85,9 @@ class WorkerActor:
 
         return vllm_engine(settings.model, settings.version, worker=settings.name)
 
-    async def serve(self, job: str, driver: object) -> None:
-        """Take work from this job's board."""
+    async def serve(self, job: str, driver: object, keep_s: float = IDLE_S) -> None:
+        """Take work from this job's board; stay for `keep_s` after it, if it is the last."""
+        self._keep_s = keep_s
         if self._puller is not None:
             self._puller.serve(job, RemoteBoard(driver))
 
@@ -116,7 +118,7 @@ class WorkerActor:
             if puller.dead is not None:
                 await asyncio.sleep(GRACE_S)
                 os._exit(1)
-            if puller.jobs == 0 and time.time() - puller.idle_since > IDLE_S:
+            if puller.jobs == 0 and time.time() - puller.idle_since > self._keep_s:
                 os._exit(0)
 
 

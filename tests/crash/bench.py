@@ -56,7 +56,8 @@ class Shape(msgspec.Struct, frozen=True):
     budget_usd: float | None = None
     concurrency: int = CONCURRENCY
     output_tokens: int = 12
-    window: int = 8_192
+    window: int = 4_096
+    keep_s: float = 120.0
     own_model: str | None = None
     """A second model, as the job file says it: the first candidate of every item; `m` follows where `fallback`."""
     fallback: bool = True
@@ -126,6 +127,14 @@ class Bench:
             if self.end(command) == 0:
                 return
         raise AssertionError(f"not done after {tries} commands:\n{self.log(self.commands[-1])}")
+
+    def close(self) -> None:
+        """End what still runs."""
+        for command in self.commands:
+            if command.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(command.pid, signal.SIGCONT)
+                self.kill("group", command, random.Random(0))
 
     # -- how far it is
 
@@ -200,11 +209,7 @@ def bench(folder: Path, shape: Shape) -> Iterator[Bench]:
         try:
             yield made
         finally:
-            for command in made.commands:
-                if command.poll() is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(command.pid, signal.SIGCONT)
-                    made.kill("group", command, random.Random(0))
+            made.close()
 
 
 def _line(label: str, shape: Shape) -> dict[str, object]:
@@ -234,6 +239,7 @@ execution:
   lane_actors: {shape.lane_actors}
   dispatchers: {shape.dispatchers}
   window: {shape.window}
+  keep_s: {shape.keep_s}
 {budget}"""
 
 
