@@ -51,9 +51,13 @@ class Meter:
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()
+        self._state: RunState | None = None
 
     def see(self, status: RunStatus, now: float) -> View:
         done, tokens = done_items(status), _tokens(status)
+        if status.resumed and self._state == "starting" != status.state:
+            self._seen.clear()  # what a resumed run finds done was not done by this command: no rate
+        self._state = status.state
         self._seen.append((now, done, tokens))
         while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW_S:
             self._seen.popleft()

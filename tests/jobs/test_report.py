@@ -213,3 +213,12 @@ def test_a_column_that_says_nothing_is_left_out() -> None:
     text = plain(RunStatus("r", "r", "done", tally=Tally(results=12, models=models)))
     assert name in text
     assert "cached" not in text
+
+
+def test_what_a_resumed_run_finds_done_is_no_speed() -> None:
+    """300 items of an earlier command, found in the first quarter of a second, are not 1,200 items a second."""
+    meter = progress.Meter()
+    for state, results, at in (("starting", 0, 1.0), ("running", 300, 1.25), ("running", 310, 2.25)):
+        status = RunStatus("r", "r", state, started_at=1.0, resumed=True, tally=Tally(results=results))  # type: ignore[arg-type]
+        view = meter.see(status, at)
+    assert view.items_per_s == 10.0
