@@ -275,7 +275,7 @@ class GovernorActor:
     async def _watch(self) -> None:
         import ray
 
-        while (left := self._heard + GOVERNOR_IDLE_S - time.time()) > 0:
+        while (left := self._heard + GOVERNOR_IDLE_S - time.time()) > 0:  # noqa: ASYNC110 - every lease moves it
             await asyncio.sleep(left)
         _kill(ray.get_runtime_context().current_actor)
 
