@@ -25,7 +25,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PRICE = {"input_per_million": 1, "output_per_million": 2}
-LITELLM = "litellm==1.80.0"
+LITELLM = "litellm==1.110.2"
 TEXT = "Which department handles this message? My parcel has not arrived and the tracking page shows nothing. "
 
 
