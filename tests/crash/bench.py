@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -194,14 +195,22 @@ class Bench:
             best = max(best, end - begin + 1)
         return best
 
+    def longest_pause(self) -> float:
+        """Seconds without any answer: the slowest recovery, a start of Ray included where there was one."""
+        times = sorted(paid.at for paid in self.paid())
+        return max((after - before for before, after in pairwise(times)), default=0.0)
+
     def check(self, bound: int) -> Report:
         report = assert_clean(self.labels, self.outputs(), self.paid(), bound=bound)
-        print(f"kills {self.kills}: {report.repeated} second payments (bound {bound}), {report.marked} marked")
+        print(
+            f"{self.kills}: {report.repeated} second payments (bound {bound}), {report.marked} marked, "
+            f"longest pause {self.longest_pause():.1f} s"
+        )
         return report
 
 
 @contextlib.contextmanager
-def bench(folder: Path, shape: Shape) -> Iterator[Bench]:
+def bench(folder: Path, shape: Shape) -> Generator[Bench]:
     behaviour = Behaviour(latency_ms=shape.latency_ms, jitter_ms=shape.jitter_ms, faults=shape.faults)
     settings = Settings(default=behaviour, journal=str(folder / "journal.jsonl"), seed=shape.seed)
     with running_sandbox(settings, process=True) as url:
@@ -254,7 +263,3 @@ def title(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
-
-
-def named(kind: Kind, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if title(p).startswith(TITLES[kind])]
