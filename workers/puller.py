@@ -99,8 +99,12 @@ class Puller:
         self._spawn(self._renew())
 
     def serve(self, job: str, board: BoardPort) -> None:
-        """Take work from this job's board until `leave`."""
+        """Take work from this job's board until `leave`. Owners are numbered by each driver anew: what an earlier one's
+        number stood for is forgotten, or we would go on asking a lane actor of a run that is over."""
         self.leave(job)
+        for at in self._lanes.values():
+            if at.job == job:
+                at.owner = -1
         if self.dead is None:
             self._boards[job] = self._spawn(self._pull(job, board))
 

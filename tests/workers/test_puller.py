@@ -293,6 +293,19 @@ async def test_answers_nobody_came_for_are_dropped_in_the_end(world: World) -> N
     assert world.puller._lanes == {}
 
 
+async def test_the_next_driver_of_a_run_numbers_its_owners_anew(world: World) -> None:
+    """A run is begun again at once, on the same workers: its lane has the same number and owner as before, and is
+    another actor. The worker asks the new driver for it, not the old lane for ever."""
+    world.engine.land("a", "b", "c")
+    await until(lambda: world.lane.got)
+    old, new = world.lane, LaneStub((2, 1), [call("j0")], world.clock)
+    taken = len(old.takes)
+    world.puller.leave("job")
+    world.puller.serve("job", BoardStub(new))
+    await until(lambda: any(ticket.call.item_id == "j0" for ticket in world.engine.tickets))
+    assert len(old.takes) == taken
+
+
 async def test_an_abort_reaches_what_is_in_flight(world: World) -> None:
     """`cancel`: the engine is told of every call of the job."""
     world.puller.abort("job")
