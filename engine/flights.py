@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from penstock.engine.calls import Calls
@@ -12,7 +14,7 @@ from penstock.engine.places import Places
 from penstock.engine.retry import RetrySettings, Stop, after
 from penstock.engine.settle import dead_letter_of
 from penstock.engine.slots import Slot
-from penstock.engine.tally import Tally
+from penstock.engine.tally import Tally, count_fallback
 from penstock.engine.till import Till
 
 
@@ -37,6 +39,10 @@ class Flights:
         self.count += 1
         in_flight, tier = self._tally.in_flight, slot.route.tier
         in_flight[tier] = in_flight.get(tier, 0) + 1
+
+    def by_model(self) -> dict[str, int]:
+        """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""
+        return dict(Counter(slot.model for slot in self._ends.slots.values() if slot.state == "flying"))
 
     def landed(self, outcome: Outcome, now: float) -> None:
         """What became of a call. One that is not the item's current attempt was counted before: it is only tallied."""
@@ -103,10 +109,12 @@ class Flights:
             self.dead_letter(slot, decision.reason, decision.message, now)
             return
         if decision.candidate != slot.candidate:
-            self._tally.fallbacks += 1
+            source = slot.model
             self._places.move(slot, decision.candidate)
+            count_fallback(self._tally, source, slot.model)
         else:
             self._tally.retries += 1
+            self._tally.retried[failure.kind] = self._tally.retried.get(failure.kind, 0) + 1
             if failure.kind == "invalid_output" and answer is not None:
                 self._calls.ask_again(slot, answer.text, failure.message)
         slot.history, slot.role = decision.history, decision.role

@@ -7,7 +7,7 @@ import heapq
 from penstock.engine.calls import Calls
 from penstock.engine.retry import moved_to
 from penstock.engine.slots import Ready, Slot
-from penstock.engine.tally import Tally
+from penstock.engine.tally import Tally, count_fallback
 from penstock.engine.targets import Targets
 
 
@@ -31,8 +31,9 @@ class Places:
         if index is None:
             self.hold(slot, self.targets.usable_at(slot, now))
             return
-        tally.fallbacks += 1
+        source = slot.model
         self.move(slot, index)
+        count_fallback(tally, source, slot.model)
         slot.role = "fallback"
         self.ready.push(slot)
 

@@ -68,6 +68,15 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """Input done so far, in bytes of the object (rows × mean size for tables): for progress and ETA."""
     refused: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Wall → refusals."""
+    retried: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """What had failed → calls made again at the same model."""
+    fallen: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """`from|to`, models → items sent on."""
+    flying: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Model → calls at workers when it was reported."""
+
+    def fell_back(self) -> list[tuple[tuple[str, str], int]]:
+        return [((pair.partition("|")[0], pair.partition("|")[2]), n) for pair, n in self.fallen.items()]
 
 
 def merge(into: Tally, other: Tally) -> None:
@@ -79,6 +88,9 @@ def merge(into: Tally, other: Tally) -> None:
         (into.refused, other.refused),
         (into.tiers, other.tiers),
         (into.in_flight, other.in_flight),
+        (into.retried, other.retried),
+        (into.fallen, other.fallen),
+        (into.flying, other.flying),
     ):
         _add_counts(mine, theirs)  # pyright: ignore[reportArgumentType]
     for key, model in other.models.items():
@@ -86,6 +98,12 @@ def merge(into: Tally, other: Tally) -> None:
     for key, task in other.quality.items():
         _merge_task(into.quality.setdefault(key, TaskTally(task=task.task, model=task.model)), task)
     into.slowest = sorted([*into.slowest, *other.slowest], key=lambda slow: -slow.seconds)[:SLOWEST_KEPT]
+
+
+def count_fallback(tally: Tally, source: str, to: str) -> None:
+    tally.fallbacks += 1
+    pair = f"{source}|{to}"
+    tally.fallen[pair] = tally.fallen.get(pair, 0) + 1
 
 
 SLOWEST_KEPT = 5

@@ -31,6 +31,7 @@ from penstock.workers.label_watch import LabelWatch
 from penstock.workers.lane_crew import Crew, words
 from penstock.workers.lane_shell import LaneReport
 from penstock.workers.log import Log
+from penstock.workers.metrics import DriverMetrics
 from penstock.workers.planner import check_unchanged, extended, first_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -178,6 +179,7 @@ class Driver:
             self._pool_down,
             self._worker_changed,
             spec.execution.keep_s,
+            spec.state,
         )
         for pool in self._first_pools():
             self._fleet.want(pool)
@@ -215,6 +217,7 @@ class Driver:
     async def _watch(self) -> tuple[RunState, str]:
         """Until every lane is over, or something ends the run early."""
         checked = repriced = 0.0
+        metrics = DriverMetrics(self._spec.name)
         while True:
             await asyncio.sleep(TICK_S)
             now = time.time()
@@ -224,6 +227,8 @@ class Driver:
             if now - checked > CANCEL_POLL_S:
                 checked = now
                 self._check_cancel()
+                idle = self._bill.idle_nano(self._status.tally, now) if self._bill else None
+                await asyncio.to_thread(metrics.see, self._status, idle)
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
                     self._fleet.grow(pool, self._board.ready(pool), now)

@@ -52,6 +52,7 @@ class Fleet:
         on_down: Callable[[str, str], Awaitable[None]],
         on_change: Callable[[str, Worker, str], None],
         keep_s: float = 120.0,
+        state: str = "",
     ) -> None:
         self.catalog = catalog
         self.workers: dict[tuple[str, int], Worker] = {}
@@ -60,6 +61,7 @@ class Fleet:
         self._driver = driver
         self._dispatchers = dispatchers
         self._keep_s = keep_s
+        self._state = state
         self._on_lost = on_lost
         self._on_down = on_down
         self._on_change = on_change
@@ -142,7 +144,7 @@ class Fleet:
         worker.name, _ = await handle.start.remote()  # pyright: ignore[reportAttributeAccessIssue]
         worker.handle, worker.ready_at = handle, time.time()
         self._on_change("ready", worker, "")
-        await handle.serve.remote(self._job, self._driver, self._keep_s)  # pyright: ignore[reportAttributeAccessIssue]
+        await handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _until_lost(self, worker: Worker) -> None:
         """Returns when its process is gone, or has not answered for long."""

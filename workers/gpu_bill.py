@@ -65,6 +65,11 @@ class GpuBill:
             found[name] = clock.price(now)
         return found
 
+    def idle_nano(self, tally: Tally, now: float) -> int:
+        """Hours so far, loading left out, less what calls were charged. Stops nothing."""
+        charged = {name: sum(r.cost_nano for r in tally.models.values() if r.model == name) for name in self._clocks}
+        return sum(max(0, clock.close(charged[name], now).idle_nano) for name, clock in self._clocks.items())
+
     def closing_lines(self, tally: Tally, run: str, epoch: int, now: float) -> list[CostLine]:
         """Adjustments after which the sum of the cost records is hours × price. Stops the clocks."""
         lines: list[CostLine] = []

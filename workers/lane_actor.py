@@ -29,6 +29,7 @@ from penstock.workers.answers import ask_again_body
 from penstock.workers.lane_input import Verdicts
 from penstock.workers.lane_money import LedgerPort
 from penstock.workers.lane_shell import LaneReport, LaneShell
+from penstock.workers.log import LaneLog, Log
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.ports import Kept, Post, decode_outcomes, encode
 from penstock.workers.runspec import RunSpec
@@ -41,19 +42,24 @@ _spec = msgspec.msgpack.Decoder(RunSpec)
 class RemoteDriver:
     """A lane's driver in another process. Nothing here waits: what gets lost is told again."""
 
-    def __init__(self, handle: object, owner: Callable[[int], int], metrics: LaneMetrics) -> None:
+    def __init__(
+        self, handle: object, owner: Callable[[int], int], metrics: LaneMetrics, logs: dict[int, LaneLog]
+    ) -> None:
         self._handle = handle
         self._owner = owner
         self._metrics = metrics
+        self._logs = logs
 
     def post(self, posts: list[Post]) -> None:
         self._handle.post.remote(encode(posts), self._owner(posts[0].lane))  # pyright: ignore[reportAttributeAccessIssue]
 
     def report(self, report: LaneReport) -> None:
         self._metrics.see(report)
+        self._logs[report.lane].see(report)
         self._handle.report.remote(encode(report), self._owner(report.lane))  # pyright: ignore[reportAttributeAccessIssue]
 
     def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None:
+        self._logs[lane].failed(fenced, corrupt)
         self._handle.lane_failed.remote(lane, self._owner(lane), fenced, message, corrupt)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -67,8 +73,9 @@ class LaneActor:
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
         self._stores = open_stores(self._spec.sinks, self._spec.run_id)
+        self._logs: dict[int, LaneLog] = {}
         self._metrics = LaneMetrics(self._spec)
-        self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics)
+        self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
         self._scoring = Scoring(self._spec.scorer_path)
 
     def __repr__(self) -> str:
@@ -76,13 +83,22 @@ class LaneActor:
 
     async def open(self, lane: int, owner: int, epoch: Epoch, force: bool, complete: bool) -> None:
         """Take the lane. Raises what `LaneShell.open` raises. `complete`: there are no labels to wait for."""
-        old = self._shells.pop(lane, None)
-        if old is not None:
-            await old.close()
+        await self._let_go(lane)
         self._owners[lane] = owner
         shell = self._shell(lane, epoch, self._stores, complete)
         self._shells[lane] = shell
+        log = self._logs[lane] = LaneLog(Log(self._spec.state, self._spec.run_id, f"lane-{lane}"), lane)
+        shell.watch(lambda batch: (self._metrics.committed(batch), log.committed(batch)))
         await shell.open(self._plan, force=force)
+        self._metrics.taken(lane, shell.machine.tally)
+        log.taken(epoch, shell.machine.tally)
+
+    async def _let_go(self, lane: int) -> None:
+        shell = self._shells.pop(lane, None)
+        if shell is not None:
+            await shell.close()
+            self._metrics.dropped(lane)
+            self._logs[lane].closed()
 
     def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
         spec = self._spec
@@ -190,9 +206,7 @@ class LaneActor:
 
     async def close(self, lanes: list[int]) -> None:
         for lane in lanes:
-            shell = self._shells.pop(lane, None)
-            if shell is not None:
-                await shell.close()
+            await self._let_go(lane)
 
     async def lost(self) -> None:
         """Never returns: whoever awaits it learns at once that this process is gone."""

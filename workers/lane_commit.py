@@ -28,6 +28,7 @@ class LaneCommit:
         """When the last commit was durable."""
         self.done = False
         """All of the lane's items have ended and are committed."""
+        self.committed: Callable[[CommitBatch], object] = _nobody
         self._lane = lane
         self._epoch = epoch
         self._machine = machine
@@ -51,6 +52,7 @@ class LaneCommit:
         self.at = self._now()
         self.done = batch.saved.done
         self._machine.committed(self.at)
+        self.committed(batch)
         return started
 
     async def take_followers(self, *, force: bool) -> None:
@@ -105,6 +107,10 @@ class LaneCommit:
             else:
                 own[sink] = lines
         return own, follow
+
+
+def _nobody(batch: CommitBatch) -> None:
+    """Listens."""
 
 
 def _record(place: Position, value: bytes, sub: int = 0) -> OutRecord:

@@ -20,7 +20,7 @@ from penstock.connectors.replay import Intake
 from penstock.engine.errors import Corrupt, Fenced, PenstockError, Temporary
 from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
 from penstock.engine.lane import Lane
-from penstock.engine.lane_types import Adopted
+from penstock.engine.lane_types import Adopted, CommitBatch
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.tally import Tally
 from penstock.workers.lane_commit import LaneCommit
@@ -132,6 +132,10 @@ class LaneShell:
         await self._input.open()
         self._opened = True
 
+    def watch(self, committed: Callable[[CommitBatch], object]) -> None:
+        """`committed`: told of every commit when it is durable; it must not raise, nor take long."""
+        self._out.committed = committed
+
     def adopt(self, kept: Kept, worker: str) -> None:
         """Answers and calls that a worker still has of the last owner."""
         self.machine.adopt(
@@ -235,7 +239,7 @@ class LaneShell:
         except PenstockError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - a lane must not die in silence: its driver opens it anew, and counts
-            self._fail(Temporary(f"unexpected, in lane {self.lane}: {error!r}"))
+            self._fail(Temporary(f"unexpected, in lane {self.lane}: {_said(error)}"))
 
     async def _step(self) -> bool:
         now = self._now()
@@ -289,7 +293,7 @@ class LaneShell:
         except PenstockError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - whether it was committed is unknown: the next owner reads
-            self._fail(Temporary(f"unexpected, while lane {self.lane} committed: {error!r}"))
+            self._fail(Temporary(f"unexpected, while lane {self.lane} committed: {_said(error)}"))
         finally:
             self._commit = None
             self.wake()
@@ -300,7 +304,7 @@ class LaneShell:
         except PenstockError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - the batch stays in the outbox for the next owner
-            self._fail(Temporary(f"unexpected, while lane {self.lane} told its followers: {error!r}"))
+            self._fail(Temporary(f"unexpected, while lane {self.lane} told its followers: {_said(error)}"))
         finally:
             self._applying = None
             self.wake()
@@ -345,6 +349,7 @@ class LaneShell:
         tally = machine.tally
         tally.ready = len(machine.ready)
         tally.shelved = machine.shelf.count
+        tally.flying = machine.flights.by_model()
         tally.position_bytes = machine.progress.bytes_done()
         self._driver.report(
             LaneReport(
@@ -369,3 +374,8 @@ class LaneShell:
             uncertain = isinstance(error, Temporary)
             self._driver.failed(self.lane, isinstance(error, Fenced), str(error), not uncertain)
             self.wake()
+
+
+def _said(error: Exception) -> str:
+    """Not its `repr`: that of a decoding error holds the data. Bounded, for it goes into logs."""
+    return f"{type(error).__name__}: {error}"[:300]

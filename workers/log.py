@@ -1,29 +1,132 @@
-"""Structured logs of a run's processes: a JSON object a line, in the state folder. No prompt text and no key, ever."""
+"""Structured logs of a run's processes: a JSON object a line, in the state folder.
+
+No prompt, answer or key, ever: fields are names, numbers and reasons of ours. Messages of dead letters are left out,
+for providers and parsers quote what they were given; `penstock dead-letters` and `penstock explain` show them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from penstock.engine.items import DeadLetter
+from penstock.engine.lane_types import CommitBatch
+from penstock.engine.plan import Epoch
+from penstock.engine.tally import Tally
+from penstock.workers.lane_shell import LaneReport
+
+DEAD_A_MINUTE = 100
+"""Dead letters of one lane that get a line of their own; the rest of the minute is counted."""
+SUM_EVERY_S = 60.0
+
+Field = str | int | float | None
+
 
 class Log:
-    """Appends to `<state>/logs/<run_id>/<process>.jsonl`. A state that is no folder: nothing is written here."""
+    """Appends to `<state>/logs/<run_id>/<process>.jsonl`. A state that is no folder: nothing is written here.
+
+    Opened at its first line. Where that fails, or the disk is full, nothing is said: no run ends for its log.
+    """
 
     def __init__(self, state: str, run_id: str, process: str) -> None:
         self._process = process
+        self._path = None if "://" in state else Path(state) / "logs" / run_id / f"{process}.jsonl"
         self._handle: int | None = None
-        if "://" not in state:
-            folder = Path(state) / "logs" / run_id
-            folder.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(folder / f"{process}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def __call__(self, level: str, event: str, **fields: str | int | float | None) -> None:
+    def __call__(self, level: str, event: str, **fields: Field) -> None:
         """`fields`: names, numbers and reasons only."""
-        if self._handle is not None:
-            line = {"at": time.time(), "level": level, "event": event, "process": self._process, **fields}
-            with contextlib.suppress(OSError):  # a full disk must not keep a run from ending as it should
-                os.write(self._handle, msgspec.json.encode(line) + b"\n")
+        if self._path is None:
+            return
+        line = {"at": time.time(), "level": level, "event": event, "process": self._process, **fields}
+        with contextlib.suppress(OSError):
+            if self._handle is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            os.write(self._handle, msgspec.json.encode(line) + b"\n")
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+
+class LaneLog:
+    """What one lane tells: who took it, its dead letters, and once a minute what went wrong how often."""
+
+    def __init__(self, log: Log, lane: int, now: Callable[[], float] = time.time) -> None:
+        self._log = log
+        self._lane = lane
+        self._now = now
+        self._summed_at = now()
+        self._listed = self._unlisted = 0
+        self._sent = False
+        self._seen: dict[str, int] = {}
+        self._tally = Tally()
+
+    def taken(self, epoch: Epoch, tally: Tally) -> None:
+        """`tally`: as the last owner left it."""
+        again = "lane reopened" if epoch[1] > 1 else "lane taken"
+        self._tally, self._seen = tally, _counts(tally)
+        self._say("info", again, epoch=f"{epoch[0]}.{epoch[1]}", results=tally.results)
+
+    def failed(self, fenced: bool, corrupt: bool) -> None:
+        """The driver's log says why."""
+        self._say("warning", "lane fenced" if fenced else "lane failed", corrupt=corrupt)
+
+    def closed(self) -> None:
+        self._sum_up(self._now())
+        self._say("info", "lane closed", results=self._tally.results)
+        self._log.close()
+
+    def committed(self, batch: CommitBatch) -> None:
+        if batch.dead_letters:
+            self._turn(self._now())
+            for dead in batch.dead_letters:
+                self._dead(dead)
+
+    def see(self, report: LaneReport) -> None:
+        self._tally = report.tally
+        if not self._sent and report.first_dispatch_at is not None:
+            self._sent = True
+            self._say("info", "first call handed out")
+        self._turn(self._now())
+
+    def _dead(self, dead: DeadLetter) -> None:
+        if self._listed >= DEAD_A_MINUTE:
+            self._unlisted += 1
+            return
+        self._listed += 1
+        last = dead.attempts[-1] if dead.attempts else None
+        more: dict[str, Field] = {} if last is None else {"model": last.model, "last": last.outcome}
+        self._say(
+            "warning", "dead letter", item_id=dead.item_id, reason=dead.reason, attempts=len(dead.attempts), **more
+        )
+
+    def _turn(self, now: float) -> None:
+        if now - self._summed_at >= SUM_EVERY_S:
+            self._sum_up(now)
+
+    def _sum_up(self, now: float) -> None:
+        """One line for each thing that grew."""
+        self._summed_at = now
+        counts = _counts(self._tally)
+        for what, n in counts.items():
+            if n > self._seen.get(what, 0):
+                event, _, which = what.partition(": ")
+                self._say("info", event, reason=which, count=n - self._seen.get(what, 0))
+        if self._unlisted:
+            self._say("warning", "dead letters without a line of their own", count=self._unlisted)
+        self._seen, self._listed, self._unlisted = counts, 0, 0
+
+    def _say(self, level: str, event: str, **fields: Field) -> None:
+        self._log(level, event, lane=self._lane, **fields)
+
+
+def _counts(tally: Tally) -> dict[str, int]:
+    retried = {f"calls made again: {reason}": n for reason, n in tally.retried.items()}
+    return retried | {f"sent to another model: {pair.replace('|', ' → ')}": n for pair, n in tally.fallen.items()}

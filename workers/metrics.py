@@ -1,89 +1,333 @@
 """SURFACES §6's metrics, through `ray.util.metrics` (Prometheus; Ray adds `ray_`). No item or object in a label.
 
-They are fed from a lane's tally at each report: differences of counters, values of gauges. So the hot path never
-touches them. A job shorter than Ray's export interval (about 10 s) may never show; the summary always does.
+Nothing here is touched while an item is on its way: a lane's numbers come from its commits (so what a crash undoes is
+not counted) and from its tally, once a second. Sums of the whole run (budget, quality, idle GPUs) are the driver's, an
+account's limits and an engine's load its worker's. A job shorter than Ray's export interval (about 10 s) may never
+show; the summary always does.
 """
 
 from __future__ import annotations
 
-from penstock.engine.items import NANO_PER_USD
-from penstock.engine.tally import Tally
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, Protocol, cast
+
+import msgspec
+
+from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result
+from penstock.engine.lane_types import CommitBatch
+from penstock.engine.quality import Interval, mean_interval, proportion_interval
+from penstock.engine.tally import Tally, TaskTally
 from penstock.workers.lane_shell import LaneReport
 from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
 
-Labels = tuple[tuple[str, str], ...]
+EXPORT_EVERY_S = 1.0
+MOST_OBSERVED = 128
+"""Calls and waits of one commit that go into histograms, evenly chosen: 1.7 µs each, five commits a second."""
+MOST_TENANTS = 100
+"""Of one process; later ones are `other`, for a label's values must stay few."""
+LONGEST_LABEL = 100
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0]
+
+Name = str
+Labels = tuple[str, ...]
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class Declared(msgspec.Struct, frozen=True):
+    kind: Kind
+    text: str
+    labels: Labels = ()
+
+
+LANE: dict[Name, Declared] = {
+    "items": Declared("counter", "Items that ended and are committed", ("job", "tier", "task", "model", "outcome")),
+    "tokens": Declared("counter", "Tokens of committed calls", ("model", "kind")),
+    "cost_usd": Declared("counter", "US dollars of committed calls", ("job", "tenant", "tier", "model", "role")),
+    "inflight": Declared("gauge", "Calls at workers", ("model",)),
+    "queue_seconds": Declared("histogram", "From reading an item to its first call"),
+    "call_seconds": Declared("histogram", "Duration of a call", ("model",)),
+    "retries": Declared("counter", "Calls made again at the same model, by what had failed", ("reason",)),
+    "fallbacks": Declared("counter", "Items sent on to another model", ("from", "to")),
+    "breaker_open": Declared("gauge", "1 where nothing is sent for now", ("account", "model")),
+    "oldest_item_seconds": Declared("gauge", "Age of the oldest unfinished item"),
+    "commit_age_seconds": Declared("gauge", "Seconds since the last commit of the lane that waits longest"),
+    "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
+    "second_payments": Declared("counter", "Items that may have been paid for twice, and late payments"),
+    "wall_refusals": Declared("counter", "Targets refused by a wall", ("wall",)),
+}
+DRIVER: dict[Name, Declared] = {
+    "budget_usd": Declared("gauge", "The run's money: limit, spent, forfeit", ("job", "state")),
+    "quality": Declared("gauge", "Mean score of the samples, 95 % bounds", ("task", "model_version", "bound")),
+    "gpu_idle_usd": Declared("gauge", "Hours of own engines that no call has paid for"),
+}
+API: dict[Name, Declared] = {
+    "limit_used_ratio": Declared("gauge", "0 to 1: how far an account's limit is used", ("account", "bucket")),
+    "throttles": Declared("counter", "Calls that the provider refused for its limits", ("account", "kind")),
+}
+ENGINE: dict[Name, Declared] = {
+    "vllm_running": Declared("gauge", "Requests that vLLM computes", ("model",)),
+    "vllm_waiting": Declared("gauge", "Requests that wait in vLLM", ("model",)),
+    "vllm_kv_cache_usage": Declared("gauge", "0 to 1: how full the KV cache is", ("model",)),
+}
+
+
+class Metric(Protocol):
+    """What of Ray's three classes is used; each has one of them."""
+
+    def inc(self, value: float, tags: dict[str, str]) -> None: ...
+    def set(self, value: float, tags: dict[str, str]) -> None: ...
+    def observe(self, value: float, tags: dict[str, str]) -> None: ...
+
+
+Maker = Callable[[str, Declared], Metric]
+
+
+def ray_metric(name: str, what: Declared) -> Metric:
+    """`name` without Ray's prefix."""
+    from ray.util.metrics import Counter, Gauge, Histogram
+
+    made: object
+    match what.kind:
+        case "counter":
+            made = Counter(name, what.text, tag_keys=what.labels)
+        case "gauge":
+            made = Gauge(name, what.text, tag_keys=what.labels)
+        case "histogram":
+            made = Histogram(name, what.text, boundaries=SECONDS, tag_keys=what.labels)
+    return cast(Metric, made)
+
+
+class Metrics:
+    """The metrics of one process, by their short names."""
+
+    def __init__(self, declared: Mapping[Name, Declared], make: Maker) -> None:
+        self._made = {name: (make(f"penstock_{name}", what), what.labels) for name, what in declared.items()}
+
+    def add(self, name: Name, more: float, *labels: str) -> None:
+        metric, keys = self._made[name]
+        metric.inc(more, dict(zip(keys, labels, strict=True)))
+
+    def set(self, name: Name, value: float, *labels: str) -> None:
+        metric, keys = self._made[name]
+        metric.set(value, dict(zip(keys, labels, strict=True)))
+
+    def observe(self, name: Name, value: float, *labels: str) -> None:
+        metric, keys = self._made[name]
+        metric.observe(value, dict(zip(keys, labels, strict=True)))
 
 
 class LaneMetrics:
-    """Metrics of one lane actor."""
+    """All lanes of one lane actor. `committed` sums up, `see` exports once a second."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        from ray.util.metrics import Counter, Gauge
-
-        def counter(name: str, text: str, *keys: str) -> Counter:
-            return Counter(f"penstock_{name}", text, tag_keys=keys)
-
-        def gauge(name: str, text: str, *keys: str) -> Gauge:
-            return Gauge(f"penstock_{name}", text, tag_keys=keys)
-
+    def __init__(self, spec: RunSpec, make: Maker = ray_metric, now: Callable[[], float] = time.monotonic) -> None:
+        self._metrics = Metrics(LANE, make)
         self._job = spec.name
-        self._items = counter("items", "Items that ended", "job", "tier", "task", "model", "outcome")
-        self._tokens = counter("tokens", "Tokens", "model", "kind")
-        self._cost = counter("cost_usd", "US dollars spent", "job", "tenant", "tier", "model", "role")
-        self._calls = counter("call_seconds", "Seconds spent in calls", "model")
-        self._retries = counter("retries", "Calls made again, or failed, by reason", "reason")
-        self._dead = counter("dead_letters", "Dead letters", "reason")
-        self._second = counter("second_payments", "Items that may have been paid for twice", "job")
-        self._walls = counter("wall_refusals", "Targets refused by a wall", "wall")
-        self._fallbacks = counter("fallbacks", "Items sent to their next candidate", "job")
-        self._inflight = gauge("inflight", "Calls at workers", "tier", "lane")
-        self._breaker = gauge("breaker_open", "1 where nothing is sent there", "account", "model")
-        self._oldest = gauge("oldest_item_seconds", "Age of the oldest unfinished item", "lane")
-        self._commit_age = gauge("commit_age_seconds", "Seconds since the last commit", "lane")
-        self._quality = gauge("quality", "Mean score of the quality samples", "task", "model_version", "bound")
-        self._seen: dict[tuple[str, Labels], float] = {}
-        self._breakers: set[tuple[str, str]] = set()
+        self._tasks = frozenset(spec.policy.tasks)
+        self._tiers = frozenset(spec.catalog.tiers)
+        self._now = now
+        self._exported_at = 0.0
+        self._lanes: dict[int, LaneReport] = {}
+        self._seen: dict[int, dict[tuple[Name, Labels], float]] = {}
+        """Lane → what of its tally was exported, or stood there when the lane was taken."""
+        self._sums: dict[tuple[Name, Labels], float] = {}
+        self._tenants: set[str] = set()
+        self._models: set[str] = set()
+        self._breakers: set[Labels] = set()
+
+    def taken(self, lane: int, tally: Tally) -> None:
+        """What an earlier owner counted is his: this process exports what comes on top."""
+        self._seen[lane] = {(name, labels): total for name, labels, total in _totals(tally)}
+
+    def dropped(self, lane: int) -> None:
+        self._lanes.pop(lane, None)
+
+    def committed(self, batch: CommitBatch) -> None:
+        """A commit of one of the lanes is durable."""
+        items: dict[tuple[int, str, str, str], int] = {}
+        for result in batch.results:
+            route = result.route
+            key = (route.tier, route.task, result.model, result.status)
+            items[key] = items.get(key, 0) + 1
+        for (tier, task, model, outcome), n in items.items():
+            self._sum("items", n, self._job, str(tier), self._task(task), model, outcome)
+        for dead in batch.dead_letters:
+            self._dead(dead)
+        self._charge(batch.costs)
+        self._observe(batch.results)
 
     def see(self, report: LaneReport) -> None:
-        """Export what changed since the lane's last report."""
-        tally, lane = report.tally, str(report.lane)
-        self._count_models(tally, lane)
-        for reason, n in tally.dead_letters.items():
-            self._add(self._dead, n, lane, reason=reason)
-        for wall, n in tally.refused.items():
-            self._add(self._walls, n, lane, wall=wall)
-        self._add(self._second, tally.maybe_paid + tally.late_payments, lane, job=self._job)
-        self._add(self._fallbacks, tally.fallbacks, lane, job=self._job)
-        for tier, n in tally.in_flight.items():
-            self._inflight.set(n, {"tier": str(tier), "lane": lane})  # pyright: ignore[reportAttributeAccessIssue]
-        self._oldest.set(report.oldest_item_s, {"lane": lane})
-        self._commit_age.set(report.commit_age_s, {"lane": lane})
-        self._set_breakers({(account or "", model) for account, model in report.open_breakers})
-        for row in tally.quality.values():
-            self._quality.set(
-                row.score / max(1, row.n), {"task": row.task, "model_version": row.model, "bound": "mean"}
-            )
+        self._lanes[report.lane] = report
+        now = self._now()
+        if report.settled or now - self._exported_at >= EXPORT_EVERY_S:
+            self._exported_at = now
+            self._export()
 
-    def _count_models(self, tally: Tally, lane: str) -> None:
-        for name, row in tally.models.items():
-            self._add(self._items, row.items, lane, job=self._job, tier="", task="", model=name, outcome="ok")
-            self._add(self._tokens, row.input_tokens, lane, model=name, kind="input")
-            self._add(self._tokens, row.cached_tokens, lane, model=name, kind="cached")
-            self._add(self._tokens, row.output_tokens, lane, model=name, kind="output")
-            usd = row.cost_nano / NANO_PER_USD
-            self._add(self._cost, usd, lane, job=self._job, tenant="", tier="", model=name, role="")
-            self._add(self._calls, row.ms / 1000, lane, model=name)
-            for kind, n in row.failures.items():
-                self._add(self._retries, n, lane, reason=kind)
+    def _dead(self, dead: DeadLetter) -> None:
+        route, model = dead.route, dead.attempts[-1].model if dead.attempts else ""
+        tier, task = (route.tier, route.task) if route is not None else (0, "")
+        self._sum(
+            "items", 1, self._job, str(tier) if tier in self._tiers else "", self._task(task), model, "dead_letter"
+        )
+        self._sum("dead_letters", 1, dead.reason)
 
-    def _add(self, counter: object, total: float, lane: str, **labels: str) -> None:
-        key = (str(id(counter)), (("lane", lane), *labels.items()))
-        more = total - self._seen.get(key, 0.0)
-        if more > 0:
-            self._seen[key] = total
-            counter.inc(more, labels)  # pyright: ignore[reportAttributeAccessIssue]
+    def _charge(self, costs: Sequence[tuple[CostLine, object]]) -> None:
+        money: dict[tuple[str | None, int | None, str, str], int] = {}
+        tokens: dict[str, list[int]] = {}
+        for line, _ in costs:
+            key = (line.tenant, line.tier, line.model, line.role)
+            money[key] = money.get(key, 0) + line.cost_nano
+            usage, kinds = line.usage, tokens.setdefault(line.model, [0, 0, 0])
+            kinds[0] += usage.input
+            kinds[1] += usage.cached
+            kinds[2] += usage.output
+        for (tenant, tier, model, role), nano in money.items():
+            labels = (self._job, self._tenant(tenant), "" if tier is None else str(tier), model, role)
+            self._sum("cost_usd", nano / NANO_PER_USD, *labels)
+        for model, kinds in tokens.items():
+            for kind, n in zip(("input", "cached", "output"), kinds, strict=True):
+                self._sum("tokens", n, model, kind)
 
-    def _set_breakers(self, now_open: set[tuple[str, str]]) -> None:
-        for account, model in self._breakers | now_open:
-            self._breaker.set(float((account, model) in now_open), {"account": account, "model": model})
-        self._breakers = now_open
+    def _observe(self, results: list[Result]) -> None:
+        for result in results[:: 1 + len(results) // MOST_OBSERVED]:
+            self._metrics.observe("queue_seconds", result.queue_ms / 1000)
+            for attempt in result.attempts:
+                self._metrics.observe("call_seconds", attempt.ms / 1000, attempt.model)
+
+    def _task(self, name: str) -> str:
+        """A task nobody declared is a word of the input."""
+        return name if name in self._tasks else ""
+
+    def _tenant(self, name: str | None) -> str:
+        if not name:
+            return ""
+        if name not in self._tenants:
+            if len(self._tenants) >= MOST_TENANTS or len(name) > LONGEST_LABEL:
+                return "other"
+            self._tenants.add(name)
+        return name
+
+    def _sum(self, name: Name, more: float, *labels: str) -> None:
+        self._sums[name, labels] = self._sums.get((name, labels), 0.0) + more
+
+    def _export(self) -> None:
+        for lane, report in self._lanes.items():
+            self._difference(lane, report.tally)
+        for key, more in list(self._sums.items()):
+            if more > 0:  # a closing line may be negative: it waits for something to be taken from
+                del self._sums[key]
+                self._metrics.add(key[0], more, *key[1])
+        reports = self._lanes.values()
+        self._set_in_flight([report.tally.flying for report in reports])
+        self._set_breakers({(account or "", model) for r in reports for account, model in r.open_breakers})
+        self._metrics.set("oldest_item_seconds", max((report.oldest_item_s for report in reports), default=0.0))
+        self._metrics.set("commit_age_seconds", max((report.commit_age_s for report in reports), default=0.0))
+
+    def _difference(self, lane: int, tally: Tally) -> None:
+        seen = self._seen.setdefault(lane, {})
+        for name, labels, total in _totals(tally):
+            more = total - seen.get((name, labels), 0.0)
+            if more > 0:
+                seen[name, labels] = total
+                self._sum(name, more, *labels)
+
+    def _set_in_flight(self, lanes: list[dict[str, int]]) -> None:
+        self._models.update(model for flying in lanes for model in flying)
+        for model in self._models:
+            self._metrics.set("inflight", sum(flying.get(model, 0) for flying in lanes), model)
+
+    def _set_breakers(self, now_open: set[Labels]) -> None:
+        self._breakers |= now_open
+        for labels in self._breakers:
+            self._metrics.set("breaker_open", float(labels in now_open), *labels)
+
+
+def _totals(tally: Tally) -> Iterator[tuple[Name, Labels, float]]:
+    for reason, n in tally.retried.items():
+        yield "retries", (reason,), n
+    for (source, to), n in tally.fell_back():
+        yield "fallbacks", (source, to), n
+    for wall, n in tally.refused.items():
+        yield "wall_refusals", (wall,), n
+    yield "second_payments", (), tally.maybe_paid + tally.late_payments
+
+
+class DriverMetrics:
+    """Sums over all lanes: a mean and its bounds can't be added up by whoever reads the metrics."""
+
+    def __init__(self, job: str, make: Maker = ray_metric) -> None:
+        self._metrics = Metrics(DRIVER, make)
+        self._job = job
+
+    def see(self, status: RunStatus, gpu_idle_nano: int | None) -> None:
+        """`gpu_idle_nano`: None where there are no own engines with a price. May take half a second once (scipy)."""
+        tally = status.tally
+        money = {
+            "limit": status.budget_limit_nano,
+            "spent": tally.cost_nano,
+            "forfeit": tally.forfeit_nano,
+        }
+        for state, nano in money.items():
+            if nano is not None:
+                self._metrics.set("budget_usd", nano / NANO_PER_USD, self._job, state)
+        if gpu_idle_nano is not None:
+            self._metrics.set("gpu_idle_usd", gpu_idle_nano / NANO_PER_USD)
+        for (task, model), around in _bounds(tally).items():
+            for bound, value in (("mean", around.mean), ("low", around.low), ("high", around.high)):
+                self._metrics.set("quality", value, task, model, bound)
+
+
+def _bounds(tally: Tally) -> dict[tuple[str, str], Interval]:
+    """By (task, model version); several scorers of one task count together. Two samples at least."""
+    rows: dict[tuple[str, str], TaskTally] = {}
+    for row in tally.quality.values():
+        into = rows.setdefault((row.task, row.model), TaskTally(row.task, row.model))
+        into.n += row.n
+        into.score += row.score
+        into.score2 += row.score2
+        into.passed += row.passed
+    found = {key: _interval(row) for key, row in rows.items()}
+    return {key: around for key, around in found.items() if around is not None}
+
+
+def _interval(row: TaskTally) -> Interval | None:
+    """Scores that are all 0 or 1 are a proportion; others a mean."""
+    if row.score == row.score2 == row.passed:
+        return proportion_interval(row.passed, row.n)
+    return mean_interval(row.n, row.score, row.score2)
+
+
+class ApiMetrics:
+    """One dispatcher of an account."""
+
+    def __init__(self, account: str, make: Maker = ray_metric) -> None:
+        self._metrics = Metrics(API, make)
+        self._account = account
+        self._seen: dict[str, float] = {}
+        self._used: set[str] = set()
+
+    def see(self, gauges: Mapping[str, float], limits: Mapping[str, float]) -> None:
+        """`gauges`: the engine's, with `throttled_<kind>`; `limits`: `used_<bucket>`, of the governor where there is
+        one. A bucket that was never touched has no limit, as far as we know, and stays away."""
+        for name, total in gauges.items():
+            more = total - self._seen.get(name, 0.0)
+            if name.startswith("throttled_") and more > 0:
+                self._seen[name] = total
+                self._metrics.add("throttles", more, self._account, name.removeprefix("throttled_"))
+        for name, share in limits.items():
+            if name.startswith("used_") and (share > 0 or name in self._used):
+                self._used.add(name)
+                self._metrics.set("limit_used_ratio", share, self._account, name.removeprefix("used_"))
+
+
+class EngineMetrics:
+    """One vLLM."""
+
+    def __init__(self, model: str, make: Maker = ray_metric) -> None:
+        self._metrics = Metrics(ENGINE, make)
+        self._model = model
+
+    def see(self, gauges: Mapping[str, float]) -> None:
+        for name in ("running", "waiting", "kv_cache_usage"):
+            self._metrics.set(f"vllm_{name}", gauges.get(name, 0.0), self._model)

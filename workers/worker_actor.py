@@ -7,8 +7,10 @@ that whoever watches it learns of it at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
+import re
 import time
 from typing import Literal
 
@@ -20,11 +22,14 @@ from penstock.engine.items import Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
 from penstock.workers.engines.base import Engine, Ticket
+from penstock.workers.log import Log
+from penstock.workers.metrics import ApiMetrics, EngineMetrics
 from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
 
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
+EXPORT_EVERY_S = 5.0
 GRACE_S = 2.0
 """What a dead engine's process waits for its last answers to be delivered."""
 
@@ -49,8 +54,11 @@ class WorkerActor:
         self._governor = governor
         self._puller: Puller | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._exporting: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._keep_s = IDLE_S
+        self._logs: dict[str, Log] = {}
+        """Of the runs that it serves."""
 
     def __repr__(self) -> str:
         return self._settings.label
@@ -64,6 +72,7 @@ class WorkerActor:
                 self._puller = Puller(self._settings.name, self._settings.pool, engine, verify)
                 self._puller.start()
                 self._watching = asyncio.get_running_loop().create_task(self._watch(self._puller))
+                self._exporting = asyncio.get_running_loop().create_task(self._export(engine))
         return self._settings.name, os.getpid()
 
     def _build(self) -> Engine:
@@ -85,15 +94,24 @@ class WorkerActor:
 
         return vllm_engine(settings.model, settings.version, worker=settings.name)
 
-    async def serve(self, job: str, driver: object, keep_s: float = IDLE_S) -> None:
-        """Take work from this job's board; stay for `keep_s` after it, if it is the last."""
+    async def serve(self, job: str, driver: object, keep_s: float = IDLE_S, state: str = "") -> None:
+        """Take work from this job's board; stay for `keep_s` after it, if it is the last. `state`: where its logs
+        are."""
         self._keep_s = keep_s
+        if state and job not in self._logs:
+            slug = re.sub(r"[^A-Za-z0-9_.@-]+", "-", self._settings.label)
+            self._logs[job] = Log(state, job, f"worker-{slug}")
+            self._logs[job]("info", "worker serves", worker=self._settings.name, pid=os.getpid())
         if self._puller is not None:
             self._puller.serve(job, RemoteBoard(driver))
 
     async def leave(self, job: str) -> None:
         if self._puller is not None:
             self._puller.leave(job)
+        log = self._logs.pop(job, None)
+        if log is not None:
+            log("info", "worker drained", worker=self._settings.name, **self._counts())
+            log.close()
 
     async def adopt(self, job: str, lane: int, epoch: Epoch, handle: object, until: float) -> bytes:
         if self._puller is None:
@@ -108,6 +126,29 @@ class WorkerActor:
     async def gauges(self) -> dict[str, float]:
         return self._puller.engine.gauges() if self._puller is not None else {}
 
+    def _counts(self) -> dict[str, int]:
+        """Calls and failures since it started, for whatever job."""
+        gauges = self._puller.engine.gauges() if self._puller is not None else {}
+        names = ("calls", "failures", "finished")
+        return {n: int(v) for n, v in gauges.items() if n in names or n.startswith("throttled_")}
+
+    async def _export(self, engine: Engine) -> None:
+        """Metrics, every few seconds. They are never worth a worker."""
+        from penstock.workers.engines.api import ApiEngine
+
+        settings = self._settings
+        api = ApiMetrics(settings.account.name) if settings.account is not None else None
+        vllm = EngineMetrics(settings.model.name) if settings.model is not None else None
+        while True:
+            with contextlib.suppress(Exception):
+                if vllm is not None:
+                    vllm.see(engine.gauges())
+                elif api is not None and isinstance(engine, ApiEngine):
+                    governor = self._governor
+                    limits = engine.limits() if governor is None else await governor.state.remote()  # pyright: ignore[reportAttributeAccessIssue]
+                    api.see(engine.gauges(), limits)
+            await asyncio.sleep(EXPORT_EVERY_S)
+
     async def lost(self) -> None:
         """Never returns: whoever awaits it learns at once that this process is gone."""
         await asyncio.Event().wait()
@@ -116,6 +157,8 @@ class WorkerActor:
         while True:
             await asyncio.sleep(0.5)
             if puller.dead is not None:
+                for log in self._logs.values():
+                    log("error", "engine died", worker=self._settings.name)
                 await asyncio.sleep(GRACE_S)
                 os._exit(1)
             if puller.jobs == 0 and time.time() - puller.idle_since > self._keep_s:

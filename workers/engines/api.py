@@ -128,6 +128,10 @@ class ApiEngine:
             if slot.ticket is not None and id(slot.ticket) in wanted:
                 self._stop(slot, "cancelled")
 
+    def limits(self) -> dict[str, float]:
+        """`used_<bucket>`, 0 to 1; nothing where a governor keeps the account's limits."""
+        return {f"used_{name}": share for name, share in self._gate.used(self._clock.tick()).items()}
+
     def gauges(self) -> dict[str, float]:
         running = sum(slot.ticket is not None for slot in self._slots)
         return {**self._totals, "running": float(running), "waiting": float(len(self._bulk) + len(self._urgent))}
@@ -298,6 +302,8 @@ class ApiEngine:
             totals["failures"] += 1
             if failure.kind in THROTTLES:
                 totals["throttles"] += 1
+                by_kind = f"throttled_{failure.kind}"
+                totals[by_kind] = totals.get(by_kind, 0.0) + 1
 
     def _withdrawn(self, ticket: Ticket) -> Failure:
         kind, message = self._lapsed(ticket) or ("not_sent", "the lane's right to send had lapsed")

@@ -45,6 +45,10 @@ class Gate(Protocol):
         """A response's headers spoke of the account's limits."""
         ...
 
+    def used(self, tick: float) -> dict[str, float]:
+        """Bucket → 0 to 1, of limits that are kept here."""
+        ...
+
     async def run(self, wake: Callable[[], None]) -> None:
         """What the gate does beside; `wake` when calls that had to wait may be worth asking for again."""
         ...
@@ -142,6 +146,11 @@ class OwnGate:
         if self._strict:
             self._core.observe(remaining(limits), tick)
 
+    def used(self, tick: float) -> dict[str, float]:
+        if self._strict:
+            return self._core.used(tick)
+        return {"concurrency": min(1.0, self._flying / max(1, self._declared.concurrency))}
+
     async def run(self, wake: Callable[[], None]) -> None:
         return
 
@@ -238,6 +247,9 @@ class GovernedGate:
         if scarce:
             self._open = False
             self._hungry.set()
+
+    def used(self, tick: float) -> dict[str, float]:
+        return {}
 
     async def run(self, wake: Callable[[], None]) -> None:
         """Lease and report until cancelled. A governor that does not answer is asked again: it is being restarted."""
