@@ -194,9 +194,22 @@ def read(split: Split, start: int, limit: int = MAX_RECORD_BYTES) -> Iterator[Ra
         with open(split.uri, "rb") as file:
             if fingerprint(split.uri, file)[1] != split.object_id:
                 raise BadRecord("source_lost", f"{split.uri} is not the file this run planned: its content changed")
-            yield from READERS[split.format](file, split, max(start, split.start), limit)
+            records = READERS[split.format](file, split, max(start, split.start), limit)
+            held: Raw | None = None
+            try:
+                for record in records:
+                    if held is not None:
+                        yield held
+                    held = record
+            except OSError:
+                if held is not None:
+                    yield held
+                raise
             if os.fstat(file.fileno()).st_size < (split.end or 0) and split.unit == "bytes":
+                # The last record may be the stump of a line: it must not end as a dead letter of its own.
                 raise BadRecord("source_lost", f"{split.uri} was cut short while it was read")
+            if held is not None:
+                yield held
     except FileNotFoundError as error:
         raise BadRecord("source_lost", f"{split.uri} is gone") from error
     except OSError as error:

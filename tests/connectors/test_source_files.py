@@ -187,6 +187,26 @@ async def test_a_disk_that_fails_half_way_is_told_after_what_was_read(
     assert len((await reader.read(40, 1 << 20)).records) == 10
 
 
+async def test_a_file_cut_short_while_it_is_read_leaves_no_stump_of_a_line(tmp_path: Path) -> None:
+    """The cut goes through a line: what is left of it is no record (seen: it ended as a dead letter, and the whole line
+    was lost when the file was back)."""
+    path = tmp_path / "a.jsonl"
+    whole = b"".join(b'{"n":%06d,"text":"%s"}\n' % (n, b"x" * 100) for n in range(10_000))
+    path.write_bytes(whole)
+    (split,) = await source(path).splits(1)
+    reader = await source(path).open([(split, 0)])
+    found = (await reader.read(10, 1 << 20)).records
+    path.write_bytes(whole[: len(whole) // 2 + 7])
+    with pytest.raises(BadRecord, match=r"cut short|changed"):
+        while True:
+            found += (await reader.read(1_000, 1 << 20)).records
+    assert all(raw.data.endswith(b'"}') for raw in found)
+    path.write_bytes(whole)
+    again = await source(path).open([(split, found[-1].position.position + 1)])
+    rest = (await again.read(20_000, 1 << 30)).records
+    assert len(found) + len(rest) == 10_000
+
+
 async def test_a_reader_keeps_to_its_limits(tmp_path: Path) -> None:
     """At most so many records; bytes are exceeded by one record at most; one record always comes."""
     path = tmp_path / "a.jsonl"
