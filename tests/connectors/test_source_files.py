@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from penstock.connectors import files
-from penstock.connectors.base import Raw
+from penstock.connectors.base import Raw, Reader
 from penstock.connectors.files import FileSource
 from penstock.connectors.formats import json_lines
 from penstock.connectors.settings import FilesSource
@@ -187,6 +187,17 @@ async def test_a_disk_that_fails_half_way_is_told_after_what_was_read(
     assert len((await reader.read(40, 1 << 20)).records) == 10
 
 
+async def _read_or_lost(reader: Reader) -> list[Raw] | None:
+    """None: the source says that it was lost. A reader that ended quietly would return nothing for ever: caught here."""
+    try:
+        batch = await reader.read(1_000, 1 << 20)
+    except BadRecord as error:
+        assert error.reason == "source_lost"
+        return None
+    assert not batch.done
+    return batch.records
+
+
 async def test_a_file_cut_short_while_it_is_read_leaves_no_stump_of_a_line(tmp_path: Path) -> None:
     """The cut goes through a line: what is left of it is no record (seen: it ended as a dead letter, and the whole line
     was lost when the file was back)."""
@@ -197,9 +208,8 @@ async def test_a_file_cut_short_while_it_is_read_leaves_no_stump_of_a_line(tmp_p
     reader = await source(path).open([(split, 0)])
     found = (await reader.read(10, 1 << 20)).records
     path.write_bytes(whole[: len(whole) // 2 + 7])
-    with pytest.raises(BadRecord, match=r"cut short|changed"):
-        while True:
-            found += (await reader.read(1_000, 1 << 20)).records
+    while (more := await _read_or_lost(reader)) is not None:
+        found += more
     assert all(raw.data.endswith(b'"}') for raw in found)
     path.write_bytes(whole)
     again = await source(path).open([(split, found[-1].position.position + 1)])
