@@ -101,9 +101,18 @@ class Till:
             slot, worst = queue.popleft()
             left -= worst
             freed.append(slot)
+            if leases:
+                self._keep_others(slot, now)
         if not queue:
             self._waiting.pop(key, None)
         return freed
+
+    def _keep_others(self, slot: Slot, now: float) -> None:
+        """A call under several budgets gets its leases one after another. Each that comes renews those before it:
+        else the first would be idle, and go back, by the time that the last is there."""
+        for key, _ in self._budgets.keys(slot.item.attributes.tenant, now):
+            if key in self._drawn:
+                self._drawn[key] = (now, self._drawn[key][1])
 
     def refused(self, wish: Wish, words: str) -> list[Slot]:
         """The ledger can't hold `wish.floor_nano`, now or later: who ends. Cheaper ones still wait."""

@@ -109,6 +109,8 @@ class LaneShell:
         self._applying: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._posted: dict[str, tuple[int, int, bool]] = {}
+        self._granted_more = False
+        """A grant was not used up: the board counts as gone what is still here, or soon comes back from the till."""
         self._posted_at = self._reported_at = self._swept_at = self._verified_at = 0.0
         self._first_dispatch_at: float | None = None
 
@@ -184,6 +186,7 @@ class LaneShell:
             return None, 0
         now = self._now()
         calls = self.machine.take(pool, n, max_tokens, worker, now)
+        self._granted_more = self._granted_more or len(calls) < n
         self.wake()
         if not calls:
             return None, 0
@@ -336,11 +339,12 @@ class LaneShell:
         """Tell the board what is ready: at once where a pool was empty, else every 20 ms; again where nothing moves."""
         counts = {pool: (n, tokens, realtime) for pool, n, tokens, realtime in self.machine.ready.counts()}
         age = now - self._posted_at
-        if counts == self._posted and not (age > POST_AGAIN_S and any(n for n, _, _ in counts.values())):
+        again = self._granted_more or age > POST_AGAIN_S
+        if counts == self._posted and not (again and any(n for n, _, _ in counts.values())):
             return
         urgent = any(n and not self._posted.get(pool, (0, 0, False))[0] for pool, (n, _, _) in counts.items())
         if urgent or age > POST_EVERY_S:
-            self._posted, self._posted_at = counts, now
+            self._posted, self._posted_at, self._granted_more = counts, now, False
             self._driver.post([Post(self.lane, pool, *count) for pool, count in counts.items()])
 
     def _report(self, now: float) -> None:

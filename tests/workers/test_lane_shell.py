@@ -18,6 +18,8 @@ from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced
 from penstock.engine.items import Call, Failure, Outcome
+from penstock.workers import lane_shell
+from penstock.workers.board import Board
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None
@@ -262,6 +264,34 @@ async def test_two_lanes_with_small_remainders_do_not_wait_for_each_other(tmp_pa
     assert done == N or all(driver.reports[-1].spent_out for driver in drivers)
     assert ledger.leases == {}
     assert ledger.settled_nano == done * 15_000
+
+
+async def test_leases_of_several_budgets_do_not_wait_for_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An item that was granted, and had to wait for money, is told to the board again as soon as the money is there.
+    (Once it was told a second later, for each budget; the first lease had gone back by then, and so on.)"""
+    monkeypatch.setattr(lane_shell, "POST_AGAIN_S", float("inf"))
+    lane = in_memory("several", 1)
+    lane.budgets = (Budget(10**12), Budget(10**12, "day"), Budget(10**12, "month", "*"))
+    lane.ledger = LedgerClient(FolderState(tmp_path), "r")
+    shell, driver = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    board, heard = Board(), 0
+    board.own(0, 1)
+    async with asyncio.timeout(20):
+        while not driver.settled:
+            for post in driver.posts[heard:]:
+                board.post(post, 1)
+            heard = len(driver.posts)
+            grant = board.grant("w", rig.POOL, 16, 0.0)
+            chunk = None if grant is None else (await shell.take(rig.POOL, grant.n, 1 << 30, "w"))[0]
+            if chunk is not None:
+                await shell.done(chunk.epoch, [rig.answered(call) for call in chunk.calls])
+            await asyncio.sleep(0.001)
+    await shell.close()
+    assert len(await lane.told()) == 1
 
 
 async def test_an_idle_lane_gives_its_money_back(tmp_path: Path) -> None:
