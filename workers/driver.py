@@ -31,7 +31,9 @@ from penstock.workers.label_watch import LabelWatch
 from penstock.workers.lane_crew import Crew, words
 from penstock.workers.lane_shell import LaneReport
 from penstock.workers.log import Log
+from penstock.workers.outages import Outages
 from penstock.workers.metrics import DriverMetrics
+from penstock.workers.orphan import end_with_raylet
 from penstock.workers.planner import check_unchanged, extended, first_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -43,8 +45,6 @@ CANCEL_POLL_S = 1.0
 REPRICE_EVERY_S = 5.0
 REUNITE_S = 1.0
 """Workers that run already answer at once; new ones are not waited for longer than this."""
-STUCK_S = 10.0
-"""Nothing moves and some item has nowhere to go for so long: the run stops and says why."""
 FUSE_AFTER = 1_000
 """A share of dead letters counts as a fuse only after so many finished items (SURFACES §4)."""
 
@@ -56,6 +56,7 @@ class Driver:
     """Ray actor. `accept` takes the run or raises; then everything goes by itself and `status` tells."""
 
     def __init__(self, spec: bytes, options: bytes, cores: int) -> None:
+        end_with_raylet()
         self._spec = msgspec.msgpack.decode(spec, type=RunSpec)
         self._options = msgspec.msgpack.decode(options, type=RunOptions)
         self._cores = cores
@@ -67,8 +68,7 @@ class Driver:
         self._reports: dict[int, LaneReport] = {}
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
-        self._moved_at = time.time()
-        self._moved = 0
+        self._outages = Outages(time.time())
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
 
@@ -259,11 +259,11 @@ class Driver:
                 return
         tally = self._status.tally
         finished = tally.results + sum(tally.dead_letters.values())
-        if finished != self._moved or any(tally.in_flight.values()):
-            self._moved, self._moved_at = finished, now
-        stuck = [report.stuck for report in self._reports.values() if report.stuck is not None]
-        if stuck and now - self._moved_at > STUCK_S:
-            self._end("failed", f"no model can answer: {stuck[0]}")
+        for news in self._outages.news(self._reports.values()):
+            self._note(news)
+        why = self._outages.verdict(self._reports.values(), finished, any(tally.in_flight.values()), now)
+        if why is not None:
+            self._end("failed", why)
         elif _blown(self._spec.max_dead_letters, sum(tally.dead_letters.values()), finished):
             self._end(
                 "too_many_dead_letters",

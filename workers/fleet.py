@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.engine.catalog import Account, Catalog, Model
 from penstock.workers.cluster import NAMESPACE
+from penstock.workers.orphan import end_with_raylet
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
 MAX_STARTS = 5
@@ -256,6 +257,7 @@ class GovernorActor:
 
         from penstock.workers.governor import Governor
 
+        end_with_raylet()
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._governor = Governor(account_json, restarted=restarted)
         self._name = msgspec.json.decode(account_json, type=Account).name

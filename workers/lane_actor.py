@@ -31,6 +31,7 @@ from penstock.workers.lane_money import LedgerPort
 from penstock.workers.lane_shell import LaneReport, LaneShell
 from penstock.workers.log import LaneLog, Log
 from penstock.workers.metrics import LaneMetrics
+from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_outcomes, encode
 from penstock.workers.runspec import RunSpec
 from penstock.workers.scoring import Scoring
@@ -67,6 +68,7 @@ class LaneActor:
     """Ray actor. Names its lanes in the dashboard. `owner`: the driver's number of each lane's present owner."""
 
     def __init__(self, spec: bytes, plan: bytes, driver: object, label: str) -> None:
+        end_with_raylet()
         self._spec = _spec.decode(spec)
         self._plan = _plan.decode(plan)
         self._label = label

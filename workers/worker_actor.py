@@ -24,6 +24,7 @@ from penstock.workers.answers import check
 from penstock.workers.engines.base import Engine, Ticket
 from penstock.workers.log import Log
 from penstock.workers.metrics import ApiMetrics, EngineMetrics
+from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
 
@@ -50,6 +51,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
 
 class WorkerActor:
     def __init__(self, settings: bytes, governor: object | None = None) -> None:
+        end_with_raylet()
         self._settings = msgspec.msgpack.decode(settings, type=WorkerSettings)
         self._governor = governor
         self._puller: Puller | None = None
