@@ -31,9 +31,9 @@ from penstock.workers.label_watch import LabelWatch
 from penstock.workers.lane_crew import Crew, words
 from penstock.workers.lane_shell import LaneReport
 from penstock.workers.log import Log
-from penstock.workers.outages import Outages
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
+from penstock.workers.outages import Outages
 from penstock.workers.planner import check_unchanged, extended, first_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec

@@ -1,0 +1,57 @@
+"""Who does not answer is told once; an outage is sat out; what only a person can mend stops the run soon."""
+
+from penstock.workers.lane_shell import LaneReport
+from penstock.workers.outages import OUTAGE_S, STUCK_S, Outages
+from penstock.workers.status import Tally
+
+NOW = 1_700_000_000.0
+
+
+def report(*targets: tuple[str | None, str], stuck: str | None = None) -> list[LaneReport]:
+    return [LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck)]
+
+
+def test_an_outage_and_its_end_are_told_once() -> None:
+    """Not at every look."""
+    outages = Outages(NOW)
+    assert outages.news(report()) == []
+    told = ["model m (account eu) does not answer: its items wait, or go to others"]
+    assert outages.news(report(("eu", "m"))) == told
+    assert outages.news(report(("eu", "m"))) == []
+    assert outages.news(report((None, "small"))) == [
+        "model small does not answer: its items wait, or go to others",
+        "model m (account eu) is asked again",
+    ]
+    assert outages.news(report(("eu", "*"))) == [
+        "account eu does not answer: its items wait, or go to others",
+        "model small is asked again",
+    ]
+
+
+def test_what_a_person_must_mend_stops_the_run_soon() -> None:
+    """Ten seconds after it is known, and nothing moves; a probe that goes out or an item that ends begins them anew."""
+    outages = Outages(NOW - 1_000)
+    stuck = report(stuck="account eu: its key is refused")
+    assert outages.verdict(stuck, 5, False, NOW) is None
+    assert outages.verdict(stuck, 5, False, NOW + STUCK_S) is None
+    assert outages.verdict(stuck, 6, False, NOW + STUCK_S + 1) is None
+    assert outages.verdict(stuck, 6, True, NOW + STUCK_S + 5) is None
+    why = outages.verdict(stuck, 6, False, NOW + 2 * STUCK_S + 6)
+    assert why == "no model can answer: account eu: its key is refused"
+    assert outages.verdict(report(), 6, False, NOW + 100) is None
+
+
+def test_an_outage_is_sat_out_but_not_for_ever() -> None:
+    """Two hours without a finished item or a call: the run stops, to be run again; before that it waits."""
+    outages = Outages(NOW)
+    down = report(("eu", "m"))
+    outages.news(down)
+    assert outages.verdict(down, 5, False, NOW) is None
+    assert outages.verdict(down, 5, False, NOW + OUTAGE_S) is None
+    why = outages.verdict(down, 5, False, NOW + OUTAGE_S + 1)
+    assert why == "nothing has moved for 2 hours: model m (account eu) does not answer; run it again when it does"
+
+
+def test_a_long_wait_without_an_outage_is_none_of_ours() -> None:
+    """A model that loads for hours, a batch that is held back: nobody is down, nobody is stopped."""
+    assert Outages(NOW).verdict(report(), 0, False, NOW + 10 * OUTAGE_S) is None

@@ -1,0 +1,63 @@
+"""What a run says of targets that don't answer, and when it stops waiting for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from penstock.workers.lane_shell import LaneReport
+
+STUCK_S = 10.0
+"""Nothing moves and some item has nowhere to go until a person acts, for so long: the run stops and says why."""
+OUTAGE_S = 7_200.0
+"""Nothing moves because of an outage, for so long: the run stops, to be run again. Shorter ones it sits out. Above the
+hour that an item waits for a daily limit, below the hours after which it gives up (`engine.retry`)."""
+
+Target = tuple[str | None, str]
+"""(account, model); `*`: all of the account."""
+
+
+class Outages:
+    """Pure: times are Unix seconds, handed in."""
+
+    def __init__(self, now: float) -> None:
+        self._open: set[Target] = set()
+        self._finished = 0
+        self._moved_at = now
+        self._stuck_at: float | None = None
+
+    def news(self, reports: Iterable[LaneReport]) -> list[str]:
+        """Sentences for the run's notes: who has stopped answering since the last look, and who answers again."""
+        found = {target for report in reports for target in report.open_breakers}
+        before, self._open = self._open, found
+        gone = [
+            f"{_named(t)} does not answer: its items wait, or go to others" for t in sorted(found - before, key=str)
+        ]
+        return [
+            *(f"{_named(target)} does not answer: its items wait, or go to others" for target in gone),
+            *(f"{_named(target)} is asked again" for target in back),
+        ]
+
+    def verdict(self, reports: Iterable[LaneReport], finished: int, flying: bool, now: float) -> str | None:
+        """Why the run should stop waiting; None: go on. `finished`: items that have ended; `flying`: calls are out."""
+        if flying or finished != self._finished:
+            self._finished, self._moved_at = finished, now
+        stuck = next((report.stuck for report in reports if report.stuck is not None), None)
+        if stuck is None:
+            self._stuck_at = None
+        else:
+            self._stuck_at = now if self._stuck_at is None else self._stuck_at
+            if now - max(self._stuck_at, self._moved_at) > STUCK_S:
+                return f"no model can answer: {stuck}"
+        if self._open and now - self._moved_at > OUTAGE_S:
+            who = ", ".join(_named(target) for target in sorted(self._open, key=str))
+            return (
+                f"nothing has moved for {OUTAGE_S / 60:.0f} minutes: {who} does not answer; run it again when it does"
+            )
+        return None
+
+
+def _named(target: Target) -> str:
+    account, model = target
+    if account is None:
+        return f"model {model}"
+    return f"account {account}" if model == "*" else f"model {model} (account {account})"
