@@ -28,10 +28,8 @@ class Outages:
     def news(self, reports: Iterable[LaneReport]) -> list[str]:
         """Sentences for the run's notes: who has stopped answering since the last look, and who answers again."""
         found = {target for report in reports for target in report.open_breakers}
-        before, self._open = self._open, found
-        gone = [
-            f"{_named(t)} does not answer: its items wait, or go to others" for t in sorted(found - before, key=str)
-        ]
+        gone, back = sorted(found - self._open, key=str), sorted(self._open - found, key=str)
+        self._open = found
         return [
             *(f"{_named(target)} does not answer: its items wait, or go to others" for target in gone),
             *(f"{_named(target)} is asked again" for target in back),
@@ -51,7 +49,7 @@ class Outages:
         if self._open and now - self._moved_at > OUTAGE_S:
             who = ", ".join(_named(target) for target in sorted(self._open, key=str))
             return (
-                f"nothing has moved for {OUTAGE_S / 60:.0f} minutes: {who} does not answer; run it again when it does"
+                f"nothing has moved for {OUTAGE_S / 3600:.0f} hours: {who} does not answer; run it again when it does"
             )
         return None
 
