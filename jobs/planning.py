@@ -178,7 +178,7 @@ def _budget(budget: Budget, cost: Interval, worst: float, survey: Survey) -> Bud
     part = _tenant_share(budget, survey)
     low, high = round(cost.low * part), round(worst * part)
     limit = dollars(budget.limit_nano)
-    whose = f" of tenant {budget.tenant}" if budget.tenant else ""
+    whose = " of each tenant" if budget.tenant == "*" else f" of tenant {budget.tenant}" if budget.tenant else ""
     name = f"the budget of {limit}{f' a {budget.per}' if budget.per else ''}{whose}"
     if budget.limit_nano < low:
         return BudgetPlan(budget, False, False, f"{name} can't hold the run: it takes at least {dollars(low)}")
@@ -189,7 +189,8 @@ def _budget(budget: Budget, cost: Interval, worst: float, survey: Survey) -> Bud
 
 
 def _tenant_share(budget: Budget, survey: Survey) -> float:
-    """The share of the cost that this budget must bear; for `*`, the largest tenant's."""
+    """The share of the cost that this budget must bear; for `*`, the largest tenant's. Rows without a tenant are one
+    tenant's too (`engine.budget.budget_keys`)."""
     if budget.tenant is None:
         return 1.0
     spent: dict[str, int] = {}
@@ -197,8 +198,7 @@ def _tenant_share(budget: Budget, survey: Survey) -> float:
         for tenant, nano in group.tenants.items():
             spent[tenant] = spent.get(tenant, 0) + nano
     whole = sum(spent.values())
-    named = {tenant: nano for tenant, nano in spent.items() if tenant}
-    mine = max(named.values(), default=0) if budget.tenant == "*" else named.get(budget.tenant, 0)
+    mine = max(spent.values(), default=0) if budget.tenant == "*" else spent.get(budget.tenant, 0)
     return mine / whole if whole else 0.0
 
 

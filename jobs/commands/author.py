@@ -96,8 +96,11 @@ def plan(job: str, sets: tuple[str, ...], as_json: bool, limit: int | None) -> i
 @shared.sets_option
 @shared.json_option
 def models(job: str | None, sets: tuple[str, ...], as_json: bool) -> None:
-    """The catalogue of JOB (job.yaml by default) as a table: tier, price, declared quality, walls that allow it."""
-    catalog = shared.load_job(job or "job.yaml", sets).catalog
+    """The catalogue of JOB (job.yaml by default; a catalogue file does too) as a table: tier, price, declared quality,
+    walls that allow it."""
+    from penstock.jobs.spec import load_catalog
+
+    catalog = load_catalog(job or "job.yaml", sets=shared.parse_sets(sets))
     rows = [_row(catalog, model) for model in sorted(catalog.models.values(), key=lambda m: _order(catalog, m))]
     if as_json:
         shared.print_json([dict(zip(_COLUMNS, row, strict=True)) for row in rows])

@@ -35,14 +35,11 @@ def dead_letters() -> None:
 
 @dead_letters.command(name="list")
 @shared.run_argument
-@shared.run_option_named
 @shared.state_option
 @shared.json_option
 @reason_option
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show so many.")
-def list_letters(
-    run: str | None, named: str | None, state: str | None, as_json: bool, reasons: tuple[str, ...], limit: int
-) -> int:
+def list_letters(run: str | None, state: str | None, as_json: bool, reasons: tuple[str, ...], limit: int) -> int:
     """The dead letters of RUN (the latest by default), in input order where the run is finished.
 
     Reasons: malformed too_large missing_field bad_field duplicate template unknown_model unknown_task
@@ -51,7 +48,7 @@ def list_letters(
     """
     from penstock.jobs import told
 
-    outputs = outputs_of(named or run, state)
+    outputs = outputs_of(run, state)
     letters = (one for one in told.letters(outputs.records("dead_letters")) if not reasons or one.reason in reasons)
     if as_json:
         shared.print_json(list(islice(letters, limit)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 import msgspec
@@ -72,10 +73,18 @@ def print_json(value: object) -> None:
 
 
 def run_argument(command: F) -> F:
-    return click.argument("run", required=False, metavar="[RUN]")(command)
+    """RUN, also as `--run RUN`: summaries write it so, since `explain` has another argument."""
+
+    @wraps(command)
+    def with_run(run: str | None, named: str | None, **given: object) -> object:
+        if run is not None and named is not None and run != named:
+            raise click.UsageError(f"RUN is {run!r} and --run is {named!r}: give one")
+        return command(run=run or named, **given)
+
+    option = click.option("--run", "named", metavar="RUN", help="The same as RUN.")
+    return cast("F", click.argument("run", required=False, metavar="[RUN]")(option(with_run)))
 
 
-run_option_named = click.option("--run", "named", metavar="RUN", help="The same as RUN, as summaries write it.")
 run_option = click.option("--run", "run", metavar="RUN", help="A run id, the start of one, a job's name or a job file.")
 
 

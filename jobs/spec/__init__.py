@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.jobs.spec import compiler
 from penstock.jobs.spec.describe import describe, missing_secrets, warnings
@@ -19,7 +20,17 @@ from penstock.jobs.spec.fields import schema
 from penstock.jobs.spec.tree import from_python
 from penstock.workers.runspec import RunSpec
 
-__all__ = ["changed", "describe", "from_mapping", "inline", "load", "missing_secrets", "schema", "warnings"]
+__all__ = [
+    "changed",
+    "describe",
+    "from_mapping",
+    "inline",
+    "load",
+    "load_catalog",
+    "missing_secrets",
+    "schema",
+    "warnings",
+]
 
 
 def load(
@@ -37,6 +48,15 @@ def load(
     doc = compiler.read(name)
     base = os.path.dirname(os.path.abspath(name))
     return _finish(compiler.compile_job(doc, base, sets or {}, compiler.stem(name)), limit, state)
+
+
+def load_catalog(path: str | os.PathLike[str], *, sets: Mapping[str, str] | None = None) -> Catalog:
+    """The catalogue of a job file, or a catalogue file by itself (it has no `source`). Raises `SpecError`."""
+    name = os.fspath(path)
+    doc = compiler.read(name)
+    if "source" in doc.data or "catalog" in doc.data:
+        return load(path, sets=sets).catalog
+    return compiler.compile_shared(doc, os.path.dirname(os.path.abspath(name)))
 
 
 def from_mapping(

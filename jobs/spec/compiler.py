@@ -81,6 +81,11 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     )
 
 
+def compile_shared(doc: Doc, base: str) -> Catalog:
+    """A catalogue file by itself. Raises `SpecError`."""
+    return compile_catalog([Part(doc, decode(doc, CatalogFile), base)])
+
+
 def _shared(doc: Doc, job: JobFile, base: str) -> list[Part]:
     if job.catalog is None:
         return []

@@ -159,6 +159,9 @@ def test_a_first_job_is_written_and_valid(
     monkeypatch.chdir(tmp_path / "first")
     assert cli.call(["validate", "job.yaml"]) == 0
     assert cli.call(["models"]) == 0
+    table = capsys.readouterr().out.rpartition("tier  ")[2]
+    assert cli.call(["models", "catalog.yaml"]) == 0
+    assert capsys.readouterr().out.rpartition("tier  ")[2] == table
     before = Path("job.yaml").read_bytes()
     capsys.readouterr()
     assert cli.call(["init"]) == 2

@@ -244,6 +244,15 @@ def test_a_run_is_found_from_any_folder(
     assert "job-1" in said(capsys, "status", "job", "--state", str(folder / ".penstock"))
 
 
+@pytest.mark.parametrize("argv", [["status"], ["report"], ["costs"], ["logs"], ["dead-letters", "list"], ["cancel"]])
+def test_a_run_is_named_by_position_or_option(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    """Summaries write `--run ID`; a person may keep to it with every command."""
+    assert said(capsys, *argv, "--run", "job-1") == said(capsys, *argv, "job-1")
+    assert call([*argv, "job-1", "--run", "job-2"]) == 2
+
+
 def test_cancelling_leaves_a_request_for_the_driver(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is over has nothing to cancel; one that goes gets the request."""
     assert "over already" in said(capsys, "cancel")

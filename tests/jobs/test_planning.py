@@ -284,3 +284,12 @@ def test_the_whole_way_from_a_job_file(tmp_path: Path) -> None:
     assert 0 < plan.cost_nano.low < plan.cost_nano.high <= plan.worst_nano
     limited = planning.make_plan(job_spec.load(tmp_path / "job.yaml", limit=5))
     assert limited.rows.likely == 5
+
+
+def test_rows_without_a_tenant_are_under_the_budget_of_each(tmp_path: Path) -> None:
+    """As the ledger has it: nobody evades `tenant: "*"` by naming none."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "a"}] * 20)
+    low = _plan(_spec(path)).cost_nano.low
+    plan = _plan(_spec(path, budgets=(Budget(round(low / 2), tenant="*"),)))
+    assert not plan.fits
+    assert "of each tenant can't hold the run" in plan.budgets[0].message
