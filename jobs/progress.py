@@ -245,9 +245,9 @@ class LiveDisplay:
         self._console = console
         self._hint = hint
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._live.start()
 
     def show(self, view: View) -> None:
+        self._live.start()  # hides the cursor, so not before there is something to show; again: nothing
         self._live.update(_text(live_lines(view, self._hint)), refresh=True)
 
     def say(self, text: str) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -24,7 +24,7 @@ import msgspec
 from penstock.engine.errors import SpecError
 from penstock.jobs import trial
 from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
-from penstock.jobs.progress import Display, Meter, Silent, done_items
+from penstock.jobs.progress import Display, Meter, Silent, View, done_items
 from penstock.jobs.result import JobResult
 from penstock.jobs.wording import secret_told
 from penstock.workers.clock import SYSTEM, Clock
@@ -178,8 +178,10 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     options = msgspec.structs.replace(session.options, command=command_line())
     if spec.limit is not None and before.fingerprint not in (None, spec.fingerprint):
         options = msgspec.structs.replace(options, fresh=True)  # a trial is for editing the job between two looks
+    display.show(_before_ray(spec, session.address))
+    start = session.open_cluster or _real_cluster
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
-    with interrupts(stop), (session.open_cluster or _real_cluster)(session.address) as cluster, interrupts(stop):
+    with closing(display), interrupts(stop), start(session.address) as cluster, interrupts(stop):
         handle = cluster.launch(spec, options)
         try:
             history.save_spec(spec)  # only now: a refused command must not change what history says of the run
@@ -191,6 +193,13 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     if result.nothing_to_do and before.status is not None:
         history.save_status(before.status)  # how the run went stays what history tells, not how this look at it went
     return result
+
+
+def _before_ray(spec: RunSpec, address: str | None) -> View:
+    """To be seen while Ray starts: seconds, and many on a busy machine."""
+    now = SYSTEM.now()
+    where = f"joining the Ray cluster at {address}" if address else "Ray starts"
+    return Meter().see(RunStatus(spec.run_id, spec.name, "starting", where, started_at=now, updated_at=now), now)
 
 
 def require_secrets(spec: RunSpec) -> None:

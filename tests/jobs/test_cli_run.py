@@ -126,7 +126,7 @@ def history_of(folder: Path) -> History:
 def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
     """Every state is shown; the result carries the last one; everything is given back."""
     result, run, heard = carry_out(tmp_path, ["starting", "running", "assembling", "done"])
-    assert heard.states == ["starting", "running", "assembling", "done"]
+    assert heard.states == ["starting", "starting", "running", "assembling", "done"], "at once: Ray takes seconds"
     assert (result.ok, result.exit_code) == (True, 0)
     assert heard.closed
     assert run.asked == ["close"]
@@ -242,7 +242,8 @@ def test_a_held_run_is_refused_and_takes_nothing_down(tmp_path: Path) -> None:
     """Who holds it comes through as it was said."""
     session = Session(open_cluster=ScriptedCluster(Held("held by ann")).open)
     with pytest.raises(Held, match="held by ann"):
-        running.execute(spec_in(tmp_path), session, Heard(), Stop())
+        running.execute(spec_in(tmp_path), session, heard := Heard(), Stop())
+    assert heard.closed, "a terminal gets its cursor back"
 
 
 def test_a_new_command_takes_an_old_request_to_cancel_back(tmp_path: Path) -> None:
