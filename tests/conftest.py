@@ -11,6 +11,11 @@ from multiprocessing import resource_tracker
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No timing in tests: a busy machine must not fail an example that a quiet one passes.
+settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("penstock")
 
 MARK = "PENSTOCK_TEST_MARK"
 _PR_SET_CHILD_SUBREAPER = 36
