@@ -108,7 +108,8 @@ class Driver:
             await primary.write_plan(plan)
         else:
             self._status.resumed = True
-            for part in check_unchanged(plan, spec, accept=self._options.accept_changes):
+            accept = self._options.accept_changes or not await self._any_finished(plan)
+            for part in check_unchanged(plan, spec, accept=accept):
                 self._status.notes.append(f"changed since this run began, and accepted: {part}")
             longer = extended(plan, spec, await source.splits(plan.lanes))
             if longer is not None:
@@ -120,6 +121,15 @@ class Driver:
         self._status.lanes = plan.lanes
         self._status.total_bytes = sum(split.size_bytes for split in plan.splits)
         return plan
+
+    async def _any_finished(self, plan: Plan) -> bool:
+        """Is there an answer that a changed job would make wrong? One that was mended before its first just goes on."""
+        for lane in range(plan.lanes):
+            data = (await self._stores.primary.peek(lane)).chunks.get(PROGRESS)
+            tally = msgspec.msgpack.decode(data, type=Saved).tally if data else Tally()
+            if tally.results or tally.dead_letters:
+                return True
+        return False
 
     def _lanes_hint(self) -> int:
         return self._spec.execution.lanes or 2 * self._cores

@@ -575,5 +575,9 @@ def test_a_wrong_key_falls_back_or_stops_and_costs_no_item(
     assert not lines(tmp_path / "one.dead_letters.jsonl")
     (status,) = tmp_path.glob(".penstock/runs/one-*/status.json")
     assert "account bad does not answer" in status.read_text()
+    path = tmp_path / "one.yaml"
+    path.write_text(path.read_text().replace("env:E2E_WRONG_KEY", "env:E2E_KEY").replace('prompt: "', 'prompt: "Say '))
+    assert penstock("run", "one.yaml") == 0, "nothing had ended: nothing to accept"
+    assert len(lines(tmp_path / "one.jsonl")) == 1_500
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(WRONG_KEY.encode() in content for content in written), "no file ever holds a key"
