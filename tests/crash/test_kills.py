@@ -12,7 +12,7 @@ from tests.crash.bench import Bench, Kind, Shape, bench
 
 pytestmark = pytest.mark.ray
 
-UNCOMMITTED_S = 0.6
+UNCOMMITTED_S = 0.4
 """How old an answer may be and not yet committed: the interval of 0.2 s, the commit, and a busy machine's share."""
 
 
