@@ -7,6 +7,10 @@ progress; other stores are *followers* that hold records only.
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -131,6 +135,15 @@ class Holder(msgspec.Struct, frozen=True):
     user: str
     since: float
     command: str = ""
+
+
+def this_process(command: str = "") -> Holder:
+    """A `Holder` that describes the calling process."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a user without a name
+        user = str(os.getuid())
+    return Holder(host=socket.gethostname(), pid=os.getpid(), user=user, since=time.time(), command=command)
 
 
 class Primary(Store, Protocol):

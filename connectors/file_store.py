@@ -11,20 +11,17 @@ live owner from being fenced. What this store does not do: keep a record's `key`
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import re
 import shutil
-import socket
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from penstock.connectors import assembly, file_run
-from penstock.connectors.base import Holder, Records, Taken
+from penstock.connectors.base import Holder, Records, Taken, this_process
 from penstock.connectors.file_disk import Faults, no_faults, sync_folder, try_lock
 from penstock.connectors.file_lane import (
     NEVER,
@@ -238,15 +235,6 @@ def committed_spools(home: Path, sink: str) -> list[Spool]:
 
 def _claim() -> bytes:
     return msgspec.json.encode(this_process())
-
-
-def this_process(command: str = "") -> Holder:
-    """A `Holder` that describes the calling process."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a user without a name
-        user = str(os.getuid())
-    return Holder(host=socket.gethostname(), pid=os.getpid(), user=user, since=time.time(), command=command)
 
 
 def _held(folder: Path, epoch: Epoch, waited_s: float) -> str:

@@ -87,6 +87,20 @@ def _init(address: str | None, empty: str) -> str | None:
     return context.dashboard_url
 
 
+def words(error: Exception) -> str:
+    """The last line of what went wrong, without another process's traceback."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or repr(cause)).splitlines()[-1][:500]
+
+
+def kill(handle: object) -> None:
+    """End an actor's process, if it is still there."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]
+
+
 def _keep_quiet() -> None:
     """Ray prints each process it loses onto the command's output, whatever `log_to_driver` says. The run tells it in
     its notes, and the logs hold the details. A private name of Ray's: where it is gone, Ray prints again."""

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
-import os
-import socket
 import time
 
 import msgspec
 
-from penstock.connectors.base import Holder
+from penstock.connectors.base import Taken, this_process
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores, refuse_held
 from penstock.connectors.state import open_state
@@ -25,10 +22,11 @@ from penstock.engine.plan import MAX_LANES, Plan
 from penstock.engine.progress import OUTBOX, PROGRESS, Saved
 from penstock.engine.tally import Tally, merge
 from penstock.workers.board import Board
+from penstock.workers.cluster import words
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.gpu_bill import GpuBill
 from penstock.workers.label_watch import LabelWatch
-from penstock.workers.lane_crew import Crew, words
+from penstock.workers.lane_crew import Crew
 from penstock.workers.lane_shell import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.metrics import DriverMetrics
@@ -88,7 +86,7 @@ class Driver:
         elif spec.budgets:
             LedgerClient(open_state(spec.state), spec.run_id).check()
         self._stores: Stores = open_stores(spec.sinks, spec.run_id)
-        holder = Holder(socket.gethostname(), os.getpid(), _user(), time.time(), options.command)
+        holder = this_process(options.command)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
         self._status.epoch = self._run_epoch
         try:
@@ -108,7 +106,8 @@ class Driver:
             await primary.write_plan(plan)
         else:
             self._status.resumed = True
-            accept = self._options.accept_changes or not await self._any_finished(plan)
+            changed = plan.fingerprint != spec.fingerprint
+            accept = self._options.accept_changes or (changed and not await self._any_finished(plan))
             for part in check_unchanged(plan, spec, accept=accept):
                 self._status.notes.append(f"changed since this run began, and accepted: {part}")
             longer = extended(plan, spec, await source.splits(plan.lanes))
@@ -125,8 +124,7 @@ class Driver:
     async def _any_finished(self, plan: Plan) -> bool:
         """Is there an answer that a changed job would make wrong? One that was mended before its first just goes on."""
         for lane in range(plan.lanes):
-            data = (await self._stores.primary.peek(lane)).chunks.get(PROGRESS)
-            tally = msgspec.msgpack.decode(data, type=Saved).tally if data else Tally()
+            tally = _saved(await self._stores.primary.peek(lane)).tally
             if tally.results or tally.dead_letters:
                 return True
         return False
@@ -161,13 +159,11 @@ class Driver:
             taken = await self._stores.primary.peek(lane)
             if any(name.startswith(OUTBOX) for name in taken.chunks):
                 return False
-            data = taken.chunks.get(PROGRESS)
-            saved = msgspec.msgpack.decode(data, type=Saved) if data else Saved()
+            saved = _saved(taken)
             if not saved.done or saved.opened != sum(1 for split in self._plan.splits if split.lane == lane):
                 return False
             merge(total, saved.tally)
-        self._bill = GpuBill(self._spec.catalog)
-        self._load_bill()
+        self._open_bill()
         if self._adjustments(total, time.time()):
             return False
         self._status.tally = total
@@ -178,8 +174,7 @@ class Driver:
         import ray
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
-        self._bill = GpuBill(spec.catalog)
-        self._load_bill()
+        self._open_bill()
         self._fleet = Fleet(
             spec.catalog,
             spec.run_id,
@@ -458,7 +453,9 @@ class Driver:
     def _bill_key(self) -> str:
         return f"runs/{self._spec.run_id}/gpu"
 
-    def _load_bill(self) -> None:
+    def _open_bill(self) -> None:
+        """The clocks of own engines, going on from where an earlier driver of this run left them."""
+        self._bill = GpuBill(self._spec.catalog)
         if self._bill:
             found = open_state(self._spec.state).get(self._bill_key())
             if found is not None and self._status.resumed:
@@ -473,6 +470,12 @@ class Driver:
             self._end("cancelled", "cancelled; the same command goes on where it was")
 
 
+def _saved(taken: Taken) -> Saved:
+    """A lane's committed progress; empty where it never committed."""
+    data = taken.chunks.get(PROGRESS)
+    return msgspec.msgpack.decode(data, type=Saved) if data else Saved()
+
+
 def _blown(allowed: int | float | None, dead: int, finished: int) -> bool:
     """Is the fuse `max_dead_letters` passed? An integer is a count, a fraction a share of finished items."""
     if allowed is None:
@@ -480,10 +483,3 @@ def _blown(allowed: int | float | None, dead: int, finished: int) -> bool:
     if isinstance(allowed, float):
         return finished >= FUSE_AFTER and dead > allowed * finished
     return dead > allowed
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

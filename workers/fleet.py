@@ -12,7 +12,7 @@ from hashlib import blake2b
 import msgspec
 
 from penstock.engine.catalog import Account, Catalog, Model
-from penstock.workers.cluster import NAMESPACE
+from penstock.workers.cluster import NAMESPACE, kill, words
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
@@ -162,7 +162,7 @@ class Fleet:
                     heard = time.time()
                 except TimeoutError:
                     if time.time() - heard > SILENT_S:
-                        _kill(handle)
+                        kill(handle)
                         return
                 except Exception:  # noqa: BLE001 - its process is gone: `gone` says so in a moment
                     await asyncio.wait([gone], timeout=1.0)
@@ -281,7 +281,7 @@ class GovernorActor:
 
         while (left := self._heard + GOVERNOR_IDLE_S - time.time()) > 0:  # noqa: ASYNC110 - every lease moves it
             await asyncio.sleep(left)
-        _kill(ray.get_runtime_context().current_actor)
+        kill(ray.get_runtime_context().current_actor)
 
 
 def _governor_actor(account: Account) -> object:
@@ -306,20 +306,13 @@ async def _await(call: Awaitable[object]) -> None:
         await call
 
 
-def _kill(handle: object) -> None:
-    import ray
-
-    with contextlib.suppress(Exception):
-        ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]
-
-
 def _words(error: Exception) -> str:
     """Ray's long story of a dead process, in one line."""
     from ray.exceptions import ActorDiedError
 
     if isinstance(error, ActorDiedError):
         return "its process died while it was starting; the Ray dashboard has its log"
-    return str(getattr(error, "cause", None) or error).strip().splitlines()[-1][:300]
+    return words(error)[:300]
 
 
 def _hopeless(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from penstock.connectors.registry import Stores
 from penstock.engine.plan import Plan
 from penstock.workers.board import Board
+from penstock.workers.cluster import kill, words
 from penstock.workers.fleet import Fleet
 from penstock.workers.lane_actor import LaneActor
 from penstock.workers.lane_shell import LaneReport
@@ -231,7 +232,7 @@ class Crew:
                 for lane in actor.lanes:
                     reports.pop(lane, None)
                     self._heard[lane] = now
-                _kill(actor.handle)
+                kill(actor.handle)
                 self._spawn(self._replace(actor))
 
     # -- passing on
@@ -265,7 +266,7 @@ class Crew:
         for actor in self._actors:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(actor.handle.close.remote(actor.lanes), 10.0)  # pyright: ignore[reportAttributeAccessIssue]
-            _kill(actor.handle)
+            kill(actor.handle)
 
     async def _tell(self, method: str, *arguments: object) -> None:
         """An actor that can't hear it is lost, and its successor is told by `_reopen_here`."""
@@ -277,16 +278,3 @@ class Crew:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def words(error: Exception) -> str:
-    """Without the other process's traceback."""
-    cause = getattr(error, "cause", None) or error
-    return (str(cause).strip() or repr(cause)).splitlines()[-1][:500]
-
-
-def _kill(handle: object) -> None:
-    import ray
-
-    with contextlib.suppress(Exception):
-        ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]

@@ -44,11 +44,6 @@ class Message(msgspec.Struct):
     content: Content = None
 
 
-class Tool(msgspec.Struct):
-    name: str = ""
-    input_schema: dict[str, Any] | None = None
-
-
 class Ask(msgspec.Struct):
     """A request in either protocol, as far as it matters here."""
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from penstock.connectors import assembly, file_sort
-from penstock.connectors.base import OutRecord, Records, SinkName
+from penstock.connectors.base import OutRecord, Records, SinkName, this_process
 from penstock.connectors.file_disk import no_faults
-from penstock.connectors.file_store import FileStore, this_process
+from penstock.connectors.file_store import FileStore
 from penstock.connectors.records import Encoder, iter_committed, iter_records
 from penstock.connectors.registry import PRIMARY, discard_stores, open_stores, refuse_held
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings

@@ -128,6 +128,6 @@ async def test_an_interrupt_before_the_lanes_are_open_is_not_forgotten(tmp_path:
 
 
 def memory_holder():
-    from penstock.connectors.file_store import this_process
+    from penstock.connectors.base import this_process
 
     return this_process("penstock run")
