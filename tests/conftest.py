@@ -26,12 +26,18 @@ _PR_SET_CHILD_SUBREAPER = 36
 def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A mark in the environment of all that the test starts; whatever bears it, or descends from us, is ended."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    resource_tracker.ensure_running()  # multiprocessing's own: it lives as long as we do
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    before = own_children()
     name = secrets.token_hex(8)
     monkeypatch.setenv(MARK, name)
     yield name
     reap(name, keep=before)
+
+
+def own_children() -> set[int]:
+    """Processes that a reaper must leave alone: what runs already, and multiprocessing's own tracker, which lives as
+    long as we do (seen: reaped with a module's sandbox, it failed the next module's first test)."""
+    resource_tracker.ensure_running()
+    return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
 def reap(name: str, keep: set[int] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]

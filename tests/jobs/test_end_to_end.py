@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +21,7 @@ import penstock as ps
 from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Settings, running_sandbox
 from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, reap
+from tests.conftest import MARK, own_children, reap
 
 pytestmark = pytest.mark.ray
 
@@ -33,7 +32,7 @@ WRONG_KEY = "sk-wrong-0123456789abcdef"
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """One Ray for this file: commands join the Ray that their process has. Nothing of it outlives the file."""
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    before = own_children()
     name = secrets.token_hex(8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARK, name)
