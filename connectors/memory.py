@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from penstock.connectors.base import Batch, Holder, OutRecord, Raw, Records, SinkName, Taken
-from penstock.connectors.file_disk import Faults, no_faults
+from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.engine.errors import Corrupt, Fenced, Held, SpecError, Temporary
 from penstock.engine.items import Position
 from penstock.engine.plan import Epoch, Plan, Split

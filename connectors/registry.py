@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from penstock.connectors.base import Primary, SinkName, Source, Store
-from penstock.connectors.file_run import claim_home, marker, run_epoch
+from penstock.connectors.filestore.run import claim_home, marker, run_epoch
 from penstock.connectors.settings import FilesSink, FilesSource, MemorySink, MemorySource, SinkSettings, SourceSettings
 from penstock.engine.errors import Held, SpecError
 from penstock.engine.plan import Plan
@@ -137,7 +137,7 @@ def _groups(sinks: dict[SinkName, SinkSettings]) -> dict[str, _Home | str]:
 def _open(group: _Home | str, run_id: str) -> Primary:
     match group:
         case _Home():
-            from penstock.connectors.file_store import FileStore
+            from penstock.connectors.filestore.store import FileStore
 
             claim_home(group.path, run_id)
             return FileStore(group.path, {str(sink): output for sink, output in group.sinks.items()})
@@ -162,8 +162,8 @@ def _check_paths(sinks: dict[SinkName, SinkSettings]) -> None:
 
 def _hold_home(home: Path) -> int | None:
     """The lock of its last command; None: nobody ever held it."""
-    from penstock.connectors.file_disk import try_lock
-    from penstock.connectors.file_run import describe
+    from penstock.connectors.filestore.disk import try_lock
+    from penstock.connectors.filestore.run import describe
 
     epoch = run_epoch(home)
     lock = try_lock(marker(home, epoch)) if epoch else None

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal, Protocol
 
-from penstock.connectors.file_disk import publish
+from penstock.connectors.filestore.disk import publish
 from penstock.engine.errors import PenstockError, SpecError, Temporary
 
 Tag = str

@@ -11,8 +11,8 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.engine.items import DeadLetter, Item
-from penstock.jobs import told
-from penstock.jobs.explain import cut
+from penstock.jobs.look import told
+from penstock.jobs.look.explain import cut
 from penstock.jobs.wording import dollars
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def first_rows(result: JobResult, count: int) -> list[Shown]:
 
 def items(spec: RunSpec, count: int) -> list[Item | DeadLetter]:
     """The rows once more from the source: records don't hold prompts."""
-    from penstock.connectors.intake import Intake, input_shape
+    from penstock.connectors.reading.intake import Intake, input_shape
     from penstock.connectors.registry import open_source
-    from penstock.jobs.sampling import read_sample
+    from penstock.jobs.forecasting.sampling import read_sample
 
     def maker(form: str) -> Callable[[Raw], Item | DeadLetter]:
         names, shape = spec.catalog.models, input_shape(form)

@@ -25,10 +25,10 @@ import msgspec
 
 from penstock.connectors.settings import FilesSource
 from penstock.engine.errors import SpecError, Temporary
-from penstock.jobs import told
 from penstock.jobs.history import History, is_over
-from penstock.jobs.reading import Outputs
-from penstock.jobs.told import LetterTold
+from penstock.jobs.look import told
+from penstock.jobs.look.reading import Outputs
+from penstock.jobs.look.told import LetterTold
 from penstock.jobs.trial import beside
 from penstock.workers.runspec import RunSpec
 

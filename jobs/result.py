@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from penstock.connectors.base import SinkName
-from penstock.jobs import exits, told
-from penstock.jobs.reading import Outputs, RecordBatch, batches
-from penstock.jobs.told import CostTold, LetterTold
+from penstock.jobs import exits
+from penstock.jobs.look import told
+from penstock.jobs.look.reading import Outputs, RecordBatch, batches
+from penstock.jobs.look.told import CostTold, LetterTold
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
@@ -78,7 +79,7 @@ class JobResult:
 
         from rich.console import Console
 
-        from penstock.jobs import report
+        from penstock.jobs.look import report
 
         out = StringIO()
         console = Console(file=out, width=80, no_color=True, highlight=False)

@@ -32,7 +32,7 @@ from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
 if TYPE_CHECKING:
-    from penstock.jobs.planning import Plan
+    from penstock.jobs.forecasting.planning import Plan
 
 T = TypeVar("T")
 Job = str | Path | Mapping[str, object] | RunSpec
@@ -307,7 +307,7 @@ async def arun(
 
 def plan(job: Job, *, vars: Mapping[str, str] | None = None, limit: int | None = None) -> Plan:
     """What a run would do, take and cost, from a sample of its rows. Nothing is called or paid for."""
-    from penstock.jobs.planning import make_plan
+    from penstock.jobs.forecasting.planning import make_plan
 
     return off_loop(lambda _: make_plan(resolve(job, vars, limit)))
 

@@ -17,17 +17,17 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores, refuse_held
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
+from penstock.engine.flow.progress import OUTBOX, PROGRESS, Saved
+from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.items import CostLine
 from penstock.engine.plan import MAX_LANES, Plan
-from penstock.engine.progress import OUTBOX, PROGRESS, Saved
-from penstock.engine.tally import Tally, merge
 from penstock.workers.board import Board
 from penstock.workers.cluster import words
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.gpu_bill import GpuBill
-from penstock.workers.label_watch import LabelWatch
-from penstock.workers.lane_crew import Crew
-from penstock.workers.lane_shell import LaneReport
+from penstock.workers.lanes.crew import Crew
+from penstock.workers.lanes.labels import LabelWatch
+from penstock.workers.lanes.shell import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet

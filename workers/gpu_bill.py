@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from penstock.engine.catalog import Catalog, Price
+from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CostLine, Usage
 from penstock.engine.pricing import GpuClock, usd_to_nano
-from penstock.engine.tally import Tally
 
 
 class GpuBill:

@@ -14,11 +14,11 @@ from typing import Literal, Protocol, cast
 
 import msgspec
 
+from penstock.engine.flow.lane_types import CommitBatch
+from penstock.engine.flow.tally import Tally, TaskTally
 from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result
-from penstock.engine.lane_types import CommitBatch
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
-from penstock.engine.tally import Tally, TaskTally
-from penstock.workers.lane_shell import LaneReport
+from penstock.workers.lanes.shell import LaneReport
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 

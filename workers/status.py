@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.engine.tally import ModelTally, Slow, Tally, TaskTally
+from penstock.engine.flow.tally import ModelTally, Slow, Tally, TaskTally
 
 __all__ = ["ModelTally", "RunState", "RunStatus", "Slow", "Tally", "TaskTally"]
 

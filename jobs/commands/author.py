@@ -78,7 +78,8 @@ def plan(job: str, sets: tuple[str, ...], as_json: bool, limit: int | None) -> i
 
     Exits 3 where a budget can't hold it.
     """
-    from penstock.jobs import planning, trial
+    from penstock.jobs import trial
+    from penstock.jobs.forecasting import planning
 
     spec = shared.load_job(job, sets)
     made = planning.make_plan(spec if limit is None else trial.first(spec, limit))

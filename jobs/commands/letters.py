@@ -17,8 +17,8 @@ from penstock.jobs.commands import shared
 from penstock.jobs.commands.look import outputs_of
 
 if TYPE_CHECKING:
+    from penstock.jobs.look.told import LetterTold
     from penstock.jobs.replay import Chosen
-    from penstock.jobs.told import LetterTold
 
 REASONS: tuple[str, ...] = get_args(DeadLetterReason)
 MESSAGE_SHOWN = 60
@@ -46,7 +46,7 @@ def list_letters(run: str | None, state: str | None, as_json: bool, reasons: tup
     unknown_sensitivity unsupported wall no_candidate too_long over_max_cost budget deadline refused bad_request
     invalid_output attempts_exhausted result_too_large source_lost cancelled.
     """
-    from penstock.jobs import told
+    from penstock.jobs.look import told
 
     outputs = outputs_of(run, state)
     letters = (one for one in told.letters(outputs.records("dead_letters")) if not reasons or one.reason in reasons)
@@ -98,7 +98,7 @@ def replay(run: str | None, state: str | None, reasons: tuple[str, ...], everyth
     (results.replay-1.jsonl); each record says its generation.
     """
     from penstock.jobs import replay as again
-    from penstock.jobs import report
+    from penstock.jobs.look import report
     from penstock.jobs.progress import display_for
     from penstock.jobs.run import Session, Stop, execute
 

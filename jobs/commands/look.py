@@ -8,18 +8,18 @@ import click
 import msgspec
 
 from penstock.jobs import exits
-from penstock.jobs.bills import BYS
 from penstock.jobs.commands import shared
-from penstock.jobs.log_lines import LEVELS
+from penstock.jobs.look.bills import BYS
+from penstock.jobs.look.log_lines import LEVELS
 
 if TYPE_CHECKING:
-    from penstock.jobs.bills import By
-    from penstock.jobs.explain import Line
-    from penstock.jobs.reading import Outputs
+    from penstock.jobs.look.bills import By
+    from penstock.jobs.look.explain import Line
+    from penstock.jobs.look.reading import Outputs
 
 
 def outputs_of(run: str | None, state: str | None) -> Outputs:
-    from penstock.jobs.reading import Outputs
+    from penstock.jobs.look.reading import Outputs
 
     found = shared.locate(run, state)
     return Outputs(found.history.spec(found.run_id), found.history.status(found.run_id))
@@ -36,7 +36,7 @@ def explain(item: str, run: str | None, state: str | None, as_json: bool) -> int
     ID is an item_id, the first six or more digits of one, a custom_id, or the value of
     a kept column.
     """
-    from penstock.jobs import explain as stories
+    from penstock.jobs.look import explain as stories
 
     outputs = outputs_of(run, state)
     endings = stories.find(item, outputs.records("results"), outputs.records("dead_letters"))
@@ -71,7 +71,7 @@ def _print(lines: list[Line]) -> None:
 @click.option("--by", type=click.Choice(BYS), default="model", show_default=True, help="What to add up by.")
 def costs(run: str | None, state: str | None, as_json: bool, by: By) -> int:
     """What RUN paid (the latest by default), from its cost lines: every settled call, retries and judges included."""
-    from penstock.jobs import bills, told
+    from penstock.jobs.look import bills, told
 
     outputs = outputs_of(run, state)
     added = bills.add_up(told.costs(outputs.records("costs")), by)
@@ -90,7 +90,7 @@ def costs(run: str | None, state: str | None, as_json: bool, by: By) -> int:
 @shared.json_option
 def report(run: str | None, state: str | None, as_json: bool) -> int:
     """The summary of RUN (the latest by default), as it stood at its end, or as it stands."""
-    from penstock.jobs import report as summaries
+    from penstock.jobs.look import report as summaries
 
     found = shared.locate(run, state)
     status = found.history.status(found.run_id)
@@ -111,7 +111,7 @@ def report(run: str | None, state: str | None, as_json: bool) -> int:
 @click.option("--item", help="Lines about this item_id, or the start of one.")
 def logs(run: str | None, state: str | None, as_json: bool, level: str | None, item: str | None) -> int:
     """What the processes of RUN logged, in the order of time. Never prompts, answers or keys."""
-    from penstock.jobs import log_lines
+    from penstock.jobs.look import log_lines
 
     found = shared.locate(run, state)
     lines = log_lines.read(log_lines.folder(found.history.url, found.run_id), level=level, item=item)

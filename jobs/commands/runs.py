@@ -120,7 +120,7 @@ def _inline(job: str, call: RunCall) -> RunSpec:
 
 
 def _tell(result: JobResult) -> None:
-    from penstock.jobs import report
+    from penstock.jobs.look import report
 
     out = shared.console()
     if result.nothing_to_do:
@@ -245,6 +245,6 @@ def cancel(run: str | None, state: str | None) -> int:
 
 def batch(status: RunStatus) -> dict[str, object]:
     """`RunStatus` as `jobs.batch_form` tells machines of it."""
-    from penstock.jobs.batch_form import batch_of
+    from penstock.jobs.look.batch_form import batch_of
 
     return msgspec.to_builtins(batch_of(status))

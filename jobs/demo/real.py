@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from penstock.engine.errors import Temporary
-from penstock.jobs import demo_data, planning
+from penstock.jobs import demo_data
 from penstock.jobs import spec as job_spec
-from penstock.jobs.committed import read_outputs
 from penstock.jobs.demo import commands, extra, files, sums
 from penstock.jobs.demo.stage import Stage
+from penstock.jobs.forecasting import planning
+from penstock.jobs.look.committed import read_outputs
+from penstock.jobs.look.verify import check
 from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
-from penstock.jobs.verify import check
 from penstock.jobs.wording import counted
 
 REWRITES = 6

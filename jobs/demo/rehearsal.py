@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penstock.jobs import demo_data, planning
+from penstock.jobs import demo_data
 from penstock.jobs import spec as job_spec
-from penstock.jobs.committed import read_outputs
 from penstock.jobs.demo import commands, files, sums
 from penstock.jobs.demo.stage import Stage
+from penstock.jobs.forecasting import planning
+from penstock.jobs.look.committed import read_outputs
+from penstock.jobs.look.verify import check, journal_of
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
-from penstock.jobs.verify import check, journal_of
 from penstock.jobs.wording import counted
 from penstock.workers.runspec import RunSpec
 

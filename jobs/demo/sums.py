@@ -11,10 +11,10 @@ import msgspec
 from penstock.engine.catalog import Catalog
 from penstock.engine.items import Usage
 from penstock.engine.pricing import cost_nano, price_of
-from penstock.jobs.committed import Line, Outputs
 from penstock.jobs.demo.stage import Stage
-from penstock.jobs.forecast import Interval, share_interval
-from penstock.jobs.verify import Report
+from penstock.jobs.forecasting.forecast import Interval, share_interval
+from penstock.jobs.look.committed import Line, Outputs
+from penstock.jobs.look.verify import Report
 from penstock.jobs.wording import counted, dollars, share
 
 SHOWN = (

@@ -12,7 +12,7 @@ from penstock.jobs.spec.tree import Doc, Path
 
 def check_template(doc: Doc, path: Path, source: str) -> str:
     """Raises `SpecError` at the template's line, with the template's own account of what is wrong."""
-    from penstock.connectors.template import compile_template
+    from penstock.connectors.templates.template import compile_template
 
     try:
         compile_template(source)

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penstock.connectors import assembly, file_sort
 from penstock.connectors.base import OutRecord, Records, SinkName, this_process
-from penstock.connectors.file_disk import no_faults
-from penstock.connectors.file_store import FileStore
-from penstock.connectors.records import Encoder, iter_committed, iter_records
+from penstock.connectors.filestore import assembly
+from penstock.connectors.filestore import sort as file_sort
+from penstock.connectors.filestore.disk import no_faults
+from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.registry import PRIMARY, discard_stores, open_stores, refuse_held
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
+from penstock.connectors.writing.records import Encoder, iter_committed, iter_records
 from penstock.engine.errors import Fenced, Held, Refused, SpecError
 from penstock.engine.items import (
     Answer,
@@ -365,7 +366,7 @@ MEMORY = """
 import asyncio, resource, sys
 from pathlib import Path
 from penstock.connectors.base import OutRecord
-from penstock.connectors.file_store import FileStore
+from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.settings import FilesSink
 from penstock.engine.plan import Plan
 

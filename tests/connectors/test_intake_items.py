@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.connectors import attributes
 from penstock.connectors.base import Raw
-from penstock.connectors.intake import Intake, input_shape
+from penstock.connectors.reading import attributes
+from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.settings import Row
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Output, Policy, Prompt, Scorer, Task

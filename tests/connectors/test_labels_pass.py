@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.connectors.base import Raw
 from penstock.connectors.files import FileSource
-from penstock.connectors.labels import Duplicate, LabelPass, Records, labeller
+from penstock.connectors.reading.labels import Duplicate, LabelPass, Records, labeller
 from penstock.connectors.settings import FilesSource, Row
 from penstock.engine.errors import Temporary
 from penstock.engine.items import Position

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.connectors.records import Encoder, Shape, Stamps, usd
+from penstock.connectors.writing.records import Encoder, Shape, Stamps, usd
 from penstock.engine.items import (
     Answer,
     Attempt,

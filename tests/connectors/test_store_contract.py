@@ -21,9 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.connectors import memory
 from penstock.connectors.base import Holder, OutRecord, Primary
-from penstock.connectors.file_lane import COMMIT_STEPS, TAKE_STEPS
-from penstock.connectors.file_spool import iter_values
-from penstock.connectors.file_store import FileStore, committed_spools
+from penstock.connectors.filestore.lane import COMMIT_STEPS, TAKE_STEPS
+from penstock.connectors.filestore.spool import iter_values
+from penstock.connectors.filestore.store import FileStore, committed_spools
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Corrupt, Fenced, Held, Temporary

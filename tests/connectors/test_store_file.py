@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from penstock.connectors import file_disk, file_lane
 from penstock.connectors.base import OutRecord
-from penstock.connectors.file_lane import COMMIT_STEPS, ROTATE_STEPS, TAKE_STEPS
-from penstock.connectors.file_spool import iter_values
-from penstock.connectors.file_store import FileStore, committed_spools
+from penstock.connectors.filestore import disk as file_disk
+from penstock.connectors.filestore import lane as file_lane
+from penstock.connectors.filestore.lane import COMMIT_STEPS, ROTATE_STEPS, TAKE_STEPS
+from penstock.connectors.filestore.spool import iter_values
+from penstock.connectors.filestore.store import FileStore, committed_spools
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Corrupt, Fenced, Temporary
 from penstock.engine.plan import Epoch, Plan
@@ -242,7 +243,7 @@ HELPER = """
 import asyncio, os, sys
 from pathlib import Path
 from penstock.connectors.base import OutRecord
-from penstock.connectors.file_store import FileStore
+from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Fenced
 

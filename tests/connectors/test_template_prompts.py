@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from penstock.connectors.template import compile_template, render, value
-from penstock.connectors.template_bounds import MAX_OUTPUT
+from penstock.connectors.templates.bounds import MAX_OUTPUT
+from penstock.connectors.templates.template import compile_template, render, value
 from penstock.engine.errors import BadRecord, SpecError
 
 ROW: dict[str, object] = {

@@ -24,8 +24,8 @@ from typing import Literal
 import msgspec
 import psutil
 
+from penstock.jobs.look.verify import Paid, Report, journal_of
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
-from penstock.jobs.verify import Paid, Report, journal_of
 from tests.crash.checker import assert_clean
 
 Kind = Literal["lane", "dispatcher", "governor", "driver", "command", "group"]

@@ -1,7 +1,7 @@
 """What every crash test asks at its end: `assert_clean(offered, paths, journal, bound=…)`.
 
-The comparison itself is `penstock.jobs.verify`, since the demo shows its sums; `test_checker.py` tests it with planted
-losses, duplicates, second payments and wrong bills.
+The comparison itself is `penstock.jobs.look.verify`, since the demo shows its sums; `test_checker.py` tests it with
+planted losses, duplicates, second payments and wrong bills.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from penstock.jobs.committed import read_outputs
-from penstock.jobs.verify import Paid, Report, check
+from penstock.jobs.look.committed import read_outputs
+from penstock.jobs.look.verify import Paid, Report, check
 
 __all__ = ["Paid", "Report", "assert_clean", "check", "read_outputs"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.jobs.committed import Finished, Line, Outputs, Sample, Tried, read_outputs
-from penstock.jobs.verify import Paid, check
+from penstock.jobs.look.committed import Finished, Line, Outputs, Sample, Tried, read_outputs
+from penstock.jobs.look.verify import Paid, check
 from tests.crash.checker import assert_clean
 
 CALL_NANO = 1_500

@@ -21,7 +21,7 @@ from tests.crash.bench import Bench, Shape, below, bench
 pytestmark = pytest.mark.ray
 
 SILENT_S = 10.0
-"""A lane actor is replaced after this long without a word (`workers.lane_crew`)."""
+"""A lane actor is replaced after this long without a word (`workers.lanes.crew`)."""
 
 
 def wait_for(what: str, command: subprocess.Popen[bytes], b: Bench, timeout_s: float = 60.0) -> None:

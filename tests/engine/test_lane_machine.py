@@ -14,6 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.engine import budget
 from penstock.engine.budget import Budget, Budgets, LeaseRefused, Ledger, Owner
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_check import check
+from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
 from penstock.engine.items import (
     Answer,
     Attributes,
@@ -27,9 +30,6 @@ from penstock.engine.items import (
     Request,
     Usage,
 )
-from penstock.engine.lane import Lane
-from penstock.engine.lane_check import check
-from penstock.engine.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
 from penstock.engine.plan import Split
 from penstock.engine.policy import Output, Policy, Task
 from penstock.engine.router import Router

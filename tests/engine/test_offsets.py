@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine import offsets
 from penstock.engine.errors import Corrupt
+from penstock.engine.flow import offsets
 
 BASE = 1 << 40
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.outbox import MAX_BATCHES, Outbox
+from penstock.engine.flow.outbox import MAX_BATCHES, Outbox
 
 
 @given(st.lists(st.sampled_from(["add", "apply", "trim", "crash"]), max_size=60))

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.errors import Corrupt
+from penstock.engine.flow.progress import Progress, Saved
 from penstock.engine.plan import Split
-from penstock.engine.progress import Progress, Saved
 
 
 def splits(count: int) -> list[Split]:

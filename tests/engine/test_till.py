@@ -1,9 +1,9 @@
 """A lane's till: who waits for money gets it in order, and what nobody needs goes back."""
 
 from penstock.engine.budget import Budget, Budgets
+from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.till import IDLE_LEASE_S, Till
 from penstock.engine.items import Attributes, Item, Position, Request, Route
-from penstock.engine.slots import Slot
-from penstock.engine.till import IDLE_LEASE_S, Till
 
 NOW = 1_700_000_000.0
 

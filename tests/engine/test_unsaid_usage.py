@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import Hooks, LaneSettings
 from penstock.engine.items import Answer, Attributes, Item, Outcome, Position, Request, Usage
-from penstock.engine.lane import Lane
-from penstock.engine.lane_types import Hooks, LaneSettings
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router

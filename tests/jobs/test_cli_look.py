@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from penstock.connectors.records import Encoder
 from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog
 from penstock.engine.items import (
     Answer,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from penstock.connectors.records import Encoder
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.items import Answer, DeadLetter, Item, Result, Route, Usage
 from penstock.jobs import preview, trial
 from penstock.jobs import spec as job_spec

@@ -6,16 +6,17 @@ import msgspec
 import pytest
 
 from penstock.connectors.base import Raw
-from penstock.connectors.intake import Intake
-from penstock.connectors.records import Encoder
-from penstock.connectors.replay import ReplayIntake
+from penstock.connectors.reading.intake import Intake
+from penstock.connectors.reading.replay import ReplayIntake
 from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
-from penstock.jobs import replay, told
+from penstock.jobs import replay
 from penstock.jobs.history import open_history
+from penstock.jobs.look import told
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
 

@@ -15,11 +15,11 @@ from rich.console import Console
 from penstock.engine.errors import SpecError
 from penstock.jobs import demo_data
 from penstock.jobs import spec as job_spec
-from penstock.jobs.committed import Line, Outputs, Sample
 from penstock.jobs.demo import commands, extra, files, rehearsal, sums
 from penstock.jobs.demo.stage import Stage
+from penstock.jobs.look.committed import Line, Outputs, Sample
+from penstock.jobs.look.verify import Report
 from penstock.jobs.sandbox import running_sandbox
-from penstock.jobs.verify import Report
 from penstock.workers.runspec import RunSpec
 
 
@@ -144,7 +144,7 @@ def test_a_loss_would_be_shown(stage: Stage) -> None:
 
 
 def _violation() -> object:
-    from penstock.jobs.verify import Violation
+    from penstock.jobs.look.verify import Violation
 
     return Violation("lost", "row-1", "offered 1 times, found 0 times")
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from penstock.connectors.records import Encoder
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.items import (
     Answer,
     Attempt,

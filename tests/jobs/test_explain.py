@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.connectors.base import OutRecord
-from penstock.connectors.records import Encoder
 from penstock.connectors.registry import open_stores
 from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.items import Answer, Attributes, DeadLetter, Item, Position, Request, Result, Route, Usage
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy
-from penstock.jobs import explain, told
+from penstock.jobs.look import explain, told
 from penstock.jobs.result import JobResult
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus, Tally

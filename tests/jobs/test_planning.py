@@ -20,12 +20,12 @@ from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, Vers
 from penstock.engine.errors import Spent
 from penstock.engine.items import Attributes, DeadLetter, Item, Request
 from penstock.engine.policy import Output, Policy, Task
-from penstock.jobs import forecast, planning
 from penstock.jobs import spec as job_spec
-from penstock.jobs.forecast import Interval, Measured
-from penstock.jobs.plan_report import PlanReport
-from penstock.jobs.sampling import Reading, read_sample
-from penstock.jobs.survey import Survey
+from penstock.jobs.forecasting import forecast, planning
+from penstock.jobs.forecasting.forecast import Interval, Measured
+from penstock.jobs.forecasting.plan_report import PlanReport
+from penstock.jobs.forecasting.sampling import Reading, read_sample
+from penstock.jobs.forecasting.survey import Survey
 from penstock.workers.runspec import RunSpec
 
 USD = 1_000_000_000
@@ -111,7 +111,7 @@ def test_a_small_input_is_counted_exactly(tmp_path: Path) -> None:
 
 def test_a_large_input_is_estimated_and_the_truth_lies_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows from bytes at several places, with an interval that holds the true count."""
-    monkeypatch.setattr("penstock.jobs.sampling.WHOLE_BYTES", 0)
+    monkeypatch.setattr("penstock.jobs.forecasting.sampling.WHOLE_BYTES", 0)
     path = _write(tmp_path / "a.jsonl", [{"text": "x" * (20 + n * 7919 % 300)} for n in range(60_000)])
     plan = _plan(_spec(path))
     assert not plan.rows_exact

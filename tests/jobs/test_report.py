@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from penstock.engine.items import NANO_PER_USD
-from penstock.jobs import progress, report, wording
+from penstock.jobs import progress, wording
+from penstock.jobs.look import report
 from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.connectors.template import render
+from penstock.connectors.templates.template import render
 from penstock.jobs import spec
 
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"

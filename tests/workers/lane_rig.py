@@ -13,24 +13,24 @@ import msgspec
 
 from penstock.connectors import memory
 from penstock.connectors.base import Batch, Raw, Source
-from penstock.connectors.file_disk import Faults, no_faults
-from penstock.connectors.file_store import FileStore
-from penstock.connectors.intake import Intake
+from penstock.connectors.filestore.disk import Faults, no_faults
+from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.memory import MemorySource, MemoryStore
-from penstock.connectors.records import Encoder
+from penstock.connectors.reading.intake import Intake
 from penstock.connectors.registry import Stores
 from penstock.connectors.settings import FilesSink, Row
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.budget import Budget, Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import Hooks, LaneSettings
 from penstock.engine.items import Answer, Call, Outcome, Position, Usage
-from penstock.engine.lane import Lane
-from penstock.engine.lane_types import Hooks, LaneSettings
 from penstock.engine.plan import Epoch, Plan, Split
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
-from penstock.workers.lane_input import Verdicts
-from penstock.workers.lane_shell import LaneReport, LaneShell
+from penstock.workers.lanes.input import Verdicts
+from penstock.workers.lanes.shell import LaneReport, LaneShell
 from penstock.workers.ports import Post
 
 POOL = "api:a"

@@ -14,17 +14,17 @@ from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores
 from penstock.connectors.settings import MemorySink, MemorySource, Row
 from penstock.engine.catalog import Catalog, Model, Version
+from penstock.engine.flow.progress import PROGRESS, Saved
+from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
-from penstock.engine.progress import PROGRESS, Saved
-from penstock.engine.tally import ModelTally, Tally
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet
 from penstock.workers.gpu_bill import GpuBill
-from penstock.workers.lane_crew import Crew
-from penstock.workers.lane_shell import LaneReport
+from penstock.workers.lanes.crew import Crew
+from penstock.workers.lanes.shell import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
 
 OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", hour_usd=3.6)}, {3: ("own",)})

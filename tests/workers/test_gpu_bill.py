@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Model, Version
-from penstock.engine.lane import Lane
-from penstock.engine.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import Hooks, LaneSettings
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
 from penstock.workers.gpu_bill import GpuBill

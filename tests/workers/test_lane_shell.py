@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from penstock.connectors.file_disk import no_faults
-from penstock.connectors.file_lane import COMMIT_STEPS, TAKE_STEPS
+from penstock.connectors.filestore.disk import no_faults
+from penstock.connectors.filestore.lane import COMMIT_STEPS, TAKE_STEPS
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.memory import crash_at
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced
 from penstock.engine.items import Call, Failure, Outcome
-from penstock.workers import lane_shell
 from penstock.workers.board import Board
+from penstock.workers.lanes import shell as lane_shell
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None

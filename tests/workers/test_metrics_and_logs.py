@@ -9,6 +9,9 @@ import pytest
 
 from penstock.connectors.settings import FilesSource, Row
 from penstock.engine.catalog import Catalog
+from penstock.engine.flow.lane_types import CommitBatch
+from penstock.engine.flow.progress import Saved
+from penstock.engine.flow.tally import Tally, TaskTally, count_fallback, merge
 from penstock.engine.items import (
     Answer,
     Attempt,
@@ -22,12 +25,9 @@ from penstock.engine.items import (
     Route,
     Usage,
 )
-from penstock.engine.lane_types import CommitBatch
 from penstock.engine.policy import Policy, Task
-from penstock.engine.progress import Saved
-from penstock.engine.tally import Tally, TaskTally, count_fallback, merge
-from penstock.jobs import log_lines
-from penstock.workers.lane_shell import LaneReport
+from penstock.jobs.look import log_lines
+from penstock.workers.lanes.shell import LaneReport
 from penstock.workers.log import DEAD_A_MINUTE, LaneLog, Log
 from penstock.workers.metrics import (
     API,

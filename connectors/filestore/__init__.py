@@ -1,0 +1,1 @@
+"""A folder tree as an exactly-once store."""

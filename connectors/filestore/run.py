@@ -1,0 +1,130 @@
+"""What a primary folder holds besides its lanes: whose it is, the plan, and the right to be the run's one command.
+
+run.json                 the run that this folder belongs to
+plan-<nnnn>.json         each version of the plan, created exclusively
+run-<epoch>              one file a command, created exclusively; it names its holder, who holds the file's lock
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from pathlib import Path
+
+import msgspec
+
+from penstock.connectors.base import Holder
+from penstock.connectors.filestore.disk import publish_new, try_lock
+from penstock.engine.errors import Corrupt, Fenced, Held, Refused
+from penstock.engine.plan import Plan
+
+HOLD_WAIT_S = 4.0
+"""A killed command's processes live on for about 2 s (measured); twice that."""
+POLL_S = 0.05
+
+_RUN = re.compile(r"run-(\d{8})")
+_PLAN = re.compile(r"plan-(\d{4,})\.json")
+
+
+class RunMark(msgspec.Struct, frozen=True):
+    run_id: str
+    format: int = 1
+
+
+def claim_home(home: Path, run_id: str) -> None:
+    """Make `home` this run's, or see that it is already. Raises `Refused` where another run's records are in it."""
+    home.mkdir(parents=True, exist_ok=True)
+    mark = home / "run.json"
+    fd = None if mark.exists() else publish_new(mark, msgspec.json.encode(RunMark(run_id)))
+    if fd is not None:
+        os.close(fd)
+        return
+    try:
+        found = msgspec.json.decode(mark.read_bytes(), type=RunMark)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{mark} cannot be read ({error}). Move {home} away or start with --fresh.") from error
+    if found.run_id != run_id:
+        raise Refused(
+            f"{home.parent} holds the output of another run ({found.run_id}); this one is {run_id}. "
+            "Give the sinks another path, or start with --fresh to throw the old output away."
+        )
+
+
+def run_epoch(home: Path) -> int:
+    """The highest run epoch; 0: no command ever held the run."""
+    names = os.listdir(home) if home.exists() else []
+    return max((int(m[1]) for n in names if (m := _RUN.fullmatch(n))), default=0)
+
+
+def marker(home: Path, epoch: int) -> Path:
+    return home / f"run-{epoch:08d}"
+
+
+def read_holder(path: Path) -> Holder | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Holder)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+async def hold_run(home: Path, holder: Holder, take_over: bool, wait_s: float = HOLD_WAIT_S) -> tuple[int, int]:
+    """Become the run's one command. Returns the new run epoch and the descriptor that holds its lock."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait_s
+    while True:
+        epoch = run_epoch(home)
+        before = try_lock(marker(home, epoch)) if epoch else None
+        if take_over or not epoch or before is not None:
+            fd = publish_new(marker(home, epoch + 1), msgspec.json.encode(holder))
+            if before is not None:
+                os.close(before)
+            if fd is not None:
+                return epoch + 1, fd
+        elif loop.time() >= deadline:
+            raise Held(describe(home, epoch))
+        await asyncio.sleep(POLL_S)
+
+
+def describe(home: Path, epoch: int) -> str:
+    """Who holds the run, in words."""
+    who = read_holder(marker(home, epoch))
+    if who is None:
+        return f"{home}: another command holds this run. Wait for it, or use --take-over."
+    import datetime
+
+    since = datetime.datetime.fromtimestamp(who.since, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    command = f" ({who.command})" if who.command else ""
+    return (
+        f"this run is held by {who.user}@{who.host}, process {who.pid}{command}, since {since}. "
+        "Wait for it or stop it; or use --take-over, which fences it off and goes on in its place."
+    )
+
+
+def plan_version(home: Path) -> int:
+    names = os.listdir(home) if home.exists() else []
+    return max((int(m[1]) for n in names if (m := _PLAN.fullmatch(n))), default=0)
+
+
+def read_plan(home: Path) -> Plan | None:
+    version = plan_version(home)
+    if not version:
+        return None
+    path = home / f"plan-{version:04d}.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{path} cannot be read ({error}). Restore it from a backup, or start with --fresh.") from error
+
+
+def write_plan(home: Path, plan: Plan) -> None:
+    """Raises `Fenced` where `plan.version` is not the stored one + 1."""
+    stored = plan_version(home)
+    path = home / f"plan-{plan.version:04d}.json"
+    fd = publish_new(path, msgspec.json.encode(plan)) if plan.version == stored + 1 else None
+    if fd is None:
+        raise Fenced(
+            f"{home}: the plan is at version {max(stored, plan_version(home))} and version {plan.version} was to be "
+            "written: another command changed it. Read it and start anew."
+        )
+    os.close(fd)

@@ -1,0 +1,1 @@
+"""From a raw record to an item: identity, attributes, canonical request, labels."""

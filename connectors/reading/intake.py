@@ -1,0 +1,266 @@
+"""`Raw` → `Item`, or the `DeadLetter` that says why not. Nothing here raises for a bad record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Literal, NoReturn, cast
+
+import msgspec
+
+from penstock.connectors.base import Raw
+from penstock.connectors.formats.lines import HEAD_BYTES
+from penstock.connectors.reading import attributes as attrs
+from penstock.connectors.reading import chat
+from penstock.connectors.reading.json_guard import Members, decode, members, raw_members, told_once
+from penstock.connectors.reading.rows import RowShape
+from penstock.connectors.settings import Row
+from penstock.connectors.templates.template import nearest
+from penstock.engine.errors import BadRecord
+from penstock.engine.items import Attributes, DeadLetter, DeadLetterReason, Item, Request
+from penstock.engine.policy import Policy
+
+InputShape = Literal["rows", "openai-batch"]
+
+MAX_LABEL = 512
+"""Characters of a `custom_id`; OpenAI's own limit."""
+ENDPOINT = "/v1/chat/completions"
+
+_encode = msgspec.json.Encoder().encode
+_NO_BODY = msgspec.Raw(b"null")
+
+
+class _Body(msgspec.Struct):
+    body: msgspec.Raw = _NO_BODY
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def input_shape(format: str) -> InputShape:
+    """What the records of a split's format are."""
+    return "openai-batch" if format == "openai-batch" else "rows"
+
+
+class Intake:
+    """Makes items of one run's records.
+
+    shape: what the records are. model_names: the catalogue's names, which `body.model` may pin. job_vars: the job's
+    `vars`, for row templates. Raises `SpecError` at construction where a template can't be compiled.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        shape: InputShape,
+        row: Row,
+        policy: Policy,
+        model_names: Collection[str],
+        generation: int = 0,
+        job_vars: Mapping[str, str] | None = None,
+    ) -> None:
+        self._ids = _Ids(run_id)
+        self._policy = policy
+        self._models = frozenset(model_names)
+        self._generation = generation
+        self._defaults = {name: chat.Defaults(task) for name, task in policy.tasks.items()}
+        self._rows = RowShape(row, policy, self._defaults, job_vars or {}) if shape == "rows" else None
+        self._own_task = policy.tasks.keys() if policy.default_task is not None else None
+        self._plain = Attributes(task=policy.default_task)
+
+    def item(self, raw: Raw, now: float) -> Item | DeadLetter:
+        """`now`: Unix seconds, for records that carry no time of their own."""
+        item_id = self._ids.of(raw)
+        label: str | None = None
+        try:
+            if raw.error is not None:
+                raise BadRecord(*raw.error)
+            if self._rows is not None:
+                made = self._rows.read(raw)
+                label = made.custom_id
+                return self._item(item_id, raw, now, label, made.attributes, made.request, made.keep_json)
+            value = decode(raw.data)
+            if type(value) is not dict:
+                raise BadRecord("malformed", "the line is not a JSON object")
+            once = told_once(raw.data, _keys(value))
+            body = _decode_body(raw.data).body if once else members(raw.data).get("body", _NO_BODY)
+            label = _label(value)
+            found, request = self._request(raw, value, body, once)
+            return self._item(item_id, raw, now, label, found, request, b"{}")
+        except BadRecord as error:
+            return self._dead(item_id, raw, now, label, error)
+
+    def _item(
+        self,
+        item_id: str,
+        raw: Raw,
+        now: float,
+        label: str | None,
+        found: Attributes,
+        request: Request,
+        keep_json: bytes,
+    ) -> Item:
+        original, length, digest = _original(raw)
+        return Item(
+            item_id=item_id,
+            source=raw.position,
+            attributes=found,
+            request=request,
+            original=original,
+            enqueued_at=now if raw.timestamp is None else raw.timestamp,
+            custom_id=label,
+            keep_json=keep_json,
+            generation=self._generation,
+            traceparent=_traceparent(raw) if raw.headers else None,
+            key=raw.key,
+            headers=raw.headers,
+            original_length=length,
+            original_hash=digest,
+        )
+
+    def _dead(self, item_id: str, raw: Raw, now: float, label: str | None, error: BadRecord) -> DeadLetter:
+        original, length, digest = _original(raw)
+        return DeadLetter(
+            item_id=item_id,
+            source=raw.position,
+            reason=cast("DeadLetterReason", error.reason),
+            message=str(error),
+            original=original,
+            custom_id=label,
+            generation=self._generation,
+            finished_at=now,
+            original_length=length,
+            original_hash=digest,
+            policy_version=self._policy.version,
+        )
+
+    def _request(
+        self, raw: Raw, value: dict[str, object], written: msgspec.Raw, once: bool
+    ) -> tuple[Attributes, Request]:
+        """`written`: the body's own text. `once`: no key comes twice in the line."""
+        if value.get("method", "POST") != "POST":
+            raise BadRecord("unsupported", f"method is {str(value['method'])[:60]!r}; only POST is supported")
+        if value.get("url", ENDPOINT) != ENDPOINT:
+            raise BadRecord("unsupported", f"url is {str(value['url'])[:100]!r}; only {ENDPOINT} is supported")
+        body = value.get("body")
+        if type(body) is not dict:
+            _refuse_body(body)
+        parts = raw_members(written) if once else members(written)
+        found = self._attributes(raw, body, parts)
+        task = found.task
+        defaults = self._defaults.get(task) if task is not None else None
+        if defaults is None:
+            raise unknown_task(task, self._policy)
+        request = chat.request_from_body(body, parts, defaults, self._pin(body.get("model")))
+        if not once:
+            chat.refuse_duplicates(parts)
+        return found, request
+
+    def _attributes(self, raw: Raw, body: dict[str, object], parts: Members) -> Attributes:
+        metadata = body.get("metadata")
+        if metadata is None and not raw.headers:
+            parts.pop("metadata", None)
+            return self._plain
+        values = attrs.from_headers(raw.headers)
+        if metadata is not None:
+            if type(metadata) is not dict:
+                raise BadRecord("bad_field", "metadata is not an object")
+            kept = members(parts["metadata"])
+            said, taken = attrs.from_metadata(metadata, self._own_task)
+            if values.get("sensitivity", said.get("sensitivity")) != said.get("sensitivity", values.get("sensitivity")):
+                raise BadRecord("bad_field", "header and metadata give two sensitivities")
+            values |= said
+            for key in taken:
+                del kept[key]
+            if not kept:
+                del parts["metadata"]
+            elif taken:
+                parts["metadata"] = msgspec.Raw(_encode(kept))
+        if "task" not in values and self._policy.default_task is not None:
+            values["task"] = self._policy.default_task
+        return attrs.build(values)
+
+    def _pin(self, model: object) -> str | None:
+        if model is None or model == "auto":
+            return None
+        if type(model) is not str:
+            raise BadRecord("bad_field", f"model is {str(model)[:60]!r}, not a name")
+        if model not in self._models:
+            there = ", ".join(sorted(self._models)[:50])
+            close = nearest(model, self._models) if len(self._models) > 50 else ""
+            raise BadRecord("unknown_model", f"no model is named {model[:100]!r}; there are auto, {there}{close}")
+        return model
+
+
+class _Ids:
+    """item_id = blake2b-128 of run, object and position; the state after run and object is kept."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run = hashlib.blake2b(run_id.encode() + b"\0", digest_size=16)
+        self._object = ""
+        self._state = self._run
+
+    def of(self, raw: Raw) -> str:
+        if raw.object_id != self._object:
+            self._object = raw.object_id
+            self._state = self._run.copy()
+            self._state.update(raw.object_id.encode() + b"\0")
+        state = self._state.copy()
+        state.update(b"%d" % raw.position.position)
+        return state.hexdigest()
+
+
+def unknown_task(task: str | None, policy: Policy) -> BadRecord:
+    if task is None:
+        there = ", ".join(sorted(policy.tasks))
+        return BadRecord("unknown_task", f"the item names no task; tasks are {there}")
+    return BadRecord("unknown_task", f"no task is named {task!r}{nearest(task, policy.tasks)}")
+
+
+def _keys(line: Mapping[str, object]) -> int:
+    """Keys of the objects that are read here: line, body, metadata, messages."""
+    count = len(line)
+    body = line.get("body")
+    if type(body) is dict:
+        count += len(body)
+        metadata = body.get("metadata")
+        if type(metadata) is dict:
+            count += len(metadata)
+        messages = body.get("messages")
+        if type(messages) is list:
+            for message in messages:
+                if type(message) is dict:
+                    count += len(message)
+    return count
+
+
+def _label(value: Mapping[str, object]) -> str:
+    label = value.get("custom_id")
+    if label is None or label == "":
+        raise BadRecord("missing_field", "the line has no custom_id")
+    if type(label) is not str:
+        raise BadRecord("bad_field", f"custom_id is {str(label)[:60]!r}, not text")
+    if len(label) > MAX_LABEL:
+        raise BadRecord("bad_field", f"custom_id has {len(label):,} characters; the most allowed is {MAX_LABEL}")
+    return label
+
+
+def _refuse_body(body: object) -> NoReturn:
+    if body is None:
+        raise BadRecord("missing_field", "the line has no body")
+    raise BadRecord("bad_field", "body is not an object")
+
+
+def _original(raw: Raw) -> tuple[bytes, int, str]:
+    """What a dead letter keeps of a record: all of it up to 1 MB, else head, full length and hash."""
+    data = raw.data if raw.row_json is None else raw.row_json
+    if raw.length > len(data):
+        return data[:HEAD_BYTES], raw.length, raw.digest
+    if len(data) > HEAD_BYTES:
+        return data[:HEAD_BYTES], len(data), hashlib.blake2b(data, digest_size=16).hexdigest()
+    return data, 0, ""
+
+
+def _traceparent(raw: Raw) -> str | None:
+    found = next((value for name, value in raw.headers if name == "traceparent"), None)
+    return found.decode("ascii", "ignore")[:64] if found else None

@@ -1,0 +1,1 @@
+"""Prompt templates, sandboxed and bounded."""

@@ -1,0 +1,1 @@
+"""From results to records, and to the columns of tables."""

@@ -1,0 +1,318 @@
+"""Results, dead letters, cost lines and quality samples as JSON lines: SURFACES §3, field by field.
+
+Two shapes of results. `openai-batch`: `id`, `custom_id`, `response`, `error`, and all that is ours under `penstock`.
+`rows`: the kept columns, `answer`, and `penstock`. A kept column that is itself named `answer` or `penstock` is carried
+as `input_answer` or `input_penstock` (one more `input_` where that is taken too): ours never overwrites the user's.
+
+Money is a JSON number in dollars with at most nine decimals and no exponent, exact; times are ISO 8601 in UTC with
+milliseconds. Every field is there, null where it is unknown. This is on the hot path: no `Decimal`, no dictionaries.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from penstock.connectors.writing.record_structs import (
+    AttemptLine,
+    BatchLine,
+    CostRecord,
+    DeadLetterRecord,
+    Json,
+    Provenance,
+    QualityRecord,
+    Response,
+    Source,
+    Tokens,
+)
+from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from penstock.connectors.base import SinkName
+    from penstock.connectors.settings import SinkSettings
+
+Shape = Literal["rows", "openai-batch"]
+
+_encode = msgspec.json.Encoder().encode
+_NULL = msgspec.Raw(b"null")
+
+
+class Encoder:
+    """Turns what the engine decided into JSON lines (without newline).
+
+    run_id: stands in every record. shape: of results. schema_tasks: tasks whose output is a JSON schema; their `answer`
+    is a struct in shape `rows`.
+    """
+
+    def __init__(self, run_id: str, shape: Shape, schema_tasks: Iterable[str] = ()) -> None:
+        self._run_id = run_id
+        self._rows = shape == "rows"
+        self._schema_tasks = frozenset(schema_tasks)
+        self._stamps = Stamps()
+
+    def result(self, result: Result) -> bytes:
+        if self._rows:
+            return self._row(result)
+        item, answer = result.item, result.answer
+        request_id = result.attempts[-1].request_id if result.attempts else None
+        name = f"{item.item_id}-{item.generation}" if item.generation else item.item_id
+        response = Response(answer.status_code, request_id, Json(one_line(answer.body_json)))
+        return _encode(BatchLine("batch_req_" + name, item.custom_id, response, None, self._provenance(result)))
+
+    def _row(self, result: Result) -> bytes:
+        kept = kept_columns(result.item.keep_json)
+        text = result.answer.text
+        structured = as_struct(text) if result.route.task in self._schema_tasks else None
+        answer = structured if structured is not None else _encode(text)
+        penstock = _encode(self._provenance(result))
+        return b"".join((kept, b'"answer":', answer, b',"penstock":', penstock, b"}"))
+
+    def _provenance(self, result: Result) -> Provenance:
+        item, route, answer, stamp = result.item, result.route, result.answer, self._stamps.iso
+        attributes, source = item.attributes, item.source
+        return Provenance(
+            item.item_id,
+            self._run_id,
+            item.generation,
+            attributes.tenant,
+            attributes.subject,
+            attributes.unit,
+            attributes.episode,
+            item.traceparent,
+            route.task,
+            route.tier,
+            result.status,
+            answer.finish_reason,
+            result.model,
+            result.model_version,
+            answer.fingerprint,
+            result.provider,
+            result.account,
+            result.region,
+            result.mode,
+            None,
+            None,
+            None,
+            result.sampled,
+            result.sample_probability,
+            result.prompt_version,
+            result.policy_version,
+            result.price_version,
+            route.reason,
+            route.refused,
+            self._attempts(result.attempts),
+            stamp(item.enqueued_at),
+            stamp(result.finished_at),
+            milliseconds(result.queue_ms),
+            milliseconds(result.call_ms),
+            _tokens(result.usage),
+            Json(usd(result.cost_nano)),
+            result.cost_basis,
+            result.copied_from,
+            result.maybe_paid,
+            Source(source.split, source.position),
+            item.request.input_hash,
+            result.output_hash,
+            item.custom_id,
+        )
+
+    def _attempts(self, attempts: tuple[Attempt, ...]) -> list[AttemptLine]:
+        stamp = self._stamps.iso
+        return [
+            AttemptLine(
+                a.n,
+                a.role,
+                a.model,
+                stamp(a.started_at),
+                milliseconds(a.ms),
+                a.outcome,
+                a.request_id,
+                Json(usd(a.cost_nano)),
+            )
+            for a in attempts
+        ]
+
+    def cost(self, line: CostLine) -> bytes:
+        return _encode(
+            CostRecord(
+                line.entry_id,
+                line.item_id,
+                line.attempt,
+                line.role,
+                line.account,
+                line.model,
+                line.model_version,
+                _tokens(line.usage),
+                Json(usd(line.cost_nano)),
+                line.basis,
+                line.price_version,
+                line.tenant,
+                line.task,
+                line.tier,
+                self._stamps.iso(line.at),
+            )
+        )
+
+    def quality(self, result: Result, score: Score, *, redact: bool = False) -> bytes:
+        """redact: the item's wall says `sample: redact`; the score stays, what was said goes."""
+        item = result.item
+        expected = item.attributes.expected_json
+        return _encode(
+            QualityRecord(
+                item_id=item.item_id,
+                task=result.route.task,
+                scorer=score.scorer,
+                scorer_version=score.scorer_version,
+                score=score.score,
+                passed=score.passed,
+                judge_model=score.judge_model,
+                input=_NULL if redact else Json(one_line(item.request.body_json)),
+                output=None if redact else result.answer.text,
+                expected=_NULL if redact or expected is None else Json(one_line(expected)),
+                sample_probability=result.sample_probability,
+                arm=None,
+                propensity=None,
+                model=result.model,
+                model_version=result.model_version,
+                prompt_version=result.prompt_version,
+                consent=item.attributes.consent,
+                at=self._stamps.iso(result.finished_at),
+            )
+        )
+
+    def dead_letter(self, letter: DeadLetter) -> bytes:
+        item, route = letter.item, letter.route
+        text, encoding = readable(letter.original)
+        return _encode(
+            DeadLetterRecord(
+                item_id=letter.item_id,
+                custom_id=letter.custom_id or (item.custom_id if item else None),
+                reason=letter.reason,
+                retryable=letter.retryable,
+                message=letter.message,
+                attempts=self._attempts(letter.attempts),
+                cost_usd=Json(usd(letter.cost_nano)),
+                source=Source(letter.source.split, letter.source.position),
+                original=text,
+                original_encoding=encoding,
+                original_length=letter.original_length or (item.original_length if item else 0) or len(letter.original),
+                original_hash=letter.original_hash or (item.original_hash if item else "") or None,
+                generation=letter.generation,
+                run_id=self._run_id,
+                tenant=item.attributes.tenant if item else None,
+                subject=item.attributes.subject if item else None,
+                task=route.task if route else _task(item),
+                tier=route.tier if route else None,
+                refused=route.refused if route else (),
+                maybe_paid=letter.maybe_paid,
+                price_version=letter.price_version,
+                policy_version=letter.policy_version,
+                finished_at=self._stamps.iso(letter.finished_at),
+            )
+        )
+
+
+def _task(item: Item | None) -> str | None:
+    return item.attributes.task if item else None
+
+
+def _tokens(usage: Usage) -> Tokens:
+    return Tokens(usage.input, usage.cached, usage.cache_write + usage.cache_write_1h, usage.output, usage.reasoning)
+
+
+def usd(nano: int) -> bytes:
+    """Nano-dollars as a JSON number in dollars: exact, at most nine decimals, no exponent.
+
+    Example:
+        >>> usd(15_000), usd(2_000_000_000), usd(-1), usd(0)
+        (b'0.000015', b'2', b'-0.000000001', b'0')
+    """
+    if nano < 0:
+        return b"-" + usd(-nano)
+    whole, rest = divmod(nano, NANO_PER_USD)
+    return b"%d" % whole if not rest else (b"%d.%09d" % (whole, rest)).rstrip(b"0")
+
+
+def milliseconds(value: float) -> float:
+    """To a thousandth: more would be noise, and costs bytes in every record."""
+    return round(value, 3)
+
+
+class Stamps:
+    """ISO 8601 in UTC with milliseconds. The part down to the second is made once a second, not once a record."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, str] = {}
+
+    def iso(self, unix: float) -> str:
+        ms = int(unix * 1000 + 0.5)
+        second = ms // 1000
+        text = self._seconds.get(second)
+        if text is None:
+            if len(self._seconds) > 4096:  # an hour of seconds: bounded, whatever the clock does
+                self._seconds.clear()
+            text = self._seconds[second] = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return f"{text}{ms - second * 1000:03d}Z"
+
+
+def one_line(json: bytes) -> bytes:
+    """JSON text without line breaks: providers send pretty-printed bodies, and a record is one line."""
+    if b"\n" in json or b"\r" in json:
+        return msgspec.json.format(json, indent=-1)
+    return json
+
+
+def as_struct(text: str) -> bytes | None:
+    """The text as one line of JSON, or None where it is none (an answer kept although it is invalid)."""
+    try:
+        return msgspec.json.format(text.encode(), indent=-1)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return None
+
+
+def kept_columns(keep_json: bytes) -> bytes:
+    """The kept columns as the beginning of an object: `{"a":1,`. Renames what would clash with our names."""
+    if keep_json == b"{}":
+        return b"{"
+    if b'"answer"' in keep_json or b'"penstock"' in keep_json or b"\\u00" in keep_json or b"\n" in keep_json:
+        keep_json = _renamed(keep_json)
+    return keep_json[:-1] + b","
+
+
+def _renamed(keep_json: bytes) -> bytes:
+    columns = msgspec.json.decode(keep_json, type=dict[str, msgspec.Raw])
+    for ours in ("answer", "penstock"):
+        if ours in columns:
+            name = "input_" + ours
+            while name in columns:
+                name = "input_" + name
+            columns = {name if k == ours else k: v for k, v in columns.items()}
+    return one_line(_encode(columns))
+
+
+def readable(original: bytes) -> tuple[str, Literal["utf-8", "base64"]]:
+    try:
+        return original.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(original).decode(), "base64"
+
+
+def iter_records(paths: Iterable[str]) -> Iterator[bytes]:
+    """The records of finished outputs as nested JSON lines, whatever the files' format. Flat memory."""
+    from penstock.connectors.writing import tables
+
+    for path in paths:
+        yield from tables.read_records(path)
+
+
+def iter_committed(sinks: Mapping[SinkName, SinkSettings], sink: SinkName) -> Iterator[bytes]:
+    """What is committed to one sink so far, finished or not, as JSON lines in the order in which it was decided."""
+    from penstock.connectors.writing import tables
+
+    yield from tables.read_committed(sinks, sink)

@@ -1,0 +1,181 @@
+"""From an item to its next call, and from a landed call to what is charged: names, ceilings, prices, timeouts."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.engine.budget import Reservation
+from penstock.engine.catalog import Catalog, Price
+from penstock.engine.flow.ends import Costs
+from penstock.engine.flow.lane_types import Hooks
+from penstock.engine.flow.settle import (
+    add_usage,
+    attempt_of,
+    cost_line,
+    count_attempt,
+    priced,
+    result_of,
+)
+from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.tally import Tally
+from penstock.engine.flow.till import Till
+from penstock.engine.items import Answer, Call, Outcome, Result, Usage
+from penstock.engine.policy import Policy, Task
+from penstock.engine.pricing import (
+    BYTES_PER_TOKEN,
+    estimate_input_tokens,
+    max_input_tokens,
+    output_ceiling,
+    price_of,
+    worst_case_nano,
+)
+from penstock.engine.quality import sampled
+
+OWN_TIMEOUT_S = 3600.0
+"""An own engine may hold a call as long as it makes progress; its shell finds hangs sooner. A guess."""
+
+
+class Calls:
+    """What of catalogue and policy every call needs, looked up once."""
+
+    def __init__(self, catalog: Catalog, policy: Policy, hooks: Hooks) -> None:
+        self._models = catalog.models
+        self.policy = policy
+        self.hooks = hooks
+        self._tasks = policy.tasks
+        self.priced = priced(catalog)
+        self._upstream = {(m.name, v.id): v.model for m in catalog.models.values() for v in m.versions}
+        self._timeouts = {
+            name: catalog.accounts[model.account].timeout_s if model.account in catalog.accounts else OWN_TIMEOUT_S
+            for name, model in catalog.models.items()
+        }
+        self._wire_extra = {task.name: _wire_extra(task) for task in policy.tasks.values()}
+        """Task → bytes that the wire may add to a request: choices or schema, and the words around them."""
+
+    def measure(self, slot: Slot) -> None:
+        self.move(slot, 0)
+
+    def ask_again(self, slot: Slot, answer: str, message: str) -> None:
+        """The next call shows the answer that did not do: it is longer, and so is its worst case."""
+        body = slot.item.request.body_json
+        slot.ask_again_body = self.hooks.ask_again(body, answer, message)
+        self._size(slot, max(0, len(slot.ask_again_body) - len(body)))
+
+    def _size(self, slot: Slot, more_bytes: int = 0) -> None:
+        request = slot.item.request
+        slot.est_input = estimate_input_tokens(request) + more_bytes // BYTES_PER_TOKEN
+        slot.max_input = max_input_tokens(request, self._wire_extra.get(slot.route.task, 0) + more_bytes)
+
+    def move(self, slot: Slot, candidate: int) -> None:
+        """To a candidate, whose own default ceiling of output counts."""
+        slot.candidate, slot.ask_again_body = candidate, None
+        self._size(slot)
+        task = self._tasks.get(slot.route.task)
+        name = slot.model
+        slot.max_output = output_ceiling(slot.item.request, task.max_tokens if task else None, self._models[name])
+        slot.timeout_s = (task.timeout_s if task else None) or self._timeouts[name]
+
+    def worst_nano(self, slot: Slot) -> int:
+        """The most that this call can cost."""
+        price = self.priced[slot.model].price
+        return worst_case_nano(slot.max_input, slot.max_output * slot.item.request.n, price)
+
+    def call(self, slot: Slot, role_model: str) -> Call:
+        item, attributes = slot.item, slot.item.attributes
+        version = slot.route.candidates[slot.candidate].version
+        return Call(
+            item.item_id,
+            item.generation,
+            slot.attempt,
+            slot.role,
+            role_model,
+            version,
+            self._upstream[role_model, version],
+            slot.ask_again_body or item.request.body_json,
+            slot.route.task,
+            slot.max_output,
+            slot.timeout_s,
+            slot.est_input,
+            slot.max_input,
+            attributes.deadline,
+            attributes.latency == "realtime",
+            item.traceparent,
+        )
+
+    def settle(self, slot: Slot, outcome: Outcome, tally: Tally, costs: Costs, till: Till) -> None:
+        """Price the attempt, close its reservation, and write its cost line where something was charged. A call that
+        was never sent leaves no trace."""
+        at = self.priced[slot.model]
+        if not never_sent(outcome):
+            if outcome.usage is None and outcome.answer is not None and at.basis == "metered":
+                outcome = self._at_its_worst(slot, outcome)
+            attempt = attempt_of(slot, outcome, at, slot.route.candidates[slot.candidate].version)
+            slot.attempts.append(attempt)
+            count_attempt(tally, attempt)
+            slot.cost_nano += attempt.cost_nano
+            slot.call_ms += outcome.ms
+            if outcome.usage is not None:
+                slot.usage = add_usage(slot.usage, outcome.usage)
+                costs.append((cost_line(slot.item, slot.route, attempt, at.price.version), slot.item))
+            cost = attempt.cost_nano
+        else:
+            cost = 0
+        reservation, slot.reservation = slot.reservation, None
+        if reservation is not None:
+            _close(reservation, slot, outcome, cost, tally, till)
+
+    def _at_its_worst(self, slot: Slot, outcome: Outcome) -> Outcome:
+        """A host that answers without saying its usage is not free: the call is booked as set aside for it."""
+        usage = Usage(slot.max_input, output=slot.max_output * slot.item.request.n)
+        return msgspec.structs.replace(outcome, usage=usage, cost_nano=self.worst_nano(slot), estimated=True)
+
+    def result(self, slot: Slot, answer: Answer, now: float) -> Result:
+        at = self.priced[slot.model]
+        task = self._tasks.get(slot.route.task)
+        prompt = task.prompt.version if task is not None and task.prompt is not None else ""
+        version = slot.route.candidates[slot.candidate].version
+        return result_of(slot, answer, at, version, (self.policy.version, prompt), now)
+
+    def sample(self, result: Result) -> Result:
+        """Whether it is a quality sample, and its scores."""
+        task = self._tasks.get(result.route.task)
+        if task is None or task.sample <= 0:
+            return result
+        item, share = result.item, task.sample
+        if not sampled(item.item_id, share):
+            return msgspec.structs.replace(result, sample_probability=share)
+        scores = self.hooks.score(item, result.answer, task)
+        return msgspec.structs.replace(result, sampled=True, sample_probability=share, scores=scores)
+
+
+def never_sent(outcome: Outcome) -> bool:
+    """Given back, or cancelled before it was sent: no attempt, no money."""
+    failure = outcome.failure
+    return (
+        failure is not None
+        and failure.kind in ("not_sent", "cancelled")
+        and outcome.usage is None
+        and not failure.may_be_billed
+    )
+
+
+def _close(reservation: Reservation, slot: Slot, outcome: Outcome, cost: int, tally: Tally, till: Till) -> None:
+    failure = outcome.failure
+    unknown = outcome.usage is None and failure is not None and failure.may_be_billed
+    if unknown:
+        slot.maybe_paid = True
+        tally.forfeit_nano += reservation.nano
+    till.purse.settle(reservation, reservation.nano if unknown else cost)
+
+
+def _wire_extra(task: Task) -> int:
+    if task.output is None:
+        return 0
+    choices = sum(len(choice.encode()) + 4 for choice in task.output.choices or ())
+    return 512 + len(task.output.json_schema or b"") + choices
+
+
+def first_price(catalog: Catalog) -> Price | None:
+    """The price of the first model of Tier 1, for "saved against all-Tier-1"."""
+    names = catalog.tiers.get(1, ())
+    return price_of(catalog.models[names[0]]) if names and names[0] in catalog.models else None

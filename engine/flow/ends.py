@@ -1,0 +1,103 @@
+"""Where items end: results, dead letters and cost lines since the last commit, and the lane's unfinished items."""
+
+from __future__ import annotations
+
+from penstock.engine.catalog import Price
+from penstock.engine.flow.progress import Progress
+from penstock.engine.flow.settle import count_dead, count_result
+from penstock.engine.flow.shelf import Shelf
+from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.tally import Tally
+from penstock.engine.items import CostLine, DeadLetter, Item, Result
+from penstock.engine.pricing import cost_nano
+
+Costs = list[tuple[CostLine, Item | None]]
+
+
+class Ends:
+    """Every item passes `result` or `dead` exactly once. What is here counts against the window until its commit."""
+
+    def __init__(self, progress: Progress, shelf: Shelf, tally: Tally, tier1: Price | None) -> None:
+        self.slots: dict[tuple[str, int], Slot] = {}
+        """Unfinished items by (item_id, generation), in reading order."""
+        self.results: list[Result] = []
+        self.dead_letters: list[DeadLetter] = []
+        self.costs: Costs = []
+        self.bytes = 0
+        """Of records that are unfinished, or finished and not committed."""
+        self.uncommitted = 0
+        self._uncommitted_bytes = 0
+        self._committing = (0, 0)
+        self._progress = progress
+        self._shelf = shelf
+        self._tally = tally
+        self._tier1 = tier1
+
+    def begin(self, slot: Slot) -> None:
+        item = slot.item
+        self.slots[item.item_id, item.generation] = slot
+        self.bytes += len(item.original)
+
+    def result(self, result: Result, slot: Slot) -> None:
+        self.results.append(result)
+        count_result(self._tally, result)
+        if self._tier1 is not None:
+            self._tally.tier1_cost_nano += cost_nano(result.usage, self._tier1)
+        self._forget(slot)
+
+    def dead(self, dead: DeadLetter, slot: Slot | None) -> None:
+        """`slot`: None where the record never became an item."""
+        self.dead_letters.append(dead)
+        count_dead(self._tally, dead)
+        if slot is not None:
+            self._forget(slot)
+        else:
+            self.bytes += len(dead.original)
+            self._count(len(dead.original))
+            self._progress.of(dead.source.ordinal).done(dead.source.position)
+
+    def _forget(self, slot: Slot) -> None:
+        item, route = slot.item, slot.route
+        slot.state = "finished"
+        del self.slots[item.item_id, item.generation]
+        self._count(len(item.original))
+        if route.walled and route.wall is not None:
+            refused = self._tally.refused
+            refused[route.wall] = refused.get(route.wall, 0) + route.walled
+        if slot.shelved or slot.tried:
+            self._shelf.forget(slot)
+        if not slot.shelved:
+            self._progress.of(item.source.ordinal).done(item.source.position)
+
+    def _count(self, size: int) -> None:
+        self.uncommitted += 1
+        self._uncommitted_bytes += size
+
+    @property
+    def dirty(self) -> bool:
+        return bool(self.results or self.dead_letters or self.costs)
+
+    def harvest(self) -> tuple[list[Result], list[DeadLetter], Costs]:
+        """For a commit. They count against the window until `committed`."""
+        taken = self.results, self.dead_letters, self.costs
+        self.results, self.dead_letters, self.costs = [], [], []
+        self._committing = self.uncommitted, self._uncommitted_bytes
+        for _, item in taken[2]:
+            slot = self.slots.get((item.item_id, item.generation)) if item is not None else None
+            if slot is not None:
+                self._shelf.note_tries(slot)
+        return taken
+
+    def committed(self) -> None:
+        count, size = self._committing
+        self._committing = (0, 0)
+        self.uncommitted -= count
+        self._uncommitted_bytes -= size
+        self.bytes -= size
+
+    def check(self) -> None:
+        slots = self.slots.values()
+        assert self.uncommitted == len(self.results) + len(self.dead_letters) + self._committing[0], "miscounted"
+        assert self.bytes == sum(len(s.item.original) for s in slots) + self._uncommitted_bytes, "bytes miscounted"
+        assert all(slot.state != "finished" for slot in slots), "a finished item is listed"
+        assert self._shelf.count == sum(slot.shelved for slot in slots), "the shelf is miscounted"

@@ -1,0 +1,162 @@
+"""Calls at workers, and what follows when they land: a result, a retry, another target, or a dead letter."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from penstock.engine.flow.calls import Calls
+from penstock.engine.flow.copies import Copies, copy_of
+from penstock.engine.flow.ends import Ends
+from penstock.engine.flow.places import Places
+from penstock.engine.flow.settle import dead_letter_of
+from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.tally import Tally, count_fallback
+from penstock.engine.flow.till import Till
+from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome
+from penstock.engine.retry import RetrySettings, Stop, after
+
+
+class Flights:
+    def __init__(self, ends: Ends, tally: Tally, calls: Calls, copies: Copies, places: Places, till: Till) -> None:
+        self.count = 0
+        """Calls at workers."""
+        self.heard: dict[str, float] = {}
+        """Worker → when it last took calls or renewed its right to send them."""
+        self._ends = ends
+        self._tally = tally
+        self._calls = calls
+        self._copies = copies
+        self._places = places
+        self._till = till
+        self._health = places.targets.health
+        self._retry = RetrySettings(max_attempts=calls.policy.max_attempts)
+
+    def fly(self, slot: Slot, worker: str, now: float) -> None:
+        slot.state, slot.worker, slot.sent_at = "flying", worker, now
+        slot.first_sent_at = slot.first_sent_at or now
+        self.count += 1
+        in_flight, tier = self._tally.in_flight, slot.route.tier
+        in_flight[tier] = in_flight.get(tier, 0) + 1
+
+    def by_model(self) -> dict[str, int]:
+        """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""
+        return dict(Counter(slot.model for slot in self._ends.slots.values() if slot.state == "flying"))
+
+    def landed(self, outcome: Outcome, now: float) -> None:
+        """What became of a call. One that is not the item's current attempt was counted before: it is only tallied."""
+        slot = self._ends.slots.get((outcome.item_id, outcome.generation))
+        if slot is None or slot.state != "flying" or slot.attempt != outcome.attempt:
+            if outcome.usage is not None:
+                self._tally.late_payments += 1
+            return
+        self.count -= 1
+        self._tally.in_flight[slot.route.tier] -= 1
+        failure, answer = outcome.failure, outcome.answer
+        self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
+        self._health.record(slot.model, failure, now)
+        if failure is not None:
+            self._fail(slot, failure, answer, now)
+        elif answer is not None:
+            self._succeed(slot, answer, now)
+        else:
+            self._again(slot, Failure("invalid_response", "neither an answer nor a failure"), None, now)
+
+    def _succeed(self, slot: Slot, answer: Answer, now: float, *, valid: bool = True) -> None:
+        result = self._calls.result(slot, answer, now)
+        if not valid:
+            result = msgspec.structs.replace(result, status="invalid_output")
+        followers = self._copies.disband(slot)
+        self._ends.result(self._calls.sample(result), slot)
+        for follower in followers:
+            self._tally.copied += 1
+            self._ends.result(self._calls.sample(copy_of(result, slot, follower)), follower)
+
+    def _fail(self, slot: Slot, failure: Failure, answer: Answer | None, now: float) -> None:
+        match failure.kind:
+            case "not_sent":
+                self._queue(slot, now)
+            case "cancelled":
+                self._cancelled(slot, now)
+            case "invalid_output" if answer is not None:
+                self._invalid(slot, failure, answer, now)
+            case _:
+                self._again(slot, failure, answer, now)
+
+    def _cancelled(self, slot: Slot, now: float) -> None:
+        """The worker stopped it: past its deadline it ends, else it stays undone for whoever goes on."""
+        deadline = slot.item.attributes.deadline
+        if deadline is not None and deadline <= now:
+            self.expired(slot, now)
+        else:
+            self._queue(slot, now)
+
+    def _invalid(self, slot: Slot, failure: Failure, answer: Answer, now: float) -> None:
+        task = self._calls.policy.tasks.get(slot.route.task)
+        match task.output.on_invalid if task is not None and task.output is not None else "ask_again":
+            case "keep":
+                self._succeed(slot, answer, now, valid=False)
+            case "dead_letter":
+                self.dead_letter(slot, "invalid_output", failure.message, now)
+            case "ask_again":
+                self._again(slot, failure, answer, now)
+
+    def _again(self, slot: Slot, failure: Failure, answer: Answer | None, now: float) -> None:
+        targets, deadline = self._places.targets.of(slot, now), slot.item.attributes.deadline
+        decision = after(failure, slot.history, targets, self._retry, self._calls.hooks.chance(), now, deadline)
+        if isinstance(decision, Stop):
+            self.dead_letter(slot, decision.reason, decision.message, now)
+            return
+        if decision.candidate != slot.candidate:
+            source = slot.model
+            self._places.move(slot, decision.candidate)
+            count_fallback(self._tally, source, slot.model)
+        else:
+            self._tally.retries += 1
+            self._tally.retried[failure.kind] = self._tally.retried.get(failure.kind, 0) + 1
+            if failure.kind == "invalid_output" and answer is not None:
+                self._calls.ask_again(slot, answer.text, failure.message)
+        slot.history, slot.role = decision.history, decision.role
+        self._places.targets.budgets[slot.model].retried(now)
+        if decision.at <= now:
+            self._queue(slot, now)
+        else:
+            self._places.hold(slot, decision.at)
+
+    def worker_lost(self, worker: str, now: float) -> None:
+        """All that was in flight at this worker comes back; the calls may have been paid for."""
+        self.heard.pop(worker, None)
+        for slot in [s for s in self._ends.slots.values() if s.state == "flying" and s.worker == worker]:
+            self._lose(slot, f"worker {worker} was lost with the call in flight", now)
+
+    def _lose(self, slot: Slot, message: str, now: float) -> None:
+        slot.maybe_paid = True
+        failure = Failure("worker_lost", message, may_be_billed=True)
+        item, ms = slot.item, max(0.0, now - slot.sent_at) * 1000
+        self.landed(Outcome(item.item_id, item.generation, slot.attempt, slot.sent_at, ms, failure=failure), now)
+
+    def sweep(self, now: float, slack_s: float) -> None:
+        """Every few seconds: a worker that froze must not hold items for ever."""
+        for slot in [s for s in self._ends.slots.values() if s.state == "flying"]:
+            seen = max(slot.sent_at, self.heard.get(slot.worker, 0.0))
+            if now - seen > slot.timeout_s + slack_s:
+                self._lose(slot, f"no word from worker {slot.worker} long after the call's timeout", now)
+
+    # -- ends without a result
+
+    def dead_letter(self, slot: Slot, reason: DeadLetterReason, message: str, now: float) -> None:
+        followers = self._copies.disband(slot)
+        self._ends.dead(dead_letter_of(slot, reason, message, self._calls.policy.version, now), slot)
+        for follower in followers:  # the first of them asks for itself, the others follow it
+            if not self._copies.follows(follower):
+                self._queue(follower, now)
+
+    def expired(self, slot: Slot, now: float) -> None:
+        words = "its deadline passed before it was sent; nothing was paid for it"
+        if slot.attempts:
+            words = f"its deadline passed before it could be tried again (last: {slot.attempts[-1].outcome})"
+        self.dead_letter(slot, "deadline", words, now)
+
+    def _queue(self, slot: Slot, now: float) -> None:
+        self._places.queue(slot, now, self._tally)

@@ -1,0 +1,399 @@
+"""The lane machine: one ordered shard of the input, its window, horizon, retries, budget and commit. Never waits.
+
+    offer ─▶ beyond ─(a commit moves the horizon)─▶ ready ─take─▶ flying ─outcome─▶ finished ─commit─▶ forgotten
+                                                      ▲   │          │
+                                                      │   └─ held ◀──┘   (retry at a time, or waiting for a lease)
+                                                      └──────┘
+
+Events are method calls, each with `now`; instructions come back as values: calls from `take`, a `CommitBatch` from
+`commit`, wanted leases from `wishes`, and `next_wake`. Every retry, fallback and copy passes the router's list of
+permitted candidates again, so no wall and no budget can be passed by.
+
+Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till` (money),
+`copies`, `calls` (what a call says and costs), `shelf` (what is kept of single items), `flights`, `ends`. This module
+joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from penstock.engine.budget import Budgets
+from penstock.engine.catalog import Catalog, Price
+from penstock.engine.errors import Corrupt
+from penstock.engine.flow.calls import Calls, first_price
+from penstock.engine.flow.copies import Copies
+from penstock.engine.flow.ends import Ends
+from penstock.engine.flow.flights import Flights
+from penstock.engine.flow.horizon import Horizon
+from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
+from penstock.engine.flow.outbox import Outbox
+from penstock.engine.flow.places import Places
+from penstock.engine.flow.progress import PROGRESS, Progress, Saved
+from penstock.engine.flow.settle import twin_of
+from penstock.engine.flow.shelf import Shelf
+from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.tally import ModelTally
+from penstock.engine.flow.targets import Targets
+from penstock.engine.flow.till import NoMoney, Till, Wish
+from penstock.engine.items import (
+    Call,
+    CostLine,
+    DeadLetter,
+    Item,
+    Outcome,
+)
+from penstock.engine.plan import Split
+from penstock.engine.policy import Policy
+from penstock.engine.router import Rejection, Router
+
+
+class Lane:
+    """See the module. Begins empty; `begin` takes up what the last owner committed. `seq` is the last committed one."""
+
+    def __init__(
+        self,
+        settings: LaneSettings,
+        router: Router,
+        catalog: Catalog,
+        policy: Policy,
+        hooks: Hooks,
+        budgets: Budgets,
+    ) -> None:
+        self.settings = settings
+        self.router = router
+        self.catalog = catalog
+        self.policy = policy
+        self.hooks = hooks
+        self.till = Till(budgets)
+        self.targets = Targets(catalog)
+        self.draining = False
+        self.spent_out: str | None = None
+        """Set when the run's budget is used up: the words for the person."""
+        self._health = self.targets.health
+        self._calls = Calls(catalog, policy, hooks)
+        self.places = Places(self.targets, self._calls)
+        self.ready = self.places.ready
+        self.copies = Copies(policy)
+        self.horizon = Horizon(settings.horizon_floor)
+        self._adopted: dict[tuple[str, int], Adopted] = {}
+        self._sequence = 0
+        self.begin((), {}, 0)
+
+    def begin(self, splits: Sequence[Split], chunks: Mapping[str, bytes], seq: int) -> None:
+        """Take up where the last owner's last commit left off. Raises `Corrupt`. Returns with nothing offered."""
+        saved = _saved(chunks)
+        self.seq = seq
+        self.progress = Progress(splits, saved)
+        self.shelf = Shelf(self.settings, chunks)
+        self.outbox = Outbox(dict(chunks), saved.outbox_next)
+        self.tally = tally = saved.tally
+        tally.in_flight = {}
+        tally.read = tally.results + sum(tally.dead_letters.values()) + len(self.shelf.restored)  # others come again
+        self.last_spent = saved.spent
+        """What the last owner's leases had settled: what can be proven of them."""
+        self.adjusted = saved.adjusted
+        self.plan_version = saved.plan_version
+        self.ends = Ends(self.progress, self.shelf, tally, first_price(self.catalog))
+        self.slots = self.ends.slots
+        self.flights = Flights(self.ends, tally, self._calls, self.copies, self.places, self.till)
+
+    # -- in
+
+    def wants(self) -> int:
+        """How many more records may be read now: back-pressure from the commit to the source."""
+        settings, ends = self.settings, self.ends
+        if self.draining or self.outbox.full or self.progress.beyond >= settings.beyond_max:
+            return 0
+        if ends.bytes >= settings.window_bytes:
+            return 0
+        return max(0, settings.window - len(self.slots) - ends.uncommitted)
+
+    def restore_shelf(self, now: float) -> None:
+        """Shelved items of the last owner come back first; each may have been paid for."""
+        entries, self.shelf.restored = self.shelf.restored, []
+        for entry in entries:
+            slot = self._slot(entry.item)
+            slot.maybe_paid = True
+            slot.attempt = max(slot.attempt, entry.attempt)
+            self.shelf.put(slot, restored=True)
+            if self._admit(slot, now):
+                self._dispatchable(slot, now)
+
+    def offer(self, entry: Item | DeadLetter, now: float) -> None:
+        """One record of the source, in order within its split. Finished ones are skipped in silence."""
+        source = entry.source
+        split = self.progress.of(source.ordinal)
+        if not split.offer(source.position):
+            return
+        self.tally.read += 1
+        if isinstance(entry, Item) and (entry.item_id, entry.generation) in self.slots:
+            entry = twin_of(entry, now)
+        if isinstance(entry, DeadLetter):
+            self.ends.dead(entry, None)
+            return
+        slot = self._slot(entry)
+        slot.maybe_paid = source.position < split.maybe_until
+        if not self._admit(slot, now):
+            return
+        if source.position < split.horizon:
+            self._dispatchable(slot, now)
+        else:
+            self.horizon.wait(slot)
+
+    def split_ended(self, ordinal: int) -> None:
+        self.progress.end(ordinal)
+
+    def _slot(self, item: Item) -> Slot:
+        routed = self.router.route(item.attributes, item.request)
+        self._sequence += 1
+        slot = Slot(item, routed.route if isinstance(routed, Rejection) else routed, self._sequence)
+        slot.rejection = routed if isinstance(routed, Rejection) else None
+        self.shelf.recall(slot)
+        return slot
+
+    def _admit(self, slot: Slot, now: float) -> bool:
+        """False where it ended at once."""
+        self.ends.begin(slot)
+        rejection = slot.rejection
+        if rejection is not None:
+            self.flights.dead_letter(slot, rejection.reason, rejection.message, now)
+            return False
+        self._calls.measure(slot)
+        return True
+
+    def _dispatchable(self, slot: Slot, now: float) -> None:
+        """The item is under the committed horizon: adopt what a worker already has of it, copy, or queue it."""
+        if self._adopted and self._adopt(slot, now):
+            return
+        if not self.copies.follows(slot):
+            self._queue(slot, now)
+
+    def _adopt(self, slot: Slot, now: float) -> bool:
+        """Does a worker have a call of the last owner for it, to a target that it may still go to?"""
+        adopted = self._adopted.pop((slot.item.item_id, slot.item.generation), None)
+        if adopted is None or adopted.attempt <= slot.attempt:
+            return False
+        slot.attempt = adopted.attempt
+        names = [candidate.model for candidate in slot.route.candidates]
+        if adopted.model not in names:
+            return False
+        self.places.move(slot, names.index(adopted.model))
+        self.flights.fly(slot, adopted.worker, now)
+        if adopted.outcome is not None:
+            self.outcome(adopted.outcome, now)
+        return True
+
+    def _queue(self, slot: Slot, now: float) -> None:
+        self.places.queue(slot, now, self.tally)
+
+    # -- out to workers
+
+    def take(self, pool: str, n: int, max_tokens: int, worker: str, now: float) -> list[Call]:
+        """At most `n` calls and about `max_tokens` tokens (at least one call) for a worker of this pool."""
+        calls: list[Call] = []
+        self.flights.heard[worker] = now
+        for _ in range(n):
+            if max_tokens <= 0 or self.draining:
+                break
+            slot = self.ready.pop(pool)
+            if slot is None:
+                break
+            model = slot.model
+            if not self._health.allow(model, now):
+                self.places.divert(slot, now, self.tally)
+            elif self._may_send(slot, now):
+                slot.attempt += 1
+                self.targets.budgets[model].called()
+                self.horizon.dispatched += 1
+                self.flights.fly(slot, worker, now)
+                max_tokens -= slot.tokens
+                calls.append(self._calls.call(slot, model))
+            else:
+                self._health.unprobe(model)
+        return calls
+
+    def _may_send(self, slot: Slot, now: float) -> bool:
+        """Before its deadline, and its worst case is set aside. Else it waits or has ended."""
+        deadline = slot.item.attributes.deadline
+        if deadline is not None and deadline <= now:
+            self.flights.expired(slot, now)
+            return False
+        answer = self.till.reserve(slot, self._calls.worst_nano(slot), now)
+        if isinstance(answer, NoMoney):
+            self._cannot_pay(slot, answer, now)
+            return False
+        return answer
+
+    # -- money
+
+    def wishes(self) -> list[Wish]:
+        """Leases to ask the ledger for."""
+        return [] if self.draining else self.till.wishes()
+
+    def leased(self, key: str, leases: dict[str, int], now: float) -> None:
+        """The ledger's yes: lease id → nano-dollars."""
+        for slot in self.till.opened(key, leases, now):
+            self._queue(slot, now)
+
+    def refused(self, wish: Wish, words: str, now: float) -> None:
+        """The ledger's no."""
+        if not wish.spare:
+            for slot in self.till.refused(wish, words):
+                self._cannot_pay(slot, self.till.why(wish.key), now)
+
+    def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
+        """The run's own budget stops the run, its items stay undone; any other budget ends the item."""
+        if no.of_the_run:
+            self.spent_out = no.words
+            self.ready.push(slot)
+            self.drain(now)
+        else:
+            self.flights.dead_letter(slot, "budget", f"budget {no.key}: {no.words}", now)
+
+    def drain(self, now: float) -> None:
+        """Send nothing more; what waits for money stays undone."""
+        if not self.draining:
+            self.draining = True
+            for slot in self.till.let_go():
+                self._queue(slot, now)
+
+    # -- back from workers
+
+    def outcome(self, outcome: Outcome, now: float) -> None:
+        """What became of a call."""
+        self.flights.landed(outcome, now)
+
+    def worker_lost(self, worker: str, now: float) -> None:
+        """All that was in flight at this worker comes back; the calls may have been paid for."""
+        self._adopted = {key: a for key, a in self._adopted.items() if a.worker != worker or a.outcome is not None}
+        self.flights.worker_lost(worker, now)
+
+    def pool_down(self, pool: str, why: str, now: float) -> None:
+        """Nothing can be sent to this pool any more: what waits for it goes to its next candidate."""
+        for slot in self.places.pool_down(pool, why):
+            self._queue(slot, now)
+
+    def stuck(self) -> str | None:
+        """Why some item can go nowhere until a person acts, by account or model; None where waiting may help."""
+        return self.places.stuck()
+
+    def adopt(self, adopted: Sequence[Adopted]) -> None:
+        """A worker still has these of the last owner. Called before anything is offered."""
+        for one in adopted:
+            self._adopted[one.item_id, one.generation] = one
+
+    # -- time
+
+    def tick(self, now: float) -> None:
+        """Held items whose time has come."""
+        for slot in self.places.due(now):
+            deadline = slot.item.attributes.deadline
+            if deadline is not None and deadline <= now:
+                self.flights.expired(slot, now)
+            else:
+                self._queue(slot, now)
+
+    def heard(self, worker: str, now: float) -> None:
+        """The worker renewed its right: it lives, and has calls of this lane; they may wait there for a limit."""
+        self.flights.heard[worker] = now
+
+    def sweep(self, now: float) -> None:
+        """Every few seconds: a worker that froze must not hold items for ever."""
+        self.flights.sweep(now, self.settings.call_slack_s)
+
+    def next_wake(self) -> float | None:
+        return self.places.next_wake()
+
+    # -- ends
+
+    def add_costs(self, lines: Sequence[CostLine]) -> None:
+        """Closing adjustments of own GPUs. They belong to no item."""
+        self.ends.costs += [(line, None) for line in lines]
+        self.adjusted = True
+        for line in lines:
+            self.tally.cost_nano += line.cost_nano
+            key = f"{line.model}@{line.model_version}"
+            row = self.tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
+            row.cost_nano += line.cost_nano
+
+    def reprice(self, model: str, price: Price) -> None:
+        """An own engine's running rate: from now on its calls are charged, and compared, at this."""
+        self._calls.priced[model].price = price
+        self.router.reprice(model, price)
+
+    # -- what the shell asks
+
+    def redacts(self, wall: str | None) -> bool | None:
+        """How a quality sample of this wall is written: False whole, True redacted, None not at all."""
+        rule = self.catalog.walls[wall].sample if wall is not None and wall in self.catalog.walls else "keep"
+        return {"keep": False, "redact": True, "never": None}[rule]
+
+    def oldest_age(self, now: float) -> float:
+        """Seconds since the oldest unfinished item was read. Slots stand in reading order."""
+        first = next(iter(self.slots.values()), None)
+        return now - first.item.enqueued_at if first is not None else 0.0
+
+    # -- commit
+
+    @property
+    def dirty(self) -> bool:
+        """There is something to commit."""
+        return self.ends.dirty or bool(self.shelf.changes)
+
+    @property
+    def thirsty(self) -> bool:
+        """Workers will soon have nothing under the horizon: commit now rather than at the interval."""
+        return self.horizon.thirsty(len(self.ready))
+
+    def commit(self, now: float) -> CommitBatch:
+        """Everything finished since the last one, and a horizon over what is to be sent next. One at a time."""
+        assert not self.horizon.committing, "a commit is in flight"
+        self.shelf.move_slow(self.progress, self.slots.values(), now)
+        self.horizon.advance(self.progress, len(self.ready), now)
+        results, dead, costs = self.ends.harvest()
+        self.progress.close_finished()
+        self.seq += 1
+        saved = self.saved()
+        chunks = {PROGRESS: msgspec.msgpack.encode(saved), **self.shelf.changes, **self.outbox.trim()}
+        self.shelf.changes = {}
+        return CommitBatch(self.seq, chunks, results, dead, costs, saved)
+
+    def committed(self, now: float) -> None:
+        """The commit is durable: its items are forgotten, what is under its horizon may be sent."""
+        self.ends.committed()
+        for slot in self.horizon.committed():
+            self._dispatchable(slot, now)
+
+    def saved(self) -> Saved:
+        return Saved(
+            opened=self.progress.opened,
+            splits=tuple(state.saved() for state in self.progress.open.values()),
+            spent=self.till.purse.spent(),
+            tally=self.tally,
+            done=self.finished_all,
+            adjusted=self.adjusted,
+            plan_version=self.plan_version,
+            outbox_next=self.outbox.next_number,
+        )
+
+    @property
+    def finished_all(self) -> bool:
+        """Every split is read to its end and every item has ended (and is in this commit or an earlier one)."""
+        return not self.slots and self.progress.all_closed
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is at a worker."""
+        return self.flights.count == 0
+
+
+def _saved(chunks: Mapping[str, bytes]) -> Saved:
+    if PROGRESS not in chunks:
+        return Saved()
+    try:
+        return msgspec.msgpack.decode(chunks[PROGRESS], type=Saved)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"the lane's progress can't be read ({error}); restore it from a backup") from error

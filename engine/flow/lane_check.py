@@ -1,0 +1,27 @@
+"""The lane machine's invariants, said once; tests run them after every step."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from penstock.engine.flow.lane import Lane
+from penstock.engine.items import Position
+
+
+def check(lane: Lane) -> None:
+    """Raises `AssertionError`, or `Corrupt` where money does not add up."""
+    for part in (lane.progress, lane.ends, lane.till, lane.copies, lane.places):
+        part.check()
+    states = Counter(slot.state for slot in lane.slots.values())
+    assert lane.flights.count == states["flying"] == sum(lane.tally.in_flight.values()), "flying is miscounted"
+    assert len(lane.ready) == states["ready"], "one that is ready is in no queue"
+    assert lane.places.held + lane.till.waiting == states["held"], "one that is held waits for nothing"
+    assert states["beyond"] == lane.horizon.waiting, "one that is beyond the horizon is forgotten"
+    assert len(lane.slots) - lane.shelf.count + lane.ends.uncommitted <= lane.settings.window, "the window is passed"
+    for slot in lane.slots.values():
+        assert slot.shelved or slot.state == "beyond" or _under_horizon(lane, slot.item.source), "sent too early"
+
+
+def _under_horizon(lane: Lane, place: Position) -> bool:
+    split = lane.progress.open.get(place.ordinal)
+    return split is not None and place.position < split.horizon

@@ -1,0 +1,67 @@
+"""What the lane machine is told and what it says: settings, hooks, commit batches, shelf entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.engine.flow.progress import Saved
+from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Outcome, Result, Score
+from penstock.engine.policy import Task
+
+
+class Hooks(msgspec.Struct, frozen=True):
+    """What the lane asks of the world outside: chance, scorers and the wording of a second question."""
+
+    chance: Callable[[], float]
+    """Uniform in [0, 1): jitter."""
+    score: Callable[[Item, Answer, Task], tuple[Score, ...]]
+    ask_again: Callable[[bytes, str, str], bytes]
+    """(request body, answer, what is wrong with it) → the next request body."""
+
+
+class LaneSettings(msgspec.Struct, frozen=True):
+    lane: int
+    run: str
+    window: int = 4096
+    """Items read and not yet committed."""
+    window_bytes: int = 64_000_000
+    beyond_max: int = 65_536
+    """Finished positions kept beyond watermarks before reading pauses: 128 kB of progress at 2 bytes each."""
+    horizon_floor: int = 64
+    """Items that may be dispatched before the first commit says more. A kill repeats at most what was under it."""
+    shelf_after_s: float = 10.0
+    shelf_max: int = 128
+    shelf_bytes: int = 1_000_000
+    call_slack_s: float = 60.0
+    """A call whose outcome has not come so long after its own timeout is counted as lost with its worker."""
+
+
+class CommitBatch(msgspec.Struct, frozen=True):
+    """One commit: what is written in one act. The shell encodes the records and adds the outbox."""
+
+    seq: int
+    chunks: dict[str, bytes]
+    results: list[Result]
+    dead_letters: list[DeadLetter]
+    costs: list[tuple[CostLine, Item | None]]
+    saved: Saved
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """A call of the last owner that a worker still has: its answer, or (None) it goes on."""
+
+    item_id: str
+    generation: int
+    attempt: int
+    model: str
+    worker: str
+    outcome: Outcome | None = None
+
+
+class ShelfEntry(msgspec.Struct, frozen=True):
+    """An item that waits long, with its bytes: it no longer holds up its split."""
+
+    item: Item
+    attempt: int

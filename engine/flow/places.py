@@ -1,0 +1,79 @@
+"""Where an item waits to be sent: ready at a pool, or held until a time. Moves it on where its candidate is down."""
+
+from __future__ import annotations
+
+import heapq
+
+from penstock.engine.flow.calls import Calls
+from penstock.engine.flow.slots import Ready, Slot
+from penstock.engine.flow.tally import Tally, count_fallback
+from penstock.engine.flow.targets import Targets
+from penstock.engine.retry import moved_to
+
+
+class Places:
+    def __init__(self, targets: Targets, calls: Calls) -> None:
+        self.ready = Ready()
+        self.targets = targets
+        self._calls = calls
+        self._held: list[tuple[float, int, Slot]] = []
+
+    def queue(self, slot: Slot, now: float, tally: Tally) -> None:
+        """Ready at its candidate, or at the next one that is up; held where none is."""
+        if self.targets.blocked(slot, now):
+            self.divert(slot, now, tally)
+        else:
+            self.ready.push(slot)
+
+    def divert(self, slot: Slot, now: float, tally: Tally) -> None:
+        """Its candidate can't take it now: the next one that is up, else wait for the first probe of any."""
+        index = self.targets.other(slot)
+        if index is None:
+            self.hold(slot, self.targets.usable_at(slot, now))
+            return
+        source = slot.model
+        self.move(slot, index)
+        count_fallback(tally, source, slot.model)
+        slot.role = "fallback"
+        self.ready.push(slot)
+
+    def move(self, slot: Slot, candidate: int) -> None:
+        if candidate != slot.candidate:
+            self._calls.move(slot, candidate)
+            slot.history = moved_to(slot.history, candidate)
+
+    def hold(self, slot: Slot, at: float) -> None:
+        """Until `at`, but not beyond its deadline."""
+        deadline = slot.item.attributes.deadline
+        slot.state = "held"
+        heapq.heappush(self._held, (at if deadline is None else min(at, deadline), slot.seq, slot))
+
+    def pool_down(self, pool: str, why: str) -> list[Slot]:
+        """Who was ready there and has to go elsewhere."""
+        self.targets.down[pool] = why
+        return self.ready.pop_all(pool)
+
+    def due(self, now: float) -> list[Slot]:
+        """Held ones whose time has come."""
+        due: list[Slot] = []
+        while self._held and self._held[0][0] <= now:
+            due.append(heapq.heappop(self._held)[-1])
+        return due
+
+    def next_wake(self) -> float | None:
+        return self._held[0][0] if self._held else None
+
+    def stuck(self) -> str | None:
+        """Why some item can go nowhere until a person acts. None: there is none, or waiting may help."""
+        for _, _, slot in self._held:
+            why = self.targets.stuck(slot)
+            if why is not None:
+                return why
+        return None
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
+    def check(self) -> None:
+        assert all(slot.state == "held" for _, _, slot in self._held), "one that waits for a time is elsewhere"

@@ -1,0 +1,192 @@
+"""Progress of one lane: per open split the watermark, the finished beyond it, and the dispatch horizon.
+
+Off-by-one lives here: `watermark` is the first position that may still be unfinished (all below are finished);
+`horizon` is exclusive as well (items with position < horizon may be dispatched). A restart opens the split at the
+watermark, skips the finished set, and knows that every other item below the horizon may have been paid for.
+
+Items leave in any order. A lane opens its splits in ordinal order; closed ones are counted, not listed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from penstock.engine.errors import Corrupt
+from penstock.engine.flow import offsets
+from penstock.engine.flow.tally import Tally
+from penstock.engine.plan import Split
+
+PROGRESS = "progress"
+"""Name of the chunk that holds `Saved`."""
+SHELF = "shelf/"
+"""Prefix of a shelved item's chunk."""
+TRIED = "tried/"
+"""Prefix of what was paid for an unfinished item (`engine.shelf`)."""
+OUTBOX = "outbox/"
+"""Prefix of a batch for followers; the rest of the name is its seq, ten digits."""
+
+
+class SavedSplit(msgspec.Struct, frozen=True, array_like=True):
+    ordinal: int
+    watermark: int
+    finished: bytes
+    horizon: int
+    ended: bool
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """The progress chunk."""
+
+    opened: int = 0
+    """Splits of the lane opened so far, in ordinal order."""
+    splits: tuple[SavedSplit, ...] = ()
+    """The open ones."""
+    spent: dict[str, int] = {}
+    """Budget lease → nano-dollars settled under it. Only leases that are still open in the ledger."""
+    tally: Tally = msgspec.field(default_factory=Tally)
+    done: bool = False
+    """All splits of plan version `plan_version` are finished and committed."""
+    plan_version: int = 0
+    adjusted: bool = False
+    """The closing adjustment lines of own GPUs are in."""
+    outbox_next: int = 1
+    """Number of the next batch for followers."""
+
+
+class OpenSplit:
+    """One split being worked on."""
+
+    __slots__ = ("ended", "finished", "horizon", "maybe_until", "order", "split", "watermark")
+
+    def __init__(self, split: Split, saved: SavedSplit | None = None) -> None:
+        self.split = split
+        self.watermark = saved.watermark if saved else split.start
+        self.finished: set[int] = set(offsets.decode(saved.finished, saved.watermark)) if saved else set()
+        self.horizon = saved.horizon if saved else split.start
+        self.maybe_until = self.horizon
+        """Unfinished items below it may have been paid for by an earlier owner."""
+        self.ended = False
+        self.order: deque[int] = deque()
+        """Positions offered and not yet passed by the watermark, ascending."""
+
+    def offer(self, position: int) -> bool:
+        """True where the item is work; False where it was finished before."""
+        if position < self.watermark:
+            return False
+        self.order.append(position)
+        if position not in self.finished:
+            return True
+        self._advance()
+        return False
+
+    def done(self, position: int) -> None:
+        self.finished.add(position)
+        self._advance()
+
+    def _advance(self) -> None:
+        finished, order = self.finished, self.order
+        while order and order[0] in finished:
+            passed = order.popleft()
+            finished.discard(passed)
+            self.watermark = passed + 1
+
+    @property
+    def closed(self) -> bool:
+        return self.ended and not self.order
+
+    def saved(self) -> SavedSplit:
+        return SavedSplit(
+            self.split.ordinal, self.watermark, offsets.encode(self.finished, self.watermark), self.horizon, self.ended
+        )
+
+    @property
+    def passed(self) -> float:
+        """About how far it is done, as a position: the watermark, and the finished share of what lies beyond it. One
+        slow item must not make a run that is nearly over look like one that has hardly begun."""
+        if not self.order:
+            return self.watermark
+        share = min(1.0, len(self.finished) / len(self.order))
+        return self.watermark + share * (self.order[-1] - self.watermark)
+
+    def check(self) -> None:
+        """The invariants, said once."""
+        assert all(p >= self.watermark for p in self.finished), "finished below the watermark"
+        assert list(self.order) == sorted(set(self.order)), "positions out of order"
+        assert not self.order or self.order[0] >= self.watermark, "head below the watermark"
+        assert not (self.order and self.order[0] in self.finished), "a finished head was not passed"
+
+
+class Progress:
+    """All splits of one lane."""
+
+    def __init__(self, splits: Sequence[Split], saved: Saved | None = None) -> None:
+        self.splits = sorted(splits, key=lambda split: split.ordinal)
+        self.open: dict[int, OpenSplit] = {}
+        self.opened = 0
+        by_ordinal = {split.ordinal: split for split in self.splits}
+        if saved is not None:
+            if saved.opened > len(self.splits):
+                raise Corrupt(f"the lane has opened {saved.opened} splits, its plan names only {len(self.splits)}")
+            self.opened = saved.opened
+            for state in saved.splits:
+                if state.ordinal not in by_ordinal:
+                    raise Corrupt(f"progress names split {state.ordinal}, which the plan does not have")
+                self.open[state.ordinal] = OpenSplit(by_ordinal[state.ordinal], state)
+
+    def starts(self) -> list[tuple[Split, int]]:
+        """What a reader is to be opened at: the open splits at their watermark, then those never opened."""
+        begun = [(state.split, state.watermark) for state in self.open.values()]
+        return sorted(
+            [*begun, *((split, split.start) for split in self.splits[self.opened :])], key=lambda pair: pair[0].ordinal
+        )
+
+    def of(self, ordinal: int) -> OpenSplit:
+        """The split's state; opens it, and all unopened ones before it, at first touch."""
+        state = self.open.get(ordinal)
+        if state is None:
+            state = self._open_up_to(ordinal)
+        return state
+
+    def _open_up_to(self, ordinal: int) -> OpenSplit:
+        while self.opened < len(self.splits) and self.splits[self.opened].ordinal <= ordinal:
+            split = self.splits[self.opened]
+            self.open[split.ordinal] = OpenSplit(split)
+            self.opened += 1
+        if ordinal not in self.open:
+            raise Corrupt(f"a record came from split {ordinal}, which is closed or not of this lane")
+        return self.open[ordinal]
+
+    def end(self, ordinal: int) -> None:
+        self.of(ordinal).ended = True
+
+    def close_finished(self) -> None:
+        for ordinal in [ordinal for ordinal, state in self.open.items() if state.closed]:
+            del self.open[ordinal]
+
+    @property
+    def all_closed(self) -> bool:
+        return self.opened == len(self.splits) and all(state.closed for state in self.open.values())
+
+    @property
+    def beyond(self) -> int:
+        """Finished positions kept beyond watermarks: what bounds the record's size."""
+        return sum(len(state.finished) for state in self.open.values())
+
+    def bytes_done(self) -> int:
+        """Input passed, in the split's own units scaled to bytes: for progress and ETA only."""
+        total = sum(split.size_bytes for split in self.splits[: self.opened])
+        for state in self.open.values():
+            split = state.split
+            total -= split.size_bytes
+            if split.unit == "bytes":
+                total += max(0, min(round(state.passed) - split.start, split.size_bytes))
+            elif split.end:
+                total += round(split.size_bytes * (state.passed - split.start) / max(1, split.end - split.start))
+        return total
+
+    def check(self) -> None:
+        for state in self.open.values():
+            state.check()

@@ -1,0 +1,225 @@
+"""From an outcome to what is recorded of it: the attempt, its cost line, the result, the counters. Pure functions."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from penstock.engine.catalog import Account, Catalog, Model, Price
+from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally, TaskTally
+from penstock.engine.items import (
+    Answer,
+    Attempt,
+    CostBasis,
+    CostLine,
+    DeadLetter,
+    DeadLetterReason,
+    Item,
+    Mode,
+    Outcome,
+    Result,
+    Route,
+    Score,
+    Usage,
+)
+from penstock.engine.pricing import cost_nano, price_of
+
+FREE = Price(version="free")
+
+
+class Priced:
+    """What of the catalogue a settled call needs, looked up once a model."""
+
+    __slots__ = ("account", "basis", "mode", "model", "price", "provider", "region")
+
+    def __init__(self, model: Model, account: Account | None) -> None:
+        self.model = model
+        self.account = account.name if account else None
+        self.price = price_of(model) or FREE
+        self.basis: CostBasis = "amortised" if model.worker else "metered"
+        self.provider = (account.provider or account.name) if account else "own"
+        regions = model.regions or (account.regions if account else ())
+        self.region = regions[0] if len(regions) == 1 else None
+        self.mode: Mode = "own" if model.worker else "now"
+
+
+def priced(catalog: Catalog) -> dict[str, Priced]:
+    return {
+        name: Priced(model, catalog.accounts.get(model.account) if model.account else None)
+        for name, model in catalog.models.items()
+    }
+
+
+def attempt_of(slot: Slot, outcome: Outcome, at: Priced, version: str) -> Attempt:
+    """Price the call. A failed call costs what its usage says, else nothing known."""
+    usage = outcome.usage
+    cost = 0
+    if usage is not None:
+        cost = outcome.cost_nano if outcome.cost_nano is not None else cost_nano(usage, at.price)
+    return Attempt(
+        n=outcome.attempt,
+        role=slot.role,
+        model=at.model.name,
+        started_at=outcome.started_at,
+        ms=outcome.ms,
+        outcome="ok" if outcome.failure is None else outcome.failure.kind,
+        request_id=outcome.request_id,
+        cost_nano=cost,
+        model_version=version,
+        account=at.account,
+        usage=usage,
+        basis="estimated" if outcome.estimated else at.basis,
+    )
+
+
+def cost_line(item: Item, route: Route, attempt: Attempt, price_version: str) -> CostLine:
+    return CostLine(
+        entry_id=f"{item.item_id}:{item.generation}:{attempt.n}",
+        item_id=item.item_id,
+        attempt=attempt.n,
+        role=attempt.role,
+        account=attempt.account,
+        model=attempt.model,
+        model_version=attempt.model_version,
+        usage=attempt.usage or Usage(),
+        cost_nano=attempt.cost_nano,
+        basis=attempt.basis,
+        price_version=price_version,
+        tenant=item.attributes.tenant,
+        task=route.task,
+        tier=route.tier,
+        at=attempt.started_at + attempt.ms / 1000,
+    )
+
+
+def output_hash(answer: Answer) -> str:
+    return blake2b(answer.text.encode(), digest_size=16).hexdigest()
+
+
+def add_usage(a: Usage, b: Usage) -> Usage:
+    return Usage(
+        a.input + b.input,
+        a.cached + b.cached,
+        a.cache_write + b.cache_write,
+        a.cache_write_1h + b.cache_write_1h,
+        a.output + b.output,
+        a.reasoning + b.reasoning,
+    )
+
+
+def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tuple[str, str], now: float) -> Result:
+    """`versions`: (policy, prompt). The caller adds sampling and scores."""
+    item = slot.item
+    return Result(
+        item=item,
+        route=slot.route,
+        answer=answer,
+        model=at.model.name,
+        model_version=version,
+        provider=at.provider,
+        account=at.account,
+        region=at.region,
+        mode=at.mode,
+        usage=slot.usage,
+        cost_nano=slot.cost_nano,
+        cost_basis=slot.attempts[-1].basis if slot.attempts else at.basis,
+        price_version=at.price.version,
+        policy_version=versions[0],
+        prompt_version=versions[1],
+        attempts=tuple(slot.attempts),
+        finished_at=now,
+        queue_ms=max(0.0, (slot.first_sent_at or now) - item.enqueued_at) * 1000,
+        call_ms=slot.call_ms,
+        output_hash=output_hash(answer),
+        maybe_paid=slot.maybe_paid,
+    )
+
+
+def dead_letter_of(slot: Slot, reason: DeadLetterReason, message: str, policy_version: str, now: float) -> DeadLetter:
+    item = slot.item
+    return DeadLetter(
+        item_id=item.item_id,
+        source=item.source,
+        reason=reason,
+        message=message,
+        original=item.original,
+        item=item,
+        route=slot.route,
+        custom_id=item.custom_id,
+        generation=item.generation,
+        attempts=tuple(slot.attempts),
+        cost_nano=slot.cost_nano,
+        maybe_paid=slot.maybe_paid,
+        finished_at=now,
+        policy_version=policy_version,
+        original_length=item.original_length,
+        original_hash=item.original_hash,
+    )
+
+
+def twin_of(item: Item, now: float) -> DeadLetter:
+    """The same item of the same generation is being worked on (a replay that names one letter twice)."""
+    return DeadLetter(
+        item_id=item.item_id,
+        source=item.source,
+        reason="duplicate",
+        message="the same item came before in this input, and is being worked on",
+        original=item.original,
+        item=item,
+        custom_id=item.custom_id,
+        generation=item.generation,
+        finished_at=now,
+    )
+
+
+def count_attempt(tally: Tally, attempt: Attempt) -> None:
+    key = f"{attempt.model}@{attempt.model_version}"
+    row = tally.models.get(key)
+    if row is None:
+        row = tally.models[key] = ModelTally(attempt.model, attempt.model_version, basis=attempt.basis)
+    row.calls += 1
+    row.cost_nano += attempt.cost_nano
+    row.ms += attempt.ms
+    tally.cost_nano += attempt.cost_nano
+    usage = attempt.usage
+    if usage is not None:
+        row.input_tokens += usage.input
+        row.cached_tokens += usage.cached
+        row.output_tokens += usage.output
+    if attempt.outcome != "ok":
+        row.failures[attempt.outcome] = row.failures.get(attempt.outcome, 0) + 1
+
+
+def count_result(tally: Tally, result: Result) -> None:
+    tally.results += 1
+    tally.tiers[result.route.tier] = tally.tiers.get(result.route.tier, 0) + 1
+    tally.maybe_paid += result.maybe_paid
+    key = f"{result.model}@{result.model_version}"
+    row = tally.models.get(key)
+    if row is None:
+        row = tally.models[key] = ModelTally(result.model, result.model_version, basis=result.cost_basis)
+    row.items += 1
+    for score in result.scores:
+        _count_score(tally, result, score)
+    seconds = result.call_ms / 1000
+    slowest = tally.slowest
+    if len(slowest) < SLOWEST_KEPT or seconds > slowest[-1].seconds:
+        slowest.append(Slow(result.item.item_id, result.item.custom_id, result.model, seconds))
+        slowest.sort(key=lambda slow: -slow.seconds)
+        del slowest[SLOWEST_KEPT:]
+
+
+def _count_score(tally: Tally, result: Result, score: Score) -> None:
+    key = f"{result.route.task}/{result.model}@{result.model_version}/{score.scorer}"
+    row = tally.quality.get(key)
+    if row is None:
+        row = tally.quality[key] = TaskTally(result.route.task, f"{result.model}@{result.model_version}")
+    row.n += 1
+    row.score += score.score
+    row.score2 += score.score * score.score
+    row.passed += score.passed
+
+
+def count_dead(tally: Tally, dead: DeadLetter) -> None:
+    tally.dead_letters[dead.reason] = tally.dead_letters.get(dead.reason, 0) + 1
+    tally.maybe_paid += dead.maybe_paid

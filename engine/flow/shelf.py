@@ -1,0 +1,111 @@
+"""What a lane keeps of single unfinished items in its progress: slow ones with their bytes, paid ones with their tries.
+
+*Shelved*: an item that waits long leaves its split's unfinished ones, so that the watermark moves on.
+*Tried*: attempts whose cost lines are committed while the item goes on. The next owner adds to them: so its attempt
+numbers stay unique, and an item's cost is the sum of its cost lines, whoever was killed in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from penstock.engine.errors import Corrupt
+from penstock.engine.flow.lane_types import LaneSettings, ShelfEntry
+from penstock.engine.flow.progress import SHELF, TRIED, Progress
+from penstock.engine.flow.settle import add_usage
+from penstock.engine.flow.slots import Slot
+from penstock.engine.items import Attempt, Usage
+
+T = TypeVar("T")
+
+
+class Tried(msgspec.Struct, frozen=True, array_like=True):
+    attempt: int
+    """Number of the last one."""
+    attempts: tuple[Attempt, ...]
+
+
+class Shelf:
+    def __init__(self, settings: LaneSettings, chunks: Mapping[str, bytes] | None = None) -> None:
+        self._settings = settings
+        self.count = 0
+        self._bytes = 0
+        self.changes: dict[str, bytes] = {}
+        """Chunks for the next commit."""
+        self.restored: list[ShelfEntry] = []
+        self._tried: dict[str, bytes] = {}
+        for name, data in sorted((chunks or {}).items()):
+            if name.startswith(SHELF):
+                self.restored.append(_decode(name, data, ShelfEntry))
+            elif name.startswith(TRIED):
+                self._tried[name.removeprefix(TRIED)] = data
+
+    # -- slow ones
+
+    def put(self, slot: Slot, *, restored: bool = False) -> None:
+        slot.shelved = True
+        self.count += 1
+        self._bytes += len(slot.item.original)
+        if not restored:
+            self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
+
+    def move_slow(self, progress: Progress, slots: Iterable[Slot], now: float) -> None:
+        """Heads that have waited long, where much is finished beyond them."""
+        if progress.beyond < self._settings.beyond_max // 8:
+            return
+        by_place = {(s.item.source.ordinal, s.item.source.position): s for s in slots if not s.shelved}
+        for ordinal, state in progress.open.items():
+            while state.order and self._room():
+                slot = by_place.get((ordinal, state.order[0]))
+                if slot is None or slot.state == "beyond" or now - slot.item.enqueued_at < self._settings.shelf_after_s:
+                    break
+                self.put(slot)
+                state.done(state.order[0])
+
+    def _room(self) -> bool:
+        return self.count < self._settings.shelf_max and self._bytes < self._settings.shelf_bytes
+
+    # -- paid ones
+
+    def recall(self, slot: Slot) -> None:
+        """What earlier owners paid for this item."""
+        data = self._tried.pop(_name(slot), None)
+        if data is None:
+            return
+        tried = _decode(TRIED + _name(slot), data, Tried)
+        slot.tried, slot.attempt, slot.attempts = True, tried.attempt, list(tried.attempts)
+        for attempt in tried.attempts:
+            slot.cost_nano += attempt.cost_nano
+            slot.call_ms += attempt.ms
+            slot.usage = add_usage(slot.usage, attempt.usage or Usage())
+
+    def note_tries(self, slot: Slot) -> None:
+        """Cost lines of an unfinished item go with this commit."""
+        slot.tried = True
+        self.changes[TRIED + _name(slot)] = msgspec.msgpack.encode(Tried(slot.attempt, tuple(slot.attempts)))
+
+    # -- ends
+
+    def forget(self, slot: Slot) -> None:
+        if slot.shelved:
+            self.count -= 1
+            self._bytes -= len(slot.item.original)
+            self.changes[SHELF + _name(slot)] = b""
+        if slot.tried:
+            self.changes[TRIED + _name(slot)] = b""
+
+
+def _name(slot: Slot) -> str:
+    """A replay may hold one item in several generations."""
+    item = slot.item
+    return f"{item.item_id}.{item.generation}" if item.generation else item.item_id
+
+
+def _decode(name: str, data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"the lane's progress can't be read at {name} ({error}); restore it from a backup") from error

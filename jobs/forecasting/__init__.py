@@ -1,0 +1,1 @@
+"""The plan: rows, tokens, cost and time before anything is paid for."""

@@ -1,0 +1,218 @@
+"""What a run would do, take and cost, before anything is paid for.
+
+Rows are counted where the input is small, and estimated from bytes where it is large; a sample of them goes through the
+same intake and the same router as the run's items. Nothing is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from penstock.connectors.base import Raw
+from penstock.connectors.reading.intake import Intake, input_shape
+from penstock.connectors.registry import open_source
+from penstock.engine.budget import Budget
+from penstock.engine.catalog import Catalog, Price
+from penstock.engine.errors import Spent
+from penstock.engine.items import DeadLetter, Item
+from penstock.engine.pricing import DEFAULT_MAX_TOKENS, price_of
+from penstock.jobs.forecasting.forecast import (
+    ZERO,
+    Interval,
+    Load,
+    Measured,
+    api_seconds,
+    exactly,
+    mean_interval,
+    output_tokens,
+    own_seconds,
+    share_interval,
+    token_interval,
+    total,
+)
+from penstock.jobs.forecasting.plan_report import BudgetPlan, ModelPlan, PlanReport, TierPlan
+from penstock.jobs.forecasting.planning_view import render as render
+from penstock.jobs.forecasting.sampling import MakeIntake, Reading, read_sample
+from penstock.jobs.forecasting.survey import Group, Survey
+from penstock.jobs.wording import dollars
+from penstock.workers.runspec import RunSpec
+
+History = Mapping[tuple[str, str], Measured]
+"""(task, model) → what earlier runs measured."""
+Plan = PlanReport
+
+
+def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
+    """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
+    survey = Survey(spec.catalog, spec.policy)
+    reading = asyncio.run(read_sample(open_source(spec.source), _intake(spec), sample, spec.limit))
+    for found in reading.found:
+        survey.add(found)
+    return report(spec, reading, survey, history or {})
+
+
+def _intake(spec: RunSpec) -> MakeIntake:
+    def make(format: str) -> Callable[[Raw], Item | DeadLetter]:
+        shape = input_shape(format)
+        intake = Intake(spec.run_id, shape, spec.row, spec.policy, spec.catalog.models, spec.generation, spec.vars)
+        return lambda raw: intake.item(raw, 0.0)
+
+    return make
+
+
+def require(plan: PlanReport) -> None:
+    """Raises `Spent` where a budget can't hold even the low end."""
+    for checked in plan.budgets:
+        if not checked.holds:
+            raise Spent(checked.message)
+
+
+def report(spec: RunSpec, reading: Reading, survey: Survey, history: History) -> PlanReport:
+    """The plan of a sample that was read and surveyed. Pure."""
+    models = tuple(_model(spec.catalog, reading, survey, group, history) for group in survey.groups)
+    seconds = _pool_seconds(spec.catalog, models, history)
+    cost, worst = total(m.cost_nano for m in models), sum(m.worst_nano for m in models)
+    budgets = tuple(_budget(budget, cost, worst, survey) for budget in spec.budgets)
+    return PlanReport(
+        run_id=spec.run_id,
+        name=spec.name,
+        rows=reading.rows,
+        rows_exact=reading.rows.exact,
+        input_bytes=reading.total_bytes,
+        splits=reading.splits,
+        sampled=survey.n,
+        models=models,
+        tiers=tuple(_tier(spec.catalog, tier, models, seconds) for tier in sorted({m.tier for m in models})),
+        cost_nano=cost,
+        worst_nano=worst,
+        seconds=_longest(seconds.values()),
+        dead_letters={reason: _rows(reading, n, survey.n) for reason, n in survey.dead.most_common()},
+        examples=survey.examples,
+        refused={model: dict(why) for model, why in survey.refused.items()},
+        budgets=budgets,
+        notes=tuple(_notes(spec, reading, survey, models)),
+        fits=all(checked.holds for checked in budgets),
+    )
+
+
+def _rows(reading: Reading, hits: int, sampled: int) -> Interval:
+    """How many of all rows are like `hits` of the sample. Exact where every row was looked at."""
+    if reading.whole:
+        return exactly(float(hits))
+    return reading.rows.times(share_interval(hits, sampled))
+
+
+def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, history: History) -> ModelPlan:
+    model = catalog.models[group.model]
+    price = price_of(model) or Price(version="unknown")
+    measured = history.get((group.task, group.model))
+    rows = _rows(reading, group.n, survey.n)
+    answers = group.answers / group.n
+    ceiling = mean_interval(group.ceilings).likely / answers
+    per_answer = output_tokens(round(ceiling), measured, longest_choice=survey.longest_choice(group.task))
+    inputs = rows.times(token_interval(_mean(reading, group.input_tokens)))
+    outputs = rows.times(per_answer.scaled(answers))
+    return ModelPlan(
+        tier=group.tier,
+        task=group.task,
+        model=group.model,
+        served_by=model.worker or model.account or "?",
+        rows=rows,
+        input_tokens=inputs,
+        output_tokens=outputs,
+        cost_nano=inputs.scaled(price.input / 1e6) + outputs.scaled(price.output / 1e6),
+        worst_nano=rows.high * _mean(reading, group.worst_nano).high,
+        price_version=price.version,
+        measured=measured is not None,
+    )
+
+
+def _mean(reading: Reading, values: Sequence[float]) -> Interval:
+    mean = mean_interval(values)
+    return exactly(mean.likely) if reading.whole else mean
+
+
+def _pool_seconds(catalog: Catalog, models: Iterable[ModelPlan], history: History) -> dict[str, Interval | None]:
+    """Pool → how long it takes with all that it gets: an account's models share its limits."""
+    pools: dict[str, list[ModelPlan]] = {}
+    for made in models:
+        pools.setdefault(catalog.models[made.model].pool, []).append(made)
+    return {pool: _one_pool(catalog, parts, history) for pool, parts in pools.items()}
+
+
+def _one_pool(catalog: Catalog, parts: Sequence[ModelPlan], history: History) -> Interval | None:
+    load = Load(
+        total(p.rows for p in parts), total(p.input_tokens for p in parts), total(p.output_tokens for p in parts)
+    )
+    model = catalog.models[parts[0].model]
+    if model.account is not None:
+        return api_seconds(load, catalog.accounts[model.account])
+    known = (history.get((p.task, p.model)) for p in parts)
+    return own_seconds(load, model, next((m for m in known if m is not None and m.tokens_per_s), None))
+
+
+def _tier(catalog: Catalog, tier: int, models: Iterable[ModelPlan], seconds: Mapping[str, Interval | None]) -> TierPlan:
+    mine = [m for m in models if m.tier == tier]
+    return TierPlan(
+        tier,
+        total(m.rows for m in mine),
+        total(m.cost_nano for m in mine),
+        sum(m.worst_nano for m in mine),
+        _longest(seconds[catalog.models[m.model].pool] for m in mine),
+    )
+
+
+def _longest(found: Iterable[Interval | None]) -> Interval | None:
+    """Pools work at the same time: the slowest decides. One that is unknown makes all unknown."""
+    parts = list(found)
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    if not known:
+        return ZERO
+    return Interval(max(p.low for p in known), max(p.likely for p in known), max(p.high for p in known))
+
+
+def _budget(budget: Budget, cost: Interval, worst: float, survey: Survey) -> BudgetPlan:
+    part = _tenant_share(budget, survey)
+    low, high = round(cost.low * part), round(worst * part)
+    limit = dollars(budget.limit_nano)
+    whose = " of each tenant" if budget.tenant == "*" else f" of tenant {budget.tenant}" if budget.tenant else ""
+    name = f"the budget of {limit}{f' a {budget.per}' if budget.per else ''}{whose}"
+    if budget.limit_nano < low:
+        return BudgetPlan(budget, False, False, f"{name} can't hold the run: it takes at least {dollars(low)}")
+    if budget.limit_nano < high:
+        held = "what can't be reserved isn't sent and ends in dead letters"
+        return BudgetPlan(budget, True, False, f"{name} may not hold the worst case of {dollars(high)}: {held}")
+    return BudgetPlan(budget, True, True, f"{name} holds the worst case of {dollars(high)}")
+
+
+def _tenant_share(budget: Budget, survey: Survey) -> float:
+    """The share of the cost that this budget must bear; for `*`, the largest tenant's. Rows without a tenant are one
+    tenant's too (`engine.budget.budget_keys`)."""
+    if budget.tenant is None:
+        return 1.0
+    spent: dict[str, int] = {}
+    for group in survey.groups:
+        for tenant, nano in group.tenants.items():
+            spent[tenant] = spent.get(tenant, 0) + nano
+    whole = sum(spent.values())
+    mine = max(spent.values(), default=0) if budget.tenant == "*" else spent.get(budget.tenant, 0)
+    return mine / whole if whole else 0.0
+
+
+def _notes(spec: RunSpec, reading: Reading, survey: Survey, models: Iterable[ModelPlan]) -> Iterable[str]:
+    yield from reading.notes
+    capped = sum(group.default_ceiling for group in survey.groups)
+    if capped:
+        share = "every row" if capped == survey.n else f"{capped:,} of {survey.n:,} sampled rows"
+        yield f"{share} set no max_tokens: answers end at {DEFAULT_MAX_TOKENS:,} tokens"
+    unmeasured = sorted({m.task for m in models if not m.measured})
+    if unmeasured:
+        yield f"how long answers get is not known before a run ({', '.join(unmeasured)}): the interval is wide"
+    for made in models:
+        if spec.catalog.models[made.model].hour_usd is not None:
+            yield f"{made.model}: its hours are spread over the tokens it serves; loading and idling come on top"
+    if spec.budgets:
+        yield "what earlier runs have already spent of a budget is not counted here"

@@ -1,0 +1,1 @@
+"""Looking at runs: summary, bills, one item's story, log lines, the checker."""

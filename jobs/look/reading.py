@@ -1,0 +1,86 @@
+"""The committed records of a run, wherever they stand: in the finished outputs, or still in the store's spool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from penstock.connectors.base import SinkName
+from penstock.jobs.look.told import Line
+from penstock.jobs.wording import relative
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
+
+if TYPE_CHECKING:
+    from penstock.connectors.settings import SinkSettings
+
+RecordBatch = Any
+"""A `pyarrow.RecordBatch`: pyarrow is untyped."""
+
+
+BATCH_ROWS = 8192
+"""Rows of a record batch: a few MB, enough for pyarrow to be fast."""
+
+
+class Outputs(msgspec.Struct, frozen=True):
+    """One run's records, sink by sink. Iterators start anew at every call and hold one batch in memory."""
+
+    spec: RunSpec
+    status: RunStatus
+
+    def records(self, sink: SinkName) -> Iterator[Line]:
+        """Lines of nested JSON (SURFACES §3), whatever the file's format."""
+        from penstock.connectors.writing import records
+
+        paths = self.paths(sink)
+        return records.iter_records(paths) if paths else records.iter_committed(self._sinks(), sink)
+
+    def _sinks(self) -> Mapping[SinkName, SinkSettings]:
+        return cast("Mapping[SinkName, SinkSettings]", self.spec.sinks)  # the job file allows no other names
+
+    def paths(self, sink: SinkName) -> list[str]:
+        """Finished files; empty while the run goes or where it was cut off before they were made."""
+        return self.status.outputs.get(sink, [])
+
+    def where(self, sink: SinkName) -> str:
+        """For people: the finished files, or where they will be."""
+        paths = self.paths(sink)
+        if paths:
+            return relative(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        return f"{relative(sink_place(self.spec, sink))} (committed, not yet assembled)"
+
+
+def sink_place(spec: RunSpec, sink: SinkName) -> str:
+    settings = spec.sinks[sink]
+    return str(getattr(settings, "path", None) or getattr(settings, "name", settings))
+
+
+def batches(outputs: Outputs, sink: SinkName, rows: int = BATCH_ROWS) -> Iterator[RecordBatch]:
+    """The records as record batches: a Parquet file's own, flat columns; anything else as pyarrow reads the JSON."""
+    paths = outputs.paths(sink)
+    if paths and all(path.endswith(".parquet") for path in paths):
+        for path in paths:
+            yield from _parquet(path, rows)
+    else:
+        yield from _json(outputs.records(sink), rows)
+
+
+def _parquet(path: str, rows: int) -> Iterator[RecordBatch]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=rows)
+
+
+def _json(lines: Iterator[Line], rows: int) -> Iterator[RecordBatch]:
+    """A later batch may know more columns than an earlier one: each is read with what it holds."""
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    while chunk := list(islice(lines, rows)):
+        data = b"\n".join(chunk)
+        options = pj.ReadOptions(block_size=len(data) + 1)
+        yield from pj.read_json(pa.BufferReader(data), read_options=options).combine_chunks().to_batches()

@@ -1,0 +1,235 @@
+"""The actor that holds lanes: several shells in one process, each an independent owner of its lane."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.connectors.reading.intake import InputShape, Intake, input_shape
+from penstock.connectors.reading.replay import Intake as AnyIntake
+from penstock.connectors.reading.replay import ReplayIntake
+from penstock.connectors.registry import Stores, open_source, open_stores
+from penstock.connectors.settings import FilesSource
+from penstock.connectors.writing.records import Encoder
+from penstock.engine.budget import Budgets
+from penstock.engine.catalog import Price
+from penstock.engine.errors import Fenced
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.items import CostLine, OutputSpec
+from penstock.engine.plan import Epoch, Plan
+from penstock.engine.policy import Policy
+from penstock.engine.router import Router
+from penstock.workers.answers import ask_again_body
+from penstock.workers.lanes.input import Verdicts
+from penstock.workers.lanes.money import LedgerPort
+from penstock.workers.lanes.shell import LaneReport, LaneShell
+from penstock.workers.log import LaneLog, Log
+from penstock.workers.metrics import LaneMetrics
+from penstock.workers.orphan import end_with_raylet
+from penstock.workers.ports import Kept, Post, decode_outcomes, encode
+from penstock.workers.runspec import RunSpec
+from penstock.workers.scoring import Scoring
+
+_plan = msgspec.msgpack.Decoder(Plan)
+_spec = msgspec.msgpack.Decoder(RunSpec)
+
+
+class RemoteDriver:
+    """A lane's driver in another process. Nothing here waits: what gets lost is told again."""
+
+    def __init__(
+        self, handle: object, owner: Callable[[int], int], metrics: LaneMetrics, logs: dict[int, LaneLog]
+    ) -> None:
+        self._handle = handle
+        self._owner = owner
+        self._metrics = metrics
+        self._logs = logs
+
+    def post(self, posts: list[Post]) -> None:
+        self._handle.post.remote(encode(posts), self._owner(posts[0].lane))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def report(self, report: LaneReport) -> None:
+        self._metrics.see(report)
+        self._logs[report.lane].see(report)
+        self._handle.report.remote(encode(report), self._owner(report.lane))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None:
+        self._logs[lane].failed(fenced, corrupt)
+        self._handle.lane_failed.remote(lane, self._owner(lane), fenced, message, corrupt)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class LaneActor:
+    """Ray actor. Names its lanes in the dashboard. `owner`: the driver's number of each lane's present owner."""
+
+    def __init__(self, spec: bytes, plan: bytes, driver: object, label: str) -> None:
+        end_with_raylet()
+        self._spec = _spec.decode(spec)
+        self._plan = _plan.decode(plan)
+        self._label = label
+        self._shells: dict[int, LaneShell] = {}
+        self._owners: dict[int, int] = {}
+        self._stores = open_stores(self._spec.sinks, self._spec.run_id)
+        self._logs: dict[int, LaneLog] = {}
+        self._metrics = LaneMetrics(self._spec)
+        self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
+        self._scoring = Scoring(self._spec.scorer_path)
+
+    def __repr__(self) -> str:
+        return self._label
+
+    async def open(self, lane: int, owner: int, epoch: Epoch, force: bool, complete: bool) -> None:
+        """Take the lane. Raises what `LaneShell.open` raises. `complete`: there are no labels to wait for."""
+        await self._let_go(lane)
+        self._owners[lane] = owner
+        shell = self._shell(lane, epoch, self._stores, complete)
+        self._shells[lane] = shell
+        log = self._logs[lane] = LaneLog(Log(self._spec.state, self._spec.run_id, f"lane-{lane}"), lane)
+        shell.watch(lambda batch: (self._metrics.committed(batch), log.committed(batch)))
+        await shell.open(self._plan, force=force)
+        self._metrics.taken(lane, shell.machine.tally)
+        log.taken(epoch, shell.machine.tally)
+
+    async def _let_go(self, lane: int) -> None:
+        shell = self._shells.pop(lane, None)
+        if shell is not None:
+            await shell.close()
+            self._metrics.dropped(lane)
+            self._logs[lane].closed()
+
+    def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
+        spec = self._spec
+        now = time.time
+        read_as = input_shape(self._plan.splits[0].format if self._plan.splits else "jsonl")
+        schema_tasks = [t.name for t in spec.policy.tasks.values() if t.output is not None and t.output.json_schema]
+        machine = Lane(
+            LaneSettings(lane, spec.run_id, spec.execution.window, spec.execution.window_bytes),
+            Router(spec.catalog, spec.policy),
+            spec.catalog,
+            spec.policy,
+            Hooks(random.Random(f"{spec.run_id}/{lane}/{epoch}").random, self._scoring, ask_again_body),
+            Budgets(spec.budgets, spec.run_id),
+        )
+        return LaneShell(
+            lane,
+            epoch,
+            machine,
+            stores,
+            open_source(spec.source),
+            self._intake(read_as),
+            Encoder(spec.run_id, spec.shape or read_as, schema_tasks),
+            self._driver,
+            _ledger(spec),
+            now,
+            commit_s=spec.execution.commit_ms / 1000,
+            limit=spec.limit,
+            verdicts=Verdicts(complete),
+            outputs=_outputs(spec.policy),
+        )
+
+    def _intake(self, read_as: InputShape) -> AnyIntake:
+        spec = self._spec
+        names = frozenset(spec.catalog.models)
+        intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, spec.generation, spec.vars)
+        replayed = isinstance(spec.source, FilesSource) and spec.source.replay
+        return ReplayIntake(intake) if replayed else intake
+
+    async def adopt(self, lane: int, me: object, workers: list[tuple[str, object]]) -> None:
+        """Ask workers for what they still hold of this lane's last owner. A worker that is gone holds nothing."""
+        shell = self._shells[lane]
+        calls = [
+            worker.adopt.remote(self._spec.run_id, lane, shell.epoch, me, shell.own_until)  # pyright: ignore[reportAttributeAccessIssue]
+            for _, worker in workers
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for (name, _), answer in zip(workers, answers, strict=True):
+            if isinstance(answer, bytes):
+                shell.adopt(msgspec.msgpack.decode(answer, type=Kept), name)
+
+    async def go(self, lanes: list[int]) -> None:
+        for lane in lanes:
+            if lane in self._shells:
+                self._shells[lane].go()
+
+    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[bytes, int]:
+        shell = self._shells.get(lane)
+        if shell is None:
+            return b"", 0
+        chunk, left = await shell.take(pool, n, max_tokens, worker)
+        return (encode(chunk) if chunk is not None else b""), left
+
+    async def done(self, lane: int, epoch: Epoch, outcomes: bytes) -> None:
+        shell = self._shells.get(lane)
+        if shell is None:
+            raise Fenced(f"lane {lane} is not here")
+        await shell.done((epoch[0], epoch[1]), decode_outcomes(outcomes))
+
+    async def right(self, lane: int, epoch: Epoch, worker: str) -> float:
+        shell = self._shells.get(lane)
+        return await shell.right((epoch[0], epoch[1]), worker) if shell is not None else 0.0
+
+    async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
+        """News of the label pass."""
+        for shell in self._shells.values():
+            own = {split.ordinal for split in shell.machine.progress.splits} if duplicates else set[int]()
+            for ordinal, position, first in duplicates:
+                if ordinal in own:
+                    shell.verdicts.duplicates[ordinal, position] = first
+            shell.verdicts.upto = upto
+            shell.verdicts.complete = complete
+            shell.wake()
+
+    async def worker_lost(self, worker: str) -> None:
+        for shell in self._shells.values():
+            shell.machine.worker_lost(worker, time.time())
+            shell.wake()
+
+    async def pool_down(self, pool: str, why: str) -> None:
+        for shell in self._shells.values():
+            shell.machine.pool_down(pool, why, time.time())
+            shell.wake()
+
+    async def reprice(self, model: str, price: bytes) -> None:
+        """An own engine's running rate."""
+        for shell in self._shells.values():
+            shell.machine.reprice(model, msgspec.msgpack.decode(price, type=Price))
+
+    async def add_costs(self, lane: int, lines: bytes) -> None:
+        self._shells[lane].add_costs(msgspec.msgpack.decode(lines, type=list[CostLine]))
+
+    async def drain(self) -> None:
+        for shell in self._shells.values():
+            shell.drain()
+
+    async def close(self, lanes: list[int]) -> None:
+        for lane in lanes:
+            await self._let_go(lane)
+
+    async def lost(self) -> None:
+        """Never returns: whoever awaits it learns at once that this process is gone."""
+        await asyncio.Event().wait()
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+def _outputs(policy: Policy) -> dict[str, OutputSpec]:
+    return {
+        task.name: OutputSpec(task.output.choices, task.output.json_schema)
+        for task in policy.tasks.values()
+        if task.output is not None
+    }
+
+
+def _ledger(spec: RunSpec) -> LedgerPort | None:
+    if not spec.budgets:
+        return None
+    from penstock.connectors.ledger import LedgerClient
+    from penstock.connectors.state import open_state
+
+    return LedgerClient(open_state(spec.state), spec.run_id)

@@ -1,0 +1,117 @@
+"""A lane's way out: what the machine finished becomes records; the primary commits them, followers come after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.connectors.base import OutRecord, Records
+from penstock.connectors.registry import Stores
+from penstock.connectors.writing.records import Encoder
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import CommitBatch
+from penstock.engine.items import Position
+from penstock.engine.plan import Epoch
+
+_LAST = 1 << 31
+"""Sorts closing lines behind all items."""
+
+Batches = dict[str, list[OutRecord]]
+
+
+class LaneCommit:
+    def __init__(
+        self, lane: int, epoch: Epoch, machine: Lane, stores: Stores, encoder: Encoder, now: Callable[[], float]
+    ) -> None:
+        self.at = 0.0
+        """When the last commit was durable."""
+        self.done = False
+        """All of the lane's items have ended and are committed."""
+        self.committed: Callable[[CommitBatch], object] = _nobody
+        self._lane = lane
+        self._epoch = epoch
+        self._machine = machine
+        self._stores = stores
+        self._encoder = encoder
+        self._now = now
+        self._placement: dict[str, str] = {**stores.placement}
+        self._applied: dict[str, int] = {}
+        """Follower → the last batch it has."""
+
+    async def commit(self) -> float:
+        """One commit on the primary; returns when it began. Raises what `Store.commit` raises."""
+        started = self._now()
+        batch = self._machine.commit(started)
+        own, follow = self._place(self._encode(batch))
+        chunks = batch.chunks
+        if follow:
+            name, data = self._machine.outbox.add(msgspec.msgpack.encode(follow))
+            chunks[name] = data
+        await self._stores.primary.commit(self._lane, self._epoch, batch.seq, own, chunks)
+        self.at = self._now()
+        self.done = batch.saved.done
+        self._machine.committed(self.at)
+        self.committed(batch)
+        return started
+
+    async def take_followers(self, *, force: bool) -> None:
+        """Fence older owners there too, and learn how far each has come."""
+        for key, store in self._stores.followers.items():
+            self._applied[key] = (await store.take(self._lane, self._epoch, force=force)).seq
+        await self.apply_outbox()
+
+    async def apply_outbox(self) -> None:
+        """Bring followers up to date, batch by batch, each from where it stands."""
+        for number, data in self._machine.outbox.waiting():
+            batches = msgspec.msgpack.decode(data, type=dict[str, Batches])
+            for key, store in self._stores.followers.items():
+                if number > self._applied[key]:
+                    records: Records = batches.get(key, {})
+                    await store.commit(self._lane, self._epoch, number, records, {})
+                    self._applied[key] = number
+            self._machine.outbox.applied(number)
+
+    def _encode(self, batch: CommitBatch) -> Batches:
+        results, quality = self._results(batch)
+        dead = [_record(d.source, self._encoder.dead_letter(d)) for d in batch.dead_letters]
+        costs: list[OutRecord] = []
+        for line, item in batch.costs:
+            ordinal, position = (item.source.ordinal, item.source.position) if item else (_LAST, line.attempt)
+            costs.append(OutRecord(ordinal, position, self._encoder.cost(line), line.attempt))
+        records = {"results": results, "costs": costs, "quality": quality, "dead_letters": dead}
+        return {sink: lines for sink, lines in records.items() if lines}
+
+    def _results(self, batch: CommitBatch) -> tuple[list[OutRecord], list[OutRecord]]:
+        encoder = self._encoder
+        results: list[OutRecord] = []
+        quality: list[OutRecord] = []
+        for result in batch.results:
+            item, place = result.item, result.item.source
+            value = encoder.result(result)
+            results.append(OutRecord(place.ordinal, place.position, value, key=item.key, headers=item.headers))
+            if result.scores:
+                redact = self._machine.redacts(result.route.wall)
+                for sub, score in enumerate(result.scores if redact is not None else ()):
+                    quality.append(_record(place, encoder.quality(result, score, redact=bool(redact)), sub))
+        return results, quality
+
+    def _place(self, records: Batches) -> tuple[Batches, dict[str, Batches]]:
+        """Records of the primary's own sinks, and those of each follower."""
+        own: Batches = {}
+        follow: dict[str, Batches] = {}
+        for sink, lines in records.items():
+            where = self._placement[sink]
+            if where in self._stores.followers:
+                follow.setdefault(where, {})[sink] = lines
+            else:
+                own[sink] = lines
+        return own, follow
+
+
+def _nobody(batch: CommitBatch) -> None:
+    """Listens."""
+
+
+def _record(place: Position, value: bytes, sub: int = 0) -> OutRecord:
+    return OutRecord(place.ordinal, place.position, value, sub)

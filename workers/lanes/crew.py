@@ -1,0 +1,280 @@
+"""Who holds which lane: actors, epochs, owners. Lanes are reopened elsewhere when their actor is lost or silent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from penstock.connectors.registry import Stores
+from penstock.engine.plan import Plan
+from penstock.workers.board import Board
+from penstock.workers.cluster import kill, words
+from penstock.workers.fleet import Fleet
+from penstock.workers.lanes.actor import LaneActor
+from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.log import Log
+from penstock.workers.ports import encode
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunState
+
+MAX_REOPENINGS = 5
+"""Times one lane is reopened within `WINDOW_S` before the run gives up: a full disk doesn't heal by trying."""
+WINDOW_S = 300.0
+SILENT_S = 10.0
+"""A lane actor that reports nothing for so long is stopped or frozen: its lanes go to another."""
+OPEN_TIMEOUT_S = 60.0
+
+
+class _Actor:
+    def __init__(self, number: int, handle: object) -> None:
+        self.number = number
+        self.handle = handle
+        self.lanes: list[int] = []
+
+
+class Crew:
+    def __init__(
+        self,
+        spec: RunSpec,
+        plan: Plan,
+        run_epoch: int,
+        driver: object,
+        cores: int,
+        board: Board,
+        fleet: Fleet,
+        log: Log,
+        note: Callable[[str], None],
+        end: Callable[[RunState, str], None],
+    ) -> None:
+        self._spec = spec
+        self._plan = plan
+        self._run_epoch = run_epoch
+        self._driver = driver
+        self._count = max(1, min(plan.lanes, spec.execution.lane_actors or max(1, cores // 2)))
+        self._board = board
+        self._fleet = fleet
+        self._log = log
+        self._note = note
+        self._end = end
+        self._actors: list[_Actor] = []
+        self._by_lane: dict[int, _Actor] = {}
+        self._owners: dict[int, int] = {}
+        self._openings: dict[int, int] = {}
+        self._reopened: dict[int, list[float]] = {}
+        self._heard: dict[int, float] = {}
+        self._next_owner = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._going = False
+        self._draining = False
+        self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
+        self._reopening = asyncio.Lock()
+        self._opened: set[int] = set()
+        self._checked = time.time()
+        self.gone: set[int] = set()
+        """Lanes nobody holds any more, and nobody will: the run ends without a word from them."""
+
+    def owns(self, lane: int, owner: int) -> bool:
+        return self._owners.get(lane) == owner
+
+    def heard(self, lane: int) -> None:
+        self._heard[lane] = time.time()
+
+    def handle(self, lane: int) -> tuple[int, object] | None:
+        actor = self._by_lane.get(lane)
+        return (self._owners[lane], actor.handle) if actor is not None and lane in self._owners else None
+
+    # -- opening
+
+    async def start(self, *, complete: bool, force: bool) -> None:
+        """Start the actors and take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
+        its last owner may still live (or be stopped, with its locks)."""
+        self._complete = complete
+        for number in range(self._count):
+            lanes = [lane for lane in range(self._plan.lanes) if lane % self._count == number]
+            self._actors.append(self._new_actor(number, lanes))
+        await asyncio.gather(*(self._open_first(lane, force) for lane in range(self._plan.lanes)))
+
+    async def _open_first(self, lane: int, force: bool) -> None:
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            await self._open(lane, force=force)
+        except RayTaskError:  # what the lane says itself
+            raise
+        except RayError:  # its process died: `_watch` opens it in another
+            while lane not in self._opened and lane not in self.gone:  # noqa: ASYNC110 - rare, and soon over
+                await asyncio.sleep(0.05)
+
+    async def go(self) -> None:
+        self._going = True
+        for lane in self._by_lane:
+            self._heard[lane] = time.time()
+        for actor in list(self._actors):
+            with contextlib.suppress(Exception):  # lost meanwhile: its lanes go from `_reopen_here`
+                await actor.handle.go.remote(actor.lanes)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _new_actor(self, number: int, lanes: list[int]) -> _Actor:
+        import ray
+
+        shown = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}…{lanes[-1]}"
+        label = f"lane {self._spec.name}[{shown}]"
+        options = ray.remote(LaneActor).options(
+            max_concurrency=1000,
+            max_restarts=0,
+            max_task_retries=0,
+            enable_task_events=False,
+            num_cpus=0,
+            scheduling_strategy="SPREAD",
+        )
+        handle = options.remote(encode(self._spec), encode(self._plan), self._driver, label)  # pyright: ignore[reportCallIssue]
+        actor = _Actor(number, handle)
+        actor.lanes = lanes
+        for lane in lanes:
+            self._by_lane[lane] = actor
+        self._spawn(self._watch(actor))
+        return actor
+
+    async def _open(self, lane: int, *, force: bool) -> None:
+        actor = self._by_lane[lane]
+        self._opened.discard(lane)
+        self._openings[lane] = self._openings.get(lane, 0) + 1
+        self._next_owner += 1
+        owner = self._owners[lane] = self._next_owner
+        self._board.own(lane, owner)
+        epoch = (self._run_epoch, self._openings[lane])
+        await actor.handle.open.remote(lane, owner, epoch, force, self._complete)  # pyright: ignore[reportAttributeAccessIssue]
+        workers = self._fleet.handles()
+        if workers:
+            await actor.handle.adopt.remote(lane, actor.handle, workers)  # pyright: ignore[reportAttributeAccessIssue]
+        for pool, why in list(self._fleet.down.items()):  # told before this lane was there
+            await actor.handle.pool_down.remote(pool, why)  # pyright: ignore[reportAttributeAccessIssue]
+        self._opened.add(lane)
+
+    # -- losing and reopening
+
+    async def _watch(self, actor: _Actor) -> None:
+        with contextlib.suppress(Exception):
+            await actor.handle.lost.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        if not self._closing and actor in self._actors:
+            self._note(f"lane actor {actor.number} was lost; its lanes go on in another")
+            await self._replace(actor)
+
+    async def _replace(self, actor: _Actor) -> None:
+        async with self._reopening:
+            if actor not in self._actors or self._closing:
+                return
+            self._actors.remove(actor)
+            for lane in actor.lanes:
+                self._board.drop(lane)
+            if not all([self._may_reopen(lane, "its actor was lost again and again") for lane in actor.lanes]):
+                self.gone.update(actor.lanes)
+                return
+            fresh = self._new_actor(actor.number, actor.lanes)
+            self._actors.append(fresh)
+            for lane in fresh.lanes:
+                await self._reopen_here(lane, fresh)
+
+    async def _reopen_here(self, lane: int, actor: _Actor) -> None:
+        try:
+            await asyncio.wait_for(self._open(lane, force=True), OPEN_TIMEOUT_S)
+            if self._verdict is not None:
+                await actor.handle.verdict.remote(*self._verdict)  # pyright: ignore[reportAttributeAccessIssue]
+            if self._going:
+                self._heard[lane] = time.time()
+                await actor.handle.go.remote([lane])  # pyright: ignore[reportAttributeAccessIssue]
+            if self._draining:
+                await actor.handle.drain.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
+            if actor in self._actors and self._may_reopen(lane, words(error)):
+                await asyncio.sleep(0.5)
+                await self._reopen_here(lane, actor)
+
+    async def failed(self, lane: int, fenced: bool, message: str, corrupt: bool, stores: Stores) -> None:
+        """A lane gave up: fenced by somebody, or its commit is uncertain, or its input or progress is unusable."""
+        self._log("warning", "lane failed", lane=lane, reason=message[:500])
+        if fenced and await stores.primary.run_epoch() > self._run_epoch:
+            self.gone.add(lane)
+            self._end("failed", "the run was taken over by another command")
+            return
+        if corrupt and not fenced:
+            self.gone.add(lane)
+            self._end("failed", message)
+            return
+        if self._may_reopen(lane, message):
+            actor = self._by_lane[lane]
+            async with self._reopening:
+                await self._reopen_here(lane, actor)
+
+    def _may_reopen(self, lane: int, why: str) -> bool:
+        now = time.time()
+        times = self._reopened.setdefault(lane, [])
+        times[:] = [at for at in times if now - at < WINDOW_S] + [now]
+        if len(times) <= MAX_REOPENINGS:
+            return True
+        self.gone.add(lane)
+        self._end("failed", f"lane {lane} can't go on: {why}")
+        return False
+
+    async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
+        """Replace actors that are alive but silent (stopped, frozen)."""
+        slept, self._checked = now - self._checked > SILENT_S / 2, now
+        if not self._going or self._closing:
+            return
+        if slept:  # we were stopped ourselves, or the machine slept: who is silent now shows in a while
+            self._heard = dict.fromkeys(self._heard, now)
+        for actor in list(self._actors):
+            lanes = [lane for lane in actor.lanes if lane not in self.gone and lane in self._opened]
+            if lanes and all(now - self._heard.get(lane, now) > SILENT_S for lane in lanes):
+                self._note(f"lane actor {actor.number} is silent; its lanes go on in another")
+                for lane in actor.lanes:
+                    reports.pop(lane, None)
+                    self._heard[lane] = now
+                kill(actor.handle)
+                self._spawn(self._replace(actor))
+
+    # -- passing on
+
+    async def worker_lost(self, name: str) -> None:
+        await self._tell("worker_lost", name)
+
+    async def pool_down(self, pool: str, why: str) -> None:
+        await self._tell("pool_down", pool, why)
+
+    async def reprice(self, model: str, price: bytes) -> None:
+        await self._tell("reprice", model, price)
+
+    async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
+        known = self._verdict[2] if self._verdict is not None else []
+        self._verdict = (complete, upto, known + duplicates)
+        await self._tell("verdict", complete, upto, duplicates)
+
+    async def add_costs(self, lines: bytes) -> None:
+        await self._by_lane[0].handle.add_costs.remote(0, lines)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def drain(self) -> None:
+        self._draining = True
+        await self._tell("drain")
+
+    async def close(self) -> None:
+        """Let go of all lanes and end their actors."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        for actor in self._actors:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(actor.handle.close.remote(actor.lanes), 10.0)  # pyright: ignore[reportAttributeAccessIssue]
+            kill(actor.handle)
+
+    async def _tell(self, method: str, *arguments: object) -> None:
+        """An actor that can't hear it is lost, and its successor is told by `_reopen_here`."""
+        for actor in list(self._actors):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(getattr(actor.handle, method).remote(*arguments), 5.0)
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

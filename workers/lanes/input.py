@@ -1,0 +1,119 @@
+"""A lane's way in: reads its splits, waits for the label pass where there is one, and offers items to the machine."""
+
+from __future__ import annotations
+
+from penstock.connectors.base import Reader, Source
+from penstock.connectors.reading.replay import Intake
+from penstock.engine.flow.lane import Lane
+from penstock.engine.items import DeadLetter, Item
+
+READ_RECORDS = 256
+READ_BYTES = 1_000_000
+"""One read blocks the lane's loop: 256 records are about 6 ms."""
+
+
+class Verdicts:
+    """How far the duplicate-label pass has come, and the places of the duplicates it found."""
+
+    def __init__(self, complete: bool) -> None:
+        self.complete = complete
+        self.upto: tuple[int, int] = (-1, -1)
+        self.duplicates: dict[tuple[int, int], str] = {}
+
+    def passed(self, place: tuple[int, int]) -> bool:
+        return self.complete or place < self.upto
+
+
+class LaneInput:
+    """`limit`: the most records of this run (its one lane); the rest of the input is no part of it."""
+
+    def __init__(self, machine: Lane, source: Source, intake: Intake, verdicts: Verdicts, limit: int | None) -> None:
+        self.verdicts = verdicts
+        self._machine = machine
+        self._source = source
+        self._intake = intake
+        self._limit = limit
+        self._reader: Reader | None = None
+        self._behind: list[Item | DeadLetter] = []
+        """Read, but the label pass is not past them yet."""
+        self._ended: list[str] = []
+
+    async def open(self) -> None:
+        self._reader = await self._source.open(self._machine.progress.starts())
+
+    async def close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.close()
+
+    async def step(self, now: float) -> int:
+        """Read and offer a little; how many were offered."""
+        if self._behind:
+            return self._offer_behind(now)
+        if self._reader is None:
+            return 0
+        room = self._room()
+        if room <= 0:
+            if self._limit is not None and self._machine.tally.read >= self._limit:
+                await self._end_all()
+            return 0
+        batch = await self._reader.read(room, READ_BYTES)
+        self._behind = [self._intake.item(raw, now) for raw in batch.records]
+        self._ended += batch.ended
+        if batch.done:
+            await self.close()
+        return self._offer_behind(now)
+
+    def _room(self) -> int:
+        room = min(self._machine.wants(), READ_RECORDS)
+        return room if self._limit is None else min(room, self._limit - self._machine.tally.read)
+
+    def _offer_behind(self, now: float) -> int:
+        """Offer what the label pass has passed; the first of equal labels wins, the others are dead letters."""
+        verdicts, offered = self.verdicts, 0
+        offer = self._machine.offer
+        if verdicts.complete and not verdicts.duplicates:
+            for entry in self._behind:
+                offer(entry, now)
+            offered = len(self._behind)
+        else:
+            for entry in self._behind:
+                place = (entry.source.ordinal, entry.source.position)
+                if not verdicts.passed(place):
+                    break
+                first = verdicts.duplicates.pop(place, None)
+                offer(_duplicate(entry, first, now) if first is not None and isinstance(entry, Item) else entry, now)
+                offered += 1
+        del self._behind[:offered]
+        if not self._behind:
+            self._end_splits()
+        return offered
+
+    def _end_splits(self) -> None:
+        if self._ended:
+            by_id = {split.id: split.ordinal for split in self._machine.progress.splits}
+            for split_id in self._ended:
+                self._machine.split_ended(by_id[split_id])
+            self._ended = []
+
+    async def _end_all(self) -> None:
+        """`--limit` is reached: the rest of the input is not part of this run."""
+        progress = self._machine.progress
+        rest = [split.ordinal for split in progress.splits[progress.opened :]]
+        for ordinal in [*progress.open, *rest]:
+            self._machine.split_ended(ordinal)
+        await self.close()
+
+
+def _duplicate(item: Item, first: str, now: float) -> DeadLetter:
+    return DeadLetter(
+        item_id=item.item_id,
+        source=item.source,
+        reason="duplicate",
+        message=f"the label {item.custom_id!r} came first in {first}; that one is kept (on_duplicate: allow: both)",
+        original=item.original,
+        item=item,
+        custom_id=item.custom_id,
+        generation=item.generation,
+        finished_at=now,
+    )

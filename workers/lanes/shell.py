@@ -1,0 +1,385 @@
+"""The shell around one lane machine: reads its source, encodes and commits its records, keeps its right to send.
+
+It decides nothing about items (`engine.flow.lane` does); it owns the waiting. No Ray here: `actor` puts shells into an
+actor, tests drive them directly. Its parts: `input` (in), `commit` (out), `money` (leases).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from penstock.connectors.base import Source
+from penstock.connectors.reading.replay import Intake
+from penstock.connectors.registry import Stores
+from penstock.connectors.writing.records import Encoder
+from penstock.engine.errors import Corrupt, Fenced, PenstockError, Temporary
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import Adopted, CommitBatch
+from penstock.engine.flow.tally import Tally
+from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
+from penstock.engine.plan import Epoch, Plan
+from penstock.workers.lanes.commit import LaneCommit
+from penstock.workers.lanes.input import LaneInput, Verdicts
+from penstock.workers.lanes.money import LaneMoney, LedgerPort
+from penstock.workers.ports import Kept, Post
+
+RIGHT_S = 5.0
+"""How long the right to send lasts after a commit or read that showed our own epoch (DESIGN, commit protocol 4)."""
+IDLE_S = 0.05
+VERIFY_EVERY_S = 1.0
+POST_EVERY_S = 0.02
+POST_AGAIN_S = 1.0
+"""Unchanged counts are told again: the board counts what it granted as gone, and a grant may never be used."""
+REPORT_EVERY_S = 0.25
+SWEEP_EVERY_S = 5.0
+HASTE_S = 0.02
+"""Least time between commits when workers are short of dispatchable items."""
+
+
+class LaneReport(msgspec.Struct, frozen=True):
+    """What a lane tells the driver, a few times a second."""
+
+    lane: int
+    tally: Tally
+    done: bool = False
+    idle: bool = True
+    settled: bool = False
+    """Nothing in flight, everything committed, leases settled, followers up to date."""
+    stuck: str | None = None
+    spent_out: str | None = None
+    open_breakers: list[tuple[str | None, str]] = []
+    commit_age_s: float = 0.0
+    oldest_item_s: float = 0.0
+    first_dispatch_at: float | None = None
+    closed: bool = False
+    """This owner was given the closing lines of own engines."""
+
+
+class DriverPort(Protocol):
+    """What a lane asks of its driver."""
+
+    def post(self, posts: list[Post]) -> None: ...
+    def report(self, report: LaneReport) -> None: ...
+    def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None: ...
+
+
+class LaneShell:
+    def __init__(
+        self,
+        lane: int,
+        epoch: Epoch,
+        machine: Lane,
+        stores: Stores,
+        source: Source,
+        intake: Intake,
+        encoder: Encoder,
+        driver: DriverPort,
+        ledger: LedgerPort | None,
+        now: Callable[[], float],
+        *,
+        commit_s: float,
+        limit: int | None = None,
+        verdicts: Verdicts | None = None,
+        outputs: dict[str, OutputSpec] | None = None,
+    ) -> None:
+        self.lane = lane
+        self.epoch = epoch
+        self.machine = machine
+        self.own_until = 0.0
+        self.verdicts = verdicts or Verdicts(complete=True)
+        self._stores = stores
+        self._driver = driver
+        self._now = now
+        self._commit_s = commit_s
+        self._outputs = outputs or {}
+        self._wake = asyncio.Event()
+        self._input = LaneInput(machine, source, intake, self.verdicts, limit)
+        self._out = LaneCommit(lane, epoch, machine, stores, encoder, now)
+        self._money = (
+            None if ledger is None else LaneMoney(lane, epoch, machine, ledger, now, self._fail, self._wake.set)
+        )
+        self._opened = self._going = self._closed = False
+        self._over = False
+        self._commit: asyncio.Task[None] | None = None
+        self._applying: asyncio.Task[None] | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._posted: dict[str, tuple[int, int, bool]] = {}
+        self._granted_more = False
+        """A grant was not used up: the board counts as gone what is still here, or soon comes back from the till."""
+        self._posted_at = self._reported_at = self._swept_at = self._verified_at = 0.0
+        self._first_dispatch_at: float | None = None
+
+    # -- life
+
+    async def open(self, plan: Plan, *, force: bool) -> None:
+        """Take the lane: fence, read, commit the new epoch. Nothing may be dispatched before `go`."""
+        taken = await self._stores.primary.take(self.lane, self.epoch, force=force)
+        if taken.seq == 0 and plan.started:
+            raise Corrupt(
+                f"lane {self.lane} of {plan.name} had started, but its progress is gone; put it back, "
+                "or start over with --fresh"
+            )
+        splits = [split for split in plan.splits if split.lane == self.lane]
+        self.machine.begin(splits, taken.chunks, taken.seq)
+        self.machine.plan_version = plan.version
+        if self._money is not None:
+            await self._money.forfeit()
+        await self._commit_once()
+        await self._out.take_followers(force=force)
+        await self._input.open()
+        self._opened = True
+
+    def watch(self, committed: Callable[[CommitBatch], object]) -> None:
+        """`committed`: told of every commit when it is durable; it must not raise, nor take long."""
+        self._out.committed = committed
+
+    def adopt(self, kept: Kept, worker: str) -> None:
+        """Answers and calls that a worker still has of the last owner."""
+        self.machine.adopt(
+            [
+                Adopted(o.item_id, o.generation, o.attempt, model, worker, o)
+                for o, model in zip(kept.outcomes, kept.models, strict=True)
+            ]
+        )
+        self.machine.adopt([Adopted(*call, worker) for call in kept.flying])
+
+    def go(self) -> None:
+        """All lanes have taken their place: read and dispatch. Told early, or twice: nothing."""
+        if not self._opened or self._pump is not None:
+            return
+        self.machine.restore_shelf(self._now())
+        self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Let go of the lane. What is not committed is left to the next owner."""
+        await self._stop()
+        await self._input.close()
+        for store in (self._stores.primary, *self._stores.followers.values()):
+            with contextlib.suppress(PenstockError):
+                await store.release(self.lane)
+
+    async def _stop(self) -> None:
+        self._over = True
+        money = self._money.tasks if self._money is not None else []
+        tasks = [t for t in (self._pump, self._commit, self._applying, *money) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def drain(self) -> None:
+        """Read and dispatch nothing more."""
+        self.machine.drain(self._now())
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    # -- calls of workers
+
+    async def take(self, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
+        if self._over or not self._going or not await self._ours():
+            return None, 0
+        now = self._now()
+        calls = self.machine.take(pool, n, max_tokens, worker, now)
+        self._granted_more = self._granted_more or len(calls) < n
+        self.wake()
+        if not calls:
+            return None, 0
+        self._first_dispatch_at = self._first_dispatch_at or now
+        outputs = {call.task: self._outputs[call.task] for call in calls if call.task in self._outputs}
+        chunk = CallChunk(self.machine.settings.run, self.lane, self.epoch, self.own_until, calls, outputs)
+        return chunk, self.machine.ready.count(pool)
+
+    async def done(self, epoch: Epoch, outcomes: list[Outcome]) -> None:
+        """Raises `Fenced` where these are not our calls, or this owner is over: the worker keeps the outcomes for the
+        lane's next owner, who learns of them by `adopt`, with the models that were called."""
+        if self._over or epoch != self.epoch or not await self._ours():
+            raise Fenced(f"lane {self.lane}: epoch {self.epoch} can't take outcomes of epoch {epoch}")
+        now = self._now()
+        for outcome in outcomes:
+            self.machine.outcome(outcome, now)
+        self.wake()
+
+    async def right(self, epoch: Epoch, worker: str = "") -> float:
+        """Until when this owner's calls may be sent; 0: not any more."""
+        if self._over or epoch != self.epoch:
+            return 0.0
+        if self.own_until - self._now() < RIGHT_S - VERIFY_EVERY_S and not await self._verify():
+            return 0.0
+        self.machine.heard(worker, self._now())
+        return self.own_until
+
+    async def _ours(self) -> bool:
+        return self._now() < self.own_until or await self._verify()
+
+    async def _verify(self) -> bool:
+        """Read who owns the lane. A stopped process that wakes up learns here that it was replaced."""
+        asked = self._now()
+        owner = await self._stores.primary.owner(self.lane)
+        if owner != self.epoch:
+            self._fail(Fenced(f"lane {self.lane} was taken over by epoch {owner}"))
+            return False
+        self.own_until = max(self.own_until, asked + RIGHT_S)
+        self._verified_at = asked
+        return not self._over
+
+    # -- the loop
+
+    async def _run(self) -> None:
+        self._going = True
+        try:
+            while not self._over:
+                busy = await self._step()
+                if busy:
+                    await asyncio.sleep(0)
+                else:
+                    await self._rest()
+        except PenstockError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - a lane must not die in silence: its driver opens it anew, and counts
+            self._fail(Temporary(f"unexpected, in lane {self.lane}: {_said(error)}"))
+
+    async def _step(self) -> bool:
+        now = self._now()
+        machine = self.machine
+        read = await self._input.step(now)
+        machine.tick(now)
+        if now - self._swept_at > SWEEP_EVERY_S:
+            self._swept_at = now
+            machine.sweep(now)
+        if self._money is not None:
+            self._money.step(now)
+        if self._commit is None and self._due(now):
+            self._commit = asyncio.get_running_loop().create_task(self._commit_and_apply())
+        if now - self._verified_at > VERIFY_EVERY_S and now - self._out.at > VERIFY_EVERY_S:
+            await self._verify()
+        self._post(now)
+        if now - self._reported_at > REPORT_EVERY_S or self.settled:
+            self._report(now)
+        return read > 0
+
+    async def _rest(self) -> None:
+        self._wake.clear()
+        wait = IDLE_S
+        held = self.machine.next_wake()
+        if held is not None:
+            wait = max(0.001, min(wait, held - self._now()))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), wait)
+
+    # -- commits
+
+    def _due(self, now: float) -> bool:
+        machine, age = self.machine, now - self._out.at
+        if machine.thirsty and age >= HASTE_S:
+            return True
+        return age >= self._commit_s and (machine.dirty or self._unsaved())
+
+    def _unsaved(self) -> bool:
+        """The end of the lane, or an applied outbox batch, wants a commit of its own."""
+        return (self.machine.finished_all and not self._out.done) or self.machine.outbox.trimmable
+
+    async def _commit_once(self) -> None:
+        started = await self._out.commit()
+        self.own_until = max(self.own_until, started + RIGHT_S)
+
+    async def _commit_and_apply(self) -> None:
+        try:
+            await self._commit_once()
+            if not self.machine.outbox.empty and self._applying is None:
+                self._applying = asyncio.get_running_loop().create_task(self._apply_in_background())
+        except PenstockError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - whether it was committed is unknown: the next owner reads
+            self._fail(Temporary(f"unexpected, while lane {self.lane} committed: {_said(error)}"))
+        finally:
+            self._commit = None
+            self.wake()
+
+    async def _apply_in_background(self) -> None:
+        try:
+            await self._out.apply_outbox()
+        except PenstockError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - the batch stays in the outbox for the next owner
+            self._fail(Temporary(f"unexpected, while lane {self.lane} told its followers: {_said(error)}"))
+        finally:
+            self._applying = None
+            self.wake()
+
+    # -- what others are told
+
+    @property
+    def settled(self) -> bool:
+        """This lane is over and leaves nothing open: all committed, followers too, leases closed."""
+        machine = self.machine
+        over = self._out.done or (machine.draining and machine.idle)
+        return (
+            over
+            and not machine.dirty
+            and self._commit is None
+            and self._applying is None
+            and machine.outbox.empty
+            and not (self._money is not None and self._money.open)
+        )
+
+    def add_costs(self, lines: list[CostLine]) -> None:
+        """Closing adjustments of own GPUs: they go with one more commit of this lane."""
+        self.machine.add_costs(lines)
+        self._closed = True
+        self._out.done = False
+        self.wake()
+
+    def _post(self, now: float) -> None:
+        """Tell the board what is ready: at once where a pool was empty, else every 20 ms; again where nothing moves."""
+        counts = {pool: (n, tokens, realtime) for pool, n, tokens, realtime in self.machine.ready.counts()}
+        age = now - self._posted_at
+        again = self._granted_more or age > POST_AGAIN_S
+        if counts == self._posted and not (again and any(n for n, _, _ in counts.values())):
+            return
+        urgent = any(n and not self._posted.get(pool, (0, 0, False))[0] for pool, (n, _, _) in counts.items())
+        if urgent or age > POST_EVERY_S:
+            self._posted, self._posted_at, self._granted_more = counts, now, False
+            self._driver.post([Post(self.lane, pool, *count) for pool, count in counts.items()])
+
+    def _report(self, now: float) -> None:
+        self._reported_at = now
+        machine = self.machine
+        tally = machine.tally
+        tally.ready = len(machine.ready)
+        tally.shelved = machine.shelf.count
+        tally.flying = machine.flights.by_model()
+        tally.position_bytes = machine.progress.bytes_done()
+        self._driver.report(
+            LaneReport(
+                self.lane,
+                tally,
+                done=self._out.done,
+                idle=machine.idle,
+                settled=self.settled,
+                stuck=machine.stuck(),
+                spent_out=machine.spent_out,
+                open_breakers=machine.targets.health.opened(),
+                commit_age_s=now - self._out.at,
+                oldest_item_s=machine.oldest_age(now),
+                first_dispatch_at=self._first_dispatch_at,
+                closed=self._closed,
+            )
+        )
+
+    def _fail(self, error: PenstockError) -> None:
+        if not self._over:
+            self._over = True
+            uncertain = isinstance(error, Temporary)
+            self._driver.failed(self.lane, isinstance(error, Fenced), str(error), not uncertain)
+            self.wake()
+
+
+def _said(error: Exception) -> str:
+    """Not its `repr`: that of a decoding error holds the data. Bounded, for it goes into logs."""
+    return f"{type(error).__name__}: {error}"[:300]
