@@ -12,19 +12,18 @@ import time
 
 import msgspec
 
-from penstock.connectors.base import Taken, this_process
+from penstock.connectors.base import this_process
 from penstock.connectors.ledger import LedgerClient
-from penstock.connectors.registry import Stores, discard_stores, open_source, open_stores, refuse_held
+from penstock.connectors.registry import Stores, discard_stores, open_stores, refuse_held
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
-from penstock.engine.flow.progress import OUTBOX, PROGRESS, Saved
 from penstock.engine.flow.tally import Tally, merge
-from penstock.engine.items import CostLine
 from penstock.engine.plan import MAX_LANES, Plan
 from penstock.workers.board import Board
 from penstock.workers.cluster import words
+from penstock.workers.ends import early_end, taken_over
 from penstock.workers.fleet import Fleet, Worker
-from penstock.workers.gpu_bill import GpuBill
+from penstock.workers.gpu_bill import BillKeeper
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.shell import LaneReport
@@ -32,7 +31,7 @@ from penstock.workers.log import Log
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
-from penstock.workers.planner import check_unchanged, extended, first_plan
+from penstock.workers.planner import all_ended, durable_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -43,8 +42,6 @@ CANCEL_POLL_S = 1.0
 REPRICE_EVERY_S = 5.0
 REUNITE_S = 1.0
 """Workers that run already answer at once; new ones are not waited for longer than this."""
-FUSE_AFTER = 1_000
-"""A share of dead letters counts as a fuse only after so many finished items (SURFACES §4)."""
 
 _posts = msgspec.msgpack.Decoder(list[Post])
 _report = msgspec.msgpack.Decoder(LaneReport)
@@ -66,6 +63,7 @@ class Driver:
         self._reports: dict[int, LaneReport] = {}
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
+        self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
         self._outages = Outages(time.time())
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
@@ -79,10 +77,10 @@ class Driver:
         """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
         spec, options = self._spec, self._options
         if options.fresh:
-            refuse_held(spec.sinks)
+            await refuse_held(spec.sinks, spec.run_id)
             if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
                 LedgerClient(open_state(spec.state), spec.run_id).forfeit_run(MAX_LANES)
-            discard_stores(spec.sinks)
+            await discard_stores(spec.sinks, spec.run_id)
         elif spec.budgets:
             LedgerClient(open_state(spec.state), spec.run_id).check()
         self._stores: Stores = open_stores(spec.sinks, spec.run_id)
@@ -98,39 +96,14 @@ class Driver:
         self._main = asyncio.get_running_loop().create_task(self._run())
 
     async def _make_plan(self) -> Plan:
-        spec, primary = self._spec, self._stores.primary
-        source = open_source(spec.source)
-        plan = await primary.read_plan()
-        if plan is None:
-            plan = first_plan(spec, await source.splits(self._lanes_hint()), self._cores, time.time())
-            await primary.write_plan(plan)
-        else:
-            self._status.resumed = True
-            changed = plan.fingerprint != spec.fingerprint
-            accept = self._options.accept_changes or (changed and not await self._any_finished(plan))
-            for part in check_unchanged(plan, spec, accept=accept):
-                self._status.notes.append(f"changed since this run began, and accepted: {part}")
-            longer = extended(plan, spec, await source.splits(plan.lanes))
-            if longer is not None:
-                new = len(longer.splits) - len(plan.splits)
-                if new:
-                    self._status.notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
-                plan = longer
-                await primary.write_plan(plan)
-        self._status.lanes = plan.lanes
-        self._status.total_bytes = sum(split.size_bytes for split in plan.splits)
-        return plan
-
-    async def _any_finished(self, plan: Plan) -> bool:
-        """Is there an answer that a changed job would make wrong? One that was mended before its first just goes on."""
-        for lane in range(plan.lanes):
-            tally = _saved(await self._stores.primary.peek(lane)).tally
-            if tally.results or tally.dead_letters:
-                return True
-        return False
-
-    def _lanes_hint(self) -> int:
-        return self._spec.execution.lanes or 2 * self._cores
+        made = await durable_plan(
+            self._spec, self._stores.primary, self._cores, accept=self._options.accept_changes, now=time.time()
+        )
+        self._status.resumed = made.resumed
+        self._status.notes.extend(made.notes)
+        self._status.lanes = made.plan.lanes
+        self._status.total_bytes = sum(split.size_bytes for split in made.plan.splits)
+        return made.plan
 
     # -- the run
 
@@ -152,19 +125,11 @@ class Driver:
 
     async def _nothing_to_do(self) -> bool:
         """Every item has ended, followers have all records, and own engines' closing lines are in."""
-        if not self._plan.started:
+        total = await all_ended(self._plan, self._stores.primary)
+        if total is None:
             return False
-        total = Tally()
-        for lane in range(self._plan.lanes):
-            taken = await self._stores.primary.peek(lane)
-            if any(name.startswith(OUTBOX) for name in taken.chunks):
-                return False
-            saved = _saved(taken)
-            if not saved.done or saved.opened != sum(1 for split in self._plan.splits if split.lane == lane):
-                return False
-            merge(total, saved.tally)
-        self._open_bill()
-        if self._adjustments(total, time.time()):
+        self._bill.open(resumed=self._status.resumed, now=time.time())
+        if self._bill.owed(total, self._run_epoch, time.time()):
             return False
         self._status.tally = total
         self._status.lanes_ended = self._plan.lanes
@@ -174,7 +139,7 @@ class Driver:
         import ray
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
-        self._open_bill()
+        self._bill.open(resumed=self._status.resumed, now=time.time())
         self._fleet = Fleet(
             spec.catalog,
             spec.run_id,
@@ -232,7 +197,7 @@ class Driver:
             if now - checked > CANCEL_POLL_S:
                 checked = now
                 self._check_cancel()
-                idle = self._bill.idle_nano(self._status.tally, now) if self._bill else None
+                idle = self._bill.idle_nano(self._status.tally, now)
                 await asyncio.to_thread(metrics.see, self._status, idle)
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
@@ -258,22 +223,11 @@ class Driver:
         """Does anything end the run early?"""
         if self._ending is not None:
             return
-        for report in self._reports.values():
-            if report.spent_out is not None:
-                self._end("stopped_by_budget", report.spent_out)
-                return
-        tally = self._status.tally
-        finished = tally.results + sum(tally.dead_letters.values())
         for news in self._outages.news(self._reports.values()):
             self._note(news)
-        why = self._outages.verdict(self._reports.values(), finished, any(tally.in_flight.values()), now)
-        if why is not None:
-            self._end("failed", why)
-        elif _blown(self._spec.max_dead_letters, sum(tally.dead_letters.values()), finished):
-            self._end(
-                "too_many_dead_letters",
-                f"{sum(tally.dead_letters.values())} dead letters of {finished} finished items pass max_dead_letters",
-            )
+        found = early_end(self._spec.max_dead_letters, self._reports.values(), self._status.tally, self._outages, now)
+        if found is not None:
+            self._end(*found)
 
     def _end(self, state: RunState, message: str) -> None:
         """Stop reading and dispatching; what is in flight finishes and is committed. The first reason stays."""
@@ -295,29 +249,20 @@ class Driver:
                 report, holder = self._reports.get(0), self._crew.handle(0)
                 if report is None or holder is None:
                     return self._ending or ("failed", "lane 0 could not write the closing lines of own engines")
-                lines = self._adjustments(self._status.tally, now)
+                lines = self._bill.owed(self._status.tally, self._run_epoch, now)
                 if report.closed or not lines:
                     break
                 if holder[0] != told:
                     told = holder[0]
-                    self._save_bill(now)
+                    self._bill.save(now)
                     with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
                         await self._crew.add_costs(encode(lines))
             await asyncio.sleep(TICK_S)
         return "done", ""
 
-    def _adjustments(self, tally: Tally, now: float) -> list[CostLine]:
-        """Closing lines that are not in the tally yet. They stop the clocks."""
-        lines = self._bill.closing_lines(tally, self._spec.run_id, self._run_epoch, now) if self._bill else []
-        return lines if sum(line.cost_nano for line in lines) else []
-
     async def _taken_over(self) -> str | None:
-        """Who has the run now, in words; None: it is ours."""
         with contextlib.suppress(PenstockError):
-            if await self._stores.primary.run_epoch() > self._run_epoch:
-                who = await self._stores.primary.holder()
-                by = f"{who.user}@{who.host}, process {who.pid} ({who.command})" if who else "a command that has ended"
-                return f"taken over by {by}; this command wrote and sent nothing more"
+            return await taken_over(self._stores.primary, self._run_epoch)
         return None
 
     async def _finish(self, state: RunState, message: str) -> None:
@@ -417,15 +362,8 @@ class Driver:
         await self._crew.pool_down(pool, why)
 
     def _worker_changed(self, what: str, worker: Worker, why: str) -> None:
-        now, replica = time.time(), f"{worker.pool}#{worker.number}"
-        model = worker.pool.removeprefix("vllm:").rpartition("@")[0]
-        match what:
-            case "starting":
-                self._bill.starting(model, replica, now)
-            case "ready":
-                self._bill.ready(model, replica, now)
-            case _:
-                self._bill.stopped(model, replica, now)
+        replica = f"{worker.pool}#{worker.number}"
+        self._bill.changed(what, worker.pool, replica, time.time())
         self._log("info", f"worker {what}", worker=worker.name or replica, reason=why)
 
     def _note(self, text: str) -> None:
@@ -446,40 +384,11 @@ class Driver:
         self._status.budget_spent_nano = total.cost_nano + total.forfeit_nano
 
     async def _reprice(self, now: float) -> None:
-        self._save_bill(now)
+        self._bill.save(now)
         for model, price in self._bill.prices(self._status.tally, now).items():
             await self._crew.reprice(model, encode(price))
-
-    def _bill_key(self) -> str:
-        return f"runs/{self._spec.run_id}/gpu"
-
-    def _open_bill(self) -> None:
-        """The clocks of own engines, going on from where an earlier driver of this run left them."""
-        self._bill = GpuBill(self._spec.catalog)
-        if self._bill:
-            found = open_state(self._spec.state).get(self._bill_key())
-            if found is not None and self._status.resumed:
-                self._bill.load(found[0], time.time())
-
-    def _save_bill(self, now: float) -> None:
-        open_state(self._spec.state).put(self._bill_key(), self._bill.dump(now), None)
 
     def _check_cancel(self) -> None:
         found = open_state(self._spec.state).get(f"runs/{self._spec.run_id}/cancel")
         if found is not None and found[0]:  # an empty value: asked for once, and taken back
             self._end("cancelled", "cancelled; the same command goes on where it was")
-
-
-def _saved(taken: Taken) -> Saved:
-    """A lane's committed progress; empty where it never committed."""
-    data = taken.chunks.get(PROGRESS)
-    return msgspec.msgpack.decode(data, type=Saved) if data else Saved()
-
-
-def _blown(allowed: int | float | None, dead: int, finished: int) -> bool:
-    """Is the fuse `max_dead_letters` passed? An integer is a count, a fraction a share of finished items."""
-    if allowed is None:
-        return False
-    if isinstance(allowed, float):
-        return finished >= FUSE_AFTER and dead > allowed * finished
-    return dead > allowed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CostLine, Usage
@@ -101,3 +102,53 @@ class GpuBill:
             tier=None,
             at=now,
         )
+
+
+class BillKeeper:
+    """The run's bill, kept in the state so that the hours before a crash stay on it."""
+
+    def __init__(self, catalog: Catalog, state: str, run_id: str) -> None:
+        self._catalog = catalog
+        self._state = state
+        self._run = run_id
+        self._bill = GpuBill(catalog)
+
+    def __bool__(self) -> bool:
+        return bool(self._bill)
+
+    def open(self, *, resumed: bool, now: float) -> None:
+        """The clocks, going on from where an earlier driver of this run left them."""
+        self._bill = GpuBill(self._catalog)
+        if self._bill and resumed:
+            found = open_state(self._state).get(self._key())
+            if found is not None:
+                self._bill.load(found[0], now)
+
+    def save(self, now: float) -> None:
+        open_state(self._state).put(self._key(), self._bill.dump(now), None)
+
+    def _key(self) -> str:
+        return f"runs/{self._run}/gpu"
+
+    def changed(self, what: str, pool: str, replica: str, now: float) -> None:
+        """A worker is `starting`, `ready`, or anything else that says that it is gone."""
+        model = pool.removeprefix("vllm:").rpartition("@")[0]
+        match what:
+            case "starting":
+                self._bill.starting(model, replica, now)
+            case "ready":
+                self._bill.ready(model, replica, now)
+            case _:
+                self._bill.stopped(model, replica, now)
+
+    def prices(self, tally: Tally, now: float) -> dict[str, Price]:
+        return self._bill.prices(tally, now)
+
+    def idle_nano(self, tally: Tally, now: float) -> int | None:
+        """Hours paid for without work, so far; None where the run has no engines of its own."""
+        return self._bill.idle_nano(tally, now) if self._bill else None
+
+    def owed(self, tally: Tally, epoch: int, now: float) -> list[CostLine]:
+        """Closing lines that are not in the tally yet. They stop the clocks."""
+        lines = self._bill.closing_lines(tally, self._run, epoch, now) if self._bill else []
+        return lines if sum(line.cost_nano for line in lines) else []

@@ -7,12 +7,77 @@ from hashlib import blake2b
 
 import msgspec
 
+from penstock.connectors.base import Primary, Taken
+from penstock.connectors.registry import open_source
 from penstock.engine.errors import SpecError
+from penstock.engine.flow.progress import OUTBOX, PROGRESS, Saved
+from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
 from penstock.workers.runspec import RunSpec
 
 BYTES_PER_LANE = 16_000_000
 """A lane for every so many bytes of input: fewer are not worth a lane's commits. A guess."""
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """`resumed`: the plan was there. `notes`: what is worth telling of it."""
+
+    plan: Plan
+    resumed: bool = False
+    notes: tuple[str, ...] = ()
+
+
+async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bool, now: float) -> Planned:
+    """The run's plan as the primary holds it when this returns: made, or read and extended by what is new.
+
+    Raises `SpecError` where the job file changed in ways that change answers and `accept` is False.
+    """
+    source = open_source(spec.source)
+    plan = await primary.read_plan()
+    if plan is None:
+        plan = first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)
+        await primary.write_plan(plan)
+        return Planned(plan)
+    accept = accept or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
+    changed = check_unchanged(plan, spec, accept=accept)
+    notes = [f"changed since this run began, and accepted: {part}" for part in changed]
+    longer = extended(plan, spec, await source.splits(plan.lanes))
+    if longer is None:
+        return Planned(plan, True, tuple(notes))
+    if new := len(longer.splits) - len(plan.splits):
+        notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
+    await primary.write_plan(longer)
+    return Planned(longer, True, tuple(notes))
+
+
+async def _any_finished(plan: Plan, primary: Primary) -> bool:
+    """Is there an answer that a changed job would make wrong? One that was mended before its first just goes on."""
+    for lane in range(plan.lanes):
+        tally = _saved(await primary.peek(lane)).tally
+        if tally.results or tally.dead_letters:
+            return True
+    return False
+
+
+async def all_ended(plan: Plan, primary: Primary) -> Tally | None:
+    """The sum of all lanes where every item of the plan has ended and followers have all records; else None."""
+    if not plan.started:
+        return None
+    total = Tally()
+    for lane in range(plan.lanes):
+        taken = await primary.peek(lane)
+        saved = _saved(taken)
+        splits = sum(1 for split in plan.splits if split.lane == lane)
+        if not saved.done or saved.opened != splits or any(name.startswith(OUTBOX) for name in taken.chunks):
+            return None
+        merge(total, saved.tally)
+    return total
+
+
+def _saved(taken: Taken) -> Saved:
+    """A lane's committed progress; empty where it never committed."""
+    data = taken.chunks.get(PROGRESS)
+    return msgspec.msgpack.decode(data, type=Saved) if data else Saved()
 
 
 def lane_count(spec: RunSpec, total_bytes: int, cores: int) -> int:

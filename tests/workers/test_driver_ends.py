@@ -22,7 +22,6 @@ from penstock.engine.policy import Policy, Task
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet
-from penstock.workers.gpu_bill import GpuBill
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.shell import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -98,13 +97,12 @@ async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> 
 async def test_a_finished_run_whose_engines_are_not_billed_is_not_over(tmp_path: Path) -> None:
     """Killed between the last answer and the closing lines: the hours are still owed; once they are in, they are in."""
     one = driver(tmp_path)
-    one._bill = GpuBill(OWN)
-    one._bill.starting("own", "own#0", 1000.0)
-    one._save_bill(2000.0)
+    one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", 1000.0)
+    one._bill.save(2000.0)
     await commit(0)
     await commit(1)
     assert not await one._nothing_to_do()
-    owed: list[CostLine] = one._adjustments(Tally(), 3000.0)
+    owed: list[CostLine] = one._bill.owed(Tally(), 1, 3000.0)
     nano = sum(line.cost_nano for line in owed)
     assert nano == 1_000_000_000
     one = driver(tmp_path)
