@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -172,3 +172,24 @@ class Primary(Store, Protocol):
         ...
 
     async def let_go(self) -> None: ...
+
+
+class Place(Protocol):
+    """Where one store's sinks of one run are: opens the store, and serves commands that need no open store."""
+
+    def open(self) -> Primary:
+        """Raises `Refused` where another run's output is there, or the store can't keep the promises of `Store`."""
+        ...
+
+    async def refuse_held(self) -> None:
+        """Raises `Held` where a command that is alive holds the run here: asked before anything is thrown away."""
+        ...
+
+    async def discard(self) -> None:
+        """Throw away what earlier commands of this run left here (`--fresh`); what readers were given stays until it
+        is replaced. Raises `Held` as `refuse_held` does."""
+        ...
+
+    def committed(self, sink: SinkName) -> Iterator[bytes]:
+        """What is committed to one sink so far, as JSON lines, in the order in which it was decided. Blocking."""
+        ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -184,6 +184,25 @@ class MemoryStore:
         """Committed records of one sink, in input order."""
         rows = self._shared.records.get(sink, [])
         return [r.value for r in sorted(rows, key=lambda r: (r.ordinal, r.position, r.sub))]
+
+
+class MemoryPlace:
+    """Implements `base.Place`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def open(self) -> MemoryStore:
+        return MemoryStore(self._name)
+
+    async def refuse_held(self) -> None:
+        """Nobody outside this process can hold it."""
+
+    async def discard(self) -> None:
+        forget(self._name)
+
+    def committed(self, sink: SinkName) -> Iterator[bytes]:
+        yield from MemoryStore(self._name).values(sink)
 
 
 # the source

@@ -1,21 +1,34 @@
-"""From settings to open connectors: which store is the primary, who follows, and where each sink lives."""
+"""From settings to open connectors: which store is the primary, who follows, and where each sink lives.
+
+A connector is a case in `open_source` and `_key`, and one in `_place`.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 
-from penstock.connectors.base import Primary, SinkName, Source, Store
-from penstock.connectors.filestore.run import claim_home, marker, run_epoch
-from penstock.connectors.settings import FilesSink, FilesSource, MemorySink, MemorySource, SinkSettings, SourceSettings
-from penstock.engine.errors import Held, SpecError
+from penstock.connectors.base import Place, Primary, SinkName, Source, Store
+from penstock.connectors.settings import (
+    FilesSink,
+    FilesSource,
+    KafkaSink,
+    KafkaSource,
+    MemorySink,
+    MemorySource,
+    S3Sink,
+    S3Source,
+    SinkSettings,
+    SourceSettings,
+)
+from penstock.engine.errors import SpecError
 from penstock.engine.plan import Plan
 
 PRIMARY = "primary"
+
+Sinks = Mapping[SinkName, SinkSettings]
 
 
 @runtime_checkable
@@ -39,59 +52,37 @@ class Stores(msgspec.Struct, frozen=True):
         return {sink: done[sink] for sink in self.placement if sink in done}
 
 
-class _Home(msgspec.Struct, frozen=True):
-    """One folder's sinks, and the working folder beside them."""
-
-    folder: Path
-    sinks: dict[SinkName, FilesSink]
-
-    @property
-    def path(self) -> Path:
-        """Named after the first sink: two jobs may write into one folder as long as their outputs differ."""
-        return self.folder / f".{Path(next(iter(self.sinks.values())).path).stem}.penstock"
-
-
-def open_stores(sinks: dict[SinkName, SinkSettings], run_id: str) -> Stores:
-    """Open the stores of one run; called by every process that needs them. Raises `Refused` where a folder holds
-    another run's output, `SpecError` where no results sink is named or two sinks share a path."""
+def open_stores(sinks: Sinks, run_id: str) -> Stores:
+    """Open the stores of one run; called by every process that needs them. Raises `Refused` where a place holds
+    another run's output, `SpecError` where no results sink is named or two sinks share a place."""
     if "results" not in sinks:
         raise SpecError("no results sink. Name one under sinks:, or give -o FILE.")
-    _check_paths(sinks)
-    groups = _groups(sinks)
-    primary_key = _key(sinks["results"])
-    opened = {key: _open(group, run_id) for key, group in groups.items()}
-    placement: dict[SinkName, str] = {
-        sink: PRIMARY if _key(settings) == primary_key else _key(settings) for sink, settings in sinks.items()
-    }
-    return Stores(opened.pop(primary_key), dict(opened), placement)
+    _check_apart(sinks)
+    opened = {key: place.open() for key, place in _places(sinks, run_id).items()}
+    primary = _key(sinks["results"])
+    keys: dict[SinkName, str] = {sink: _key(settings) for sink, settings in sinks.items()}
+    placement: dict[SinkName, str] = {sink: PRIMARY if key == primary else key for sink, key in keys.items()}
+    return Stores(opened.pop(primary), dict(opened), placement)
 
 
-def discard_stores(sinks: dict[SinkName, SinkSettings]) -> None:
-    """Throw away everything that earlier runs left at these sinks' working folders (`--fresh`). Outputs already
-    assembled stay until they are replaced. Raises `Held` where a command that is alive holds one of them."""
-    from penstock.connectors import memory
-
-    for group in _groups(sinks).values():
-        match group:
-            case _Home():
-                _discard_home(group.path)
-            case str():
-                memory.forget(group)
+async def discard_stores(sinks: Sinks, run_id: str) -> None:
+    """Throw away everything that earlier commands of this run left (`--fresh`). Raises `Held` where one is alive."""
+    places = _places(sinks, run_id).values()
+    for place in places:
+        await place.refuse_held()
+    for place in places:
+        await place.discard()
 
 
-def refuse_held(sinks: dict[SinkName, SinkSettings]) -> None:
+async def refuse_held(sinks: Sinks, run_id: str) -> None:
     """Raises `Held` where a command that is alive holds one of these sinks: asked before anything is thrown away."""
-    for group in _groups(sinks).values():
-        if isinstance(group, _Home):
-            lock = _hold_home(group.path)
-            if lock is not None:
-                os.close(lock)
+    for place in _places(sinks, run_id).values():
+        await place.refuse_held()
 
 
-def homes(sinks: dict[SinkName, SinkSettings]) -> dict[SinkName, Path]:
-    """The working folder of each sink that lives in files (for `tables.iter_committed`). Opens nothing."""
-    found = [group for group in _groups(sinks).values() if isinstance(group, _Home)]
-    return {sink: home.path for home in found for sink in home.sinks}
+def iter_committed(sinks: Sinks, run_id: str, sink: SinkName) -> Iterator[bytes]:
+    """What is committed to one sink so far, finished or not, as JSON lines in the order in which it was decided."""
+    return _places(sinks, run_id)[_key(sinks[sink])].committed(sink)
 
 
 def open_source(settings: SourceSettings) -> Source:
@@ -101,6 +92,10 @@ def open_source(settings: SourceSettings) -> Source:
             from penstock.connectors.files import FileSource
 
             return FileSource(settings)
+        case KafkaSource():
+            raise SpecError("Kafka is not there yet")
+        case S3Source():
+            raise SpecError("S3 is not there yet")
         case MemorySource():
             from penstock.connectors import memory
 
@@ -108,74 +103,63 @@ def open_source(settings: SourceSettings) -> Source:
 
 
 def _key(settings: SinkSettings) -> str:
+    """Names the store: sinks of one key commit in one act."""
     match settings:
         case FilesSink():
-            return str(_folder(settings))
+            from penstock.connectors.filestore.place import folder
+
+            return str(folder(settings))
+        case KafkaSink():
+            raise SpecError("Kafka is not there yet")
+        case S3Sink():
+            raise SpecError("S3 is not there yet")
         case MemorySink():
             return f"memory:{settings.name}"
 
 
-def _folder(settings: FilesSink) -> Path:
-    return Path(os.path.normpath(settings.path)).parent
-
-
-def _groups(sinks: dict[SinkName, SinkSettings]) -> dict[str, _Home | str]:
-    """Store key → its folder and sinks, or the name of a memory store. The results' sinks come first."""
-    groups: dict[str, _Home | str] = {}
+def _places(sinks: Sinks, run_id: str) -> dict[str, Place]:
+    """Store key → the place of its sinks; the results' place comes first."""
+    groups: dict[str, dict[SinkName, SinkSettings]] = {}
     for sink in sorted(sinks, key=lambda s: (s != "results", s)):
-        settings = sinks[sink]
-        match settings:
-            case FilesSink():
-                home = groups.setdefault(_key(settings), _Home(_folder(settings), {}))
-                if isinstance(home, _Home):
-                    home.sinks[sink] = settings
-            case MemorySink():
-                groups[_key(settings)] = settings.name
-    return groups
+        groups.setdefault(_key(sinks[sink]), {})[sink] = sinks[sink]
+    return {key: _place(group, run_id) for key, group in groups.items()}
 
 
-def _open(group: _Home | str, run_id: str) -> Primary:
-    match group:
-        case _Home():
-            from penstock.connectors.filestore.store import FileStore
+def _place(group: dict[SinkName, SinkSettings], run_id: str) -> Place:
+    """`group`: sinks of one key, hence of one kind."""
+    first = next(iter(group.values()))
+    match first:
+        case FilesSink():
+            from penstock.connectors.filestore.place import FilesPlace
 
-            claim_home(group.path, run_id)
-            return FileStore(group.path, {str(sink): output for sink, output in group.sinks.items()})
-        case str():
-            from penstock.connectors.memory import MemoryStore
+            return FilesPlace(cast("dict[SinkName, FilesSink]", group), run_id)
+        case KafkaSink():
+            raise SpecError("Kafka is not there yet")
+        case S3Sink():
+            raise SpecError("S3 is not there yet")
+        case MemorySink():
+            from penstock.connectors.memory import MemoryPlace
 
-            return MemoryStore(group)
+            return MemoryPlace(first.name)
 
 
-def _check_paths(sinks: dict[SinkName, SinkSettings]) -> None:
+def where(settings: SinkSettings) -> str:
+    """The sink's place as a person would write it; two sinks never share one."""
+    match settings:
+        case FilesSink():
+            return settings.path
+        case KafkaSink():
+            return f"kafka://{settings.bootstrap}/{settings.topic}"
+        case S3Sink():
+            return f"s3://{settings.bucket}/{settings.prefix}"
+        case MemorySink():
+            return f"memory:{settings.name}"
+
+
+def _check_apart(sinks: Sinks) -> None:
     seen: dict[str, SinkName] = {}
     for sink, settings in sinks.items():
-        match settings:
-            case FilesSink():
-                path = os.path.normpath(settings.path)
-                if path in seen:
-                    raise SpecError(f"sinks {seen[path]} and {sink} share the path {path}. Give each its own.")
-                seen[path] = sink
-            case MemorySink():
-                pass
-
-
-def _hold_home(home: Path) -> int | None:
-    """The lock of its last command; None: nobody ever held it."""
-    from penstock.connectors.filestore.disk import try_lock
-    from penstock.connectors.filestore.run import describe
-
-    epoch = run_epoch(home)
-    lock = try_lock(marker(home, epoch)) if epoch else None
-    if epoch and lock is None:
-        raise Held(describe(home, epoch))
-    return lock
-
-
-def _discard_home(home: Path) -> None:
-    lock = _hold_home(home)
-    try:
-        shutil.rmtree(home, ignore_errors=False) if home.exists() else None
-    finally:
-        if lock is not None:
-            os.close(lock)
+        place = where(settings).rstrip("/")
+        if place in seen and not isinstance(settings, MemorySink):
+            raise SpecError(f"sinks {seen[place]} and {sink} share the place {place}. Give each its own.")
+        seen[place] = sink

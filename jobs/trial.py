@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
+from penstock.connectors.settings import FilesSink, KafkaSink, MemorySink, S3Sink, SinkSettings
 from penstock.engine.errors import SpecError
 from penstock.workers.runspec import RunSpec
 
@@ -33,6 +33,10 @@ def beside(sink: SinkSettings, mark: str) -> SinkSettings:
     match sink:
         case FilesSink(path=path):
             return msgspec.structs.replace(sink, path=marked(path, mark))
+        case KafkaSink(topic=topic):
+            return msgspec.structs.replace(sink, topic=f"{topic}.{mark}")
+        case S3Sink(prefix=prefix):
+            return msgspec.structs.replace(sink, prefix=marked(prefix, mark))
         case MemorySink(name=name):
             return msgspec.structs.replace(sink, name=f"{name}.{mark}")
 

@@ -32,10 +32,7 @@ from penstock.connectors.writing.record_structs import (
 from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from penstock.connectors.base import SinkName
-    from penstock.connectors.settings import SinkSettings
+    pass
 
 Shape = Literal["rows", "openai-batch"]
 
@@ -309,10 +306,3 @@ def iter_records(paths: Iterable[str]) -> Iterator[bytes]:
 
     for path in paths:
         yield from tables.read_records(path)
-
-
-def iter_committed(sinks: Mapping[SinkName, SinkSettings], sink: SinkName) -> Iterator[bytes]:
-    """What is committed to one sink so far, finished or not, as JSON lines in the order in which it was decided."""
-    from penstock.connectors.writing import tables
-
-    yield from tables.read_committed(sinks, sink)

@@ -11,14 +11,12 @@ import datetime
 import decimal
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from penstock.connectors.base import SinkName
-from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
 from penstock.connectors.writing.records import usd
 from penstock.connectors.writing.table_columns import (
     BATCH,
@@ -230,22 +228,6 @@ def read_records(path: str) -> Iterator[bytes]:
             with Path(path).open("rb") as file:
                 for line in file:
                     yield line.rstrip(b"\n")
-
-
-def read_committed(sinks: Mapping[SinkName, SinkSettings], sink: SinkName) -> Iterator[bytes]:
-    """Committed records of a run that is not finished, straight from the store."""
-    match sinks[sink]:
-        case FilesSink():
-            from penstock.connectors.filestore.spool import iter_values
-            from penstock.connectors.filestore.store import committed_spools
-            from penstock.connectors.registry import homes
-
-            for spool in committed_spools(homes(dict(sinks))[sink], sink):
-                yield from iter_values(spool)
-        case MemorySink(name=name):
-            from penstock.connectors.memory import MemoryStore
-
-            yield from MemoryStore(name).values(sink)
 
 
 _encode = msgspec.json.Encoder().encode

@@ -33,10 +33,11 @@ class Outputs(msgspec.Struct, frozen=True):
 
     def records(self, sink: SinkName) -> Iterator[Line]:
         """Lines of nested JSON (SURFACES §3), whatever the file's format."""
-        from penstock.connectors.writing import records
+        from penstock.connectors.registry import iter_committed
+        from penstock.connectors.writing.records import iter_records
 
         paths = self.paths(sink)
-        return records.iter_records(paths) if paths else records.iter_committed(self._sinks(), sink)
+        return iter_records(paths) if paths else iter_committed(self._sinks(), self.spec.run_id, sink)
 
     def _sinks(self) -> Mapping[SinkName, SinkSettings]:
         return cast("Mapping[SinkName, SinkSettings]", self.spec.sinks)  # the job file allows no other names

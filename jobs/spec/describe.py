@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from penstock.connectors.settings import FilesSink, SinkSettings
+from penstock.connectors.registry import where
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
 from penstock.engine.walls import refusal
@@ -82,7 +82,7 @@ def describe(spec: RunSpec) -> list[tuple[str, str]]:
     lines = [("job", spec.name), ("run", spec.run_id)]
     lines += [(f"var {name}", value) for name, value in spec.vars.items()]
     lines.append(("source", str(getattr(spec.source, "path", None) or getattr(spec.source, "name", ""))))
-    lines += [(f"sink {name}", _place(sink)) for name, sink in spec.sinks.items()]
+    lines += [(f"sink {name}", where(sink)) for name, sink in spec.sinks.items()]
     lines += [(f"tier {tier}", " → ".join(names)) for tier, names in spec.catalog.tiers.items()]
     lines += [(f"model {m.name}", _model(m, spec.catalog)) for m in _models_in_use(spec)]
     lines += [(f"wall {w.name}", _wall(w)) for w in spec.catalog.walls.values()]
@@ -95,10 +95,6 @@ def describe(spec: RunSpec) -> list[tuple[str, str]]:
         lines.append(("budget", f"${budget.limit_nano / NANO_PER_USD:,.2f}{scope}{whom}"))
     lines.append(("state", spec.state))
     return lines
-
-
-def _place(sink: SinkSettings) -> str:
-    return sink.path if isinstance(sink, FilesSink) else f"memory {sink.name}"
 
 
 def _model(model: Model, catalog: Catalog) -> str:

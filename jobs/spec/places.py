@@ -6,11 +6,21 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import msgspec
 
 from penstock.connectors.base import SinkName
-from penstock.connectors.settings import FilesSink, FilesSource, MemorySink, SinkSettings, SourceSettings
+from penstock.connectors.registry import where
+from penstock.connectors.settings import (
+    FilesSink,
+    FilesSource,
+    KafkaSink,
+    MemorySink,
+    S3Sink,
+    SinkSettings,
+    SourceSettings,
+)
 from penstock.jobs.spec.decode import NOT_YET
 from penstock.jobs.spec.fields import SinksFile
 from penstock.jobs.spec.tree import Doc, Path, nearest
@@ -112,17 +122,28 @@ def _given(doc: Doc, path: Path, text: str) -> str:
 def beside(results: SinkSettings, name: str) -> SinkSettings:
     """`results.parquet` → `results.costs.parquet`; `out/` → `out.costs/`. Dead letters are JSON lines in any case: they
     hold what could not be read."""
-    if isinstance(results, MemorySink):
-        return MemorySink(f"{results.name}.{name}")
-    table = name != "dead_letters" and is_parquet(results)
-    head, suffix = split_suffix(results.path)
+    match results:
+        case MemorySink():
+            return MemorySink(f"{results.name}.{name}")
+        case KafkaSink():
+            return msgspec.structs.replace(results, topic=f"{results.topic}.{name}")
+        case S3Sink():
+            path, format = _path_beside(results.prefix, name, is_parquet(results.prefix, results.format))
+            return msgspec.structs.replace(results, prefix=path, format=format)
+        case FilesSink():
+            return FilesSink(*_path_beside(results.path, name, is_parquet(results.path, results.format)))
+
+
+def _path_beside(path: str, name: str, parquet: bool) -> tuple[str, Literal["parquet"] | None]:
+    table = name != "dead_letters" and parquet
+    head, suffix = split_suffix(path)
     if suffix:
-        return FilesSink(f"{head}.{name}{'.parquet' if table else '.jsonl'}")
-    return FilesSink(f"{results.path.rstrip('/')}.{name}/", "parquet" if table else None)
+        return f"{head}.{name}{'.parquet' if table else '.jsonl'}", None
+    return f"{path.rstrip('/')}.{name}/", "parquet" if table else None
 
 
-def is_parquet(sink: FilesSink) -> bool:
-    return sink.format == "parquet" or (sink.format is None and split_suffix(sink.path)[1].startswith(".parquet"))
+def is_parquet(path: str, format: str | None) -> bool:
+    return format == "parquet" or (format is None and split_suffix(path)[1].startswith(".parquet"))
 
 
 def split_suffix(path: str) -> tuple[str, str]:
@@ -142,10 +163,10 @@ def _apart(doc: Doc, named: Mapping[SinkName, SinkSettings]) -> None:
     """Two sinks in one file would write over each other."""
     seen: dict[str, str] = {}
     for name, sink in named.items():
-        where = sink.path.rstrip("/") if isinstance(sink, FilesSink) else f"memory:{sink.name}"
-        if where in seen:
-            raise doc.error(("sinks", name), f"the same place as `{seen[where]}`; each sink needs its own")
-        seen[where] = name
+        place = where(sink).rstrip("/")
+        if place in seen:
+            raise doc.error(("sinks", name), f"the same place as `{seen[place]}`; each sink needs its own")
+        seen[place] = name
 
 
 def check_not_input(doc: Doc, source: SourceSettings, named: Mapping[SinkName, SinkSettings]) -> None:

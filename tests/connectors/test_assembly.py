@@ -24,9 +24,9 @@ from penstock.connectors.filestore import assembly
 from penstock.connectors.filestore import sort as file_sort
 from penstock.connectors.filestore.disk import no_faults
 from penstock.connectors.filestore.store import FileStore
-from penstock.connectors.registry import PRIMARY, discard_stores, open_stores, refuse_held
+from penstock.connectors.registry import PRIMARY, discard_stores, iter_committed, open_stores, refuse_held
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
-from penstock.connectors.writing.records import Encoder, iter_committed, iter_records
+from penstock.connectors.writing.records import Encoder, iter_records
 from penstock.engine.errors import Fenced, Held, Refused, SpecError
 from penstock.engine.items import (
     Answer,
@@ -304,7 +304,7 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
     sinks = await finished(tmp_path, suffix, outputs(encoder))
     for sink in ("results", "costs", "dead_letters"):
         back = [json.loads(v) for v in iter_records([str(tmp_path / f"{sink}{suffix}")])]
-        spooled = [json.loads(v) for v in iter_committed(sinks, sink)]
+        spooled = [json.loads(v) for v in iter_committed(sinks, "run-1", sink)]
         ours = [r.get("penstock", r) for r in spooled]
         assert [r.get("penstock", r) for r in back] == ours
         assert [r.get("response") for r in back] == [r.get("response") for r in spooled]
@@ -330,14 +330,14 @@ async def test_sinks_of_the_results_folder_live_in_the_primary(tmp_path: Path) -
     assert mixed.placement["costs"] == "memory:m"
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+async def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     """The message names the other run; `discard_stores` makes room; the same run opens it again."""
     sinks = sinks_at(tmp_path)
     open_stores(sinks, "run-1")
     open_stores(sinks, "run-1")
     with pytest.raises(Refused, match="run-1"):
         open_stores(sinks, "run-2")
-    discard_stores(sinks)
+    await discard_stores(sinks, "run-2")
     open_stores(sinks, "run-2")
 
 
@@ -346,12 +346,12 @@ async def test_what_a_live_command_holds_is_not_discarded(tmp_path: Path) -> Non
     stores = open_stores(sinks_at(tmp_path), "run-1")
     await stores.primary.hold(this_process())
     with pytest.raises(Held):
-        refuse_held(sinks_at(tmp_path))
+        await refuse_held(sinks_at(tmp_path), "run-1")
     with pytest.raises(Held):
-        discard_stores(sinks_at(tmp_path))
+        await discard_stores(sinks_at(tmp_path), "run-1")
     await stores.primary.let_go()
-    refuse_held(sinks_at(tmp_path))
-    discard_stores(sinks_at(tmp_path))
+    await refuse_held(sinks_at(tmp_path), "run-1")
+    await discard_stores(sinks_at(tmp_path), "run-1")
 
 
 def test_two_sinks_cannot_share_a_path(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.connectors import secrets
 from penstock.engine.errors import SpecError
 from penstock.engine.items import OutputSpec
-from penstock.workers import answers, secrets
+from penstock.workers import answers
 from penstock.workers.wire.base import go_duration_s, retry_after_s, rfc3339_s
 
 NOW = 1_795_000_000.0

@@ -17,7 +17,7 @@ from yarl import URL
 
 from penstock.engine.catalog import Account
 from penstock.engine.items import Call, Failure, FailureKind, Outcome
-from penstock.workers import secrets
+from penstock.connectors import secrets
 from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.engines.base import Ticket
 from penstock.workers.engines.gates import THROTTLES, LeaseCall, gate_for
