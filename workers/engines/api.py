@@ -15,9 +15,9 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from penstock.connectors import secrets
 from penstock.engine.catalog import Account
 from penstock.engine.items import Call, Failure, FailureKind, Outcome
-from penstock.connectors import secrets
 from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.engines.base import Ticket
 from penstock.workers.engines.gates import THROTTLES, LeaseCall, gate_for
