@@ -7,10 +7,10 @@ from hashlib import blake2b
 
 import msgspec
 
-from penstock.connectors.base import Primary, Taken
+from penstock.connectors.base import Primary
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import SpecError
-from penstock.engine.flow.progress import OUTBOX, PROGRESS, Saved
+from penstock.engine.flow.progress import OUTBOX, saved_in
 from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
 from penstock.workers.runspec import RunSpec
@@ -53,7 +53,7 @@ async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: b
 async def _any_finished(plan: Plan, primary: Primary) -> bool:
     """Is there an answer that a changed job would make wrong? One that was mended before its first just goes on."""
     for lane in range(plan.lanes):
-        tally = _saved(await primary.peek(lane)).tally
+        tally = saved_in((await primary.peek(lane)).chunks).tally
         if tally.results or tally.dead_letters:
             return True
     return False
@@ -66,18 +66,12 @@ async def all_ended(plan: Plan, primary: Primary) -> Tally | None:
     total = Tally()
     for lane in range(plan.lanes):
         taken = await primary.peek(lane)
-        saved = _saved(taken)
+        saved = saved_in(taken.chunks)
         splits = sum(1 for split in plan.splits if split.lane == lane)
         if not saved.done or saved.opened != splits or any(name.startswith(OUTBOX) for name in taken.chunks):
             return None
         merge(total, saved.tally)
     return total
-
-
-def _saved(taken: Taken) -> Saved:
-    """A lane's committed progress; empty where it never committed."""
-    data = taken.chunks.get(PROGRESS)
-    return msgspec.msgpack.decode(data, type=Saved) if data else Saved()
 
 
 def lane_count(spec: RunSpec, total_bytes: int, cores: int) -> int:

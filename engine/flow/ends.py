@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penstock.engine.catalog import Price
 from penstock.engine.flow.progress import Progress
 from penstock.engine.flow.settle import count_dead, count_result
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import Tally
+from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine, DeadLetter, Item, Result
 from penstock.engine.pricing import cost_nano
 
@@ -55,6 +57,15 @@ class Ends:
             self.bytes += len(dead.original)
             self._count(len(dead.original))
             self._progress.of(dead.source.ordinal).done(dead.source.position)
+
+    def adjust(self, lines: Sequence[CostLine]) -> None:
+        """Costs that belong to no item."""
+        self.costs += [(line, None) for line in lines]
+        for line in lines:
+            self._tally.cost_nano += line.cost_nano
+            key = f"{line.model}@{line.model_version}"
+            row = self._tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
+            row.cost_nano += line.cost_nano
 
     def _forget(self, slot: Slot) -> None:
         item, route = slot.item, slot.route

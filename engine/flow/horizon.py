@@ -56,6 +56,15 @@ class Horizon:
             moved.append(slot)
         self._moved = moved
 
+    def stay(self) -> None:
+        """A commit that moves it over nothing."""
+        self._moved = []
+
+    def retreat(self, progress: Progress) -> None:
+        """With the commit of a drained lane that has nothing at a worker: what waited under it was not sent."""
+        for split in progress.open.values():
+            split.retreat()
+
     def committed(self) -> list[Slot]:
         """The commit is durable: these may be sent."""
         moved, self._moved = self._moved or [], None

@@ -22,7 +22,6 @@ import msgspec
 
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Price
-from penstock.engine.errors import Corrupt
 from penstock.engine.flow.calls import Calls, first_price
 from penstock.engine.flow.copies import Copies
 from penstock.engine.flow.ends import Ends
@@ -31,11 +30,10 @@ from penstock.engine.flow.horizon import Horizon
 from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
 from penstock.engine.flow.outbox import Outbox
 from penstock.engine.flow.places import Places
-from penstock.engine.flow.progress import PROGRESS, Progress, Saved
+from penstock.engine.flow.progress import PROGRESS, Progress, Saved, saved_in
 from penstock.engine.flow.settle import twin_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import ModelTally
 from penstock.engine.flow.targets import Targets
 from penstock.engine.flow.till import NoMoney, Till, Wish
 from penstock.engine.items import (
@@ -70,6 +68,8 @@ class Lane:
         self.till = Till(budgets)
         self.targets = Targets(catalog)
         self.draining = False
+        self.parted = False
+        """The last commit left the next owner nothing to doubt but what single items say."""
         self.spent_out: str | None = None
         """Set when the run's budget is used up: the words for the person."""
         self._health = self.targets.health
@@ -84,7 +84,7 @@ class Lane:
 
     def begin(self, splits: Sequence[Split], chunks: Mapping[str, bytes], seq: int) -> None:
         """Take up where the last owner's last commit left off. Raises `Corrupt`. Returns with nothing offered."""
-        saved = _saved(chunks)
+        saved = saved_in(chunks)
         self.seq = seq
         self.progress = Progress(splits, saved)
         self.shelf = Shelf(self.settings, chunks)
@@ -116,7 +116,7 @@ class Lane:
         entries, self.shelf.restored = self.shelf.restored, []
         for entry in entries:
             slot = self._slot(entry.item)
-            slot.maybe_paid = True
+            slot.maybe_paid = slot.maybe_paid or entry.maybe_paid
             slot.attempt = max(slot.attempt, entry.attempt)
             self.shelf.put(slot, restored=True)
             if self._admit(slot, now):
@@ -135,7 +135,7 @@ class Lane:
             self.ends.dead(entry, None)
             return
         slot = self._slot(entry)
-        slot.maybe_paid = source.position < split.maybe_until
+        slot.maybe_paid = slot.maybe_paid or source.position < split.maybe_until
         if not self._admit(slot, now):
             return
         if source.position < split.horizon:
@@ -311,13 +311,8 @@ class Lane:
 
     def add_costs(self, lines: Sequence[CostLine]) -> None:
         """Closing adjustments of own GPUs. They belong to no item."""
-        self.ends.costs += [(line, None) for line in lines]
         self.adjusted = True
-        for line in lines:
-            self.tally.cost_nano += line.cost_nano
-            key = f"{line.model}@{line.model_version}"
-            row = self.tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
-            row.cost_nano += line.cost_nano
+        self.ends.adjust(lines)
 
     def reprice(self, model: str, price: Price) -> None:
         """An own engine's running rate: from now on its calls are charged, and compared, at this."""
@@ -341,18 +336,25 @@ class Lane:
     @property
     def dirty(self) -> bool:
         """There is something to commit."""
-        return self.ends.dirty or bool(self.shelf.changes)
+        return self.ends.dirty or bool(self.shelf.changes) or (self._parting and not self.parted)
+
+    @property
+    def _parting(self) -> bool:
+        return self.draining and self.idle and bool(self.slots)
 
     @property
     def thirsty(self) -> bool:
         """Workers will soon have nothing under the horizon: commit now rather than at the interval."""
-        return self.horizon.thirsty(len(self.ready))
+        return not self.draining and self.horizon.thirsty(len(self.ready))
 
     def commit(self, now: float) -> CommitBatch:
         """Everything finished since the last one, and a horizon over what is to be sent next. One at a time."""
         assert not self.horizon.committing, "a commit is in flight"
         self.shelf.move_slow(self.progress, self.slots.values(), now)
-        self.horizon.advance(self.progress, len(self.ready), now)
+        if not self.draining:
+            self.horizon.advance(self.progress, len(self.ready), now)
+        else:
+            self._stay()
         results, dead, costs = self.ends.harvest()
         self.progress.close_finished()
         self.seq += 1
@@ -360,6 +362,14 @@ class Lane:
         chunks = {PROGRESS: msgspec.msgpack.encode(saved), **self.shelf.changes, **self.outbox.trim()}
         self.shelf.changes = {}
         return CommitBatch(self.seq, chunks, results, dead, costs, saved)
+
+    def _stay(self) -> None:
+        """A drained lane sends nothing more. Once nothing is out, its commit takes back the horizon's doubt."""
+        self.horizon.stay()
+        self.parted = self._parting
+        if self.parted:
+            self.horizon.retreat(self.progress)
+            self.shelf.part(self.slots.values())
 
     def committed(self, now: float) -> None:
         """The commit is durable: its items are forgotten, what is under its horizon may be sent."""
@@ -388,12 +398,3 @@ class Lane:
     def idle(self) -> bool:
         """Nothing is at a worker."""
         return self.flights.count == 0
-
-
-def _saved(chunks: Mapping[str, bytes]) -> Saved:
-    if PROGRESS not in chunks:
-        return Saved()
-    try:
-        return msgspec.msgpack.decode(chunks[PROGRESS], type=Saved)
-    except msgspec.MsgspecError as error:
-        raise Corrupt(f"the lane's progress can't be read ({error}); restore it from a backup") from error

@@ -65,3 +65,5 @@ class ShelfEntry(msgspec.Struct, frozen=True):
 
     item: Item
     attempt: int
+    maybe_paid: bool = True
+    """False only where a drained lane left it so: the next owner doubts it again before it sends anything."""

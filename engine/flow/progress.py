@@ -10,7 +10,7 @@ Items leave in any order. A lane opens its splits in ordinal order; closed ones 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -56,10 +56,20 @@ class Saved(msgspec.Struct, frozen=True):
     """Number of the next batch for followers."""
 
 
+def saved_in(chunks: Mapping[str, bytes]) -> Saved:
+    """A lane's committed progress; empty where it never committed. Raises `Corrupt`."""
+    if PROGRESS not in chunks:
+        return Saved()
+    try:
+        return msgspec.msgpack.decode(chunks[PROGRESS], type=Saved)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"the lane's progress can't be read ({error}); restore it from a backup") from error
+
+
 class OpenSplit:
     """One split being worked on."""
 
-    __slots__ = ("ended", "finished", "horizon", "maybe_until", "order", "split", "watermark")
+    __slots__ = ("ended", "finished", "horizon", "maybe_until", "offered", "order", "split", "watermark")
 
     def __init__(self, split: Split, saved: SavedSplit | None = None) -> None:
         self.split = split
@@ -69,6 +79,8 @@ class OpenSplit:
         self.maybe_until = self.horizon
         """Unfinished items below it may have been paid for by an earlier owner."""
         self.ended = False
+        self.offered = self.watermark
+        """The position after the last one that was offered."""
         self.order: deque[int] = deque()
         """Positions offered and not yet passed by the watermark, ascending."""
 
@@ -77,6 +89,7 @@ class OpenSplit:
         if position < self.watermark:
             return False
         self.order.append(position)
+        self.offered = position + 1
         if position not in self.finished:
             return True
         self._advance()
@@ -85,6 +98,11 @@ class OpenSplit:
     def done(self, position: int) -> None:
         self.finished.add(position)
         self._advance()
+
+    def retreat(self) -> None:
+        """Nothing that was read here is under way. Of what was not read again, the owner before last must be heard."""
+        seen = self.ended or self.offered >= self.maybe_until
+        self.horizon = min(self.horizon, self.watermark) if seen else self.maybe_until
 
     def _advance(self) -> None:
         finished, order = self.finished, self.order

@@ -26,6 +26,8 @@ class Tried(msgspec.Struct, frozen=True, array_like=True):
     attempt: int
     """Number of the last one."""
     attempts: tuple[Attempt, ...]
+    maybe_paid: bool = False
+    """Some call of it had an end that nobody knows."""
 
 
 class Shelf:
@@ -39,7 +41,10 @@ class Shelf:
         self._tried: dict[str, bytes] = {}
         for name, data in sorted((chunks or {}).items()):
             if name.startswith(SHELF):
-                self.restored.append(_decode(name, data, ShelfEntry))
+                entry = _decode(name, data, ShelfEntry)
+                self.restored.append(entry)
+                if not entry.maybe_paid:  # it will be, as soon as it may be sent
+                    self.changes[name] = msgspec.msgpack.encode(ShelfEntry(entry.item, entry.attempt))
             elif name.startswith(TRIED):
                 self._tried[name.removeprefix(TRIED)] = data
 
@@ -77,6 +82,7 @@ class Shelf:
             return
         tried = _decode(TRIED + _name(slot), data, Tried)
         slot.tried, slot.attempt, slot.attempts = True, tried.attempt, list(tried.attempts)
+        slot.maybe_paid = tried.maybe_paid
         for attempt in tried.attempts:
             slot.cost_nano += attempt.cost_nano
             slot.call_ms += attempt.ms
@@ -85,7 +91,19 @@ class Shelf:
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""
         slot.tried = True
-        self.changes[TRIED + _name(slot)] = msgspec.msgpack.encode(Tried(slot.attempt, tuple(slot.attempts)))
+        tried = Tried(slot.attempt, tuple(slot.attempts), slot.maybe_paid)
+        self.changes[TRIED + _name(slot)] = msgspec.msgpack.encode(tried)
+
+    # -- a drained lane with nothing at a worker
+
+    def part(self, slots: Iterable[Slot]) -> None:
+        """Say of each unfinished item what is known of it, instead of a horizon that doubts them all."""
+        for slot in slots:
+            if slot.shelved:
+                entry = ShelfEntry(slot.item, slot.attempt, slot.maybe_paid)
+                self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(entry)
+            if slot.attempts or slot.maybe_paid:
+                self.note_tries(slot)
 
     # -- ends
 

@@ -101,6 +101,8 @@ class LaneMachine(RuleBasedStateMachine):
         """Items of which a call may have left, under whatever owner, and that had not ended by a commit then."""
         self.crashed: set[str] = set()
         """Of these: those whose owner died."""
+        self.doubted: set[str] | None = None
+        """Where the last owner left cleanly: the only items that may say `maybe_paid` when they come again."""
 
     @initialize(window=st.sampled_from([6, 20, 1000]), floor=st.sampled_from([1, 4, 100]), budgets=st.booleans())
     def begin(self, window: int, floor: int, budgets: bool) -> None:
@@ -120,6 +122,7 @@ class LaneMachine(RuleBasedStateMachine):
             n for n in range(COUNT) for s, at in starts if s.ordinal == n // 10 and entry(n).source.position >= at
         ]
         self.ends = [s.ordinal for s, _ in starts]
+        self.doubted = set() if self.epoch == 1 else None
         self.calls: dict[str, Call] = {}
         self.old: list[tuple[Call, str]] = []
         self.batch: CommitBatch | None = None
@@ -136,6 +139,7 @@ class LaneMachine(RuleBasedStateMachine):
         for number in self.todo[: min(n, self.lane.wants())]:
             self.todo.remove(number)
             self.lane.offer(entry(number), self.now)
+            self.see_doubt(f"i{number}")
             if number % 10 == 9:
                 self.lane.split_ended(number // 10)
                 self.ends.remove(number // 10)
@@ -268,6 +272,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.disk.seq, self.disk.chunks = batch.seq, {k: v for k, v in merged.items() if v}
         self.disk.batches = [*self.disk.batches, batch]
         self.told(batch)
+        if self.lane.parted:  # whatever was sent has landed, and what it cost is known
+            self.sent -= {name for (name, _), slot in self.lane.slots.items() if not slot.maybe_paid}
 
     def told(self, batch: CommitBatch) -> None:
         """What a reader may rely on, batch by batch."""
@@ -293,6 +299,32 @@ class LaneMachine(RuleBasedStateMachine):
         self.crashed |= self.sent - ended
         calls = self.calls
         self.start_anew(calls if adopt else {}, answered)
+
+    @rule()
+    def leave(self) -> None:
+        """The owner is told to stop and does so in peace: all that is out lands, and a last commit is made."""
+        self.drain()
+        for name in sorted(self.calls):
+            self.lane.outcome(self.outcome(self.calls.pop(name), None, True), self.now)
+        if self.lane.idle:  # else a worker has something of the last owner that came back to nobody
+            if self.batch is not None:
+                self.committed()
+            while self.lane.dirty:
+                self.committing()
+                self.sound()
+                self.committed()
+            marked = {slot.item.item_id for slot in self.lane.slots.values() if slot.maybe_paid}
+            unread = {f"i{number}" for number in self.todo}
+            before = set[str]() if not unread else self.doubted  # not read again: as its last owner left it
+            self.start_anew({}, answered=False)
+            self.doubted = None if before is None else marked | before & unread
+            for name, _ in self.lane.slots:
+                self.see_doubt(name)
+
+    def see_doubt(self, name: str) -> None:
+        slot = self.lane.slots.get((name, 0))
+        if slot is not None and self.doubted is not None:
+            assert slot.maybe_paid == (name in self.doubted), "marked by an owner that left nothing in doubt, or not"
 
     def start_anew(self, calls: dict[str, Call], answered: bool) -> None:
         self.start(
@@ -413,6 +445,8 @@ def trouble(machine: LaneMachine, dice: random.Random) -> None:
             machine.drain()
         case 4:
             machine.tick(seconds=400.0)
+        case 5 | 6:
+            machine.leave()
         case _:
             machine.crash(durable=dice.random() < 0.5, adopt=dice.random() < 0.5, answered=dice.random() < 0.5)
 
