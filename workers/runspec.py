@@ -13,6 +13,9 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
 
 
+WINDOW_IN_ALL, MIN_WINDOW, MAX_WINDOW = 8192, 512, 4096
+
+
 class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a run is carried out; nothing here changes an answer."""
 
@@ -20,15 +23,20 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """None: from the size of the input and the cluster; at most 64; frozen by the plan."""
     lane_actors: int | None = None
     """Processes that hold the lanes. None: half of the cluster's cores."""
-    window: int = 4096
-    """Items of one lane that may be read and not yet committed: half a second of work at the fastest rate measured,
-    and about 40 MB of memory."""
+    window: int | None = None
+    """Items of one lane that may be read and not yet committed. None: 8,192 shared among the run's lanes, 512 to 4,096
+    each: a second of work at the fastest rate measured, and about 75 MB of memory, however many lanes there are."""
     window_bytes: int = 64_000_000
     commit_ms: int = 200
     dispatchers: int = 1
     """Processes that send to one account."""
     keep_s: float = 120.0
     """How long a worker on a cluster stays after its last job: the next one finds a loaded engine."""
+
+
+def window_of(execution: Execution, lanes: int) -> int:
+    """Items of one lane that may be read and not yet committed."""
+    return execution.window or max(MIN_WINDOW, min(MAX_WINDOW, WINDOW_IN_ALL // max(1, lanes)))
 
 
 class RunSpec(msgspec.Struct, frozen=True):

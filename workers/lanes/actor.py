@@ -33,7 +33,7 @@ from penstock.workers.log import LaneLog, Log
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_outcomes, encode
-from penstock.workers.runspec import RunSpec
+from penstock.workers.runspec import RunSpec, window_of
 from penstock.workers.scoring import Scoring
 
 _plan = msgspec.msgpack.Decoder(Plan)
@@ -108,7 +108,7 @@ class LaneActor:
         read_as = input_shape(self._plan.splits[0].format if self._plan.splits else "jsonl")
         schema_tasks = [t.name for t in spec.policy.tasks.values() if t.output is not None and t.output.json_schema]
         machine = Lane(
-            LaneSettings(lane, spec.run_id, spec.execution.window, spec.execution.window_bytes),
+            LaneSettings(lane, spec.run_id, window_of(spec.execution, self._plan.lanes), spec.execution.window_bytes),
             Router(spec.catalog, spec.policy),
             spec.catalog,
             spec.policy,
