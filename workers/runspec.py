@@ -12,7 +12,6 @@ from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
 
-
 WINDOW_IN_ALL, MIN_WINDOW, MAX_WINDOW = 8192, 512, 4096
 
 
