@@ -165,6 +165,7 @@ def _close(reservation: Reservation, slot: Slot, outcome: Outcome, cost: int, ta
     if unknown:
         slot.maybe_paid = True
         tally.forfeit_nano += reservation.nano
+        tally.unknown_nano += reservation.nano
     till.purse.settle(reservation, reservation.nano if unknown else cost)
 
 

@@ -52,6 +52,9 @@ class Tally(msgspec.Struct, omit_defaults=True):
     fallbacks: int = 0
     cost_nano: int = 0
     forfeit_nano: int = 0
+    """What may have been paid and can't be known (decision 6)."""
+    unknown_nano: int = 0
+    """Of it, the worst case of calls whose end nobody knows. The rest are leases of owners that died."""
     tier1_cost_nano: int = 0
     """What the same tokens would have cost at the first Tier 1 model: for "saved against all-Tier-1"."""
     late_payments: int = 0
@@ -110,7 +113,7 @@ SLOWEST_KEPT = 5
 
 _SUMS = (
     "read", "results", "copied", "maybe_paid", "retries", "fallbacks", "cost_nano", "forfeit_nano",
-    "tier1_cost_nano", "late_payments", "ready", "shelved", "position_bytes",
+    "unknown_nano", "tier1_cost_nano", "late_payments", "ready", "shelved", "position_bytes",
 )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def _lines(status: RunStatus, named: str) -> Table:
         *(("slowest", _slow(slow)) for slow in tally.slowest[:3]),
         ("dead letters", _dead(tally, named)),
         ("walls", f"targets refused: {tallied(tally.refused)}" if tally.refused else ""),
-        ("ledger", _ledger(tally)),
+        ("ledger", _ledger(status)),
         *_files(status),
         *(("note", _escape(note)) for note in status.notes),
         ("next", _next(status, named)),
@@ -191,14 +191,18 @@ def _dead(tally: Tally, named: str) -> str:
     return f"{tallied(tally.dead_letters)}\n→ penstock dead-letters list {named}"
 
 
-def _ledger(tally: Tally) -> str:
+def _ledger(status: RunStatus) -> str:
+    tally = status.tally
     parts: list[str] = []
     if tally.maybe_paid:
         parts.append(f"{counted(tally.maybe_paid, 'item')} may have been paid for twice (marked maybe_paid)")
     if tally.late_payments:
         parts.append(f"{counted(tally.late_payments, 'late payment')}")
-    if tally.forfeit_nano:
-        parts.append(f"{dollars(tally.forfeit_nano)} forfeit (leases lost in a crash, counted as spent)")
+    if tally.unknown_nano:
+        counts = "" if status.budget_limit_nano is None else ", counted as spent"
+        parts.append(f"up to {dollars(tally.unknown_nano)} more may be billed for calls whose end is not known{counts}")
+    if leases := tally.forfeit_nano - tally.unknown_nano:
+        parts.append(f"{dollars(leases)} forfeit (leases lost in a crash, counted as spent)")
     return "; ".join(parts)
 
 

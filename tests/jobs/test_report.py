@@ -96,6 +96,20 @@ def test_a_run_that_did_nothing_has_a_summary() -> None:
     assert "model" not in text
 
 
+def test_money_that_nobody_can_account_for_is_named_by_its_cause() -> None:
+    """A call that timed out is no lease lost in a crash; without a budget there are no leases, and nothing counts."""
+    tally = Tally(forfeit_nano=3_000_000, unknown_nano=3_000_000)
+    text = " ".join(plain(RunStatus("job-1", "job", "done", tally=tally)).split())
+    assert "up to $0.003000 more may be billed for calls whose end is not known" in text
+    assert "forfeit" not in text
+    assert "counted" not in text
+    tally.forfeit_nano += 1_000_000
+    text = " ".join(plain(RunStatus("job-1", "job", "done", tally=tally, budget_limit_nano=NANO_PER_USD)).split())
+    assert "up to $0.003000 more may be billed for calls whose end is not known, counted as spent" in text
+    assert "$0.001000 forfeit (leases lost in a crash, counted as spent)" in text
+    assert "ledger" not in plain(RunStatus("job-1", "job", "done"))
+
+
 def test_names_with_brackets_are_shown_as_they_are() -> None:
     """What a user calls things is never read as markup."""
     status = RunStatus("job-1", "[red]job[/red]", "failed", message="disk [/dev/sda] is full")
