@@ -33,7 +33,7 @@ from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
 from penstock.workers.planner import all_ended, durable_plan
 from penstock.workers.ports import Post, encode
-from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.runspec import RunOptions, RunSpec, window_of
 from penstock.workers.status import RunState, RunStatus
 
 ASK_WAIT_S = 1.0
@@ -198,7 +198,7 @@ class Driver:
                 checked = now
                 self._check_cancel()
                 idle = self._bill.idle_nano(self._status.tally, now)
-                await asyncio.to_thread(metrics.see, self._status, idle)
+                await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
                     self._fleet.grow(pool, self._board.ready(pool), now)
@@ -211,6 +211,11 @@ class Driver:
                     return self._ending
                 if all(report.done for report in self._reports.values()):
                     return "done", ""
+
+    def _second_payments_bound(self) -> int:
+        """One window for every lane that was lost, and for every lane of every command before this one."""
+        lost = (self._run_epoch - 1) * self._plan.lanes + self._crew.reopenings
+        return lost * window_of(self._spec.execution, self._plan.lanes)
 
     def _all_settled(self) -> bool:
         gone = self._crew.gone

@@ -28,6 +28,8 @@ MOST_OBSERVED = 128
 MOST_TENANTS = 100
 """Of one process; later ones are `other`, for a label's values must stay few."""
 LONGEST_LABEL = 100
+NO_DEADLINE_S = 86_400.0
+"""What the gauge shows once the items with deadlines are gone: a gauge can't be taken back."""
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0]
 
 Name = str
@@ -52,6 +54,7 @@ LANE: dict[Name, Declared] = {
     "fallbacks": Declared("counter", "Items sent on to another model", ("from", "to")),
     "breaker_open": Declared("gauge", "1 where nothing is sent for now", ("account", "model")),
     "oldest_item_seconds": Declared("gauge", "Age of the oldest unfinished item"),
+    "deadline_left_seconds": Declared("gauge", "Time that the most pressing unfinished item has left"),
     "commit_age_seconds": Declared("gauge", "Seconds since the last commit of the lane that waits longest"),
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
     "second_payments": Declared("counter", "Items that may have been paid for twice, and late payments"),
@@ -61,6 +64,7 @@ DRIVER: dict[Name, Declared] = {
     "budget_usd": Declared("gauge", "The run's money: limit, spent, forfeit", ("job", "state")),
     "quality": Declared("gauge", "Mean score of the samples, 95 % bounds", ("task", "model_version", "bound")),
     "gpu_idle_usd": Declared("gauge", "Hours of own engines that no call has paid for"),
+    "second_payments_bound": Declared("gauge", "The most second payments that this run's crashes explain", ("job",)),
 }
 API: dict[Name, Declared] = {
     "limit_used_ratio": Declared("gauge", "0 to 1: how far an account's limit is used", ("account", "bucket")),
@@ -135,6 +139,7 @@ class LaneMetrics:
         self._tenants: set[str] = set()
         self._models: set[str] = set()
         self._breakers: set[Labels] = set()
+        self._deadlines = False
 
     def taken(self, lane: int, tally: Tally) -> None:
         """What an earlier owner counted is his: this process exports what comes on top."""
@@ -222,6 +227,10 @@ class LaneMetrics:
         self._set_in_flight([report.tally.flying for report in reports])
         self._set_breakers({(account or "", model) for r in reports for account, model in r.open_breakers})
         self._metrics.set("oldest_item_seconds", max((report.oldest_item_s for report in reports), default=0.0))
+        left = [report.deadline_left_s for report in reports if report.deadline_left_s is not None]
+        if left or self._deadlines:
+            self._deadlines = True
+            self._metrics.set("deadline_left_seconds", min(left, default=NO_DEADLINE_S))
         self._metrics.set("commit_age_seconds", max((report.commit_age_s for report in reports), default=0.0))
 
     def _difference(self, lane: int, tally: Tally) -> None:
@@ -260,9 +269,11 @@ class DriverMetrics:
         self._metrics = Metrics(DRIVER, make)
         self._job = job
 
-    def see(self, status: RunStatus, gpu_idle_nano: int | None) -> None:
-        """`gpu_idle_nano`: None where there are no own engines with a price. May take half a second once (scipy)."""
+    def see(self, status: RunStatus, gpu_idle_nano: int | None, second_payments: int) -> None:
+        """`gpu_idle_nano`: None where there are no own engines with a price. `second_payments`: the most that
+        lost lanes and commands explain. May take half a second once (scipy)."""
         tally = status.tally
+        self._metrics.set("second_payments_bound", second_payments, self._job)
         money = {
             "limit": status.budget_limit_nano,
             "spent": tally.cost_nano,

@@ -331,6 +331,11 @@ class Lane:
         first = next(iter(self.slots.values()), None)
         return now - first.item.enqueued_at if first is not None else 0.0
 
+    def deadline_left(self, now: float) -> float | None:
+        """Seconds that the most pressing unfinished item has left; None: none has a deadline."""
+        deadlines = [d for slot in self.slots.values() if (d := slot.item.attributes.deadline) is not None]
+        return min(deadlines) - now if deadlines else None
+
     # -- commit
 
     @property

@@ -61,6 +61,8 @@ PROMISED = {
     "fallbacks": "from to",
     "breaker_open": "account model",
     "oldest_item_seconds": "",
+    "deadline_left_seconds": "",
+    "second_payments_bound": "job",
     "commit_age_seconds": "",
     "dead_letters": "reason",
     "second_payments": "",
@@ -258,11 +260,12 @@ def test_gauges_speak_for_all_lanes_of_the_process() -> None:
     """A lane's report must not hide what its neighbour said."""
     sheet = Sheet()
     metrics = lanes(sheet)
-    metrics.see(over(0, Tally(flying={"m": 3}), oldest_item_s=9.0, open_breakers=[("a", "m")]))
+    metrics.see(over(0, Tally(flying={"m": 3}), oldest_item_s=9.0, deadline_left_s=-2.0, open_breakers=[("a", "m")]))
     metrics.see(over(1, Tally(flying={"m": 4, "n": 1})))
     assert [sheet.of("inflight", model) for model in "mn"] == [7, 1]
     assert sheet.of("breaker_open", "a", "m") == 1
     assert sheet.of("oldest_item_seconds") == 9
+    assert sheet.of("deadline_left_seconds") == -2
     metrics.dropped(0)
     metrics.see(over(1))
     assert [sheet.of("inflight", model) for model in "mn"] == [0, 0]
@@ -275,12 +278,13 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     tally = Tally(cost_nano=2 * 10**9, forfeit_nano=10**9)
     tally.quality = {name: TaskTally("t", "m@v1", 50, 40.0, 40.0, 40) for name in "ab"}
     status = RunStatus("run", "mail", "running", tally=tally, budget_limit_nano=5 * 10**9)
-    DriverMetrics("mail", sheet.make).see(status, 3 * 10**9)
+    DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096)
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
     low, mean, high = (sheet.of("quality", "t", "m@v1", bound) for bound in ("low", "mean", "high"))
     assert mean == pytest.approx(0.8)
     assert 0.7 < low < mean < high < 0.9
     assert sheet.of("gpu_idle_usd") == 3
+    assert sheet.of("second_payments_bound", "mail") == 4096
 
 
 def test_workers_tell_limits_throttles_and_vllms_own_load() -> None:

@@ -63,6 +63,8 @@ class Crew:
         self._owners: dict[int, int] = {}
         self._openings: dict[int, int] = {}
         self._reopened: dict[int, list[float]] = {}
+        self.reopenings = 0
+        """Of all lanes together, as long as this driver lives."""
         self._heard: dict[int, float] = {}
         self._next_owner = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -213,6 +215,7 @@ class Crew:
         times = self._reopened.setdefault(lane, [])
         times[:] = [at for at in times if now - at < WINDOW_S] + [now]
         if len(times) <= MAX_REOPENINGS:
+            self.reopenings += 1
             return True
         self.gone.add(lane)
         self._end("failed", f"lane {lane} can't go on: {why}")

@@ -54,7 +54,9 @@ class LaneReport(msgspec.Struct, frozen=True):
     spent_out: str | None = None
     open_breakers: list[tuple[str | None, str]] = []
     commit_age_s: float = 0.0
+    """0 where there is nothing to commit: an idle lane is not late."""
     oldest_item_s: float = 0.0
+    deadline_left_s: float | None = None
     first_dispatch_at: float | None = None
     closed: bool = False
     """This owner was given the closing lines of own engines."""
@@ -365,8 +367,9 @@ class LaneShell:
                 stuck=machine.stuck(),
                 spent_out=machine.spent_out,
                 open_breakers=machine.targets.health.opened(),
-                commit_age_s=now - self._out.at,
+                commit_age_s=now - self._out.at if machine.slots or machine.dirty else 0.0,
                 oldest_item_s=machine.oldest_age(now),
+                deadline_left_s=machine.deadline_left(now),
                 first_dispatch_at=self._first_dispatch_at,
                 closed=self._closed,
             )
