@@ -1,4 +1,4 @@
-"""What tests that start processes share: nothing that a test started outlives it."""
+"""What tests that start processes share: nothing that a test started outlives it. Kafka and S3 for all of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import contextlib
 import ctypes
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from penstock.jobs.dev.kafka import KafkaServer
+    from penstock.jobs.dev.s3 import Keys, S3Server
+    from penstock.jobs.dev.server import Server
 
 # No timing in tests: a busy machine must not fail an example that a quiet one passes.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,7 +50,8 @@ def own_children() -> set[int]:
 def reap(name: str, keep: set[int] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]
     """Kill what bears the mark and what descends from us, until nothing is left."""
     for _ in range(50):
-        found = [p for p in _marked(name) if p.pid not in keep and p.pid != os.getpid()]
+        spared = {*keep, os.getpid(), *(s.running.pid for s in _shared if s.running)}
+        found = [p for p in _marked(name) if p.pid not in spared]
         if not found:
             break
         for process in found:
@@ -83,3 +91,152 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if os.environ.get("PENSTOCK_CI") and skipped:
         print(f"{len(skipped)} tests were skipped; in CI each must run: {skipped[0].nodeid}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+S = TypeVar("S", bound="Server")
+
+# Kafka and S3. `kafka_server` and `s3_server` are one each for the whole session: never stop or freeze those.
+# `start_kafka` and `start_s3` give a test its own, to be killed, frozen, or set up in another way.
+
+_shared: list[Server] = []
+"""The session's servers: no test's reaper may end them."""
+
+
+class KafkaAt(NamedTuple):
+    """A Kafka that is there already (PENSTOCK_TEST_KAFKA=host:port)."""
+
+    bootstrap: str
+
+
+class S3At(NamedTuple):
+    """An S3 server that is there already (PENSTOCK_TEST_S3=http://…, with the AWS variables)."""
+
+    endpoint: str
+    keys: Keys
+
+    def client(self) -> Any:
+        from penstock.jobs.dev.s3 import client
+
+        return client(self.endpoint, self.keys)
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer | KafkaAt]:
+    """`.bootstrap`: a real Kafka that all tests share; topics are not made by use, see `new_topic`."""
+    from penstock.jobs.dev.kafka import KafkaServer
+
+    if there := os.environ.get("PENSTOCK_TEST_KAFKA"):
+        yield KafkaAt(there)
+        return
+    with _session_server(KafkaServer(tmp_path_factory.mktemp("kafka"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server | S3At]:
+    """`.endpoint`, `.keys.environment`, `.client()`: a real S3 server that all tests share; see `new_bucket`."""
+    from penstock.jobs.dev.s3 import Keys, S3Server
+
+    if there := os.environ.get("PENSTOCK_TEST_S3"):
+        yield S3At(there, Keys(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]))
+        return
+    with _session_server(S3Server(tmp_path_factory.mktemp("s3"))) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _session_server(server: S) -> Iterator[S]:
+    _started(server)
+    _shared.append(server)
+    try:
+        yield server
+    finally:
+        _shared.remove(server)
+        server.kill()
+
+
+def _started(server: Server) -> None:
+    """At home a missing Java, Maven or Go skips the test; in CI a skip is a failure (see `pytest_sessionfinish`)."""
+    from penstock.jobs.dev.fetch import MissingTool
+
+    try:
+        server.start()
+    except MissingTool as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def start_kafka(tmp_path: Path) -> Iterator[Callable[..., KafkaServer]]:
+    """`start_kafka({"message.max.bytes": "2000"})`: a started Kafka of the test's own; it ends with the test."""
+    from penstock.jobs.dev.kafka import KafkaServer
+
+    with contextlib.ExitStack() as ends:
+
+        def start(properties: Mapping[str, str] | None = None) -> KafkaServer:
+            server = KafkaServer(tmp_path / f"kafka-{secrets.token_hex(3)}", properties=properties)
+            ends.callback(server.kill)
+            _started(server)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def start_s3(tmp_path: Path) -> Iterator[Callable[[], S3Server]]:
+    """`start_s3()`: a started S3 server of the test's own; it ends with the test."""
+    from penstock.jobs.dev.s3 import S3Server
+
+    with contextlib.ExitStack() as ends:
+
+        def start() -> S3Server:
+            server = S3Server(tmp_path / f"s3-{secrets.token_hex(3)}")
+            ends.callback(server.kill)
+            _started(server)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def new_topic(request: pytest.FixtureRequest) -> Callable[..., Awaitable[str]]:
+    """`await new_topic("requests", partitions=3, config={"cleanup.policy": "compact"})` → a name of the test's own.
+
+    `on`: another server than the shared one.
+    """
+
+    async def make(
+        name: str, partitions: int = 1, config: Mapping[str, str] | None = None, on: KafkaServer | None = None
+    ) -> str:
+        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+        topic = f"{name}-{secrets.token_hex(4)}"
+        server = on or request.getfixturevalue("kafka_server")
+        admin = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
+        await admin.start()
+        try:
+            made = await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=dict(config or {}))])
+            assert [error[1] for error in made.topic_errors] == [0], made
+        finally:
+            await admin.close()
+        return topic
+
+    return make
+
+
+@pytest.fixture
+def new_bucket(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """`new_bucket("inbox")` → the name of an empty bucket of the test's own; `on`: another server than the shared."""
+
+    def make(name: str, on: S3Server | None = None) -> str:
+        bucket = f"{name}-{secrets.token_hex(4)}"
+        (on or request.getfixturevalue("s3_server")).client().create_bucket(Bucket=bucket)
+        return bucket
+
+    return make
+
+
+@pytest.fixture
+def s3_keys(s3_server: S3Server | S3At, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared S3 server's credentials in this test's environment, where the AWS chain finds them."""
+    for name, value in s3_server.keys.environment.items():
+        monkeypatch.setenv(name, value)

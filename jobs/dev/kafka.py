@@ -40,7 +40,8 @@ CONSUMER_GROUPS = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"
 def pom() -> str:
     """The Maven project that names what is fetched."""
     named = "\n".join(
-        f"    <dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version></dependency>"
+        f"    <dependency>\n      <groupId>{group}</groupId>\n      <artifactId>{name}</artifactId>\n"
+        f"      <version>{version}</version>\n    </dependency>"
         for group, name, version in _ARTIFACTS
     )
     return f"""<?xml version="1.0" encoding="UTF-8"?>
@@ -169,6 +170,9 @@ _SETTINGS = {
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
     "auto.create.topics.enable": "false",
+    # A node that was killed may come back once its old session is over: 9 s by default, and it waits for that.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     # One node on a small machine: fewer files of its own topics (50 partitions each), threads and buffers (128 MB).
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",

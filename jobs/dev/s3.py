@@ -58,7 +58,7 @@ class Keys:
 
 
 class S3Server(Server):
-    """An S3 server over `folder`/data, in which each folder is a bucket. `port` 0: a free one. `keys` None: new ones."""
+    """An S3 server over `folder`/data, where each folder is a bucket. `port` 0: a free one; `keys` None: new ones."""
 
     title: ClassVar[str] = "the S3 server"
 

@@ -9,9 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
-
-from typing_extensions import Self
+from typing import ClassVar, Self
 
 from penstock.engine.errors import Temporary
 from penstock.jobs.dev.ports import need_free
@@ -148,6 +146,6 @@ class Server(ABC):
 def _guard(pid: int) -> subprocess.Popen[bytes]:
     """A small process that reads from us: when we end, in whatever way, it reads the end and kills the group."""
     return subprocess.Popen(
-        ["sh", "-c", 'read line; kill -9 -- "-$0"', str(pid)],
+        ["sh", "-c", 'read line; kill -s KILL -- "-$0"', str(pid)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
