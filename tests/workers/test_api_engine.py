@@ -139,6 +139,43 @@ async def test_a_process_that_was_stopped_while_connecting_sends_nothing() -> No
     assert {o.failure.kind for batch in seen for _, o in batch if o.failure} == {"not_sent"}
 
 
+async def test_a_process_that_was_stopped_with_connections_in_hand_sends_nothing() -> None:
+    """Seen once, on a busy machine: sixteen calls had passed the last look and were written after the process woke up.
+    The look is right before the bytes go out, not a turn of the loop before it."""
+    clock = StoppedClock()
+    with running_sandbox() as url:
+        async with engine(url, clock=clock) as one:
+            assert kinds(await finish(one, [ticket(n) for n in range(14)])) == {"ok": 14}  # now there are connections
+            tickets = [ticket(n, right(time.time() + 5.0)) for n in range(14, 28)]
+            one.submit(tickets)
+            await asyncio.sleep(0)  # each has its connection, and has not written
+            clock.ahead = 10.0
+            found = await collect(one, tickets)
+            assert stats(url)["served"] == 14
+            assert kinds(await finish(one, [ticket(99, right(FOREVER + 20.0))])) == {"ok": 1}
+    assert kinds(found) == {"not_sent": 14}
+    assert not any(o.failure.may_be_billed for o in found.values() if o.failure)
+
+
+async def test_a_process_that_was_stopped_in_the_middle_of_a_body_does_not_write_the_rest() -> None:
+    """What a provider has half of, it can't bill."""
+    clock = StoppedClock()
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": "x " * 5_000_000}]})
+    arrived: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        clock.ahead = 10.0
+        arrived.set_result(len(await reader.read(-1)))
+        writer.close()
+
+    server = await asyncio.start_server(count, "127.0.0.1", 0)
+    async with server, engine(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock=clock) as one:
+        found = await finish(one, [ticket(0, right(time.time() + 5.0), body_json=body)])
+        assert await arrived < len(body) // 2
+    assert kinds(found) == {"not_sent": 1}
+
+
 async def test_a_call_past_its_deadline_is_not_sent() -> None:
     """An answer that nobody can use is not paid for."""
     with running_sandbox() as url:

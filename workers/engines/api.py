@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from io import BytesIO
 
 import aiohttp
 import msgspec
@@ -22,13 +21,11 @@ from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.engines.base import Ticket
 from penstock.workers.engines.gates import THROTTLES, LeaseCall, gate_for
 from penstock.workers.engines.sending import (
-    Connector,
-    NotSent,
+    Body,
     Slot,
     base_url,
     bounded,
     broken,
-    current,
     stopped,
     unexpected,
 )
@@ -88,7 +85,7 @@ class ApiEngine:
             "User-Agent": "penstock",
         }
         self._session = aiohttp.ClientSession(
-            connector=Connector(self._clock, limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),
@@ -205,7 +202,6 @@ class ApiEngine:
     # One slot
 
     async def _work(self, slot: Slot) -> None:
-        current.set(slot)
         loop = asyncio.get_running_loop()
         while True:
             ticket = self._next()
@@ -224,21 +220,19 @@ class ApiEngine:
         started_at = clock.now()
         slot.started = clock.tick()
         slot.until = slot.started + call.timeout_s
-        slot.sent = False
+        slot.sent = slot.withdrawn = False
         slot.why = None
         slot.ticket = ticket
         try:
-            read = await self._call(ticket)
+            read = await self._call(slot, ticket)
         except asyncio.CancelledError:
             task = slot.task
             if slot.why is None or task is None or self._closed:
                 raise
             task.uncancel()
             read = Read(failure=stopped(slot.why, slot.sent, call.timeout_s))
-        except NotSent:
-            read = Read(failure=self._withdrawn(ticket))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            read = Read(failure=broken(error, slot.sent))
+            read = Read(failure=self._withdrawn(ticket) if slot.withdrawn else broken(error, slot.sent))
         except Exception as error:  # noqa: BLE001 - one call's trouble is data; it must not end the slot
             read = Read(failure=unexpected(error, slot.sent))
         slot.ticket = None
@@ -252,7 +246,7 @@ class ApiEngine:
             )
         self._put(ticket, _outcome(call, read, started_at, ms, self._worker))
 
-    async def _call(self, ticket: Ticket) -> Read:
+    async def _call(self, slot: Slot, ticket: Ticket) -> Read:
         call, account = ticket.call, self._account
         try:
             path, data = self._wire.build(call, ticket.output, account)
@@ -268,17 +262,16 @@ class ApiEngine:
             if self._tells_item
             else None
         )
-        # Larger bodies than 1 MB are streamed: in one piece they hold up every other call of the loop.
-        payload = data if len(data) <= 1_000_000 else BytesIO(data)
-        async with session.post(url, data=payload, headers=headers, allow_redirects=False) as response:
-            body = await bounded(response)
-            if body is None:
+        body = Body(data, slot, ticket, self._clock)
+        async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            answer = await bounded(response)
+            if answer is None:
                 return Read(
                     failure=fail(
                         "invalid_response", f"the answer is larger than {MAX_BODY_BYTES} bytes", response.status
                     )
                 )
-            return self._wire.read(response.status, response.headers, body, self._clock.now(), account)
+            return self._wire.read(response.status, response.headers, answer, self._clock.now(), account)
 
     def _url(self, path: str) -> URL:
         base = self._base
