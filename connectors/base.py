@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -64,6 +64,15 @@ class Reader(Protocol):
 
     async def read(self, max_records: int, max_bytes: int) -> Batch: ...
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Lagging(Protocol):
+    """A reader whose input goes on growing."""
+
+    def lag(self) -> dict[str, int]:
+        """Topic → records that are there and not read yet, as far as is known without asking."""
+        ...
 
 
 class Source(Protocol):

@@ -55,6 +55,7 @@ LANE: dict[Name, Declared] = {
     "breaker_open": Declared("gauge", "1 where nothing is sent for now", ("account", "model")),
     "oldest_item_seconds": Declared("gauge", "Age of the oldest unfinished item"),
     "deadline_left_seconds": Declared("gauge", "Time that the most pressing unfinished item has left"),
+    "lane_lag": Declared("gauge", "Records that are there and not read yet", ("topic",)),
     "commit_age_seconds": Declared("gauge", "Seconds since the last commit of the lane that waits longest"),
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
     "second_payments": Declared("counter", "Items that may have been paid for twice, and late payments"),
@@ -139,6 +140,7 @@ class LaneMetrics:
         self._tenants: set[str] = set()
         self._models: set[str] = set()
         self._breakers: set[Labels] = set()
+        self._topics: set[str] = set()
         self._deadlines = False
 
     def taken(self, lane: int, tally: Tally) -> None:
@@ -227,6 +229,7 @@ class LaneMetrics:
         self._set_in_flight([report.tally.flying for report in reports])
         self._set_breakers({(account or "", model) for r in reports for account, model in r.open_breakers})
         self._metrics.set("oldest_item_seconds", max((report.oldest_item_s for report in reports), default=0.0))
+        self._set_lag([report.lag for report in reports])
         left = [report.deadline_left_s for report in reports if report.deadline_left_s is not None]
         if left or self._deadlines:
             self._deadlines = True
@@ -245,6 +248,11 @@ class LaneMetrics:
         self._models.update(model for flying in lanes for model in flying)
         for model in self._models:
             self._metrics.set("inflight", sum(flying.get(model, 0) for flying in lanes), model)
+
+    def _set_lag(self, lanes: list[dict[str, int]]) -> None:
+        self._topics.update(topic for lag in lanes for topic in lag)
+        for topic in self._topics:
+            self._metrics.set("lane_lag", sum(lag.get(topic, 0) for lag in lanes), topic)
 
     def _set_breakers(self, now_open: set[Labels]) -> None:
         self._breakers |= now_open

@@ -62,6 +62,7 @@ PROMISED = {
     "breaker_open": "account model",
     "oldest_item_seconds": "",
     "deadline_left_seconds": "",
+    "lane_lag": "topic",
     "second_payments_bound": "job",
     "commit_age_seconds": "",
     "dead_letters": "reason",
@@ -73,7 +74,7 @@ PROMISED = {
     "vllm_waiting": "model",
     "vllm_kv_cache_usage": "model",
 }
-"""SURFACES §6, without `lane_lag`, which comes with Kafka."""
+"""SURFACES §6, and what alerts need besides."""
 
 
 class Sheet:
@@ -261,11 +262,12 @@ def test_gauges_speak_for_all_lanes_of_the_process() -> None:
     sheet = Sheet()
     metrics = lanes(sheet)
     metrics.see(over(0, Tally(flying={"m": 3}), oldest_item_s=9.0, deadline_left_s=-2.0, open_breakers=[("a", "m")]))
-    metrics.see(over(1, Tally(flying={"m": 4, "n": 1})))
+    metrics.see(over(1, Tally(flying={"m": 4, "n": 1}), lag={"requests": 5}))
     assert [sheet.of("inflight", model) for model in "mn"] == [7, 1]
     assert sheet.of("breaker_open", "a", "m") == 1
     assert sheet.of("oldest_item_seconds") == 9
     assert sheet.of("deadline_left_seconds") == -2
+    assert sheet.of("lane_lag", "requests") == 5
     metrics.dropped(0)
     metrics.see(over(1))
     assert [sheet.of("inflight", model) for model in "mn"] == [0, 0]

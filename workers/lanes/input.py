@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.connectors.base import Reader, Source
+from penstock.connectors.base import Lagging, Reader, Source
 from penstock.connectors.reading.replay import Intake
 from penstock.engine.flow.lane import Lane
 from penstock.engine.items import DeadLetter, Item
@@ -45,6 +45,10 @@ class LaneInput:
         reader, self._reader = self._reader, None
         if reader is not None:
             await reader.close()
+
+    def lag(self) -> dict[str, int]:
+        """Topic → records that are there and not read yet; empty where the input doesn't grow."""
+        return self._reader.lag() if isinstance(self._reader, Lagging) else {}
 
     async def step(self, now: float) -> int:
         """Read and offer a little; how many were offered."""

@@ -57,6 +57,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     """0 where there is nothing to commit: an idle lane is not late."""
     oldest_item_s: float = 0.0
     deadline_left_s: float | None = None
+    lag: dict[str, int] = {}
+    """Topic → records that are there and not read yet."""
     first_dispatch_at: float | None = None
     closed: bool = False
     """This owner was given the closing lines of own engines."""
@@ -370,6 +372,7 @@ class LaneShell:
                 commit_age_s=now - self._out.at if machine.slots or machine.dirty else 0.0,
                 oldest_item_s=machine.oldest_age(now),
                 deadline_left_s=machine.deadline_left(now),
+                lag=self._input.lag(),
                 first_dispatch_at=self._first_dispatch_at,
                 closed=self._closed,
             )

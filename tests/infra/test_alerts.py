@@ -1,0 +1,77 @@
+"""Alert rules and board speak of metrics that exist, and every alert leads to its page of the runbook."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from penstock.workers.metrics import API, DRIVER, ENGINE, LANE
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "infra/prometheus/alerts.yaml"
+BOARD = ROOT / "infra/grafana/penstock.json"
+DECLARED = {**LANE, **DRIVER, **API, **ENGINE}
+SUFFIX = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+METRIC = re.compile(r"ray_penstock_([a-z_]+)")
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("promtool")
+    if program is None:
+        if os.environ.get("PENSTOCK_CI"):
+            pytest.fail("promtool is not installed (Debian: prometheus)")
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+def exported() -> set[str]:
+    return {f"{name}{suffix}" for name, what in DECLARED.items() for suffix in SUFFIX[what.kind]}
+
+
+def alerts() -> list[dict[str, object]]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_the_rules_are_sound_and_speak_when_they_should() -> None:
+    """`promtool` runs each alert over a series that must raise it and one that must not."""
+    checked = promtool("check", "rules", RULES)
+    assert checked.returncode == 0, checked.stderr
+    tested = promtool("test", "rules", RULES.with_name("alerts_test.yaml"))
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_every_alert_is_tested_and_has_its_heading_in_the_runbook() -> None:
+    """Whoever is woken up finds what to do."""
+    headings = set(re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE))
+    tests = RULES.with_name("alerts_test.yaml").read_text()
+    for rule in alerts():
+        name = str(rule["alert"])
+        assert name in headings
+        assert f"alertname: {name}" in tests
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"  # type: ignore[index]
+    assert headings == {str(rule["alert"]) for rule in alerts()}
+
+
+@pytest.mark.parametrize("file", [RULES, BOARD], ids=["alerts", "board"])
+def test_only_metrics_that_are_exported_are_asked_for(file: Path) -> None:
+    """A renamed metric would leave an alert silent for ever."""
+    asked = set(METRIC.findall(file.read_text()))
+    assert asked
+    assert asked <= exported()
+
+
+def test_every_panel_of_the_board_has_a_query_and_says_what_it_shows() -> None:
+    """The board loads as it stands: unique ids, no panel without a source."""
+    panels = [panel for panel in json.loads(BOARD.read_text())["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 15
+    for panel in panels:
+        assert panel["description"]
+        assert all(target["expr"] and target["legendFormat"] for target in panel["targets"])
