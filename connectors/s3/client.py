@@ -1,0 +1,271 @@
+"""One boto3 client a process, endpoint and region, behind thin typed calls. All block: call them in threads.
+
+Clients are thread-safe, sessions are not, and making one costs 50–100 ms. Credentials come by the AWS chain
+(environment, profile, role) when a client is made, and are refreshed by it. Each call tries a few times (retry mode
+"standard": backoff with jitter, a retry quota), then raises what `errors` says.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from penstock.connectors.s3.errors import Missing, translated
+from penstock.engine.errors import Refused
+
+CONNECTIONS = 64
+"""Connections that a client keeps: one for each thread that may call at once."""
+THREADS = 32
+"""Threads of this process for S3 calls: S3 answers in 20–60 ms, so 32 give some 800 small calls a second."""
+ATTEMPTS = 5
+"""The first try and four more: with backoff of up to 20 s that rides out a throttled minute (a guess)."""
+CONNECT_S = 5.0
+READ_S = 20.0
+"""Longest silence within an answer. S3's first byte comes in 0.1–0.2 s, 99 of 100 times within 1 s."""
+PAGE_KEYS = 1000
+"""Most keys in one page of a listing and in one call that deletes (S3's limit)."""
+
+
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """One object as a listing or HEAD shows it. `etag` has its quotes; `version` None: the bucket keeps no versions."""
+
+    key: str
+    size: int
+    etag: str
+    version: str | None = None
+
+
+class Got(msgspec.Struct, frozen=True, gc=False):
+    """An object's bytes (or a range of them) and its ETag, quotes and all."""
+
+    data: bytes
+    etag: str
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """How objects are stored: options of S3's PutObject by their meaning."""
+
+    content_type: str = "application/octet-stream"
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+
+    def options(self) -> dict[str, str]:
+        found = {
+            "ContentType": self.content_type,
+            "ServerSideEncryption": self.sse,
+            "SSEKMSKeyId": self.sse_kms_key_id,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+PLAIN = Stored()
+
+
+class S3:
+    """Calls of one endpoint. Every call raises `Temporary`, `SpecError` or `Refused`; which else stands there."""
+
+    def __init__(self, endpoint: str | None, region: str | None) -> None:
+        self.where = endpoint or "AWS"
+        with translated("use S3", self.where):
+            self._client = _make(endpoint, region)
+
+    # -- looking
+
+    def pages(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[list[Listed]]:
+        """All objects whose key starts with `prefix` and sorts behind `after`, in order of keys, page by page."""
+        args: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
+        if after:
+            args["StartAfter"] = after
+        while True:
+            with translated(f"list s3://{bucket}/{prefix}", self.where):
+                page = self._client.list_objects_v2(**args)
+            yield [Listed(one["Key"], one["Size"], one["ETag"]) for one in page.get("Contents", ())]
+            if not page.get("IsTruncated"):
+                return
+            args["ContinuationToken"] = page["NextContinuationToken"]
+
+    def version_pages(self, bucket: str, prefix: str = "") -> Iterator[list[Listed]]:
+        """The same with the latest version of each object; needs the right `s3:ListBucketVersions`."""
+        args: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
+        while True:
+            with translated(f"list versions of s3://{bucket}/{prefix}", self.where):
+                page = self._client.list_object_versions(**args)
+            latest = [one for one in page.get("Versions", ()) if one["IsLatest"]]
+            yield [Listed(one["Key"], one["Size"], one["ETag"], one["VersionId"]) for one in latest]
+            if not page.get("IsTruncated"):
+                return
+            args["KeyMarker"] = page["NextKeyMarker"]
+            args["VersionIdMarker"] = page.get("NextVersionIdMarker", "")
+
+    def versioned(self, bucket: str) -> bool:
+        """Whether the bucket keeps versions. False where that may not be asked, or the store knows no versions."""
+        try:
+            with translated(f"read the versioning of bucket {bucket}", self.where):
+                return self._client.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
+        except (Refused, Missing):
+            return False
+
+    def head(self, bucket: str, key: str) -> Listed | None:
+        """None: no such object. A HEAD has no body, so a missing bucket looks the same."""
+        try:
+            with translated(f"look at s3://{bucket}/{key}", self.where):
+                found = self._client.head_object(Bucket=bucket, Key=key)
+        except Missing:
+            return None
+        return Listed(key, found["ContentLength"], found["ETag"], found.get("VersionId"))
+
+    # -- reading
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        etag: str | None = None,
+        version: str | None = None,
+    ) -> Got:
+        """Bytes [start, end) of the object, the whole of it by default. `etag`: only while it is that content.
+
+        Raises `Missing`; `NotAsExpected` where the content is another. A body that is cut short is `Temporary`.
+        """
+        args: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        if start or end is not None:
+            args["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if etag is not None:
+            args["IfMatch"] = etag
+        if version is not None:
+            args["VersionId"] = version
+        with translated(f"read s3://{bucket}/{key}", self.where):
+            found = self._client.get_object(**args)
+            with found["Body"] as body:
+                return Got(body.read(), found["ETag"])
+
+    # -- writing
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        *,
+        absent: bool = False,
+        etag: str | None = None,
+        stored: Stored = PLAIN,
+    ) -> str:
+        """Write the object whole; returns its ETag. `absent`: only where none is there; `etag`: only in the place of
+        that content. Raises `NotAsExpected` otherwise. After `Temporary` it is uncertain whether it was written."""
+        args = {**stored.options(), **_condition(absent, etag)}
+        with translated(f"write s3://{bucket}/{key}", self.where):
+            return self._client.put_object(Bucket=bucket, Key=key, Body=data, **args)["ETag"]
+
+    def delete(self, bucket: str, keys: Iterable[str]) -> None:
+        """Delete objects, in calls of a thousand; what is not there is no error. Raises `Refused` where the store says
+        no to one of them."""
+        rest = list(keys)
+        for at in range(0, len(rest), PAGE_KEYS):
+            names = [{"Key": key} for key in rest[at : at + PAGE_KEYS]]
+            with translated(f"delete s3://{bucket}/{rest[at]} and others", self.where):
+                answer = self._client.delete_objects(Bucket=bucket, Delete={"Objects": names, "Quiet": True})
+            if errors := answer.get("Errors"):
+                code = errors[0].get("Code", "no reason")
+                raise Refused(f"cannot delete s3://{bucket}/{errors[0].get('Key')}: S3 at {self.where} says {code}.")
+
+    # -- large objects, in parts (5 MiB at least but for the last; 10,000 parts at most)
+
+    def start_parts(self, bucket: str, key: str, stored: Stored = PLAIN) -> str:
+        """Begin an upload in parts; returns its id."""
+        with translated(f"begin s3://{bucket}/{key}", self.where):
+            return self._client.create_multipart_upload(Bucket=bucket, Key=key, **stored.options())["UploadId"]
+
+    def put_part(self, bucket: str, key: str, upload: str, number: int, data: bytes) -> str:
+        """Part `number` (from 1); returns its ETag. The same number again replaces it. Raises `Missing`."""
+        with translated(f"write part {number} of s3://{bucket}/{key}", self.where):
+            return self._client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=data)[
+                "ETag"
+            ]
+
+    def end_parts(
+        self,
+        bucket: str,
+        key: str,
+        upload: str,
+        etags: Sequence[str],
+        *,
+        absent: bool = False,
+        etag: str | None = None,
+    ) -> str:
+        """Make the object of its parts, under the conditions of `put`; returns its ETag. Raises as `put`, `Missing`."""
+        parts = [{"PartNumber": number, "ETag": one} for number, one in enumerate(etags, 1)]
+        with translated(f"complete s3://{bucket}/{key}", self.where):
+            return self._client.complete_multipart_upload(
+                Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, **_condition(absent, etag)
+            )["ETag"]
+
+    def drop_parts(self, bucket: str, key: str, upload: str) -> None:
+        """Give an upload up; what it holds is no longer paid for. Raises `Missing`."""
+        with translated(f"give up s3://{bucket}/{key}", self.where):
+            self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+
+
+def _condition(absent: bool, etag: str | None) -> dict[str, str]:
+    if absent:
+        return {"IfNoneMatch": "*"}
+    return {} if etag is None else {"IfMatch": etag}
+
+
+def _make(endpoint: str | None, region: str | None) -> Any:
+    """Stores that merely speak S3: bucket names in the path, and no checksums that only AWS knows."""
+    from boto3.session import Session
+    from botocore.config import Config
+
+    config = Config(
+        signature_version="s3v4",
+        connect_timeout=CONNECT_S,
+        read_timeout=READ_S,
+        max_pool_connections=CONNECTIONS,
+        tcp_keepalive=True,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+    )
+    if endpoint is not None:
+        config = config.merge(
+            Config(
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            )
+        )
+    # A session of its own: the default one is shared, and not made for threads.
+    return Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+_making = threading.Lock()
+
+
+def client(endpoint: str | None = None, region: str | None = None) -> S3:
+    """This process's client of that endpoint (None: AWS, or what the AWS configuration names). Raises `SpecError`."""
+    with _making:
+        return _client(endpoint, region)
+
+
+@functools.lru_cache(maxsize=16)
+def _client(endpoint: str | None, region: str | None) -> S3:
+    return S3(endpoint, region)
+
+
+def forget() -> None:
+    """Drop the clients of this process: the next ones find the credentials anew."""
+    _client.cache_clear()
+
+
+@functools.cache
+def threads() -> ThreadPoolExecutor:
+    """Where this process's S3 calls run: `loop.run_in_executor(threads(), s3.put, …)`. A call there must not wait for
+    another one there."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="s3")

@@ -1,0 +1,134 @@
+"""What S3 and boto3 say went wrong → an error whose type says what to do next. No message holds a key.
+
+answer                                              type
+412 (an `If-…` header did not hold)                 NotAsExpected
+404 (no such key, version or upload)                Missing
+404 NoSuchBucket, wrong region, a name no store has SpecError
+no credentials, unknown profile                     SpecError
+401, 403                                            Refused
+409, 429, 5xx, SlowDown, timeouts, cut connections  Temporary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from penstock.engine.errors import PenstockError, Refused, SpecError, Temporary
+
+
+class NotAsExpected(PenstockError):
+    """A condition of the call did not hold: the object is there already, or is no longer the one that was named.
+
+    A put that was sent twice, because its first answer was lost, gets it too though it succeeded: read, and decide.
+    """
+
+
+class Missing(PenstockError):
+    """No such object, version or upload."""
+
+
+SLOW_DOWN_S = 5.0
+"""Wait after SlowDown, where the server names no time: the client has tried several times by then. A guess."""
+LOST_S = 1.0
+"""Wait after a lost connection or a timeout. A guess."""
+
+_SLOW = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException",
+                   "BandwidthLimitExceeded", "RequestThrottled", "ServiceUnavailable"})  # fmt: skip
+_AGAIN = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "InternalError"})
+_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+_MISSING = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "NotFound", "404"})
+_KEYS = {
+    "XAdminUserNotFound": "it does not know the access key",  # versitygw, as a 404
+    "InvalidAccessKeyId": "it does not know the access key",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "it does not accept the session token",
+    "TokenRefreshRequired": "the session token has expired",
+}
+_CHAIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
+
+
+@contextmanager
+def translated(what: str, where: str) -> Generator[None]:
+    """Foreign errors leave as ours. `what` was done, in words that follow "cannot": `read s3://b/k`."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _answered(error.response, what, where) from error
+    except BotoCoreError as error:
+        raise _unanswered(error, what, where) from error
+    except ValueError as error:  # what boto3 says of an endpoint that is no URL
+        raise SpecError(f"cannot {what} at {where}: {error}. Check endpoint.") from error
+    except (HTTPError, OSError) as error:
+        raise _lost(error, what, where) from error
+
+
+def _answered(response: Any, what: str, where: str) -> PenstockError:
+    """The server's refusal. Its own text is left out: some servers repeat keys in it."""
+    code = str(response.get("Error", {}).get("Code", ""))
+    meta = response.get("ResponseMetadata", {})
+    status = int(meta.get("HTTPStatusCode", 0))
+    said = f"S3 at {where} answered {status} {code}" if code != str(status) else f"S3 at {where} answered {status}"
+    if status == 412:
+        return NotAsExpected(f"cannot {what}: it is not what was expected there ({said}). Read it and decide again.")
+    if code == "NoSuchBucket":
+        return SpecError(f"cannot {what}: there is no such bucket at {where}. Make it, or mend the name.")
+    if code in _SLOW or status in (429, 503):
+        return Temporary(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or SLOW_DOWN_S)
+    if code in _AGAIN or status in (408, 409) or status >= 500:
+        return Temporary(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or LOST_S)
+    if code in _MISSING:
+        return Missing(f"cannot {what}: it is not there ({said}).")
+    return _refused(code, status, said, what, where)
+
+
+def _refused(code: str, status: int, said: str, what: str, where: str) -> PenstockError:
+    if code in _REGION or status == 301:
+        return SpecError(f"cannot {what}: the bucket is in another region ({said}). Set region.")
+    if code in _KEYS:
+        return Refused(f"cannot {what}: S3 at {where} refused the credentials: {_KEYS[code]} ({code}). Mend: {_CHAIN}.")
+    if code == "RequestTimeTooSkewed":
+        return Refused(f"cannot {what}: this machine's clock and that of S3 at {where} differ. Set the clock.")
+    if status in (401, 403):
+        return Refused(f"cannot {what}: {said}. Grant these credentials that action, or mend: {_CHAIN}.")
+    return Refused(f"cannot {what}: {said}. Check bucket, key and endpoint, and what that server supports.")
+
+
+def _unanswered(error: Exception, what: str, where: str) -> PenstockError:
+    """boto3 itself gave up: no credentials, a name it won't send, or no answer."""
+    from botocore import exceptions as boto
+
+    match error:
+        case boto.NoCredentialsError() | boto.PartialCredentialsError():
+            return SpecError(f"cannot {what}: no AWS credentials were found: {_CHAIN}.")
+        case boto.ProfileNotFound() | boto.ConfigNotFound() | boto.ConfigParseError():
+            return SpecError(f"cannot {what}: the AWS profile or its file cannot be read. Mend AWS_PROFILE.")
+        case boto.SSLError():
+            return Temporary(f"cannot {what}: no TLS with S3 at {where}. Check endpoint and its certificate.")
+        case boto.HTTPClientError() | boto.ConnectionError():
+            return _lost(error, what, where)
+        case boto.IncompleteReadError() | boto.ChecksumError() | boto.MetadataRetrievalError():
+            return _lost(error, what, where)
+        case boto.CredentialRetrievalError() | boto.SSOError():
+            return Temporary(f"cannot {what}: the AWS credentials cannot be fetched now. Check role, SSO or profile.")
+        case _:
+            name = type(error).__name__
+            return SpecError(f"cannot {what} at {where} ({name}). Check bucket, key, endpoint and region.")
+
+
+def _lost(error: Exception, what: str, where: str) -> Temporary:
+    return Temporary(
+        f"cannot {what} now: S3 at {where} does not answer ({type(error).__name__}). Check endpoint and network.",
+        retry_after_s=LOST_S,
+    )
+
+
+def _retry_after(meta: Any) -> float | None:
+    """Seconds; a date, which S3 never sends, is left aside."""
+    text = str(meta.get("HTTPHeaders", {}).get("retry-after", ""))
+    return min(60.0, float(text)) if text.isdecimal() else None
