@@ -1,0 +1,1 @@
+"""Kafka: topics as a source, one cluster as an exactly-once store."""

@@ -1,0 +1,274 @@
+"""One Kafka cluster: a `Connection` becomes clients of aiokafka, and what they raise becomes our errors.
+
+Every call has a deadline of ours: with a frozen broker aiokafka waited 70 s in a commit and 20 s in `stop()` (seen).
+A client that may be stuck is abandoned, never awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import errors as kafka
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
+from aiokafka.helpers import create_ssl_context
+
+from penstock.connectors.kafka.oauth import token_provider
+from penstock.connectors.secrets import resolve
+from penstock.connectors.settings import Connection
+from penstock.engine.errors import PenstockError, Refused, SpecError, Temporary
+
+REQUEST_TIMEOUT_MS = 10_000
+"""A broker that is well answers in milliseconds; a leader election takes a few seconds."""
+START_S = 15.0
+"""To connect, log in, and find coordinators: one request's timeout and half."""
+STOP_S = 5.0
+"""A client that has not closed by then is left to end by itself."""
+
+_closing: set[asyncio.Task[None]] = set()
+"""Clients that end by themselves; the loop itself keeps no strong reference to a task."""
+
+
+class Client(Protocol):
+    """What producers, consumers and (through `Admin`) administration share."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+C = TypeVar("C", bound=Client)
+
+
+class Admin(AIOKafkaAdminClient):
+    """The administration client, with `stop` as the others have it."""
+
+    async def stop(self) -> None:
+        await self.close()
+
+
+def describe(connection: Connection) -> str:
+    """The cluster in words, for messages."""
+    return f"Kafka at {connection.bootstrap}"
+
+
+def servers(connection: Connection) -> list[str]:
+    """The bootstrap servers, in order of name: the same cluster is the same list however it was written."""
+    return sorted({s.strip() for s in connection.bootstrap.split(",") if s.strip()})
+
+
+def cluster_key(connection: Connection) -> str:
+    """Names the cluster and who we are there: sinks of one key commit in one transaction."""
+    who = (connection.security_protocol, connection.sasl_mechanism, connection.sasl_username)
+    return f"kafka:{','.join(servers(connection))}:{'/'.join(str(part or '') for part in who)}"
+
+
+def new_consumer(
+    connection: Connection, *, committed: bool = True, group: str | None = None, fetch_bytes: int = 1 << 20
+) -> AIOKafkaConsumer:
+    """A consumer that is given its partitions (`assign`) and commits nothing by itself. Start it with `start`.
+
+    committed: records of open and aborted transactions are not shown. fetch_bytes: at most so much of a partition in
+    one fetch (a larger record still comes).
+    """
+    return AIOKafkaConsumer(
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="none",  # a position that is gone is said, never skipped
+        isolation_level="read_committed" if committed else "read_uncommitted",
+        max_partition_fetch_bytes=fetch_bytes,
+        **_settings(connection),
+    )
+
+
+def new_producer(
+    connection: Connection, transactional_id: str, *, timeout_ms: int, batch_bytes: int, record_bytes: int,
+    compression: str | None = None,
+) -> AIOKafkaProducer:  # fmt: skip
+    """A transactional producer. timeout_ms: the coordinator aborts a transaction that is open longer."""
+    try:
+        return AIOKafkaProducer(
+            transactional_id=transactional_id,
+            transaction_timeout_ms=timeout_ms,
+            max_batch_size=batch_bytes,
+            max_request_size=record_bytes,
+            compression_type=compression,
+            **_settings(connection),
+        )
+    except RuntimeError as error:
+        raise SpecError(
+            f"compression: {compression} needs a package that is not installed here: install penstock with cramjam "
+            "(pip install cramjam), or use gzip or none."
+        ) from error
+
+
+def new_admin(connection: Connection) -> Admin:
+    return Admin(**_settings(connection))
+
+
+async def start(client: Client, connection: Connection, *, seconds: float = START_S) -> None:
+    """Connect and log in. Raises `Refused` (credentials, certificate, rights), `Temporary`, `SpecError`."""
+    try:
+        async with within(seconds, connection, "connecting"):
+            await client.start()
+    except BaseException as error:
+        abandon(client)
+        if isinstance(error, Temporary) and isinstance(error.__cause__, kafka.KafkaConnectionError):
+            await _say_why(connection)  # aiokafka tells only its log why it could not connect
+        raise
+
+
+@contextlib.asynccontextmanager
+async def opened(client: C, connection: Connection) -> AsyncGenerator[C]:
+    """The client, started; stopped at the end."""
+    await start(client, connection)
+    try:
+        yield client
+    finally:
+        abandon(client)
+
+
+def abandon(client: Client) -> None:
+    """Let a client end in the background: nothing waits for it, whatever its broker does."""
+    task = asyncio.get_running_loop().create_task(_end(client))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+async def _end(client: Client) -> None:
+    try:
+        async with asyncio.timeout(STOP_S):
+            await client.stop()
+    except Exception:  # noqa: BLE001 - it is thrown away: what went wrong with it was said where it was used
+        pass
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float, connection: Connection, doing: str) -> AsyncGenerator[None]:
+    """A deadline around calls of a client; foreign errors become ours. `doing` ends "while …" in messages."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (kafka.KafkaError, kafka.IllegalOperation, kafka.ConsumerStoppedError, OSError) as error:
+        raise translated(error, connection, doing, seconds) from error
+
+
+def translated(error: BaseException, connection: Connection, doing: str, seconds: float = 0.0) -> PenstockError:
+    """One of our errors that says what happened, while doing what, and what to do next."""
+    where = describe(connection)
+    match error:
+        case ssl.SSLCertVerificationError():
+            return Refused(
+                f"{where}: its certificate is not trusted ({error.verify_message}). Name the authority that signed it "
+                "as ssl_ca_location, or connect by the name that the certificate bears."
+            )
+        case ssl.SSLError():
+            return Refused(
+                f"{where}: no TLS with it ({error.reason}). Check security_protocol, the port, and our certificate."
+            )
+        case TimeoutError():
+            return Temporary(
+                f"{where} did not answer within {seconds:g} s while {doing}. Check that its brokers are up and can be "
+                "reached by the names that they advertise."
+            )
+        case kafka.KafkaConnectionError() | OSError():
+            return Temporary(
+                f"{where} can't be reached while {doing} ({error}). Check the address and that its brokers are up; a "
+                f"broker that expects another security_protocol than {connection.security_protocol} closes the "
+                "connection too."
+            )
+        case kafka.KafkaError() if message := _refusal(error, connection, where, doing):
+            return Refused(message)
+        case kafka.UnknownTopicOrPartitionError():
+            return SpecError(f"{where}: a topic that is needed while {doing} is not there ({error}). Make it again.")
+        case _:
+            return Temporary(f"{where}: {type(error).__name__} while {doing} ({error}). The same again may work.")
+
+
+def _refusal(error: kafka.KafkaError, connection: Connection, where: str, doing: str) -> str | None:
+    """What an administrator must mend; None where it is something else."""
+    who = f"the user {connection.sasl_username}" if connection.sasl_username else "this client"
+    match error:
+        case kafka.SaslAuthenticationFailed() | kafka.AuthenticationFailedError():
+            return f"{where} refuses the credentials of {who}. Check sasl_mechanism, the user name and the secret."
+        case kafka.IllegalSaslStateError():
+            return f"{where} expects no login at this port. Set another security_protocol or port."
+        case kafka.UnsupportedSaslMechanismError():
+            return f"{where} does not offer {connection.sasl_mechanism}. Set sasl_mechanism to one that it offers."
+        case kafka.TransactionalIdAuthorizationFailed():
+            return f"{where}: {who} may not use transactional ids that begin with penstock-. Allow Write on them."
+        case kafka.GroupAuthorizationFailedError():
+            return f"{where}: {who} may not use the group {error}. Allow Read on it."
+        case kafka.TopicAuthorizationFailedError() | kafka.ClusterAuthorizationFailedError():
+            return (
+                f"{where}: {who} lacks a right while {doing} ({error}). Allow Read, Write, Describe and "
+                "DescribeConfigs on the topic."
+            )
+        case kafka.UnsupportedVersionError() | kafka.IncompatibleBrokerVersion():
+            return f"{where} is too old for this ({error}). Kafka 2.4 or newer is needed."
+        case kafka.PolicyViolationError() | kafka.InvalidReplicationFactorError() | kafka.InvalidConfigurationError():
+            return f"{where} refuses it while {doing}: {error}. Mend the topic's settings under create:."
+        case _:
+            return None
+
+
+async def _say_why(connection: Connection) -> None:
+    """Connect once by hand; raises the reason where it is more than "unreachable"."""
+    settings = _settings(connection)
+    names, timeout = settings.pop("bootstrap_servers"), settings["request_timeout_ms"] / 1000
+    for server in names:
+        host, _, port = server.rpartition(":")
+        try:
+            async with within(timeout, connection, "connecting"):
+                (await create_conn(host.strip("[]"), int(port), **settings)).close()
+        except Temporary:
+            continue
+
+
+def _settings(connection: Connection) -> dict[str, Any]:
+    """What all of aiokafka's clients take alike. Secrets are resolved here, in the process that connects."""
+    return {
+        "bootstrap_servers": servers(connection),
+        "client_id": "penstock",
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        "security_protocol": connection.security_protocol,
+        **({"ssl_context": _tls(connection)} if connection.security_protocol.endswith("SSL") else {}),
+        **(_sasl(connection) if connection.security_protocol.startswith("SASL") else {}),
+    }
+
+
+def _sasl(connection: Connection) -> dict[str, Any]:
+    mechanism = connection.sasl_mechanism
+    if mechanism is None:
+        raise SpecError(f"{describe(connection)}: {connection.security_protocol} needs a sasl_mechanism.")
+    if mechanism == "OAUTHBEARER":
+        return {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": token_provider(connection)}
+    password = resolve(connection.sasl_password)
+    if not connection.sasl_username or password is None:
+        raise SpecError(f"{describe(connection)}: {mechanism} needs sasl_username and sasl_password (env:NAME).")
+    return {
+        "sasl_mechanism": mechanism,
+        "sasl_plain_username": connection.sasl_username,
+        "sasl_plain_password": password.reveal(),
+    }
+
+
+def _tls(connection: Connection) -> ssl.SSLContext:
+    password = resolve(connection.ssl_key_password)
+    try:
+        context = create_ssl_context(
+            cafile=connection.ssl_ca_location,
+            certfile=connection.ssl_certificate_location,
+            keyfile=connection.ssl_key_location,
+            password=password.reveal() if password else None,
+        )
+    except OSError as error:
+        names = (connection.ssl_ca_location, connection.ssl_certificate_location, connection.ssl_key_location)
+        files = ", ".join(name for name in names if name)
+        raise SpecError(f"{describe(connection)}: a certificate or key can't be read ({files}): {error}") from error
+    context.check_hostname = connection.ssl_check_hostname
+    return context

@@ -1,0 +1,96 @@
+"""Bearer tokens for SASL/OAUTHBEARER: read from a secret each time, or got by client credentials (RFC 6749, 4.4)."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import msgspec
+from aiokafka.abc import AbstractTokenProvider
+
+from penstock.connectors.secrets import Secret, resolve
+from penstock.connectors.settings import Connection
+from penstock.engine.errors import SpecError, Temporary
+
+TIMEOUT_S = 10.0
+EARLY_S = 30.0
+"""A token is asked for anew this long before it ends: clocks differ, and a login takes time."""
+
+
+class _Granted(msgspec.Struct, frozen=True):
+    access_token: str
+    expires_in: float = 60.0
+    """Recommended, not required (RFC 6749, 5.1): a minute where it is missing."""
+
+
+def token_provider(connection: Connection) -> AbstractTokenProvider:
+    """Raises `SpecError` where the connection names no way to get a token."""
+    if connection.sasl_oauth_token is not None:
+        return NamedToken(connection.sasl_oauth_token)
+    endpoint, client = connection.sasl_oauth_endpoint, connection.sasl_oauth_client_id
+    secret = resolve(connection.sasl_oauth_client_secret)
+    if endpoint is None or client is None or secret is None:
+        raise SpecError(
+            "OAUTHBEARER needs sasl_oauth_token (env:NAME or file:/path), or sasl_oauth_endpoint, sasl_oauth_client_id "
+            "and sasl_oauth_client_secret."
+        )
+    parts = urlsplit(endpoint)
+    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise SpecError(f"sasl_oauth_endpoint {endpoint} must be https: the client's secret is sent there.")
+    return ClientCredentials(endpoint, client, secret, connection.sasl_oauth_scope)
+
+
+class NamedToken(AbstractTokenProvider):
+    """Somebody else keeps the token fresh: it is read anew for each login."""
+
+    def __init__(self, reference: str) -> None:
+        self._reference = reference
+
+    async def token(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - theirs has no type
+        token = resolve(self._reference)
+        assert token is not None
+        return token.reveal()
+
+
+class ClientCredentials(AbstractTokenProvider):
+    """Tokens from an authorization server, kept until shortly before they end."""
+
+    def __init__(self, endpoint: str, client: str, secret: Secret, scope: str | None) -> None:
+        self._endpoint = endpoint
+        self._client = client
+        self._secret = secret
+        self._scope = scope
+        self._token = ""
+        self._until = 0.0
+
+    async def token(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - theirs has no type
+        if time.monotonic() >= self._until:
+            granted = await self._ask()
+            self._token = granted.access_token
+            self._until = time.monotonic() + granted.expires_in - EARLY_S
+        return self._token
+
+    async def _ask(self) -> _Granted:
+        # Both are form-encoded before they are joined (RFC 6749, 2.3.1).
+        login = aiohttp.BasicAuth(quote(self._client, safe=""), quote(self._secret.reveal(), safe=""))
+        form = {"grant_type": "client_credentials", **({"scope": self._scope} if self._scope else {})}
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.post(self._endpoint, data=form, auth=login, allow_redirects=False) as answer,
+            ):
+                body = await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Temporary(f"{self._endpoint} gave no token ({error}). Is the authorization server up?") from error
+        return self._read(answer.status, body)
+
+    def _read(self, status: int, body: bytes) -> _Granted:
+        if status != 200:
+            said = self._secret.hidden(body[:200].decode("utf-8", "replace"))
+            raise SpecError(f"{self._endpoint} refused a token for {self._client} (HTTP {status}): {said}")
+        try:
+            return msgspec.json.decode(body, type=_Granted)
+        except msgspec.MsgspecError as error:
+            raise SpecError(f"{self._endpoint} answered without a token ({error}). Is it a token endpoint?") from error
