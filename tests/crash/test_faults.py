@@ -108,20 +108,21 @@ def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, 
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 
 
-def test_an_interrupt_drains_commits_and_says_how_to_go_on(tmp_path: Path, mark: str) -> None:
-    """SIGINT: what is in flight ends and is committed, nothing is paid twice, exit code 130; the same command goes
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: Path, mark: str) -> None:
+    """What is in flight ends and is committed, nothing is paid twice or doubted, exit code 130; the same command goes
     on."""
     # Only failures that nobody charges: a charged try of an item that did not end would be repeated, as promised.
     with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02))) as b:
         first = b.start()
         b.wait_served(500, first)
-        first.send_signal(signal.SIGINT)
+        first.send_signal(signal.Signals[name])
         assert b.end(first, 60.0) == 130, b.log(first)
         assert "goes on where it was" in " ".join(b.log(first).split())
         assert len(b.paid()) < b.shape.items
         b.run_until_done()
-        b.kills.append("SIGINT")
-        b.check(bound=0)
+        b.kills.append(name)
+        assert b.check(bound=0).marked == 0, "nothing was left in doubt"
 
 
 def test_a_budget_holds_across_crashes(tmp_path: Path, mark: str) -> None:
