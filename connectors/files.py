@@ -8,44 +8,22 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from penstock.connectors.base import Batch, Raw
-from penstock.connectors.formats import csv_rows, json_lines, names, parquet_rows
+from penstock.connectors.formats import csv_rows, names
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
+from penstock.connectors.objects.cursor import Cursors
+from penstock.connectors.objects.cutting import READERS, Found, cut, cut_among_others, format_of, piece_bytes, settled
 from penstock.connectors.settings import FilesSource
 from penstock.engine.errors import BadRecord, SpecError, Temporary
 from penstock.engine.plan import Split
 
-MIN_PIECE_BYTES = 1_000_000
-"""No split is cut smaller: opening one costs about as much as reading 0.2 MB (a guess)."""
-PIECES_PER_LANE = 4
-"""So that lanes of unequal speed can finish together."""
 ENDS_BYTES = 64 * 1024
 """Head and tail that go into a file's hash."""
-
-Records = Callable[[BinaryIO, Split, int, int], Iterator[Raw]]
-READERS: dict[str, Records] = {
-    "openai-batch": json_lines.records,
-    "jsonl": json_lines.records,
-    "csv": csv_rows.records,
-    "parquet": parquet_rows.records,
-}
-
-
-class _File(msgspec.Struct, frozen=True):
-    path: str
-    size: int
-    object_id: str
-    format: str
-    """`blank` where a `.jsonl` file holds nothing but white space."""
-    compression: str | None
 
 
 class FileSource:
@@ -58,16 +36,12 @@ class FileSource:
     async def splits(self, lanes_hint: int) -> list[Split]:
         """Raises `SpecError` where nothing matches, a name can't be read, requests and rows are mixed, or the one
         file there is can't be read. One damaged file among others stops nobody: it becomes a dead letter."""
-        files = [file for path in matches(self._settings.path) if (file := self._look(path)) is not None]
+        files = settled([file for path in matches(self._settings.path) if (file := self._look(path)) is not None])
         if not files:
             raise SpecError(f"no file matches {self._settings.path}: check source.path")
-        _refuse_mix(files)
-        shared = "openai-batch" if any(file.format == "openai-batch" for file in files) else "jsonl"
-        files = [msgspec.structs.replace(file, format=shared) if file.format == "blank" else file for file in files]
-        total = sum(file.size for file in files)
-        piece = max(MIN_PIECE_BYTES, -(-total // (max(1, lanes_hint) * PIECES_PER_LANE)))
-        cut = _cut if len(files) == 1 else _cut_among_others
-        return [split for file in files for split in cut(file, piece)]
+        piece = piece_bytes(files, lanes_hint)
+        cutting = cut if len(files) == 1 else cut_among_others
+        return [split for file in files for split in cutting(file, piece, _open, _rows_are_lines)]
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> FilesReader:
         return FilesReader(starts, self._limit)
@@ -79,7 +53,7 @@ class FileSource:
         """
         return read(split, start, self._limit)
 
-    def _look(self, path: str) -> _File | None:
+    def _look(self, path: str) -> Found | None:
         """None: an empty file whose name says nothing (`_SUCCESS`)."""
         try:
             with Path(path).open("rb") as file:
@@ -89,7 +63,7 @@ class FileSource:
             raise SpecError(f"{path} cannot be read: {error.strerror or error}") from error
         if format is None:
             return None
-        return _File(path, size, object_id, format, None if format == "parquet" else names.compression_of(path))
+        return Found(path, size, object_id, format)
 
 
 def matches(pattern: str) -> list[str]:
@@ -119,70 +93,17 @@ def fingerprint(path: str, file: BinaryIO) -> tuple[int, str]:
 
 
 def _format(path: str, file: BinaryIO, size: int) -> str | None:
-    match names.kind_of(path):
-        case "json":
-            return names.look(file, names.compression_of(path)) or "blank"
-        case None if size == 0:
-            return None
-        case None:
-            raise SpecError(
-                f"{path}: the name does not say what the file holds (.jsonl, .csv, .parquet; .gz or .zst behind it): "
-                "set source.format, or narrow source.path"
-            )
-        case kind:
-            return kind
+    return format_of(path, size, lambda: names.look(file, names.compression_of(path)), "source.path")
 
 
-def _refuse_mix(files: Sequence[_File]) -> None:
-    requests = next((file for file in files if file.format == "openai-batch"), None)
-    rows = next((file for file in files if file.format not in {"openai-batch", "blank"}), None)
-    if requests and rows:
-        raise SpecError(
-            f"{requests.path} holds openai-batch requests and {rows.path} holds rows: "
-            "give them to two jobs, or set source.format"
-        )
+def _open(found: Found) -> BinaryIO:
+    return open(found.uri, "rb")
 
 
-def _cut(file: _File, piece: int) -> list[Split]:
-    if file.format == "parquet":
-        spans = parquet_rows.spans(file.path, piece)
-        return [_split(file, start, end, size, "rows") for start, end, size in spans]
-    if file.compression or file.size < 2 * piece or (file.format == "csv" and csv_rows.has_quotes(file.path)):
-        end = None if file.compression else file.size
-        spans = [(0, end, file.size)]
-    else:
-        count = file.size // piece
-        cuts = [file.size * n // count for n in range(count + 1)]
-        spans = [(start, end, end - start) for start, end in itertools.pairwise(cuts)]
-    if file.format == "csv":
-        csv_rows.check_header(file.path, file.compression)
-    return [_split(file, start, end, size, "bytes") for start, end, size in spans]
-
-
-def _cut_among_others(file: _File, piece: int) -> list[Split]:
-    """A file that can't be cut (a Parquet file cut short, a CSV header that can't be read) is one split, whose reader
-    says so in one record."""
-    try:
-        return _cut(file, piece)
-    except SpecError:
-        end, unit = (1, "rows") if file.format == "parquet" else (None if file.compression else file.size, "bytes")
-        return [_split(file, 0, end, file.size, unit)]
-
-
-def _split(file: _File, start: int, end: int | None, size: int, unit: str) -> Split:
-    return Split(
-        id=f"{file.object_id}#{start}-{'' if end is None else end}",
-        object_id=file.object_id,
-        ordinal=0,
-        lane=0,
-        uri=file.path,
-        start=start,
-        end=end,
-        unit=unit,
-        format=file.format,
-        compression=file.compression,
-        size_bytes=size,
-    )
+def _rows_are_lines(found: Found) -> bool:
+    """One pass over the file at the disk's speed: where a quote stands, only a reader from the start knows rows."""
+    with _open(found) as file:
+        return not csv_rows.has_quotes(file)
 
 
 def read(split: Split, start: int, limit: int = MAX_RECORD_BYTES) -> Iterator[Raw]:
@@ -216,61 +137,14 @@ def read(split: Split, start: int, limit: int = MAX_RECORD_BYTES) -> Iterator[Ra
         raise Temporary(f"{split.uri} cannot be read now: {error.strerror or error}", retry_after_s=1.0) from error
 
 
-class _Cursor:
-    """One split being read; after a failure it begins again behind the last record handed out."""
-
-    def __init__(self, split: Split, start: int, limit: int) -> None:
-        self.split = split
-        self._next = start
-        self._limit = limit
-        self._records: Iterator[Raw] | None = None
-
-    def take(self, records: list[Raw], room: int, room_bytes: int) -> bool:
-        """Append until a limit is met (then True) or the split has ended."""
-        if self._records is None:
-            self._records = read(self.split, self._next, self._limit)
-        have = len(records)
-        full = have + room
-        try:
-            for raw in self._records:
-                records.append(raw)
-                room_bytes -= len(raw.row_json or raw.data)
-                if room_bytes <= 0 or len(records) >= full:
-                    return True
-        except (BadRecord, Temporary):
-            self._records = None
-            if len(records) == have:
-                raise
-            return True  # what was read first; the failure comes again with the next call if it lasts
-        finally:
-            if len(records) > have:
-                self._next = records[-1].position.position + 1
-        return False
-
-
 class FilesReader:
-    """Implements `base.Reader`: the splits one after another, in the order given."""
+    """Implements `base.Reader`. Reading a local file blocks the loop for some milliseconds a batch."""
 
     def __init__(self, starts: Sequence[tuple[Split, int]], limit: int) -> None:
-        self._cursors = [_Cursor(split, start, limit) for split, start in reversed(starts)]
+        self._cursors = Cursors(starts, lambda split, start: read(split, start, limit))
 
     async def read(self, max_records: int, max_bytes: int) -> Batch:
-        records: list[Raw] = []
-        ended: list[str] = []
-        size = 0
-        while self._cursors and len(records) < max_records and size < max_bytes:
-            before = len(records)
-            try:
-                more = self._cursors[-1].take(records, max_records - before, max_bytes - size)
-            except (BadRecord, Temporary):
-                if records or ended:
-                    break
-                raise
-            if more:
-                break
-            ended.append(self._cursors.pop().split.id)
-            size += sum(len(raw.row_json or raw.data) for raw in records[before:])
-        return Batch(records, tuple(ended), done=not self._cursors)
+        return self._cursors.take(max_records, max_bytes)
 
     async def close(self) -> None:
-        self._cursors.clear()
+        self._cursors.close()

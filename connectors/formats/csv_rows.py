@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
@@ -24,19 +23,17 @@ class Header(msgspec.Struct, frozen=True):
     at: int
 
 
-def has_quotes(path: str) -> bool:
+def has_quotes(file: BinaryIO) -> bool:
     """Whether a quote character stands anywhere in the file: then only a reader from the start knows where rows end.
 
-    One sequential pass at the disk's speed. Raises `OSError`.
+    One sequential pass. Raises `OSError`.
     """
-    with Path(path).open("rb") as file:
-        return any(b'"' in block for block in blocks(file, None))
+    return any(b'"' in block for block in blocks(file, None))
 
 
-def check_header(path: str, compression: str | None) -> None:
+def check_header(file: BinaryIO, path: str, compression: str | None) -> None:
     """Raises `SpecError` where the header can't be read or names a column twice."""
-    with Path(path).open("rb") as file:
-        header(file, path, compression, MAX_RECORD_BYTES)
+    header(file, path, compression, MAX_RECORD_BYTES)
 
 
 def header(file: BinaryIO, path: str, compression: str | None, limit: int) -> Header | None:

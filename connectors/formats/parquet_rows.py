@@ -20,13 +20,14 @@ STREAM_BYTES = 1 << 20
 """A column of a row group is read in such pieces; without it whole, however large its writer made the group."""
 
 
-def spans(path: str, piece: int) -> list[tuple[int, int, int]]:
-    """(first row, behind the last row, bytes) of runs of row groups of about `piece` bytes. Raises `SpecError`."""
+def spans(file: BinaryIO, path: str, piece: int) -> list[tuple[int, int, int]]:
+    """(first row, behind the last row, bytes) of runs of row groups of about `piece` bytes. Reads the footer only.
+    Raises `SpecError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(file) as table:
             meta = table.metadata
             sizes = [
                 (meta.row_group(n).num_rows, meta.row_group(n).total_byte_size) for n in range(meta.num_row_groups)

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import io
 from decimal import Decimal
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_typed_values_become_json(tmp_path: Path) -> None:
 
 def test_row_groups_are_splits_and_any_row_opens_the_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions are row numbers of the file, whatever the split; opened at row p: the rows from p on."""
-    monkeypatch.setattr("penstock.connectors.files.MIN_PIECE_BYTES", 1)
+    monkeypatch.setattr("penstock.connectors.objects.cutting.MIN_PIECE_BYTES", 1)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"n": list(range(2500))}), path, row_group_size=600)
     assert [(split.start, split.end, split.unit) for split in splits(path, 64)] == [
@@ -131,4 +132,4 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
     with pytest.raises(SpecError, match="'a'"):
-        parquet_rows.spans(str(path), 100)
+        parquet_rows.spans(io.BytesIO(path.read_bytes()), str(path), 100)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from penstock.connectors import files
 from penstock.connectors.base import Raw, Source
 from penstock.connectors.files import FileSource
 from penstock.connectors.memory import MemorySource
+from penstock.connectors.objects import cutting
 from penstock.connectors.settings import FilesSource
 from penstock.engine.plan import Split
 
@@ -65,7 +65,7 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 
 @pytest.fixture(params=SOURCES)
 def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
-    monkeypatch.setattr(files, "MIN_PIECE_BYTES", 200)
+    monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 200)
     return SOURCES[str(request.param)](tmp_path)
 
 

@@ -10,10 +10,10 @@ from typing import BinaryIO
 import msgspec
 import pytest
 
-from penstock.connectors import files
 from penstock.connectors.base import Raw, Reader
 from penstock.connectors.files import FileSource
 from penstock.connectors.formats import json_lines
+from penstock.connectors.objects import cutting
 from penstock.connectors.settings import FilesSource
 from penstock.engine.errors import BadRecord, SpecError, Temporary
 from penstock.engine.plan import Split
@@ -76,7 +76,7 @@ async def test_what_cannot_be_input_is_a_spec_error(tmp_path: Path, name: str, m
 
 async def test_one_big_file_is_cut_for_all_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least as many pieces as lanes, none under the least size; together they hold every record once."""
-    monkeypatch.setattr(files, "MIN_PIECE_BYTES", 1000)
+    monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"".join(b'{"n":%d}\r\n' % n for n in range(5000)))
     for lanes in (1, 3, 8, 64):
@@ -91,7 +91,7 @@ async def test_one_big_file_is_cut_for_all_lanes(tmp_path: Path, monkeypatch: py
 
 async def test_a_csv_is_cut_only_where_no_quotes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quotes may hide line breaks: then one split. Pieces know the header all the same."""
-    monkeypatch.setattr(files, "MIN_PIECE_BYTES", 100)
+    monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 100)
     plain, quoted = tmp_path / "plain.csv", tmp_path / "quoted.csv"
     plain.write_text("n,t\n" + "".join(f"{n},x\n" for n in range(500)))
     quoted.write_text("n,t\n" + "".join(f'{n},"x\ny"\n' for n in range(500)))
@@ -171,7 +171,7 @@ async def test_a_disk_that_fails_half_way_is_told_after_what_was_read(
                 raise OSError(5, "Input/output error")
             yield raw
 
-    monkeypatch.setitem(files.READERS, "jsonl", failing)
+    monkeypatch.setitem(cutting.READERS, "jsonl", failing)
     reader = await source(path).open([(split, 0)])
     counts: list[int] = []
     found: list[int] = []
