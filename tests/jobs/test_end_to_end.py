@@ -272,6 +272,59 @@ def test_one_big_file_over_several_lanes_comes_out_in_order(
     assert len({r["penstock"]["source"]["split"] for r in results}) > 2
 
 
+# ---- dead letters
+
+
+def test_dead_letters_are_listed_mended_and_sent_again(
+    tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that the prompt can't be made of, and one of no task: the prompt is mended, then they are sent as
+    generation 1 of the same items; what dies again is sent again alone; what ended well is never sent twice."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_SANDBOX", us)
+    job = """\
+name: letters
+source: rows.jsonl
+row: {keep: [n], attributes: {task: "{{ kind }}"}}
+tasks:
+  label: {prompt: "What is {{ topic }} about?", output: {choices: [a, b]}}
+models: [sandbox/claude-haiku-4-5]
+sinks: out.jsonl
+"""
+    (tmp_path / "job.yaml").write_text(job)
+    rows: list[Json] = [{"n": n, "kind": "label", "topic": f"topic {n}"} for n in range(30)]
+    for row in rows[::3]:
+        del row["topic"]
+    write(tmp_path / "rows.jsonl", [*rows, {"n": 30, "kind": "nobody", "topic": "none"}])
+    before = calls(us).total()
+    assert penstock("run", "job.yaml") == 5
+    capsys.readouterr()
+    assert penstock("dead-letters", "list", "job.yaml", "--json") == 0
+    letters = json.loads(capsys.readouterr().out)
+    assert Counter(letter["reason"] for letter in letters) == {"missing_field": 10, "unknown_task": 1}
+    assert penstock("dead-letters", "replay", "job.yaml") == 2, "sending these again changes nothing by itself"
+    assert "left: 10 missing_field" in capsys.readouterr().err
+    assert calls(us).total() - before == 20
+
+    (tmp_path / "job.yaml").write_text(job.replace("{{ topic }}", "{{ topic | default('this') }}"))
+    assert penstock("dead-letters", "replay", "job.yaml", "--all") == 5
+    first = lines(tmp_path / "out.replay-1.jsonl")
+    assert [(row["n"], row["penstock"]["generation"]) for row in first] == [(n, 1) for n in range(0, 30, 3)]
+    died = {letter["item_id"] for letter in letters if letter["reason"] == "missing_field"}
+    assert {row["penstock"]["item_id"] for row in first} == died
+    assert calls(us).total() - before == 30
+
+    again = (tmp_path / "job.yaml").read_text().replace("tasks:\n", 'tasks:\n  nobody: {prompt: "{{ topic }}?"}\n')
+    (tmp_path / "job.yaml").write_text(again)
+    assert penstock("dead-letters", "replay", "job.yaml", "--all") == 0
+    assert [(r["n"], r["penstock"]["generation"]) for r in lines(tmp_path / "out.replay-2.jsonl")] == [(30, 2)]
+    capsys.readouterr()
+    assert penstock("dead-letters", "replay", "job.yaml", "--all") == 2
+    assert "no dead letters to send again" in capsys.readouterr().err
+    assert calls(us).total() - before == 31, "each item was paid for once"
+    assert not any(row["penstock"]["maybe_paid"] for n in (1, 2) for row in lines(tmp_path / f"out.replay-{n}.jsonl"))
+
+
 # ---- the zoo
 
 
