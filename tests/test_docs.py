@@ -58,6 +58,12 @@ STRUCTS: list[type[msgspec.Struct]] = [
     settings.FilesSource,
     settings.FilesSink,
     settings.MemorySource,
+    settings.Connection,
+    settings.KafkaSource,
+    settings.KafkaSink,
+    settings.CreateTopic,
+    settings.S3Source,
+    settings.S3Sink,
     Limits,
     Execution,
 ]

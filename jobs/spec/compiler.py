@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.connectors.settings import FilesSource, Row
+from penstock.connectors.settings import FilesSource, KafkaSource, Row, SourceSettings
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
@@ -17,12 +17,14 @@ from penstock.engine.fingerprints import policy_version
 from penstock.engine.items import Attributes
 from penstock.engine.policy import Policy, Task
 from penstock.jobs.prices import nano
-from penstock.jobs.spec import places
 from penstock.jobs.spec.accounts import Part
 from penstock.jobs.spec.catalogue import compile_catalog
 from penstock.jobs.spec.decode import decode
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.jobs.spec.fields import BudgetFile, CatalogFile, JobFile, RowFile
+from penstock.jobs.spec.places import resolve
+from penstock.jobs.spec.places.connections import compile_connections
+from penstock.jobs.spec.places.files import absolute, scheme
 from penstock.jobs.spec.rules import compile_rules
 from penstock.jobs.spec.tasks import compile_tasks
 from penstock.jobs.spec.templates import check_template
@@ -30,6 +32,7 @@ from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse
 from penstock.jobs.spec.variables import check_used, fill_tree, settle
 from penstock.workers.runspec import Execution, RunSpec
 
+OnDuplicate = Literal["allow", "dead_letter"]
 _FILLED = ("source", "sinks", "state", "catalog")
 """Where `{{ vars.x }}` is replaced before anything else is read."""
 ATTRIBUTES = tuple(n.removesuffix("_json") for n in Attributes.__struct_fields__)
@@ -52,14 +55,16 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     filled = {k: fill_tree(doc, (k,), v, values) if k in _FILLED else v for k, v in doc.data.items()}
     doc = msgspec.structs.replace(doc, data=filled)
     job = decode(doc, JobFile)
-    catalog = compile_catalog([*_shared(doc, job, base), Part(doc, job, base)])
+    parts = [*_shared(doc, job, base), Part(doc, job, base)]
+    catalog = compile_catalog(parts)
     tasks = compile_tasks(doc, job, catalog, values)
     policy = _policy(doc, job, catalog, tasks)
-    source = places.source(doc, job.source, base)
+    site = resolve.Site(doc, base, compile_connections(parts))
+    source = resolve.source(site, job.source)
     row = _row(doc, job.row, values)
     _prompts_needed(doc, source, tasks)
-    sinks = places.sinks(doc, job.sinks, base)
-    places.check_not_input(doc, source, sinks)
+    sinks = resolve.sinks(site, job.sinks, row.keep)
+    resolve.check_not_input(doc, source, sinks)
     name = _name(doc, job.name, default_name)
     return RunSpec(
         run_id=run_id(name, values),
@@ -72,8 +77,8 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
         policy=policy,
         sinks=sinks,
         budgets=_budgets(doc, job.budgets),
-        state=_state(doc, job.state, base),
-        on_duplicate=job.on_duplicate or _on_duplicate(source),
+        state=resolve.state(doc, job.state, base),
+        on_duplicate=_on_duplicate(doc, job.on_duplicate, source),
         max_dead_letters=_fuse(doc, job.max_dead_letters),
         execution=_execution(doc, job.execution),
         fingerprint=fingerprint(policy, catalog, row, job.shape),
@@ -83,15 +88,17 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
 
 def compile_shared(doc: Doc, base: str) -> Catalog:
     """A catalogue file by itself. Raises `SpecError`."""
-    return compile_catalog([Part(doc, decode(doc, CatalogFile), base)])
+    part = Part(doc, decode(doc, CatalogFile), base)
+    compile_connections([part])
+    return compile_catalog([part])
 
 
 def _shared(doc: Doc, job: JobFile, base: str) -> list[Part]:
     if job.catalog is None:
         return []
-    if kind := places.scheme(job.catalog):
+    if kind := scheme(job.catalog):
         raise doc.error(("catalog",), f"expected a path, not a {kind}:// address")
-    path = places.absolute(base, job.catalog)
+    path = absolute(base, job.catalog)
     if not os.path.isfile(path):
         raise doc.error(("catalog",), f"no such file: {path}")
     shared = read(path)
@@ -126,13 +133,9 @@ def _row(doc: Doc, file: RowFile | None, values: Mapping[str, str]) -> Row:
     return Row(id=row_id, keep=None if file.keep is None else tuple(file.keep), attributes=attributes)
 
 
-def _prompts_needed(doc: Doc, source: object, tasks: dict[str, Task]) -> None:
+def _prompts_needed(doc: Doc, source: SourceSettings, tasks: dict[str, Task]) -> None:
     """A table's rows are no requests: without a prompt nothing could be asked."""
-    if not isinstance(source, FilesSource):
-        return
-    suffix = places.split_suffix(source.path)[1].split(".")
-    table = source.format in ("csv", "parquet") or (source.format is None and not {"csv", "parquet"}.isdisjoint(suffix))
-    if not table:
+    if not resolve.is_table(source):
         return
     for name, task in tasks.items():
         if task.prompt is None:
@@ -165,18 +168,13 @@ def _budget(doc: Doc, index: int | None, file: BudgetFile) -> Budget:
     return Budget(limit_nano=limit, per=None if file.per == "run" else file.per, tenant=file.tenant)
 
 
-def _state(doc: Doc, state: str, base: str) -> str:
-    kind = places.scheme(state)
-    if kind is None:
-        return places.absolute(base, state).rstrip("/") or "/"
-    if kind in places.SCHEMES:
-        return state
-    raise doc.error(("state",), f"{kind}:// can't hold the state yet; name a folder")
-
-
-def _on_duplicate(source: object) -> Literal["allow", "dead_letter"]:
+def _on_duplicate(doc: Doc, given: OnDuplicate | None, source: SourceSettings) -> OnDuplicate:
     """Files are finite and can be looked through first; streams and callers' tables are not refused by label."""
-    return "dead_letter" if isinstance(source, FilesSource) else "allow"
+    if given == "dead_letter" and isinstance(source, KafkaSource) and source.until == "forever":
+        raise doc.error(
+            ("on_duplicate",), "labels of a stream without an end can't be looked through; set `until: end`"
+        )
+    return given or ("dead_letter" if isinstance(source, FilesSource) else "allow")
 
 
 def _fuse(doc: Doc, value: int | float | None) -> int | float | None:

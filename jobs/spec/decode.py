@@ -16,12 +16,6 @@ from penstock.jobs.spec.tree import Doc, Path, Plain, nearest
 
 T = TypeVar("T")
 
-NOT_YET = {"kafka": "Kafka", "s3": "S3"}
-"""`type:` names and URL schemes that a later connector brings. A connector that joins `SourceSettings` and
-`SinkSettings` (connectors/settings.py) and `places.SCHEMES` leaves this table."""
-
-_PLACES = ("source", "sinks")
-
 
 def decode(doc: Doc, into: type[T]) -> T:
     """Raises `SpecError` with file, line, field, what was expected and what was found."""
@@ -103,8 +97,6 @@ def _struct(doc: Doc, data: dict[str, Plain], kind: inspect.Type, path: Path) ->
     name = data.get(structs[0].tag_field)
     if isinstance(name, str) and name in tags:
         return tags[name]
-    if isinstance(name, str) and name in NOT_YET:
-        raise doc.error((*path, "type"), f"comes with the {NOT_YET[name]} connector, which is not there yet")
     if isinstance(name, str):
         raise doc.error((*path, "type"), f"unknown type `{name[:60]}`{nearest(name, public(tags))}")
     raise doc.error(path, f"say its `type:` ({', '.join(public(tags))})")

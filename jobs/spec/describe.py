@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from penstock.connectors.registry import where
+from penstock.connectors.settings import (
+    Connection,
+    FilesSource,
+    KafkaSink,
+    KafkaSource,
+    MemorySource,
+    S3Sink,
+    S3Source,
+    SinkSettings,
+    SourceSettings,
+)
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
 from penstock.engine.walls import refusal
 from penstock.jobs.spec.digest import names_in_use
+from penstock.jobs.spec.places.connections import SECRETS
 from penstock.workers.runspec import RunSpec
 
 
 def missing_secrets(spec: RunSpec) -> list[str]:
     """References (`env:NAME`, `file:/path`) that the job needs and this machine lacks. Keys are never shown."""
     wanted = dict.fromkeys(a.api_key for a in _accounts_in_use(spec) if a.api_key)
+    for connection in _connections_in_use(spec):
+        wanted |= dict.fromkeys(key for name in SECRETS if (key := getattr(connection, name)))
     return [reference for reference in wanted if not _there(reference)]
 
 
@@ -41,9 +56,23 @@ def _accounts_in_use(spec: RunSpec) -> list[Account]:
     return [spec.catalog.accounts[n] for n in names]
 
 
+def _connections_in_use(spec: RunSpec) -> Iterator[Connection]:
+    """Of the source and the sinks; one may come several times."""
+    for place in (spec.source, *spec.sinks.values()):
+        if isinstance(place, KafkaSource | KafkaSink) and isinstance(place.connection, Connection):
+            yield place.connection
+
+
 def warnings(spec: RunSpec) -> list[str]:
     """What is allowed and may still not be meant."""
-    return [*_open_lines(spec), *_dead_walls(spec), *_idle_models(spec), *_uneven_budgets(spec)]
+    return [
+        *_open_lines(spec),
+        *_open_brokers(spec),
+        *_near_state(spec),
+        *_dead_walls(spec),
+        *_idle_models(spec),
+        *_uneven_budgets(spec),
+    ]
 
 
 def _open_lines(spec: RunSpec) -> list[str]:
@@ -51,6 +80,30 @@ def _open_lines(spec: RunSpec) -> list[str]:
         f"account {a.name}: its key would travel unencrypted to {a.base_url}; use https"
         for a in _accounts_in_use(spec)
         if a.api_key and a.base_url.startswith("http://") and not _loopback(a.base_url)
+    ]
+
+
+def _open_brokers(spec: RunSpec) -> list[str]:
+    """A password, or the answer of a registry that wants one, on an open line."""
+    told: list[str] = []
+    for connection in dict.fromkeys(_connections_in_use(spec)):
+        plain = connection.security_protocol == "SASL_PLAINTEXT"
+        far = [b for b in connection.bootstrap.split(",") if not _loopback(f"kafka://{b}")]
+        if plain and far:
+            told.append(f"Kafka at {far[0]}: the password would travel unencrypted (SASL_PLAINTEXT); use SASL_SSL")
+        registry = connection.schema_registry or ""
+        if connection.schema_registry_auth and registry.startswith("http://") and not _loopback(registry):
+            told.append(f"schema registry {registry}: its password would travel unencrypted; use https")
+    return told
+
+
+def _near_state(spec: RunSpec) -> list[str]:
+    """Progress stands with the results; what is left in a local folder are budgets, history and logs."""
+    if "://" in spec.state or not isinstance(spec.sinks["results"], KafkaSink | S3Sink):
+        return []
+    return [
+        "state is a folder of this machine: fine for one machine; where several shall resume this job or share its "
+        "budgets, name s3://bucket/prefix"
     ]
 
 
@@ -81,8 +134,8 @@ def describe(spec: RunSpec) -> list[tuple[str, str]]:
     """(label, value) lines for people."""
     lines = [("job", spec.name), ("run", spec.run_id)]
     lines += [(f"var {name}", value) for name, value in spec.vars.items()]
-    lines.append(("source", str(getattr(spec.source, "path", None) or getattr(spec.source, "name", ""))))
-    lines += [(f"sink {name}", where(sink)) for name, sink in spec.sinks.items()]
+    lines += _source(spec.source)
+    lines += [(f"sink {name}", _sink(sink)) for name, sink in spec.sinks.items()]
     lines += [(f"tier {tier}", " → ".join(names)) for tier, names in spec.catalog.tiers.items()]
     lines += [(f"model {m.name}", _model(m, spec.catalog)) for m in _models_in_use(spec)]
     lines += [(f"wall {w.name}", _wall(w)) for w in spec.catalog.walls.values()]
@@ -95,6 +148,43 @@ def describe(spec: RunSpec) -> list[tuple[str, str]]:
         lines.append(("budget", f"${budget.limit_nano / NANO_PER_USD:,.2f}{scope}{whom}"))
     lines.append(("state", spec.state))
     return lines
+
+
+def _source(source: SourceSettings) -> list[tuple[str, str]]:
+    match source:
+        case FilesSource():
+            return [("source", source.path)]
+        case MemorySource():
+            return [("source", f"memory:{source.name}")]
+        case S3Source():
+            at = f" at {source.endpoint}" if source.endpoint else ""
+            return [("source", f"s3://{source.bucket}/{source.prefix}{source.pattern or ''}{at}")]
+        case KafkaSource():
+            topics = ", ".join(source.topics) or f"topics like {source.pattern}"
+            return [("source", f"kafka://{source.bootstrap}/{topics}"), ("reads", _span(source))]
+
+
+def _span(source: KafkaSource) -> str:
+    kind, colon, name = source.start.partition(":")
+    where_from = f"where group {name} is" if kind == "group" and colon else source.start
+    until = "and goes on for ever" if source.until == "forever" else "to what is there when the run is planned"
+    order = "; records of one key one after another" if source.order == "key" else ""
+    return f"from {where_from}, {until}{order}"
+
+
+def _sink(sink: SinkSettings) -> str:
+    notes: list[str] = []
+    match sink:
+        case KafkaSink():
+            notes = [sink.format] if sink.format != "json" else []
+            notes += ["made where it is missing"] if sink.create else []
+        case S3Sink():
+            notes = [f"at {sink.endpoint}"] if sink.endpoint else []
+            notes += [f"parted by {', '.join(sink.partition_by)}"] if sink.partition_by else []
+            notes += [f"encrypted with {sink.sse}"] if sink.sse else []
+        case _:
+            pass
+    return f"{where(sink)} ({'; '.join(notes)})" if notes else where(sink)
 
 
 def _model(model: Model, catalog: Catalog) -> str:

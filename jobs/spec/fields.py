@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock.connectors.settings import SinkSettings, SourceSettings
+from penstock.connectors.settings import Connection, SinkSettings, SourceSettings
 from penstock.engine.catalog import EngineValue, Limits, Protocol
 from penstock.engine.items import Latency
 from penstock.workers.runspec import Execution
@@ -109,6 +109,8 @@ class CatalogFile(msgspec.Struct, frozen=True, kw_only=True):
     tiers: dict[str, list[str]] = {}
     walls: dict[str, WallFile | None] = {}
     unknown_wall: Literal["refuse", "public"] | None = None
+    connections: dict[str, Connection] = {}
+    """Name → a Kafka cluster, for sources and sinks that say `connection: name`."""
 
 
 class PromptFile(msgspec.Struct, frozen=True):

@@ -97,7 +97,8 @@ CASES = {
     "bad lanes": ("execution: {lanes: 65}", "execution.lanes: at most 64"),
     "no lanes": ("execution: {lanes: 0}", "execution.lanes: must be 1 or more"),
     "unknown execution": ("execution: {lane: 3}", "did you mean `lanes`?"),
-    "state elsewhere": ("state: s3://bucket/x", "job.yaml:5: state: s3:// can't hold the state yet"),
+    "state elsewhere": ("state: kafka://b:9092/x", "job.yaml:5: state: kafka:// can't hold the state; name a folder, or s3"),
+    "state with an unknown query": ("state: s3://bucket/x?regoin=eu", "`?regoin=` is not known here; did you mean `region`?"),
     "no catalogue": ("catalog: nowhere.yaml", "job.yaml:5: catalog: no such file"),
     "catalogue by URL": ("catalog: https://x.test/c.yaml", "catalog: expected a path"),
     "hole in a wall": ("walls: {eu: {regions: ['']}}", "walls.eu.regions[0]: empty text in a wall"),
@@ -131,9 +132,7 @@ def test_an_error_tells_line_and_nearest_name(name: str, tmp_path: Path) -> None
 INSTEAD = {
     "unknown type": ("source: {type: fils, path: x}", "job.yaml:1: source.type: unknown type `fils`; did you mean `files`?"),
     "no type": ("source: {path: x}", "job.yaml:1: source: say its `type:` (files, kafka, s3)"),
-    "kafka URL": ("source: kafka://broker:9092/topic", "kafka:// comes with the Kafka connector"),
-    "s3 URL": ("source: s3://bucket/x", "job.yaml:1: source: s3:// comes with the S3 connector"),
-    "other URL": ("source: ftp://x/y", "no connector reads ftp://"),
+    "other URL": ("source: ftp://x/y", "no connector reads ftp://; known: kafka, s3"),
     "unknown field of a source": ("source: {type: files, pth: x}", "source.pth: unknown field; did you mean `path`?"),
     "no path": ("source: {type: files}", "source: the field `path` is missing"),
     "a list": ("source: [a, b]", "job.yaml:1: source: expected text or a mapping, found a list"),
@@ -344,7 +343,7 @@ WORDS = [
     *fields.JobFile.__struct_fields__,
     *fields.ModelFile.__struct_fields__,
     *fields.TaskFile.__struct_fields__,
-    *("type", "files", "kafka", "path", "choices", "when", "use", "lt", "all", "results", "usd", "{{ text }}"),
+    *("type", "files", "kafka", "s3", "topics", "bootstrap", "connection", "bucket", "path", "choices", "when", "use", "lt", "all", "results", "usd", "{{ text }}"),
     *("sandbox/a", "openai/gpt-4o-mini", "x.jsonl", "vllm", "free", "{{ vars.x }}", "1", "exact", "required"),
 ]
 scalars = st.one_of(
