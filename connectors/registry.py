@@ -93,7 +93,9 @@ def open_source(settings: SourceSettings) -> Source:
 
             return FileSource(settings)
         case KafkaSource():
-            raise SpecError("Kafka is not there yet")
+            from penstock.connectors.kafka.source import KafkaTopics
+
+            return KafkaTopics(settings)
         case S3Source():
             raise SpecError("S3 is not there yet")
         case MemorySource():

@@ -1,5 +1,6 @@
 """The promises of `base.Source` and `base.Reader`, kept by every source that ships."""
 
+import asyncio
 import gzip
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from aiokafka import AIOKafkaProducer
 
 from penstock.connectors.base import Raw, Source
 from penstock.connectors.files import FileSource
+from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.memory import MemorySource
 from penstock.connectors.objects import cutting
-from penstock.connectors.settings import FilesSource
+from penstock.connectors.settings import FilesSource, KafkaSource
 from penstock.engine.plan import Split
 
 COUNT = 300
@@ -63,10 +66,28 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 }
 
 
-@pytest.fixture(params=SOURCES)
-def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+async def kafka(request: pytest.FixtureRequest) -> Source:
+    """Three partitions, written in transactions, one in three of which is aborted: offsets have gaps everywhere."""
+    server = request.getfixturevalue("kafka_server")
+    topic = await request.getfixturevalue("new_topic")("contract", 3)
+    producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, transactional_id=topic)
+    await producer.start()
+    for start in range(0, COUNT, 20):
+        two = (LINES[start : start + 10], False), (LINES[start + 10 : start + 20], False)
+        for part, abort in (two[0], ([b"{}"], True), two[1]):
+            await producer.begin_transaction()
+            for line in part:
+                await (await producer.send(topic, line, partition=start * 3 // COUNT))
+            await (producer.abort_transaction() if abort else producer.commit_transaction())
+    await producer.stop()
+    return KafkaTopics(KafkaSource(topics=(topic,), bootstrap=server.bootstrap, until="end"))
+
+
+@pytest.fixture(params=[*SOURCES, pytest.param("kafka", marks=pytest.mark.kafka)])
+async def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 200)
-    return SOURCES[str(request.param)](tmp_path)
+    name = str(request.param)
+    return await kafka(request) if name == "kafka" else SOURCES[name](tmp_path)
 
 
 async def read(source: Source, starts: Sequence[tuple[Split, int]], size: int = 11) -> tuple[list[Raw], list[str]]:
@@ -81,17 +102,31 @@ async def read(source: Source, starts: Sequence[tuple[Split, int]], size: int = 
         if batch.done:
             await reader.close()
             return records, ended
+        await asyncio.sleep(batch.again_after_s or 0)
     raise AssertionError("the reader never ends")
 
 
 async def test_every_record_comes_once_in_input_order(source: Source) -> None:
     """Over all splits, read one after another; and every split is said to have ended, once."""
     splits = await source.splits(4)
-    records, ended = await read(source, [(split, split.start) for split in splits])
+    records: list[Raw] = []
+    ended: list[str] = []
+    for split in splits:
+        some, over = await read(source, [(split, split.start)])
+        records, ended = records + some, ended + over
     rows = [msgspec.json.decode(raw.row_json or raw.data) for raw in records]
     assert [row["id"] for row in rows] == [str(n) for n in range(COUNT)]
     assert sorted(ended) == sorted(split.id for split in splits)
     assert not any(raw.error for raw in records)
+
+
+async def test_one_reader_of_all_splits_brings_every_record_once(source: Source) -> None:
+    """However the source mixes them; and every split is said to have ended, once."""
+    splits = await source.splits(4)
+    records, ended = await read(source, [(split, split.start) for split in splits])
+    rows = [msgspec.json.decode(raw.row_json or raw.data) for raw in records]
+    assert sorted(int(row["id"]) for row in rows) == list(range(COUNT))
+    assert sorted(ended) == sorted(split.id for split in splits)
 
 
 async def test_positions_grow_strictly_and_lie_in_their_split(source: Source) -> None:
@@ -122,6 +157,20 @@ async def test_opened_anywhere_it_gives_the_suffix(source: Source) -> None:
             rest, ended = await read(source, [(split, start)])
             assert rest == [raw for raw in whole if raw.position.position >= start]
             assert ended == [split.id]
+
+
+async def test_a_reader_that_is_replaced_gives_each_record_once(source: Source) -> None:
+    """As a lane does where input is new: closed after a part, and opened behind it, with a split that is new."""
+    *known, new = [msgspec.structs.replace(s, ordinal=n) for n, s in enumerate(await source.splits(4))]
+    reader = await source.open([(split, split.start) for split in known])
+    first = await reader.read(40, 1 << 20)
+    await reader.close()
+    ends = {raw.position.ordinal: raw.position.position + 1 for raw in first.records}
+    starts = [(s, ends.get(s.ordinal, s.start)) for s in (*known, new) if s.id not in first.ended]
+    rest, ended = await read(source, starts)
+    ids = [msgspec.json.decode(raw.row_json or raw.data)["id"] for raw in (*first.records, *rest)]
+    assert ids == [str(n) for n in range(COUNT)]
+    assert sorted([*first.ended, *ended]) == sorted(split.id for split in (*known, new))
 
 
 async def test_splits_are_named_the_same_every_time(source: Source) -> None:

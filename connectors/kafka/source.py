@@ -1,0 +1,138 @@
+"""Kafka topics as a source: each partition is a split, its positions are offsets."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from difflib import get_close_matches
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from penstock.connectors.kafka import topic_ids
+from penstock.connectors.kafka.client import describe, new_consumer, opened, within
+from penstock.connectors.kafka.partition import Make, Name, text_record
+from penstock.connectors.kafka.reader import KafkaReader
+from penstock.connectors.kafka.starts import read_start, starts
+from penstock.connectors.kafka.topic_ids import Topic
+from penstock.connectors.kafka.topics import begins, ends
+from penstock.connectors.settings import Connection, KafkaSource
+from penstock.engine.errors import SpecError
+from penstock.engine.plan import Split
+
+LOOK_S = 15.0
+RECORD_BYTES = 1_000
+"""What a record weighs in sizes, which only progress and the number of lanes are made of. A guess."""
+
+
+class KafkaTopics:
+    """Implements `base.Source` and `base.Growing`. Raises `SpecError` where the settings say something impossible."""
+
+    def __init__(self, settings: KafkaSource) -> None:
+        self._settings = settings
+        self._connection = connection_of(settings)
+        self._start = read_start(settings.start)
+        self._pattern = _pattern(settings)
+
+    async def splits(self, lanes_hint: int) -> list[Split]:
+        """All partitions, each from where `start` says. `lanes_hint` changes nothing: partitions are not cut.
+
+        Raises `SpecError` where a topic is not there or nothing matches, `Refused` where we may not look.
+        """
+        async with self._looking() as consumer:
+            found = await self._topics(consumer)
+            partitions = _partitions(found)
+            last = await ends(consumer, self._connection, partitions)
+            first = await starts(self._start, consumer, self._connection, partitions, last)
+            return [self._split(found, tp, first[tp], last[tp]) for tp in partitions]
+
+    async def later(self, known: Collection[str]) -> list[Split]:
+        """The partitions whose object is not among `known`, each from its earliest record: what appears while a run
+        lives, topics that were made anew included, is wanted whole."""
+        async with self._looking() as consumer:
+            found = await self._topics(consumer)
+            partitions = [tp for tp in _partitions(found) if _object_id(found, tp) not in known]
+            if not partitions:
+                return []
+            first = await begins(consumer, self._connection, partitions)
+            last = await ends(consumer, self._connection, partitions)
+            return [self._split(found, tp, first[tp], last[tp]) for tp in partitions]
+
+    async def open(self, starts: Sequence[tuple[Split, int]]) -> KafkaReader:
+        """Connects with the first read."""
+        return KafkaReader(self._connection, starts, self._make())
+
+    def _make(self) -> Make:
+        return text_record
+
+    @contextlib.asynccontextmanager
+    async def _looking(self) -> AsyncGenerator[AIOKafkaConsumer]:
+        async with opened(new_consumer(self._connection), self._connection) as consumer:
+            yield consumer
+
+    async def _topics(self, consumer: AIOKafkaConsumer) -> dict[str, Topic]:
+        wanted = self._settings.topics if self._pattern is None else None
+        async with within(LOOK_S, self._connection, "looking up topics"):
+            found = await topic_ids.topics(topic_ids.client_of(consumer), wanted)
+            if self._pattern is not None:
+                found = {name: topic for name, topic in found.items() if self._pattern.fullmatch(name)}
+            elif missing := [name for name in self._settings.topics if name not in found]:
+                raise await self._missing(consumer, missing[0])
+            if not found:
+                raise SpecError(f"{describe(self._connection)} has no topic that matches {self._settings.pattern!r}")
+            await topic_ids.client_of(consumer).set_topics(list(found))
+        return found
+
+    async def _missing(self, consumer: AIOKafkaConsumer, name: str) -> SpecError:
+        there = await topic_ids.topics(topic_ids.client_of(consumer))
+        near = get_close_matches(name, there, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return SpecError(f"{describe(self._connection)} has no topic {name!r} that we may see{hint}")
+
+    def _split(self, found: Mapping[str, Topic], tp: TopicPartition, start: int, end: int) -> Split:
+        object_id = _object_id(found, tp)
+        stop = max(start, end) if self._settings.until == "end" else None
+        return Split(
+            id=f"{object_id}#{start}-{'' if stop is None else stop}",
+            object_id=object_id,
+            ordinal=0,
+            lane=0,
+            uri=f"kafka://{self._connection.bootstrap}/{tp.topic}/{tp.partition}",
+            start=start,
+            end=stop,
+            unit="rows",
+            format=self._settings.format or "auto",
+            size_bytes=max(0, end - start) * RECORD_BYTES,
+        )
+
+
+def connection_of(settings: KafkaSource) -> Connection:
+    """Raises `SpecError` where none is named."""
+    match settings.connection:
+        case Connection():
+            return settings.connection
+        case None if settings.bootstrap:
+            return Connection(settings.bootstrap)
+        case None:
+            raise SpecError("a kafka source needs bootstrap: or connection:")
+        case name:
+            raise SpecError(f"the connection {name!r} is not among connections:")
+
+
+def _pattern(settings: KafkaSource) -> re.Pattern[str] | None:
+    if bool(settings.topics) == (settings.pattern is not None):
+        raise SpecError("a kafka source needs either topics: or pattern:")
+    if settings.pattern is None:
+        return None
+    try:
+        return re.compile(settings.pattern)
+    except re.error as error:
+        raise SpecError(f"source.pattern is no regular expression: {error}") from error
+
+
+def _partitions(found: Mapping[str, Topic]) -> list[TopicPartition]:
+    return [TopicPartition(name, number) for name in sorted(found) for number in found[name].partitions]
+
+
+def _object_id(found: Mapping[str, Topic], tp: TopicPartition) -> str:
+    return str(Name(tp.topic, found[tp.topic].id, tp.partition))
