@@ -125,6 +125,28 @@ def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: 
         assert b.check(bound=0).marked == 0, "nothing was left in doubt"
 
 
+def test_a_run_is_cancelled_from_another_terminal(tmp_path: Path, mark: str) -> None:
+    """`penstock cancel`: the run drains and commits, exit code 130; status says so; the same command goes on, and is
+    not stopped by the old request."""
+    with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02))) as b:
+        run = b.start()
+        b.wait_served(400, run)
+        asked = b.penstock("cancel", "job.yaml")
+        assert b.end(asked, 60.0) == 0, b.log(asked)
+        assert "it drains and commits first" in b.log(asked)
+        assert b.end(run, 60.0) == 130, b.log(run)
+        assert len(b.paid()) < b.shape.items
+        status = b.penstock("status", "job.yaml")
+        assert b.end(status, 60.0) == 0, b.log(status)
+        assert "cancelled" in b.log(status)
+        again = b.penstock("cancel", "job.yaml")
+        assert b.end(again, 60.0) == 0, b.log(again)
+        assert "over already" in b.log(again)
+        b.run_until_done(tries=1)
+        b.kills.append("cancel")
+        assert b.check(bound=0).marked == 0
+
+
 def test_a_budget_holds_across_crashes(tmp_path: Path, mark: str) -> None:
     """Killed and resumed with a small budget: what was paid never passes it; exit code 3. A larger one goes on."""
     budget_usd = 0.02  # about 400 of the items here; 50 calls at once, by their worst case
@@ -205,7 +227,8 @@ OWN_MODEL = '{name: own, worker: vllm, model: "/nowhere/at/all", hour_usd: 0.1, 
 
 @pytest.mark.parametrize("fallback", [True, False])
 def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, mark: str) -> None:
-    """Where there is another candidate, the items go there; where not, exit code 4, the reason, and no dead letter."""
+    """A model that isn't there. With another candidate, the items go to it; without, exit code 4, the reason, and no
+    dead letter: once the job is mended, the same command goes on from the first item, and doubts none."""
     with bench(tmp_path, Shape(items=40, own_model=OWN_MODEL, fallback=fallback)) as b:
         command = b.start()
         code = b.end(command, 90.0)
@@ -219,3 +242,6 @@ def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, mark: s
             dead = b.outputs().get("dead_letters", [])
             assert not any(json.loads(line) for path in dead for line in path.read_text().splitlines())
             assert not b.paid()
+            b.write_job(own_model=None)
+            b.run_until_done(tries=1)
+            assert b.check(bound=0).marked == 0
