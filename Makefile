@@ -54,8 +54,8 @@ bench: install-vllm      ## beside the rivals; figures go to docs/benchmarks.md
 soak: install-vllm       ## long fault sweeps: twenty seeds a kind
 	$(PYTEST) -m soak
 
-dev: install             ## a pretend provider to work against
-	.venv/bin/penstock sandbox
+dev: install             ## Kafka, S3 and the pretend provider in the background; `penstock dev down` stops them
+	@.venv/bin/penstock dev up
 
 clean:
 	rm -rf .venv .venv-vllm .venv-uv

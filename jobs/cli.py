@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "models": Entry("Know", "author:models", "The catalogue: tiers, prices, declared quality, walls"),
     "schema": Entry("Know", "author:schema", "The job file's JSON Schema"),
     "sandbox": Entry("Know", "extras:sandbox", "A provider to rehearse jobs against, without keys"),
+    "dev": Entry("Know", "dev:dev", "Kafka, S3 and the sandbox provider in the background of this machine"),
 }
 """In the order of the help. Commands of later work are not shown."""
 

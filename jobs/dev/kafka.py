@@ -94,6 +94,10 @@ class KafkaServer(Server):
         """`host:port`, for clients."""
         return f"{LOOPBACK}:{self.port}"
 
+    @property
+    def address(self) -> str:
+        return self.bootstrap
+
     def command(self) -> Sequence[str]:
         kafka = jars(self._say)
         settings = self.folder / "server.properties"

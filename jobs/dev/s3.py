@@ -74,6 +74,10 @@ class S3Server(Server):
     def endpoint(self) -> str:
         return f"http://{LOOPBACK}:{self.port}"
 
+    @property
+    def address(self) -> str:
+        return self.endpoint
+
     def command(self) -> Sequence[str]:
         data = self.folder / "data"
         data.mkdir(exist_ok=True)

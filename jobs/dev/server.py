@@ -59,6 +59,15 @@ class Server(ABC):
         """The process, while it lives (frozen too)."""
         return self._running if self._running is not None and self._running.alive else None
 
+    def adopt(self, running: Running | None) -> None:
+        """Take over a process that another command started; `stop()` and the rest are then about that one."""
+        self._running = running
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where clients find it."""
+
     def start(self) -> None:
         """Start it and wait until it answers; nothing where it runs already.
 
