@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -39,7 +38,7 @@ def dead_letters() -> None:
 @shared.json_option
 @reason_option
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show so many.")
-def list_letters(run: str | None, state: str | None, as_json: bool, reasons: tuple[str, ...], limit: int) -> int:
+def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: tuple[str, ...], limit: int) -> int:
     """The dead letters of RUN (the latest by default), in input order where the run is finished.
 
     Reasons: malformed too_large missing_field bad_field duplicate template unknown_model unknown_task
@@ -89,7 +88,9 @@ def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:
 @reason_option
 @click.option("--all", "everything", is_flag=True, help="Also those that sending again is not likely to help.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
-def replay(run: str | None, state: str | None, reasons: tuple[str, ...], everything: bool, address: str | None) -> int:
+def replay(
+    run: shared.Named, state: str | None, reasons: tuple[str, ...], everything: bool, address: str | None
+) -> int:
     """Send the dead letters of RUN (the latest by default) again, as a new generation of their items.
 
     RUN may be a job file: then the job as it is now is used, mended prompt and all. Without --reason, those letters
@@ -104,7 +105,7 @@ def replay(run: str | None, state: str | None, reasons: tuple[str, ...], everyth
 
     found = shared.locate(run, state)
     base = again.base_of(found.run_id)
-    now = shared.load_job(run) if run is not None and Path(run).is_file() else found.history.spec(base)
+    now = run.job() or found.history.spec(base)
     spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
     click.echo(_chosen(spec.run_id, chosen))
     result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())

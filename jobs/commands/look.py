@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from penstock.jobs.look.reading import Outputs
 
 
-def outputs_of(run: str | None, state: str | None) -> Outputs:
+def outputs_of(run: shared.Named, state: str | None) -> Outputs:
     from penstock.jobs.look.reading import Outputs
 
     found = shared.locate(run, state)
@@ -30,7 +30,7 @@ def outputs_of(run: str | None, state: str | None) -> Outputs:
 @shared.run_option
 @shared.state_option
 @shared.json_option
-def explain(item: str, run: str | None, state: str | None, as_json: bool) -> int:
+def explain(item: str, run: shared.Named, state: str | None, as_json: bool) -> int:
     """One item's whole story: where it came from, why it went where it went, each attempt, what it cost.
 
     ID is an item_id, the first six or more digits of one, a custom_id, or the value of
@@ -69,7 +69,7 @@ def _print(lines: list[Line]) -> None:
 @shared.state_option
 @shared.json_option
 @click.option("--by", type=click.Choice(BYS), default="model", show_default=True, help="What to add up by.")
-def costs(run: str | None, state: str | None, as_json: bool, by: By) -> int:
+def costs(run: shared.Named, state: str | None, as_json: bool, by: By) -> int:
     """What RUN paid (the latest by default), from its cost lines: every settled call, retries and judges included."""
     from penstock.jobs.look import bills, told
 
@@ -88,7 +88,7 @@ def costs(run: str | None, state: str | None, as_json: bool, by: By) -> int:
 @shared.run_argument
 @shared.state_option
 @shared.json_option
-def report(run: str | None, state: str | None, as_json: bool) -> int:
+def report(run: shared.Named, state: str | None, as_json: bool) -> int:
     """The summary of RUN (the latest by default), as it stood at its end, or as it stands."""
     from penstock.jobs.look import report as summaries
 
@@ -109,7 +109,7 @@ def report(run: str | None, state: str | None, as_json: bool) -> int:
 @shared.json_option
 @click.option("--level", type=click.Choice(LEVELS, case_sensitive=False), help="This level and above.")
 @click.option("--item", help="Lines about this item_id, or the start of one.")
-def logs(run: str | None, state: str | None, as_json: bool, level: str | None, item: str | None) -> int:
+def logs(run: shared.Named, state: str | None, as_json: bool, level: str | None, item: str | None) -> int:
     """What the processes of RUN logged, in the order of time. Never prompts, answers or keys."""
     from penstock.jobs.look import log_lines
 

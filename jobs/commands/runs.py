@@ -159,7 +159,7 @@ def submit(job: str, sets: tuple[str, ...], as_json: bool, address: str) -> int:
 @shared.run_argument
 @shared.state_option
 @shared.json_option
-def status(run: str | None, state: str | None, as_json: bool) -> int:
+def status(run: shared.Named, state: str | None, as_json: bool) -> int:
     """How RUN stands (the latest by default): a run id, the start of one, a job's name, or a job file.
 
     --json speaks OpenAI's batch states and request_counts.
@@ -228,7 +228,7 @@ def _table(runs: list[RunStatus]) -> None:
 @click.command()
 @shared.run_argument
 @shared.state_option
-def cancel(run: str | None, state: str | None) -> int:
+def cancel(run: shared.Named, state: str | None) -> int:
     """Ask RUN to drain, commit and stop. What is done stays done; running the job again goes on."""
     from penstock.jobs.history import is_over
     from penstock.jobs.run import command_line

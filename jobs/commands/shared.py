@@ -72,20 +72,44 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+class Named(NamedTuple):
+    """The run that a person means: a run id, the start of one, a job's name, or a job file and its vars. `run` None:
+    the latest."""
+
+    run: str | None = None
+    sets: tuple[str, ...] = ()
+
+    def job(self) -> RunSpec | None:
+        """The job, where a file is named. Raises `SpecError`, also where vars are set and no file is named."""
+        if self.run is not None and Path(self.run).is_file():
+            return load_job(self.run, self.sets)
+        if self.sets:
+            raise SpecError(f"--set goes with a job file, and {self.run or 'the latest run'} is none")
+        return None
+
+
 def run_argument(command: F) -> F:
     """RUN, also as `--run RUN`: summaries write it so, since `explain` has another argument."""
 
     @wraps(command)
-    def with_run(run: str | None, named: str | None, **given: object) -> object:
+    def with_run(run: str | None, named: str | None, sets: tuple[str, ...], **given: object) -> object:
         if run is not None and named is not None and run != named:
             raise click.UsageError(f"RUN is {run!r} and --run is {named!r}: give one")
-        return command(run=run or named, **given)
+        return command(run=Named(run or named, sets), **given)
 
     option = click.option("--run", "named", metavar="RUN", help="The same as RUN.")
-    return cast("F", click.argument("run", required=False, metavar="[RUN]")(option(with_run)))
+    return cast("F", click.argument("run", required=False, metavar="[RUN]")(option(sets_option(with_run))))
 
 
-run_option = click.option("--run", "run", metavar="RUN", help="A run id, the start of one, a job's name or a job file.")
+def run_option(command: F) -> F:
+    """`--run RUN` alone."""
+
+    @wraps(command)
+    def with_run(run: str | None, sets: tuple[str, ...], **given: object) -> object:
+        return command(run=Named(run, sets), **given)
+
+    words = "A run id, the start of one, a job's name or a job file."
+    return cast("F", click.option("--run", "run", metavar="RUN", help=words)(sets_option(with_run)))
 
 
 class Found(NamedTuple):
@@ -93,17 +117,17 @@ class Found(NamedTuple):
     run_id: str
 
 
-def locate(run: str | None, state: str | None) -> Found:
-    """The run that a person means. A job file names its own state and run; else the state folder is searched."""
+def locate(run: Named, state: str | None) -> Found:
+    """A job file names its own state and run; else the state folder is searched."""
     from penstock.jobs.history import open_history
 
-    if run is not None and Path(run).is_file():
-        spec = load_job(run)
+    spec = run.job()
+    if spec is not None:
         found = Found(open_history(state_url(state) if state else spec.state), spec.run_id)
         found.history.status(spec.run_id)
         return found
     history = open_history(state_url(state))
-    return Found(history, history.find(run))
+    return Found(history, history.find(run.run))
 
 
 def state_url(state: str | None) -> str:

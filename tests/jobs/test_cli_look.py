@@ -32,6 +32,7 @@ from penstock.engine.items import (
 from penstock.engine.policy import Policy
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
+from penstock.jobs.spec import load
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import ModelTally, RunStatus, Tally
 
@@ -195,6 +196,38 @@ def test_what_a_command_says_does_not_change_by_accident(
         path.write_text(text)
     assert text == path.read_text()
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("next:"))
+
+
+JOB_OF_A_DAY = """\
+name: daily
+vars: {date: required}
+source: {type: files, path: "in-{{ vars.date }}.jsonl"}
+prompt: "{{ text }}"
+models: [sandbox/a]
+sinks: "out-{{ vars.date }}.jsonl"
+"""
+
+
+def test_a_run_is_known_by_its_job_file_and_vars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--set` as `run` takes it, in every command that reads a job file; without a job file it says so."""
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(JOB_OF_A_DAY)
+    for day in ("monday", "sunday"):
+        spec = load(Path("job.yaml"), sets={"date": day})
+        history = open_history(spec.state)
+        history.save_spec(spec)
+        history.save_status(RunStatus(spec.run_id, "daily", "done", message=day, started_at=AT, updated_at=AT))
+    for command in (["status"], ["report"], ["costs"], ["logs"], ["cancel"], ["dead-letters", "list"]):
+        said(capsys, *command, "job.yaml", "--set", "date=monday")
+    assert "monday" in said(capsys, "report", "job.yaml", "--set", "date=monday")
+    assert "sunday" in said(capsys, "report", "--run", "job.yaml", "--set", "date=sunday")
+    assert call(["status", "job.yaml"]) == 2
+    assert "date" in capsys.readouterr().err
+    assert call(["status", "daily", "--set", "date=monday"]) == 2
+    assert "--set goes with a job file" in capsys.readouterr().err
+    assert call(["explain", "x", "--set", "date=monday"]) == 2
 
 
 def test_an_item_is_found_by_its_dead_letters_label(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
