@@ -50,7 +50,7 @@ def own_children() -> set[int]:
 def reap(name: str, keep: set[int] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]
     """Kill what bears the mark and what descends from us, until nothing is left."""
     for _ in range(50):
-        spared = {*keep, os.getpid(), *(s.running.pid for s in _shared if s.running)}
+        spared = {*keep, os.getpid(), *(pid for server in _shared for pid in server.pids)}
         found = [p for p in _marked(name) if p.pid not in spared]
         if not found:
             break

@@ -143,9 +143,8 @@ class KafkaServer(Server):
         }
 
     def _format(self, kafka: Path, settings: Path) -> None:
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         tool = [*self._java(kafka, "-Xmx128m"), "kafka.tools.StorageTool", "format"]
-        run_tool("making Kafka's data folder", [*tool, "-t", cluster, "-c", str(settings)])
+        run_tool("making Kafka's data folder", [*tool, "-t", cluster_id(), "-c", str(settings)])
 
     def _java(self, kafka: Path, heap: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
@@ -158,6 +157,11 @@ class KafkaServer(Server):
             "-cp",
             f"{kafka}/*",
         ]
+
+
+def cluster_id() -> str:
+    """A new id, as Kafka writes them: 16 bytes in base64. One with a dash in front reads as an option (seen)."""
+    return "A" + urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()[1:]
 
 
 _SETTINGS = {

@@ -68,6 +68,11 @@ class Server(ABC):
     def address(self) -> str:
         """Where clients find it."""
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the process and of its guard: what a reaper must leave alone."""
+        return [*([self.running.pid] if self.running else []), *([self._guard.pid] if self._guard else [])]
+
     def start(self) -> None:
         """Start it and wait until it answers; nothing where it runs already.
 

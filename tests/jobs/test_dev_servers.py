@@ -126,6 +126,13 @@ def test_a_server_ends_with_the_process_that_started_it_even_when_that_is_killed
     assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
 
+def test_no_cluster_id_begins_with_a_dash() -> None:
+    """One in 64 did: the format tool took it for an option, and Kafka did not start."""
+    ids = {kafka.cluster_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert not [each for each in ids if each.startswith("-") or len(each) != 22]
+
+
 def test_a_missing_program_says_what_to_install_and_the_other_way(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
