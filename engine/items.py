@@ -126,6 +126,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     """Full length in bytes where `original` holds only the head; 0: it is whole."""
     original_hash: str = ""
     """blake2b-128 (hex) of the whole record where `original` holds only the head."""
+    is_request: bool = False
+    """The record is an openai-batch line; else it is a row."""
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):
@@ -356,6 +358,9 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     original_hash: str = ""
     price_version: str = ""
     policy_version: str = ""
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """Of the record, as the item's own are."""
 
     @property
     def retryable(self) -> bool:

@@ -20,7 +20,8 @@ from penstock.engine.errors import BadRecord
 from penstock.engine.items import Attributes, DeadLetter, DeadLetterReason, Item, Request
 from penstock.engine.policy import Policy
 
-InputShape = Literal["rows", "openai-batch"]
+InputShape = Literal["rows", "openai-batch", "either"]
+"""`either`: each record is looked at; an object with `custom_id` and `body` is an openai-batch line."""
 
 MAX_LABEL = 512
 """Characters of a `custom_id`; OpenAI's own limit."""
@@ -39,7 +40,13 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 def input_shape(format: str) -> InputShape:
     """What the records of a split's format are."""
-    return "openai-batch" if format == "openai-batch" else "rows"
+    match format:
+        case "openai-batch":
+            return "openai-batch"
+        case "auto":
+            return "either"
+        case _:
+            return "rows"
 
 
 class Intake:
@@ -64,7 +71,8 @@ class Intake:
         self._models = frozenset(model_names)
         self._generation = generation
         self._defaults = {name: chat.Defaults(task) for name, task in policy.tasks.items()}
-        self._rows = RowShape(row, policy, self._defaults, job_vars or {}) if shape == "rows" else None
+        self._rows = None if shape == "openai-batch" else RowShape(row, policy, self._defaults, job_vars or {})
+        self._either = shape == "either"
         self._own_task = policy.tasks.keys() if policy.default_task is not None else None
         self._plain = Attributes(task=policy.default_task)
 
@@ -75,7 +83,7 @@ class Intake:
         try:
             if raw.error is not None:
                 raise BadRecord(*raw.error)
-            if self._rows is not None:
+            if self._rows is not None and not (self._either and is_request(raw)):
                 made = self._rows.read(raw)
                 label = made.custom_id
                 return self._item(item_id, raw, now, label, made.attributes, made.request, made.keep_json)
@@ -86,7 +94,7 @@ class Intake:
             body = _decode_body(raw.data).body if once else members(raw.data).get("body", _NO_BODY)
             label = _label(value)
             found, request = self._request(raw, value, body, once)
-            return self._item(item_id, raw, now, label, found, request, b"{}")
+            return self._item(item_id, raw, now, label, found, request, None)
         except BadRecord as error:
             return self._dead(item_id, raw, now, label, error)
 
@@ -98,8 +106,9 @@ class Intake:
         label: str | None,
         found: Attributes,
         request: Request,
-        keep_json: bytes,
+        keep_json: bytes | None,
     ) -> Item:
+        """`keep_json` None: the record is an openai-batch line."""
         original, length, digest = _original(raw)
         return Item(
             item_id=item_id,
@@ -109,13 +118,14 @@ class Intake:
             original=original,
             enqueued_at=now if raw.timestamp is None else raw.timestamp,
             custom_id=label,
-            keep_json=keep_json,
+            keep_json=b"{}" if keep_json is None else keep_json,
             generation=self._generation,
             traceparent=_traceparent(raw) if raw.headers else None,
             key=raw.key,
             headers=raw.headers,
             original_length=length,
             original_hash=digest,
+            is_request=keep_json is None,
         )
 
     def _dead(self, item_id: str, raw: Raw, now: float, label: str | None, error: BadRecord) -> DeadLetter:
@@ -132,6 +142,8 @@ class Intake:
             original_length=length,
             original_hash=digest,
             policy_version=self._policy.version,
+            key=raw.key,
+            headers=raw.headers,
         )
 
     def _request(
@@ -208,6 +220,18 @@ class _Ids:
         state = self._state.copy()
         state.update(b"%d" % raw.position.position)
         return state.hexdigest()
+
+
+def is_request(raw: Raw) -> bool:
+    """An openai-batch line among rows."""
+    data = raw.data
+    if raw.row_json is not None or b'"custom_id"' not in data or b'"body"' not in data:
+        return False
+    try:
+        value = decode(data)
+    except BadRecord:
+        return False
+    return type(value) is dict and "custom_id" in value and "body" in value
 
 
 def unknown_task(task: str | None, policy: Policy) -> BadRecord:

@@ -67,7 +67,7 @@ class RowShape:
         """Raises `BadRecord`."""
         text = raw.data if raw.row_json is None else raw.row_json
         row = columns(raw)
-        values = self._said(row)
+        values = self._said(raw, row)
         prompt = self._prompt(values)
         values["task"] = prompt.name
         if "expected" not in values and prompt.expected is not None:
@@ -81,12 +81,16 @@ class RowShape:
         """The row's label; None: the job names none. Raises `BadRecord`."""
         return None if self._label is None else label_of(self._label, row, self._vars)
 
-    def _said(self, row: Columns) -> attrs.Values:
-        values: attrs.Values = {}
+    def _said(self, raw: Raw, row: Columns) -> attrs.Values:
+        """What the headers say, and the job's templates over it. Two sensitivities are never weighed."""
+        values: attrs.Values = attrs.from_headers(raw.headers) if raw.headers else {}
         for name, template in self._attributes.items():
             found = template.value(row, self._vars)
             if found is not None and found != "":
-                values[name] = attrs.read(name, found)
+                value = attrs.read(name, found)
+                if name == "sensitivity" and values.get(name, value) != value:
+                    raise BadRecord("bad_field", "header and row give two sensitivities")
+                values[name] = value
         return values
 
     def _prompt(self, values: attrs.Values) -> _TaskPrompt:

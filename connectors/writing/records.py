@@ -43,20 +43,20 @@ _NULL = msgspec.Raw(b"null")
 class Encoder:
     """Turns what the engine decided into JSON lines (without newline).
 
-    run_id: stands in every record. shape: of results. schema_tasks: tasks whose output is a JSON schema; their `answer`
-    is a struct in shape `rows`.
+    run_id: stands in every record. shape: of results; None: each in the shape of its input. schema_tasks: tasks whose
+    output is a JSON schema; their `answer` is a struct in shape `rows`.
     """
 
-    def __init__(self, run_id: str, shape: Shape, schema_tasks: Iterable[str] = ()) -> None:
+    def __init__(self, run_id: str, shape: Shape | None, schema_tasks: Iterable[str] = ()) -> None:
         self._run_id = run_id
-        self._rows = shape == "rows"
+        self._shape = shape
         self._schema_tasks = frozenset(schema_tasks)
         self._stamps = Stamps()
 
     def result(self, result: Result) -> bytes:
-        if self._rows:
-            return self._row(result)
         item, answer = result.item, result.answer
+        if self._shape == "rows" or (self._shape is None and not item.is_request):
+            return self._row(result)
         request_id = result.attempts[-1].request_id if result.attempts else None
         name = f"{item.item_id}-{item.generation}" if item.generation else item.item_id
         response = Response(answer.status_code, request_id, Json(one_line(answer.body_json)))

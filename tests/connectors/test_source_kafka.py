@@ -240,8 +240,9 @@ async def test_a_topic_that_is_not_there_is_told_with_the_nearest_name(
 async def test_a_pattern_takes_the_topics_whose_whole_name_matches(
     kafka_server: KafkaServer, new_topic: NewTopicOf
 ) -> None:
-    one, two = await new_topic("pattern-a"), await new_topic("pattern-a")
-    of = KafkaTopics(KafkaSource(pattern="pattern-a-[0-9a-f]{8}", bootstrap=kafka_server.bootstrap))
+    one, two = await new_topic("pattern-a"), await new_topic("pattern-b")
+    await new_topic(one)
+    of = KafkaTopics(KafkaSource(pattern=f"{one}|{two}", bootstrap=kafka_server.bootstrap))
     assert [split.object_id.split("@")[0] for split in await of.splits(1)] == sorted([one, two])
 
 

@@ -11,7 +11,7 @@ from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
-from penstock.engine.items import Position
+from penstock.engine.items import DeadLetter, Position
 from penstock.engine.plan import Epoch
 
 _LAST = 1 << 31
@@ -74,7 +74,7 @@ class LaneCommit:
 
     def _encode(self, batch: CommitBatch) -> Batches:
         results, quality = self._results(batch)
-        dead = [_record(d.source, self._encoder.dead_letter(d)) for d in batch.dead_letters]
+        dead = [self._dead(letter) for letter in batch.dead_letters]
         costs: list[OutRecord] = []
         for line, item in batch.costs:
             ordinal, position = (item.source.ordinal, item.source.position) if item else (_LAST, line.attempt)
@@ -95,6 +95,11 @@ class LaneCommit:
                 for sub, score in enumerate(result.scores if redact is not None else ()):
                     quality.append(_record(place, encoder.quality(result, score, redact=bool(redact)), sub))
         return results, quality
+
+    def _dead(self, letter: DeadLetter) -> OutRecord:
+        place, source = letter.source, letter.item or letter
+        value = self._encoder.dead_letter(letter)
+        return OutRecord(place.ordinal, place.position, value, key=source.key, headers=source.headers)
 
     def _place(self, records: Batches) -> tuple[Batches, dict[str, Batches]]:
         """Records of the primary's own sinks, and those of each follower."""

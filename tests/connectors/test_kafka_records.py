@@ -1,0 +1,162 @@
+"""What a Kafka record becomes: an item with its headers' attributes, or a dead letter that is the record untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.connectors.base import OutRecord, Raw
+from penstock.connectors.kafka.dead_letters import incoming, outgoing
+from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.reading.intake import Intake
+from penstock.connectors.settings import KafkaSource, Row
+from penstock.connectors.writing.records import Encoder
+from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.policy import Policy, Prompt, Task
+from penstock.jobs.dev.kafka import KafkaServer
+
+POLICY = Policy(
+    tasks={"main": Task(name="main", prompt=Prompt(user="say {{ text }}")), "other": Task(name="other")},
+    default_task="main",
+)
+ROW = {"text": "hi"}
+LINE = {"custom_id": "a", "body": {"messages": [{"role": "user", "content": "hi"}]}}
+
+
+def intake(**row: Any) -> Intake:
+    return Intake("run", "either", Row(**row), POLICY, ["m"])
+
+
+def taken(value: object, *headers: tuple[str, bytes], **row: Any) -> Item | DeadLetter:
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return intake(**row).item(Raw(Position("s", 0, 7), "o", data, key=b"k", headers=headers), 5.0)
+
+
+def item(value: object, *headers: tuple[str, bytes], **row: Any) -> Item:
+    made = taken(value, *headers, **row)
+    assert isinstance(made, Item), made
+    return made
+
+
+def test_requests_and_rows_may_come_in_one_topic() -> None:
+    """Each record is looked at: an object with `custom_id` and `body` is a request, others go through the template."""
+    request, row = item(LINE), item(ROW)
+    assert (request.is_request, request.custom_id) == (True, "a")
+    assert (row.is_request, row.custom_id, row.keep_json) == (False, None, b'{"text": "hi"}')
+    assert json.loads(row.request.body_json)["messages"][0]["content"] == "say hi"
+
+
+def test_a_row_that_only_speaks_of_custom_id_and_body_is_a_row() -> None:
+    assert not item({"text": 'the "custom_id" and the "body"'}).is_request
+    assert not item({"text": "x", "inner": LINE}).is_request
+
+
+def test_headers_give_a_row_its_attributes_and_the_job_says_more() -> None:
+    made = item(ROW, ("penstock-tenant", b"acme"), ("penstock-tier", b"2"), ("other", b"x"), attributes={"tier": "3"})
+    assert (made.attributes.tenant, made.attributes.tier) == ("acme", 3)
+
+
+def test_a_header_that_contradicts_the_row_on_sensitivity_is_a_dead_letter() -> None:
+    """A wall is never chosen by who speaks last."""
+    made = taken(ROW, ("penstock-sensitivity", b"public"), attributes={"sensitivity": "health"})
+    assert isinstance(made, DeadLetter)
+    assert (made.reason, made.message) == ("bad_field", "header and row give two sensitivities")
+
+
+def test_a_header_that_cannot_be_read_is_a_dead_letter() -> None:
+    assert isinstance(made := taken(ROW, ("penstock-tier", b"gold")), DeadLetter)
+    assert made.reason == "bad_field"
+
+
+HEADERS = st.lists(st.tuples(st.text(max_size=20), st.binary(max_size=20)), max_size=5).map(tuple)
+
+
+@given(value=st.binary(max_size=200), headers=HEADERS)
+def test_a_dead_letter_is_the_record_untouched_and_makes_the_letter_again(
+    value: bytes, headers: tuple[tuple[str, bytes], ...]
+) -> None:
+    letter = DeadLetter("id", Position("s", 0, 7), "malformed", "müll", value, generation=2)
+    written = Encoder("run", "rows").dead_letter(letter)
+    out, told = outgoing(OutRecord(0, 7, written, key=b"k", headers=headers))
+    assert out == value
+    assert told[: len(headers)] == headers
+    assert dict(told[len(headers) :])["penstock-message"] == "müll".encode()
+    assert dict(told[len(headers) :])["penstock-generation"] == b"2"
+    again = incoming(out, told)
+    assert again is not None
+    assert json.loads(again) == json.loads(written)
+
+
+def test_a_letter_that_dies_again_tells_only_of_its_last_death() -> None:
+    first = Encoder("run", "rows").dead_letter(DeadLetter("id", Position("s", 0, 7), "budget", "x", b"{}"))
+    value, told = outgoing(OutRecord(0, 7, first, headers=(("h", b"v"),)))
+    second = Encoder("run", "rows").dead_letter(DeadLetter("id", Position("s", 0, 9), "refused", "y", value))
+    _, twice = outgoing(OutRecord(0, 9, second, headers=told))
+    assert [name for name, _ in twice] == [name for name, _ in told]
+    assert dict(twice)["penstock-reason"] == b"refused"
+
+
+def test_a_record_that_is_no_dead_letter_of_ours_is_told_from_one() -> None:
+    assert incoming(b"{}", (("h", b"v"),)) is None
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+POISON: list[tuple[bytes | None, str, str]] = [
+    (None, "malformed", "tombstone"),
+    (b"", "malformed", "not JSON"),
+    (b"\xff\xfe{}", "malformed", "not UTF-8"),
+    (b"hello", "malformed", "not JSON"),
+    (b'{"text": NaN}', "malformed", "not JSON"),
+    (DEEP, "malformed", "nested deeper"),
+    (b"[1]", "malformed", "not a JSON object"),
+    (b'{"text": 1, "text": 2}', "malformed", "comes twice"),
+    (b'{"other": 1}', "missing_field", "text"),
+    (b'{"custom_id": "a", "body": 7}', "bad_field", "body is not an object"),
+    (b'{"text": "' + b"x" * 9_000_000 + b'"}', "too_large", "9,000,012 bytes"),
+]
+
+
+@pytest.mark.kafka
+async def test_poison_ends_as_dead_letters_and_harms_nobody(
+    kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """Key, value and headers of each are in its letter; the records behind are read."""
+    topic = await new_topic("poison", 1, {"max.message.bytes": "20000000"})
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_server.bootstrap, max_request_size=20_000_000)
+    await producer.start()
+    for value, _, _ in [*POISON, (b'{"text": "fine"}', "", "")]:
+        await producer.send_and_wait(topic, value, b"key", headers=[("h", b"\xff")])
+    await producer.stop()
+
+    made = await through_intake(KafkaTopics(KafkaSource((topic,), bootstrap=kafka_server.bootstrap, until="end")))
+    assert len(made) == len(POISON) + 1
+    encoder = Encoder("run", None)
+    for letter, (value, reason, message) in zip(made, POISON, strict=False):
+        assert isinstance(letter, DeadLetter), letter
+        assert letter.reason == reason, letter.message
+        assert message in letter.message
+        assert (letter.key, letter.headers) == (b"key", (("h", b"\xff"),))
+        out, _ = outgoing(OutRecord(0, 0, encoder.dead_letter(letter), key=letter.key, headers=letter.headers))
+        assert out == (value or b"")[:1_000_000]
+        assert letter.original_length in {0, len(value or b"")}
+    assert isinstance(made[-1], Item)
+    assert len({one.item_id for one in made}) == len(made)
+
+
+async def through_intake(source: KafkaTopics) -> list[Item | DeadLetter]:
+    reader = await source.open([(split, split.start) for split in await source.splits(1)])
+    made: list[Item | DeadLetter] = []
+    while True:
+        batch = await reader.read(100, 1 << 20)
+        made += [intake().item(raw, 5.0) for raw in batch.records]
+        if batch.done:
+            await reader.close()
+            return made
+        await asyncio.sleep(batch.again_after_s or 0)
