@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -59,6 +59,12 @@ class Reader(Protocol):
     Promises: a record comes once per reader; positions in a split grow strictly; opened again at position p it yields
     exactly the records with position >= p, the same bytes, the same positions. A record that can't be read is a `Raw`
     with `error`, not an exception. Not promised: order between splits, or that positions are dense.
+
+    Splits that never end (`Split.end` None in an endless source) are read fairly: one that always has records holds
+    back no other. Such a reader is never `done`; where nothing is there it says `again_after_s`.
+
+    A reader takes no new splits. A lane that gets some closes its reader and opens another: each split that has not
+    ended one position behind the last record it was given, the new ones at their start. So a record still comes once.
     Raises `Temporary` where the input can't be reached now, `BadRecord("source_lost")` where it changed or vanished.
     """
 
@@ -78,11 +84,23 @@ class Lagging(Protocol):
 class Source(Protocol):
     async def splits(self, lanes_hint: int) -> list[Split]:
         """List the input, in input order, cut so that `lanes_hint` lanes have work. `ordinal` and `lane` are 0: the
-        planner sets them. Raises `SpecError` where nothing matches or a name can't be read."""
+        planner sets them. An endless run lists again and again: what is known keeps its `object_id`. Raises `SpecError`
+        where nothing matches or a name can't be read, `Temporary` where the input can't be reached now."""
         ...
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> Reader:
-        """`starts`: splits of one lane, each with the first position wanted (its watermark)."""
+        """`starts`: splits of one lane, each with the first position wanted: its watermark, or one behind the
+        last record that was read."""
+        ...
+
+
+@runtime_checkable
+class Rereadable(Protocol):
+    """A source that can be read beside its lanes: for passes over the whole input (duplicate labels)."""
+
+    def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
+        """(split, first position) → its records from there: the same that a `Reader` gives, raising as it does. The
+        iterators block. `splits` says in which order they will be asked for."""
         ...
 
 
@@ -98,6 +116,8 @@ class OutRecord(msgspec.Struct, frozen=True, gc=False):
     sub: int = 0
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+    item_id: str = ""
+    """Whose record it is, for stores that file records under names; empty for closing lines."""
 
 
 Records = Mapping[str, Sequence[OutRecord]]

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from penstock.connectors.base import Batch, Holder, OutRecord, Raw, Records, SinkName, Taken
+from penstock.connectors.base import Batch, Holder, OutRecord, Raw, Records, SinkName, Source, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.engine.errors import Corrupt, Fenced, Held, SpecError, Temporary
 from penstock.engine.items import Position
@@ -64,7 +64,7 @@ class _Shared(msgspec.Struct):
 
 
 _stores: dict[str, _Shared] = {}
-_sources: dict[str, MemorySource] = {}
+_sources: dict[str, Source] = {}
 
 
 def forget(name: str) -> None:
@@ -239,8 +239,8 @@ class MemorySource:
             if isinstance(item, Marker):
                 self._markers.setdefault(len(self._records), []).append(item)
             else:
-                self._records.append(_raw(name, len(self._records), item))
-        _sources[name] = self
+                self._records.append(raw_of(f"memory:{name}", len(self._records), item))
+        publish(name, self)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -279,12 +279,13 @@ class MemorySource:
         return msgspec.structs.replace(raw, position=Position(split.id, split.ordinal, number))
 
 
-def _raw(name: str, number: int, item: bytes | Mapping[str, object]) -> Raw:
-    where = Position(f"memory:{name}", 0, number)
+def raw_of(object_id: str, number: int, item: bytes | Mapping[str, object]) -> Raw:
+    """A JSON line, or a row of a table, as record `number` of its object."""
+    where = Position(object_id, 0, number)
     if isinstance(item, bytes):
-        return Raw(where, f"memory:{name}", data=item, length=len(item))
+        return Raw(where, object_id, data=item, length=len(item))
     row = msgspec.json.encode(item)
-    return Raw(where, f"memory:{name}", data=row, row_json=row, length=len(row))
+    return Raw(where, object_id, data=row, row_json=row, length=len(row))
 
 
 class MemoryReader:
@@ -323,7 +324,12 @@ class MemoryReader:
         self._open.clear()
 
 
-def source(name: str) -> MemorySource:
+def publish(name: str, source: Source) -> None:
+    """Let `source(name)` find it."""
+    _sources[name] = source
+
+
+def source(name: str) -> Source:
     """The source published under `name` in this process. Raises `SpecError`."""
     found = _sources.get(name)
     if found is None:

@@ -24,6 +24,8 @@ class MemorySource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t
     """The source that ships for tests and `ps.map`: see `connectors.memory`. `name` finds it in the process."""
 
     name: str
+    until: Literal["end", "forever"] = "end"
+    """`forever`: it is a `MemoryTopic`, which grows."""
 
 
 class FilesSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="files"):
@@ -94,8 +96,9 @@ class KafkaSource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
 
 
 class S3Source(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="s3"):
-    """All objects below `prefix`, or those whose key matches `pattern` (a glob, `**` crosses slashes). Credentials come
-    by the normal AWS chain (environment, profile, role)."""
+    """All objects whose key starts with `prefix`; with `pattern` (a glob, `**` crosses slashes) those whose key behind
+    the prefix matches it. Hidden ones (a part of the key behind the prefix starts with `.` or `_`) are left out.
+    Credentials come by the normal AWS chain (environment, profile, role)."""
 
     bucket: str
     prefix: str = ""
@@ -152,6 +155,15 @@ class S3Sink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
 
 SourceSettings = FilesSource | KafkaSource | S3Source | MemorySource
 SinkSettings = FilesSink | KafkaSink | S3Sink | MemorySink
+
+
+def is_endless(source: SourceSettings) -> bool:
+    """Its input grows for as long as anybody reads: a run of it ends only when it is told to."""
+    match source:
+        case KafkaSource() | MemorySource():
+            return source.until == "forever"
+        case FilesSource() | S3Source():
+            return False
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -17,10 +17,10 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import Stores, discard_stores, open_stores, refuse_held
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
-from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.plan import MAX_LANES, Plan
 from penstock.workers.board import Board
 from penstock.workers.cluster import words
+from penstock.workers.discovery import Discovery
 from penstock.workers.ends import early_end, taken_over
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.gpu_bill import BillKeeper
@@ -35,6 +35,7 @@ from penstock.workers.planner import all_ended, durable_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec, window_of
 from penstock.workers.status import RunState, RunStatus
+from penstock.workers.sums import sum_up
 
 ASK_WAIT_S = 1.0
 TICK_S = 0.1
@@ -65,6 +66,7 @@ class Driver:
         self._cancelled = False
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
         self._outages = Outages(time.time())
+        self._discovery: Discovery | None = None
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
 
@@ -102,7 +104,8 @@ class Driver:
         self._status.resumed = made.resumed
         self._status.notes.extend(made.notes)
         self._status.lanes = made.plan.lanes
-        self._status.total_bytes = sum(split.size_bytes for split in made.plan.splits)
+        self._status.endless = not made.plan.bounded
+        self._status.total_bytes = sum(split.size_bytes for split in made.plan.splits) if made.plan.bounded else 0
         return made.plan
 
     # -- the run
@@ -174,10 +177,17 @@ class Driver:
             await self._stores.primary.write_plan(self._plan)
         await self._crew.go()
         self._labels.start(self._crew.verdict)
+        if spec.endless:
+            self._discovery = Discovery(spec, self._plan, self._stores.primary, self._longer, self._note)
+            self._discovery.start(lambda: [report.plan_version for report in self._reports.values()])
         if self._ending is None:
             self._status.state = "running"
         else:  # asked to stop while the lanes were opened: not all of them have heard it
             await self._crew.drain()
+
+    async def _longer(self, plan: Plan) -> None:
+        self._plan = plan
+        await self._crew.extend(plan)
 
     def _first_pools(self) -> list[str]:
         """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there."""
@@ -191,7 +201,7 @@ class Driver:
         while True:
             await asyncio.sleep(TICK_S)
             now = time.time()
-            self._sum_up(now)
+            self._sum_up()
             for pool in self._board.pools():
                 self._fleet.want(pool)
             if now - checked > CANCEL_POLL_S:
@@ -209,7 +219,7 @@ class Driver:
             if self._all_settled():
                 if self._ending is not None:
                     return self._ending
-                if all(report.done for report in self._reports.values()):
+                if self._plan.bounded and all(report.done for report in self._reports.values()):
                     return "done", ""
 
     def _second_payments_bound(self) -> int:
@@ -249,7 +259,7 @@ class Driver:
         told = None
         while self._bill:
             now = time.time()
-            self._sum_up(now)
+            self._sum_up()
             if self._all_settled():
                 report, holder = self._reports.get(0), self._crew.handle(0)
                 if report is None or holder is None:
@@ -275,22 +285,25 @@ class Driver:
             await self._fail(why)
             return
         self._status.state = "assembling"
-        if hasattr(self, "_crew"):
-            await self._crew.close()
-            await self._fleet.close(abort=self._cancelled)
-            await self._labels.close()
+        await self._close(abort=self._cancelled)
         self._status.outputs = await self._stores.finish(self._plan)
         await self._stores.primary.let_go()
         self._over(state, message)
 
     async def _fail(self, message: str) -> None:
         self._log("error", "run failed", reason=message[:500])
-        if hasattr(self, "_crew"):
-            await self._crew.close()
-            await self._fleet.close(abort=True)
+        await self._close(abort=True)
         with contextlib.suppress(PenstockError):
             await self._stores.primary.let_go()
         self._over("failed", message)
+
+    async def _close(self, *, abort: bool) -> None:
+        if self._discovery is not None:
+            await self._discovery.close()
+        if hasattr(self, "_crew"):
+            await self._crew.close()
+            await self._fleet.close(abort=abort)
+            await self._labels.close()
 
     def _over(self, state: RunState, message: str) -> None:
         self._status.ended_at = time.time()
@@ -377,16 +390,8 @@ class Driver:
 
     # -- sums
 
-    def _sum_up(self, now: float) -> None:
-        total = Tally()
-        for report in self._reports.values():
-            merge(total, report.tally)
-        if len(self._reports) == self._plan.lanes:
-            self._status.tally = total
-        self._status.lanes_ended = sum(1 for report in self._reports.values() if report.done)
-        run_budgets = [b.limit_nano for b in self._spec.budgets if b.per is None and b.tenant is None]
-        self._status.budget_limit_nano = min(run_budgets, default=None)
-        self._status.budget_spent_nano = total.cost_nano + total.forfeit_nano
+    def _sum_up(self) -> None:
+        sum_up(self._status, self._spec, self._reports.values(), self._plan.lanes)
 
     async def _reprice(self, now: float) -> None:
         self._bill.save(now)

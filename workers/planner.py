@@ -60,8 +60,9 @@ async def _any_finished(plan: Plan, primary: Primary) -> bool:
 
 
 async def all_ended(plan: Plan, primary: Primary) -> Tally | None:
-    """The sum of all lanes where every item of the plan has ended and followers have all records; else None."""
-    if not plan.started:
+    """The sum of all lanes where every item of the plan has ended and followers have all records; else None. To an
+    endless run more may come."""
+    if not plan.started or not plan.bounded:
         return None
     total = Tally()
     for lane in range(plan.lanes):
@@ -80,6 +81,8 @@ def lane_count(spec: RunSpec, total_bytes: int, cores: int) -> int:
         return 1
     if spec.execution.lanes is not None:
         return max(1, min(MAX_LANES, spec.execution.lanes))
+    if spec.endless:  # its size says nothing
+        return min(MAX_LANES, 2 * cores)
     return max(1, min(MAX_LANES, 2 * cores, -(-total_bytes // BYTES_PER_LANE)))
 
 
@@ -97,6 +100,7 @@ def first_plan(spec: RunSpec, splits: Sequence[Split], cores: int, now: float) -
         fingerprint=spec.fingerprint,
         created_at=now,
         generation=spec.generation,
+        bounded=not spec.endless,
     )
 
 
@@ -111,10 +115,11 @@ def extended(plan: Plan, spec: RunSpec, splits: Sequence[Split]) -> Plan | None:
         msgspec.structs.replace(split, ordinal=next_ordinal + number, lane=_hash(split.id) % plan.lanes)
         for number, split in enumerate(split for split in splits if split.object_id not in known)
     )
-    if not added and plan.fingerprint == spec.fingerprint:
+    bounded = not spec.endless
+    if not added and (plan.fingerprint, plan.bounded) == (spec.fingerprint, bounded):
         return None
     return msgspec.structs.replace(
-        plan, splits=plan.splits + added, fingerprint=spec.fingerprint, version=plan.version + 1
+        plan, splits=plan.splits + added, fingerprint=spec.fingerprint, bounded=bounded, version=plan.version + 1
     )
 
 

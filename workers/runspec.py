@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from penstock.connectors.base import SinkName
-from penstock.connectors.settings import Row, SinkSettings, SourceSettings
+from penstock.connectors.settings import Row, SinkSettings, SourceSettings, is_endless
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
@@ -31,6 +31,12 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """Processes that send to one account."""
     keep_s: float = 120.0
     """How long a worker on a cluster stays after its last job: the next one finds a loaded engine."""
+    discover_s: float = 60.0
+    """An endless run lists its source so often, for partitions and objects that are new. A guess: a new partition is
+    rare, and a topic's metadata costs one request."""
+    drain_s: float = 30.0
+    """After a request to stop: how long calls in flight may take to end before they are cut off. Kubernetes kills 30 s
+    after its SIGTERM unless told otherwise."""
 
 
 def window_of(execution: Execution, lanes: int) -> int:
@@ -60,6 +66,11 @@ class RunSpec(msgspec.Struct, frozen=True):
     fingerprint: dict[str, str] = {}
     scorer_path: str | None = None
     """Folder appended to sys.path for `module:function` scorers."""
+
+    @property
+    def endless(self) -> bool:
+        """Its input grows for as long as it runs: it ends when it is told to. A trial of N items ends after them."""
+        return is_endless(self.source) and self.limit is None
 
 
 class RunOptions(msgspec.Struct, frozen=True):

@@ -35,6 +35,12 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     ended_at: float | None = None
     lanes: int = 0
     lanes_ended: int = 0
+    endless: bool = False
+    """It has no size and no end of its own: what counts is rate, lag and the age of its commits."""
+    lag: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Topic → records that are there and not read yet."""
+    commit_age_s: float = 0.0
+    """Of the lane that committed longest ago, among those with something to commit."""
     total_bytes: int = 0
     total_items: int | None = None
     tally: Tally = msgspec.field(default_factory=Tally)

@@ -100,6 +100,11 @@ class Lane:
         self.slots = self.ends.slots
         self.flights = Flights(self.ends, tally, self._calls, self.copies, self.places, self.till)
 
+    def extend(self, splits: Sequence[Split], version: int) -> bool:
+        """The lane's splits in a longer plan; true where some are new: one that was done goes on. Raises `Corrupt`."""
+        self.plan_version = version
+        return self.progress.add(splits)
+
     # -- in
 
     def wants(self) -> int:

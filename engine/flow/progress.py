@@ -4,7 +4,8 @@ Off-by-one lives here: `watermark` is the first position that may still be unfin
 `horizon` is exclusive as well (items with position < horizon may be dispatched). A restart opens the split at the
 watermark, skips the finished set, and knows that every other item below the horizon may have been paid for.
 
-Items leave in any order. A lane opens its splits in ordinal order; closed ones are counted, not listed.
+Items leave in any order. A lane opens its splits in ordinal order; closed ones are counted, not listed. New splits join
+while it goes: their ordinals are above all that it knew, so what was counted stays counted.
 """
 
 from __future__ import annotations
@@ -154,9 +155,23 @@ class Progress:
                     raise Corrupt(f"progress names split {state.ordinal}, which the plan does not have")
                 self.open[state.ordinal] = OpenSplit(by_ordinal[state.ordinal], state)
 
+    def add(self, splits: Sequence[Split]) -> bool:
+        """New splits of a longer plan; those that are known are passed over. True where some are new.
+
+        Raises `Corrupt` where one would stand before a split that is known: it could be counted as opened, unread.
+        """
+        last = self.splits[-1].ordinal if self.splits else -1
+        known = {split.ordinal: split.id for split in self.splits}
+        new = sorted((s for s in splits if known.get(s.ordinal) != s.id), key=lambda split: split.ordinal)
+        if new and new[0].ordinal <= last:
+            raise Corrupt(f"split {new[0].id} joins at place {new[0].ordinal}, but the lane knows splits up to {last}")
+        self.splits += new
+        return bool(new)
+
     def starts(self) -> list[tuple[Split, int]]:
-        """What a reader is to be opened at: the open splits at their watermark, then those never opened."""
-        begun = [(state.split, state.watermark) for state in self.open.values()]
+        """What a reader is to be opened at. Open splits: behind what was offered (the watermark, where nothing was
+        yet); those that ended need no reader. Then those never opened."""
+        begun = [(state.split, state.offered) for state in self.open.values() if not state.ended]
         return sorted(
             [*begun, *((split, split.start) for split in self.splits[self.opened :])], key=lambda pair: pair[0].ordinal
         )

@@ -122,7 +122,7 @@ class LaneActor:
             stores,
             open_source(spec.source),
             self._intake(read_as),
-            Encoder(spec.run_id, spec.shape or read_as, schema_tasks),
+            Encoder(spec.run_id, spec.shape or (None if read_as == "either" else read_as), schema_tasks),
             self._driver,
             _ledger(spec),
             now,
@@ -150,6 +150,12 @@ class LaneActor:
         for (name, _), answer in zip(workers, answers, strict=True):
             if isinstance(answer, bytes):
                 shell.adopt(msgspec.msgpack.decode(answer, type=Kept), name)
+
+    async def extend(self, plan: bytes) -> None:
+        """A longer plan: new input joins the lanes."""
+        self._plan = _plan.decode(plan)
+        for shell in self._shells.values():
+            shell.extend(self._plan)
 
     async def go(self, lanes: list[int]) -> None:
         for lane in lanes:

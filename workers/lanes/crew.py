@@ -20,7 +20,9 @@ from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState
 
 MAX_REOPENINGS = 5
-"""Times one lane is reopened within `WINDOW_S` before the run gives up: a full disk doesn't heal by trying."""
+"""Times one lane is reopened within `WINDOW_S` before the run gives up: a full disk doesn't heal by trying. An endless
+run has nobody who runs it again: it goes on trying, ever more slowly."""
+MAX_PAUSE_S = 10.0
 WINDOW_S = 300.0
 SILENT_S = 10.0
 """A lane actor that reports nothing for so long is stopped or frozen: its lanes go to another."""
@@ -180,19 +182,26 @@ class Crew:
                 await self._reopen_here(lane, fresh)
 
     async def _reopen_here(self, lane: int, actor: _Actor) -> None:
-        try:
-            await asyncio.wait_for(self._open(lane, force=True), OPEN_TIMEOUT_S)
-            if self._verdict is not None:
-                await actor.handle.verdict.remote(*self._verdict)  # pyright: ignore[reportAttributeAccessIssue]
-            if self._going:
-                self._heard[lane] = time.time()
-                await actor.handle.go.remote([lane])  # pyright: ignore[reportAttributeAccessIssue]
-            if self._draining:
-                await actor.handle.drain.remote()  # pyright: ignore[reportAttributeAccessIssue]
-        except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
-            if actor in self._actors and self._may_reopen(lane, words(error)):
-                await asyncio.sleep(0.5)
-                await self._reopen_here(lane, actor)
+        while True:
+            try:
+                await asyncio.wait_for(self._open(lane, force=True), OPEN_TIMEOUT_S)
+                await self._brief(lane, actor)
+            except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
+                if actor not in self._actors or not self._may_reopen(lane, words(error)):
+                    return
+                await asyncio.sleep(max(0.5, self._pause_s(lane)))
+            else:
+                return
+
+    async def _brief(self, lane: int, actor: _Actor) -> None:
+        """What the lanes were told while this one was away."""
+        if self._verdict is not None:
+            await actor.handle.verdict.remote(*self._verdict)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._going:
+            self._heard[lane] = time.time()
+            await actor.handle.go.remote([lane])  # pyright: ignore[reportAttributeAccessIssue]
+        if self._draining:
+            await actor.handle.drain.remote()  # pyright: ignore[reportAttributeAccessIssue]
 
     async def failed(self, lane: int, fenced: bool, message: str, corrupt: bool, stores: Stores) -> None:
         """A lane gave up: fenced by somebody, or its commit is uncertain, or its input or progress is unusable."""
@@ -206,20 +215,30 @@ class Crew:
             self._end("failed", message)
             return
         if self._may_reopen(lane, message):
-            actor = self._by_lane[lane]
+            self._opened.discard(lane)  # until it is opened again its silence says nothing
+            owner = self._owners[lane]
+            await asyncio.sleep(self._pause_s(lane))
             async with self._reopening:
-                await self._reopen_here(lane, actor)
+                if self.owns(lane, owner):  # else its actor was replaced meanwhile
+                    await self._reopen_here(lane, self._by_lane[lane])
 
     def _may_reopen(self, lane: int, why: str) -> bool:
         now = time.time()
         times = self._reopened.setdefault(lane, [])
         times[:] = [at for at in times if now - at < WINDOW_S] + [now]
-        if len(times) <= MAX_REOPENINGS:
+        if len(times) <= MAX_REOPENINGS or self._spec.endless:
+            if len(times) == MAX_REOPENINGS + 1:
+                self._note(f"lane {lane} can't go on, and is tried again and again: {why}")
             self.reopenings += 1
             return True
         self.gone.add(lane)
         self._end("failed", f"lane {lane} can't go on: {why}")
         return False
+
+    def _pause_s(self, lane: int) -> float:
+        """Before a lane is opened once more: none the first time."""
+        tries = len(self._reopened.get(lane, ()))
+        return 0.0 if tries < 2 else min(MAX_PAUSE_S, 0.1 * 2.0 ** min(tries, 10))
 
     async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
         """Replace actors that are alive but silent (stopped, frozen)."""
@@ -239,6 +258,11 @@ class Crew:
                 self._spawn(self._replace(actor))
 
     # -- passing on
+
+    async def extend(self, plan: Plan) -> None:
+        """A longer plan, durable already. Actors that are made from now on have it from the start."""
+        self._plan = plan
+        await self._tell("extend", encode(plan))
 
     async def worker_lost(self, name: str) -> None:
         await self._tell("worker_lost", name)

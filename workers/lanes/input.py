@@ -37,9 +37,14 @@ class LaneInput:
         self._behind: list[Item | DeadLetter] = []
         """Read, but the label pass is not past them yet."""
         self._ended: list[str] = []
+        self._more = False
 
     async def open(self) -> None:
         self._reader = await self._source.open(self._machine.progress.starts())
+
+    def more(self) -> None:
+        """The lane has new splits: a reader of all of them takes over once everything is offered that was read."""
+        self._more = True
 
     async def close(self) -> None:
         reader, self._reader = self._reader, None
@@ -54,6 +59,10 @@ class LaneInput:
         """Read and offer a little; how many were offered."""
         if self._behind:
             return self._offer_behind(now)
+        if self._more:
+            self._more = False
+            await self.close()
+            await self.open()
         if self._reader is None:
             return 0
         room = self._room()

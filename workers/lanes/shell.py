@@ -22,7 +22,7 @@ from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, CommitBatch
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
-from penstock.engine.plan import Epoch, Plan
+from penstock.engine.plan import Epoch, Plan, Split
 from penstock.workers.lanes.commit import LaneCommit
 from penstock.workers.lanes.input import LaneInput, Verdicts
 from penstock.workers.lanes.money import LaneMoney, LedgerPort
@@ -60,6 +60,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     lag: dict[str, int] = {}
     """Topic → records that are there and not read yet."""
     first_dispatch_at: float | None = None
+    plan_version: int = 0
+    """Of the plan that this owner reads by."""
     closed: bool = False
     """This owner was given the closing lines of own engines."""
 
@@ -107,7 +109,8 @@ class LaneShell:
         self._money = (
             None if ledger is None else LaneMoney(lane, epoch, machine, ledger, now, self._fail, self._wake.set)
         )
-        self._opened = self._going = self._closed = False
+        self._plan: Plan | None = None
+        self._begun = self._opened = self._going = self._closed = False
         self._over = False
         self._commit: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
@@ -122,21 +125,36 @@ class LaneShell:
 
     async def open(self, plan: Plan, *, force: bool) -> None:
         """Take the lane: fence, read, commit the new epoch. Nothing may be dispatched before `go`."""
+        self.extend(plan)
         taken = await self._stores.primary.take(self.lane, self.epoch, force=force)
+        plan = self._plan or plan  # a longer one may have come meanwhile
         if taken.seq == 0 and plan.started:
             raise Corrupt(
                 f"lane {self.lane} of {plan.name} had started, but its progress is gone; put it back, "
                 "or start over with --fresh"
             )
-        splits = [split for split in plan.splits if split.lane == self.lane]
-        self.machine.begin(splits, taken.chunks, taken.seq)
+        self.machine.begin(self._splits(plan), taken.chunks, taken.seq)
         self.machine.plan_version = plan.version
+        self._begun = True
         if self._money is not None:
             await self._money.forfeit()
         await self._commit_once()
         await self._out.take_followers(force=force)
         await self._input.open()
         self._opened = True
+
+    def extend(self, plan: Plan) -> None:
+        """The plan is longer now, and durable. Told late, or twice: nothing is lost, nothing is read twice."""
+        if self._plan is not None and plan.version <= self._plan.version:
+            return
+        self._plan = plan
+        if self._begun and self.machine.extend(self._splits(plan), plan.version):
+            self._out.done = False
+            self._input.more()
+            self.wake()
+
+    def _splits(self, plan: Plan) -> list[Split]:
+        return [split for split in plan.splits if split.lane == self.lane]
 
     def watch(self, committed: Callable[[CommitBatch], object]) -> None:
         """`committed`: told of every commit when it is durable; it must not raise, nor take long."""
@@ -374,6 +392,7 @@ class LaneShell:
                 deadline_left_s=machine.deadline_left(now),
                 lag=self._input.lag(),
                 first_dispatch_at=self._first_dispatch_at,
+                plan_version=machine.plan_version,
                 closed=self._closed,
             )
         )

@@ -1,0 +1,27 @@
+"""What a run's status says: the sum of its lanes' reports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from penstock.engine.flow.tally import Tally, merge
+from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
+
+
+def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], lanes: int) -> None:
+    """Into `status`. Its tally stays as it was while a lane has not spoken (it may be changing hands)."""
+    total, lag = Tally(), Counter[str]()
+    for report in reports:
+        merge(total, report.tally)
+        lag.update(report.lag)
+    if len(reports) == lanes:
+        status.tally = total
+        status.lag = dict(lag)
+    status.commit_age_s = max((report.commit_age_s for report in reports), default=0.0)
+    status.lanes_ended = sum(1 for report in reports if report.done)
+    run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None]
+    status.budget_limit_nano = min(run_budgets, default=None)
+    status.budget_spent_nano = total.cost_nano + total.forfeit_nano
