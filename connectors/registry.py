@@ -12,6 +12,7 @@ import msgspec
 
 from penstock.connectors.base import Place, Primary, SinkName, Source, Store
 from penstock.connectors.settings import (
+    Connection,
     FilesSink,
     FilesSource,
     KafkaSink,
@@ -52,13 +53,14 @@ class Stores(msgspec.Struct, frozen=True):
         return {sink: done[sink] for sink in self.placement if sink in done}
 
 
-def open_stores(sinks: Sinks, run_id: str) -> Stores:
-    """Open the stores of one run; called by every process that needs them. Raises `Refused` where a place holds
+def open_stores(sinks: Sinks, run_id: str, source: SourceSettings | None = None) -> Stores:
+    """Open the stores of one run; called by every process that needs them. `source`: where the items come from, which
+    a store of the same cluster shows its progress to. Raises `Refused` where a place holds
     another run's output, `SpecError` where no results sink is named or two sinks share a place."""
     if "results" not in sinks:
         raise SpecError("no results sink. Name one under sinks:, or give -o FILE.")
     _check_apart(sinks)
-    opened = {key: place.open() for key, place in _places(sinks, run_id).items()}
+    opened = {key: place.open() for key, place in _places(sinks, run_id, source).items()}
     primary = _key(sinks["results"])
     keys: dict[SinkName, str] = {sink: _key(settings) for sink, settings in sinks.items()}
     placement: dict[SinkName, str] = {sink: PRIMARY if key == primary else key for sink, key in keys.items()}
@@ -97,7 +99,9 @@ def open_source(settings: SourceSettings) -> Source:
 
             return KafkaTopics(settings)
         case S3Source():
-            raise SpecError("S3 is not there yet")
+            from penstock.connectors.s3 import source as s3
+
+            return s3.S3Source(settings)
         case MemorySource():
             from penstock.connectors import memory
 
@@ -112,22 +116,24 @@ def _key(settings: SinkSettings) -> str:
 
             return str(folder(settings))
         case KafkaSink():
-            raise SpecError("Kafka is not there yet")
+            from penstock.connectors.kafka.place import store_key
+
+            return store_key(settings)
         case S3Sink():
             raise SpecError("S3 is not there yet")
         case MemorySink():
             return f"memory:{settings.name}"
 
 
-def _places(sinks: Sinks, run_id: str) -> dict[str, Place]:
+def _places(sinks: Sinks, run_id: str, source: SourceSettings | None = None) -> dict[str, Place]:
     """Store key → the place of its sinks; the results' place comes first."""
     groups: dict[str, dict[SinkName, SinkSettings]] = {}
     for sink in sorted(sinks, key=lambda s: (s != "results", s)):
         groups.setdefault(_key(sinks[sink]), {})[sink] = sinks[sink]
-    return {key: _place(group, run_id) for key, group in groups.items()}
+    return {key: _place(group, run_id, source) for key, group in groups.items()}
 
 
-def _place(group: dict[SinkName, SinkSettings], run_id: str) -> Place:
+def _place(group: dict[SinkName, SinkSettings], run_id: str, source: SourceSettings | None) -> Place:
     """`group`: sinks of one key, hence of one kind."""
     first = next(iter(group.values()))
     match first:
@@ -136,7 +142,9 @@ def _place(group: dict[SinkName, SinkSettings], run_id: str) -> Place:
 
             return FilesPlace(cast("dict[SinkName, FilesSink]", group), run_id)
         case KafkaSink():
-            raise SpecError("Kafka is not there yet")
+            from penstock.connectors.kafka.place import KafkaPlace
+
+            return KafkaPlace(cast("dict[SinkName, KafkaSink]", group), run_id, source)
         case S3Sink():
             raise SpecError("S3 is not there yet")
         case MemorySink():
@@ -151,7 +159,9 @@ def where(settings: SinkSettings) -> str:
         case FilesSink():
             return settings.path
         case KafkaSink():
-            return f"kafka://{settings.bootstrap}/{settings.topic}"
+            at = settings.connection
+            servers = at.bootstrap if isinstance(at, Connection) else settings.bootstrap
+            return f"kafka://{servers}/{settings.topic}"
         case S3Sink():
             return f"s3://{settings.bucket}/{settings.prefix}"
         case MemorySink():

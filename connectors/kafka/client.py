@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -25,10 +25,15 @@ from penstock.engine.errors import PenstockError, Refused, SpecError, Temporary
 
 REQUEST_TIMEOUT_MS = 10_000
 """A broker that is well answers in milliseconds; a leader election takes a few seconds."""
+TRANSACTION_TIMEOUT_MS = 10_000
+"""The coordinator aborts what is open longer: until then it hides what is behind it (seen: 11 s with 8 s)."""
+RETRY_BACKOFF_MS = 20
+"""aiokafka waits so long for its own first look at a topic, too: 100 ms, its default, would be most of a start."""
 START_S = 15.0
 """To connect, log in, and find coordinators: one request's timeout and half."""
 STOP_S = 5.0
 """A client that has not closed by then is left to end by itself."""
+_MOMENT_S = 0.05
 
 _closing: set[asyncio.Task[None]] = set()
 """Clients that end by themselves; the loop itself keeps no strong reference to a task."""
@@ -86,17 +91,19 @@ def new_consumer(
 
 
 def new_producer(
-    connection: Connection, transactional_id: str, *, timeout_ms: int, batch_bytes: int, record_bytes: int,
-    compression: str | None = None,
-) -> AIOKafkaProducer:  # fmt: skip
-    """A transactional producer. timeout_ms: the coordinator aborts a transaction that is open longer."""
+    connection: Connection, transactional_id: str | None, *, batch_bytes: int = 1 << 14, compression: str = "none"
+) -> AIOKafkaProducer:
+    """A producer that waits for all in-sync replicas; with an id, one whose every record is part of a transaction.
+
+    batch_bytes: records of one partition are sent so many at a time; no topic may take less in one batch.
+    """
     try:
         return AIOKafkaProducer(
             transactional_id=transactional_id,
-            transaction_timeout_ms=timeout_ms,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            acks="all",
             max_batch_size=batch_bytes,
-            max_request_size=record_bytes,
-            compression_type=compression,
+            compression_type=None if compression == "none" else compression,
             **_settings(connection),
         )
     except RuntimeError as error:
@@ -129,14 +136,32 @@ async def opened(client: C, connection: Connection) -> AsyncGenerator[C]:
     try:
         yield client
     finally:
-        abandon(client)
+        await asyncio.wait([abandon(client)], timeout=1.0)  # milliseconds, unless its broker is stuck
 
 
-def abandon(client: Client) -> None:
-    """Let a client end in the background: nothing waits for it, whatever its broker does."""
-    task = asyncio.get_running_loop().create_task(_end(client))
+def abandon(client: Client) -> asyncio.Task[None]:
+    """Let a client end in the background: nothing has to wait for it, whatever its broker does."""
+    return _in_background(_end(client))
+
+
+async def ended() -> None:
+    """Wait until the clients of this loop that were let go have ended: seconds, at most."""
+    loop = asyncio.get_running_loop()
+    if mine := [task for task in _closing if task.get_loop() is loop]:
+        await asyncio.wait(mine)
+
+
+def drop(producer: AIOKafkaProducer) -> None:
+    """End a producer at once, in the background: nothing it still holds is sent. The coordinator aborts what it left
+    open, at the latest when the next one starts under its id."""
+    _in_background(_drop(producer))
+
+
+def _in_background(what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.get_running_loop().create_task(what)
     _closing.add(task)
     task.add_done_callback(_closing.discard)
+    return task
 
 
 async def _end(client: Client) -> None:
@@ -144,7 +169,27 @@ async def _end(client: Client) -> None:
         async with asyncio.timeout(STOP_S):
             await client.stop()
     except Exception:  # noqa: BLE001 - it is thrown away: what went wrong with it was said where it was used
-        pass
+        if isinstance(client, AIOKafkaProducer):
+            await _drop(client)
+
+
+async def _drop(producer: AIOKafkaProducer) -> None:
+    """aiokafka has no such call: its `stop` flushes first, and its sender, once cancelled, awaits what is in flight."""
+    producer._closed = True  # pyright: ignore[reportPrivateUsage]
+    sender = producer._sender.sender_task  # pyright: ignore[reportPrivateUsage]
+    for _ in range(2):  # the second time it is the request in flight that is cancelled
+        if sender is not None and not sender.done():
+            sender.cancel()
+            await asyncio.sleep(_MOMENT_S)
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(STOP_S):
+            await producer.client.close()
+
+
+def retrieve(future: asyncio.Future[Any]) -> None:
+    """A callback for futures that nobody awaits any more: their exception was seen."""
+    if not future.cancelled():
+        future.exception()
 
 
 @contextlib.asynccontextmanager
@@ -235,6 +280,7 @@ def _settings(connection: Connection) -> dict[str, Any]:
         "bootstrap_servers": servers(connection),
         "client_id": "penstock",
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        "retry_backoff_ms": RETRY_BACKOFF_MS,
         "security_protocol": connection.security_protocol,
         **({"ssl_context": _tls(connection)} if connection.security_protocol.endswith("SSL") else {}),
         **(_sasl(connection) if connection.security_protocol.startswith("SASL") else {}),

@@ -1,0 +1,148 @@
+"""Who holds the run and which epoch owns a lane: the tail of one small partition, as of now.
+
+It is read *uncommitted*, on purpose. A claim is written by a producer that has fenced all older ones by its very start,
+so it is true whether its transaction ends well or not; and no other lane's open transaction can hide it.
+
+Who is alive is found by watching, never by clocks: a process's counter moves, or it has not moved for `ALIVE_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from penstock.connectors.base import Holder
+from penstock.connectors.kafka.client import abandon, new_consumer, start, within
+from penstock.connectors.kafka.keys import Scope
+from penstock.connectors.kafka.progress import records_below
+from penstock.connectors.kafka.topics import CALL_S, ends
+from penstock.connectors.settings import Connection
+from penstock.engine.plan import Epoch
+
+ALIVE_S = 6.0
+"""Three beats: a process that has not moved its counter for so long is not alive."""
+POLL_S = 0.1
+
+HOLD, ALIVE, CLAIM = "hold", "alive", "claim"
+
+
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """A lane's owner. `process` empties when it lets go."""
+
+    epoch: Epoch
+    process: str = ""
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """The run's command. `process` empties when it lets go."""
+
+    epoch: int
+    holder: Holder
+    process: str = ""
+
+
+class Beat(msgspec.Struct, frozen=True, array_like=True):
+    process: str
+    count: int
+
+
+class Control:
+    """What the control partition says of one run. Reads are shared: one consumer, one after another."""
+
+    def __init__(self, connection: Connection, topic: str, scope: Scope) -> None:
+        self.hold: Hold | None = None
+        self.claims: dict[int, Claim] = {}
+        self.beats: dict[str, int] = {}
+        """Process → its counter; one that ended in peace has none."""
+        self.partition = TopicPartition(topic, scope.control)
+        self._connection = connection
+        self._scope = scope
+        self._tail: AIOKafkaConsumer | None = None
+        self._ends: AIOKafkaConsumer | None = None
+        """A connection of its own: a broker answers one connection's requests in order, and the tail's fetch waits."""
+        self._lock = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Read up to where the partition ends now. Raises `Temporary`."""
+        async with self._lock:
+            tail = self._tail or await self._open_tail()
+            end = await self.end(self.partition)
+            async with within(CALL_S, self._connection, "reading who owns what"):
+                async for key, value in records_below(tail, self.partition, end):
+                    self._see(key, value)
+
+    async def end(self, partition: TopicPartition) -> int:
+        """The offset behind the partition's last record, open transactions included."""
+        if self._ends is None:
+            consumer = new_consumer(self._connection, committed=False)
+            await start(consumer, self._connection)
+            self._ends = consumer
+        return (await ends(self._ends, self._connection, [partition]))[partition]
+
+    def close(self) -> None:
+        for consumer in (self._tail, self._ends):
+            if consumer is not None:
+                abandon(consumer)
+        self._tail = self._ends = None
+
+    async def alive(self, process: str, window_s: float) -> bool:
+        """Whether the process's counter moves within `window_s`. Waits that long only where it does not."""
+        await self.refresh()
+        before = self.beats.get(process)
+        deadline = asyncio.get_running_loop().time() + window_s
+        while before is not None:
+            if asyncio.get_running_loop().time() >= deadline:
+                return False
+            await asyncio.sleep(min(POLL_S, window_s / 5))
+            await self.refresh()
+            if process not in self.beats:
+                return False
+            if self.beats[process] != before:
+                return True
+        return False
+
+    async def _open_tail(self) -> AIOKafkaConsumer:
+        consumer = new_consumer(self._connection, committed=False)
+        await start(consumer, self._connection)
+        try:
+            async with within(CALL_S, self._connection, "reading who owns what"):
+                consumer.assign([self.partition])
+                await consumer.seek_to_beginning(self.partition)
+        except BaseException:
+            abandon(consumer)
+            raise
+        self._tail = consumer
+        return consumer
+
+    def _see(self, key: bytes | None, value: bytes | None) -> None:
+        match self._scope.parts(key):
+            case ["hold"]:
+                self.hold = _decoded(value, Hold)
+            case ["claim", lane]:
+                claim = _decoded(value, Claim)
+                if claim is None:
+                    self.claims.pop(int(lane), None)
+                elif claim.epoch >= self.owner(int(lane)):
+                    self.claims[int(lane)] = claim
+            case ["alive", process]:
+                beat = _decoded(value, Beat)
+                if beat is None:
+                    self.beats.pop(process, None)
+                else:
+                    self.beats[process] = beat.count
+            case _:
+                pass
+
+    def owner(self, lane: int) -> Epoch:
+        claim = self.claims.get(lane)
+        return claim.epoch if claim else (0, 0)
+
+
+T = TypeVar("T")
+
+
+def _decoded(value: bytes | None, kind: type[T]) -> T | None:
+    return None if value is None else msgspec.msgpack.decode(value, type=kind)

@@ -1,0 +1,84 @@
+"""A process tells the others that it lives: a counter in the control partition that moves every two seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+import msgspec
+from aiokafka import AIOKafkaProducer, TopicPartition
+
+from penstock.connectors.kafka.client import abandon, drop, new_producer, retrieve, start, within
+from penstock.connectors.kafka.control import ALIVE, Beat
+from penstock.connectors.kafka.keys import Scope
+from penstock.connectors.settings import Connection
+from penstock.engine.errors import PenstockError
+
+BEAT_S = 2.0
+STOP_S = 2.0
+
+
+class Heart:
+    """`process`: names this process, new with each start. Beats without a transaction: nothing hides them."""
+
+    def __init__(self, connection: Connection, partition: TopicPartition, scope: Scope, beat_s: float = BEAT_S) -> None:
+        self.process = secrets.token_hex(8)
+        self._connection = connection
+        self._partition = partition
+        self._key = scope.key(ALIVE, self.process)
+        self._beat_s = beat_s
+        self._count = 0
+        self._producer: AIOKafkaProducer | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """The first beat is there when this returns. Raises `Temporary`, `Refused`. Called again: nothing."""
+        if self._task is not None:
+            return
+        producer = new_producer(self._connection, None)
+        await start(producer, self._connection)
+        self._producer = producer
+        try:
+            await self._beat(producer)
+        except BaseException:
+            self.kill()
+            raise
+        self._task = asyncio.get_running_loop().create_task(self._go(producer))
+
+    async def stop(self) -> None:
+        """End in peace: nobody has to wait to see that we are gone."""
+        producer, self._producer = self._producer, None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if producer is not None:
+            with contextlib.suppress(PenstockError):
+                await self._send(producer, None, STOP_S)
+            abandon(producer)
+
+    def kill(self) -> None:
+        """End as a killed process ends: the counter stands still, and nothing says why."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if self._producer is not None:
+            drop(self._producer)
+            self._producer = None
+
+    async def _go(self, producer: AIOKafkaProducer) -> None:
+        while True:
+            await asyncio.sleep(self._beat_s)
+            with contextlib.suppress(PenstockError):  # unreachable now: others may think us gone, epochs keep us apart
+                await self._beat(producer)
+
+    async def _beat(self, producer: AIOKafkaProducer) -> None:
+        self._count += 1
+        await self._send(producer, msgspec.msgpack.encode(Beat(self.process, self._count)), self._beat_s * 2)
+
+    async def _send(self, producer: AIOKafkaProducer, value: bytes | None, seconds: float) -> None:
+        topic, partition = self._partition
+        async with within(seconds, self._connection, "telling that we live"):
+            sent = await producer.send(topic, value, self._key, partition)
+            sent.add_done_callback(retrieve)
+            await asyncio.shield(sent)

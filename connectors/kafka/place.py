@@ -1,0 +1,114 @@
+"""One cluster's sinks of one run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+from penstock.connectors.base import SinkName
+from penstock.connectors.kafka.client import cluster_key, ended, new_admin, new_consumer, opened, within
+from penstock.connectors.kafka.records import RUN
+from penstock.connectors.kafka.store import KafkaStore, Settings
+from penstock.connectors.kafka.topics import ends, look_up
+from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, SourceSettings
+from penstock.engine.errors import SpecError
+
+READ_S = 40.0
+POLL_MS = 20
+FETCH_BYTES = 4 << 20
+
+
+def connection_of(sink: KafkaSink) -> Connection:
+    """Raises `SpecError` where the sink names no cluster."""
+    if isinstance(sink.connection, Connection):
+        return sink.connection
+    if sink.bootstrap is None:
+        raise SpecError(f"the sink for the topic {sink.topic} names no cluster: give bootstrap or connection.")
+    return Connection(sink.bootstrap)
+
+
+def store_key(sink: KafkaSink) -> str:
+    """Names the store: sinks of one key commit in one transaction."""
+    return cluster_key(connection_of(sink))
+
+
+class KafkaPlace:
+    """Implements `base.Place`. `sinks`: those of one cluster, not empty. `source`: where the items come from, for the
+    mirror of its offsets and the topics that its records may name for replies."""
+
+    def __init__(self, sinks: Mapping[SinkName, KafkaSink], run_id: str, source: SourceSettings | None = None) -> None:
+        first = next(iter(sinks.values()))
+        scope = run_id if "results" in sinks else f"{run_id}+{min(sinks)}"
+        self._connection = connection_of(first)
+        self._sinks = dict(sinks)
+        self._run_id = run_id
+        kafka = source if isinstance(source, KafkaSource) else None
+        mirror = kafka if kafka is not None and "results" in sinks and self._is_here(kafka) else None
+        self.settings = Settings(
+            connection=self._connection,
+            run_id=run_id,
+            scope=scope,
+            sinks=self._sinks,
+            reply_to=kafka.reply_to if kafka is not None and "results" in sinks else (),
+            mirror=(mirror.group or run_id) if mirror is not None else None,
+        )
+
+    def _is_here(self, source: KafkaSource) -> bool:
+        theirs = source.connection if isinstance(source.connection, Connection) else Connection(source.bootstrap or "")
+        return cluster_key(theirs) == cluster_key(self._connection)
+
+    def open(self) -> KafkaStore:
+        return KafkaStore(self.settings)
+
+    async def refuse_held(self) -> None:
+        store = self.open()
+        try:
+            await store.refuse_held()
+        finally:
+            store.kill()
+            await ended()
+
+    async def discard(self) -> None:
+        store = self.open()
+        try:
+            await store.forget()
+        finally:
+            store.kill()
+            await ended()
+
+    def committed(self, sink: SinkName) -> Iterator[bytes]:
+        return drained(self._committed(sink))
+
+    async def _committed(self, sink: SinkName) -> AsyncIterator[list[bytes]]:
+        """The run's own records, up to where the topic ends now."""
+        topic, mine = self._sinks[sink].topic, (RUN, self._run_id.encode())
+        async with opened(new_admin(self._connection), self._connection) as admin:
+            facts = (await look_up(admin, self._connection, [topic])).get(topic)
+        if facts is None:
+            return
+        partitions = facts.all()
+        consumer = new_consumer(self._connection, fetch_bytes=FETCH_BYTES)
+        async with opened(consumer, self._connection):
+            # Committed ends: a record of a transaction that is still open is not committed.
+            last = await ends(consumer, self._connection, partitions)
+            consumer.assign(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            while behind := [tp for tp in partitions if await consumer.position(tp) < last[tp]]:
+                async with within(READ_S, self._connection, f"reading {topic}"):
+                    fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
+                for tp, records in fetched.items():
+                    yield [r.value or b"" for r in records if r.offset < last[tp] and mine in r.headers]
+
+
+def drained(batches: AsyncIterator[list[bytes]]) -> Iterator[bytes]:
+    """An asynchronous stream read from ordinary code, in a loop of its own."""
+    with asyncio.Runner() as runner:
+        while True:
+            batch = runner.run(_next(batches))
+            if batch is None:
+                return
+            yield from batch
+
+
+async def _next(batches: AsyncIterator[list[bytes]]) -> list[bytes] | None:
+    return await anext(batches, None)

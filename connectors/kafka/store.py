@@ -1,0 +1,306 @@
+"""A Kafka cluster as a store: results, costs, dead letters and progress in one transaction; see `lane` for the steps.
+
+Exactly-once holds for readers with `isolation.level=read_committed`. What this store does not do: order the records of
+different lanes, or assemble anything at the end: a topic is what its readers want.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+import msgspec
+
+from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
+from penstock.connectors.filestore.disk import Faults, no_faults
+from penstock.connectors.kafka.client import describe
+from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
+from penstock.connectors.kafka.heart import BEAT_S, Heart
+from penstock.connectors.kafka.lane import MirrorRefused, Transactions, farewell, fenced
+from penstock.connectors.kafka.mirroring import Mirroring
+from penstock.connectors.kafka.opening import Cluster, open_cluster
+from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
+from penstock.connectors.kafka.records import Row, row
+from penstock.connectors.kafka.run import Run
+from penstock.connectors.settings import Connection, KafkaSink
+from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, Refused, Temporary
+from penstock.engine.plan import Epoch, Plan
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """run_id: goes into every record's headers. scope: names this store's progress (see `keys.Scope`).
+    mirror: the source's group, where the source lives in this cluster."""
+
+    connection: Connection
+    run_id: str
+    scope: str
+    sinks: dict[SinkName, KafkaSink]
+    reply_to: tuple[str, ...] = ()
+    mirror: str | None = None
+    alive_s: float = ALIVE_S
+    beat_s: float = BEAT_S
+
+    @property
+    def compression(self) -> str:
+        """One producer compresses all alike: the results' wish counts."""
+        sinks = sorted(self.sinks.items(), key=lambda pair: pair[0] != "results")
+        return sinks[0][1].compression
+
+
+class _Owned(msgspec.Struct):
+    """A lane that is ours."""
+
+    epoch: Epoch
+    producer: Transactions
+    stored: Stored
+
+
+class _Open(msgspec.Struct):
+    cluster: Cluster
+    control: Control
+    heart: Heart
+    run: Run
+
+
+class KafkaStore:
+    """See `base.Store` and `base.Primary`. One lane's calls come one at a time; those of several lanes may overlap.
+
+    Connects with its first call. faults: called at each named step (`lane.TAKE_STEPS`, …); only tests give one.
+    """
+
+    def __init__(self, settings: Settings, faults: Faults = no_faults) -> None:
+        self._settings = settings
+        self._faults = faults
+        self._lanes: dict[int, _Owned] = {}
+        self._opened: _Open | None = None
+        self._opening = asyncio.Lock()
+        self._mirroring = Mirroring(settings.mirror, self.read_plan)
+
+    async def _open(self) -> _Open:
+        async with self._opening:
+            if self._opened is None:
+                s = self._settings
+                cluster = await open_cluster(s.connection, s.scope, s.sinks, s.reply_to)
+                control = Control(s.connection, cluster.progress.name, cluster.scope)
+                heart = Heart(s.connection, control.partition, cluster.scope, s.beat_s)
+                self._opened = _Open(cluster, control, heart, Run(s.connection, cluster, control, heart, s.alive_s))
+            return self._opened
+
+    # the lanes
+
+    async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
+        here = await self._open()
+        if before := self._lanes.pop(lane, None):
+            before.producer.close()
+        self._faults("take.begin")
+        await self._check_owner(here, lane, epoch, force)
+        await here.heart.start()
+        producer = self._producer(here, lane)
+        try:
+            await producer.start()
+            self._faults("take.fenced")
+            await here.control.refresh()  # whoever claimed it before our fence is seen here
+            self._refuse_older(here, lane, epoch)
+            await producer.write([_claim(here.cluster, lane, Claim(epoch, here.heart.process))], no_faults)
+            self._faults("take.claimed")
+            stored, chunks = await self._read(here, lane)
+            # A newer owner that started between our fence and our claim is seen now, or its own commits fence us.
+            await here.control.refresh()
+            self._refuse_older(here, lane, epoch, claimed=True)
+        except PenstockError as error:
+            producer.close()
+            raise await self._explained(here, lane, epoch, error) from error
+        except BaseException:
+            producer.kill()
+            raise
+        self._lanes[lane] = _Owned(epoch, producer, stored)
+        return Taken(stored.head.seq, stored.head.epoch, chunks)
+
+    async def _check_owner(self, here: _Open, lane: int, epoch: Epoch, force: bool) -> None:
+        await here.control.refresh()
+        self._refuse_older(here, lane, epoch)
+        claim = here.control.claims.get(lane)
+        if force or claim is None or claim.process in ("", here.heart.process):
+            return
+        if await here.control.alive(claim.process, self._settings.alive_s):
+            raise Held(
+                f"{self._where}: lane {lane} is still held by a process that is alive (epoch {claim.epoch}). Stop it, "
+                "or use --take-over."
+            )
+
+    def _refuse_older(self, here: _Open, lane: int, epoch: Epoch, *, claimed: bool = False) -> None:
+        owner = here.control.owner(lane)
+        if owner > epoch or (owner == epoch and not claimed):
+            raise Fenced(f"{self._where}: lane {lane} is owned by epoch {owner}; ours is {epoch}. Read it and stop.")
+
+    def _producer(self, here: _Open, lane: int) -> Transactions:
+        return Transactions(
+            self._settings.connection,
+            here.cluster.scope.transactional_id(lane),
+            batch_bytes=here.cluster.batch_bytes,
+            compression=self._settings.compression,
+        )
+
+    async def _read(self, here: _Open, lane: int) -> tuple[Stored, dict[str, bytes]]:
+        partition = here.cluster.partition(here.cluster.scope.data(lane))
+        end = await here.control.end(partition)
+        rows = await read_rows(self._settings.connection, partition, end, here.cluster.scope)
+        return assemble(here.cluster.scope, lane, rows)
+
+    async def commit(self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
+        here = await self._open()
+        owned = self._owned(lane, epoch)
+        last = owned.stored.head.seq
+        if seq <= last:
+            return
+        if seq > last + 1:
+            raise Corrupt(f"{self._where}: commit {seq} cannot follow commit {last}. Take the lane anew.")
+        self._faults("commit.begin")
+        cluster = here.cluster
+        changed, stored = rows_of(cluster.scope, lane, owned.stored, epoch, seq, chunks, cluster.piece_bytes)
+        place = cluster.scope.data(lane)
+        rows = [*self._rows(cluster, records), *(Row(cluster.progress, k, v, partition=place) for k, v in changed)]
+        mirror = await self._mirroring.due(lane, chunks)
+        try:
+            await owned.producer.write(rows, self._faults, mirror=mirror)
+        except MirrorRefused as error:
+            raise self._without_mirror(error) from error
+        except PenstockError as error:
+            raise await self._explained(here, lane, epoch, error) from error
+        owned.stored = stored
+
+    def _owned(self, lane: int, epoch: Epoch) -> _Owned:
+        owned = self._lanes.get(lane)
+        if owned is None or owned.epoch != epoch:
+            raise Fenced(f"{self._where}: lane {lane} is not ours under epoch {epoch}. Take it first.")
+        if owned.producer.lost:
+            raise Temporary(f"{self._where}: the last commit of lane {lane} is uncertain. Take it anew and read.")
+        return owned
+
+    def _rows(self, cluster: Cluster, records: Records) -> list[Row]:
+        rows: list[Row] = []
+        for sink, lines in records.items():
+            if sink not in cluster.sinks:
+                raise Refused(f"{self._where}: sink {sink} does not live in this store. Put its records in the outbox.")
+            rows += [self._row(cluster, sink, record) for record in lines]
+        if large := [one for one in rows if not one.fits]:
+            raise Refused(
+                f"{self._where}: a record of {large[0].size} bytes is more than the topic {large[0].topic.name} takes "
+                f"(max.message.bytes={large[0].topic.max_message_bytes}). Raise it there, or keep fewer columns."
+            )
+        return rows
+
+    def _row(self, cluster: Cluster, sink: str, record: OutRecord) -> Row:
+        return row(self._settings.run_id, cluster.sinks[sink], record, cluster.replies if sink == "results" else {})
+
+    def fits(self, sink: SinkName, record: OutRecord) -> bool:
+        """Whether the record's topic takes it. Known once a lane was taken."""
+        return self._opened is None or self._row(self._opened.cluster, sink, record).fits
+
+    def _without_mirror(self, error: MirrorRefused) -> Temporary:
+        """Progress does not hang on it: lag tools see nothing from here on."""
+        self._mirroring.off()
+        return Temporary(
+            f"{self._where}: the group {self._settings.mirror} does not take this run's offsets ({error}): are other "
+            "consumers in it? The run goes on without showing its lag there; name another group on the source."
+        )
+
+    async def _explained(self, here: _Open, lane: int, epoch: Epoch, error: PenstockError) -> PenstockError:
+        """A fenced producer may have been fenced by a new owner, or by its own transaction's timeout: read which."""
+        if not fenced(error):
+            return error
+        with contextlib.suppress(PenstockError):
+            await here.control.refresh()
+        owner = here.control.owner(lane)
+        if owner > epoch:
+            return Fenced(f"{self._where}: lane {lane} was taken over by epoch {owner}; ours is {epoch}. Stop.")
+        return Temporary(f"{self._where}: a transaction of lane {lane} was ended by the broker. Take the lane anew.")
+
+    async def owner(self, lane: int) -> Epoch:
+        here = await self._open()
+        await here.control.refresh()
+        return here.control.owner(lane)
+
+    async def release(self, lane: int) -> None:
+        owned, here = self._lanes.pop(lane, None), self._opened
+        if owned is None or here is None:
+            return
+        await farewell(owned.producer, [_claim(here.cluster, lane, Claim(owned.epoch))], no_faults)
+        await self._rest(here)
+
+    async def _rest(self, here: _Open) -> None:
+        """Nothing is ours any more: nobody needs to see that we live."""
+        if not self._lanes and not here.run.epoch:
+            await here.heart.stop()
+            here.control.close()
+            self._opened = None
+
+    async def peek(self, lane: int) -> Taken:
+        stored, chunks = await self._read(await self._open(), lane)
+        return Taken(stored.head.seq, stored.head.epoch, chunks)
+
+    # the run
+
+    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
+        return await (await self._open()).run.hold(holder, take_over=take_over)
+
+    async def holder(self) -> Holder | None:
+        return await (await self._open()).run.holder()
+
+    async def refuse_held(self) -> None:
+        await (await self._open()).run.refuse_held()
+
+    async def let_go(self) -> None:
+        if self._opened is not None:
+            here = self._opened
+            await here.run.let_go()
+            await self._rest(here)
+
+    async def run_epoch(self) -> int:
+        return await (await self._open()).run.run_epoch()
+
+    async def read_plan(self) -> Plan | None:
+        return await (await self._open()).run.read_plan()
+
+    async def write_plan(self, plan: Plan) -> None:
+        await (await self._open()).run.write_plan(plan)
+
+    async def finish(self, plan: Plan) -> dict[str, list[str]]:
+        """Nothing is left to do: what is committed is there. Raises `Fenced` where the run was taken over."""
+        await (await self._open()).run.check()
+        servers = self._settings.connection.bootstrap
+        return {str(sink): [f"kafka://{servers}/{s.topic}"] for sink, s in self._settings.sinks.items()}
+
+    async def forget(self) -> None:
+        """Delete the run's progress and plan (`--fresh`); the records in the topics stay. Raises `Held`."""
+        from penstock.connectors.kafka.forgetting import forget
+
+        here = await self._open()
+        await here.run.refuse_held()
+        await forget(self._settings.connection, here.cluster, here.control)
+
+    @property
+    def _where(self) -> str:
+        return describe(self._settings.connection)
+
+    @property
+    def heart(self) -> Heart | None:
+        """None: not connected."""
+        return self._opened.heart if self._opened else None
+
+    def kill(self) -> None:
+        """End as a killed process would: nothing is said to anybody, open transactions stay open."""
+        for owned in self._lanes.values():
+            owned.producer.kill()
+        self._lanes.clear()
+        if self._opened is not None:
+            self._opened.run.kill()
+            self._opened.heart.kill()
+            self._opened.control.close()
+            self._opened = None
+
+
+def _claim(cluster: Cluster, lane: int, claim: Claim) -> Row:
+    key = cluster.scope.key(CLAIM, str(lane))
+    return Row(cluster.progress, key, msgspec.msgpack.encode(claim), partition=cluster.scope.control)
