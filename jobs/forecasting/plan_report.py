@@ -66,3 +66,5 @@ class PlanReport(msgspec.Struct, frozen=True):
     budgets: tuple[BudgetPlan, ...]
     notes: tuple[str, ...]
     fits: bool
+    per_items: int | None = None
+    """The input has no end: rows, tokens and money are those of so many items. None: of the whole input."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.registry import open_source
+from penstock.connectors.settings import KafkaSource, SourceSettings, is_endless
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.errors import Spent
@@ -42,14 +45,33 @@ History = Mapping[tuple[str, str], Measured]
 """(task, model) → what earlier runs measured."""
 Plan = PlanReport
 
+PER_ITEMS = 1_000
+"""An input without an end is planned for so many of its items."""
+
 
 def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
     """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
     survey = Survey(spec.catalog, spec.policy)
-    reading = asyncio.run(read_sample(open_source(spec.source), _intake(spec), sample, spec.limit))
+    reading = asyncio.run(_read(spec, sample))
     for found in reading.found:
         survey.add(found)
     return report(spec, reading, survey, history or {})
+
+
+async def _read(spec: RunSpec, sample: int) -> Reading:
+    reading = await read_sample(open_source(bounded(spec.source)), _intake(spec), sample, spec.limit)
+    if not is_endless(spec.source):
+        return reading
+    note = () if reading.found else ("the topic holds no records yet: there is nothing to sample",)
+    rows = exactly(float(spec.limit or PER_ITEMS)) if reading.found else ZERO
+    return msgspec.structs.replace(reading, rows=rows, whole=False, notes=note)
+
+
+def bounded(source: SourceSettings) -> SourceSettings:
+    """What is there now, for a look: of a topic without an end, all that it holds, wherever the run will start."""
+    if isinstance(source, KafkaSource) and source.until == "forever":
+        return msgspec.structs.replace(source, start="earliest", until="end")
+    return source
 
 
 def _intake(spec: RunSpec) -> MakeIntake:
@@ -73,7 +95,9 @@ def report(spec: RunSpec, reading: Reading, survey: Survey, history: History) ->
     models = tuple(_model(spec.catalog, reading, survey, group, history) for group in survey.groups)
     seconds = _pool_seconds(spec.catalog, models, history)
     cost, worst = total(m.cost_nano for m in models), sum(m.worst_nano for m in models)
-    budgets = tuple(_budget(budget, cost, worst, survey) for budget in spec.budgets)
+    per_items = PER_ITEMS if spec.endless else None
+    check = _budget_a_thousand if spec.endless else _budget
+    budgets = tuple(check(budget, cost, worst, survey) for budget in spec.budgets)
     return PlanReport(
         run_id=spec.run_id,
         name=spec.name,
@@ -86,13 +110,14 @@ def report(spec: RunSpec, reading: Reading, survey: Survey, history: History) ->
         tiers=tuple(_tier(spec.catalog, tier, models, seconds) for tier in sorted({m.tier for m in models})),
         cost_nano=cost,
         worst_nano=worst,
-        seconds=_longest(seconds.values()),
+        seconds=None if spec.endless else _longest(seconds.values()),
         dead_letters={reason: _rows(reading, n, survey.n) for reason, n in survey.dead.most_common()},
         examples=survey.examples,
         refused={model: dict(why) for model, why in survey.refused.items()},
         budgets=budgets,
         notes=tuple(_notes(spec, reading, survey, models)),
         fits=all(checked.holds for checked in budgets),
+        per_items=per_items,
     )
 
 
@@ -177,15 +202,29 @@ def _longest(found: Iterable[Interval | None]) -> Interval | None:
 def _budget(budget: Budget, cost: Interval, worst: float, survey: Survey) -> BudgetPlan:
     part = _tenant_share(budget, survey)
     low, high = round(cost.low * part), round(worst * part)
-    limit = dollars(budget.limit_nano)
-    whose = " of each tenant" if budget.tenant == "*" else f" of tenant {budget.tenant}" if budget.tenant else ""
-    name = f"the budget of {limit}{f' a {budget.per}' if budget.per else ''}{whose}"
+    name = _budget_name(budget)
     if budget.limit_nano < low:
         return BudgetPlan(budget, False, False, f"{name} can't hold the run: it takes at least {dollars(low)}")
     if budget.limit_nano < high:
         held = "what can't be reserved isn't sent and ends in dead letters"
         return BudgetPlan(budget, True, False, f"{name} may not hold the worst case of {dollars(high)}: {held}")
     return BudgetPlan(budget, True, True, f"{name} holds the worst case of {dollars(high)}")
+
+
+def _budget_a_thousand(budget: Budget, cost: Interval, worst: float, survey: Survey) -> BudgetPlan:
+    """Of an input without an end: how far the money goes."""
+    part = _tenant_share(budget, survey) / PER_ITEMS
+    few, many = worst * part, cost.low * part
+    if not few or not many:
+        return BudgetPlan(budget, True, True, f"{_budget_name(budget)}: these items cost nothing")
+    reach = f"holds {round(budget.limit_nano / few):,} to {round(budget.limit_nano / many):,} items"
+    then = "what is more ends in dead letters" if budget.per else "then the run stops"
+    return BudgetPlan(budget, True, False, f"{_budget_name(budget)} {reach}; {then}")
+
+
+def _budget_name(budget: Budget) -> str:
+    whose = " of each tenant" if budget.tenant == "*" else f" of tenant {budget.tenant}" if budget.tenant else ""
+    return f"the budget of {dollars(budget.limit_nano)}{f' a {budget.per}' if budget.per else ''}{whose}"
 
 
 def _tenant_share(budget: Budget, survey: Survey) -> float:
@@ -204,6 +243,11 @@ def _tenant_share(budget: Budget, survey: Survey) -> float:
 
 def _notes(spec: RunSpec, reading: Reading, survey: Survey, models: Iterable[ModelPlan]) -> Iterable[str]:
     yield from reading.notes
+    if spec.endless:
+        yield (
+            f"the input has no end: rows, tokens, cost and time are those of {PER_ITEMS:,} items; what a day takes "
+            "depends on how many come"
+        )
     capped = sum(group.default_ceiling for group in survey.groups)
     if capped:
         share = "every row" if capped == survey.n else f"{capped:,} of {survey.n:,} sampled rows"

@@ -30,6 +30,9 @@ def render(plan: PlanReport) -> list[RenderableType]:
 
 
 def _headline(plan: PlanReport) -> str:
+    if plan.per_items is not None:
+        seen = counted(plan.sampled, "record")
+        return f"[bold]{_escape(plan.name)}[/]: an input without an end; {seen} looked at, nothing called or paid for"
     rows = counted(round(plan.rows.likely), "row") if plan.rows_exact else f"{_count(plan.rows)} rows (estimated)"
     looked = "all looked at" if plan.sampled >= plan.rows.high else f"{plan.sampled:,} looked at"
     return f"[bold]{_escape(plan.name)}[/]: {rows}, {_bytes(plan.input_bytes)}; {looked}, nothing called or paid for"
@@ -67,6 +70,8 @@ def _tiers(plan: PlanReport) -> Table:
 def _sum(plan: PlanReport) -> str:
     took = "time unknown" if plan.seconds is None else f"{_time(plan.seconds)}, once models are loaded"
     worst = dollars(round(plan.worst_nano))
+    if plan.per_items is not None:
+        return f"[bold]{_money(plan.cost_nano)} per {plan.per_items:,} items[/], at worst {worst}"
     dearest = "each row at the dearest model it may fall back to"
     return f"[bold]{_money(plan.cost_nano)}[/], at worst {worst} ({dearest}); {took}"
 
