@@ -23,9 +23,10 @@ SinkName = Literal["results", "costs", "quality", "dead_letters"]
 
 
 class Raw(msgspec.Struct, frozen=True, gc=False):
-    """One record as the source holds it. Exactly one of `data`, `row_json`, `error` matters.
+    """One record as the source holds it. Of `data`, `row_json` and `error` the last that is set matters.
 
-    data: the record's bytes (a JSON line). row_json: a table row as a JSON object (CSV, Parquet).
+    data: the record's bytes (a JSON line). row_json: a row as a JSON object (CSV, Parquet, Avro); what a dead letter
+    shows of it is `data`, where there is any.
     error: (reason, message) where the record can't be read; `data` then holds what there is of it (at most 1 MB).
     """
 
@@ -154,6 +155,16 @@ class Store(Protocol):
     ) -> None: ...
     async def owner(self, lane: int) -> Epoch: ...
     async def release(self, lane: int) -> None: ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A store that can't take every record."""
+
+    def refuses(self, sink: SinkName, record: OutRecord) -> str | None:
+        """Why it can't take this one, in words; None: it can. Known once the lane was taken. A record that is committed
+        all the same is `Refused`."""
+        ...
 
 
 class Holder(msgspec.Struct, frozen=True):

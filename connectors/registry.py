@@ -10,7 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 
-from penstock.connectors.base import Place, Primary, SinkName, Source, Store
+from penstock.connectors.base import Bounded, Place, Primary, SinkName, Source, Store
 from penstock.connectors.settings import (
     Connection,
     FilesSink,
@@ -43,6 +43,12 @@ class Stores(msgspec.Struct, frozen=True):
     primary: Primary
     followers: dict[str, Store]
     placement: dict[SinkName, str]
+
+    def bounded(self, sink: SinkName) -> Bounded | None:
+        """The sink's store, where it can't take every record."""
+        where = self.placement.get(sink)
+        store = self.followers.get(where) if where is not None and where != PRIMARY else self.primary
+        return store if where is not None and isinstance(store, Bounded) else None
 
     async def finish(self, plan: Plan) -> dict[str, list[str]]:
         """Assemble the outputs of every store. Sink name → paths."""

@@ -85,7 +85,7 @@ class Driver:
             await discard_stores(spec.sinks, spec.run_id)
         elif spec.budgets:
             LedgerClient(open_state(spec.state), spec.run_id).check()
-        self._stores: Stores = open_stores(spec.sinks, spec.run_id)
+        self._stores: Stores = open_stores(spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
         self._status.epoch = self._run_epoch

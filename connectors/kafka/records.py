@@ -36,8 +36,14 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         return DefaultRecordBatchBuilder.estimate_size_in_bytes(self.key, self.value, self.headers)
 
     @property
-    def fits(self) -> bool:
-        return self.size <= self.topic.max_message_bytes
+    def too_large(self) -> str | None:
+        """Why its topic does not take it."""
+        if self.size <= self.topic.max_message_bytes:
+            return None
+        return (
+            f"a record of {self.size:,} bytes is more than the topic {self.topic.name} takes (max.message.bytes="
+            f"{self.topic.max_message_bytes:,}). Raise it there, or keep fewer columns."
+        )
 
 
 def row(run_id: str, topic: TopicFacts, record: OutRecord, replies: Mapping[str, TopicFacts]) -> Row:

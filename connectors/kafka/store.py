@@ -184,19 +184,15 @@ class KafkaStore:
             if sink not in cluster.sinks:
                 raise Refused(f"{self._where}: sink {sink} does not live in this store. Put its records in the outbox.")
             rows += [self._row(cluster, sink, record) for record in lines]
-        if large := [one for one in rows if not one.fits]:
-            raise Refused(
-                f"{self._where}: a record of {large[0].size} bytes is more than the topic {large[0].topic.name} takes "
-                f"(max.message.bytes={large[0].topic.max_message_bytes}). Raise it there, or keep fewer columns."
-            )
+        if large := next((message for one in rows if (message := one.too_large)), None):
+            raise Refused(f"{self._where}: {large}")
         return rows
 
     def _row(self, cluster: Cluster, sink: str, record: OutRecord) -> Row:
         return row(self._settings.run_id, cluster.sinks[sink], record, cluster.replies if sink == "results" else {})
 
-    def fits(self, sink: SinkName, record: OutRecord) -> bool:
-        """Whether the record's topic takes it. Known once a lane was taken."""
-        return self._opened is None or self._row(self._opened.cluster, sink, record).fits
+    def refuses(self, sink: SinkName, record: OutRecord) -> str | None:
+        return self._row(self._opened.cluster, sink, record).too_large if self._opened is not None else None
 
     def _without_mirror(self, error: MirrorRefused) -> Temporary:
         """Progress does not hang on it: lag tools see nothing from here on."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.engine.catalog import Price
 from penstock.engine.flow.progress import Progress
-from penstock.engine.flow.settle import count_dead, count_result
+from penstock.engine.flow.settle import count_dead, count_result, too_large_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import ModelTally, Tally
@@ -34,6 +34,8 @@ class Ends:
         self._shelf = shelf
         self._tally = tally
         self._tier1 = tier1
+        self.unfit: Callable[[Result], str | None] = _fits
+        """Why the results' store can't take this one; None: it can. Asked once a result, before it counts as one."""
 
     def begin(self, slot: Slot) -> None:
         item = slot.item
@@ -41,6 +43,10 @@ class Ends:
         self.bytes += len(item.original)
 
     def result(self, result: Result, slot: Slot) -> None:
+        message = self.unfit(result)
+        if message is not None:
+            self.dead(too_large_of(result, message), slot)
+            return
         self.results.append(result)
         count_result(self._tally, result)
         if self._tier1 is not None:
@@ -106,9 +112,23 @@ class Ends:
         self._uncommitted_bytes -= size
         self.bytes -= size
 
+    def oldest_age(self, now: float) -> float:
+        """Seconds since the oldest unfinished item was read. Slots stand in reading order."""
+        first = next(iter(self.slots.values()), None)
+        return now - first.item.enqueued_at if first is not None else 0.0
+
+    def deadline_left(self, now: float) -> float | None:
+        """Seconds that the most pressing unfinished item has left; None: none has a deadline."""
+        deadlines = [d for slot in self.slots.values() if (d := slot.item.attributes.deadline) is not None]
+        return min(deadlines) - now if deadlines else None
+
     def check(self) -> None:
         slots = self.slots.values()
         assert self.uncommitted == len(self.results) + len(self.dead_letters) + self._committing[0], "miscounted"
         assert self.bytes == sum(len(s.item.original) for s in slots) + self._uncommitted_bytes, "bytes miscounted"
         assert all(slot.state != "finished" for slot in slots), "a finished item is listed"
         assert self._shelf.count == sum(slot.shelved for slot in slots), "the shelf is miscounted"
+
+
+def _fits(result: Result) -> None:
+    """Takes everything."""

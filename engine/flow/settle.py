@@ -157,6 +157,30 @@ def dead_letter_of(slot: Slot, reason: DeadLetterReason, message: str, policy_ve
     )
 
 
+def too_large_of(result: Result, message: str) -> DeadLetter:
+    """A result that its store can't take: it was paid for, and is not asked for again."""
+    item = result.item
+    return DeadLetter(
+        item_id=item.item_id,
+        source=item.source,
+        reason="result_too_large",
+        message=message,
+        original=item.original,
+        item=item,
+        route=result.route,
+        custom_id=item.custom_id,
+        generation=item.generation,
+        attempts=result.attempts,
+        cost_nano=result.cost_nano,
+        maybe_paid=result.maybe_paid,
+        finished_at=result.finished_at,
+        price_version=result.price_version,
+        policy_version=result.policy_version,
+        original_length=item.original_length,
+        original_hash=item.original_hash,
+    )
+
+
 def twin_of(item: Item, now: float) -> DeadLetter:
     """The same item of the same generation is being worked on (a replay that names one letter twice)."""
     return DeadLetter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import msgspec
@@ -11,7 +12,7 @@ from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
-from penstock.engine.items import DeadLetter, Position
+from penstock.engine.items import DeadLetter, Position, Result, Score
 from penstock.engine.plan import Epoch
 
 _LAST = 1 << 31
@@ -36,6 +37,11 @@ class LaneCommit:
         self._encoder = encoder
         self._now = now
         self._placement: dict[str, str] = {**stores.placement}
+        self._bounds = {sink: stores.bounded(sink) for sink in ("results", "quality", "dead_letters")}
+        self._encoded: dict[tuple[str, int], OutRecord] = {}
+        """Results that were looked at and wait for their commit."""
+        if self._bounds["results"] is not None:
+            machine.ends.unfit = self._unfit
         self._applied: dict[str, int] = {}
         """Follower → the last batch it has."""
 
@@ -78,28 +84,57 @@ class LaneCommit:
         costs: list[OutRecord] = []
         for line, item in batch.costs:
             ordinal, position = (item.source.ordinal, item.source.position) if item else (_LAST, line.attempt)
-            costs.append(OutRecord(ordinal, position, self._encoder.cost(line), line.attempt))
+            name = line.item_id or ""
+            costs.append(OutRecord(ordinal, position, self._encoder.cost(line), line.attempt, item_id=name))
         records = {"results": results, "costs": costs, "quality": quality, "dead_letters": dead}
         return {sink: lines for sink, lines in records.items() if lines}
 
     def _results(self, batch: CommitBatch) -> tuple[list[OutRecord], list[OutRecord]]:
-        encoder = self._encoder
         results: list[OutRecord] = []
         quality: list[OutRecord] = []
         for result in batch.results:
-            item, place = result.item, result.item.source
-            value = encoder.result(result)
-            results.append(OutRecord(place.ordinal, place.position, value, key=item.key, headers=item.headers))
+            item = result.item
+            results.append(self._encoded.pop((item.item_id, item.generation), None) or self._result(result))
             if result.scores:
                 redact = self._machine.redacts(result.route.wall)
                 for sub, score in enumerate(result.scores if redact is not None else ()):
-                    quality.append(_record(place, encoder.quality(result, score, redact=bool(redact)), sub))
+                    quality.append(self._quality(result, score, sub, redact=bool(redact)))
         return results, quality
 
+    def _result(self, result: Result) -> OutRecord:
+        item, place, value = result.item, result.item.source, self._encoder.result(result)
+        return OutRecord(place.ordinal, place.position, value, key=item.key, headers=item.headers, item_id=item.item_id)
+
+    def _unfit(self, result: Result) -> str | None:
+        """Why the results' store can't take it: asked before it counts as a result."""
+        record, store = self._result(result), self._bounds["results"]
+        message = store.refuses("results", record) if store is not None else None
+        if message is None:
+            self._encoded[result.item.item_id, result.item.generation] = record
+        return message
+
+    def _quality(self, result: Result, score: Score, sub: int, *, redact: bool) -> OutRecord:
+        """Where what was said is too large for the sink, the score goes alone."""
+        item, store = result.item, self._bounds["quality"]
+        record = _record(item.source, self._encoder.quality(result, score, redact=redact), sub, item.item_id)
+        if redact or store is None or store.refuses("quality", record) is None:
+            return record
+        return _record(item.source, self._encoder.quality(result, score, redact=True), sub, item.item_id)
+
     def _dead(self, letter: DeadLetter) -> OutRecord:
-        place, source = letter.source, letter.item or letter
-        value = self._encoder.dead_letter(letter)
-        return OutRecord(place.ordinal, place.position, value, key=source.key, headers=source.headers)
+        """Where the original is too large for the sink, less and less of its head goes."""
+        record, store = self._letter(letter), self._bounds["dead_letters"]
+        original = letter.original
+        while store is not None and original and store.refuses("dead_letters", record) is not None:
+            original = original[: len(original) // 2]
+            record = self._letter(shortened(letter, len(original)))
+        return record
+
+    def _letter(self, letter: DeadLetter) -> OutRecord:
+        place, source, value = letter.source, letter.item or letter, self._encoder.dead_letter(letter)
+        return OutRecord(
+            place.ordinal, place.position, value, key=source.key, headers=source.headers, item_id=letter.item_id
+        )
 
     def _place(self, records: Batches) -> tuple[Batches, dict[str, Batches]]:
         """Records of the primary's own sinks, and those of each follower."""
@@ -118,5 +153,17 @@ def _nobody(batch: CommitBatch) -> None:
     """Listens."""
 
 
-def _record(place: Position, value: bytes, sub: int = 0) -> OutRecord:
-    return OutRecord(place.ordinal, place.position, value, sub)
+def _record(place: Position, value: bytes, sub: int, item_id: str) -> OutRecord:
+    return OutRecord(place.ordinal, place.position, value, sub, item_id=item_id)
+
+
+def shortened(letter: DeadLetter, length: int) -> DeadLetter:
+    """The letter with the head of its original only; length and hash tell of the whole."""
+    whole = letter.original_length or (letter.item.original_length if letter.item else 0)
+    digest = letter.original_hash or (letter.item.original_hash if letter.item else "")
+    return msgspec.structs.replace(
+        letter,
+        original=letter.original[:length],
+        original_length=whole or len(letter.original),
+        original_hash=digest or hashlib.blake2b(letter.original, digest_size=16).hexdigest(),
+    )
