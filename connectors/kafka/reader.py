@@ -22,6 +22,7 @@ from aiokafka import errors as kafka
 from penstock.connectors.base import Batch, Raw
 from penstock.connectors.kafka.client import translated
 from penstock.connectors.kafka.partition import Make, Partition
+from penstock.connectors.kafka.schemas import Schemas
 from penstock.connectors.kafka.session import Session, Sight
 from penstock.connectors.kafka.verdict import judge
 from penstock.connectors.settings import Connection
@@ -46,10 +47,12 @@ class KafkaReader:
         connection: Connection,
         starts: Sequence[tuple[Split, int]],
         make: Make,
+        schemas: Schemas | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._now = now
+        self._schemas = schemas
         self._turn = deque(Partition(split, max(split.start, at), make) for split, at in starts)
         self._session: Session | None = None
         self._work: asyncio.Task[Session | Sight] | None = None
@@ -61,8 +64,8 @@ class KafkaReader:
 
     async def read(self, max_records: int, max_bytes: int) -> Batch:
         self._settle(self._now())
-        if isinstance(self._trouble, Permanent):
-            raise self._trouble
+        if isinstance(trouble := self._told(), Permanent):
+            raise trouble
         records: list[Raw] = []
         ended: list[str] = []
         size = idle = 0
@@ -94,6 +97,8 @@ class KafkaReader:
             if isinstance(left, Session):
                 left.close()
         self._disconnect()
+        if self._schemas is not None:
+            await self._schemas.close()
 
     # -- handing out
 
@@ -115,9 +120,12 @@ class KafkaReader:
     def _batch(self, records: list[Raw], ended: list[str]) -> Batch:
         if records or ended or not self._turn:
             return Batch(records, tuple(ended), done=not self._turn)
-        if self._trouble is not None:
-            raise self._trouble
+        if (trouble := self._told()) is not None:
+            raise trouble
         return Batch([], again_after_s=AGAIN_S)
+
+    def _told(self) -> PenstockError | None:
+        return self._trouble or (self._schemas.trouble if self._schemas is not None else None)
 
     def _leave(self, partition: Partition) -> None:
         """The client must not go on to fetch a partition that is over, nor hold what it fetched beyond the end."""

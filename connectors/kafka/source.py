@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from penstock.connectors.kafka import topic_ids
 from penstock.connectors.kafka.client import describe, new_consumer, opened, within
-from penstock.connectors.kafka.partition import Make, Name, text_record
+from penstock.connectors.kafka.partition import Name, text_record
 from penstock.connectors.kafka.reader import KafkaReader
 from penstock.connectors.kafka.starts import read_start, starts
 from penstock.connectors.kafka.topic_ids import Topic
@@ -60,10 +60,14 @@ class KafkaTopics:
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> KafkaReader:
         """Connects with the first read."""
-        return KafkaReader(self._connection, starts, self._make())
+        match self._settings.format:
+            case "avro" | "json-schema" | "protobuf" as format:
+                from penstock.connectors.kafka.registry_formats import RegistryRecords
 
-    def _make(self) -> Make:
-        return text_record
+                make = RegistryRecords(format, self._connection)
+                return KafkaReader(self._connection, starts, make, make.schemas)
+            case None | "openai-batch" | "jsonl":
+                return KafkaReader(self._connection, starts, text_record)
 
     @contextlib.asynccontextmanager
     async def _looking(self) -> AsyncGenerator[AIOKafkaConsumer]:

@@ -277,7 +277,7 @@ def _refuse_body(body: object) -> NoReturn:
 
 def _original(raw: Raw) -> tuple[bytes, int, str]:
     """What a dead letter keeps of a record: all of it up to 1 MB, else head, full length and hash."""
-    data = raw.data if raw.row_json is None else raw.row_json
+    data = raw.data or raw.row_json or b""
     if raw.length > len(data):
         return data[:HEAD_BYTES], raw.length, raw.digest
     if len(data) > HEAD_BYTES:

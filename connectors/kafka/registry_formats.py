@@ -1,0 +1,209 @@
+"""Avro, JSON Schema and Protobuf records with a schema registry → rows.
+
+In front of the payload stand a zero byte and the schema's id in four bytes, for Protobuf also which message of the
+file it is: https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.connectors.base import Raw
+from penstock.connectors.formats.lines import MAX_RECORD_BYTES
+from penstock.connectors.kafka.partition import Record, raw, too_large
+from penstock.connectors.kafka.schemas import Codec, Compile, Schema, Schemas
+from penstock.connectors.reading.json_guard import decode, members
+from penstock.connectors.settings import Connection
+from penstock.engine.errors import BadRecord, SpecError
+from penstock.engine.plan import Split
+
+RegistryFormat = Literal["avro", "json-schema", "protobuf"]
+
+_TYPES: dict[RegistryFormat, str] = {"avro": "AVRO", "json-schema": "JSON", "protobuf": "PROTOBUF"}
+_WELL_KNOWN = (
+    "any", "source_context", "type", "api", "descriptor", "duration", "empty", "field_mask", "struct", "timestamp",
+    "wrappers",
+)  # fmt: skip
+"""Each behind what it imports."""
+_MESSAGE = "message.proto"
+
+
+class RegistryRecords:
+    """Makes `Raw` rows of records; `Make`. Raises `SpecError` where the packages or the registry's name are missing."""
+
+    def __init__(self, format: RegistryFormat, connection: Connection) -> None:
+        self._format: RegistryFormat = format
+        self.schemas = Schemas(connection, self._compile, serialized=format == "protobuf")
+        self._codec: Compile = _codec(format)
+
+    def __call__(self, split: Split, record: Record) -> Raw | None:
+        value = record.value
+        if value is None:
+            why = "the record has no value (a tombstone): there is nothing to work on"
+            return raw(split, record, b"", error=("malformed", why))
+        if len(value) > MAX_RECORD_BYTES:
+            return too_large(split, record, value)
+        if len(value) < 5 or value[0] != 0:
+            why = f"the record does not begin with a schema's id, as {self._format} with a registry does"
+            return raw(split, record, value, error=("malformed", why))
+        found = self.schemas.get(int.from_bytes(value[1:5]))
+        if found is None:
+            return None
+        if isinstance(found, BadRecord):
+            return raw(split, record, value, error=(found.reason, str(found)))
+        try:
+            return raw(split, record, value, row_json=found(value[5:]))
+        except BadRecord as error:
+            return raw(split, record, value, error=(error.reason, str(error)))
+        except Exception as error:  # noqa: BLE001 - a payload from strangers that a decoder chokes on is data
+            why = f"not {self._format} of schema {int.from_bytes(value[1:5])}: {type(error).__name__}: {error}"
+            return raw(split, record, value, error=("malformed", why[:500]))
+
+    def _compile(self, schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
+        if schema.schemaType != _TYPES[self._format]:
+            raise BadRecord(
+                "malformed", f"the schema {schema_id} is {schema.schemaType}, but source.format is {self._format}"
+            )
+        return self._codec(schema_id, schema, named)
+
+
+def _codec(format: RegistryFormat) -> Compile:
+    """Raises `SpecError` where a package is missing: told when the source is opened, not with the first record."""
+    match format:
+        case "avro":
+            _need("fastavro", format)
+            return _avro
+        case "protobuf":
+            _need("google.protobuf", format)
+            return _protobuf
+        case "json-schema":
+            return _json_schema
+
+
+def _need(package: str, format: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise SpecError(f"format: {format} needs more packages: pip install 'penstock[kafka-schemas]'") from error
+
+
+def _avro(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
+    import fastavro
+
+    types: dict[str, Any] = {}
+    for other in named.values():
+        fastavro.parse_schema(msgspec.json.decode(other.schema), named_schemas=types)
+    parsed = fastavro.parse_schema(msgspec.json.decode(schema.schema), named_schemas=types)
+
+    def read(payload: bytes) -> bytes:
+        stream = io.BytesIO(payload)
+        row = fastavro.schemaless_reader(stream, parsed, None)
+        if stream.tell() != len(payload):
+            raise BadRecord("malformed", f"{len(payload) - stream.tell()} bytes are left behind the Avro record")
+        return _row(row)
+
+    return read
+
+
+def _json_schema(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
+    from jsonschema.validators import validator_for
+    from referencing import Registry, Resource
+    from referencing.jsonschema import DRAFT7
+
+    told = msgspec.json.decode(schema.schema)
+    others = [
+        (name, Resource.from_contents(msgspec.json.decode(other.schema), default_specification=DRAFT7))
+        for name, other in named.items()
+    ]
+    # A registry of our own also keeps the validator from fetching what a schema points to.
+    validator = validator_for(told)(told, registry=Registry().with_resources(others))
+
+    def read(payload: bytes) -> bytes:
+        row: Any = decode(payload)
+        if type(row) is dict:
+            members(payload)
+        error = next(validator.iter_errors(row), None)
+        if error is not None:
+            raise BadRecord(
+                "malformed", f"not valid against schema {schema_id}: {error.json_path}: {error.message}"[:500]
+            )
+        return _row(row)
+
+    return read
+
+
+def _protobuf(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
+    from google.protobuf import descriptor_pool, json_format, message_factory
+
+    pool = descriptor_pool.DescriptorPool()
+    for name in _WELL_KNOWN:
+        module = importlib.import_module(f"google.protobuf.{name}_pb2")
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    for name, other in named.items():
+        pool.AddSerializedFile(_file(other, name))
+    pool.AddSerializedFile(_file(schema, _MESSAGE))
+    file = pool.FindFileByName(_MESSAGE)
+
+    def read(payload: bytes) -> bytes:
+        path, payload = _indexes(payload)
+        found = list(file.message_types_by_name.values())[path[0]]
+        for number in path[1:]:
+            found = found.nested_types[number]
+        message = message_factory.GetMessageClass(found)()
+        message.ParseFromString(payload)
+        text = json_format.MessageToJson(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None,
+            ensure_ascii=False, descriptor_pool=pool,
+        )  # fmt: skip
+        return text.encode()
+
+    return read
+
+
+def _file(schema: Schema, name: str) -> bytes:
+    """The descriptor under the name by which others import it: a registry may call it anything."""
+    from google.protobuf import descriptor_pb2
+
+    file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(schema.schema))
+    file.name = name
+    return file.SerializeToString()
+
+
+def _indexes(payload: bytes) -> tuple[list[int], bytes]:
+    """The way to the message: how many steps, then each; a lone zero is the first message. Zigzag varints."""
+    count, at = _varint(payload, 0)
+    if count == 0:
+        return [0], payload[at:]
+    path: list[int] = []
+    for _ in range(count):
+        number, at = _varint(payload, at)
+        path.append(number)
+    if min(path) < 0:
+        raise BadRecord("malformed", f"the record names the message {path}, which can't be")
+    return path, payload[at:]
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), at
+        if shift > 28:
+            raise BadRecord("malformed", "the way to the Protobuf message can't be read")
+
+
+def _row(row: object) -> bytes:
+    """Dates become ISO 8601, decimals and UUIDs text, bytes base64."""
+    if not isinstance(row, dict):
+        raise BadRecord("malformed", f"the record is {type(row).__name__}, not a row with columns")
+    text = msgspec.json.encode(row)
+    decode(text)  # nested too deep for what follows
+    return text

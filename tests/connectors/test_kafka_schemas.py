@@ -1,0 +1,313 @@
+"""Avro, JSON Schema and Protobuf records, with a registry that speaks Confluent's REST API over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import decimal
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import fastavro
+import pytest
+from aiohttp import web
+from aiokafka import AIOKafkaProducer
+from aiokafka.structs import ConsumerRecord
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from penstock.connectors.base import Raw
+from penstock.connectors.kafka.registry_formats import RegistryFormat, RegistryRecords
+from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.reading.intake import Intake
+from penstock.connectors.settings import Connection, KafkaSource, Row
+from penstock.engine.errors import Refused, SpecError, Temporary
+from penstock.engine.items import DeadLetter, Item
+from penstock.engine.plan import Split
+from penstock.engine.policy import Policy, Prompt, Task
+from penstock.jobs.dev.kafka import KafkaServer
+
+SPLIT = Split("t@x/0#0-", "t@x/0", 0, 0, "kafka://h/t/0", 0, None)
+
+
+class Registry:
+    """Subjects and schemas by id, as `GET /schemas/ids/{id}` and `GET /subjects/{subject}/versions/{version}`."""
+
+    def __init__(self) -> None:
+        self.schemas: dict[int, dict[str, Any]] = {}
+        self.subjects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.asked: list[str] = []
+        self.status: int | None = None
+        self.url = ""
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/schemas/ids/{id}", self.by_id)
+        app.router.add_get("/subjects/{subject}/versions/{version}", self.by_subject)
+        return app
+
+    async def by_id(self, request: web.Request) -> web.Response:
+        return self.answer(request, self.schemas.get(int(request.match_info["id"])), 40403)
+
+    async def by_subject(self, request: web.Request) -> web.Response:
+        found = self.subjects.get((request.match_info["subject"], request.match_info["version"]))
+        return self.answer(request, found, 40401)
+
+    def answer(self, request: web.Request, found: dict[str, Any] | None, code: int) -> web.Response:
+        self.asked.append(request.path_qs)
+        if self.status is not None:
+            return web.Response(status=self.status)
+        if request.headers.get("Authorization") != "Basic " + base64.b64encode(b"me:secret").decode():
+            return web.json_response({"error_code": 401, "message": "Unauthorized"}, status=401)
+        if found is None:
+            return web.json_response({"error_code": code, "message": "not found"}, status=404)
+        return web.json_response(found)
+
+
+@pytest.fixture
+async def registry(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Registry]:
+    monkeypatch.setenv("REGISTRY_AUTH", "me:secret")
+    found = Registry()
+    runner = web.AppRunner(found.application())
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    await runner.cleanup()
+
+
+def connection(registry: Registry, bootstrap: str = "nowhere:1") -> Connection:
+    return Connection(bootstrap, schema_registry=registry.url, schema_registry_auth="env:REGISTRY_AUTH")
+
+
+def framed(schema_id: int, payload: bytes) -> bytes:
+    return b"\0" + schema_id.to_bytes(4) + payload
+
+
+def record(value: bytes | None) -> ConsumerRecord[bytes, bytes]:
+    return ConsumerRecord("t", 0, 5, 1_700_000_000_000, 0, b"k", value, None, 1, len(value or b""), [])
+
+
+async def made(make: RegistryRecords, value: bytes | None) -> Raw:
+    async with asyncio.timeout(10):
+        while (found := make(SPLIT, record(value))) is None:
+            if make.schemas.trouble is not None:
+                raise make.schemas.trouble
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def row(registry: Registry, format: RegistryFormat, value: bytes) -> Any:
+    make = RegistryRecords(format, connection(registry))
+    found = await made(make, value)
+    await make.schemas.close()
+    assert found.error is None, found.error
+    assert found.data == value
+    return json.loads(found.row_json or b"")
+
+
+async def error(registry: Registry, format: RegistryFormat, value: bytes | None) -> str:
+    make = RegistryRecords(format, connection(registry))
+    found = await made(make, value)
+    await make.schemas.close()
+    assert found.error is not None
+    assert found.error[0] == "malformed"
+    assert (found.data, found.key) == (value or b"", b"k")
+    return found.error[1]
+
+
+MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}
+DAY = {"type": "int", "logicalType": "date"}
+ORDER = {
+    "type": "record", "name": "Order",
+    "fields": [{"name": "text", "type": "string"}, {"name": "usd", "type": MONEY}, {"name": "day", "type": DAY}],
+}  # fmt: skip
+
+
+def avro(schema: Any, value: object) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema, value)
+    return out.getvalue()
+
+
+ORDER_VALUE = {"text": "hi é", "usd": decimal.Decimal("1.50"), "day": datetime.date(2026, 11, 24)}
+
+
+async def test_an_avro_record_is_a_row(registry: Registry) -> None:
+    """Dates come as ISO 8601, decimals as text."""
+    registry.schemas[7] = {"schema": json.dumps(ORDER)}
+    found = await row(registry, "avro", framed(7, avro(ORDER, ORDER_VALUE)))
+    assert found == {"text": "hi é", "usd": "1.50", "day": "2026-11-24"}
+
+
+async def test_an_avro_schema_may_refer_to_others(registry: Registry) -> None:
+    inner = {"type": "record", "name": "shop.Inner", "fields": [{"name": "n", "type": "long"}]}
+    outer = {"type": "record", "name": "shop.Outer", "fields": [{"name": "inner", "type": "shop.Inner"}]}
+    references = [{"name": "shop.Inner", "subject": "inner/v", "version": 3}]
+    registry.schemas[8] = {"schema": json.dumps(outer), "references": references}
+    registry.subjects["inner/v", "3"] = {"schema": json.dumps(inner), "subject": "inner/v", "version": 3}
+    whole = {**outer, "fields": [{"name": "inner", "type": inner}]}
+    assert await row(registry, "avro", framed(8, avro(whole, {"inner": {"n": 4}}))) == {"inner": {"n": 4}}
+
+
+async def test_a_json_schema_record_is_checked_against_its_schema(registry: Registry) -> None:
+    schema = {"type": "object", "required": ["text"], "properties": {"n": {"type": "integer"}}}
+    registry.schemas[9] = {"schema": json.dumps(schema), "schemaType": "JSON"}
+    assert await row(registry, "json-schema", framed(9, b'{"text": "hi"}')) == {"text": "hi"}
+    assert "'text' is a required property" in await error(registry, "json-schema", framed(9, b"{}"))
+    assert "'x' is not of type 'integer'" in await error(registry, "json-schema", framed(9, b'{"text": "", "n": "x"}'))
+    assert "nested deeper" in await error(registry, "json-schema", framed(9, b"[" * 300 + b"]" * 300))
+
+
+async def test_a_schema_never_makes_the_reader_fetch_what_it_points_to(registry: Registry) -> None:
+    registry.schemas[9] = {"schema": json.dumps({"$ref": registry.url + "/elsewhere"}), "schemaType": "JSON"}
+    assert "not json-schema of schema 9" in await error(registry, "json-schema", framed(9, b"{}"))
+    assert registry.asked == ["/schemas/ids/9"]
+
+
+def proto() -> tuple[descriptor_pb2.FileDescriptorProto, descriptor_pb2.FileDescriptorProto]:
+    """`order.proto` with `Other` and `Order{text, count, at, money.Money usd, Inner{n}}`, and `money.proto`."""
+    field = descriptor_pb2.FieldDescriptorProto
+    money = descriptor_pb2.FileDescriptorProto(name="default", package="money", syntax="proto3")
+    money.message_type.add(name="Money").field.add(name="cents", number=1, type=field.TYPE_INT64, label=1)
+    order = descriptor_pb2.FileDescriptorProto(
+        name="default", syntax="proto3", dependency=["money.proto", "google/protobuf/timestamp.proto"]
+    )
+    order.message_type.add(name="Other")
+    message = order.message_type.add(name="Order")
+    message.field.add(name="some_text", number=1, type=field.TYPE_STRING, label=1)
+    message.field.add(name="count", number=2, type=field.TYPE_INT32, label=1)
+    message.field.add(name="at", number=3, type=field.TYPE_MESSAGE, type_name=".google.protobuf.Timestamp", label=1)
+    message.field.add(name="usd", number=4, type=field.TYPE_MESSAGE, type_name=".money.Money", label=1)
+    message.nested_type.add(name="Inner").field.add(name="n", number=1, type=field.TYPE_INT32, label=1)
+    return order, money
+
+
+def message(name: str, **fields: Any) -> bytes:
+    from google.protobuf import timestamp_pb2
+
+    order, money = proto()
+    order.name, money.name = "order.proto", "money.proto"
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(timestamp_pb2.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(money.SerializeToString())
+    pool.AddSerializedFile(order.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))(**fields).SerializeToString()
+
+
+def register_proto(registry: Registry) -> None:
+    order, money = (base64.b64encode(one.SerializeToString()).decode() for one in proto())
+    references = [{"name": "money.proto", "subject": "money", "version": 1}]
+    registry.schemas[11] = {"schema": order, "schemaType": "PROTOBUF", "references": references}
+    registry.subjects["money", "1"] = {"schema": money, "schemaType": "PROTOBUF", "subject": "money"}
+
+
+async def test_a_protobuf_record_is_a_row_with_the_names_of_its_fields(registry: Registry) -> None:
+    """Fields at zero are there, so that a template may speak of them."""
+    register_proto(registry)
+    found = await row(
+        registry, "protobuf", framed(11, b"\x02\x02" + message("Order", some_text="hi", usd={"cents": 5}))
+    )
+    assert found == {"some_text": "hi", "count": 0, "usd": {"cents": "5"}}
+    assert registry.asked[0] == "/schemas/ids/11?format=serialized"
+    assert await row(registry, "protobuf", framed(11, b"\x04\x02\x00" + message("Order.Inner", n=3))) == {"n": 3}
+    assert await row(registry, "protobuf", framed(11, b"\x00")) == {}
+
+
+async def test_what_cannot_be_decoded_is_a_dead_letter(registry: Registry) -> None:
+    registry.schemas[7] = {"schema": json.dumps(ORDER)}
+    registry.schemas[8] = {"schema": '"string"'}
+    registry.schemas[9] = {"schema": "{"}
+    register_proto(registry)
+    order = avro(ORDER, ORDER_VALUE)
+    assert "tombstone" in await error(registry, "avro", None)
+    assert "does not begin with a schema's id" in await error(registry, "avro", b'{"text": "hi"}')
+    assert "does not begin with a schema's id" in await error(registry, "avro", b"\0\0\0")
+    assert "knows no schema 99" in await error(registry, "avro", framed(99, order))
+    assert "not avro of schema 7" in await error(registry, "avro", framed(7, order[:4]))
+    assert "left behind" in await error(registry, "avro", framed(7, order + b"x"))
+    assert "not a row with columns" in await error(registry, "avro", framed(8, avro("string", "hi")))
+    assert "schema 9 can't be used" in await error(registry, "avro", framed(9, order))
+    assert "is PROTOBUF, but source.format is avro" in await error(registry, "avro", framed(11, order))
+    assert "not protobuf of schema 11" in await error(registry, "protobuf", framed(11, b"\x02\x02\xff\xff"))
+    assert "not protobuf of schema 11" in await error(registry, "protobuf", framed(11, b"\x02\x22"))
+    assert "which can't be" in await error(registry, "protobuf", framed(11, b"\x02\x01"))
+
+
+async def test_a_schema_is_asked_for_once(registry: Registry) -> None:
+    registry.schemas[7] = {"schema": json.dumps(ORDER)}
+    make = RegistryRecords("avro", connection(registry))
+    for _ in range(5):
+        await made(make, framed(7, avro(ORDER, ORDER_VALUE)))
+        await made(make, framed(99, b""))
+    await make.schemas.close()
+    assert registry.asked == ["/schemas/ids/7", "/schemas/ids/99"]
+
+
+async def test_a_registry_that_is_away_is_waited_for(registry: Registry) -> None:
+    """Nothing dies of it; when it is back, the record is read. A wrong address is no unknown schema either."""
+    registry.schemas[7] = {"schema": json.dumps(ORDER)}
+    value = framed(7, avro(ORDER, ORDER_VALUE))
+    make = RegistryRecords("avro", connection(registry))
+    for status in (500, 404):
+        registry.status = status
+        with pytest.raises(Temporary, match=str(status)):
+            await made(make, value)
+        make.schemas.trouble, make.schemas._not_before = None, 0.0  # pyright: ignore[reportPrivateUsage]
+    registry.status = None
+    assert (await made(make, value)).error is None
+    await make.schemas.close()
+
+
+async def test_a_registry_that_cannot_be_reached_is_told(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = RegistryRecords("avro", Connection("nowhere:1", schema_registry="http://127.0.0.1:9"))
+    with pytest.raises(Temporary, match="can't be reached"):
+        await made(make, framed(7, b""))
+    await make.schemas.close()
+    monkeypatch.setenv("REGISTRY_AUTH", "me:wrong")
+    make = RegistryRecords("avro", connection(registry))
+    with pytest.raises(Refused, match="schema_registry_auth"):
+        await made(make, framed(7, b""))
+    await make.schemas.close()
+    with pytest.raises(SpecError, match="schema registry"):
+        RegistryRecords("avro", Connection("nowhere:1"))
+
+
+@pytest.mark.kafka
+async def test_avro_records_of_a_topic_become_items(
+    registry: Registry, kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """A bad one among them becomes a dead letter that holds its bytes as they were."""
+    registry.schemas[7] = {"schema": json.dumps(ORDER)}
+    topic = await new_topic("avro")
+    good, bad = framed(7, avro(ORDER, ORDER_VALUE)), framed(99, b"\xff")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_server.bootstrap)
+    await producer.start()
+    for value in (good, bad, good):
+        await producer.send_and_wait(topic, value)
+    await producer.stop()
+    settings = KafkaSource(
+        (topic,), connection=connection(registry, kafka_server.bootstrap), until="end", format="avro"
+    )
+    policy = Policy(tasks={"main": Task(name="main", prompt=Prompt(user="say {{ text }}"))}, default_task="main")
+    intake = Intake("run", "rows", Row(), policy, ["m"])
+    source = KafkaTopics(settings)
+    reader = await source.open([(split, split.start) for split in await source.splits(1)])
+    made: list[Item | DeadLetter] = []
+    async with asyncio.timeout(30):
+        while True:
+            batch = await reader.read(100, 1 << 20)
+            made += [intake.item(raw, 5.0) for raw in batch.records]
+            if batch.done:
+                break
+            await asyncio.sleep(batch.again_after_s or 0)
+    await reader.close()
+    one, letter, two = made
+    assert isinstance(one, Item)
+    assert isinstance(two, Item)
+    assert "say hi é" in one.request.body_json.decode()
+    assert isinstance(letter, DeadLetter)
+    assert (letter.reason, letter.original) == ("malformed", bad)
