@@ -88,7 +88,11 @@ async def hold_run(home: Path, holder: Holder, take_over: bool, wait_s: float = 
 
 def describe(home: Path, epoch: int) -> str:
     """Who holds the run, in words."""
-    who = read_holder(marker(home, epoch))
+    return who_holds(read_holder(marker(home, epoch)), str(home))
+
+
+def who_holds(who: Holder | None, home: str) -> str:
+    """The same of a holder that is known already."""
     if who is None:
         return f"{home}: another command holds this run. Wait for it, or use --take-over."
     import datetime

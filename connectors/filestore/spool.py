@@ -45,6 +45,17 @@ def pack_batch(records: Sequence[OutRecord]) -> bytes:
     return b"".join((_HEAD.pack(_MAGIC, len(records), len(values)), *rows, values))
 
 
+def unpack_batch(data: bytes, name: str) -> Iterator[OutRecord]:
+    """The records of one batch, without their keys and headers. `name`: where it stands. Raises `Corrupt`."""
+    magic, count, size = _HEAD.unpack(data[: _HEAD.size].ljust(_HEAD.size, b"\0"))
+    at = _HEAD.size + count * _ROW.size
+    if magic != _MAGIC or at + size != len(data):
+        raise Corrupt(f"{name} is damaged. Restore it from a backup, or start with --fresh.")
+    for ordinal, position, sub, length in _ROW.iter_unpack(data[_HEAD.size : at]):
+        yield OutRecord(ordinal, position, data[at : at + length - 1], sub)
+        at += length
+
+
 def iter_index(spool: Spool) -> Iterator[tuple[Index, int]]:
     """Each batch's index rows and the file offset of its first value. Raises `Corrupt` where the chain breaks."""
     import numpy as np

@@ -1,0 +1,191 @@
+"""What the store holds besides its lanes: whose it is, the plan, and the right to be the run's one command.
+
+<base>run.json               the run, and its present life: `--fresh` swaps it for a new one
+<base><life>/hold            who holds the run; swapped
+<base><life>/plan/<version>  each version of the plan, made once
+<base><life>/alive/<id>      signs of life (`beacon`)
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TypeVar
+
+import msgspec
+
+from penstock.connectors.base import Holder
+from penstock.connectors.filestore.run import who_holds
+from penstock.connectors.s3 import fence
+from penstock.connectors.s3.client import S3, Got, Stored
+from penstock.connectors.s3.fence import Lost
+from penstock.connectors.s3.store.beacon import is_alive
+from penstock.connectors.s3.store.home import Home
+from penstock.engine.errors import Corrupt, Fenced, Held, Refused
+from penstock.engine.plan import Plan
+
+T = TypeVar("T")
+
+HOLD = "hold"
+PLANS = "plan/"
+
+
+class Base(msgspec.Struct, frozen=True):
+    """Where a store's working prefix is. root: with its last slash."""
+
+    s3: S3
+    bucket: str
+    root: str
+    stored: Stored
+
+    @property
+    def key(self) -> str:
+        return f"{self.root}run.json"
+
+    def home(self, life: str) -> Home:
+        return Home(self.s3, self.bucket, f"{self.root}{life}/", self.stored)
+
+
+class RunMark(msgspec.Struct, frozen=True):
+    """life: names the folder that counts. An owner of an earlier one can't reach what came after."""
+
+    run_id: str
+    life: str
+    format: int = 1
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """beat: the holder's beacon; "" once it has let go."""
+
+    token: str
+    epoch: int
+    beat: str
+    holder: Holder
+
+
+class _StoredPlan(msgspec.Struct, frozen=True):
+    token: str
+    plan: Plan
+
+
+# whose it is
+
+
+def read_mark(base: Base) -> tuple[RunMark, str] | None:
+    """The mark and its ETag. Raises `Corrupt`. Blocking, as all of this part."""
+    found = fence.read(base.s3, base.bucket, base.key)
+    if found is None:
+        return None
+    try:
+        return msgspec.json.decode(found.data, type=RunMark), found.etag
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"s3://{base.bucket}/{base.key} cannot be read ({error}). Delete what lies below it.") from error
+
+
+def claim(base: Base, run_id: str) -> Home:
+    """Make the prefix this run's, or see that it is already. Raises `Refused` where another run's records are there."""
+    found = read_mark(base)
+    if found is None:
+        try:
+            mark = _new_mark(run_id)
+            fence.swap(base.s3, base.bucket, base.key, msgspec.json.encode(mark), None, base.stored)
+            return base.home(mark.life)
+        except Lost:
+            return claim(base, run_id)
+    if found[0].run_id != run_id:
+        raise Refused(
+            f"s3://{base.bucket}/{base.root} holds the output of another run ({found[0].run_id}); this one is "
+            f"{run_id}. Give the sinks another prefix, or start with --fresh to throw the old output away."
+        )
+    return base.home(found[0].life)
+
+
+def begin_anew(base: Base, run_id: str) -> str | None:
+    """Give the prefix a new, empty life; returns the old one (None: there was none)."""
+    found = read_mark(base)
+    if found is None:
+        return None
+    try:
+        fence.swap(base.s3, base.bucket, base.key, msgspec.json.encode(_new_mark(run_id)), found[1], base.stored)
+    except Lost as error:
+        raise Held(f"s3://{base.bucket}/{base.root}: another command started this run meanwhile.") from error
+    return found[0].life
+
+
+def _new_mark(run_id: str) -> RunMark:
+    return RunMark(run_id, secrets.token_hex(4))
+
+
+# who holds it
+
+
+async def read_hold(home: Home) -> tuple[Hold, str] | None:
+    found = await home.read(HOLD)
+    return (_decoded(home, found, Hold, HOLD), found.etag) if found is not None else None
+
+
+async def take_hold(home: Home, holder: Holder, beat: str, beat_s: float, *, take_over: bool) -> Hold:
+    """Become the run's one command. Raises `Held`."""
+    while True:
+        found = await read_hold(home)
+        if found is not None and not take_over:
+            await refuse_live(home, found[0], beat_s)
+        new = Hold(secrets.token_hex(8), found[0].epoch + 1 if found else 1, beat, holder)
+        try:
+            await home.swap(HOLD, msgspec.json.encode(new), found[1] if found else None)
+        except Lost:
+            continue
+        return new
+
+
+async def refuse_live(home: Home, hold: Hold, beat_s: float) -> None:
+    """Raises `Held` where the holder shows that it lives."""
+    if await is_alive(home, hold.beat, beat_s):
+        raise Held(who_holds(hold.holder, str(home)))
+
+
+async def leave_hold(home: Home, ours: Hold) -> None:
+    """Say that the run is free, unless another command has it."""
+    found = await read_hold(home)
+    if found is not None and found[0].epoch == ours.epoch:
+        left = msgspec.structs.replace(ours, token=secrets.token_hex(8), beat="")
+        try:
+            await home.swap(HOLD, msgspec.json.encode(left), found[1])
+        except Lost:
+            return
+
+
+# the plan
+
+
+async def plan_version(home: Home) -> int:
+    names = await home.names(PLANS)
+    return max((int(name.removeprefix(PLANS)) for name in names), default=0)
+
+
+async def read_plan(home: Home) -> Plan | None:
+    version = await plan_version(home)
+    found = await home.read(f"{PLANS}{version:06d}") if version else None
+    return _decoded(home, found, _StoredPlan, PLANS).plan if found is not None else None
+
+
+async def write_plan(home: Home, plan: Plan) -> None:
+    """Raises `Fenced` where `plan.version` is not the stored one + 1."""
+    stored = await plan_version(home)
+    data = msgspec.json.encode(_StoredPlan(secrets.token_hex(8), plan))
+    try:
+        if plan.version == stored + 1:
+            await home.create(f"{PLANS}{plan.version:06d}", data)
+            return
+    except Lost:
+        stored = plan.version
+    raise Fenced(
+        f"{home}: the plan is at version {stored} and version {plan.version} was to be written: another command "
+        "changed it. Read it and start anew."
+    )
+
+
+def _decoded(home: Home, found: Got, kind: type[T], name: str) -> T:
+    try:
+        return msgspec.json.decode(found.data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{home}{name} cannot be read ({error}). Restore it, or start with --fresh.") from error
