@@ -44,9 +44,21 @@ class Kept(msgspec.Struct, frozen=True):
     """(item_id, generation, attempt, model)."""
 
 
+CallName = tuple[str, int, int]
+"""(item_id, generation, attempt)."""
+
+
 class LanePort(Protocol):
-    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
-        """Calls to make, and how many more are ready for this pool. The caller owes one outcome for each."""
+    async def take(
+        self, lane: int, pool: str, n: int, max_tokens: int, worker: str, number: int
+    ) -> tuple[CallChunk | None, int]:
+        """Calls to make, and how many more are ready for this pool. The caller owes one outcome for each. `number`
+        grows from take to take of this worker."""
+        ...
+
+    async def missed(self, lane: int, worker: str, upto: int, held: list[CallName]) -> None:
+        """The worker will never accept anything more from its takes up to this number, and of all that they brought it
+        holds only these: the lane takes back what else it gave under them."""
         ...
 
     async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None: ...
@@ -69,11 +81,16 @@ class BoardPort(Protocol):
 
 _chunk = msgspec.msgpack.Decoder(CallChunk)
 _outcomes = msgspec.msgpack.Decoder(list[Outcome])
+_names = msgspec.msgpack.Decoder(set[CallName])
 encode = msgspec.msgpack.Encoder().encode
 
 
 def decode_outcomes(data: bytes) -> list[Outcome]:
     return _outcomes.decode(data)
+
+
+def decode_names(data: bytes) -> set[CallName]:
+    return _names.decode(data)
 
 
 class RemoteLane:
@@ -82,9 +99,14 @@ class RemoteLane:
     def __init__(self, handle: object) -> None:
         self.handle = handle
 
-    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
-        data, left = await self.handle.take.remote(lane, pool, n, max_tokens, worker)  # pyright: ignore[reportAttributeAccessIssue]
+    async def take(
+        self, lane: int, pool: str, n: int, max_tokens: int, worker: str, number: int
+    ) -> tuple[CallChunk | None, int]:
+        data, left = await self.handle.take.remote(lane, pool, n, max_tokens, worker, number)  # pyright: ignore[reportAttributeAccessIssue]
         return (_chunk.decode(data) if data else None), left
+
+    async def missed(self, lane: int, worker: str, upto: int, held: list[CallName]) -> None:
+        await self.handle.missed.remote(lane, worker, upto, encode(held))  # pyright: ignore[reportAttributeAccessIssue]
 
     async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None:
         await self.handle.done.remote(lane, epoch, encode(outcomes))  # pyright: ignore[reportAttributeAccessIssue]

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from penstock.engine.items import CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
-from penstock.workers.ports import BoardPort, Grant, Kept, LanePort
+from penstock.workers.ports import BoardPort, CallName, Grant, Kept, LanePort
 
 LaneKey = tuple[str, int]
 
@@ -34,6 +34,9 @@ ORPHANED_S = 30.0
 SLOW_TAKE_S = 0.5
 """A take lasts a millisecond; after so long the worker turns to other lanes meanwhile."""
 SLOW_PAUSE_S = 0.02
+TAKE_LOST_S = 10.0
+"""A take that is not answered for so long is given up: a reply can be lost while both sides live (seen in Ray), and a
+lane that is silent for so long is replaced."""
 
 Check = Callable[[Ticket, Outcome], Outcome]
 """Looks at an answer before it is delivered: choices, schema (`workers.answers`)."""
@@ -57,6 +60,21 @@ class _LaneAt:
         self.busy: object | None = None
         """The delivery that goes on; a new owner's begins whatever becomes of the old one's."""
         self.lost_at: float | None = None
+        self.taking: set[int] = set()
+        """Numbers of takes under way."""
+        self.given_up = 0
+        """The last take whose answer never came, and of which the owner was not told."""
+
+    @property
+    def missed(self) -> int:
+        """Up to which take the owner may be told that nothing more of it is accepted here; 0: there is nothing to say,
+        or not yet."""
+        return 0 if any(number <= self.given_up for number in self.taking) else self.given_up
+
+    def names(self) -> list[CallName]:
+        """Of all calls that are here, answered or not."""
+        landed = (ticket for ticket, _ in (*self.undelivered, *self.delivering))
+        return [(t.call.item_id, t.call.generation, t.call.attempt) for t in (*self.tickets, *landed)]
 
     def due(self) -> list[Landed]:
         """Take out what its present owner is owed. What an owner left behind, whose successor did not ask us, stays."""
@@ -89,6 +107,8 @@ class Puller:
         self._boards: dict[str, asyncio.Task[None]] = {}
         self._slow: set[tuple[str, int, int]] = set()
         """(job, lane, owner) of takes under way."""
+        self._takes = 0
+        """Takes so far: they are numbered."""
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._capacity = 1
@@ -210,14 +230,32 @@ class Puller:
             at.lost_at = None
             self._flush((job, lane))
         for _ in range(TAKES_IN_A_ROW):
-            chunk, left = await at.port.take(lane, self.pool, n, max_tokens, self.name)
+            chunk, left = await self._take(at, at.port, lane, n, max_tokens)
             if chunk is None:
                 return
-            self._accept(at, chunk)
             room = self.engine.room()
             if left < n or room < max(1, self._capacity // 4):
                 return
             n = min(n, room)
+
+    async def _take(
+        self, at: _LaneAt, port: LanePort, lane: int, n: int, max_tokens: int
+    ) -> tuple[CallChunk | None, int]:
+        """One take. Whatever ends it without an answer, an answer that comes later is not accepted any more."""
+        self._takes += 1
+        number = self._takes
+        at.taking.add(number)
+        try:
+            take = port.take(lane, self.pool, n, max_tokens, self.name, number)
+            chunk, left = await asyncio.wait_for(take, TAKE_LOST_S)
+        except BaseException:
+            at.given_up = max(at.given_up, number)
+            raise
+        finally:
+            at.taking.discard(number)
+        if chunk is not None:
+            self._accept(at, chunk)
+        return chunk, left
 
     def _accept(self, at: _LaneAt, chunk: CallChunk) -> None:
         right = at.right
@@ -301,8 +339,9 @@ class Puller:
     async def renew(self) -> None:
         """Once a second: ask every lane whose calls are here for the right to go on; forget lanes that are over."""
         now = self._now()
-        there = [(key, at) for key, at in self._lanes.items() if at.tickets or (at.undelivered and at.lost_at)]
-        await asyncio.gather(*(self._renew_one(key, at) for key, at in there))
+        lanes = list(self._lanes.items())
+        there = [self._renew_one(key, at) for key, at in lanes if at.tickets or (at.undelivered and at.lost_at)]
+        await asyncio.gather(*there, *(self._tell_missed(key[1], at) for key, at in lanes if at.missed))
         for key, at in list(self._lanes.items()):
             lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
             if lost or (at.empty and at.job not in self._boards):
@@ -318,6 +357,16 @@ class Puller:
             if right.until > self._now() and at.lost_at is not None and at.right is right:
                 at.lost_at = None  # it lives, and is the owner: only the delivery had failed
                 self._flush(key)
+
+    async def _tell_missed(self, lane: int, at: _LaneAt) -> None:
+        """Else the owner would wait for those calls until they time out."""
+        port, upto = at.port, at.missed
+        if port is None:
+            return
+        with contextlib.suppress(Exception):  # told again in a second
+            await asyncio.wait_for(port.missed(lane, self.name, upto, at.names()), 3.0)
+            if at.given_up == upto:
+                at.given_up = 0
 
     def _spawn(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]

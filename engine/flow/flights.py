@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 
 import msgspec
 
@@ -24,6 +25,8 @@ class Flights:
         """Calls at workers."""
         self.heard: dict[str, float] = {}
         """Worker → when it last took calls or renewed its right to send them."""
+        self._number: dict[Slot, int] = {}
+        """Under which number its worker asked for it."""
         self._ends = ends
         self._tally = tally
         self._calls = calls
@@ -33,7 +36,10 @@ class Flights:
         self._health = places.targets.health
         self._retry = RetrySettings(max_attempts=calls.policy.max_attempts)
 
-    def fly(self, slot: Slot, worker: str, now: float) -> None:
+    def fly(self, slot: Slot, worker: str, now: float, number: int = 0) -> None:
+        """`number`: of the worker's take, growing from 1; 0: it has the call already."""
+        if number:
+            self._number[slot] = number
         slot.state, slot.worker, slot.sent_at = "flying", worker, now
         slot.first_sent_at = slot.first_sent_at or now
         self.count += 1
@@ -51,6 +57,7 @@ class Flights:
             if outcome.usage is not None:
                 self._tally.late_payments += 1
             return
+        self._number.pop(slot, None)
         self.count -= 1
         self._tally.in_flight[slot.route.tier] -= 1
         failure, answer = outcome.failure, outcome.answer
@@ -129,6 +136,16 @@ class Flights:
         self.heard.pop(worker, None)
         for slot in [s for s in self._ends.slots.values() if s.state == "flying" and s.worker == worker]:
             self._lose(slot, f"worker {worker} was lost with the call in flight", now)
+
+    def missed(self, worker: str, upto: int, held: Set[tuple[str, int, int]], now: float) -> None:
+        """The worker has done with its takes up to this number, and holds only these (item, generation, attempt):
+        what else it was given under them got lost on its way. It was never sent, and never will be."""
+        for slot, number in list(self._number.items()):
+            item = slot.item
+            if slot.worker != worker or number > upto or (item.item_id, item.generation, slot.attempt) in held:
+                continue
+            failure = Failure("not_sent", f"worker {worker} never got it")
+            self.landed(Outcome(item.item_id, item.generation, slot.attempt, now, 0.0, failure=failure), now)
 
     def _lose(self, slot: Slot, message: str, now: float) -> None:
         slot.maybe_paid = True

@@ -196,8 +196,9 @@ class Lane:
 
     # -- out to workers
 
-    def take(self, pool: str, n: int, max_tokens: int, worker: str, now: float) -> list[Call]:
-        """At most `n` calls and about `max_tokens` tokens (at least one call) for a worker of this pool."""
+    def take(self, pool: str, n: int, max_tokens: int, worker: str, now: float, number: int = 0) -> list[Call]:
+        """At most `n` calls and about `max_tokens` tokens (at least one call) for a worker of this pool. `number`: of
+        this take among the worker's, for `missed`."""
         calls: list[Call] = []
         self.flights.heard[worker] = now
         for _ in range(n):
@@ -213,7 +214,7 @@ class Lane:
                 slot.attempt += 1
                 self.targets.budgets[model].called()
                 self.horizon.dispatched += 1
-                self.flights.fly(slot, worker, now)
+                self.flights.fly(slot, worker, now, number)
                 max_tokens -= slot.tokens
                 calls.append(self._calls.call(slot, model))
             else:

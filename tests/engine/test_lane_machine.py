@@ -103,6 +103,7 @@ class LaneMachine(RuleBasedStateMachine):
         """Of these: those whose owner died."""
         self.doubted: set[str] | None = None
         """Where the last owner left cleanly: the only items that may say `maybe_paid` when they come again."""
+        self.takes = 0
 
     @initialize(window=st.sampled_from([6, 20, 1000]), floor=st.sampled_from([1, 4, 100]), budgets=st.booleans())
     def begin(self, window: int, floor: int, budgets: bool) -> None:
@@ -147,7 +148,8 @@ class LaneMachine(RuleBasedStateMachine):
     @rule(pool=st.sampled_from(POOLS), n=st.integers(1, 8), worker=st.sampled_from(["w1", "w2"]))
     def take(self, pool: str, n: int, worker: str) -> None:
         saved = self.disk_horizons()
-        for call in self.lane.take(pool, n, 10_000, worker, self.now):
+        self.takes += 1
+        for call in self.lane.take(pool, n, 10_000, worker, self.now, self.takes):
             slot = self.lane.slots[call.item_id, 0]
             place = slot.item.source
             assert slot.shelved or place.position < saved[place.ordinal], "sent beyond the committed horizon"
@@ -156,6 +158,22 @@ class LaneMachine(RuleBasedStateMachine):
             assert not self.lane.draining
             self.calls[call.item_id] = call
             self.sent.add(call.item_id)
+
+    @rule(pool=st.sampled_from(POOLS), n=st.integers(1, 8), worker=st.sampled_from(["w1", "w2"]))
+    def take_in_vain(self, pool: str, n: int, worker: str) -> None:
+        """The answer never reaches the worker."""
+        self.takes += 1
+        self.lane.take(pool, n, 10_000, worker, self.now, self.takes)
+
+    @rule(worker=st.sampled_from(["w1", "w2"]))
+    def missed(self, worker: str) -> None:
+        """The worker says what it holds: the lane waits for nothing else from it, and nothing was paid for that."""
+        costs = len(self.lane.ends.costs)
+        held = {(call.item_id, 0, call.attempt) for call in self.calls.values()}
+        self.lane.flights.missed(worker, self.takes, held, self.now)
+        flying = {s.item.item_id for s in self.lane.slots.values() if s.state == "flying" and s.worker == worker}
+        assert flying <= self.calls.keys()
+        assert len(self.lane.ends.costs) == costs
 
     def disk_horizons(self) -> dict[int, int]:
         saved = self.disk.batches[-1].saved
@@ -344,6 +362,7 @@ class LaneMachine(RuleBasedStateMachine):
                 assert slot.attempt == call.attempt
                 assert slot.model == call.model, "an adopted call is counted at another model"
                 self.calls[name] = call
+                del self.elsewhere[name]
 
     @invariant()
     def sound(self) -> None:
@@ -447,6 +466,10 @@ def trouble(machine: LaneMachine, dice: random.Random) -> None:
             machine.tick(seconds=400.0)
         case 5 | 6:
             machine.leave()
+        case 7:
+            machine.take_in_vain(pool=dice.choice(POOLS), n=dice.randint(1, 8), worker=dice.choice(["w1", "w2"]))
+        case 8:
+            machine.missed(worker=dice.choice(["w1", "w2"]))
         case _:
             machine.crash(durable=dice.random() < 0.5, adopt=dice.random() < 0.5, answered=dice.random() < 0.5)
 

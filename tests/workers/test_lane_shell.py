@@ -118,6 +118,28 @@ async def test_an_owner_that_was_replaced_does_nothing_more() -> None:
     assert await lane.told() == EXACTLY_ONCE
 
 
+async def test_calls_that_got_lost_on_their_way_are_given_out_again() -> None:
+    """The worker lives, and says what it holds: the lane does not wait for the rest until it times out."""
+    lane = in_memory("lost")
+    shell, driver = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    chunk = None
+    while chunk is None:
+        await asyncio.sleep(0)
+        chunk, _ = await shell.take(rig.POOL, 8, 1 << 30, "w", 1)
+    kept, *gone = chunk.calls
+    shell.missed("w", 1, {(kept.item_id, 0, kept.attempt)})
+    assert shell.machine.flights.count == 1
+    async with asyncio.timeout(30):
+        await lane.work(shell, driver, rig.answered, lambda shell, _: shell.machine.tally.results == N - 1)
+        await shell.done(shell.epoch, [rig.answered(kept)])
+        await lane.work(shell, driver, rig.answered, lambda _, driver: driver.settled)
+    await shell.close()
+    assert await lane.told() == EXACTLY_ONCE
+    assert all(lane.sent.count(call.item_id) == 1 for call in gone)
+
+
 async def test_outcomes_of_another_epoch_are_left_to_be_adopted() -> None:
     """Their attempt numbers are another owner's: the worker keeps them, and the lane asks for them with their model."""
     lane = in_memory("epochs")

@@ -10,7 +10,7 @@ import pytest
 from penstock.engine.items import Answer, Call, CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.engines.base import EngineDead, Ticket
-from penstock.workers.ports import Grant
+from penstock.workers.ports import CallName, Grant
 from penstock.workers.puller import KEEP_S, Puller
 
 
@@ -72,13 +72,26 @@ class LaneStub:
         self.gate: asyncio.Event | None = None
         self.heard: list[str] = []
         self.takes: list[int] = []
+        self.losses = 0
+        """Answers to takes that get lost on their way."""
+        self.missed_by: list[tuple[str, int, list[CallName]]] = []
 
-    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
+    async def take(
+        self, lane: int, pool: str, n: int, max_tokens: int, worker: str, number: int
+    ) -> tuple[CallChunk | None, int]:
         self.takes.append(n)
+        if self.losses:
+            self.losses -= 1
+            raise ConnectionError("the answer got lost")
         calls, self.calls = self.calls[:n], self.calls[n:]
         if not calls:
             return None, 0
         return CallChunk("job", lane, self.epoch, self.clock() + 5, calls), len(self.calls)
+
+    async def missed(self, lane: int, worker: str, upto: int, held: list[CallName]) -> None:
+        if not self.alive:
+            raise ConnectionError("the actor died")
+        self.missed_by.append((worker, upto, sorted(held)))
 
     async def done(self, lane: int, epoch: Epoch, outcomes: list[Outcome]) -> None:
         if self.gate is not None:
@@ -200,6 +213,40 @@ async def test_a_lane_that_dies_while_it_is_told_loses_nothing(world: World) -> 
     world.engine.land("c")
     await until(lambda: len(heir.got) == 2)
     assert heir.got == [((1, 2), ["b"]), ((1, 2), ["c"])]
+
+
+async def test_a_take_whose_answer_got_lost_is_told(world: World) -> None:
+    """The lane learns what the worker holds after it, answered or not, and is told once; what it gave besides never
+    arrived, and would be waited for until it timed out."""
+    await world.puller.renew()
+    assert world.lane.missed_by == []
+    world.lane.gate = asyncio.Event()
+    world.engine.land("c")
+    await until(lambda: world.puller._lanes["job", 0].delivering)
+    before = len(world.lane.takes)
+    world.lane.losses, world.lane.calls = 1, [call("d")]
+    await until(lambda: len(world.lane.takes) > before and not world.lane.losses)
+    await until(lambda: len(world.engine.tickets) == 3)
+    await world.puller.renew()
+    await world.puller.renew()
+    [(worker, _, held)] = world.lane.missed_by
+    assert (worker, held) == ("w", [("a", 0, 1), ("b", 0, 1), ("c", 0, 2), ("d", 0, 1)])
+    world.lane.gate.set()
+
+
+async def test_nothing_is_said_of_a_take_that_may_still_be_answered(world: World) -> None:
+    """An earlier one that hangs: what it brings is still accepted, so the lane must not give it to others."""
+    at = world.puller._lanes["job", 0]
+    at.taking.add(7)
+    at.given_up = 8
+    await world.puller.renew()
+    assert world.lane.missed_by == []
+    at.taking.discard(7)
+    world.lane.alive = False
+    await world.puller.renew()
+    world.lane.alive = True
+    await world.puller.renew()
+    assert [upto for _, upto, _ in world.lane.missed_by] == [8], "told again, where it could not be told"
 
 
 async def test_a_lower_epoch_is_refused(world: World) -> None:

@@ -32,7 +32,7 @@ from penstock.workers.lanes.shell import LaneReport, LaneShell
 from penstock.workers.log import LaneLog, Log
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
-from penstock.workers.ports import Kept, Post, decode_outcomes, encode
+from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode
 from penstock.workers.runspec import RunSpec, window_of
 from penstock.workers.scoring import Scoring
 
@@ -162,12 +162,16 @@ class LaneActor:
             if lane in self._shells:
                 self._shells[lane].go()
 
-    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str) -> tuple[bytes, int]:
+    async def take(self, lane: int, pool: str, n: int, max_tokens: int, worker: str, number: int) -> tuple[bytes, int]:
         shell = self._shells.get(lane)
         if shell is None:
             return b"", 0
-        chunk, left = await shell.take(pool, n, max_tokens, worker)
+        chunk, left = await shell.take(pool, n, max_tokens, worker, number)
         return (encode(chunk) if chunk is not None else b""), left
+
+    async def missed(self, lane: int, worker: str, upto: int, held: bytes) -> None:
+        if lane in self._shells:
+            self._shells[lane].missed(worker, upto, decode_names(held))
 
     async def done(self, lane: int, epoch: Epoch, outcomes: bytes) -> None:
         shell = self._shells.get(lane)

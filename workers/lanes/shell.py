@@ -26,7 +26,7 @@ from penstock.engine.plan import Epoch, Plan, Split
 from penstock.workers.lanes.commit import LaneCommit
 from penstock.workers.lanes.input import LaneInput, Verdicts
 from penstock.workers.lanes.money import LaneMoney, LedgerPort
-from penstock.workers.ports import Kept, Post
+from penstock.workers.ports import CallName, Kept, Post
 
 RIGHT_S = 5.0
 """How long the right to send lasts after a commit or read that showed our own epoch (DESIGN, commit protocol 4)."""
@@ -203,11 +203,13 @@ class LaneShell:
 
     # -- calls of workers
 
-    async def take(self, pool: str, n: int, max_tokens: int, worker: str) -> tuple[CallChunk | None, int]:
+    async def take(
+        self, pool: str, n: int, max_tokens: int, worker: str, number: int = 0
+    ) -> tuple[CallChunk | None, int]:
         if self._over or not self._going or not await self._ours():
             return None, 0
         now = self._now()
-        calls = self.machine.take(pool, n, max_tokens, worker, now)
+        calls = self.machine.take(pool, n, max_tokens, worker, now, number)
         self._granted_more = self._granted_more or len(calls) < n
         self.wake()
         if not calls:
@@ -226,6 +228,12 @@ class LaneShell:
         for outcome in outcomes:
             self.machine.outcome(outcome, now)
         self.wake()
+
+    def missed(self, worker: str, upto: int, held: set[CallName]) -> None:
+        """Calls on their way to this worker got lost, and it knows (`LanePort.missed`)."""
+        if not self._over:
+            self.machine.flights.missed(worker, upto, held, self._now())
+            self.wake()
 
     async def right(self, epoch: Epoch, worker: str = "") -> float:
         """Until when this owner's calls may be sent; 0: not any more."""
