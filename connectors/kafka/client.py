@@ -91,17 +91,20 @@ def new_consumer(
 
 
 def new_producer(
-    connection: Connection, transactional_id: str | None, *, batch_bytes: int = 1 << 14, compression: str = "none"
-) -> AIOKafkaProducer:
+    connection: Connection, transactional_id: str | None, *, batch_bytes: int = 1 << 14, compression: str = "none",
+    once: bool = False,
+) -> AIOKafkaProducer:  # fmt: skip
     """A producer that waits for all in-sync replicas; with an id, one whose every record is part of a transaction.
 
-    batch_bytes: records of one partition are sent so many at a time; no topic may take less in one batch.
+    batch_bytes: records of one partition are sent so many at a time; no topic may take less in one batch. once: the
+    brokers drop what a lost answer makes the client send again (a producer with an id does that in any case).
     """
     try:
         return AIOKafkaProducer(
             transactional_id=transactional_id,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             acks="all",
+            enable_idempotence=once or transactional_id is not None,
             max_batch_size=batch_bytes,
             compression_type=None if compression == "none" else compression,
             **_settings(connection),

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from penstock.connectors.settings import Connection
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.jobs.spec import compiler
 from penstock.jobs.spec.describe import describe, missing_secrets, warnings
 from penstock.jobs.spec.digest import changed
 from penstock.jobs.spec.fields import schema
-from penstock.jobs.spec.tree import from_python
+from penstock.jobs.spec.tree import from_python, nearest
 from penstock.workers.runspec import RunSpec
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "inline",
     "load",
     "load_catalog",
+    "load_connection",
     "missing_secrets",
     "schema",
     "warnings",
@@ -57,6 +59,15 @@ def load_catalog(path: str | os.PathLike[str], *, sets: Mapping[str, str] | None
     if "source" in doc.data or "catalog" in doc.data:
         return load(path, sets=sets).catalog
     return compiler.compile_shared(doc, os.path.dirname(os.path.abspath(name)))
+
+
+def load_connection(path: str | os.PathLike[str], name: str) -> Connection:
+    """A connection that a job file (or its catalogue) defines under `connections:`. Raises `SpecError`."""
+    doc = compiler.read(os.fspath(path))
+    known = compiler.connections_of(doc, os.path.dirname(os.path.abspath(path)))
+    if name not in known:
+        raise SpecError(f"no connection `{name[:100]}`{nearest(name, known)}", path=doc.name)
+    return known[name]
 
 
 def from_mapping(

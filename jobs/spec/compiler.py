@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.connectors.settings import FilesSource, KafkaSource, Row, SourceSettings
+from penstock.connectors.settings import Connection, FilesSource, KafkaSource, Row, SourceSettings
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
@@ -91,6 +91,14 @@ def compile_shared(doc: Doc, base: str) -> Catalog:
     part = Part(doc, decode(doc, CatalogFile), base)
     compile_connections([part])
     return compile_catalog([part])
+
+
+def connections_of(doc: Doc, base: str) -> dict[str, Connection]:
+    """Of a job file with its catalogue, or of a catalogue file. Raises `SpecError`."""
+    if "source" not in doc.data and "catalog" not in doc.data:
+        return compile_connections([Part(doc, decode(doc, CatalogFile), base)])
+    job = decode(doc, JobFile)
+    return compile_connections([*_shared(doc, job, base), Part(doc, job, base)])
 
 
 def _shared(doc: Doc, job: JobFile, base: str) -> list[Part]:

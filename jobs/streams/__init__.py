@@ -1,0 +1,1 @@
+"""Topics by hand: publish rows to one, watch what arrives in one."""

@@ -1,0 +1,226 @@
+"""`penstock publish` and `penstock tail` against a real Kafka: what goes in comes out, once, in order, readable."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from penstock.engine.errors import SpecError
+from penstock.jobs import cli
+from penstock.jobs.dev.kafka import KafkaServer
+from penstock.jobs.streams import lines, where
+from penstock.jobs.streams.tailing import Seen
+
+NewTopic = Callable[..., Awaitable[str]]
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(cli.cli, list(words), standalone_mode=False)
+
+
+def told(kafka: KafkaServer, topic: str, count: int, *words: str) -> list[dict[str, object]]:
+    """What `tail --json` says of the first records, as JSON."""
+    done = call("tail", topic, "--bootstrap", kafka.bootstrap, "--from-start", "-n", str(count), "--json", *words)
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+async def topic(new_topic: NewTopic) -> str:
+    return await new_topic("rows")
+
+
+def rows(path: Path, count: int) -> Path:
+    path.write_text(
+        "".join(json.dumps({"id": n, "shop": f"s{n % 3}", "text": f"row {n}"}) + "\n" for n in range(count))
+    )
+    return path
+
+
+@pytest.mark.kafka
+def test_rows_of_a_file_arrive_untouched_and_in_order(kafka_server: KafkaServer, topic: str, tmp_path: Path) -> None:
+    """JSON lines go byte for byte; the summary says how many and how fast."""
+    file = rows(tmp_path / "a.jsonl", 5_000)
+    done = call("publish", str(file), "--topic", topic, "--bootstrap", kafka_server.bootstrap)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"5,000 records to {topic} in ")
+    assert "MB/s" in done.stdout
+    seen = told(kafka_server, topic, 5_000)
+    assert [record["value"] for record in seen] == [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["offset"] for record in seen] == list(range(5_000))
+
+
+@pytest.mark.kafka
+async def test_tables_become_objects_with_keys_and_headers(
+    kafka_server: KafkaServer, new_topic: NewTopic, tmp_path: Path
+) -> None:
+    """One key, one partition; a number is a key as JSON writes it; headers stand on every record."""
+    topic = await new_topic("keyed", partitions=3)
+    (tmp_path / "a.csv").write_text("id,shop,text\n" + "".join(f"{n},s{n % 5},hello {n}\n" for n in range(50)))
+    done = _in_process(
+        "publish", str(tmp_path / "a.csv"), "--topic", topic, "--bootstrap", kafka_server.bootstrap, "--key", "shop",
+        "--header", "penstock-tenant=acme", "--header", "note=a=b", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["records"] == 50
+    read = _in_process("tail", f"kafka://{kafka_server.bootstrap}/{topic}", "--from-start", "-n", "50", "--json")
+    seen = [json.loads(line) for line in read.stdout.splitlines()]
+    assert {record["value"]["text"] for record in seen} == {f"hello {n}" for n in range(50)}
+    assert all(record["key"] == record["value"]["shop"] for record in seen)
+    assert all(record["headers"] == {"penstock-tenant": "acme", "note": "a=b"} for record in seen)
+    partitions = {(record["key"], record["partition"]) for record in seen}
+    assert len(partitions) == 5
+
+
+def _in_process(*words: str) -> subprocess.CompletedProcess[str]:
+    """As a person calls it."""
+    command = [sys.executable, "-m", "penstock.jobs.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.kafka
+def test_a_record_that_a_topic_cannot_take_is_told_and_the_others_go(
+    kafka_server: KafkaServer, topic: str, tmp_path: Path
+) -> None:
+    """Nothing is lost without a word: exit code 5 and the record's place."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"n": 1}}\n{{"n": "{"x" * 2_000_000}"}}\n{{"n": 3}}\n')
+    done = call("publish", str(file), "--topic", topic, "--bootstrap", kafka_server.bootstrap)
+    assert done.return_value == 5
+    assert "1 were not published" in done.stderr
+    assert "max.message.bytes" in done.stderr
+    assert [record["value"] for record in told(kafka_server, topic, 2)] == [{"n": 1}, {"n": 3}]
+
+
+@pytest.mark.kafka
+def test_a_missing_topic_is_told_with_the_nearest_and_made_on_request(
+    kafka_server: KafkaServer, topic: str, tmp_path: Path
+) -> None:
+    """A slip of the pen makes no topic."""
+    file = rows(tmp_path / "a.jsonl", 3)
+    to = ("--bootstrap", kafka_server.bootstrap)
+    done = call("publish", str(file), "--topic", f"{topic}x", *to)
+    assert isinstance(done.exception, SpecError)
+    assert f"has no topic '{topic}x' that we may see; did you mean '{topic}'?; --create makes it" in str(done.exception)
+    missing = call("tail", f"{topic}x", *to)
+    assert f"has no topic '{topic}x'" in str(missing.exception)
+    assert call("publish", str(file), "--topic", f"{topic}x", *to, "--create").exit_code == 0
+    assert len(told(kafka_server, f"{topic}x", 3)) == 3
+
+
+@pytest.mark.kafka
+def test_a_rate_holds_records_back(kafka_server: KafkaServer, topic: str, tmp_path: Path) -> None:
+    """Ten records at 20 a second are not done before the last one's turn."""
+    file = rows(tmp_path / "a.jsonl", 10)
+    done = call(
+        "publish", str(file), "--topic", topic, "--bootstrap", kafka_server.bootstrap, "--rate", "20/s", "--json"
+    )
+    assert json.loads(done.stdout)["seconds"] >= 0.5
+    assert [record["value"]["id"] for record in told(kafka_server, topic, 10)] == list(range(10))  # type: ignore[index]
+
+
+@pytest.mark.kafka
+def test_a_key_that_is_no_column_is_refused_with_the_columns(
+    kafka_server: KafkaServer, topic: str, tmp_path: Path
+) -> None:
+    """Before anything is sent."""
+    file = rows(tmp_path / "a.jsonl", 3)
+    done = call("publish", str(file), "--topic", topic, "--bootstrap", kafka_server.bootstrap, "--key", "shopp")
+    assert "--key shopp: no such column at 0; there are id, shop, text" in str(done.exception)
+
+
+@pytest.mark.kafka
+def test_tail_shows_what_comes_and_ends_with_a_count(kafka_server: KafkaServer, topic: str, tmp_path: Path) -> None:
+    """From the end on, unless told otherwise; Ctrl-C is no error."""
+    to = ("--bootstrap", kafka_server.bootstrap)
+    old = rows(tmp_path / "old.jsonl", 4)
+    assert call("publish", str(old), "--topic", topic, *to).exit_code == 0
+    command = [sys.executable, "-m", "penstock.jobs.cli", "tail", topic, *to, "--from-start"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        shown = [process.stdout.readline() for _ in range(4)]
+        assert call("publish", str(rows(tmp_path / "new.jsonl", 1)), "--topic", topic, *to).exit_code == 0
+        shown.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(30) == 0
+    assert ['"text": "row' in line for line in shown] == [True] * 5
+    assert f"5 records of {topic} in " in said
+
+
+@pytest.mark.kafka
+def test_a_connection_is_named_with_its_file(kafka_server: KafkaServer, topic: str, tmp_path: Path) -> None:
+    """The same name as in the job file."""
+    catalog = tmp_path / "catalog.yaml"
+    catalog.write_text(f"connections: {{here: {{bootstrap: '{kafka_server.bootstrap}'}}}}\n")
+    file = rows(tmp_path / "a.jsonl", 2)
+    done = call("publish", str(file), "--topic", topic, "--connection", "here", "--job", str(catalog))
+    assert done.exit_code == 0, done.output
+    wrong = call("publish", str(file), "--topic", topic, "--connection", "her", "--job", str(catalog))
+    assert "no connection `her`; did you mean `here`?" in str(wrong.exception)
+
+
+def test_options_that_name_no_cluster_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without options: the Kafka of `penstock dev`, else the usual port."""
+    monkeypatch.chdir(tmp_path)
+    assert where.cluster(None, None, None).bootstrap == "127.0.0.1:9092"
+    (tmp_path / ".penstock/dev").mkdir(parents=True)
+    (tmp_path / ".penstock/dev/servers.json").write_text('{"kafka": {"port": 15000, "running": null}}')
+    assert where.cluster(None, None, None).bootstrap == "127.0.0.1:15000"
+    for options, message in (
+        (("b:1", "shop", None), "name two clusters"),
+        ((None, "shop", None), "needs --job FILE"),
+        ((None, None, "job.yaml"), "--job names the file of --connection"),
+        (("broker", None, None), "expected host:port"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            where.cluster(*options)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--topic", "a b"), "a topic's name has 1 to 249"),
+        (("--topic", "a", "--rate", "fast"), "expected a number of records a second"),
+        (("--topic", "a", "--header", "x"), "expected NAME=VALUE"),
+    ],
+)
+def test_what_was_typed_wrong_is_told_before_anything_is_sent(words: tuple[str, ...], message: str) -> None:
+    """A usage error, no traceback."""
+    assert message in str(call("publish", "a.jsonl", *words).exception)
+
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def test_records_of_each_kind_read_well() -> None:
+    """Item, model, cost and answer of a result; what a cost line, a dead letter and a score are about."""
+    for name, wanted in (
+        ("results.rows.jsonl", "$"),
+        ("costs.jsonl", "metered"),
+        ("dead_letters.jsonl", "malformed"),
+        ("quality.jsonl", "exact"),
+    ):
+        first = (GOLDEN / name).read_bytes().splitlines()[0]
+        item = json.loads(first).get("item_id") or json.loads(first)["penstock"]["item_id"]
+        line = lines.for_people(Seen(first, "t", 0, 0, 0.0, b"order-7"), 200)
+        assert "order-7" in line
+        assert item[:12] in line
+        assert wanted in line
+
+
+def test_a_record_moves_no_cursor_and_fits_the_width() -> None:
+    """An answer may hold escape sequences; bytes that are no text are counted."""
+    line = lines.for_people(Seen(b'{"text": "\x1b[2Jgone\n\r\x07"}'.replace(b"\x1b", b"\x1b")), 200)
+    assert line.isprintable()
+    assert len(lines.for_people(Seen(b"x" * 500), 80)) == 80
+    assert lines.for_people(Seen(b"\xff\xfe"), 80) == "(2 bytes that are no text)"
+    assert json.loads(lines.for_machines(Seen(b"\xff\xfe"))) == {"value": "//4="}
