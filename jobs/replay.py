@@ -1,8 +1,9 @@
 """Sending dead letters again, as a run of its own over their originals.
 
 What a replay is: run `<run_id>~replay-<n>`, whose source is a file of dead-letter *records* (`FilesSource.replay`)
-in the state folder and whose outputs stand beside the real ones (`results.replay-1.jsonl`). So nothing that is
-finished is opened again, and the replay has what every run has: plan, budget, resume, its own dead letters.
+in the state folder and whose outputs stand beside the real ones (`results.replay-1.jsonl`); topics take them in, so
+there they go to the same topics. So nothing that is finished is opened again, and the replay has what every run has:
+plan, budget, resume, its own dead letters.
 
 Identity: an item keeps its `item_id` and enters as `generation + 1`. So a reader of all outputs takes, for each
 `item_id`, the record of the highest generation: the dead letter of generation 0 is history once generation 1 ended.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.connectors.settings import FilesSource
+from penstock.connectors.settings import FilesSource, KafkaSink, SinkSettings
 from penstock.engine.errors import SpecError, Temporary
 from penstock.jobs.history import History, is_over
 from penstock.jobs.look import told
@@ -90,11 +91,16 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
         spec,
         run_id=f"{base}~{mark}",
         source=FilesSource(str(chosen.path), "openai-batch" if chosen.batch else "jsonl", replay=True),
-        sinks={name: beside(sink, mark) for name, sink in spec.sinks.items()},
+        sinks={name: _sink(sink, mark) for name, sink in spec.sinks.items()},
         generation=number,
         on_duplicate="allow",  # who replays a duplicate means it
         limit=None,
     ), chosen
+
+
+def _sink(sink: SinkSettings, mark: str) -> SinkSettings:
+    """A topic takes more records in (each says its run and generation); a finished file or prefix doesn't."""
+    return sink if isinstance(sink, KafkaSink) else beside(sink, mark)
 
 
 def _refuse_unfinished(history: History, run_id: str) -> None:

@@ -33,8 +33,8 @@ def beside(sink: SinkSettings, mark: str) -> SinkSettings:
     match sink:
         case FilesSink(path=path):
             return msgspec.structs.replace(sink, path=marked(path, mark))
-        case KafkaSink(topic=topic):
-            return msgspec.structs.replace(sink, topic=f"{topic}.{mark}")
+        case KafkaSink(topic=topic):  # nobody has made a trial's topic beforehand
+            return msgspec.structs.replace(sink, topic=f"{topic}.{mark}", create=sink.create or True)
         case S3Sink(prefix=prefix):
             return msgspec.structs.replace(sink, prefix=marked(prefix, mark))
         case MemorySink(name=name):

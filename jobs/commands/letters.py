@@ -96,7 +96,7 @@ def replay(
     RUN may be a job file: then the job as it is now is used, mended prompt and all. Without --reason, those letters
     are sent that sending again may help (budget, deadline, attempts_exhausted, …). An item that an earlier replay
     sent already is not sent again, unless it died again. Results stand beside the real ones
-    (results.replay-1.jsonl); each record says its generation.
+    (results.replay-1.jsonl), in Kafka in the same topics; each record says its generation.
     """
     from penstock.jobs import replay as again
     from penstock.jobs.look import report

@@ -43,20 +43,20 @@ class Outputs(msgspec.Struct, frozen=True):
         return cast("Mapping[SinkName, SinkSettings]", self.spec.sinks)  # the job file allows no other names
 
     def paths(self, sink: SinkName) -> list[str]:
-        """Finished files; empty while the run goes or where it was cut off before they were made."""
-        return self.status.outputs.get(sink, [])
+        """Finished files; empty while the run goes, where it was cut off before they were made, and where the sink is
+        no file: what stands in a topic or a bucket is read through its store."""
+        return [path for path in self.status.outputs.get(sink, []) if "://" not in path]
 
     def where(self, sink: SinkName) -> str:
-        """For people: the finished files, or where they will be."""
-        paths = self.paths(sink)
-        if paths:
-            return relative(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-        return f"{relative(sink_place(self.spec, sink))} (committed, not yet assembled)"
+        """For people: the finished files, or where they will be; the topic."""
+        from penstock.connectors.registry import where
+        from penstock.connectors.settings import KafkaSink
 
-
-def sink_place(spec: RunSpec, sink: SinkName) -> str:
-    settings = spec.sinks[sink]
-    return str(getattr(settings, "path", None) or getattr(settings, "name", settings))
+        made, settings = self.status.outputs.get(sink, []), self.spec.sinks[sink]
+        if made:
+            return relative(made[0]) + (f" and {len(made) - 1} more" if len(made) > 1 else "")
+        place = relative(where(settings))
+        return place if isinstance(settings, KafkaSink) else f"{place} (committed, not yet assembled)"
 
 
 def batches(outputs: Outputs, sink: SinkName, rows: int = BATCH_ROWS) -> Iterator[RecordBatch]:

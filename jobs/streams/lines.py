@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from penstock.connectors.kafka.dead_letters import incoming
 from penstock.engine.errors import Corrupt
 from penstock.jobs.look import told
 from penstock.jobs.streams.tailing import Seen
@@ -46,10 +47,18 @@ def for_people(seen: Seen, width: int) -> str:
     """`13:05:07  order-7  8f14e45fceea  haiku  $0.000123  delivery`, cut to `width` columns."""
     at = datetime.fromtimestamp(seen.at).astimezone().strftime("%H:%M:%S") if seen.at is not None else ""
     key = seen.key.decode("utf-8", "replace") if seen.key is not None else ""
-    item, rest = _told(seen.value)
+    item, rest = _told(_record(seen))
     shown_key = "" if item.startswith(key) or key == item else _cut(plain(key), KEY_WIDTH)
     parts = [at, shown_key, item[:ID_WIDTH], *rest]
     return _cut("  ".join(plain(part) for part in parts if part), width)
+
+
+def _record(seen: Seen) -> bytes:
+    """A dead letter's topic holds the untouched original, and the letter in a header: here they are one again."""
+    try:
+        return incoming(seen.value, seen.headers) or seen.value
+    except (msgspec.MsgspecError, KeyError, UnicodeError):  # the header is somebody else's
+        return seen.value
 
 
 def _told(value: bytes) -> tuple[str, list[str]]:
@@ -111,7 +120,7 @@ def for_machines(seen: Seen) -> bytes:
     there = bool(seen.topic)
     return msgspec.json.encode(
         _Told(
-            _value(seen.value),
+            _value(_record(seen)),
             seen.topic,
             seen.partition if there else None,
             seen.offset if there else None,
