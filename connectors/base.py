@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -102,6 +102,15 @@ class Rereadable(Protocol):
     def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
         """(split, first position) → its records from there: the same that a `Reader` gives, raising as it does. The
         iterators block. `splits` says in which order they will be asked for."""
+        ...
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A source whose settings say where it is begun: that counts once, and for what is there then."""
+
+    async def later(self, known: Collection[str]) -> list[Split]:
+        """What is there beside the objects `known` to a plan, each wanted whole. Raises what `splits` raises."""
         ...
 
 

@@ -9,7 +9,7 @@ from penstock.connectors.base import Primary
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import BadRecord, Fenced, SpecError, Temporary
 from penstock.engine.plan import Plan
-from penstock.workers.planner import extended
+from penstock.workers.planner import extended, listed
 from penstock.workers.runspec import RunSpec
 
 
@@ -71,8 +71,8 @@ class Discovery:
 
     async def _longer(self) -> Plan | None:
         """The plan, where it is longer than ours: extended and written by us, or by a command before us."""
-        found = await self._source.splits(self.plan.lanes)
         stored = await self._primary.read_plan() or self.plan
+        found = await listed(self._source, stored)
         longer = extended(stored, self._spec, found)
         if longer is not None:
             await self._primary.write_plan(longer)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from penstock.connectors.base import Primary
+from penstock.connectors.base import Growing, Primary, Source
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.progress import OUTBOX, saved_in
@@ -41,13 +41,20 @@ async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: b
     accept = accept or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
-    longer = extended(plan, spec, await source.splits(plan.lanes))
+    longer = extended(plan, spec, await listed(source, plan))
     if longer is None:
         return Planned(plan, True, tuple(notes))
     if new := len(longer.splits) - len(plan.splits):
         notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
     await primary.write_plan(longer)
     return Planned(longer, True, tuple(notes))
+
+
+async def listed(source: Source, plan: Plan) -> list[Split]:
+    """The input as it is now, or at least what of it the plan does not know."""
+    if isinstance(source, Growing):
+        return await source.later({split.object_id for split in plan.splits})
+    return await source.splits(plan.lanes)
 
 
 async def _any_finished(plan: Plan, primary: Primary) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from penstock.connectors.base import Lagging, Reader, Source
+from penstock.connectors.base import Batch, Lagging, Reader, Source
 from penstock.connectors.reading.replay import Intake
+from penstock.engine.errors import Temporary
 from penstock.engine.flow.lane import Lane
 from penstock.engine.items import DeadLetter, Item
 
 READ_RECORDS = 256
 READ_BYTES = 1_000_000
 """One read blocks the lane's loop: 256 records are about 6 ms."""
+
+PATIENCE_S = 120.0
+"""How long an input may be away before the lane fails: brokers are restarted in less. A guess."""
+RETRY_S = 1.0
 
 
 class Verdicts:
@@ -38,6 +43,8 @@ class LaneInput:
         """Read, but the label pass is not past them yet."""
         self._ended: list[str] = []
         self._more = False
+        self._away_since: float | None = None
+        self._not_before = 0.0
 
     async def open(self) -> None:
         self._reader = await self._source.open(self._machine.progress.starts())
@@ -70,12 +77,30 @@ class LaneInput:
             if self._limit is not None and self._machine.tally.read >= self._limit:
                 await self._end_all()
             return 0
-        batch = await self._reader.read(room, READ_BYTES)
+        batch = await self._read(self._reader, room, now)
+        if batch is None:
+            return 0
         self._behind = [self._intake.item(raw, now) for raw in batch.records]
         self._ended += batch.ended
         if batch.done:
             await self.close()
         return self._offer_behind(now)
+
+    async def _read(self, reader: Reader, room: int, now: float) -> Batch | None:
+        """None: the input can't be reached now. What is under way goes on, and it is asked again, until it was away for
+        `PATIENCE_S`: then this raises."""
+        if now < self._not_before:
+            return None
+        try:
+            batch = await reader.read(room, READ_BYTES)
+        except Temporary as error:
+            self._away_since = now if self._away_since is None else self._away_since
+            if now - self._away_since >= PATIENCE_S:
+                raise
+            self._not_before = now + (error.retry_after_s or RETRY_S)
+            return None
+        self._away_since = None
+        return batch
 
     def _room(self) -> int:
         room = min(self._machine.wants(), READ_RECORDS)

@@ -1,0 +1,69 @@
+"""An input that can't be reached now holds up nothing but itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.base import Batch, Reader
+from penstock.connectors.memory import MemorySource
+from penstock.engine.errors import Temporary
+from penstock.engine.plan import Split
+from penstock.workers.lanes import input as lane_input
+
+_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
+assert _spec is not None
+assert _spec.loader is not None
+rig = sys.modules.get("lane_rig") or importlib.util.module_from_spec(_spec)
+if "lane_rig" not in sys.modules:
+    sys.modules["lane_rig"] = rig
+    _spec.loader.exec_module(rig)
+
+
+class Away:
+    """A source that can't be reached for its first `times` reads after the first one."""
+
+    def __init__(self, inner: MemorySource, times: int) -> None:
+        self.inner, self.times, self.reads = inner, times, 0
+
+    async def splits(self, lanes_hint: int) -> list[Split]:
+        return await self.inner.splits(lanes_hint)
+
+    async def open(self, starts: Sequence[tuple[Split, int]]) -> Reader:
+        self._reader = await self.inner.open(starts)
+        return self
+
+    async def read(self, max_records: int, max_bytes: int) -> Batch:
+        self.reads += 1
+        if 1 < self.reads <= self.times + 1:
+            raise Temporary("the broker is away", retry_after_s=0.001)
+        return await self._reader.read(min(max_records, 5), max_bytes)
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+
+def lane(name: str, times: int) -> rig.Rig:  # type: ignore[name-defined]
+    source = MemorySource(name, [rig.line(number) for number in range(20)])
+    return rig.Rig(rig.MemoryPlace(name), Away(source, times))
+
+
+async def test_an_input_that_comes_back_is_read_on_by_the_same_owner() -> None:
+    """Nothing is lost, nothing comes twice, and the lane is not opened anew."""
+    one = lane("away", 20)
+    driver = await one.life(one.place.open())
+    assert (driver.settled, driver.failures) == (True, [])
+    assert await one.told() == {f"r{n}": ["result"] for n in range(20)}
+    assert len(one.sent) == 20
+
+
+async def test_an_input_that_stays_away_fails_the_lane_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is opened anew then, or the run ends and says why."""
+    monkeypatch.setattr(lane_input, "PATIENCE_S", 0.05)
+    one = lane("gone", 1 << 30)
+    driver = await one.life(one.place.open())
+    assert "the broker is away" in str(driver.failures)
