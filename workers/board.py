@@ -9,7 +9,7 @@ MAX_TAKE = 256
 
 
 BULK_TURN = 8
-"""One grant in eight looks at no realtime flag: a steady stream of urgent items must not stop the rest."""
+"""One grant in eight looks at no urgency: a steady stream of urgent items must not stop the rest."""
 
 
 class Board:
@@ -48,7 +48,7 @@ class Board:
         return [pool for pool in self._posts if self.ready(pool)]
 
     def grant(self, worker: str, pool: str, room: int, now: float) -> Grant | None:
-        """min(256, room, ready / (2 × workers)) items, from a realtime lane first, else round about."""
+        """min(256, room, ready / (2 × workers)) items, from the lane with the most urgent item, else round about."""
         asking = self._asking.setdefault(pool, {})
         asking[worker] = now
         for other in [name for name, at in asking.items() if now - at > 10.0]:
@@ -61,14 +61,16 @@ class Board:
         post = self._next(pool, lanes)
         n = max(1, min(MAX_TAKE, room, -(-total // share), post.ready))
         self._posts[pool][post.lane] = Post(
-            post.lane, pool, post.ready - n, max(0, post.tokens - post.tokens * n // post.ready), False
+            post.lane, pool, post.ready - n, max(0, post.tokens - post.tokens * n // post.ready)
         )
         return Grant(post.lane, self._owners[post.lane], n, max(1, -(-tokens // share)))
 
     def _next(self, pool: str, lanes: list[Post]) -> Post:
-        """Who waits longest: among lanes with realtime work, but every eighth turn among all, so that none starves."""
+        """Who waits longest: among lanes with the most urgent work, but every eighth turn among all: none starves."""
         self._turn += 1
-        urgent = [post for post in lanes if post.realtime] if self._turn % BULK_TURN else []
-        post = min(urgent or lanes, key=lambda post: self._served.get((pool, post.lane), 0))
+        if self._turn % BULK_TURN:
+            most = max(post.urgency for post in lanes)
+            lanes = [post for post in lanes if post.urgency == most]
+        post = min(lanes, key=lambda post: self._served.get((pool, post.lane), 0))
         self._served[pool, post.lane] = self._turn
         return post

@@ -26,7 +26,7 @@ from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.gpu_bill import BillKeeper
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet

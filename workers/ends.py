@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from penstock.connectors.base import Primary
 from penstock.engine.flow.tally import Tally
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.outages import Outages
 from penstock.workers.status import RunState
 

@@ -18,7 +18,7 @@ from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import DeadLetter
 from penstock.engine.plan import Epoch
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 
 DEAD_A_MINUTE = 100
 """Dead letters of one lane that get a line of their own; the rest of the minute is counted."""

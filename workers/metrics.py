@@ -18,7 +18,7 @@ from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally, TaskTally
 from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 

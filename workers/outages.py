@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 
 STUCK_S = 10.0
 """Nothing moves and some item has nowhere to go until a person acts, for so long: the run stops and says why."""

@@ -31,7 +31,8 @@ class Post(msgspec.Struct, frozen=True, array_like=True):
     pool: str
     ready: int
     tokens: int
-    realtime: bool
+    urgency: int = 0
+    """Of the item that goes first; bulk is 0."""
 
 
 class Kept(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from penstock.engine.flow.tally import Tally, merge
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 

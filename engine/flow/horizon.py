@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 from penstock.engine.flow.progress import Progress
-from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.slots import Slot, urgency
 
 AHEAD_S = 0.5
 """Work of so many seconds may be under the horizon: two commit intervals and some slack, so that workers never wait
@@ -22,6 +23,8 @@ class Horizon:
         """Calls handed out a second; follows a rise at once and a fall slowly."""
         self._at = 0.0
         self._beyond: deque[Slot] = deque()
+        self._urgent: dict[int, int] = {}
+        """Split → place of the last urgent item that waits there."""
         self._moved: list[Slot] | None = None
         """What the commit in flight moves it over."""
         self.dispatched = 0
@@ -29,6 +32,15 @@ class Horizon:
 
     def wait(self, slot: Slot) -> None:
         self._beyond.append(slot)
+        if urgency(slot.item.attributes) > 0:
+            place = slot.item.source
+            self._urgent[place.ordinal] = place.position
+
+    def drop(self, gone: Collection[Slot]) -> None:
+        """They ended while they waited."""
+        self._beyond = deque(slot for slot in self._beyond if slot not in gone)
+        if self._moved is not None:
+            self._moved = [slot for slot in self._moved if slot not in gone]
 
     @property
     def waiting(self) -> int:
@@ -39,22 +51,34 @@ class Horizon:
         return self._moved is not None
 
     def thirsty(self, ready: int) -> bool:
-        """Workers will soon have nothing under the horizon."""
-        return bool(self._beyond) and ready < self._aim // 2
+        """Workers will soon have nothing under the horizon, or somebody is in a hurry."""
+        return bool(self._urgent) or (bool(self._beyond) and ready < self._aim // 2)
 
     def advance(self, progress: Progress, ready: int, now: float) -> None:
-        """Only as far as will be sent soon: a kill may repeat all that is under it."""
+        """Only as far as will be sent soon: a kill may repeat all that is under it. But over an urgent item at once,
+        and so over all that stands before it in its split: that is in doubt after a kill, though it was not sent."""
         rate = self.dispatched / max(SHORTEST_S, now - self._at)
         self._rate = max(rate, 0.9 * self._rate)
         self._aim = max(self._floor, int(self._rate * AHEAD_S))
         self._at, self.dispatched = now, 0
-        moved: list[Slot] = []
+        moved = self._pass_urgent()
         while self._beyond and len(moved) < self._aim - ready:
-            slot = self._beyond.popleft()
+            moved.append(self._beyond.popleft())
+        for slot in moved:
             place = slot.item.source
             progress.of(place.ordinal).horizon = place.position + 1
-            moved.append(slot)
         self._moved = moved
+
+    def _pass_urgent(self) -> list[Slot]:
+        upto, self._urgent = self._urgent, {}
+        if not upto:
+            return []
+        waiting, self._beyond = self._beyond, deque()
+        moved: list[Slot] = []
+        for slot in waiting:
+            place = slot.item.source
+            (moved if place.position <= upto.get(place.ordinal, -1) else self._beyond).append(slot)
+        return moved
 
     def stay(self) -> None:
         """A commit that moves it over nothing."""

@@ -6,12 +6,12 @@
                                                       └──────┘
 
 Events are method calls, each with `now`; instructions come back as values: calls from `take`, a `CommitBatch` from
-`commit`, wanted leases from `wishes`, and `next_wake`. Every retry, fallback and copy passes the router's list of
-permitted candidates again, so no wall and no budget can be passed by.
+`commit`, wanted leases from `wishes`. Every retry, fallback and copy passes the router's list of permitted candidates
+again, so no wall and no budget can be passed by.
 
 Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till` (money),
-`copies`, `calls` (what a call says and costs), `shelf` (what is kept of single items), `flights`, `ends`. This module
-joins them.
+`deadlines`, `copies`, `calls` (what a call says and costs), `shelf` (what is kept of single items), `inherited` (what
+the last owner left at workers), `flights`, `ends`. This module joins them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.calls import Calls, first_price
 from penstock.engine.flow.copies import Copies
+from penstock.engine.flow.deadlines import Deadlines
 from penstock.engine.flow.ends import Ends
 from penstock.engine.flow.flights import Flights
 from penstock.engine.flow.horizon import Horizon
+from penstock.engine.flow.inherited import Inherited
 from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
 from penstock.engine.flow.outbox import Outbox
 from penstock.engine.flow.places import Places
@@ -35,14 +37,8 @@ from penstock.engine.flow.settle import twin_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.targets import Targets
-from penstock.engine.flow.till import NoMoney, Till, Wish
-from penstock.engine.items import (
-    Call,
-    CostLine,
-    DeadLetter,
-    Item,
-    Outcome,
-)
+from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
+from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
 from penstock.engine.router import Rejection, Router
@@ -72,13 +68,16 @@ class Lane:
         """The last commit left the next owner nothing to doubt but what single items say."""
         self.spent_out: str | None = None
         """Set when the run's budget is used up: the words for the person."""
+        self.waits_for_money: tuple[float, str] | None = None
+        """Until when (Unix seconds) items wait for the next day's money, and why."""
         self._health = self.targets.health
         self._calls = Calls(catalog, policy, hooks)
         self.places = Places(self.targets, self._calls)
         self.ready = self.places.ready
         self.copies = Copies(policy)
         self.horizon = Horizon(settings.horizon_floor)
-        self._adopted: dict[tuple[str, int], Adopted] = {}
+        self.deadlines = Deadlines()
+        self._inherited = Inherited()
         self._sequence = 0
         self.begin((), {}, 0)
 
@@ -120,7 +119,7 @@ class Lane:
         """Shelved items of the last owner come back first; each may have been paid for."""
         entries, self.shelf.restored = self.shelf.restored, []
         for entry in entries:
-            slot = self._slot(entry.item)
+            slot = self._slot(entry.item, now)
             slot.maybe_paid = slot.maybe_paid or entry.maybe_paid
             slot.attempt = max(slot.attempt, entry.attempt)
             self.shelf.put(slot, restored=True)
@@ -139,7 +138,7 @@ class Lane:
         if isinstance(entry, DeadLetter):
             self.ends.dead(entry, None)
             return
-        slot = self._slot(entry)
+        slot = self._slot(entry, now)
         slot.maybe_paid = slot.maybe_paid or source.position < split.maybe_until
         if not self._admit(slot, now):
             return
@@ -151,10 +150,11 @@ class Lane:
     def split_ended(self, ordinal: int) -> None:
         self.progress.end(ordinal)
 
-    def _slot(self, item: Item) -> Slot:
+    def _slot(self, item: Item, now: float) -> Slot:
         routed = self.router.route(item.attributes, item.request)
         self._sequence += 1
         slot = Slot(item, routed.route if isinstance(routed, Rejection) else routed, self._sequence)
+        slot.offered_at = now
         slot.rejection = routed if isinstance(routed, Rejection) else None
         self.shelf.recall(slot)
         return slot
@@ -167,29 +167,20 @@ class Lane:
             self.flights.dead_letter(slot, rejection.reason, rejection.message, now)
             return False
         self._calls.measure(slot)
+        self.deadlines.add(slot)
         return True
 
     def _dispatchable(self, slot: Slot, now: float) -> None:
         """The item is under the committed horizon: adopt what a worker already has of it, copy, or queue it."""
-        if self._adopted and self._adopt(slot, now):
-            return
-        if not self.copies.follows(slot):
+        claimed = self._inherited.claim(slot)
+        if claimed is not None:
+            adopted, candidate = claimed
+            self.places.move(slot, candidate)
+            self.flights.fly(slot, adopted.worker, now)
+            if adopted.outcome is not None:
+                self.outcome(adopted.outcome, now)
+        elif not self.copies.follows(slot):
             self._queue(slot, now)
-
-    def _adopt(self, slot: Slot, now: float) -> bool:
-        """Does a worker have a call of the last owner for it, to a target that it may still go to?"""
-        adopted = self._adopted.pop((slot.item.item_id, slot.item.generation), None)
-        if adopted is None or adopted.attempt <= slot.attempt:
-            return False
-        slot.attempt = adopted.attempt
-        names = [candidate.model for candidate in slot.route.candidates]
-        if adopted.model not in names:
-            return False
-        self.places.move(slot, names.index(adopted.model))
-        self.flights.fly(slot, adopted.worker, now)
-        if adopted.outcome is not None:
-            self.outcome(adopted.outcome, now)
-        return True
 
     def _queue(self, slot: Slot, now: float) -> None:
         self.places.queue(slot, now, self.tally)
@@ -251,11 +242,16 @@ class Lane:
                 self._cannot_pay(slot, self.till.why(wish.key), now)
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
-        """The run's own budget stops the run, its items stay undone; any other budget ends the item."""
+        """The run's own budget stops the run, its items stay undone. A day's or a month's holds the items of a run that
+        goes on tomorrow. Any other ends the item."""
         if no.of_the_run:
             self.spent_out = no.words
-            self.ready.push(slot)
+            self._queue(slot, now)
             self.drain(now)
+        elif no.comes_back and self.settings.endless:
+            tomorrow = (now // DAY_S + 1) * DAY_S
+            self.waits_for_money = (tomorrow, f"budget {no.key}: {no.words}")
+            self.places.hold(slot, tomorrow)
         else:
             self.flights.dead_letter(slot, "budget", f"budget {no.key}: {no.words}", now)
 
@@ -274,7 +270,7 @@ class Lane:
 
     def worker_lost(self, worker: str, now: float) -> None:
         """All that was in flight at this worker comes back; the calls may have been paid for."""
-        self._adopted = {key: a for key, a in self._adopted.items() if a.worker != worker or a.outcome is not None}
+        self._inherited.worker_lost(worker)
         self.flights.worker_lost(worker, now)
 
     def pool_down(self, pool: str, why: str, now: float) -> None:
@@ -282,25 +278,31 @@ class Lane:
         for slot in self.places.pool_down(pool, why):
             self._queue(slot, now)
 
-    def stuck(self) -> str | None:
-        """Why some item can go nowhere until a person acts, by account or model; None where waiting may help."""
-        return self.places.stuck()
-
     def adopt(self, adopted: Sequence[Adopted]) -> None:
         """A worker still has these of the last owner. Called before anything is offered."""
-        for one in adopted:
-            self._adopted[one.item_id, one.generation] = one
+        self._inherited.add(adopted)
 
     # -- time
 
     def tick(self, now: float) -> None:
-        """Held items whose time has come."""
+        """Held items whose time has come, and items whose time is over."""
+        if passed := self.deadlines.passed(now):
+            gone = set(passed)
+            for part in (self.horizon, self.places, self.till):
+                part.drop(gone)
+            for slot in passed:
+                self.flights.expired(slot, now)
         for slot in self.places.due(now):
             deadline = slot.item.attributes.deadline
             if deadline is not None and deadline <= now:
                 self.flights.expired(slot, now)
             else:
                 self._queue(slot, now)
+
+    def pause(self, tiers: frozenset[int], now: float) -> None:
+        """From now on items of these tiers wait, and no others. What is in flight goes on."""
+        for slot in self.places.pause(tiers):
+            self._queue(slot, now)
 
     def heard(self, worker: str, now: float) -> None:
         """The worker renewed its right: it lives, and has calls of this lane; they may wait there for a limit."""
@@ -309,9 +311,6 @@ class Lane:
     def sweep(self, now: float) -> None:
         """Every few seconds: a worker that froze must not hold items for ever."""
         self.flights.sweep(now, self.settings.call_slack_s)
-
-    def next_wake(self) -> float | None:
-        return self.places.next_wake()
 
     # -- ends
 
@@ -331,16 +330,6 @@ class Lane:
         """How a quality sample of this wall is written: False whole, True redacted, None not at all."""
         rule = self.catalog.walls[wall].sample if wall is not None and wall in self.catalog.walls else "keep"
         return {"keep": False, "redact": True, "never": None}[rule]
-
-    def oldest_age(self, now: float) -> float:
-        """Seconds since the oldest unfinished item was read. Slots stand in reading order."""
-        first = next(iter(self.slots.values()), None)
-        return now - first.item.enqueued_at if first is not None else 0.0
-
-    def deadline_left(self, now: float) -> float | None:
-        """Seconds that the most pressing unfinished item has left; None: none has a deadline."""
-        deadlines = [d for slot in self.slots.values() if (d := slot.item.attributes.deadline) is not None]
-        return min(deadlines) - now if deadlines else None
 
     # -- commit
 

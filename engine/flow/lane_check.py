@@ -13,6 +13,7 @@ def check(lane: Lane) -> None:
     for part in (lane.progress, lane.ends, lane.till, lane.copies, lane.places):
         part.check()
     states = Counter(slot.state for slot in lane.slots.values())
+    lane.deadlines.check(len(lane.slots))
     assert lane.flights.count == states["flying"] == sum(lane.tally.in_flight.values()), "flying is miscounted"
     assert len(lane.ready) == states["ready"], "one that is ready is in no queue"
     assert lane.places.held + lane.till.waiting == states["held"], "one that is held waits for nothing"

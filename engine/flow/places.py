@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 
 from penstock.engine.flow.calls import Calls
 from penstock.engine.flow.slots import Ready, Slot
@@ -17,10 +18,16 @@ class Places:
         self.targets = targets
         self._calls = calls
         self._held: list[tuple[float, int, Slot]] = []
+        self.paused: frozenset[int] = frozenset()
+        """Tiers whose items are not sent for now."""
+        self._parked: list[Slot] = []
 
     def queue(self, slot: Slot, now: float, tally: Tally) -> None:
-        """Ready at its candidate, or at the next one that is up; held where none is."""
-        if self.targets.blocked(slot, now):
+        """Ready at its candidate, or at the next one that is up; held where none is, or where its tier is paused."""
+        if slot.route.tier in self.paused:
+            slot.state = "held"
+            self._parked.append(slot)
+        elif self.targets.blocked(slot, now):
             self.divert(slot, now, tally)
         else:
             self.ready.push(slot)
@@ -48,6 +55,24 @@ class Places:
         slot.state = "held"
         heapq.heappush(self._held, (at if deadline is None else min(at, deadline), slot.seq, slot))
 
+    def pause(self, tiers: frozenset[int]) -> list[Slot]:
+        """Hold back what is ready of these tiers, and no others. Who waited and may go on."""
+        self.paused = tiers
+        stopped = [slot for slot in self.ready.slots() if slot.route.tier in tiers]
+        self.ready.drop(set(stopped))
+        for slot in stopped:
+            slot.state = "held"
+        freed = [slot for slot in self._parked if slot.route.tier not in tiers]
+        self._parked = [slot for slot in self._parked if slot.route.tier in tiers] + stopped
+        return freed
+
+    def drop(self, gone: Collection[Slot]) -> None:
+        """They end where they wait."""
+        self.ready.drop(gone)
+        self._held = [entry for entry in self._held if entry[-1] not in gone]
+        heapq.heapify(self._held)
+        self._parked = [slot for slot in self._parked if slot not in gone]
+
     def pool_down(self, pool: str, why: str) -> list[Slot]:
         """Who was ready there and has to go elsewhere."""
         self.targets.down[pool] = why
@@ -64,7 +89,8 @@ class Places:
         return self._held[0][0] if self._held else None
 
     def stuck(self) -> str | None:
-        """Why some item can go nowhere until a person acts. None: there is none, or waiting may help."""
+        """Why some item can go nowhere until a person acts, by account or model. None: there is none, or waiting may
+        help."""
         for _, _, slot in self._held:
             why = self.targets.stuck(slot)
             if why is not None:
@@ -73,7 +99,9 @@ class Places:
 
     @property
     def held(self) -> int:
-        return len(self._held)
+        return len(self._held) + len(self._parked)
 
     def check(self) -> None:
         assert all(slot.state == "held" for _, _, slot in self._held), "one that waits for a time is elsewhere"
+        assert all(slot.state == "held" for slot in self._parked), "one that is paused is elsewhere"
+        assert not any(slot.route.tier in self.paused for slot in self.ready.slots()), "a paused tier is sent"

@@ -20,6 +20,8 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.items import Attempt, Usage
 
 T = TypeVar("T")
+MOVED_AT_ONCE = 256
+"""Items that one commit moves at most: their bytes go with it."""
 
 
 class Tried(msgspec.Struct, frozen=True, array_like=True):
@@ -58,15 +60,19 @@ class Shelf:
             self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
 
     def move_slow(self, progress: Progress, slots: Iterable[Slot], now: float) -> None:
-        """Heads that have waited long, where much is finished beyond them."""
-        if progress.beyond < self._settings.beyond_max // 8:
+        """Heads that have waited long, where much is finished beyond them; the more, the sooner: a lane whose limit is
+        near would stop reading for them."""
+        used = progress.beyond / self._settings.beyond_max
+        if used < 1 / 8:
             return
+        after_s, moves = self._settings.shelf_after_s * max(0.0, 1.0 - used), MOVED_AT_ONCE
         by_place = {(s.item.source.ordinal, s.item.source.position): s for s in slots if not s.shelved}
         for ordinal, state in progress.open.items():
-            while state.order and self._room():
+            while state.order and moves and self._room():
                 slot = by_place.get((ordinal, state.order[0]))
-                if slot is None or slot.state == "beyond" or now - slot.item.enqueued_at < self._settings.shelf_after_s:
+                if slot is None or slot.state == "beyond" or now - slot.offered_at < after_s:
                     break
+                moves -= 1
                 self.put(slot)
                 state.done(state.order[0])
 

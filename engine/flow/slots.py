@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 from typing import Literal
 
 from penstock.engine.budget import Reservation
-from penstock.engine.items import Attempt, Item, Role, Route, Usage
+from penstock.engine.items import Attempt, Attributes, Item, Role, Route, Usage
 from penstock.engine.retry import History
 from penstock.engine.router import Rejection
 
@@ -15,6 +16,8 @@ State = Literal["beyond", "ready", "held", "flying", "following", "finished"]
 request is being answered. finished: waits for its commit."""
 
 FIRST = History()
+REALTIME = 1 << 20
+"""Above every priority."""
 
 
 class Slot:
@@ -36,6 +39,7 @@ class Slot:
         "max_input",
         "max_output",
         "maybe_paid",
+        "offered_at",
         "rejection",
         "reservation",
         "role",
@@ -54,6 +58,8 @@ class Slot:
         self.item = item
         self.route = route
         self.seq = seq
+        self.offered_at = 0.0
+        """When this owner read it."""
         self.state: State = "beyond"
         self.candidate = 0
         self.attempt = 0
@@ -94,21 +100,25 @@ class Slot:
         return self.est_input + self.max_output
 
 
+def urgency(attributes: Attributes) -> int:
+    """Higher goes first: realtime before all, then by `priority`. Bulk is 0, or below it where it says so."""
+    priority = max(-REALTIME // 2, min(REALTIME // 2, attributes.priority or 0))
+    return priority + REALTIME if attributes.latency == "realtime" else priority
+
+
 class Ready:
-    """Items that may be taken now, a queue a pool. Realtime first, then by priority, then the longest first where the
-    pool is an engine of our own (short ones fill the gaps at the end), else in input order."""
+    """Items that may be taken now, a queue a pool. The most urgent first, then the longest where the pool is an engine
+    of our own (short ones fill the gaps at the end), else in input order."""
 
     def __init__(self) -> None:
-        self._heaps: dict[str, list[tuple[int, int, int, int, Slot]]] = {}
+        self._heaps: dict[str, list[tuple[int, int, int, Slot]]] = {}
         self._tokens: dict[str, int] = {}
 
     def push(self, slot: Slot) -> None:
         slot.state = "ready"
         pool = slot.pool
-        attributes = slot.item.attributes
-        realtime = 0 if attributes.latency == "realtime" else 1
         length = -slot.tokens if pool.startswith("vllm:") else 0
-        entry = (realtime, -(attributes.priority or 0), length, slot.seq, slot)
+        entry = (-urgency(slot.item.attributes), length, slot.seq, slot)
         heapq.heappush(self._heaps.setdefault(pool, []), entry)
         self._tokens[pool] = self._tokens.get(pool, 0) + slot.tokens
 
@@ -126,14 +136,24 @@ class Ready:
             slots.append(slot)
         return slots
 
+    def drop(self, gone: Collection[Slot]) -> None:
+        """They end, or wait elsewhere."""
+        for pool, heap in self._heaps.items():
+            kept = [entry for entry in heap if entry[-1] not in gone]
+            if len(kept) < len(heap):
+                heapq.heapify(kept)
+                self._heaps[pool] = kept
+                self._tokens[pool] = sum(entry[-1].tokens for entry in kept)
+
+    def slots(self) -> list[Slot]:
+        return [entry[-1] for heap in self._heaps.values() for entry in heap]
+
     def count(self, pool: str) -> int:
         return len(self._heaps.get(pool, ()))
 
-    def counts(self) -> list[tuple[str, int, int, bool]]:
-        """(pool, items, estimated tokens, a realtime item first?) of every pool that was ever used."""
-        return [
-            (pool, len(heap), self._tokens[pool], bool(heap) and heap[0][0] == 0) for pool, heap in self._heaps.items()
-        ]
+    def counts(self) -> list[tuple[str, int, int, int]]:
+        """(pool, items, estimated tokens, urgency of the first) of every pool that was ever used."""
+        return [(pool, len(heap), self._tokens[pool], -heap[0][0] if heap else 0) for pool, heap in self._heaps.items()]
 
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))

@@ -7,6 +7,7 @@ in which they came, as far as it reaches; so a small budget is not asked, and re
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 import msgspec
 
@@ -17,6 +18,9 @@ IDLE_LEASE_S = 2.0
 """A lease nobody drew on for so long goes back: another lane may wait for it. A guess: far above a ledger write."""
 MOST_LEASES = 64
 """Leases asked for at once. Each is small, or one call; a crash gives up so many calls' worth at most."""
+
+
+DAY_S = 86_400.0
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -45,6 +49,12 @@ class NoMoney(msgspec.Struct, frozen=True):
     words: str
 
     @property
+    def comes_back(self) -> bool:
+        """A day's or a month's: there is money again when that is over. Not a tenant's own: others must not wait for
+        it behind its items."""
+        return self.key.startswith(("day/", "month/")) and "/tenant/" not in self.key
+
+    @property
     def of_the_run(self) -> bool:
         return self.key.startswith("run/") and "/tenant/" not in self.key
 
@@ -60,9 +70,14 @@ class Till:
         """Key → the cheapest call that the ledger refused."""
         self._drawn: dict[str, tuple[float, int]] = {}
         """Key → when it was last drawn on, and how much."""
+        self._day = -1
 
     def reserve(self, slot: Slot, worst: int, now: float) -> NoMoney | bool:
         """True: it is set aside. False: the item waits here until a lease comes."""
+        if now // DAY_S != self._day:  # asked anew each day: days and months have new keys, and old ones are forgotten
+            self._day = now // DAY_S
+            self._refused.clear()
+            self._refused_from.clear()
         answer = self._budgets.reserve(slot.item.attributes.tenant, worst, now)
         if isinstance(answer, Reservation):
             slot.reservation = answer
@@ -128,6 +143,15 @@ class Till:
 
     def why(self, key: str) -> NoMoney:
         return self._refused[key]
+
+    def drop(self, gone: Collection[Slot]) -> None:
+        """They end while they wait."""
+        for key, queue in list(self._waiting.items()):
+            kept = deque(pair for pair in queue if pair[0] not in gone)
+            if kept:
+                self._waiting[key] = kept
+            else:
+                del self._waiting[key]
 
     def let_go(self) -> list[Slot]:
         """Nothing is sent any more: nobody waits, and every lease goes back once its calls have landed."""

@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.engine import budget
-from penstock.engine.budget import Budget, Budgets, LeaseRefused, Ledger, Owner
+from penstock.engine import leases
+from penstock.engine.budget import Budget, Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.deadlines import LOOK_AGAIN_S
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
+from penstock.engine.flow.slots import urgency
 from penstock.engine.items import (
     Answer,
     Attributes,
@@ -30,6 +32,7 @@ from penstock.engine.items import (
     Request,
     Usage,
 )
+from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Split
 from penstock.engine.policy import Output, Policy, Task
 from penstock.engine.router import Router
@@ -76,6 +79,8 @@ def entry(number: int) -> Item | DeadLetter:
         tier=1 + number % 3,
         deadline=1_000_500.0 if number % 7 == 0 else None,
         tenant="t" if number % 5 == 0 else None,
+        latency="realtime" if number % 13 == 3 else None,
+        priority=number % 3 - 1 if number % 4 == 2 else None,
     )
     body = b'{"messages":[]}' + b" " * (number % 4)
     return Item(f"i{number}", source, attributes, Request(body, input_hash=str(number % 4)), b"o" * 10, 1_000_000.0)
@@ -117,7 +122,7 @@ class LaneMachine(RuleBasedStateMachine):
         self.lane = Lane(self.settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets(self.budgets, "r"))
         self.lane.begin(SPLITS, self.disk.chunks, self.disk.seq)
         proven = dict(self.lane.last_spent)
-        self.disk.ledger, _ = budget.forfeit(self.disk.ledger, "r", 0, (self.epoch, 0), proven)
+        self.disk.ledger, _ = leases.forfeit(self.disk.ledger, "r", 0, (self.epoch, 0), proven)
         starts = self.lane.progress.starts()
         self.todo = [
             n for n in range(COUNT) for s, at in starts if s.ordinal == n // 10 and entry(n).source.position >= at
@@ -149,7 +154,9 @@ class LaneMachine(RuleBasedStateMachine):
     def take(self, pool: str, n: int, worker: str) -> None:
         saved = self.disk_horizons()
         self.takes += 1
-        for call in self.lane.take(pool, n, 10_000, worker, self.now, self.takes):
+        calls = self.lane.take(pool, n, 10_000, worker, self.now, self.takes)
+        self.see_order(pool, calls)
+        for call in calls:
             slot = self.lane.slots[call.item_id, 0]
             place = slot.item.source
             assert slot.shelved or place.position < saved[place.ordinal], "sent beyond the committed horizon"
@@ -158,6 +165,16 @@ class LaneMachine(RuleBasedStateMachine):
             assert not self.lane.draining
             self.calls[call.item_id] = call
             self.sent.add(call.item_id)
+
+    def see_order(self, pool: str, calls: list[Call]) -> None:
+        """Urgent ones leave first, and no call of a tier that is paused."""
+        slots = [self.lane.slots[call.item_id, 0] for call in calls]
+        order = [urgency(slot.item.attributes) for slot in slots]
+        left = [urgency(slot.item.attributes) for slot in self.lane.ready.slots() if slot.pool == pool]
+        assert order == sorted(order, reverse=True), "bulk left before an urgent item"
+        assert not order or max(left, default=order[-1]) <= order[-1], "an urgent item stayed behind"
+        assert not any(slot.route.tier in self.lane.places.paused for slot in slots), "a paused tier was sent"
+        assert all((s.item.attributes.deadline or self.now + 1) > self.now for s in slots), "sent after its deadline"
 
     @rule(pool=st.sampled_from(POOLS), n=st.integers(1, 8), worker=st.sampled_from(["w1", "w2"]))
     def take_in_vain(self, pool: str, n: int, worker: str) -> None:
@@ -214,6 +231,9 @@ class LaneMachine(RuleBasedStateMachine):
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.lane.tick(self.now)
+        waits = [s for s in self.lane.slots.values() if s.state in ("beyond", "ready", "held")]
+        overdue = [s for s in waits if (s.item.attributes.deadline or self.now) < self.now - LOOK_AGAIN_S]
+        assert seconds < LOOK_AGAIN_S or not overdue, "one whose deadline has passed still waits"
         self.lane.till.give_back_idle(self.now)
         self.settle()
 
@@ -236,6 +256,10 @@ class LaneMachine(RuleBasedStateMachine):
     def pool_down(self, pool: str) -> None:
         self.lane.pool_down(pool, "its engine does not start", self.now)
 
+    @rule(tiers=st.sampled_from([frozenset[int](), frozenset({1}), frozenset({2, 3})]))
+    def pause(self, tiers: frozenset[int]) -> None:
+        self.lane.pause(tiers, self.now)
+
     @rule()
     def drain(self) -> None:
         self.lane.drain(self.now)
@@ -248,12 +272,12 @@ class LaneMachine(RuleBasedStateMachine):
         for wish in self.lane.wishes():
             names = [f"{self.epoch}-{self.number + n}" for n in range(wish.count)]
             self.number += wish.count
-            want = max(wish.want_nano, budget.remaining(self.disk.ledger) // 100)
+            want = max(wish.want_nano, leases.remaining(self.disk.ledger) // 100)
             owner = Owner("r", 0, (self.epoch, 0))
-            answer = budget.open_leases(self.disk.ledger, names, owner, want, wish.floor_nano, self.now)
+            answer = leases.open_leases(self.disk.ledger, names, owner, want, wish.floor_nano, self.now)
             if not isinstance(answer, LeaseRefused):
-                self.disk.ledger, leases = answer
-                self.lane.leased(wish.key, {k: v.amount_nano for k, v in leases.items()}, self.now)
+                self.disk.ledger, opened = answer
+                self.lane.leased(wish.key, {k: v.amount_nano for k, v in opened.items()}, self.now)
             elif answer.leased_nano == 0:
                 self.lane.refused(wish, "spent", self.now)
             elif not wish.spare:
@@ -263,7 +287,7 @@ class LaneMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         purse = self.lane.till.purse
         for lease in purse.closable():
-            self.disk.ledger = budget.settle(self.disk.ledger, lease.lease_id, lease.spent_nano)
+            self.disk.ledger = leases.settle(self.disk.ledger, lease.lease_id, lease.spent_nano)
             purse.closed(lease.lease_id)
 
     # -- commits and crashes
@@ -453,7 +477,9 @@ def walk(seed: int) -> None:
 
 
 def trouble(machine: LaneMachine, dice: random.Random) -> None:
-    match dice.randrange(12):
+    match dice.randrange(14):
+        case 12 | 13:
+            machine.pause(tiers=frozenset(tier for tier in (1, 2, 3) if dice.random() < 0.3))
         case 0:
             machine.worker_lost(worker=dice.choice(["w1", "w2"]))
         case 1:

@@ -8,7 +8,7 @@ from penstock.workers.ports import Post
 
 NOW = 1_700_000_000.0
 posts = st.lists(
-    st.tuples(st.integers(0, 5), st.sampled_from(["p", "q"]), st.integers(0, 1000), st.booleans()), max_size=12
+    st.tuples(st.integers(0, 5), st.sampled_from(["p", "q"]), st.integers(0, 1000), st.integers(-1, 3)), max_size=12
 )
 
 
@@ -21,13 +21,13 @@ def board(lanes: int) -> Board:
 
 @given(posts, st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(["p", "q"]), st.integers(1, 500))))
 def test_grants_never_pass_what_was_posted(
-    told: list[tuple[int, str, int, bool]], asks: list[tuple[str, str, int]]
+    told: list[tuple[int, str, int, int]], asks: list[tuple[str, str, int]]
 ) -> None:
     """Whoever asks, how often: the sum of grants of a lane and pool is at most its last post; each fits the room."""
     made = board(6)
     left: dict[tuple[str, int], int] = {}
-    for lane, pool, ready, realtime in told:
-        made.post(Post(lane, pool, ready, ready * 10, realtime), 10 + lane)
+    for lane, pool, ready, urgency in told:
+        made.post(Post(lane, pool, ready, ready * 10, urgency), 10 + lane)
         left[pool, lane] = ready
     for worker, pool, room in asks:
         grant = made.grant(worker, pool, room, NOW)
@@ -68,12 +68,12 @@ def test_realtime_goes_first() -> None:
 def test_what_an_old_owner_posted_is_void() -> None:
     """A lane changes hands: its posts go, and late ones of the old owner are not taken."""
     made = board(1)
-    assert made.post(Post(0, "p", 5, 5, False), 10)
+    assert made.post(Post(0, "p", 5, 5), 10)
     made.own(0, 11)
     assert made.ready("p") == 0
-    assert not made.post(Post(0, "p", 5, 5, False), 10)
+    assert not made.post(Post(0, "p", 5, 5), 10)
     assert made.grant("w", "p", 5, NOW) is None
-    assert made.post(Post(0, "p", 5, 5, False), 11)
+    assert made.post(Post(0, "p", 5, 5), 11)
     made.drop(0)
     assert made.pools() == []
 
@@ -83,11 +83,11 @@ def test_a_share_is_half_of_an_even_part() -> None:
     made = board(1)
     for worker in "abcd":
         made.grant(worker, "p", 256, NOW)
-    made.post(Post(0, "p", 80, 80, False), 10)
+    made.post(Post(0, "p", 80, 80), 10)
     grant = made.grant("a", "p", 256, NOW)
     assert grant is not None
     assert grant.n == 10
-    made.post(Post(0, "p", 80, 80, False), 10)
+    made.post(Post(0, "p", 80, 80), 10)
     grant = made.grant("a", "p", 256, NOW + 11)
     assert grant is not None
     assert grant.n == 40

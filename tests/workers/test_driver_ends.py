@@ -23,7 +23,7 @@ from penstock.workers.board import Board
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.crew import Crew
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
 
 OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", hour_usd=3.6)}, {3: ("own",)})

@@ -27,7 +27,7 @@ from penstock.engine.items import (
 )
 from penstock.engine.policy import Policy, Task
 from penstock.jobs.look import log_lines
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import DEAD_A_MINUTE, LaneLog, Log
 from penstock.workers.metrics import (
     API,

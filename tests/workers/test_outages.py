@@ -1,6 +1,6 @@
 """Who does not answer is told once; an outage is sat out; what only a person can mend stops the run soon."""
 
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.outages import OUTAGE_S, STUCK_S, Outages
 from penstock.workers.status import Tally
 

@@ -28,7 +28,8 @@ from penstock.engine.router import Router
 from penstock.workers.answers import ask_again_body
 from penstock.workers.lanes.input import Verdicts
 from penstock.workers.lanes.money import LedgerPort
-from penstock.workers.lanes.shell import LaneReport, LaneShell
+from penstock.workers.lanes.report import LaneReport
+from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.log import LaneLog, Log
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
@@ -74,7 +75,7 @@ class LaneActor:
         self._label = label
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
-        self._stores = open_stores(self._spec.sinks, self._spec.run_id)
+        self._stores = open_stores(self._spec.sinks, self._spec.run_id, self._spec.source)
         self._logs: dict[int, LaneLog] = {}
         self._metrics = LaneMetrics(self._spec)
         self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
@@ -108,7 +109,13 @@ class LaneActor:
         read_as = input_shape(self._plan.splits[0].format if self._plan.splits else "jsonl")
         schema_tasks = [t.name for t in spec.policy.tasks.values() if t.output is not None and t.output.json_schema]
         machine = Lane(
-            LaneSettings(lane, spec.run_id, window_of(spec.execution, self._plan.lanes), spec.execution.window_bytes),
+            LaneSettings(
+                lane,
+                spec.run_id,
+                window_of(spec.execution, self._plan.lanes),
+                spec.execution.window_bytes,
+                endless=spec.endless,
+            ),
             Router(spec.catalog, spec.policy),
             spec.catalog,
             spec.policy,
@@ -202,6 +209,12 @@ class LaneActor:
     async def pool_down(self, pool: str, why: str) -> None:
         for shell in self._shells.values():
             shell.machine.pool_down(pool, why, time.time())
+            shell.wake()
+
+    async def pause(self, tiers: list[int]) -> None:
+        """From now on items of these tiers wait, and no others."""
+        for shell in self._shells.values():
+            shell.machine.pause(frozenset(tiers), time.time())
             shell.wake()
 
     async def reprice(self, model: str, price: bytes) -> None:

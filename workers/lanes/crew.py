@@ -13,7 +13,7 @@ from penstock.workers.board import Board
 from penstock.workers.cluster import kill, words
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.actor import LaneActor
-from penstock.workers.lanes.shell import LaneReport
+from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.ports import encode
 from penstock.workers.runspec import RunSpec

@@ -20,12 +20,12 @@ from penstock.connectors.writing.records import Encoder
 from penstock.engine.errors import Corrupt, Fenced, PenstockError, Temporary
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, CommitBatch
-from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
 from penstock.engine.plan import Epoch, Plan, Split
 from penstock.workers.lanes.commit import LaneCommit
 from penstock.workers.lanes.input import LaneInput, Verdicts
 from penstock.workers.lanes.money import LaneMoney, LedgerPort
+from penstock.workers.lanes.report import LaneReport, report_of
 from penstock.workers.ports import CallName, Kept, Post
 
 RIGHT_S = 5.0
@@ -39,31 +39,6 @@ REPORT_EVERY_S = 0.25
 SWEEP_EVERY_S = 5.0
 HASTE_S = 0.02
 """Least time between commits when workers are short of dispatchable items."""
-
-
-class LaneReport(msgspec.Struct, frozen=True):
-    """What a lane tells the driver, a few times a second."""
-
-    lane: int
-    tally: Tally
-    done: bool = False
-    idle: bool = True
-    settled: bool = False
-    """Nothing in flight, everything committed, leases settled, followers up to date."""
-    stuck: str | None = None
-    spent_out: str | None = None
-    open_breakers: list[tuple[str | None, str]] = []
-    commit_age_s: float = 0.0
-    """0 where there is nothing to commit: an idle lane is not late."""
-    oldest_item_s: float = 0.0
-    deadline_left_s: float | None = None
-    lag: dict[str, int] = {}
-    """Topic → records that are there and not read yet."""
-    first_dispatch_at: float | None = None
-    plan_version: int = 0
-    """Of the plan that this owner reads by."""
-    closed: bool = False
-    """This owner was given the closing lines of own engines."""
 
 
 class DriverPort(Protocol):
@@ -115,7 +90,7 @@ class LaneShell:
         self._commit: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._posted: dict[str, tuple[int, int, bool]] = {}
+        self._posted: dict[str, tuple[int, int, int]] = {}
         self._granted_more = False
         """A grant was not used up: the board counts as gone what is still here, or soon comes back from the till."""
         self._posted_at = self._reported_at = self._swept_at = self._verified_at = 0.0
@@ -296,7 +271,7 @@ class LaneShell:
     async def _rest(self) -> None:
         self._wake.clear()
         wait = IDLE_S
-        held = self.machine.next_wake()
+        held = self.machine.places.next_wake()
         if held is not None:
             wait = max(0.001, min(wait, held - self._now()))
         with contextlib.suppress(TimeoutError):
@@ -367,40 +342,25 @@ class LaneShell:
 
     def _post(self, now: float) -> None:
         """Tell the board what is ready: at once where a pool was empty, else every 20 ms; again where nothing moves."""
-        counts = {pool: (n, tokens, realtime) for pool, n, tokens, realtime in self.machine.ready.counts()}
+        counts = {pool: (n, tokens, urgency) for pool, n, tokens, urgency in self.machine.ready.counts()}
         age = now - self._posted_at
         again = self._granted_more or age > POST_AGAIN_S
         if counts == self._posted and not (again and any(n for n, _, _ in counts.values())):
             return
-        urgent = any(n and not self._posted.get(pool, (0, 0, False))[0] for pool, (n, _, _) in counts.items())
+        urgent = any(n and not self._posted.get(pool, (0, 0, 0))[0] for pool, (n, _, _) in counts.items())
         if urgent or age > POST_EVERY_S:
             self._posted, self._posted_at, self._granted_more = counts, now, False
             self._driver.post([Post(self.lane, pool, *count) for pool, count in counts.items()])
 
     def _report(self, now: float) -> None:
         self._reported_at = now
-        machine = self.machine
-        tally = machine.tally
-        tally.ready = len(machine.ready)
-        tally.shelved = machine.shelf.count
-        tally.flying = machine.flights.by_model()
-        tally.position_bytes = machine.progress.bytes_done()
         self._driver.report(
-            LaneReport(
-                self.lane,
-                tally,
+            msgspec.structs.replace(
+                report_of(self.machine, self._out.at, now),
                 done=self._out.done,
-                idle=machine.idle,
                 settled=self.settled,
-                stuck=machine.stuck(),
-                spent_out=machine.spent_out,
-                open_breakers=machine.targets.health.opened(),
-                commit_age_s=now - self._out.at if machine.slots or machine.dirty else 0.0,
-                oldest_item_s=machine.oldest_age(now),
-                deadline_left_s=machine.deadline_left(now),
                 lag=self._input.lag(),
                 first_dispatch_at=self._first_dispatch_at,
-                plan_version=machine.plan_version,
                 closed=self._closed,
             )
         )

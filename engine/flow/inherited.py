@@ -1,0 +1,31 @@
+"""What the lane's last owner left at workers: calls that go on, and answers that wait for whoever comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.engine.flow.lane_types import Adopted
+from penstock.engine.flow.slots import Slot
+
+
+class Inherited:
+    def __init__(self) -> None:
+        self._calls: dict[tuple[str, int], Adopted] = {}
+
+    def add(self, adopted: Sequence[Adopted]) -> None:
+        for one in adopted:
+            self._calls[one.item_id, one.generation] = one
+
+    def worker_lost(self, worker: str) -> None:
+        """Its answers are here already; its calls are gone."""
+        self._calls = {key: a for key, a in self._calls.items() if a.worker != worker or a.outcome is not None}
+
+    def claim(self, slot: Slot) -> tuple[Adopted, int] | None:
+        """The call of this item that a worker has, and its candidate; None where there is none, or its target is one
+        that the item may not go to any more. Its attempt number is used up either way."""
+        adopted = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
+        if adopted is None or adopted.attempt <= slot.attempt:
+            return None
+        slot.attempt = adopted.attempt
+        names = [candidate.model for candidate in slot.route.candidates]
+        return (adopted, names.index(adopted.model)) if adopted.model in names else None

@@ -1,0 +1,59 @@
+"""What a lane tells its driver."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.tally import Tally
+
+
+class LaneReport(msgspec.Struct, frozen=True):
+    """Told a few times a second."""
+
+    lane: int
+    tally: Tally
+    done: bool = False
+    idle: bool = True
+    settled: bool = False
+    """Nothing in flight, everything committed, leases settled, followers up to date."""
+    stuck: str | None = None
+    spent_out: str | None = None
+    waits_for_money: str | None = None
+    """Why items of an endless run wait for the next day."""
+    open_breakers: list[tuple[str | None, str]] = []
+    commit_age_s: float = 0.0
+    """0 where there is nothing to commit: an idle lane is not late, nor one whose items are all held back."""
+    oldest_item_s: float = 0.0
+    deadline_left_s: float | None = None
+    lag: dict[str, int] = {}
+    """Topic → records that are there and not read yet."""
+    first_dispatch_at: float | None = None
+    plan_version: int = 0
+    """Of the plan that this owner reads by."""
+    closed: bool = False
+    """This owner was given the closing lines of own engines."""
+
+
+def report_of(machine: Lane, committed_at: float, now: float) -> LaneReport:
+    """What the machine knows; its shell adds the rest. Brings the tally up to date."""
+    tally = machine.tally
+    tally.ready = len(machine.ready)
+    tally.shelved = machine.shelf.count
+    tally.flying = machine.flights.by_model()
+    tally.position_bytes = machine.progress.bytes_done()
+    waits = machine.waits_for_money
+    moves = machine.flights.count or tally.ready or machine.horizon.waiting
+    return LaneReport(
+        machine.settings.lane,
+        tally,
+        idle=machine.idle,
+        stuck=machine.places.stuck(),
+        spent_out=machine.spent_out,
+        waits_for_money=waits[1] if waits is not None and waits[0] > now else None,
+        open_breakers=machine.targets.health.opened(),
+        commit_age_s=now - committed_at if moves or machine.dirty else 0.0,
+        oldest_item_s=machine.ends.oldest_age(now),
+        deadline_left_s=machine.ends.deadline_left(now),
+        plan_version=machine.plan_version,
+    )
