@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from penstock.connectors.base import Batch, Raw
-from penstock.engine.errors import BadRecord, Temporary
+from penstock.engine.errors import PenstockError
 from penstock.engine.plan import Split
 
 Read = Callable[[Split, int], Iterator[Raw]]
@@ -38,11 +38,15 @@ class Cursor:
                 room_bytes -= size_of(raw)
                 if room_bytes <= 0 or len(records) >= full:
                     return True
-        except (BadRecord, Temporary):
+        except PenstockError:
             self._records = None
             if len(records) == have:
                 raise
             return True  # what was read first; the failure comes again with the next call if it lasts
+        except BaseException:
+            self._records = None  # an iterator that failed would look like one that has ended
+            del records[have:]
+            raise
         finally:
             if len(records) > have:
                 self._next = records[-1].position.position + 1
@@ -64,7 +68,7 @@ class Cursors:
             before = len(records)
             try:
                 more = self._left[-1].take(records, max_records - before, max_bytes - size)
-            except (BadRecord, Temporary):
+            except PenstockError:
                 if records or ended:
                     break
                 raise
@@ -73,10 +77,6 @@ class Cursors:
             ended.append(self._left.pop().split.id)
             size += sum(size_of(raw) for raw in records[before:])
         return Batch(records, tuple(ended), done=not self._left)
-
-    def coming(self, count: int) -> list[Split]:
-        """The splits behind the one being read."""
-        return [cursor.split for cursor in self._left[-2 : -2 - count : -1]]
 
     def close(self) -> None:
         self._left.clear()

@@ -18,7 +18,9 @@ from penstock.connectors.files import FileSource
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.memory import MemorySource
 from penstock.connectors.objects import cutting
+from penstock.connectors.s3.source import S3Source
 from penstock.connectors.settings import FilesSource, KafkaSource
+from penstock.connectors.settings import S3Source as S3Settings
 from penstock.engine.plan import Split
 
 COUNT = 300
@@ -83,10 +85,25 @@ async def kafka(request: pytest.FixtureRequest) -> Source:
     return KafkaTopics(KafkaSource(topics=(topic,), bootstrap=server.bootstrap, until="end"))
 
 
-@pytest.fixture(params=[*SOURCES, pytest.param("kafka", marks=pytest.mark.kafka)])
+def s3(request: pytest.FixtureRequest, folder: Path, name: str) -> Source:
+    """What a source of files made, as the objects of a bucket."""
+    SOURCES[name](folder)
+    request.getfixturevalue("s3_keys")
+    server, bucket = request.getfixturevalue("s3_server"), request.getfixturevalue("new_bucket")("contract")
+    for path in folder.iterdir():
+        server.client().put_object(Bucket=bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+    return S3Source(S3Settings(bucket, "in/", endpoint=server.endpoint))
+
+
+ON_S3 = [pytest.param(f"s3-{name}", marks=pytest.mark.s3) for name in SOURCES if name != "memory"]
+
+
+@pytest.fixture(params=[*SOURCES, *ON_S3, pytest.param("kafka", marks=pytest.mark.kafka)])
 async def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 200)
     name = str(request.param)
+    if name.startswith("s3-"):
+        return s3(request, tmp_path, name.removeprefix("s3-"))
     return await kafka(request) if name == "kafka" else SOURCES[name](tmp_path)
 
 

@@ -1,0 +1,142 @@
+"""S3 as a source: objects below a prefix, or that match a pattern, cut into splits that are named by content.
+
+A split's name holds bucket, key, size, and the version or ETag that the plan saw; what is read is that content or
+nothing. Planning reads listings, the first line of some JSON objects and the footers of Parquet objects, no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import BinaryIO, TypeVar
+
+from penstock.connectors.base import Raw
+from penstock.connectors.formats import names
+from penstock.connectors.formats.lines import MAX_RECORD_BYTES
+from penstock.connectors.objects.cutting import (
+    Found,
+    cut,
+    cut_among_others,
+    format_of,
+    piece_bytes,
+    settled,
+    whole,
+)
+from penstock.connectors.s3.client import S3, THREADS, client
+from penstock.connectors.s3.objects import Pinned, listed
+from penstock.connectors.s3.ranges import RangeFile, open_object
+from penstock.connectors.s3.reader import Objects, S3Reader
+from penstock.connectors.settings import S3Source as Settings
+from penstock.engine.errors import SpecError
+from penstock.engine.plan import Split
+
+MAX_LOOKS = 500
+"""JSON objects that are looked into for requests or rows, spread over the listing: with 32 at once some 2 s. What the
+others hold is seen when they are read: a stranger's lines become dead letters."""
+
+_BLANK = "blank"
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class S3Source:
+    """Implements `base.Source` and `base.Rereadable`. `max_record_bytes`: longer records become dead letters."""
+
+    def __init__(self, settings: Settings, *, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
+        self._settings = settings
+        self._limit = max_record_bytes
+
+    async def splits(self, lanes_hint: int) -> list[Split]:
+        """Raises `SpecError` where nothing matches, a name can't be read, requests and rows are mixed, or the one
+        object there is can't be read; `Refused` where the credentials may not; `Temporary`."""
+        return await asyncio.to_thread(self._plan, lanes_hint)
+
+    async def open(self, starts: Sequence[tuple[Split, int]]) -> S3Reader:
+        return S3Reader(self._client(), starts, self._limit)
+
+    def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
+        """As promised; small objects of `splits` are fetched before their turn."""
+        return Objects(self._client(), self._limit, splits).read
+
+    def records(self, split: Split, start: int) -> Iterator[Raw]:
+        """One split as a plain iterator that blocks. Raises as a reader does."""
+        return Objects(self._client(), self._limit, [split]).read(split, start)
+
+    def _client(self) -> S3:
+        return client(self._settings.endpoint, self._settings.region)
+
+    def _plan(self, lanes_hint: int) -> list[Split]:
+        planner = _Planner(self._settings, self._client())
+        found = settled(planner.found())
+        if not found:
+            raise SpecError(f"no object matches {planner.where}: check source.prefix and source.pattern")
+        return planner.cut(found, piece_bytes(found, lanes_hint))
+
+
+class _Planner:
+    """One look at the input. Its own threads wait for S3's threads, so they are others."""
+
+    def __init__(self, settings: Settings, s3: S3) -> None:
+        self._settings = settings
+        self._s3 = s3
+        self._by_uri: dict[str, Pinned] = {}
+        self.where = f"s3://{settings.bucket}/{settings.prefix}{settings.pattern or ''}"
+
+    def found(self) -> list[Found]:
+        formats: dict[str, str] = {}
+        for one in listed(self._s3, self._settings):
+            format = self._settings.format or format_of(one.uri, one.size, lambda: None, "source.pattern")
+            if format is not None:
+                formats[one.uri] = format
+                self._by_uri[one.uri] = one
+        formats |= self._looked_into([uri for uri, format in formats.items() if format == _BLANK])
+        return [Found(uri, one.size, one.object_id, formats[uri]) for uri, one in self._by_uri.items()]
+
+    def _looked_into(self, uris: Sequence[str]) -> dict[str, str]:
+        some = [uri for uri in uris if self._by_uri[uri].size]
+        some = [some[n * len(some) // MAX_LOOKS] for n in range(MAX_LOOKS)] if len(some) > MAX_LOOKS else some
+        return dict(zip(some, _each(self._look, some), strict=True))
+
+    def _look(self, uri: str) -> str:
+        with open_object(self._s3, self._by_uri[uri], _BLANK, names.LOOK_BYTES) as file:
+            return names.look(file.binary, names.compression_of(uri)) or _BLANK
+
+    def cut(self, found: Sequence[Found], piece: int) -> list[Split]:
+        if len(found) == 1:
+            return cut(found[0], piece, self._open, _rows_are_lines)
+
+        def one(object: Found) -> list[Split]:
+            if object.format == "csv":
+                return [whole(object)]  # its reader says so where the header can't be read
+            return cut_among_others(object, piece, self._open, _rows_are_lines)
+
+        tables = [one for one in found if one.format == "parquet"]
+        footers = dict(zip((t.uri for t in tables), _each(one, tables), strict=True))
+        return [split for object in found for split in footers.get(object.uri) or one(object)]
+
+    def _open(self, found: Found) -> AbstractContextManager[BinaryIO]:
+        return _opened(open_object(self._s3, self._by_uri[found.uri], found.format, None))
+
+
+@contextmanager
+def _opened(file: RangeFile) -> Generator[BinaryIO]:
+    with file:
+        yield file.binary
+
+
+def _rows_are_lines(found: Found) -> bool:
+    """A quote anywhere in a CSV object may hide a line break, and to look for one is to read it all: it is read from
+    its start, by one lane."""
+    return False
+
+
+def _each(work: Callable[[T], R], on: Sequence[T]) -> list[R]:
+    if len(on) < 2:
+        return [work(one) for one in on]
+    pool = ThreadPoolExecutor(min(THREADS, len(on)), thread_name_prefix="s3-plan")
+    try:
+        return list(pool.map(work, on))
+    finally:
+        pool.shutdown(cancel_futures=True)
