@@ -1,4 +1,4 @@
-"""The budget ledger on the state: `engine.budget`'s pure functions, made durable by compare-and-swap.
+"""The budget ledger on the state: `engine.leases`' pure functions, made durable by compare-and-swap.
 
 One document a budget key. Whoever loses a race reads again and decides again, so no two leases share a cent, whatever
 the number of processes. All calls block (a few milliseconds): call them in a thread.
@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from penstock.connectors.state import ABSENT, Conflict, State
-from penstock.engine import budget
-from penstock.engine.budget import LeaseRefused, Ledger, NeedLease, Owner
+from penstock.engine import leases
+from penstock.engine.budget import NeedLease
 from penstock.engine.errors import Corrupt, Temporary
+from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Epoch
 
 PREFIX = "ledger/"
@@ -51,8 +52,8 @@ class LedgerClient:
 
         def swap(ledger: Ledger) -> Ledger:
             if ledger.limit_nano != need.limit_nano:
-                ledger = budget.relimit(ledger, need.limit_nano)
-            answer = budget.open_lease(ledger, mine, owner, need.limit_nano, need.nano, now)
+                ledger = leases.relimit(ledger, need.limit_nano)
+            answer = leases.open_lease(ledger, mine, owner, need.limit_nano, need.nano, now)
             if isinstance(answer, LeaseRefused):
                 refused.append(answer)
                 return ledger
@@ -75,9 +76,9 @@ class LedgerClient:
         def swap(ledger: Ledger) -> Ledger:
             refused.clear()
             if ledger.limit_nano != need.limit_nano:
-                ledger = budget.relimit(ledger, need.limit_nano)
-            want = max(want_nano, budget.remaining(ledger) // budget.LEASE_SHARE)
-            answer = budget.open_leases(ledger, tuple(mine), owner, want, need.nano, now)
+                ledger = leases.relimit(ledger, need.limit_nano)
+            want = max(want_nano, leases.remaining(ledger) // leases.LEASE_SHARE)
+            answer = leases.open_leases(ledger, tuple(mine), owner, want, need.nano, now)
             if isinstance(answer, LeaseRefused):
                 refused.append(answer)
                 return ledger
@@ -93,7 +94,7 @@ class LedgerClient:
 
     def settle(self, key: str, lease_id: str, spent_nano: int) -> None:
         """Close a lease with what it spent. Again: no-op."""
-        self._swap(key, lambda ledger: budget.settle(ledger, self._own(lease_id), spent_nano))
+        self._swap(key, lambda ledger: leases.settle(ledger, self._own(lease_id), spent_nano))
 
     def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int]) -> int:
         """Close what dead owners of a lane left open, under every key; returns what had to be given up as spent.
@@ -117,7 +118,7 @@ class LedgerClient:
             lost = [0]
 
             def swap(ledger: Ledger, lost: list[int] = lost) -> Ledger:
-                ledger, lost[0] = budget.forfeit(ledger, self._run, lane, before, proven)
+                ledger, lost[0] = leases.forfeit(ledger, self._run, lane, before, proven)
                 return ledger
 
             self._swap_at(name, swap, None)

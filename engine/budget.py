@@ -1,16 +1,15 @@
-"""Budgets: what may be spent, in leases. A lease is durable in the ledger before the first call that it covers.
+"""Budgets: which of them a call must fit into, and a lane's purse of leases (`engine.leases`) that it is paid from.
 
     ledger (one a budget key, compare-and-swap)          purse (in a lane)
     open_lease ──────────────────────────────▶ add ─▶ reserve ─▶ (the call) ─▶ settle
     settle ◀──────────────────────────────── closable ◀─ used up, nothing in flight
     forfeit  (a dead lane's leases: what can't be proven unspent counts as spent)
 
-Amounts are integer nano-dollars, times Unix seconds. Functions on `Ledger` are pure: they return the next document.
+Amounts are integer nano-dollars, times Unix seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import quote
@@ -18,12 +17,9 @@ from urllib.parse import quote
 import msgspec
 
 from penstock.engine.errors import Corrupt
-from penstock.engine.plan import Epoch
 
 LOW_SHARE = 0.25
 """A lease with less than this left is worth a successor. A guess: it lasts seconds, a ledger write milliseconds."""
-LEASE_SHARE = 100
-"""A lease is at most 1/100 of what remains (DESIGN), or one call's worst case where that is more."""
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,141 +28,6 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     limit_nano: int
     per: Literal["day", "month"] | None = None
     tenant: str | None = None
-
-
-# ---- the ledger document
-
-
-class Lease(msgspec.Struct, frozen=True):
-    run: str
-    lane: int
-    epoch: Epoch
-    amount_nano: int
-    opened_at: float
-
-
-class Owner(msgspec.Struct, frozen=True):
-    """Who opens a lease."""
-
-    run: str
-    lane: int
-    epoch: Epoch
-
-
-class Ledger(msgspec.Struct, frozen=True):
-    """What was spent of one budget key, and what is out in leases."""
-
-    key: str
-    limit_nano: int
-    settled_nano: int = 0
-    forfeit_nano: int = 0
-    leases: dict[str, Lease] = {}
-    overrun_nano: int = 0
-    """Spent beyond the limit: calls that cost more than their worst case, or a limit that was lowered later."""
-
-    @property
-    def leased_nano(self) -> int:
-        return sum(lease.amount_nano for lease in self.leases.values())
-
-    def check(self) -> None:
-        """The invariant: what is spent, forfeit or out never exceeds the limit, but for overruns that are named."""
-        amounts = (self.settled_nano, self.forfeit_nano, self.overrun_nano, *_amounts(self))
-        if min(amounts) < 0 or self.settled_nano + self.forfeit_nano + self.leased_nano > self.limit_nano + max(
-            0, self.overrun_nano
-        ):
-            raise Corrupt(f"the ledger of budget {self.key} does not add up: {self}")
-
-
-class LeaseRefused(msgspec.Struct, frozen=True):
-    """The budget cannot hold one call more. `leased_nano` is still out: some of it may come back."""
-
-    key: str
-    remaining_nano: int
-    leased_nano: int
-
-
-def remaining(ledger: Ledger) -> int:
-    """Neither spent nor out in a lease."""
-    return max(0, ledger.limit_nano - ledger.settled_nano - ledger.forfeit_nano - ledger.leased_nano)
-
-
-def open_lease(
-    ledger: Ledger, lease_id: str, owner: Owner, want_nano: int, floor_nano: int, now: float
-) -> tuple[Ledger, Lease] | LeaseRefused:
-    """Lease `want_nano`, but at most 1 % of what remains; never less than `floor_nano` (one call's worst case), never
-    more than remains. The same id again returns the lease that is there (a lost answer is no second lease)."""
-    have = ledger.leases.get(lease_id)
-    if have is not None:
-        return ledger, have
-    left = remaining(ledger)
-    floor = max(1, floor_nano)
-    if floor > left:
-        return LeaseRefused(ledger.key, left, ledger.leased_nano)
-    amount = max(floor, min(want_nano, left // LEASE_SHARE))
-    lease = Lease(owner.run, owner.lane, owner.epoch, amount, now)
-    return msgspec.structs.replace(ledger, leases={**ledger.leases, lease_id: lease}), lease
-
-
-def open_leases(
-    ledger: Ledger, lease_ids: Sequence[str], owner: Owner, want_nano: int, floor_nano: int, now: float
-) -> tuple[Ledger, dict[str, Lease]] | LeaseRefused:
-    """Several leases in one write, each small, together about `want_nano`: where one call's worst case is more than
-    1 % of what remains, a lease holds one call only, and a lane with many in flight would write once for each."""
-    opened: dict[str, Lease] = {}
-    wanted = max(want_nano, floor_nano)
-    for lease_id in lease_ids:
-        if wanted <= 0:
-            break
-        answer = open_lease(ledger, lease_id, owner, wanted, floor_nano, now)
-        if isinstance(answer, LeaseRefused):
-            return (ledger, opened) if opened else answer
-        ledger, opened[lease_id] = answer
-        wanted -= opened[lease_id].amount_nano
-    return ledger, opened
-
-
-def settle(ledger: Ledger, lease_id: str, spent_nano: int) -> Ledger:
-    """Close a lease: what it spent is spent, the rest is free. A lease that isn't there was closed before: no-op."""
-    lease = ledger.leases.get(lease_id)
-    if lease is None:
-        return ledger
-    spent = max(0, spent_nano)
-    return msgspec.structs.replace(
-        ledger,
-        leases={key: other for key, other in ledger.leases.items() if key != lease_id},
-        settled_nano=ledger.settled_nano + spent,
-        overrun_nano=ledger.overrun_nano + max(0, spent - lease.amount_nano),
-    )
-
-
-def forfeit(ledger: Ledger, run: str, lane: int, before: Epoch, proven: Mapping[str, int]) -> tuple[Ledger, int]:
-    """Close the leases that a dead owner of this lane left behind (epochs below `before`). Call it after the fence.
-
-    `proven`: lease id → nano-dollars that its committed progress says were spent. The rest of the lease may have been
-    spent on calls in flight: it counts as spent and is returned as forfeit.
-    """
-    dead = {key: lease for key, lease in ledger.leases.items() if _is_dead(lease, run, lane, before)}
-    lost = 0
-    for key, lease in dead.items():
-        spent = max(0, proven.get(key, 0))
-        ledger = settle(ledger, key, spent)
-        lost += max(0, lease.amount_nano - spent)
-    return (msgspec.structs.replace(ledger, forfeit_nano=ledger.forfeit_nano + lost) if lost else ledger), lost
-
-
-def relimit(ledger: Ledger, limit_nano: int) -> Ledger:
-    """The budget was changed. Lowered below what is spent: nothing more is leased, and the excess is named."""
-    claimed = ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano
-    over = max(ledger.overrun_nano, claimed - limit_nano)
-    return msgspec.structs.replace(ledger, limit_nano=limit_nano, overrun_nano=over)
-
-
-def _is_dead(lease: Lease, run: str, lane: int, before: Epoch) -> bool:
-    return lease.run == run and lease.lane == lane and tuple(lease.epoch) < tuple(before)
-
-
-def _amounts(ledger: Ledger) -> list[int]:
-    return [lease.amount_nano for lease in ledger.leases.values()]
 
 
 # ---- which budgets an item falls under

@@ -4,17 +4,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from penstock.engine.budget import (
-    Budget,
-    Budgets,
+from penstock.engine.budget import Budget, Budgets, NeedLease, Purse, Reservation, budget_keys
+from penstock.engine.leases import (
     Lease,
     LeaseRefused,
     Ledger,
-    NeedLease,
     Owner,
-    Purse,
-    Reservation,
-    budget_keys,
     forfeit,
     open_lease,
     open_leases,
