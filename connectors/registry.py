@@ -126,7 +126,9 @@ def _key(settings: SinkSettings) -> str:
 
             return store_key(settings)
         case S3Sink():
-            raise SpecError("S3 is not there yet")
+            from penstock.connectors.s3.store.place import bucket_of
+
+            return bucket_of(settings)
         case MemorySink():
             return f"memory:{settings.name}"
 
@@ -152,7 +154,9 @@ def _place(group: dict[SinkName, SinkSettings], run_id: str, source: SourceSetti
 
             return KafkaPlace(cast("dict[SinkName, KafkaSink]", group), run_id, source)
         case S3Sink():
-            raise SpecError("S3 is not there yet")
+            from penstock.connectors.s3.store.place import S3Place
+
+            return S3Place(cast("dict[SinkName, S3Sink]", group), run_id)
         case MemorySink():
             from penstock.connectors.memory import MemoryPlace
 

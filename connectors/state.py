@@ -9,68 +9,29 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
+from penstock.connectors.documents import ABSENT, Absent, Conflict, State, Tag, check_key
 from penstock.connectors.filestore.disk import publish
-from penstock.engine.errors import PenstockError, SpecError, Temporary
+from penstock.engine.errors import SpecError, Temporary
 
-Tag = str
-"""Names one content of one key. Compared, never read."""
-
-
-class Absent(Enum):
-    ABSENT = "absent"
-
-
-ABSENT: Literal[Absent.ABSENT] = Absent.ABSENT
-"""`put` with it creates: it fails where the key is there already."""
-
-
-class Conflict(PenstockError):
-    """Somebody else wrote the key meanwhile: read it anew and decide again."""
-
-
-class State(Protocol):
-    """Keys are paths of safe characters (`check_key`)."""
-
-    def get(self, key: str) -> tuple[bytes, Tag] | None:
-        """The value and its tag; None: no such key. Raises `Temporary`."""
-        ...
-
-    def put(self, key: str, value: bytes, expect: Tag | Literal[Absent.ABSENT] | None) -> Tag:
-        """Write `value` where the key's tag is `expect` (ABSENT: where it isn't there; None: whatever is there).
-        Raises `Conflict`, `Temporary`. After `Temporary` it is uncertain whether it was written: read."""
-        ...
-
-    def list(self, prefix: str) -> list[str]:
-        """All keys that start with `prefix`, sorted."""
-        ...
-
-
-_PART = re.compile(r"[A-Za-z0-9_%=~@+-][A-Za-z0-9_.%=~@+-]{0,199}")
-
-
-def check_key(key: str) -> str:
-    """The key itself. Raises `SpecError`: a key can't leave the state, hide in it, or meet its locks."""
-    if all(_PART.fullmatch(part) for part in key.split("/")):
-        return key
-    raise SpecError(
-        f"{key!r} cannot be a key of the state: its parts may hold letters, digits and _ % = ~ @ + - and, not in "
-        "front, dots; at most 200 characters each."
-    )
+__all__ = ["ABSENT", "Absent", "Conflict", "FolderState", "State", "Tag", "check_key", "open_state"]
 
 
 def open_state(url: str) -> State:
-    """The state at a folder (or `file://` URL). Raises `SpecError` for what isn't there yet."""
+    """The state at a folder (or `file://` URL), or at `s3://bucket/prefix?endpoint=…&region=…`. Raises `SpecError`."""
     if url.startswith("s3://"):
-        raise SpecError(f"state {url}: a state on S3 comes with the S3 connector. Give a folder until then.")
+        from penstock.connectors.s3.state import S3State
+        from penstock.connectors.s3.urls import parsed
+
+        return S3State(parsed(url))
     if "://" in url and not url.startswith("file://"):
-        raise SpecError(f"state {url}: no such kind of state. Give a folder, such as .penstock/.")
+        raise SpecError(
+            f"state {url}: no such kind of state. Give a folder, such as .penstock/, or s3://bucket/prefix."
+        )
     return FolderState(Path(url.removeprefix("file://")))
 
 

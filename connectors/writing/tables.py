@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -218,16 +219,42 @@ def _cell(column: Column, value: object) -> str:
 
 
 def read_records(path: str) -> Iterator[bytes]:
-    """One finished file as nested JSON lines."""
-    match Path(path).suffix.lower():
-        case ".parquet":
-            yield from _read_parquet(path)
-        case ".csv":
-            yield from _read_csv(path)
-        case _:
-            with Path(path).open("rb") as file:
-                for line in file:
-                    yield line.rstrip(b"\n")
+    """One finished output as nested JSON lines. `path`: a file, or an `s3://` URL of an object or a manifest."""
+    for one in finished_files(path):
+        with opened(one) as file:
+            match suffix(one):
+                case ".parquet":
+                    yield from _read_parquet(file)
+                case ".csv":
+                    yield from _read_csv(file)
+                case _:
+                    yield from (line.rstrip(b"\n") for line in file)
+
+
+def finished_files(path: str) -> list[str]:
+    """What holds an output's records: the path itself, or the objects that a manifest on S3 names."""
+    if not path.startswith("s3://"):
+        return [path]
+    from penstock.connectors.s3.outputs import objects
+
+    return objects(path)
+
+
+def suffix(path: str) -> str:
+    """`.parquet`, `.csv`, …"""
+    if not path.startswith("s3://"):
+        return Path(path).suffix.lower()
+    from penstock.connectors.s3 import outputs
+
+    return outputs.suffix(path)
+
+
+def opened(path: str) -> BinaryIO:
+    if not path.startswith("s3://"):
+        return Path(path).open("rb")
+    from penstock.connectors.s3 import outputs
+
+    return outputs.opened(path)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -244,10 +271,10 @@ def _columns_in(names: Sequence[str]) -> dict[str, Column]:
     return {c.name: c for c in ours}
 
 
-def _read_parquet(path: str) -> Iterator[bytes]:
+def _read_parquet(source: BinaryIO) -> Iterator[bytes]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(source) as file:
         ours = _columns_in(file.schema_arrow.names)
         for batch in file.iter_batches(READ_ROWS):
             for row in batch.to_pylist():
@@ -269,9 +296,9 @@ def _jsonable(column: Column | None, value: object) -> object:
             return value
 
 
-def _read_csv(path: str) -> Iterator[bytes]:
+def _read_csv(source: BinaryIO) -> Iterator[bytes]:
     csv.field_size_limit(1 << 30)
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with io.TextIOWrapper(source, encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         names = next(rows, [])
         ours = _columns_in(names)

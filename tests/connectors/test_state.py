@@ -15,9 +15,19 @@ from penstock.engine.budget import NeedLease
 from penstock.engine.errors import Corrupt, SpecError
 
 
-def test_a_value_is_written_only_over_what_was_read(tmp_path: Path) -> None:
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A state of each kind."""
+    if request.param == "folder":
+        return str(tmp_path)
+    request.getfixturevalue("s3_keys")
+    bucket = request.getfixturevalue("new_bucket")("state")
+    return f"s3://{bucket}/team/a?endpoint={request.getfixturevalue('s3_server').endpoint}"
+
+
+def test_a_value_is_written_only_over_what_was_read(url: str) -> None:
     """`put` with a stale tag, or ABSENT where the key is, raises `Conflict` and changes nothing."""
-    state = open_state(str(tmp_path))
+    state = open_state(url)
     assert state.get("a/b") is None
     first = state.put("a/b", b"1", ABSENT)
     assert state.get("a/b") == (b"1", first)
@@ -31,21 +41,21 @@ def test_a_value_is_written_only_over_what_was_read(tmp_path: Path) -> None:
     assert state.list("b") == []
 
 
-def test_of_many_writers_each_counts_once(tmp_path: Path) -> None:
+def test_of_many_writers_each_counts_once(url: str) -> None:
     """Threads and processes that increment one number lose no increment."""
     code = (
-        "import sys, pathlib; from penstock.connectors.state import *\n"
-        "s = FolderState(pathlib.Path(sys.argv[1]))\n"
+        "import sys; from penstock.connectors.state import *\n"
+        "s = open_state(sys.argv[1])\n"
         "n = 0\n"
         "while n < 50:\n"
         "    v, tag = s.get('n')\n"
         "    try: s.put('n', b'%d' % (int(v) + 1), tag); n += 1\n"
         "    except Conflict: pass\n"
     )
-    FolderState(tmp_path).put("n", b"0", ABSENT)
-    others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    open_state(url).put("n", b"0", ABSENT)
+    others = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(3)]
     assert [p.wait(timeout=60) for p in others] == [0, 0, 0]
-    found = FolderState(tmp_path).get("n")
+    found = open_state(url).get("n")
     assert found is not None
     assert found[0] == b"150"
 
@@ -53,23 +63,25 @@ def test_of_many_writers_each_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "a/../b", ".locks/00", "a//b", "a b", "a\x00", "x" * 201, "a/"])
 def test_a_key_cannot_leave_the_state(tmp_path: Path, key: str) -> None:
     """Keys with other than safe characters, or parts that start with a dot, are refused."""
+    for url in (str(tmp_path), "s3://bucket/prefix"):
+        with pytest.raises(SpecError):
+            open_state(url).put(key, b"", None)
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://", "s3://bucket/x?endpint=http://h"])
+def test_a_state_that_cannot_be_is_a_clear_error(url: str) -> None:
+    """An unknown kind, no bucket, an option misspelt."""
     with pytest.raises(SpecError):
-        open_state(str(tmp_path)).put(key, b"", None)
-
-
-def test_a_state_on_s3_is_refused_with_the_reason() -> None:
-    """It comes with the S3 connector; until then a folder is asked for."""
-    with pytest.raises(SpecError, match="S3 connector"):
-        open_state("s3://bucket/prefix")
+        open_state(url)
 
 
 def need(nano: int, limit: int = 1_000_000) -> NeedLease:
     return NeedLease("run/r", nano, limit)
 
 
-def test_a_budget_is_never_leased_twice(tmp_path: Path) -> None:
+def test_a_budget_is_never_leased_twice(url: str) -> None:
     """Many lanes at once: what all of them got is at most the limit, and what is refused did not fit."""
-    client = LedgerClient(FolderState(tmp_path), "r")
+    client = LedgerClient(open_state(url), "r")
 
     def grab(lane: int) -> int:
         total = 0
@@ -109,9 +121,9 @@ def test_a_lease_of_the_long_dead_is_not_waited_for(tmp_path: Path) -> None:
     assert isinstance(client.lease(need(600_000), "0-1", 0, (1, 1), 3600.0), str)
 
 
-def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(tmp_path: Path) -> None:
+def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(url: str) -> None:
     """After the fence: proven spend is settled, the rest is forfeit; a second time changes nothing."""
-    client = LedgerClient(FolderState(tmp_path), "r")
+    client = LedgerClient(open_state(url), "r")
     client.lease(need(500_000), "0-1", 0, (1, 1), 0.0)
     client.lease(need(100_000), "1-1", 1, (1, 1), 0.0)
     assert client.forfeit(0, (1, 2), {"0-1": 200_000}) == 300_000
@@ -137,10 +149,10 @@ def test_a_ledger_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
             ask()
 
 
-def test_any_tenants_name_makes_a_safe_document(tmp_path: Path) -> None:
+def test_any_tenants_name_makes_a_safe_document(url: str) -> None:
     """Dots, slashes, emptiness and length in a name neither collide nor leave the state."""
     keys = ["day/2026-11-24/tenant/", "day/2026-11-24/tenant/..", "run/" + "%2F" * 200, "run/" + "%2F" * 201]
-    client = LedgerClient(FolderState(tmp_path), "r")
+    client = LedgerClient(open_state(url), "r")
     for key in keys:
         assert client.lease(NeedLease(key, 1, 10), "a", 0, (1, 1), 0.0) == 1
     assert len({document(key) for key in keys}) == len(keys)

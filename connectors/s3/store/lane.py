@@ -207,6 +207,10 @@ class Lane:
         objects.append((name, segment))
         return chain
 
+    def step(self, name: str) -> None:
+        """A named step, for tests."""
+        self._faults(name)
+
     # -- changing how it is stored
 
     async def change(self, to: Callable[[Progress, Objects], Progress]) -> None:

@@ -14,8 +14,10 @@ from penstock.connectors.s3.errors import Missing
 from penstock.connectors.s3.store.home import Home
 from penstock.connectors.s3.store.progress import (
     Chain,
+    Final,
     Part,
     Progress,
+    all_finals,
     all_parts,
     decode,
     folder,
@@ -36,12 +38,15 @@ Divide = Callable[[str, OutRecord], str]
 def lanes(home: Home) -> dict[int, Progress]:
     """Every lane that started, with what is committed there."""
     found: dict[int, Progress] = {}
-    for name in home.list("progress/"):
-        lane = int(name.removeprefix("progress/"))
+    for lane in lane_numbers(home):
         got = fence.read(home.s3, home.bucket, home.key(progress_name(lane)))
         if got is not None:
-            found[lane] = decode(got.data, f"{home}{name}")
+            found[lane] = decode(got.data, f"{home}{progress_name(lane)}")
     return found
+
+
+def lane_numbers(home: Home) -> list[int]:
+    return [int(name.removeprefix("progress/")) for name in home.list("progress/")]
 
 
 def committed(home: Home, sink: str) -> Iterator[bytes]:
@@ -49,6 +54,12 @@ def committed(home: Home, sink: str) -> Iterator[bytes]:
     for lane, state in lanes(home).items():
         located = ((lane, part) for part in itertools.chain(unmerged(home, lane, state), whole(home, lane, state)))
         yield from values(home, located, sink)
+
+
+def finals(home: Home) -> Iterator[Final]:
+    """All objects that readers may see, lane by lane, as they were made."""
+    for lane, state in lanes(home).items():
+        yield from all_finals(home, lane, state.finals)
 
 
 def whole(home: Home, lane: int, state: Progress) -> Iterator[Part]:

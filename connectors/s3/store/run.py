@@ -45,6 +45,24 @@ class Base(msgspec.Struct, frozen=True):
         return Home(self.s3, self.bucket, f"{self.root}{life}/", self.stored)
 
 
+class Life(msgspec.Struct, frozen=True):
+    """One run's present life in a place (see `RunMark`)."""
+
+    base: Base
+    run_id: str
+    name: str
+
+    @property
+    def home(self) -> Home:
+        return self.base.home(self.name)
+
+    def check(self) -> None:
+        """Raises `Fenced` where the run was begun anew. Blocking."""
+        mark = read_mark(self.base)
+        if mark is None or mark[0].life != self.name:
+            raise Fenced(f"s3://{self.base.bucket}/{self.base.root}: another command began this run anew. Stop.")
+
+
 class RunMark(msgspec.Struct, frozen=True):
     """life: names the folder that counts. An owner of an earlier one can't reach what came after."""
 
@@ -81,14 +99,14 @@ def read_mark(base: Base) -> tuple[RunMark, str] | None:
         raise Corrupt(f"s3://{base.bucket}/{base.key} cannot be read ({error}). Delete what lies below it.") from error
 
 
-def claim(base: Base, run_id: str) -> Home:
+def claim(base: Base, run_id: str) -> Life:
     """Make the prefix this run's, or see that it is already. Raises `Refused` where another run's records are there."""
     found = read_mark(base)
     if found is None:
         try:
             mark = _new_mark(run_id)
             fence.swap(base.s3, base.bucket, base.key, msgspec.json.encode(mark), None, base.stored)
-            return base.home(mark.life)
+            return Life(base, run_id, mark.life)
         except Lost:
             return claim(base, run_id)
     if found[0].run_id != run_id:
@@ -96,7 +114,7 @@ def claim(base: Base, run_id: str) -> Home:
             f"s3://{base.bucket}/{base.root} holds the output of another run ({found[0].run_id}); this one is "
             f"{run_id}. Give the sinks another prefix, or start with --fresh to throw the old output away."
         )
-    return base.home(found[0].life)
+    return Life(base, run_id, found[0].life)
 
 
 def begin_anew(base: Base, run_id: str) -> str | None:

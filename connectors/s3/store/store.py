@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from penstock.connectors.base import Holder, Records, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
+from penstock.connectors.s3.client import Stored
+from penstock.connectors.s3.store import manifest, parts
 from penstock.connectors.s3.store import run as s3_run
+from penstock.connectors.s3.store.assembly import assemble_object
 from penstock.connectors.s3.store.beacon import BEAT_S, Beacon, is_alive
-from penstock.connectors.s3.store.home import Home
+from penstock.connectors.s3.store.home import call
 from penstock.connectors.s3.store.lane import Lane, peek, read_progress
-from penstock.connectors.s3.store.progress import Progress, progress_name
+from penstock.connectors.s3.store.merge import GRACE_S, MERGE_STEPS, Sinks, collect, is_due, merge
+from penstock.connectors.s3.store.progress import Final, Progress, progress_name
+from penstock.connectors.s3.store.run import Life
+from penstock.connectors.s3.urls import Where
 from penstock.connectors.settings import S3Sink
 from penstock.engine.errors import Fenced, Held, PenstockError, Refused
 from penstock.engine.plan import Epoch, Plan
 
+FINISH_STEPS = ("finish.begin", *MERGE_STEPS, "finish.merged", "finish.published", "finish.assembled")
+MERGE_AGAIN_S = 60.0
 OWNER_WAIT_S = 10.0
 """How long a lane's live owner of the same command is waited for."""
 
@@ -29,13 +40,13 @@ OWNER_WAIT_S = 10.0
 class S3Store:
     """See `base.Store` and `base.Primary` for what is promised. One lane's calls come one at a time.
 
-    home: the working prefix of the run's present life. outputs: sink → where readers find it. faults: called at each
+    life: the run's, in its working prefix. outputs: sink → where readers find it. faults: called at each
     named step (see `lane.TAKE_STEPS` and its neighbours); only tests give one.
     """
 
     def __init__(
         self,
-        home: Home,
+        life: Life,
         outputs: Mapping[str, S3Sink],
         *,
         beat_s: float = BEAT_S,
@@ -43,14 +54,20 @@ class S3Store:
         now: Callable[[], float] = time.time,
         faults: Faults = no_faults,
     ) -> None:
-        self.home = home
+        self.home = life.home
+        self._life = life
         self.outputs = dict(outputs)
-        self.beacon = Beacon(home, beat_s, self._now_and_then)
+        self.beacon = Beacon(self.home, beat_s, self._now_and_then)
         self._beat_s = beat_s
         self._owner_wait_s = owner_wait_s
         self._now = now
         self._faults = faults
-        self._merged = frozenset(sink for sink, output in outputs.items() if is_prefix(output))
+        self._sinks = Sinks({sink: output for sink, output in outputs.items() if is_prefix(output)}, life.name)
+        self._merged = frozenset(self._sinks.outputs)
+        self._merges: dict[int, tuple[asyncio.Task[None], threading.Event]] = {}
+        self._merge_after: dict[int, float] = {}
+        """Lane → when to try again, where a merge failed."""
+        self._plan: Plan | None = None
         self._lanes: dict[int, Lane] = {}
         self._run: s3_run.Hold | None = None
 
@@ -97,14 +114,60 @@ class S3Store:
 
     async def release(self, lane: int) -> None:
         if owned := self._lanes.pop(lane, None):
+            await self._stop_merge(lane)
             await owned.release()
             await self._rest()
 
     async def peek(self, lane: int) -> Taken:
         return await peek(self.home, lane)
 
+    # merging while the run goes
+
     async def _now_and_then(self) -> None:
-        pass
+        for number, lane in list(self._lanes.items()):
+            busy = number in self._merges or self._now() < self._merge_after.get(number, 0.0)
+            if not busy and is_due(lane.state, self._now(), endless=await self._is_endless()):
+                stop = threading.Event()
+                self._merges[number] = asyncio.create_task(self._merge(lane, stop)), stop
+
+    async def _is_endless(self) -> bool:
+        """Readers of a job without an end are told of its records while it goes."""
+        if self._plan is None:
+            with contextlib.suppress(PenstockError):
+                self._plan = await self.read_plan()
+        return self._plan is not None and not self._plan.bounded
+
+    async def _merge(self, lane: Lane, stop: threading.Event) -> None:
+        """What fails is tried again later, at last by `finish`, which tells."""
+        try:
+            await merge(lane, self.home, self._sinks, self._now(), stop)
+            await collect(lane, self.home, self._now() - GRACE_S)
+            if await self._is_endless():
+                await self._publish()
+        except Exception:  # noqa: BLE001 - records are committed; a lane that was lost says so at its next commit
+            self._merge_after[lane.number] = self._now() + MERGE_AGAIN_S
+        finally:
+            del self._merges[lane.number]
+
+    async def _stop_merge(self, number: int) -> None:
+        """Its thread ends at its next look, so nothing is written behind our back."""
+        if number in self._merges:
+            task, stop = self._merges[number]
+            stop.set()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _publish(self) -> dict[str, str]:
+        """Manifests that tell of all merged objects. Sink → key."""
+        return {sink: await asyncio.to_thread(self._publish_one, sink) for sink in self._sinks.outputs}
+
+    def _publish_one(self, sink: str) -> str:
+        def finals() -> list[Final]:
+            return [final for final in parts.finals(self.home) if final.sink == sink]
+
+        return manifest.publish(self._life, sink, self.outputs[sink], finals, self._manifest_stored(sink))
+
+    def _manifest_stored(self, sink: str) -> Stored:
+        return msgspec.structs.replace(self._sinks.stored(sink), content_type="application/json")
 
     async def _rest(self) -> None:
         """Give no more signs of life where nothing is held."""
@@ -148,9 +211,43 @@ class S3Store:
         await self._check_run()
         await s3_run.write_plan(self.home, plan)
 
+    # the readers
+
+    async def finish(self, plan: Plan) -> dict[str, list[str]]:
+        """Merge what waits in all lanes, publish manifests, assemble single objects. Lanes are not held any more.
+        Idempotent; restartable after a crash anywhere. Raises `Fenced`, `Temporary`, `Corrupt`."""
+        await self._check_run()
+        self._faults("finish.begin")
+        for number in await call(parts.lane_numbers, self.home) if self._merged else ():
+            await self._merge_rest(number)
+        self._faults("finish.merged")
+        await self._check_run()
+        done = await self._publish()
+        self._faults("finish.published")
+        for sink, output in self.outputs.items():
+            if sink not in self._merged:
+                await self._check_run()
+                if await asyncio.to_thread(assemble_object, self._life, sink, output):
+                    done[sink] = output.prefix
+                self._faults("finish.assembled")
+        return {sink: self._urls(sink, done.get(sink)) for sink in self.outputs}
+
+    async def _merge_rest(self, number: int) -> None:
+        await self._stop_merge(number)
+        lane = self._lanes.get(number) or await Lane.visit(self.home, number, self._merged, self._faults)
+        while lane is not None and await merge(lane, self.home, self._sinks, self._now(), threading.Event()):
+            pass
+        if lane is not None:
+            await collect(lane, self.home, self._now())
+
+    def _urls(self, sink: str, key: str | None) -> list[str]:
+        output = self.outputs[sink]
+        return [Where(output.bucket, key, output.endpoint, output.region).url] if key is not None else []
+
     async def _check_run(self) -> None:
         if self._run is not None and self._run.epoch < await self.run_epoch():
             raise Fenced(f"{self.home}: another command took this run over. Stop.")
+        await call(self._life.check)
 
 
 def is_prefix(output: S3Sink) -> bool:

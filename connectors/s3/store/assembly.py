@@ -1,0 +1,63 @@
+"""A sink that is one object: all its records in input order, sorted on this machine's disk, put by one conditional act.
+Blocking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.connectors.filestore import assembly
+from penstock.connectors.s3.client import Stored
+from penstock.connectors.s3.fence import Lost
+from penstock.connectors.s3.store.home import Home
+from penstock.connectors.s3.store.merge import temp_folder
+from penstock.connectors.s3.store.parts import Spools, fetched, lanes, whole
+from penstock.connectors.s3.store.run import Life
+from penstock.connectors.s3.store.upload import upload
+from penstock.connectors.settings import FilesSink, S3Sink
+from penstock.engine.errors import Temporary
+
+_TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet", "csv": "text/csv"}
+
+
+def assemble_object(life: Life, sink: str, output: S3Sink) -> bool:
+    """Write the object anew from all that is committed; False: it is not there, since there are no dead letters.
+
+    Its ETag is read before what lanes have committed, and must be the same when the object is put: so of two commands
+    that do it at once, neither replaces more with less. Raises `Temporary`, `Fenced`.
+    """
+    home = life.home
+    before = home.s3.head(home.bucket, output.prefix)
+    with temp_folder() as temp:
+        made = _local(home, sink, output, life.run_id, temp)
+        life.check()
+        if made is None:
+            home.s3.delete(home.bucket, [output.prefix] if before is not None else [])
+            return False
+        kind = assembly.format_of(FilesSink(output.prefix, output.format))
+        stored = Stored(_TYPES[kind], output.sse, output.sse_kms_key_id)
+        try:
+            upload(home.s3, home.bucket, output.prefix, made, stored, before.etag if before is not None else None)
+        except Lost as error:
+            raise Temporary(
+                f"s3://{home.bucket}/{output.prefix} was written by somebody else while it was made. Nothing committed "
+                "is lost: run the same command again."
+            ) from error
+    return True
+
+
+def _local(home: Home, sink: str, output: S3Sink, run_id: str, temp: Path) -> Path | None:
+    spools = Spools(temp, [sink], lambda _sink, _record: "")
+    located = ((lane, part) for lane, state in lanes(home).items() for part in whole(home, lane, state))
+    mine = ((lane, part) for lane, part in located if any(name == sink for name, _, _ in part.slices))
+    for lane, part, data in fetched(home, mine):
+        spools.add(home, lane, part, data)
+    name = temp / "out" / Path(output.prefix).name
+    job = assembly.Job(
+        sink,
+        FilesSink(str(name), output.format),
+        run_id,
+        temp / "work",
+        [spool for _, _, spool in spools.all()],
+        lambda: None,
+    )
+    return name if assembly.assemble(job) else None

@@ -1,0 +1,194 @@
+"""A lane's small parts become large objects that readers see, while the run goes and at its end.
+
+1. *Begin*: one swap of the progress moves the parts that wait into `merging`, with the name of this attempt.
+2. Write the finals, below each sink's own prefix, with that name in theirs.
+3. *End*: one swap names the finals and retires the parts.
+
+Whoever dies between 1 and 3 leaves finals that nothing names; the lane's next owner removes those of the attempt that
+it finds in the progress and makes one of its own. Merged parts live on for a while for those who read them just now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from penstock.connectors.filestore import assembly
+from penstock.connectors.s3.client import Stored
+from penstock.connectors.s3.store.chunks import Objects
+from penstock.connectors.s3.store.home import Home
+from penstock.connectors.s3.store.lane import Lane
+from penstock.connectors.s3.store.partitions import divider
+from penstock.connectors.s3.store.parts import Spools, fetched
+from penstock.connectors.s3.store.progress import (
+    SEAL,
+    Chain,
+    Final,
+    Merging,
+    Progress,
+    Retired,
+    all_parts,
+    folder,
+    retired_names,
+)
+from penstock.connectors.s3.store.upload import upload
+from penstock.connectors.settings import FilesSink, S3Sink
+from penstock.engine.errors import Temporary
+
+MERGE_BYTES = 64 << 20
+"""Of records that wait in a lane: then they are merged. Readers like objects of some ten to some hundred MB."""
+SEAL_AFTER_S = 600.0
+"""In a job without an end, records wait no longer than this for their readers."""
+GRACE_S = 900.0
+"""How long merged parts live on: longer than anybody reads one."""
+MERGE_STEPS = ("merge.begun", "merge.written", "merge.ended")
+
+
+class Stopped(Exception):
+    """The merge was told to stop; the lane's next owner makes it anew."""
+
+
+class Sinks(msgspec.Struct, frozen=True):
+    """The prefix sinks of a store. life: stands in the names of their objects."""
+
+    outputs: Mapping[str, S3Sink]
+    life: str
+
+    def stored(self, sink: str) -> Stored:
+        output = self.outputs[sink]
+        kind = "application/vnd.apache.parquet" if output.format == "parquet" else "application/x-ndjson"
+        return Stored(kind, output.sse, output.sse_kms_key_id)
+
+
+def is_due(state: Progress, now: float, *, endless: bool) -> bool:
+    waiting = not state.parts.empty
+    return (
+        state.merging is not None
+        or state.parts.size >= MERGE_BYTES
+        or (endless and waiting and now - state.parts.since >= SEAL_AFTER_S)
+    )
+
+
+async def merge(lane: Lane, home: Home, sinks: Sinks, now: float, stop: threading.Event) -> bool:
+    """Merge what waits; False: nothing did. Raises as `Lane.change`, and `Stopped`."""
+    left = lane.state.merging
+    if left is not None:
+        await asyncio.to_thread(remove_attempt, home, sinks, left.attempt)
+    merging = await _begin(lane)
+    if merging is None:
+        return False
+    lane.step("merge.begun")
+    finals = await asyncio.to_thread(_write, home, lane.number, sinks, merging, stop)
+    lane.step("merge.written")
+    await _end(lane, merging, finals, now)
+    lane.step("merge.ended")
+    return True
+
+
+async def _begin(lane: Lane) -> Merging | None:
+    if lane.state.merging is None and lane.state.parts.empty:
+        return None
+    attempt = f"{lane.number:04d}-{lane.state.seq:010d}-{secrets.token_hex(4)}"
+
+    def to(state: Progress, objects: Objects) -> Progress:
+        if state.merging is not None:
+            return msgspec.structs.replace(state, merging=Merging(attempt, state.merging.head))
+        parts = lane.sealed(state.parts, state.seq, objects) if state.parts.recent else state.parts
+        return msgspec.structs.replace(state, parts=Chain(), merging=Merging(attempt, parts.sealed))
+
+    await lane.change(to)
+    return lane.state.merging
+
+
+async def _end(lane: Lane, merging: Merging, finals: list[Final], now: float) -> None:
+    def to(state: Progress, objects: Objects) -> Progress:
+        made = msgspec.structs.replace(state.finals, recent=(*state.finals.recent, *finals))
+        return msgspec.structs.replace(
+            state,
+            merging=None,
+            finals=lane.sealed(made, state.seq, objects) if len(made.recent) >= SEAL else made,
+            retired=(*state.retired, Retired(now, merging.head)),
+        )
+
+    await lane.change(to)
+
+
+async def collect(lane: Lane, home: Home, before: float) -> None:
+    """Delete parts that were merged before that time (unix seconds)."""
+    old = [one for one in lane.state.retired if one.at <= before]
+    for one in old:
+        await asyncio.to_thread(_delete_retired, home, lane.number, one.head)
+    if old:
+        await lane.change(lambda s, _: msgspec.structs.replace(s, retired=tuple(r for r in s.retired if r not in old)))
+
+
+def _delete_retired(home: Home, lane: int, head: str) -> None:
+    for names in retired_names(home, lane, head):
+        home.s3.delete(home.bucket, [home.key(folder(lane) + name) for name in names])
+
+
+def remove_attempt(home: Home, sinks: Sinks, attempt: str) -> None:
+    """Delete the finals of an attempt that never ended."""
+    for output in sinks.outputs.values():
+        for page in home.s3.pages(home.bucket, output.prefix):
+            name = f"part-{sinks.life}-{attempt}-"
+            home.s3.delete(home.bucket, [one.key for one in page if one.key.rpartition("/")[2].startswith(name)])
+
+
+# writing; in a thread of its own
+
+
+def _write(home: Home, lane: int, sinks: Sinks, merging: Merging, stop: threading.Event) -> list[Final]:
+    with temp_folder() as temp:
+        spools = Spools(temp, sinks.outputs, divider(sinks.outputs))
+        located = ((lane, part) for part in all_parts(home, lane, Chain(sealed=merging.head)))
+        for _, part, data in fetched(home, located):
+            _check(stop)
+            spools.add(home, lane, part, data)
+        finals: list[Final] = []
+        for sink, place, spool in spools.all():
+            _check(stop)
+            work = temp / "work"
+            output = FilesSink(f"{temp / 'out'}/", sinks.outputs[sink].format)
+            assembly.assemble(assembly.Job(sink, output, sinks.life, work, [spool], lambda: None))
+            finals += _put(home, sinks, sink, place, merging.attempt, Path(output.path), stop)
+            shutil.rmtree(output.path)
+        return finals
+
+
+def _put(
+    home: Home, sinks: Sinks, sink: str, place: str, attempt: str, made: Path, stop: threading.Event
+) -> Iterator[Final]:
+    manifest = msgspec.json.decode((made / "_manifest.json").read_bytes(), type=assembly.Manifest)
+    for file in manifest.files:
+        _check(stop)
+        number = file.name.removeprefix("part-")
+        key = f"{sinks.outputs[sink].prefix}{place}part-{sinks.life}-{attempt}-{number}"
+        upload(home.s3, home.bucket, key, made / file.name, sinks.stored(sink), None)
+        yield Final(sink, key, file.rows, file.bytes)
+
+
+@contextmanager
+def temp_folder() -> Generator[Path]:
+    """Room on this machine's disk (TMPDIR). Raises `Temporary` where it fails."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="penstock-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise Temporary(
+            f"no room for assembling outputs in {tempfile.gettempdir()} ({error}). Free space there or set TMPDIR; "
+            "nothing committed is lost."
+        ) from error
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise Stopped
