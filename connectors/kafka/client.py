@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import ssl
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -179,6 +180,8 @@ async def _end(client: Client) -> None:
 async def _drop(producer: AIOKafkaProducer) -> None:
     """aiokafka has no such call: its `stop` flushes first, and its sender, once cancelled, awaits what is in flight."""
     producer._closed = True  # pyright: ignore[reportPrivateUsage]
+    for batch in itertools.chain(*producer._message_accumulator._batches.values()):  # pyright: ignore[reportPrivateUsage]
+        batch._drain_waiter.add_done_callback(retrieve)  # pyright: ignore[reportPrivateUsage] - it may bear a failure
     sender = producer._sender.sender_task  # pyright: ignore[reportPrivateUsage]
     for _ in range(2):  # the second time it is the request in flight that is cancelled
         if sender is not None and not sender.done():
@@ -268,6 +271,7 @@ async def _say_why(connection: Connection) -> None:
     """Connect once by hand; raises the reason where it is more than "unreachable"."""
     settings = _settings(connection)
     names, timeout = settings.pop("bootstrap_servers"), settings["request_timeout_ms"] / 1000
+    del settings["retry_backoff_ms"]
     for server in names:
         host, _, port = server.rpartition(":")
         try:

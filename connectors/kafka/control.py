@@ -26,7 +26,7 @@ ALIVE_S = 6.0
 """Three beats: a process that has not moved its counter for so long is not alive."""
 POLL_S = 0.1
 
-HOLD, ALIVE, CLAIM = "hold", "alive", "claim"
+HOLD, ALIVE, CLAIM, FRESH = "hold", "alive", "claim", "fresh"
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True):
@@ -54,6 +54,8 @@ class Control:
 
     def __init__(self, connection: Connection, topic: str, scope: Scope) -> None:
         self.hold: Hold | None = None
+        self.fresh = 0
+        """Records of run epochs up to here were disowned."""
         self.claims: dict[int, Claim] = {}
         self.beats: dict[str, int] = {}
         """Process → its counter; one that ended in peace has none."""
@@ -121,6 +123,8 @@ class Control:
         match self._scope.parts(key):
             case ["hold"]:
                 self.hold = _decoded(value, Hold)
+            case ["fresh"]:
+                self.fresh = _decoded(value, int) or 0
             case ["claim", lane]:
                 claim = _decoded(value, Claim)
                 if claim is None:
@@ -135,6 +139,11 @@ class Control:
                     self.beats[process] = beat.count
             case _:
                 pass
+
+    @property
+    def last_run_epoch(self) -> int:
+        """The highest that ever wrote; a follower learns it from its lanes' owners only."""
+        return max([self.hold.epoch if self.hold else 0, *(claim.epoch[0] for claim in self.claims.values())])
 
     def owner(self, lane: int) -> Epoch:
         claim = self.claims.get(lane)

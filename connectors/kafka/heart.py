@@ -16,6 +16,8 @@ from penstock.connectors.settings import Connection
 from penstock.engine.errors import PenstockError
 
 BEAT_S = 2.0
+SEND_S = 4.0
+"""A beat that took longer than two is none."""
 STOP_S = 2.0
 
 
@@ -74,7 +76,7 @@ class Heart:
 
     async def _beat(self, producer: AIOKafkaProducer) -> None:
         self._count += 1
-        await self._send(producer, msgspec.msgpack.encode(Beat(self.process, self._count)), self._beat_s * 2)
+        await self._send(producer, msgspec.msgpack.encode(Beat(self.process, self._count)), SEND_S)
 
     async def _send(self, producer: AIOKafkaProducer, value: bytes | None, seconds: float) -> None:
         topic, partition = self._partition

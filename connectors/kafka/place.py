@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 
 from penstock.connectors.base import SinkName
 from penstock.connectors.kafka.client import cluster_key, ended, new_admin, new_consumer, opened, within
-from penstock.connectors.kafka.records import RUN
+from penstock.connectors.kafka.records import run_epoch_of
 from penstock.connectors.kafka.store import KafkaStore, Settings
 from penstock.connectors.kafka.topics import ends, look_up
 from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, SourceSettings
@@ -81,11 +81,12 @@ class KafkaPlace:
 
     async def _committed(self, sink: SinkName) -> AsyncIterator[list[bytes]]:
         """The run's own records, up to where the topic ends now."""
-        topic, mine = self._sinks[sink].topic, (RUN, self._run_id.encode())
+        topic = self._sinks[sink].topic
         async with opened(new_admin(self._connection), self._connection) as admin:
             facts = (await look_up(admin, self._connection, [topic])).get(topic)
         if facts is None:
             return
+        fresh = await self._fresh_since()
         partitions = facts.all()
         consumer = new_consumer(self._connection, fetch_bytes=FETCH_BYTES)
         async with opened(consumer, self._connection):
@@ -97,7 +98,15 @@ class KafkaPlace:
                 async with within(READ_S, self._connection, f"reading {topic}"):
                     fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
                 for tp, records in fetched.items():
-                    yield [r.value or b"" for r in records if r.offset < last[tp] and mine in r.headers]
+                    mine = [r for r in records if r.offset < last[tp] and run_epoch_of(r.headers, self._run_id) > fresh]
+                    yield [record.value or b"" for record in mine]
+
+    async def _fresh_since(self) -> int:
+        store = self.open()
+        try:
+            return await store.fresh_since()
+        finally:
+            store.kill()
 
 
 def drained(batches: AsyncIterator[list[bytes]]) -> Iterator[bytes]:

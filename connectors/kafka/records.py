@@ -14,8 +14,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from penstock.connectors.base import OutRecord
 from penstock.connectors.kafka.topics import TopicFacts
 
-RUN, ITEM, REPLY_TO = "penstock-run", "penstock-item", "reply_to"
-_OURS = (RUN, ITEM)
+RUN, EPOCH, ITEM, REPLY_TO = "penstock-run", "penstock-epoch", "penstock-item", "reply_to"
+_OURS = (RUN, EPOCH, ITEM)
 _partition_of = DefaultPartitioner()
 """murmur2 of the key, as the Java client does it: a key's records meet those that others write."""
 
@@ -46,14 +46,15 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-def row(run_id: str, topic: TopicFacts, record: OutRecord, replies: Mapping[str, TopicFacts]) -> Row:
-    """One record of a sink. `replies`: topics that a record's `reply_to` header may name instead of the sink's own."""
+def row(run_id: str, epoch: int, topic: TopicFacts, record: OutRecord, replies: Mapping[str, TopicFacts]) -> Row:
+    """One record of a sink, written under a run epoch. `replies`: topics that a record's `reply_to` header may name
+    instead of the sink's own."""
     item = record.item_id.encode()
     headers: Headers = [pair for pair in record.headers if pair[0] not in _OURS]
     reply = next(
         (replies.get(value.decode("utf-8", "replace")) for name, value in record.headers if name == REPLY_TO), None
     )
-    headers.append((RUN, run_id.encode()))
+    headers += [(RUN, run_id.encode()), (EPOCH, str(epoch).encode())]
     if item:
         headers.append((ITEM, item))
     return Row(reply or topic, record.key if record.key is not None else item or None, record.value, headers)
@@ -91,3 +92,9 @@ def _partition(one: Row, keyless: dict[str, int]) -> int:
     if one.key is None:  # one partition a commit: larger batches
         return keyless.setdefault(one.topic.name, random.randrange(count))
     return _partition_of(one.key, range(count), ())
+
+
+def run_epoch_of(headers: Iterable[tuple[str, bytes | None]], run_id: str) -> int:
+    """Under which run epoch a record of this run was written; 0: it is no record of this run."""
+    found = dict(headers)
+    return int(found.get(EPOCH) or 0) if found.get(RUN) == run_id.encode() else 0

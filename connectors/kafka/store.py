@@ -17,7 +17,7 @@ from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.kafka.client import describe
 from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
 from penstock.connectors.kafka.heart import BEAT_S, Heart
-from penstock.connectors.kafka.lane import MirrorRefused, Transactions, farewell, fenced
+from penstock.connectors.kafka.lane import COMMIT_S, MirrorRefused, Transactions, farewell, fenced
 from penstock.connectors.kafka.mirroring import Mirroring
 from penstock.connectors.kafka.opening import Cluster, open_cluster
 from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
@@ -26,6 +26,9 @@ from penstock.connectors.kafka.run import Run
 from penstock.connectors.settings import Connection, KafkaSink
 from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
+
+_ANY_EPOCH = 1_000_000_000
+"""As long as any run epoch, for sizes."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -38,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True):
     sinks: dict[SinkName, KafkaSink]
     reply_to: tuple[str, ...] = ()
     mirror: str | None = None
+    commit_s: float = COMMIT_S
     alive_s: float = ALIVE_S
     beat_s: float = BEAT_S
 
@@ -160,10 +164,13 @@ class KafkaStore:
         cluster = here.cluster
         changed, stored = rows_of(cluster.scope, lane, owned.stored, epoch, seq, chunks, cluster.piece_bytes)
         place = cluster.scope.data(lane)
-        rows = [*self._rows(cluster, records), *(Row(cluster.progress, k, v, partition=place) for k, v in changed)]
+        rows = [
+            *self._rows(cluster, epoch[0], records),
+            *(Row(cluster.progress, k, v, partition=place) for k, v in changed),
+        ]
         mirror = await self._mirroring.due(lane, chunks)
         try:
-            await owned.producer.write(rows, self._faults, mirror=mirror)
+            await owned.producer.write(rows, self._faults, mirror=mirror, seconds=self._settings.commit_s)
         except MirrorRefused as error:
             raise self._without_mirror(error) from error
         except PenstockError as error:
@@ -178,21 +185,23 @@ class KafkaStore:
             raise Temporary(f"{self._where}: the last commit of lane {lane} is uncertain. Take it anew and read.")
         return owned
 
-    def _rows(self, cluster: Cluster, records: Records) -> list[Row]:
+    def _rows(self, cluster: Cluster, run_epoch: int, records: Records) -> list[Row]:
         rows: list[Row] = []
         for sink, lines in records.items():
             if sink not in cluster.sinks:
                 raise Refused(f"{self._where}: sink {sink} does not live in this store. Put its records in the outbox.")
-            rows += [self._row(cluster, sink, record) for record in lines]
+            rows += [self._row(cluster, run_epoch, sink, record) for record in lines]
         if large := next((message for one in rows if (message := one.too_large)), None):
             raise Refused(f"{self._where}: {large}")
         return rows
 
-    def _row(self, cluster: Cluster, sink: str, record: OutRecord) -> Row:
-        return row(self._settings.run_id, cluster.sinks[sink], record, cluster.replies if sink == "results" else {})
+    def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> Row:
+        replies = cluster.replies if sink == "results" else {}
+        return row(self._settings.run_id, run_epoch, cluster.sinks[sink], record, replies)
 
     def refuses(self, sink: SinkName, record: OutRecord) -> str | None:
-        return self._row(self._opened.cluster, sink, record).too_large if self._opened is not None else None
+        here = self._opened
+        return self._row(here.cluster, _ANY_EPOCH, sink, record).too_large if here is not None else None
 
     def _without_mirror(self, error: MirrorRefused) -> Temporary:
         """Progress does not hang on it: lag tools see nothing from here on."""
@@ -275,6 +284,12 @@ class KafkaStore:
         here = await self._open()
         await here.run.refuse_held()
         await forget(self._settings.connection, here.cluster, here.control)
+
+    async def fresh_since(self) -> int:
+        """The run epoch up to which the run's records were disowned (`--fresh`); 0: none were."""
+        here = await self._open()
+        await here.control.refresh()
+        return here.control.fresh
 
     @property
     def _where(self) -> str:

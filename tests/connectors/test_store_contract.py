@@ -1,4 +1,4 @@
-"""Every store keeps the same promises: the one on disk and the one in memory run one suite.
+"""Every store keeps the same promises: the ones on disk, in memory, on S3 and in Kafka run one suite.
 
 A `Process` is one handle on a store; killing it drops its locks and nothing else. A `Model` beside it remembers what
 was acknowledged, and says what a reader may see.
@@ -8,26 +8,53 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from penstock.connectors import memory
 from penstock.connectors.base import Holder, OutRecord, Primary
 from penstock.connectors.filestore.lane import COMMIT_STEPS, TAKE_STEPS
 from penstock.connectors.filestore.spool import iter_values
 from penstock.connectors.filestore.store import FileStore, committed_spools
+from penstock.connectors.kafka.client import ended
+from penstock.connectors.kafka.lane import COMMIT_STEPS as KAFKA_COMMIT_STEPS
+from penstock.connectors.kafka.lane import TAKE_STEPS as KAFKA_TAKE_STEPS
+from penstock.connectors.kafka.place import KafkaPlace
+from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.memory import MemoryStore
-from penstock.connectors.settings import FilesSink
+from penstock.connectors.s3.client import PLAIN, client
+from penstock.connectors.s3.store import parts
+from penstock.connectors.s3.store.lane import COMMIT_STEPS as S3_COMMIT_STEPS
+from penstock.connectors.s3.store.lane import TAKE_STEPS as S3_TAKE_STEPS
+from penstock.connectors.s3.store.run import Base, claim
+from penstock.connectors.s3.store.store import S3Store
+from penstock.connectors.settings import FilesSink, KafkaSink, S3Sink
 from penstock.engine.errors import Corrupt, Fenced, Held, Temporary
 from penstock.engine.plan import Epoch, Plan
+
+if TYPE_CHECKING:
+    from conftest import KafkaAt, S3At
+
+    from penstock.jobs.dev.kafka import KafkaServer
+    from penstock.jobs.dev.s3 import S3Server
 
 WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
 _numbers = itertools.count()
@@ -116,11 +143,93 @@ class Memory:
         memory.forget(self.name)
 
 
-@pytest.fixture(params=[Disk, Memory])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+class Bucket:
+    """Prefix sinks beside one that is a single object: both kinds of part."""
+
+    take_steps = S3_TAKE_STEPS
+    commit_steps = S3_COMMIT_STEPS
+    server: ClassVar[S3Server | S3At]
+
+    def __init__(self) -> None:
+        self.bucket = f"contract-{secrets.token_hex(6)}"
+        self.server.client().create_bucket(Bucket=self.bucket)
+        self.life = claim(Base(client(self.server.endpoint, "us-east-1"), self.bucket, "out/.penstock/", PLAIN), "run")
+
+    def process(self) -> tuple[Primary, Script]:
+        script = Script()
+        outputs = {name: S3Sink(self.bucket, f"out/{name}/") for name in memory.SINKS}
+        outputs["costs"] = S3Sink(self.bucket, "out/costs.jsonl")
+        return S3Store(self.life, outputs, beat_s=0.05, owner_wait_s=0.0, faults=script), script
+
+    async def kill(self, store: Primary, lane: int) -> None:
+        """It writes no more, and its last sign of life has grown old."""
+        assert isinstance(store, S3Store)
+        await store.beacon.stop()
+        await self.life.home.delete([f"alive/{store.beacon.id}"])
+
+    def committed(self, sink: str) -> list[bytes]:
+        return list(parts.committed(self.life.home, sink))
+
+    def close(self) -> None:
+        """The bucket ends with the server."""
+
+
+class Cluster:
+    """A run of its own in the shared Kafka. Its stores live in the test's loop, so `committed` reads in a thread."""
+
+    take_steps = KAFKA_TAKE_STEPS
+    commit_steps = KAFKA_COMMIT_STEPS
+    bootstrap: ClassVar[str]
+
+    def __init__(self) -> None:
+        run_id = f"contract-{secrets.token_hex(6)}"
+        sinks = {
+            sink: KafkaSink(f"{run_id}-{sink}", self.bootstrap, create=True, progress_topic="contract-progress")
+            for sink in memory.SINKS
+        }
+        self.place = KafkaPlace(sinks, run_id)
+        self.settings = msgspec.structs.replace(self.place.settings, beat_s=0.1)
+        self.stores: list[KafkaStore] = []
+
+    def process(self) -> tuple[Primary, Script]:
+        script = Script()
+        self.stores.append(KafkaStore(self.settings, script))
+        return self.stores[-1], script
+
+    async def kill(self, store: Primary, lane: int) -> None:
+        """It says nothing more to anybody, and its last sign of life has grown old."""
+        assert isinstance(store, KafkaStore)
+        if store.heart is not None:
+            await store.heart.stop()
+        store.kill()
+
+    def committed(self, sink: str) -> list[bytes]:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: list(self.place.committed(sink))).result()
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.kill()
+
+
+@pytest.fixture(
+    params=[
+        Disk,
+        Memory,
+        pytest.param(Bucket, marks=pytest.mark.s3),
+        pytest.param(Cluster, marks=pytest.mark.kafka),
+    ]
+)
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    if request.param is Bucket:
+        Bucket.server = request.getfixturevalue("s3_server")
+        request.getfixturevalue("s3_keys")
+    if request.param is Cluster:
+        Cluster.bootstrap = request.getfixturevalue("kafka_server").bootstrap
     world: World = request.param()
     yield world
     world.close()
+    await ended()
 
 
 def record(n: int, sub: int = 0) -> OutRecord:
@@ -315,13 +424,15 @@ class StoreMachine(RuleBasedStateMachine):
     """Two processes on one lane: they take (by force), commit, crash at any step, and go on as if nothing had been."""
 
     world: World
+    worlds: ClassVar[list[type[World]]] = [Disk, Memory]
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
 
-    @initialize(which=st.sampled_from([Disk, Memory]))
-    def open(self, which: type[World]) -> None:
+    @initialize(data=st.data())
+    def open(self, data: st.DataObject) -> None:
+        which = data.draw(st.sampled_from(self.worlds))
         self.world = which()
         self.stores = [self.world.process() for _ in range(2)]
         self.epochs: list[Epoch] = [(0, 0), (0, 0)]
@@ -408,3 +519,25 @@ TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(
     max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+class BucketMachine(StoreMachine):
+    worlds: ClassVar[list[type[World]]] = [Bucket]
+
+
+@pytest.mark.s3
+def test_the_same_on_s3(s3_server: S3Server | S3At, s3_keys: None) -> None:
+    """Fewer examples: each step is some ten requests."""
+    Bucket.server = s3_server
+    run_state_machine_as_test(BucketMachine, settings=settings(max_examples=8, stateful_step_count=20, deadline=None))
+
+
+class ClusterMachine(StoreMachine):
+    worlds: ClassVar[list[type[World]]] = [Cluster]
+
+
+@pytest.mark.kafka
+def test_the_same_in_kafka(kafka_server: KafkaServer | KafkaAt) -> None:
+    """Fewer examples: a take starts a producer, and each look reads two topics."""
+    Cluster.bootstrap = kafka_server.bootstrap
+    run_state_machine_as_test(ClusterMachine, settings=settings(max_examples=5, stateful_step_count=15, deadline=None))

@@ -1,0 +1,385 @@
+"""What only Kafka's store promises, or only Kafka can break: topics, sizes, frozen brokers, holders that fall silent.
+
+What every store promises is in `test_store_contract.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+
+from penstock.connectors.base import Holder, OutRecord
+from penstock.connectors.kafka.client import ended, new_consumer, opened
+from penstock.connectors.kafka.place import KafkaPlace
+from penstock.connectors.kafka.store import KafkaStore
+from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource
+from penstock.engine.errors import Corrupt, Fenced, Held, Refused, SpecError, Temporary
+from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
+from penstock.engine.plan import Plan, Split
+from penstock.jobs.dev.kafka import CONSOLE_CONSUMER, KafkaServer
+
+if TYPE_CHECKING:
+    from conftest import KafkaAt
+
+pytestmark = pytest.mark.kafka
+
+WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
+_numbers = itertools.count()
+
+
+class Run:
+    """One run in one cluster; `process` is one process that works on it."""
+
+    def __init__(
+        self, bootstrap: str, *, source: KafkaSource | None = None, progress: str | None = None, **sink: object
+    ):
+        self.bootstrap = bootstrap
+        self.id = f"run-{secrets.token_hex(6)}"
+        self.progress = progress or "store-progress"
+        settings = {"create": True, "progress_topic": self.progress, **sink}
+        self.sinks = {name: KafkaSink(f"{self.id}-{name}", bootstrap, **settings) for name in ("results", "costs")}  # type: ignore[arg-type]
+        self.place = KafkaPlace(self.sinks, self.id, source)  # type: ignore[arg-type]
+        self.stores: list[KafkaStore] = []
+
+    def process(self, **changed: float) -> KafkaStore:
+        settings = msgspec.structs.replace(self.place.settings, **{"beat_s": 0.1, **changed})
+        self.stores.append(KafkaStore(settings))
+        return self.stores[-1]
+
+    def committed(self, sink: str = "results") -> list[bytes]:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: list(self.place.committed(sink))).result()  # type: ignore[arg-type]
+
+    async def records(self, topic: str) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
+        """Key, value and headers of all that a committed reader of the topic sees."""
+        connection = Connection(self.bootstrap)
+        async with opened(new_consumer(connection), connection) as consumer:
+            where = TopicPartition(topic, 0)
+            consumer.assign([where])
+            await consumer.seek_to_beginning(where)
+            end = (await consumer.end_offsets([where]))[where]
+            found = []
+            while await consumer.position(where) < end:
+                found += (await consumer.getmany(where, timeout_ms=50)).get(where, [])
+            return [(r.key, r.value, dict(r.headers)) for r in found]
+
+
+@pytest.fixture
+async def run(kafka_server: KafkaServer | KafkaAt) -> AsyncIterator[Callable[..., Run]]:
+    """`run(...)`: a run of its own in the shared cluster; its processes end with the test."""
+    runs: list[Run] = []
+
+    def make(on: KafkaServer | None = None, **settings: object) -> Run:
+        runs.append(Run((on or kafka_server).bootstrap, **settings))  # type: ignore[arg-type]
+        return runs[-1]
+
+    yield make
+    for store in (store for one in runs for store in one.stores):
+        store.kill()
+    await ended()
+
+
+def record(n: int, size: int = 0, **more: object) -> OutRecord:
+    return OutRecord(0, n, b'{"n":%d%s}' % (n, b" " * size), item_id=f"item-{n}", **more)  # type: ignore[arg-type]
+
+
+# topics
+
+
+async def test_a_missing_topic_stops_the_run_before_it_starts(run: Callable[..., Run]) -> None:
+    """It is named, with what to do; with `create` it is made, as the job says."""
+    strict = run(create=False)
+    with pytest.raises(SpecError, match=f"no topic {strict.id}-results.*create"):
+        await strict.process().hold(WHO)
+    lenient = run(create=CreateTopic(partitions=3, config={"max.message.bytes": "2000"}))
+    store = lenient.process()
+    assert await store.hold(WHO) == 1
+    assert await store.finish(Plan(lenient.id, "n", {}, 1, (), {}, 0.0)) == {
+        sink: [f"kafka://{lenient.bootstrap}/{lenient.id}-{sink}"] for sink in ("results", "costs")
+    }
+    await store.let_go()
+
+
+async def test_a_progress_topic_that_forgets_is_refused(
+    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """With cleanup.policy=delete, progress would be gone after a week, and paid for again."""
+    with pytest.raises(Refused, match=r"cleanup\.policy"):
+        await run(progress=await new_topic("forgets")).process().hold(WHO)
+
+
+async def test_partitions_added_to_the_progress_topic_move_no_progress(
+    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """Where a lane's progress is was settled when the topic was first used."""
+    topic = await new_topic("grows", partitions=2, config={"cleanup.policy": "compact"})
+    one = run(progress=topic)
+    store = one.process()
+    for lane in range(3):
+        await store.take(lane, (1, 1))
+        await store.commit(lane, (1, 1), 1, {}, {"a": b"%d" % lane})
+        await store.release(lane)
+    admin = AIOKafkaAdminClient(bootstrap_servers=one.bootstrap)
+    await admin.start()
+    await admin.create_partitions({topic: NewPartitions(9)})
+    await admin.close()
+    other = one.process()
+    assert [(await other.take(lane, (1, 2))).chunks for lane in range(3)] == [{"a": b"%d" % n} for n in range(3)]
+
+
+async def test_progress_of_which_a_part_is_gone_is_corrupt(run: Callable[..., Run]) -> None:
+    """A lost record never reads as a smaller finished set."""
+    one = run()
+    store = one.process()
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {}, {"progress": b"1" * 10, "shelf/1": b"2"})
+    await store.release(0)
+    scope = (await store._open()).cluster.scope
+    async with AIOKafkaProducer(bootstrap_servers=one.bootstrap) as producer:
+        await producer.send_and_wait(one.progress, None, scope.key("0", "shelf/1", "0"), scope.data(0))
+    with pytest.raises(Corrupt, match="lane 0"):
+        await one.process().take(0, (1, 2))
+
+
+# records
+
+
+async def test_records_carry_their_inputs_key_and_headers_and_where_they_come_from(run: Callable[..., Run]) -> None:
+    """Without a key the item's id is it, so that one item's records meet."""
+    one = run()
+    store = one.process()
+    await store.take(0, (3, 1))
+    keyed = record(1, key=b"customer", headers=(("trace", b"t"), ("penstock-run", b"forged")))
+    await store.commit(0, (3, 1), 1, {"results": [keyed, record(2)]}, {})
+    ours = {"penstock-run": one.id.encode(), "penstock-epoch": b"3"}
+    assert await one.records(f"{one.id}-results") == [
+        (b"customer", b'{"n":1}', {"trace": b"t", **ours, "penstock-item": b"item-1"}),
+        (b"item-2", b'{"n":2}', {**ours, "penstock-item": b"item-2"}),
+    ]
+
+
+async def test_a_result_goes_where_its_record_asks_if_the_job_allows_it(
+    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """Any other name in `reply_to` is carried as a header and otherwise ignored."""
+    inbox = await new_topic("inbox")
+    one = run(source=KafkaSource(("elsewhere",), bootstrap="elsewhere:9092", reply_to=(inbox,)))
+    store = one.process()
+    await store.take(0, (1, 1))
+    asked = record(1, headers=(("reply_to", inbox.encode()),))
+    forbidden = record(2, headers=(("reply_to", b"__consumer_offsets"),))
+    await store.commit(0, (1, 1), 1, {"results": [asked, forbidden], "costs": [asked]}, {})
+    assert [value for _, value, _ in await one.records(inbox)] == [b'{"n":1}']
+    assert (one.committed(), one.committed("costs")) == ([b'{"n":2}'], [b'{"n":1}'])
+
+
+async def test_a_record_that_its_topic_does_not_take_is_refused_before_anything_is_sent(
+    run: Callable[..., Run],
+) -> None:
+    """The lane can ask first; what is committed all the same is `Refused`, and nothing of that commit is there. The
+    largest that the store lets pass is one that the broker takes, compressed or not."""
+    for compression in ("none", "gzip"):
+        one = run(create=CreateTopic(config={"max.message.bytes": "2000"}), compression=compression)
+        store = one.process()
+        await store.take(0, (1, 1))
+        sizes = [n for n in range(2000) if store.refuses("results", record(1, n)) is None]
+        assert 1500 < len(sizes) < 2000
+        assert "2,000" in str(store.refuses("results", record(1, len(sizes))))
+        with pytest.raises(Refused, match=r"max\.message\.bytes"):
+            await store.commit(0, (1, 1), 1, {"results": [record(2), record(1, len(sizes) + 20)]}, {})
+        assert one.committed() == []
+        await store.commit(0, (1, 1), 1, {"results": [record(1, len(sizes) - 1)] * 3}, {"a": b"1" * 3_000_000})
+        assert len(one.committed()) == 3
+        assert (await store.peek(0)).chunks == {"a": b"1" * 3_000_000}
+
+
+async def test_only_this_runs_records_are_its_own(run: Callable[..., Run]) -> None:
+    """Two runs may share a topic; what came before `--fresh` counts no more, and its progress is gone."""
+    one, two = run(), run()
+    two.sinks = {"results": one.sinks["results"]}
+    two.place = KafkaPlace(two.sinks, two.id)  # type: ignore[arg-type]
+    for each in (one, two):
+        store = each.process()
+        await store.hold(WHO)
+        await store.take(0, (1, 1))
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {"a": b"1"})
+        await store.release(0)
+        await store.let_go()
+    assert (one.committed(), two.committed()) == ([b'{"n":1}'], [b'{"n":1}'])
+    await one.place.discard()
+    again = one.process()
+    assert await again.hold(WHO) == 2
+    assert (await again.take(0, (2, 1))).chunks == {}
+    await again.commit(0, (2, 1), 1, {"results": [record(7)]}, {})
+    assert (one.committed(), two.committed()) == ([b'{"n":7}'], [b'{"n":1}'])
+    await again.let_go()
+
+
+async def test_kafkas_own_consumer_counts_the_same(run: Callable[..., Run], kafka_server: KafkaServer) -> None:
+    """`--isolation-level read_committed` sees each committed record once, and none of an aborted transaction."""
+    if not isinstance(kafka_server, KafkaServer):
+        pytest.skip("Kafka's tools are not at hand for a server that was there already")
+    one = run()
+    store = one.process()
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [record(n) for n in range(500)]}, {})
+    store.kill()  # leaves nothing behind but what it committed
+    other = one.process()
+    await other.take(0, (1, 2), force=True)
+    await other.commit(0, (1, 2), 2, {"results": [record(n) for n in range(500, 510)]}, {})
+    seen = kafka_server.tool(
+        CONSOLE_CONSUMER, "--topic", f"{one.id}-results", "--from-beginning", "--max-messages", "510",
+        "--timeout-ms", "20000", "--isolation-level", "read_committed",
+    )  # fmt: skip
+    assert sorted(seen.split()) == sorted(value.decode() for value in one.committed())
+
+
+# brokers that fail
+
+
+async def test_a_commit_to_a_frozen_broker_is_uncertain_and_the_next_take_reads_the_truth(
+    run: Callable[..., Run], start_kafka: Callable[..., KafkaServer]
+) -> None:
+    """`Temporary` in less time than the transaction has; after the thaw, what the commit wrote is there with its seq or
+    not at all."""
+    server = start_kafka()
+    one = run(on=server)
+    store = one.process(commit_s=2.0)
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {"a": b"1"})
+    _frozen(server)
+    with pytest.raises(Temporary, match="did not answer"):
+        await store.commit(0, (1, 1), 2, {"results": [record(2)]}, {"a": b"2"})
+    with pytest.raises(Temporary, match="uncertain"):
+        await store.commit(0, (1, 1), 2, {"results": [record(2)]}, {"a": b"2"})
+    server.thaw()
+    taken = await store.take(0, (1, 2))
+    assert taken.chunks == {"a": b"%d" % taken.seq}
+    await store.commit(0, (1, 2), taken.seq + 1, {"results": [record(3)]}, {"a": b"3"})
+    expected = [1, 2, 3] if taken.seq == 2 else [1, 3]
+    assert sorted(one.committed()) == [b'{"n":%d}' % n for n in expected]
+
+
+def _frozen(server: KafkaServer) -> None:
+    """Frozen, all its threads: on a busy machine the signal takes its time."""
+    server.freeze()
+    assert server.running is not None
+    tasks = Path(f"/proc/{server.running.pid}/task")
+    while any(task.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "T" for task in tasks.iterdir()):
+        pass
+
+
+async def test_a_broker_that_is_not_there_is_temporary() -> None:
+    """The message says what to look at."""
+    store = Run("127.0.0.1:1").process()
+    with pytest.raises(Temporary, match="can't be reached"):
+        await store.hold(WHO)
+
+
+# owners
+
+
+async def test_a_lane_that_only_lost_its_producer_is_told_to_start_anew(run: Callable[..., Run]) -> None:
+    """Fenced by somebody who then gave up: the epoch in the store is still ours, so it is `Temporary`, not `Fenced`."""
+    one = run()
+    store, rival = one.process(), one.process()
+    await store.take(0, (1, 1))
+    here = await rival._open()
+    await rival._producer(here, 0).start()
+    with pytest.raises(Temporary, match="Take the lane anew"):
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {})
+    await store.take(0, (1, 2))
+    await store.commit(0, (1, 2), 1, {"results": [record(1)]}, {})
+    assert one.committed() == [b'{"n":1}']
+
+
+async def test_two_that_take_one_lane_at_once_commit_one_after_the_other_or_not_at_all(run: Callable[..., Run]) -> None:
+    """However they interleave: no commit is there twice, and whoever comes with a higher epoch next has the lane."""
+    one = run()
+    low, high = one.process(), one.process()
+
+    async def work(store: KafkaStore, lane_epoch: int) -> str:
+        try:
+            taken = await store.take(0, (1, lane_epoch), force=True)
+            await store.commit(0, (1, lane_epoch), taken.seq + 1, {"results": [record(lane_epoch)]}, {})
+        except (Fenced, Temporary) as error:
+            return type(error).__name__
+        return "committed"
+
+    ended = await asyncio.gather(work(low, 1), work(high, 2))
+    assert len(one.committed()) == ended.count("committed") == (await high.peek(0)).seq
+    assert await work(high, 3) == "committed"
+    assert await low.owner(0) == await high.owner(0) == (1, 3)
+    assert await work(low, 2) == "Fenced"
+
+
+async def test_a_holder_that_falls_silent_is_replaced_and_one_that_beats_is_not(run: Callable[..., Run]) -> None:
+    """A killed command leaves no mark: the next one waits until its counter has stood still long enough."""
+    one = run()
+    first = one.process()
+    assert await first.hold(WHO) == 1
+    second = one.process()
+    with pytest.raises(Held, match="ada@here"):
+        await second.hold(WHO)
+    with pytest.raises(Held):
+        await one.place.refuse_held()
+    assert await second.holder() == WHO
+    first.kill()
+    third = one.process(alive_s=0.5)
+    assert await third.holder() is None
+    assert await third.hold(WHO) == 2
+    await third.let_go()
+    assert await one.process().hold(WHO) == 3
+
+
+async def test_a_holder_that_was_replaced_writes_no_plan(run: Callable[..., Run]) -> None:
+    """It is `Fenced` and says so; the new holder's plan stands. A plan may be larger than a record."""
+    one = run()
+    old, new = one.process(), one.process()
+    await old.hold(WHO)
+    split = Split("s", "s", 0, 0, "kafka://b/t/0", 0, 10)
+    plan = Plan(one.id, "n", {}, 1, (split,) * 30_000, {}, 0.0)
+    await old.write_plan(plan)
+    assert await new.hold(WHO, take_over=True) == 2
+    with pytest.raises(Fenced):
+        await old.write_plan(msgspec.structs.replace(plan, version=2))
+    assert await new.read_plan() == plan
+    await new.write_plan(msgspec.structs.replace(plan, version=2, started=True))
+    assert (await one.process().read_plan()) == msgspec.structs.replace(plan, version=2, started=True)
+
+
+# the mirror
+
+
+async def test_lag_tools_see_the_progress_of_a_source_in_the_same_cluster(
+    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """Its group's offsets are the lane's watermarks, in the same transaction; a finished partition is at its end."""
+    topic = await new_topic("requests", partitions=3)
+    bootstrap = run().bootstrap
+    one = run(source=KafkaSource((topic,), bootstrap=bootstrap))
+    store = one.process()
+    splits = tuple(
+        Split(f"{topic}/{n}", topic, n, 0, f"kafka://{bootstrap}/{topic}/{n}", 0, 50, unit="rows") for n in range(3)
+    )
+    await store.write_plan(Plan(one.id, "n", {}, 1, splits, {}, 0.0))
+    await store.take(0, (1, 1))
+    saved = Saved(opened=2, splits=(SavedSplit(1, 17, b"", 20, False),), plan_version=1)
+    await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {PROGRESS: msgspec.msgpack.encode(saved)})
+    assert await _offsets(bootstrap, one.id, topic) == {0: 50, 1: 17, 2: None}
+
+
+async def _offsets(bootstrap: str, group: str, topic: str) -> Mapping[int, int | None]:
+    connection = Connection(bootstrap)
+    async with opened(new_consumer(connection, group=group), connection) as consumer:
+        return {n: await consumer.committed(TopicPartition(topic, n)) for n in range(3)}
