@@ -74,7 +74,7 @@ class KafkaReader:
             share = max(1, (max_records - len(records)) // len(self._turn))
             got = await self._some(partition, records, share, max_bytes - size)
             size += got
-            idle = 0 if got else idle + 1
+            idle = 0 if got or partition.over else idle + 1
             if partition.over:
                 ended.append(self._turn.popleft().split.id)
                 self._leave(partition)
@@ -129,7 +129,7 @@ class KafkaReader:
 
     def _leave(self, partition: Partition) -> None:
         """The client must not go on to fetch a partition that is over, nor hold what it fetched beyond the end."""
-        if self._session is not None:
+        if self._session is not None and self._session.has(partition.tp):
             self._session.pause(partition.tp)
             self._session.seek(partition.tp, partition.next)
 

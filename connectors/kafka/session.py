@@ -63,6 +63,10 @@ class Session:
         """Drops what was fetched ahead."""
         self._consumer.seek(tp, offset)
 
+    def has(self, tp: TopicPartition) -> bool:
+        """What was over or fetched whole when it connected, it was never given."""
+        return tp in self._consumer.assignment()
+
     def pause(self, tp: TopicPartition) -> None:
         self._consumer.pause(tp)
 

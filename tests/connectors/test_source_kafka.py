@@ -137,6 +137,15 @@ async def test_a_range_whose_tail_was_aborted_ends(kafka_server: KafkaServer, ne
     assert await read_all(of, [split]) == [b"1", b"2"]
 
 
+async def test_partitions_that_hold_nothing_end_and_hold_up_no_other(
+    kafka_server: KafkaServer, new_topic: NewTopicOf
+) -> None:
+    """All records in one partition, the others empty: keyed records of a small topic."""
+    topic = await new_topic("mostly-empty", partitions=6)
+    await write(kafka_server, topic, [b"1", b"2"], partition=0)
+    assert await read_all(source(kafka_server, topic)) == [b"1", b"2"]
+
+
 async def test_a_compacted_topic_ends_and_brings_what_is_left(own_kafka: KafkaServer, new_topic: NewTopicOf) -> None:
     config = {
         "cleanup.policy": "compact",
