@@ -31,7 +31,7 @@ BATCH = 16_384
 """Records looked up at once: one statement's cost is spread over them."""
 
 Records = Callable[[Split, int], Iterator[Raw]]
-"""(split, first position) → its records, in ascending position: `FileSource.records`."""
+"""(split, first position) → its records, in ascending position: `Rereadable.rereading`."""
 
 
 class _OnlyLabel(msgspec.Struct):
@@ -118,7 +118,12 @@ class LabelPass:
         found: list[Duplicate] = []
         left = max_records
         while self._at < len(self._splits) and left > 0:
-            read, batch = self._batch(min(BATCH, left))
+            try:
+                read, batch = self._batch(min(BATCH, left))
+            except PenstockError:
+                if left == max_records:
+                    raise
+                break  # what was found first; the failure comes again with the next call, if it lasts
             with self._lock:
                 found.extend(self._base.judge(batch))
             self._seen += read

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from penstock.connectors.files import FileSource
+from penstock.connectors.base import Rereadable
 from penstock.connectors.reading.labels import Duplicate, LabelPass, labeller
 from penstock.connectors.registry import open_source
-from penstock.engine.errors import PenstockError
+from penstock.engine.errors import PenstockError, Temporary
 from penstock.engine.plan import Plan
+from penstock.workers.lanes.input import PATIENCE_S, RETRY_S
 from penstock.workers.runspec import RunSpec
 
 STEP = 5_000
@@ -33,11 +34,12 @@ class LabelWatch:
         self._uris = {split.ordinal: split.uri for split in plan.splits}
         source = open_source(spec.source)
         label = labeller(plan.splits[0].format, spec.row, spec.vars) if plan.splits else None
-        wanted = spec.on_duplicate == "dead_letter" and label is not None and isinstance(source, FileSource)
-        self._folder = tempfile.TemporaryDirectory(prefix="penstock-labels-") if wanted else None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pass: LabelPass | None = None
-        if self._folder is not None and label is not None and isinstance(source, FileSource):
-            self._pass = LabelPass(plan.splits, source.records, label, Path(self._folder.name) / "labels.db")
+        if spec.on_duplicate == "dead_letter" and label is not None and isinstance(source, Rereadable):
+            self._folder = tempfile.TemporaryDirectory(prefix="penstock-labels-")
+            read = source.rereading(plan.splits)
+            self._pass = LabelPass(plan.splits, read, label, Path(self._folder.name) / "labels.db")
 
     @property
     def complete(self) -> bool:
@@ -49,9 +51,19 @@ class LabelWatch:
             self._task = asyncio.get_running_loop().create_task(self._run(self._pass, tell))
 
     async def _run(self, labels: LabelPass, tell: Tell) -> None:
+        away_s = 0.0
         while not self._stopping:
             try:
                 verdict = await asyncio.to_thread(labels.advance, STEP)
+                away_s = 0.0
+            except Temporary as error:
+                wait_s = error.retry_after_s or RETRY_S
+                away_s += wait_s
+                if away_s > PATIENCE_S:
+                    self._on_error(str(error))
+                    return
+                await asyncio.sleep(wait_s)
+                continue
             except PenstockError as error:
                 self._on_error(str(error))
                 return
