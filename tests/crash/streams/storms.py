@@ -1,0 +1,167 @@
+"""Harm of every kind, at moments that a seed decides, to one job; then the check. Also what is noted for the table in
+docs/reliability.md.
+
+    storm(bench, ["lane", "broker killed"], seed=3)
+
+A broker or S3 server that is away costs what was answered and could not be committed before the right to send lapsed;
+a killed process costs what it had in flight and what was answered since the last commit.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from penstock.jobs.look.verify import Report
+from tests.crash.bench import Kind
+from tests.crash.streams.s3_proxy import Shares
+from tests.crash.streams.stream_bench import StreamBench
+
+Harm = Literal[
+    "lane", "driver", "dispatcher", "command",
+    "broker killed", "broker frozen", "network cut", "network held", "network slow",
+    "S3 killed", "S3 frozen", "S3 errors", "S3 answers lost",
+]  # fmt: skip
+KAFKA: tuple[Harm, ...] = get_args(Harm)[4:9]
+S3: tuple[Harm, ...] = get_args(Harm)[9:]
+PROCESSES: tuple[Harm, ...] = get_args(Harm)[:4]
+
+UNCOMMITTED_S = {"kafka": 0.4, "s3": 3.0}
+"""How old an answer may be and not yet committed: the interval (0.2 s, and 2 s to S3), the commit, and a busy
+machine's share."""
+RIGHT_S = 5.0
+"""How long a lane goes on sending while its commit gets no answer (`workers.lanes.shell`)."""
+FROZEN_S = (11.0, 13.0)
+"""Longer than a transaction's timeout (10 s)."""
+AWAY_S = (0.5, 4.0)
+FOUND_S = 60.0
+TALLY = "PENSTOCK_RELIABILITY"
+"""Environment: a file that gains a line for every storm; `reliability.py` makes the table of it."""
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One storm, as it was seen."""
+
+    job: str
+    harm: str
+    seed: int
+    harms: int
+    items: int
+    lost: int
+    twice: int
+    repeated: int
+    bound: int
+    marked: int
+    seconds: float
+
+
+def storm(b: StreamBench, kinds: Sequence[Harm], seed: int, name: str = "") -> Report:
+    """Every kind in turn, each once it has served its share; a command that was killed or gave up is run again."""
+    began = time.monotonic()
+    chance = random.Random(f"{seed}-{kinds}")
+    moments = sorted(chance.uniform(0.05, 0.8) for _ in kinds)
+    command = b.start()
+    for moment, kind in zip(moments, kinds, strict=True):
+        command = _reach(b, round(moment * len(b.offered)), command)
+        command = harm(b, kind, command, chance)
+    b.stage.heal()
+    if b.end(command) != 0:
+        b.run_until_done()
+    bound = sum(_allowed(b, kind) for kind in kinds)
+    report = b.check(bound=bound)
+    note(b, name or " + ".join(sorted(set(kinds))), seed, len(kinds), report, bound, time.monotonic() - began)
+    return report
+
+
+def _reach(b: StreamBench, calls: int, command: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """Until so many calls were served in all; where the command ended because of the harm, the next goes on."""
+    until = time.monotonic() + FOUND_S * 2
+    while b.served() < calls:
+        if command.poll() is not None:
+            if command.returncode == 0:
+                return command
+            command = b.start()
+        assert time.monotonic() < until, f"{calls} calls were not served:\n{b.log(command)}"
+        time.sleep(0.03)
+    return command
+
+
+def harm(
+    b: StreamBench, kind: Harm, command: subprocess.Popen[bytes], chance: random.Random
+) -> subprocess.Popen[bytes]:
+    """Do it, and undo it where it would last. Returns the command that goes on."""
+    stage = b.stage
+    match kind:
+        case "lane" | "driver" | "dispatcher":
+            _kill(b, kind, command, chance)
+            return command
+        case "command":
+            b.kill("command", command, chance)
+            return b.start()
+        case "broker killed":
+            _for(chance, AWAY_S, stage.kafka.kill, stage.kafka.start)
+        case "broker frozen":
+            _for(chance, FROZEN_S, stage.kafka.freeze, stage.kafka.thaw)
+        case "network cut":
+            _for(chance, AWAY_S, stage.network.cut, stage.network.mend)
+        case "network held":
+            _for(chance, (1.0, 12.0), stage.network.pause, stage.network.resume)
+        case "network slow":
+            stage.network.delay_s = chance.uniform(0.01, 0.1)
+        case "S3 killed":
+            _for(chance, AWAY_S, stage.s3.kill, stage.s3.start)
+        case "S3 frozen":
+            _for(chance, FROZEN_S, stage.s3.freeze, stage.s3.thaw)
+        case "S3 errors":
+            stage.front.harm(Shares(slow_down=0.05, silent=0.02, half=0.03, lost=0.03), chance.randrange(1 << 30))
+        case "S3 answers lost":
+            stage.front.harm(Shares(conditional_lost=0.3), chance.randrange(1 << 30))
+    b.kills.append(kind)
+    return command
+
+
+def _for(
+    chance: random.Random, seconds: tuple[float, float], begin: Callable[[], None], end: Callable[[], None]
+) -> None:
+    begin()
+    time.sleep(chance.uniform(*seconds))
+    end()
+
+
+def _kill(b: StreamBench, kind: Kind, command: subprocess.Popen[bytes], chance: random.Random) -> None:
+    """Once there is one to kill; nothing where the run has ended meanwhile."""
+    until = time.monotonic() + FOUND_S
+    while command.poll() is None and not b.kill(kind, command, chance):
+        assert time.monotonic() < until, f"no process of kind {kind}:\n{b.log(command)}"
+        time.sleep(0.05)
+
+
+def _allowed(b: StreamBench, kind: Harm) -> int:
+    """Second payments that the promise allows for one harm of this kind."""
+    uncommitted_s = UNCOMMITTED_S["s3" if "s3" in (b.shape.results, b.shape.source) else "kafka"]
+    if kind not in PROCESSES:
+        uncommitted_s += RIGHT_S
+    return round(b.shape.concurrency + b.fastest_rate() * uncommitted_s)
+
+
+def note(b: StreamBench, name: str, seed: int, harms: int, report: Report, bound: int, seconds: float) -> None:
+    """For the table, where one is wanted."""
+    path = os.environ.get(TALLY)
+    if not path:
+        return
+    job = f"{b.shape.source} → {b.shape.results}"
+    if b.shape.others != b.shape.results:
+        job += f" (costs: {b.shape.others})"
+    line = Line(
+        job, name, seed, harms, report.offered, report.lost, report.twice, report.repeated, bound, report.marked,
+        round(seconds, 1),
+    )  # fmt: skip
+    with Path(path).open("ab") as file:
+        file.write(msgspec.json.encode(line) + b"\n")

@@ -1,0 +1,260 @@
+"""A job between topics or buckets, to be harmed: its input is published, its outputs are read back as readers see them.
+
+bench = StreamBench(stage, folder, StreamShape(items=2000, source="kafka", results="kafka"))
+command = bench.start(); …; bench.run_until_done(); bench.check(bound=…)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import psutil
+
+from penstock.jobs.look.committed import Finished, Outputs, read_outputs
+from penstock.jobs.look.verify import Paid, Report, check, journal_of
+from tests.crash.bench import MAIN, SINKS, TITLES, Bench, Kind, Shape, below, title
+from tests.crash.streams import kafka_lines, outputs
+from tests.crash.streams.kafka_lines import Offered, Seen
+from tests.crash.streams.stage import Stage
+
+Place = Literal["kafka", "s3"]
+OUT = "out/"
+OBJECTS = 6
+"""Objects of an S3 input."""
+
+
+class StreamShape(Shape, frozen=True):
+    """source, results, others: where the input is, the results go, and costs, quality and dead letters go."""
+
+    source: Place = "kafka"
+    results: Place = "kafka"
+    others: Place = "kafka"
+    partitions: int = 4
+    keys: int = 0
+    """Different keys of the records; 0: none has a key."""
+    order: Literal["none", "key"] = "none"
+    model: str = "pretend"
+    lane_actors: int = 2
+    until: Literal["end", "forever"] = "end"
+    group: str = "mirror"
+
+
+class StreamBench(Bench):
+    """Use `stream_bench(...)`."""
+
+    shape: StreamShape
+
+    def __init__(self, stage: Stage, folder: Path, shape: StreamShape) -> None:
+        self.stage = stage
+        self.name = f"job-{secrets.token_hex(3)}"
+        self.bucket = self.name
+        self.born = time.time()
+        self._skip = len(journal_of(stage.journal)) if stage.journal.exists() else 0
+        self._served = 0
+        self.offered: list[tuple[bytes, str]] = []
+        super().__init__(folder, stage.sandbox, shape)
+        self._served = super().served()
+
+    # -- the job
+
+    @property
+    def topic(self) -> str:
+        return f"{self.name}.in"
+
+    def out(self, sink: str) -> str:
+        """The topic of a sink."""
+        return f"{self.name}.{sink}"
+
+    def _write(self) -> None:
+        asyncio.run(self._prepare())
+        self.write_job()
+
+    async def _prepare(self) -> None:
+        shape = self.shape
+        self.stage.s3.client().create_bucket(Bucket=self.bucket)
+        topics = {self.out(sink): shape.partitions for sink in SINKS}
+        await kafka_lines.make_topics(self.stage.kafka.bootstrap, {self.topic: shape.partitions, **topics})
+        await self.offer(self.labels)
+
+    async def offer(self, labels: Sequence[str]) -> None:
+        """Put requests into the input, more than once where a test wants."""
+        records = [Offered(line(label, self.shape), self._key(number)) for number, label in enumerate(labels)]
+        self.offered += [(one.key or b"", label) for one, label in zip(records, labels, strict=True)]
+        if self.shape.source == "kafka":
+            await kafka_lines.publish(self.stage.kafka.bootstrap, self.topic, records)
+        else:
+            self._put([one.value or b"" for one in records])
+
+    def _key(self, number: int) -> bytes | None:
+        return b"key-%d" % (number % self.shape.keys) if self.shape.keys else None
+
+    def _put(self, lines: Sequence[bytes]) -> None:
+        client = self.stage.s3.client()
+        for number in range(OBJECTS):
+            some = lines[number::OBJECTS]
+            client.put_object(
+                Bucket=self.bucket, Key=f"in/part-{number:02}.jsonl", Body=b"".join(one + b"\n" for one in some)
+            )
+
+    def write_job(self, **changes: object) -> None:
+        self.shape = msgspec.structs.replace(self.shape, **changes)
+        (self.folder / "job.yaml").write_text(self.job_text())
+
+    def job_text(self) -> str:
+        shape, stage = self.shape, self.stage
+        budget = f"budgets: [{{usd: {shape.budget_usd:.9f}}}]\n" if shape.budget_usd is not None else ""
+        s3 = f'bucket: {self.bucket}, endpoint: "{stage.front.endpoint}", region: us-east-1'
+        kafka = f'type: kafka, bootstrap: "{stage.bootstrap}"'
+        source = (
+            f"{{{kafka}, topics: [{self.topic}], group: {self.name}-{shape.group}, until: {shape.until}, "
+            f"order: {shape.order}}}"
+            if shape.source == "kafka"
+            else f"{{type: s3, {s3}, prefix: in/}}"
+        )
+        places = {sink: shape.results if sink == "results" else shape.others for sink in SINKS}
+        sinks = "".join(
+            f"  {sink}: {{{kafka}, topic: {self.out(sink)}}}\n"
+            if where == "kafka"
+            else f"  {sink}: {{type: s3, {s3}, prefix: {OUT}{sink}/, format: jsonl}}\n"
+            for sink, where in places.items()
+        )
+        price = "{input_per_million: 1, output_per_million: 2, version: pretend}"
+        return f"""\
+name: {self.name}
+accounts:
+  a: {{protocol: openai, base_url: "{self.url}/v1", limits: {{concurrency: {shape.concurrency}}}}}
+models:
+  - {{name: m, account: a, model: {shape.model}, price: {price}}}
+tiers: {{1: [m], 2: [m], 3: [m]}}
+source: {source}
+sinks:
+{sinks}max_dead_letters: 0.5
+execution:
+  lanes: {shape.lanes}
+  lane_actors: {shape.lane_actors}
+  dispatchers: {shape.dispatchers}
+  window: {shape.window}
+  keep_s: {shape.keep_s}
+{budget}"""
+
+    # -- commands
+
+    def penstock(self, *arguments: str, shared_ray: bool = True) -> subprocess.Popen[bytes]:
+        with (self.folder / f"command-{len(self.commands)}.log").open("ab") as log:
+            command = subprocess.Popen(
+                [sys.executable, "-c", MAIN, *arguments], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, env=self.stage.environment(shared_ray=shared_ray),
+            )  # fmt: skip
+        self.commands.append(command)
+        return command
+
+    def find(self, kind: Kind, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Of this bench: dispatchers are the cluster's, and may be older."""
+        roots = [command.pid, *([self.stage.ray_pid] if self.stage.ray_pid is not None else [])]
+        found = [p for root in roots for p in below(root) if title(p).startswith(TITLES[kind])]
+        return [p for p in found if kind in ("dispatcher", "governor") or _born(p) > self.born]
+
+    def kill(self, kind: Kind, command: subprocess.Popen[bytes], chance: random.Random) -> bool:
+        if kind == "group":  # the command and what is only its own
+            for part in ("driver", "lane"):
+                for process in self.find(part, command):
+                    _kill(process)
+        return super().kill(kind, command, chance)
+
+    def close(self) -> None:
+        for command in self.commands:
+            if command.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(command.pid, signal.SIGCONT)
+                self.kill("group", command, random.Random(0))
+
+    def served(self) -> int:
+        return super().served() - self._served
+
+    # -- what came of it
+
+    def paid(self) -> list[Paid]:
+        return journal_of(self.stage.journal)[self._skip :] if self.stage.journal.exists() else []
+
+    def rows(self, sink: str) -> list[Seen]:
+        return asyncio.run(kafka_lines.read(self.stage.kafka.bootstrap, self.out(sink)))
+
+    def values(self, sink: str) -> list[bytes]:
+        where = self.shape.results if sink == "results" else self.shape.others
+        if where == "kafka":
+            return outputs.kafka_values(self.rows(sink))
+        return outputs.s3_values(self.stage.s3.client(), self.bucket, f"{OUT}{sink}/")
+
+    def read_back(self, key: str = "custom_id") -> Outputs:
+        folder = self.folder / "read-back"
+        folder.mkdir(exist_ok=True)
+        paths = {sink: [outputs.as_file(folder / f"{sink}.jsonl", self.values(sink))] for sink in SINKS}
+        return read_outputs(paths, key)
+
+    def check(self, bound: int) -> Report:
+        """Every item once, each bill once, second payments marked and within the bound, the order of keys kept."""
+        committed = self.read_back()
+        report = check([label for _, label in self.offered], committed, self.paid(), bound=bound)
+        print(
+            f"{self.kills}: {report.results} results, {report.dead_letters} dead letters, {report.repeated} second "
+            f"payments (bound {bound}), {report.marked} marked, longest pause {self.longest_pause():.1f} s"
+        )
+        assert report.clean, str(report)
+        if self.shape.order == "key":
+            assert not (wrong := self.misordered(committed.finished)), f"out of order: {wrong[:10]}"
+        return report
+
+    def misordered(self, finished: Sequence[Finished]) -> list[str]:
+        """By the results topic and by what the provider charged."""
+        wrong = outputs.misordered(self.offered, _labelled(self.rows("results")))
+        labels = {one.item_id: one.key for one in finished}
+        keys = {label: key for key, label in self.offered}
+        first: dict[str, float] = {}
+        for paid in sorted(self.paid(), key=lambda one: one.at):
+            first.setdefault(labels.get(paid.key, paid.key), paid.at)
+        return wrong + outputs.misordered(self.offered, ((0, keys.get(label), label) for label in first))
+
+
+def _labelled(rows: Sequence[Seen]) -> Iterator[tuple[object, bytes | None, str]]:
+    for row in rows:
+        found: Mapping[str, object] = msgspec.json.decode(row.value or b"{}")
+        yield row.partition, row.key, str(found.get("custom_id"))
+
+
+@contextlib.contextmanager
+def stream_bench(stage: Stage, folder: Path, shape: StreamShape) -> Iterator[StreamBench]:
+    made = StreamBench(stage, folder, shape)
+    try:
+        yield made
+    finally:
+        made.close()
+        stage.heal()
+
+
+def line(label: str, shape: StreamShape) -> bytes:
+    messages = [{"role": "user", "content": f"Tell me about {label}, please, in a few words."}]
+    body = {"model": "m", "messages": messages, "max_tokens": shape.output_tokens}
+    return msgspec.json.encode({"custom_id": label, "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+def _born(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        return process.create_time()
+    return 0.0
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()

@@ -1,0 +1,46 @@
+"""Kafka to Kafka, harmed in every way that we know, with real servers: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.crash.streams.stage import Stage
+from tests.crash.streams.storms import KAFKA, PROCESSES, Harm, storm
+from tests.crash.streams.stream_bench import StreamShape, stream_bench
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
+
+SHAPE = StreamShape(items=2_000, window=512)
+
+
+def test_one_job_survives_kills_of_all_its_parts(servers: Stage, tmp_path: Path) -> None:
+    """A lane, the dispatcher, the driver and the whole command are killed, one after another."""
+    with stream_bench(servers, tmp_path, SHAPE) as b:
+        storm(b, PROCESSES, seed=1)
+
+
+def test_one_job_survives_a_broker_that_dies_freezes_and_is_cut_off(servers: Stage, tmp_path: Path) -> None:
+    """`kill -9` and a new start; frozen for longer than a transaction may last; the network cut; a slow link."""
+    with stream_bench(servers, tmp_path, SHAPE) as b:
+        storm(b, ["broker killed", "network cut", "broker frozen", "network slow"], seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", [*PROCESSES, *KAFKA])
+def test_soak(kind: Harm, seed: int, servers: Stage, tmp_path: Path) -> None:
+    """Each kind three times in a job; every other job keeps the order of keys."""
+    order = "key" if seed % 2 else "none"
+    shape = StreamShape(items=1_200, window=512, keys=200, order=order, seed=seed)
+    with stream_bench(servers, tmp_path, shape) as b:
+        storm(b, [kind] * 3, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+def test_soak_everything(seed: int, servers: Stage, tmp_path: Path) -> None:
+    """All kinds in one job."""
+    with stream_bench(servers, tmp_path, StreamShape(items=3_000, window=512, seed=seed)) as b:
+        storm(b, [*PROCESSES, *KAFKA], seed, "everything")
