@@ -11,17 +11,18 @@ it finds in the progress and makes one of its own. Merged parts live on for a wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import shutil
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from penstock.connectors.filestore import assembly
+from penstock.connectors.s3 import fence
 from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.store.chunks import Objects
 from penstock.connectors.s3.store.home import Home
@@ -35,13 +36,16 @@ from penstock.connectors.s3.store.progress import (
     Merging,
     Progress,
     Retired,
+    all_finals,
     all_parts,
+    decode,
     folder,
+    progress_name,
     retired_names,
 )
 from penstock.connectors.s3.store.upload import upload
 from penstock.connectors.settings import FilesSink, S3Sink
-from penstock.engine.errors import Temporary
+from penstock.engine.errors import PenstockError, Temporary
 
 MERGE_BYTES = 64 << 20
 """Of records that wait in a lane: then they are merged. Readers like objects of some ten to some hundred MB."""
@@ -86,9 +90,14 @@ async def merge(lane: Lane, home: Home, sinks: Sinks, now: float, stop: threadin
     if merging is None:
         return False
     lane.step("merge.begun")
-    finals = await asyncio.to_thread(_write, home, lane.number, sinks, merging, stop)
-    lane.step("merge.written")
-    await _end(lane, merging, finals, now)
+    try:
+        finals = await asyncio.to_thread(_write, home, lane.number, sinks, merging, stop)
+        lane.step("merge.written")
+        await _end(lane, merging, finals, now)
+    except (PenstockError, Stopped):
+        with contextlib.suppress(PenstockError):
+            await asyncio.to_thread(_withdraw, home, lane.number, sinks, merging.attempt)
+        raise
     lane.step("merge.ended")
     return True
 
@@ -143,6 +152,14 @@ def remove_attempt(home: Home, sinks: Sinks, attempt: str) -> None:
             home.s3.delete(home.bucket, [one.key for one in page if one.key.rpartition("/")[2].startswith(name)])
 
 
+def _withdraw(home: Home, lane: int, sinks: Sinks, attempt: str) -> None:
+    """Leave no finals that nothing will ever name: an owner that slept, and was fenced, may have put them just now."""
+    found = fence.read(home.s3, home.bucket, home.key(progress_name(lane)))
+    state = decode(found.data, f"{home}{progress_name(lane)}") if found is not None else Progress()
+    if not any(f"-{attempt}-" in final.key for final in all_finals(home, lane, state.finals)):
+        remove_attempt(home, sinks, attempt)
+
+
 # writing; in a thread of its own
 
 
@@ -176,7 +193,7 @@ def _put(
         yield Final(sink, key, file.rows, file.bytes)
 
 
-@contextmanager
+@contextlib.contextmanager
 def temp_folder() -> Generator[Path]:
     """Room on this machine's disk (TMPDIR). Raises `Temporary` where it fails."""
     try:

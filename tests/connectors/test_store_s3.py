@@ -1,0 +1,469 @@
+"""What the store on S3 promises beyond the contract: interleavings, lost answers, merged objects, what readers see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from pyarrow import parquet
+
+from penstock.connectors.base import Holder, OutRecord, SinkName
+from penstock.connectors.filestore.disk import no_faults
+from penstock.connectors.registry import iter_committed
+from penstock.connectors.s3 import client as s3_client
+from penstock.connectors.s3 import outputs
+from penstock.connectors.s3.store import merge as s3_merge
+from penstock.connectors.s3.store.chunks import INLINE, LARGE
+from penstock.connectors.s3.store.lane import COMMIT_STEPS, TAKE_STEPS
+from penstock.connectors.s3.store.place import S3Place
+from penstock.connectors.s3.store.progress import SEAL
+from penstock.connectors.s3.store.store import FINISH_STEPS, S3Store
+from penstock.connectors.settings import S3Sink
+from penstock.connectors.writing.tables import read_records
+from penstock.engine.errors import Fenced, Held, Refused, SpecError, Temporary
+from penstock.engine.plan import Plan
+
+if TYPE_CHECKING:
+    from conftest import S3At
+
+    from penstock.jobs.dev.s3 import S3Server
+
+pytestmark = pytest.mark.s3
+
+WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
+PLAN = Plan("run", "name", {}, 1, (), {}, 0.0)
+Faults = Callable[[str], None]
+
+
+class World:
+    """A bucket of the test's own, and stores of one run in it."""
+
+    def __init__(self, endpoint: str, bucket: str) -> None:
+        self.endpoint = endpoint
+        self.bucket = bucket
+        self.s3 = s3_client.client(endpoint, "us-east-1")
+        self.sinks: dict[SinkName, S3Sink] = {"results": self.sink("out/results/"), "costs": self.sink("out/costs/")}
+
+    def sink(self, prefix: str, **options: object) -> S3Sink:
+        return S3Sink(self.bucket, prefix, self.endpoint, "us-east-1", **options)  # pyright: ignore[reportArgumentType]
+
+    def place(self, run_id: str = "run") -> S3Place:
+        return S3Place(self.sinks, run_id)
+
+    def store(self, faults: Faults = no_faults, beat_s: float = 0.05) -> S3Store:
+        store = self.place().open()
+        life = store._life  # pyright: ignore[reportPrivateUsage]
+        return S3Store(life, store.outputs, beat_s=beat_s, owner_wait_s=0.0, faults=faults)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return [one.key for page in self.s3.pages(self.bucket, prefix) for one in page]
+
+    def seen(self, prefix: str = "out/") -> list[str]:
+        """What readers of data sets see: names that start with a dot or a low line are passed over."""
+        return [k for k in self.keys(prefix) if not any(part[:1] in "._" for part in k.split("/"))]
+
+    def committed(self, sink: SinkName = "results") -> list[bytes]:
+        return list(self.place().committed(sink))
+
+
+@pytest.fixture
+def world(s3_server: S3Server | S3At, s3_keys: None, new_bucket: Callable[..., str]) -> World:
+    return World(s3_server.endpoint, new_bucket("store"))
+
+
+def result(n: int, **ours: object) -> OutRecord:
+    told = {"item_id": f"i{n}", "tier": n % 2 + 1, "task": "t", "model": "m", "finished_at": "2026-11-24T00:00:00.000Z"}
+    return OutRecord(0, n, json.dumps({"n": n, "answer": "a", "penstock": told | ours}).encode())
+
+
+def numbers(values: list[bytes]) -> list[int]:
+    return [json.loads(value)["n"] for value in values]
+
+
+def once(step: str, action: Callable[[], object]) -> Faults:
+    """`Faults` that runs `action` the first time that `step` is reached."""
+    left = [action]
+
+    def faults(name: str) -> None:
+        if name == step and left:
+            left.pop()()
+
+    return faults
+
+
+def elsewhere(what: Callable[[], Awaitable[object]]) -> object:
+    """Run it in another thread with its own loop: the hook stands within a running one."""
+    found: list[object] = []
+
+    async def run() -> None:
+        found.append(await what())
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    thread.join()
+    return found[0] if found else None
+
+
+async def fill(store: S3Store, commits: int, lane: int = 0, each: int = 2) -> None:
+    """Commits of `each` records, to all sinks of the store; numbers go on from `lane * 1000`."""
+    taken = await store.take(lane, (1, 1))
+    for seq in range(taken.seq + 1, taken.seq + commits + 1):
+        rows = [result(lane * 1000 + seq * each + i) for i in range(each)]
+        records = {sink: rows for sink in store.outputs if sink != "dead_letters"}
+        await store.commit(lane, (1, 1), seq, records, {"progress": b"%d" % seq})
+    await store.release(lane)
+
+
+# owners
+
+
+@pytest.mark.parametrize("step", COMMIT_STEPS)
+async def test_a_forced_take_at_any_step_of_a_commit_decides_once(world: World, step: str) -> None:
+    """The new owner takes the lane while the old one stands between two steps of a commit. An acknowledged commit is
+    among what the new owner read; another is there for readers and owner, or for neither, for ever."""
+    new = world.store()
+    read: list[int] = []
+
+    async def take() -> None:
+        other = world.store()
+        read.append((await other.take(0, (1, 2), force=True)).seq)
+        await other.beacon.stop()
+
+    old = world.store(once(step, lambda: elsewhere(take)))
+    await old.take(0, (1, 1))
+    try:
+        await old.commit(0, (1, 1), 1, {"results": [result(1)]}, {"a": b"1"})
+        acknowledged = True
+    except Fenced:
+        acknowledged = False
+    there = numbers(world.committed()) == [1]
+    assert there == (read == [1])
+    assert there or not acknowledged
+    with pytest.raises(Fenced):
+        await old.commit(0, (1, 1), 2, {"results": [result(2)]}, {})
+    assert (await new.take(0, (1, 3), force=True)).seq == read[0]
+    await new.commit(0, (1, 3), read[0] + 1, {"results": [result(3)]}, {})
+    assert numbers(world.committed()) == ([1, 3] if there else [3])
+    for store in (old, new):
+        await store.release(0)
+
+
+@pytest.mark.parametrize("step", [s for s in TAKE_STEPS if s not in ("take.begin",)])
+async def test_two_takers_at_once_leave_one_owner(world: World, step: str) -> None:
+    """A taker that stood still while a higher epoch came writes nothing more, whatever step it stood at."""
+    fast: list[S3Store] = []
+
+    async def overtake() -> None:
+        other = world.store()
+        await other.take(0, (1, 2), force=True)
+        await other.beacon.stop()
+        fast.append(other)
+
+    slow = world.store(once(step, lambda: elsewhere(overtake)))
+
+    async def take_and_commit() -> None:
+        await slow.take(0, (1, 1))
+        await slow.commit(0, (1, 1), 1, {"results": [result(1)]}, {})
+
+    with pytest.raises(Fenced):
+        await take_and_commit()
+    await slow.release(0)
+    await slow.beacon.put_out()
+    assert await slow.owner(0) == (1, 2)
+    assert world.committed() == []
+
+
+async def test_what_a_dead_owner_put_and_never_committed_is_removed_by_the_next(world: World) -> None:
+    """Parts without a progress that names them are not read, and do not stay."""
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    store = world.store(once("commit.put", die))
+    await store.take(0, (1, 1))
+    with pytest.raises(RuntimeError):
+        await store.commit(0, (1, 1), 1, {"results": [result(1)]}, {"outbox": b"x" * (LARGE + 1)})
+    await store.beacon.put_out()
+    left = world.keys(f"{store.home.root}lane/")
+    assert len(left) == 2
+    next_one = world.store()
+    await next_one.take(0, (1, 2))
+    assert world.keys(f"{store.home.root}lane/") == []
+    await next_one.commit(0, (1, 2), 1, {"results": [result(2)]}, {})
+    await next_one.release(0)
+    assert numbers(world.committed()) == [2]
+
+
+async def test_a_resume_does_not_wait_for_a_command_that_let_go_and_a_dead_one_holds_nothing_for_long(
+    world: World,
+) -> None:
+    """A live one is never pushed aside without --take-over; epochs grow by one with each command."""
+    first, second = world.store(), world.store()
+    assert await first.hold(WHO) == 1
+    with pytest.raises(Held, match="--take-over"):
+        await world.place().refuse_held()
+    assert await second.holder() == WHO
+    await first.beacon.stop()  # killed: no more signs of life
+    assert await second.hold(WHO) == 2
+    await second.let_go()
+    assert await second.holder() is None
+    await world.place().refuse_held()
+    assert await first.hold(WHO) == 3
+    await first.let_go()
+
+
+async def test_starting_over_leaves_an_old_owner_nothing_to_write_to(world: World) -> None:
+    """`--fresh` gives the run another life: a sleeping owner of the old one is fenced, and nothing of it is read."""
+    old = world.store()
+    await fill(old, 3)
+    await old.finish(PLAN)
+    told = world.seen("out/results/")
+    sleeper = world.store()
+    await sleeper.take(0, (1, 2))
+    await world.place().discard()
+    with pytest.raises(Fenced):
+        await sleeper.commit(0, (1, 2), 4, {"results": [result(99)]}, {})
+    with pytest.raises(Fenced):
+        await sleeper.finish(PLAN)
+    await sleeper.beacon.stop()
+    assert world.committed() == []
+    assert world.seen("out/results/") == told, "readers keep what they were given until it is replaced"
+    new = world.store()
+    await fill(new, 1)
+    [url] = (await new.finish(PLAN))["results"]
+    assert sorted(numbers(list(read_records(url)))) == [2, 3]
+    assert len(world.seen("out/results/")) == 1
+
+
+async def test_another_runs_output_is_refused(world: World) -> None:
+    """Two runs never mix below one prefix."""
+    world.place().open()
+    with pytest.raises(Refused, match="another run"):
+        world.place("other").open()
+    world.sinks["results"] = world.sink("out/r.jsonl", partition_by=("date",))
+    with pytest.raises(SpecError, match="partition_by"):
+        world.place("other").open()
+
+
+# chunks and lists
+
+
+async def test_chunks_of_any_size_and_number_come_back_and_the_progress_stays_small(world: World) -> None:
+    """Large ones, many small ones, replaced and deleted ones; what nothing names any more is deleted."""
+    store = world.store()
+    await store.take(0, (1, 1))
+    held: dict[str, bytes] = {}
+    for seq in range(1, 41):
+        chunks = {f"outbox/{seq:010d}": b"o" * (LARGE + seq), "progress": b"%d" % seq}
+        chunks |= {f"shelf/{seq}/{n}": b"s" * 3000 for n in range(20)}
+        if seq > 3:
+            chunks[f"outbox/{seq - 3:010d}"] = b""
+            chunks |= {f"shelf/{seq - 3}/{n}": b"" for n in range(19)}
+        await store.commit(0, (1, 1), seq, {}, chunks)
+        held = {name: value for name, value in (held | chunks).items() if value}
+    found = world.s3.get(world.bucket, f"{store.home.root}progress/0000")
+    assert len(found.data) < 2 * INLINE
+    assert (await world.store().peek(0)).chunks == held
+    await store.release(0)
+    assert len(world.keys(f"{store.home.root}lane/")) == 4, "three large chunks and the base"
+    other = world.store()
+    assert (await other.take(0, (1, 2))).chunks == held
+    await other.release(0)
+
+
+async def test_a_long_list_of_parts_is_sealed_and_never_written_again(world: World) -> None:
+    """The progress object stays small however many commits there were."""
+    store = world.store()
+    await fill(store, 2 * SEAL + 3, each=1)
+    found = world.s3.get(world.bucket, f"{store.home.root}progress/0000")
+    assert len(found.data) < 3000
+    assert len([k for k in world.keys(f"{store.home.root}lane/") if k.endswith(".list")]) == 2
+    assert numbers(world.committed()) == list(range(1, 2 * SEAL + 4))
+
+
+# what readers see
+
+
+async def test_merged_parts_and_a_manifest_are_all_that_readers_see(world: World) -> None:
+    """Nothing before the end; then few objects, each record once; the manifest names them all; a second command adds
+    to it; and what was merged is deleted."""
+    store = world.store()
+    await fill(store, 5)
+    await fill(store, 5, lane=1)
+    assert world.seen() == []
+    [url] = (await store.finish(PLAN))["results"]
+    assert len(world.seen("out/results/")) == 2
+    assert sorted(numbers(list(read_records(url)))) == sorted([*range(2, 12), *range(1002, 1012)])
+    assert outputs.objects(url) == [store._urls("results", key)[0] for key in world.seen("out/results/")]  # pyright: ignore[reportPrivateUsage]
+    assert [k for k in world.keys(store.home.root) if k.endswith(".part")] == []
+    before = world.keys()
+    assert (await store.finish(PLAN))["results"] == [url]
+    assert world.keys() == before, "nothing new: nothing is written"
+    again = world.store()
+    await again.take(0, (2, 1))
+    await again.commit(0, (2, 1), 6, {"results": [result(500)]}, {})
+    await again.release(0)
+    assert numbers(world.committed())[-1] == 500
+    await again.finish(PLAN)
+    assert len(list(read_records(url))) == 21
+    assert len(world.committed()) == 21
+    manifest = json.loads(world.s3.get(world.bucket, "out/results/_manifest.json").data)
+    assert (manifest["rows"], len(manifest["files"])) == (21, 3)
+    assert {entry["sink"] for entry in manifest["files"]} == {"results"}
+
+
+@pytest.mark.parametrize("step", FINISH_STEPS)
+async def test_a_crash_at_any_step_of_finishing_loses_and_doubles_nothing(world: World, step: str) -> None:
+    """The next command finishes, and readers see each record once, whether they follow the manifest or the names."""
+    world.sinks["dead_letters"] = world.sink("out/dead.jsonl")
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    store = world.store(once(step, die))
+    await fill(store, 3)
+    with pytest.raises(RuntimeError):
+        await store.finish(PLAN)
+    assert sorted(numbers(world.committed())) == list(range(2, 8))
+    other = world.store()
+    [url] = (await other.finish(PLAN))["results"]
+    assert sorted(numbers(list(read_records(url)))) == list(range(2, 8))
+    data = [world.s3.get(world.bucket, key).data for key in world.seen("out/results/")]
+    assert sorted(numbers(b"".join(data).splitlines())) == list(range(2, 8))
+
+
+async def test_a_lane_merges_while_it_goes_and_its_next_owner_ends_what_a_dead_one_began(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job without an end records reach readers while it runs; after a kill amid a merge each is there once."""
+    endless = msgspec.structs.replace(PLAN, bounded=False)
+
+    def die() -> None:
+        raise RuntimeError("killed")
+
+    dying = world.store(once("merge.written", die), beat_s=30.0)
+    await dying.write_plan(endless)
+    await dying.take(0, (1, 1))
+    await dying.commit(0, (1, 1), 1, {"results": [result(1)], "costs": [result(1)]}, {})
+    lane = dying._lanes[0]  # pyright: ignore[reportPrivateUsage]
+    sinks = dying._sinks  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(RuntimeError):
+        await s3_merge.merge(lane, dying.home, sinks, 0.0, threading.Event())
+    await dying.beacon.put_out()
+    assert len(world.seen("out/results/")) == 1, "left by the dead one"
+    monkeypatch.setattr(s3_merge, "MERGE_BYTES", 1)
+    store = world.store()
+    await store.take(0, (1, 2))
+    await store.commit(0, (1, 2), 2, {"results": [result(2)]}, {})
+    url = store._urls("results", "out/results/_manifest.json")[0]  # pyright: ignore[reportPrivateUsage]
+    async with asyncio.timeout(30):
+        while not world.keys("out/results/_manifest.json") or len(list(read_records(url))) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # its signs of life, and merges with them, come every 50 ms
+    assert sorted(numbers(list(read_records(url)))) == [1, 2]
+    assert len(world.seen("out/results/")) == len(outputs.objects(url))
+    await store.commit(0, (1, 2), 3, {"results": [result(3)]}, {})
+    await store.release(0)
+    assert sorted(numbers(world.committed())) == [1, 2, 3]
+
+
+async def test_an_owner_that_was_fenced_amid_a_merge_leaves_nothing_to_readers(world: World) -> None:
+    """It takes its objects back; the lane's new owner makes them."""
+
+    async def take() -> None:
+        other = world.store()
+        await other.take(0, (1, 2), force=True)
+        await other.release(0)
+
+    old = world.store(once("merge.written", lambda: elsewhere(take)), beat_s=30.0)
+    await old.take(0, (1, 1))
+    await old.commit(0, (1, 1), 1, {"results": [result(1)]}, {})
+    with pytest.raises(Fenced):
+        await s3_merge.merge(old._lanes[0], old.home, old._sinks, 0.0, threading.Event())  # pyright: ignore[reportPrivateUsage]
+    assert world.seen() == []
+    await old.release(0)
+    [url] = (await world.store().finish(PLAN))["results"]
+    assert numbers(list(read_records(url))) == [1]
+
+
+async def test_parquet_in_hive_folders_is_what_pyarrow_reads(world: World) -> None:
+    """`partition_by` makes folders; the manifest's objects hold the rows, and read_records gives them back."""
+    world.sinks["results"] = world.sink("out/results/", format="parquet", partition_by=("date", "tier", "shop"))
+    store = world.store()
+    await store.take(0, (1, 1))
+    rows = [msgspec.structs.replace(result(n), value=_full_result(n)) for n in range(20)]
+    await store.commit(0, (1, 1), 1, {"results": rows}, {})
+    await store.release(0)
+    [url] = (await store.finish(PLAN))["results"]
+    folders = sorted(key.removeprefix("out/results/").rpartition("/")[0] for key in world.seen("out/results/"))
+    assert folders == [
+        "date=2026-11-24/tier=1/shop=a%2Fb",
+        "date=2026-11-24/tier=2/shop=__HIVE_DEFAULT_PARTITION__",
+    ]
+    found: list[int] = []
+    for one in outputs.objects(url):
+        with outputs.opened(one) as file:
+            found += parquet.read_table(file).column("n").to_pylist()
+    assert sorted(found) == list(range(20))
+    assert sorted(numbers(list(read_records(url)))) == list(range(20))
+
+
+def _full_result(n: int) -> bytes:
+    """A whole result line, as the golden record has it."""
+    line = json.loads(Path("tests/golden/results.rows.jsonl").read_bytes().splitlines()[0])
+    line["penstock"] |= {"finished_at": "2026-11-24T10:00:00.000Z", "tier": n % 2 + 1}
+    return json.dumps(line | {"n": n, "shop": "a/b" if n % 2 == 0 else None}).encode()
+
+
+async def test_a_single_object_is_all_records_in_input_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made of all lanes, uploaded in parts where it is large, replaced by the next command; without dead letters there
+    is none of them."""
+    from penstock.connectors.s3.store import upload
+
+    monkeypatch.setattr(upload, "PART_BYTES", 5 << 20)
+    world.sinks = {"results": world.sink("out/all.jsonl"), "dead_letters": world.sink("out/dead.jsonl")}
+    store = world.store()
+    for lane in (0, 1):
+        await store.take(lane, (1, 1))
+        rows = [msgspec.structs.replace(result(n, pad="x" * 300_000), sub=0) for n in range(19 + lane, 0, -2)]
+        await store.commit(lane, (1, 1), 1, {"results": rows}, {})
+        await store.release(lane)
+    assert world.seen() == []
+    done = await store.finish(PLAN)
+    assert done["dead_letters"] == []
+    assert world.seen() == ["out/all.jsonl"]
+    assert numbers(list(read_records(done["results"][0]))) == list(range(1, 21))
+    await store.take(0, (2, 1))
+    await store.commit(0, (2, 1), 2, {"results": [result(0)], "dead_letters": [result(7)]}, {})
+    await store.release(0)
+    done = await store.finish(PLAN)
+    assert numbers(list(read_records(done["results"][0]))) == list(range(21))
+    assert sorted(numbers(list(iter_committed(world.sinks, "run", "results")))) == list(range(21))
+    assert len(list(read_records(done["dead_letters"][0]))) == 1
+
+
+async def test_an_object_that_somebody_else_wrote_meanwhile_is_not_replaced(world: World) -> None:
+    """The put that ends the assembly names what was there when it began."""
+    world.sinks = {"results": world.sink("out/all.jsonl")}
+    store = world.store()
+    await fill(store, 1)
+    from penstock.connectors.s3.store import assembly
+
+    real = assembly.upload
+
+    def late(*args: object) -> str:
+        world.s3.put(world.bucket, "out/all.jsonl", b"theirs")
+        return real(*args)  # pyright: ignore[reportArgumentType]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "upload", late)
+        with pytest.raises(Temporary, match="run the same command again"):
+            await store.finish(PLAN)
+    assert world.s3.get(world.bucket, "out/all.jsonl").data == b"theirs"
+    await store.finish(PLAN)
+    assert numbers(world.s3.get(world.bucket, "out/all.jsonl").data.splitlines()) == [2, 3]
