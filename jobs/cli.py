@@ -38,6 +38,8 @@ COMMANDS: dict[str, Entry] = {
     "status": Entry("Run", "runs:status", "How a run stands"),
     "list": Entry("Run", "runs:list_runs", "The runs that a state folder knows"),
     "cancel": Entry("Run", "runs:cancel", "Ask a run to drain and stop"),
+    "pause": Entry("Run", "tiers:pause", "Hold back a tier of a run"),
+    "resume": Entry("Run", "tiers:resume", "Let a paused tier go on"),
     "logs": Entry("Look", "look:logs", "What the processes of a run logged"),
     "explain": Entry("Look", "look:explain", "One item's whole story"),
     "dead-letters": Entry(

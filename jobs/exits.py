@@ -33,6 +33,8 @@ def of_error(error: PenstockError) -> int:
 def of_status(status: RunStatus, max_dead_letters: int | float | None) -> int:
     """`max_dead_letters` as the job says it: None: none allowed; a whole number: a count; a fraction: a share."""
     match status.state:
+        case "handed_over":  # as it was asked to: the run goes on elsewhere, and nobody should start this command again
+            return DONE
         case "done":
             return DONE if dead_letters_allowed(status, max_dead_letters) else DEAD_LETTERS
         case "too_many_dead_letters":

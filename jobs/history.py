@@ -12,6 +12,7 @@ import msgspec
 
 from penstock.connectors.state import State, open_state
 from penstock.engine.errors import Corrupt, SpecError
+from penstock.workers.asked import read_paused, write_paused
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
 
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 DEFAULT_STATE = ".penstock"
 ENDED: frozenset[RunState] = frozenset(
-    {"done", "stopped_by_budget", "too_many_dead_letters", "failed", "cancelled", "interrupted"}
+    {"done", "stopped_by_budget", "too_many_dead_letters", "failed", "cancelled", "interrupted", "handed_over"}
 )
 
 
@@ -73,6 +74,14 @@ class History:
         """A new command for the run takes an old request back; otherwise it would stop at once, for ever."""
         if self.cancel_asked(run_id):
             self._state.put(_key(run_id, "cancel"), b"", None)
+
+    def paused(self, run_id: str) -> tuple[int, ...]:
+        """The tiers that are held back, now and after every restart, until they are resumed."""
+        return read_paused(self._state, run_id)
+
+    def pause(self, run_id: str, tiers: tuple[int, ...]) -> None:
+        """Hold back these tiers, and no others: the driver looks for it while it runs."""
+        write_paused(self._state, run_id, tiers)
 
     def find(self, wanted: str | None) -> str:
         """A run id, the start of one, or a job's name (its latest run); None: the latest run of all.

@@ -21,6 +21,8 @@ WINDOW_S = 15.0
 """Rates are means over so many seconds: long enough to smooth commits every 200 ms, short enough to see a change."""
 PLAIN_EVERY_S = 5.0
 BAR_WIDTH = 24
+LATE_S = 5.0
+"""A last commit longer ago than this is worth a word."""
 NOTES_SHOWN = 3
 
 
@@ -111,9 +113,24 @@ def plain_line(view: View) -> str:
         parts.append(f"{view.in_flight:,} in flight")
     if tally.dead_letters:
         parts.append(f"{view.dead:,} dead letters")
+    parts += _endless(view.status)
     if view.eta_s is not None and view.status.state == "running":
         parts.append(f"ETA {duration(view.eta_s)}")
     return "  ".join(parts)
+
+
+def _endless(status: RunStatus) -> list[str]:
+    """What stands for a share and an end where there are none; and who is held back."""
+    parts: list[str] = []
+    if status.lag:
+        parts.append(f"{sum(status.lag.values()):,} behind")
+    if status.endless and status.commit_age_s >= LATE_S:
+        parts.append(f"last commit {duration(status.commit_age_s)} ago")
+    if status.paused:
+        parts.append("paused: " + ", ".join(f"tier {tier}" for tier in status.paused))
+    if status.waits_for_money is not None:
+        parts.append(f"waits for tomorrow: {status.waits_for_money}")
+    return parts
 
 
 def _items(view: View) -> str:
@@ -146,6 +163,8 @@ def live_lines(view: View, hint: str = "") -> list[str]:
         lines.append(f"  tier {tier}  {done:>11,} done  {flying:>7,} in flight")
     if status.tally.dead_letters:
         lines.append(f"[yellow]  {view.dead:,} dead letters[/] ({tallied(status.tally.dead_letters)})")
+    if held := _endless(status):
+        lines.append("  " + _escape("  ".join(held)))
     if status.tally.shelved:
         lines.append(f"  {status.tally.shelved:,} waiting on the shelf")
     lines += [f"[dim]  {_escape(note)}[/]" for note in status.notes[-NOTES_SHOWN:]]
@@ -183,6 +202,7 @@ _COLOURS: dict[RunState, str] = {
     "stopped_by_budget": "yellow",
     "draining": "yellow",
     "interrupted": "yellow",
+    "handed_over": "green",
     "cancelled": "yellow",
 }
 

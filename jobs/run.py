@@ -91,10 +91,15 @@ class Stop:
             self._asked.clear()
 
 
-def follow(handle: RunHandle, history: History, display: Display, stop: Stop, clock: Clock = SYSTEM) -> RunStatus:
-    """Watch a run to its end: show it, save it, and pass on what is asked of it. Returns the last status."""
+def follow(
+    handle: RunHandle, history: History, display: Display, stop: Stop, clock: Clock = SYSTEM, drain_s: float = 30.0
+) -> RunStatus:
+    """Watch a run to its end: show it, save it, and pass on what is asked of it. Returns the last status.
+
+    `drain_s`: a run that was asked to stop may take so long to drain before it is stopped like one asked twice.
+    """
     meter, saved, told = Meter(), _Saver(history), 0
-    gave_up_at: float | None = None
+    gave_up_at = drained_at = None
     while True:
         status = handle.status()
         now = clock.now()
@@ -103,9 +108,12 @@ def follow(handle: RunHandle, history: History, display: Display, stop: Stop, cl
         if is_over(status):
             return status
         if stop.level >= 1 and told == 0:
-            told = 1
+            told, drained_at = 1, now + drain_s
             handle.drain()
             display.say("draining: what is in flight ends and is committed; once more stops now")
+        if drained_at is not None and told == 1 and now >= drained_at:
+            display.say(f"still draining after {drain_s:g} s (execution.drain_s): calls in flight are cut off now")
+            stop.ask()
         if stop.level >= 2 and told == 1:
             told = 2
             handle.cancel()
@@ -185,7 +193,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
         handle = cluster.launch(spec, options)
         try:
             history.save_spec(spec)  # only now: a refused command must not change what history says of the run
-            status = follow(handle, history, display, stop)
+            status = follow(handle, history, display, stop, drain_s=spec.execution.drain_s)
         finally:
             display.close()
             handle.close()

@@ -18,12 +18,14 @@ from penstock.connectors.registry import Stores, discard_stores, open_stores, re
 from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
 from penstock.engine.plan import MAX_LANES, Plan
+from penstock.workers.asked import ask_for, forget_wishes
 from penstock.workers.board import Board
 from penstock.workers.cluster import words
 from penstock.workers.discovery import Discovery
 from penstock.workers.ends import early_end, taken_over
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.gpu_bill import BillKeeper
+from penstock.workers.hearing import Hearing
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.report import LaneReport
@@ -69,6 +71,7 @@ class Driver:
         self._discovery: Discovery | None = None
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
+        self._hearing = Hearing(self._spec, self._status, self._end, self._note)
 
     def __repr__(self) -> str:
         return f"driver {self._spec.name}"
@@ -87,8 +90,11 @@ class Driver:
             LedgerClient(open_state(spec.state), spec.run_id).check()
         self._stores: Stores = open_stores(spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
+        if options.take_over:
+            await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
         self._status.epoch = self._run_epoch
+        await asyncio.to_thread(forget_wishes, spec.state, spec.run_id)
         try:
             self._plan = await self._make_plan()
         except BaseException:
@@ -175,6 +181,7 @@ class Driver:
         if not self._plan.started:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
+        await self._hearing.look(self._crew.pause)
         await self._crew.go()
         self._labels.start(self._crew.verdict)
         if spec.endless:
@@ -206,7 +213,7 @@ class Driver:
                 self._fleet.want(pool)
             if now - checked > CANCEL_POLL_S:
                 checked = now
-                self._check_cancel()
+                await self._hearing.look(self._crew.pause)
                 idle = self._bill.idle_nano(self._status.tally, now)
                 await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())
                 await self._crew.check(now, self._reports)
@@ -286,7 +293,8 @@ class Driver:
             return
         self._status.state = "assembling"
         await self._close(abort=self._cancelled)
-        self._status.outputs = await self._stores.finish(self._plan)
+        if state != "handed_over":  # its successor waits
+            self._status.outputs = await self._stores.finish(self._plan)
         await self._stores.primary.let_go()
         self._over(state, message)
 
@@ -397,8 +405,3 @@ class Driver:
         self._bill.save(now)
         for model, price in self._bill.prices(self._status.tally, now).items():
             await self._crew.reprice(model, encode(price))
-
-    def _check_cancel(self) -> None:
-        found = open_state(self._spec.state).get(f"runs/{self._spec.run_id}/cancel")
-        if found is not None and found[0]:  # an empty value: asked for once, and taken back
-            self._end("cancelled", "cancelled; the same command goes on where it was")

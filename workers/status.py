@@ -21,6 +21,7 @@ RunState = Literal[
     "failed",
     "cancelled",
     "interrupted",
+    "handed_over",
 ]
 
 
@@ -41,6 +42,10 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     """Topic → records that are there and not read yet."""
     commit_age_s: float = 0.0
     """Of the lane that committed longest ago, among those with something to commit."""
+    paused: list[int] = msgspec.field(default_factory=list[int])
+    """Tiers whose items wait until a person resumes them."""
+    waits_for_money: str | None = None
+    """Why items of an endless run wait for the next day."""
     total_bytes: int = 0
     total_items: int | None = None
     tally: Tally = msgspec.field(default_factory=Tally)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from penstock.jobs import exits
 from penstock.jobs.commands import shared
 
 if TYPE_CHECKING:
+    from penstock.jobs.progress import Display
     from penstock.jobs.result import JobResult
     from penstock.workers.runspec import RunSpec
     from penstock.workers.status import RunStatus
@@ -31,6 +33,8 @@ class RunCall(msgspec.Struct, frozen=True, kw_only=True):
     fresh: bool = False
     accept_changes: bool = False
     take_over: bool = False
+    health_port: int | None = None
+    health_host: str = "127.0.0.1"
     address: str | None = None
     prompt: str | None = None
     models: tuple[str, ...] = ()
@@ -50,7 +54,9 @@ class RunCall(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--limit", type=click.IntRange(min=1), help="Try the first N rows; prints prompts and answers.")
 @click.option("--fresh", is_flag=True, help="Start over; what was done before is forgotten (and was paid for).")
 @click.option("--accept-changes", is_flag=True, help="Go on although the job changed in a way that changes answers.")
-@click.option("--take-over", is_flag=True, help="Take the run from the process that holds it.")
+@click.option("--take-over", is_flag=True, help="Take the run from the process that holds it; it drains first.")
+@click.option("--health-port", type=click.IntRange(1, 65535), help="Answer GET /healthz and /readyz at this port.")
+@click.option("--health-host", help="Where those answer. [default: 127.0.0.1]", default="127.0.0.1")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
 @click.option("--prompt", help="Inline job: the prompt, a Jinja2 template over the columns of JOB.")
 @click.option("--model", "models", multiple=True, help="Inline job: provider/model; further ones are fallbacks.")
@@ -77,7 +83,8 @@ def run(job: str, **given: object) -> int:
     spec = _spec(job, call)
     options = RunOptions(fresh=call.fresh, accept_changes=call.accept_changes, take_over=call.take_over)
     display = display_for(sys.stderr if call.as_json else sys.stdout, HINT)
-    result = execute(spec, Session(options, call.address), display, Stop())
+    with _probed(display, call) as shown:
+        result = execute(spec, Session(options, call.address), shown, Stop())
     if call.as_json:
         shared.print_json(batch(result.status))
     else:
@@ -85,6 +92,14 @@ def run(job: str, **given: object) -> int:
             preview.show(result, shared.console())
         _tell(result)
     return result.exit_code
+
+
+def _probed(display: Display, call: RunCall) -> AbstractContextManager[Display]:
+    if call.health_port is None:
+        return nullcontext(display)
+    from penstock.jobs.health import probed
+
+    return probed(display, call.health_host, call.health_port)
 
 
 def _spec(job: str, call: RunCall) -> RunSpec:

@@ -23,6 +23,7 @@ STATES: dict[RunState, BatchState] = {
     "failed": "failed",
     "cancelled": "cancelled",
     "interrupted": "cancelled",
+    "handed_over": "in_progress",
 }
 """Ours says more, in `penstock.state`: a run stopped by its budget can go on, for which OpenAI has no word."""
 

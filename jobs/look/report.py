@@ -232,6 +232,8 @@ def _next(status: RunStatus, named: str) -> str:
             return "mend what the dead letters say, then run again, or raise max_dead_letters"
         case "failed":  # by the job file: it may have to be mended, and `run ID` reads the spec of before
             return "mend what it says and run the job file again: it goes on where it was; nothing is paid for twice"
+        case "handed_over":
+            return f"penstock status {status.run_id}: it goes on in the command that took it over"
         case "cancelled" | "interrupted":
             return f"penstock run {status.run_id} goes on where it was; nothing is paid for twice"
 

@@ -286,6 +286,16 @@ def test_a_run_is_named_by_position_or_option(
     assert call([*argv, "job-1", "--run", "job-2"]) == 2
 
 
+def test_tiers_are_paused_and_resumed_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One after another, and all at once; it stays as it was left."""
+    assert said(capsys, "pause", "job", "--tier", "3") == "job-1: paused: tier 3\n"
+    assert said(capsys, "pause", "job", "--tier", "2") == "job-1: paused: tier 2, tier 3\n"
+    assert open_history(str(folder / ".penstock")).paused("job-1") == (2, 3)
+    assert said(capsys, "resume", "job", "--tier", "3") == "job-1: paused: tier 2\n"
+    assert said(capsys, "resume", "job") == "job-1: no tier is paused\n"
+    said(capsys, "pause", "job", code=2)
+
+
 def test_cancelling_leaves_a_request_for_the_driver(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is over has nothing to cancel; one that goes gets the request."""
     assert "over already" in said(capsys, "cancel")

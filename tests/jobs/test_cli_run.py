@@ -22,7 +22,7 @@ from penstock.jobs.history import History, open_history
 from penstock.jobs.progress import View
 from penstock.jobs.result import JobResult
 from penstock.jobs.run import Session, Stop
-from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.runspec import Execution, RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus, Tally
 
 
@@ -112,11 +112,16 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def carry_out(
-    folder: Path, script: Sequence[RunState | Action], tally: Tally | None = None, stop: Stop | None = None
+    folder: Path,
+    script: Sequence[RunState | Action],
+    tally: Tally | None = None,
+    stop: Stop | None = None,
+    drain_s: float = 30.0,
 ) -> tuple[JobResult, ScriptedRun, Heard]:
     run, heard = ScriptedRun(script, tally or Tally(results=3)), Heard()
     session = Session(open_cluster=ScriptedCluster(run).open)
-    return running.execute(spec_in(folder), session, heard, stop or Stop()), run, heard
+    spec = msgspec.structs.replace(spec_in(folder), execution=Execution(drain_s=drain_s))
+    return running.execute(spec, session, heard, stop or Stop()), run, heard
 
 
 def history_of(folder: Path) -> History:
@@ -148,6 +153,23 @@ def test_the_first_interrupt_drains(tmp_path: Path) -> None:
     assert run.asked == ["drain", "close"]
     assert result.exit_code == 130
     assert any("draining" in said for said in heard.said)
+
+
+def test_a_drain_has_an_end(tmp_path: Path) -> None:
+    """SIGTERM, and a call that takes longer than `execution.drain_s`: it is cut off, and the person is told why."""
+    result, run, heard = carry_out(
+        tmp_path, ["running", lambda: os.kill(os.getpid(), signal.SIGTERM), "draining", "interrupted"], drain_s=0.0
+    )
+    assert run.asked == ["drain", "cancel", "close"]
+    assert result.exit_code == 130
+    assert any("execution.drain_s" in said for said in heard.said)
+
+
+def test_a_run_that_was_handed_over_did_as_it_was_asked(tmp_path: Path) -> None:
+    """Exit code 0: whoever started this command must not start it again beside its successor."""
+    result, run, _ = carry_out(tmp_path, ["running", "draining", "handed_over"])
+    assert run.asked == ["close"]
+    assert result.exit_code == 0
 
 
 def test_the_second_interrupt_stops_now(tmp_path: Path) -> None:

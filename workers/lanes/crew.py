@@ -73,6 +73,7 @@ class Crew:
         self._closing = False
         self._going = False
         self._draining = False
+        self._paused: tuple[int, ...] = ()
         self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
         self._reopening = asyncio.Lock()
         self._opened: set[int] = set()
@@ -197,6 +198,8 @@ class Crew:
         """What the lanes were told while this one was away."""
         if self._verdict is not None:
             await actor.handle.verdict.remote(*self._verdict)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._paused:
+            await actor.handle.pause.remote(list(self._paused))  # pyright: ignore[reportAttributeAccessIssue]
         if self._going:
             self._heard[lane] = time.time()
             await actor.handle.go.remote([lane])  # pyright: ignore[reportAttributeAccessIssue]
@@ -272,6 +275,11 @@ class Crew:
 
     async def reprice(self, model: str, price: bytes) -> None:
         await self._tell("reprice", model, price)
+
+    async def pause(self, tiers: tuple[int, ...]) -> None:
+        """Hold back these tiers, and no others."""
+        self._paused = tiers
+        await self._tell("pause", list(tiers))
 
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
         known = self._verdict[2] if self._verdict is not None else []

@@ -1,0 +1,45 @@
+"""Holding tiers of a run back, and letting them go: pause, resume."""
+
+from __future__ import annotations
+
+import click
+
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
+
+_tiers = click.option("--tier", "tiers", type=click.IntRange(min=1), multiple=True, help="Which tier; may be repeated.")
+
+
+@click.command()
+@shared.run_argument
+@shared.state_option
+@_tiers
+def pause(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
+    """Hold back the items of a tier: RUN sends none of them until `penstock resume`, whatever is restarted meanwhile.
+
+    What is in flight ends. Items that wait end only where their deadline passes.
+    """
+    if not tiers:
+        raise click.UsageError("say which with --tier N")
+    found = shared.locate(run, state)
+    paused = set(found.history.paused(found.run_id)) | set(tiers)
+    _hold(found, paused)
+    return exits.DONE
+
+
+@click.command()
+@shared.run_argument
+@shared.state_option
+@_tiers
+def resume(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
+    """Let the items of a paused tier go on; without --tier: of all."""
+    found = shared.locate(run, state)
+    paused = set(found.history.paused(found.run_id))
+    _hold(found, paused - set(tiers) if tiers else set[int]())
+    return exits.DONE
+
+
+def _hold(found: shared.Found, tiers: set[int]) -> None:
+    found.history.pause(found.run_id, tuple(sorted(tiers)))
+    held = ", ".join(f"tier {tier}" for tier in sorted(tiers))
+    click.echo(f"{found.run_id}: paused: {held}" if held else f"{found.run_id}: no tier is paused")
