@@ -1,0 +1,106 @@
+"""The source group's offsets, where the results live elsewhere: for lag tools, never read back.
+
+Where the results' topic is in the same cluster, the lane's transaction carries them (`mirroring`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from aiokafka import TopicPartition
+from aiokafka import errors as kafka
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.structs import OffsetAndMetadata
+
+from penstock.connectors.kafka.client import Admin, abandon, new_admin, start, within
+from penstock.connectors.kafka.mirror import offsets
+from penstock.connectors.settings import Connection
+from penstock.engine.errors import PenstockError
+from penstock.engine.flow.progress import Saved
+from penstock.engine.plan import Split
+
+EVERY_S = 5.0
+"""Lag tools look every few seconds; Kafka's own clients commit as often."""
+ALIVE_S = 60.0
+"""Offsets that do not move are written again: a group without members loses them after `offsets.retention.minutes`."""
+COMMIT_S = 5.0
+
+
+class GroupMirror:
+    """Takes what lanes have committed, and writes it to the group in the background. It raises nothing: a mirror that
+    can't be written hurts nobody's progress; `trouble` says why."""
+
+    def __init__(self, connection: Connection, group: str, *, every_s: float = EVERY_S) -> None:
+        self.trouble: str | None = None
+        self._connection = connection
+        self._group = group
+        self._every_s = every_s
+        self._offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._changed = asyncio.Event()
+        self._admin: Admin | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def told(self, splits: Sequence[Split], saved: Saved) -> None:
+        """A lane's progress that is durable. `splits`: those of the lane."""
+        self._offsets |= offsets(splits, saved)
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """The last offsets are written, if the broker takes them now."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._changed.is_set():
+            await self._write()
+        if self._admin is not None:
+            abandon(self._admin)
+            self._admin = None
+
+    async def _run(self) -> None:
+        while True:
+            await self._write()
+            await asyncio.sleep(self._every_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ALIVE_S):  # `wait_for` loses a cancel that meets the event (Python 3.11)
+                    await self._changed.wait()
+
+    async def _write(self) -> None:
+        self._changed.clear()
+        try:
+            await self._commit(_by_topic(self._offsets))
+            self.trouble = None
+        except PenstockError as error:
+            self.trouble = str(error)
+            self._changed.set()  # again, in a while
+            if self._admin is not None:
+                abandon(self._admin)
+                self._admin = None
+
+    async def _commit(self, topics: list[tuple[str, list[tuple[int, int, str]]]]) -> None:
+        if self._admin is None:
+            self._admin = new_admin(self._connection)
+            await start(self._admin, self._connection)
+        client: AIOKafkaClient = self._admin._client  # pyright: ignore[reportPrivateUsage] it has no call for this
+        async with within(COMMIT_S, self._connection, f"writing the offsets of the group {self._group}"):
+            node = await client.coordinator_lookup(CoordinationType.GROUP, self._group)
+            # No generation and no member: a group that only keeps offsets.
+            request = OffsetCommitRequest(self._group, -1, "", OffsetCommitRequest.DEFAULT_RETENTION_TIME, topics)
+            answer = await client.send(node, request)
+            for _, partitions in answer.topics:
+                for _, code in partitions:
+                    if code:
+                        raise kafka.for_code(code)(self._group)
+
+
+def _by_topic(found: Mapping[TopicPartition, OffsetAndMetadata]) -> list[tuple[str, list[tuple[int, int, str]]]]:
+    topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for tp, offset in found.items():
+        topics[tp.topic].append((tp.partition, offset.offset, offset.metadata))
+    return list(topics.items())
