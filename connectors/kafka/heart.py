@@ -33,11 +33,16 @@ class Heart:
         self._count = 0
         self._producer: AIOKafkaProducer | None = None
         self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
-        """The first beat is there when this returns. Raises `Temporary`, `Refused`. Called again: nothing."""
-        if self._task is not None:
-            return
+        """The first beat is there when this returns. Raises `Temporary`, `Refused`. Called again, or by
+        several lanes at once: one heart."""
+        async with self._starting:
+            if self._task is None:
+                await self._start()
+
+    async def _start(self) -> None:
         producer = new_producer(self._connection, None)
         await start(producer, self._connection)
         self._producer = producer

@@ -34,7 +34,7 @@ class Ends:
         self._shelf = shelf
         self._tally = tally
         self._tier1 = tier1
-        self.unfit: Callable[[Result], str | None] = _fits
+        self.unfit: Callable[[Result], str | None] = _takes_all
         """Why the results' store can't take this one; None: it can. Asked once a result, before it counts as one."""
 
     def begin(self, slot: Slot) -> None:
@@ -130,5 +130,5 @@ class Ends:
         assert self._shelf.count == sum(slot.shelved for slot in slots), "the shelf is miscounted"
 
 
-def _fits(result: Result) -> None:
-    """Takes everything."""
+def _takes_all(result: Result) -> None:
+    """A store without limits."""

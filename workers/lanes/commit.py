@@ -40,10 +40,13 @@ class LaneCommit:
         self._bounds = {sink: stores.bounded(sink) for sink in ("results", "quality", "dead_letters")}
         self._encoded: dict[tuple[str, int], OutRecord] = {}
         """Results that were looked at and wait for their commit."""
-        if self._bounds["results"] is not None:
-            machine.ends.unfit = self._unfit
         self._applied: dict[str, int] = {}
         """Follower → the last batch it has."""
+
+    def begin(self) -> None:
+        """The machine has taken up the last owner's progress: what it finishes from here on is looked at."""
+        if self._bounds["results"] is not None:
+            self._machine.ends.unfit = self._unfit
 
     async def commit(self) -> float:
         """One commit on the primary; returns when it began. Raises what `Store.commit` raises."""

@@ -37,8 +37,8 @@ POST_AGAIN_S = 1.0
 """Unchanged counts are told again: the board counts what it granted as gone, and a grant may never be used."""
 REPORT_EVERY_S = 0.25
 SWEEP_EVERY_S = 5.0
-HASTE_S = 0.02
-"""Least time between commits when workers are short of dispatchable items."""
+HASTE = 0.1
+"""Least time between commits when workers are short of dispatchable items, as a share of the usual one."""
 
 
 class DriverPort(Protocol):
@@ -109,6 +109,7 @@ class LaneShell:
                 "or start over with --fresh"
             )
         self.machine.begin(self._splits(plan), taken.chunks, taken.seq)
+        self._out.begin()
         self.machine.plan_version = plan.version
         self._begun = True
         if self._money is not None:
@@ -281,7 +282,7 @@ class LaneShell:
 
     def _due(self, now: float) -> bool:
         machine, age = self.machine, now - self._out.at
-        if machine.thirsty and age >= HASTE_S:
+        if machine.thirsty and age >= HASTE * self._commit_s:
             return True
         return age >= self._commit_s and (machine.dirty or self._unsaved())
 

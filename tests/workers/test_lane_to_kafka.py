@@ -1,0 +1,95 @@
+"""A lane whose results go to Kafka: what becomes of those that their topic can't take."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from penstock.connectors.kafka.client import ended
+from penstock.connectors.kafka.place import KafkaPlace
+from penstock.connectors.kafka.store import KafkaStore
+from penstock.connectors.registry import Stores
+from penstock.connectors.settings import CreateTopic, KafkaSink
+from penstock.engine.items import Answer, Call, Outcome, Usage
+
+if TYPE_CHECKING:
+    from conftest import KafkaAt
+
+    from penstock.jobs.dev.kafka import KafkaServer
+
+_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
+assert _spec is not None
+assert _spec.loader is not None
+rig = sys.modules.get("lane_rig") or importlib.util.module_from_spec(_spec)
+if "lane_rig" not in sys.modules:
+    sys.modules["lane_rig"] = rig
+    _spec.loader.exec_module(rig)
+
+pytestmark = pytest.mark.kafka
+
+LIMIT = 4000
+
+
+class Topics:
+    """All sinks in topics of one run, which take `LIMIT` bytes a record."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.run = f"r-{secrets.token_hex(6)}"
+        small = CreateTopic(config={"max.message.bytes": str(LIMIT)})
+        sinks = {sink: KafkaSink(f"{self.run}-{sink}", bootstrap, create=small) for sink in rig.SINKS}
+        self.place = KafkaPlace(sinks, self.run)
+        self.opened: list[KafkaStore] = []
+
+    def open(self) -> Stores:
+        self.opened.append(self.place.open())
+        return Stores(self.opened[-1], {}, dict.fromkeys(rig.SINKS, "primary"))
+
+    async def raw(self, sink: str) -> list[bytes]:
+        return await asyncio.to_thread(lambda: list(self.place.committed(sink)))
+
+    async def read(self, sink: str) -> list[rig.Record]:
+        return [msgspec.json.decode(value, type=rig.Record) for value in await self.raw(sink)]
+
+
+@pytest.fixture
+async def topics(kafka_server: KafkaServer | KafkaAt) -> AsyncIterator[Topics]:
+    topics = Topics(kafka_server.bootstrap)
+    yield topics
+    for store in topics.opened:
+        store.kill()
+    await ended()
+
+
+async def test_a_result_that_its_topic_does_not_take_ends_as_a_dead_letter(topics: Topics) -> None:
+    """It says why, keeps its cost, and is counted as a dead letter; the others are results. An original that is too
+    large as well is shortened, and its length tells of the whole."""
+    long = rig.line(1).replace(b"item 1", b"item 1 " + b"x" * LIMIT)
+    lane = rig.Rig(topics, rig.source(topics.run, [rig.line(0), long, rig.line(2)]))
+
+    def reply(call: Call) -> Outcome:
+        text = "yes" * (1 if b"item 0" in call.body_json else LIMIT)
+        body = msgspec.json.encode({"choices": [{"message": {"content": text}}]})
+        return Outcome(
+            call.item_id, 0, call.attempt, time.time(), 1.0, Answer(text, "stop", body), None, Usage(9, output=5)
+        )
+
+    driver = await lane.life(topics.open(), reply)
+    assert driver.failures == []
+    assert await lane.told() == {"r0": ["result"], "r1": ["result_too_large"], "r2": ["result_too_large"]}
+    assert (driver.reports[0].tally.results, driver.reports[0].tally.dead_letters) == (1, {"result_too_large": 2})
+    letters = {letter["custom_id"]: letter for letter in map(msgspec.json.decode, await topics.raw("dead_letters"))}
+    assert "max.message.bytes=4,000" in letters["r2"]["message"]
+    assert letters["r2"]["cost_usd"] > 0
+    assert (letters["r2"]["original"], letters["r2"]["original_length"]) == (rig.line(2).decode(), len(rig.line(2)))
+    assert letters["r1"]["original_length"] == len(long)
+    assert long.decode().startswith(letters["r1"]["original"])
+    assert LIMIT / 8 < len(letters["r1"]["original"]) < LIMIT
