@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -32,11 +32,15 @@ class FilesSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     """`path` ending in a file name: one file in input order; a folder (trailing slash or no suffix): part files and a
     manifest. `format` None: found from the name (`.jsonl`, `.parquet`, `.csv`), else JSONL."""
 
+    commit_ms: ClassVar[int] = 200
+    """Between commits of a lane whose results go there, unless the job says otherwise: what was answered since the last
+    commit is paid for again after a kill."""
     path: str
     format: Literal["jsonl", "parquet", "csv"] | None = None
 
 
 class MemorySink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="memory"):
+    commit_ms: ClassVar[int] = 200
     name: str
 
 
@@ -126,6 +130,7 @@ class KafkaSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     `s3://bucket/prefix/` with a pointer in its place.
     """
 
+    commit_ms: ClassVar[int] = 200
     topic: str
     bootstrap: str | None = None
     connection: str | Connection | None = None
@@ -143,6 +148,8 @@ class S3Sink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", 
     `model`, or a kept column.
     """
 
+    commit_ms: ClassVar[int] = 2000
+    """A commit is two small puts, which S3's list price makes 0.001 cents."""
     bucket: str
     prefix: str = ""
     endpoint: str | None = None

@@ -26,7 +26,8 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """Items of one lane that may be read and not yet committed. None: 8,192 shared among the run's lanes, 512 to 4,096
     each: a second of work at the fastest rate measured, and about 75 MB of memory, however many lanes there are."""
     window_bytes: int = 64_000_000
-    commit_ms: int = 200
+    commit_ms: int | None = None
+    """Between a lane's commits. None: what the store of the results is made for: 200, on S3 2,000."""
     dispatchers: int = 1
     """Processes that send to one account."""
     keep_s: float = 120.0
@@ -37,6 +38,11 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     drain_s: float = 30.0
     """After a request to stop: how long calls in flight may take to end before they are cut off. Kubernetes kills 30 s
     after its SIGTERM unless told otherwise."""
+
+
+def commit_s_of(spec: RunSpec) -> float:
+    """Seconds between a lane's commits."""
+    return (spec.execution.commit_ms or spec.sinks["results"].commit_ms) / 1000
 
 
 def window_of(execution: Execution, lanes: int) -> int:

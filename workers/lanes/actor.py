@@ -34,7 +34,7 @@ from penstock.workers.log import LaneLog, Log
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode
-from penstock.workers.runspec import RunSpec, window_of
+from penstock.workers.runspec import RunSpec, commit_s_of, window_of
 from penstock.workers.scoring import Scoring
 
 _plan = msgspec.msgpack.Decoder(Plan)
@@ -133,7 +133,7 @@ class LaneActor:
             self._driver,
             _ledger(spec),
             now,
-            commit_s=spec.execution.commit_ms / 1000,
+            commit_s=commit_s_of(spec),
             limit=spec.limit,
             verdicts=Verdicts(complete),
             outputs=_outputs(spec.policy),

@@ -215,13 +215,22 @@ class LaneShell:
         """Until when this owner's calls may be sent; 0: not any more."""
         if self._over or epoch != self.epoch:
             return 0.0
-        if self.own_until - self._now() < RIGHT_S - VERIFY_EVERY_S and not await self._verify():
+        if self._left() < RIGHT_S - VERIFY_EVERY_S and not await self._verify():
             return 0.0
         self.machine.heard(worker, self._now())
         return self.own_until
 
+    def _left(self) -> float:
+        """Seconds that the right has left. More than it ever gets: the clock went back, and nothing is left of it."""
+        left = self.own_until - self._now()
+        return left if left <= RIGHT_S else 0.0
+
+    def _prolong(self, since: float) -> None:
+        """`since`: when it was asked that now says that the lane is ours."""
+        self.own_until = max(self.own_until if self._left() > 0 else 0.0, since + RIGHT_S)
+
     async def _ours(self) -> bool:
-        return self._now() < self.own_until or await self._verify()
+        return self._left() > 0 or await self._verify()
 
     async def _verify(self) -> bool:
         """Read who owns the lane. A stopped process that wakes up learns here that it was replaced."""
@@ -230,7 +239,7 @@ class LaneShell:
         if owner != self.epoch:
             self._fail(Fenced(f"lane {self.lane} was taken over by epoch {owner}"))
             return False
-        self.own_until = max(self.own_until, asked + RIGHT_S)
+        self._prolong(asked)
         self._verified_at = asked
         return not self._over
 
@@ -292,7 +301,7 @@ class LaneShell:
 
     async def _commit_once(self) -> None:
         started = await self._out.commit()
-        self.own_until = max(self.own_until, started + RIGHT_S)
+        self._prolong(started)
 
     async def _commit_and_apply(self) -> None:
         try:
