@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from penstock.engine.flow.progress import Saved
 from penstock.engine.items import Position
 from penstock.engine.plan import Epoch, Plan, Split
 
@@ -112,6 +113,16 @@ class Growing(Protocol):
     async def later(self, known: Collection[str]) -> list[Split]:
         """What is there beside the objects `known` to a plan, each wanted whole. Raises what `splits` raises."""
         ...
+
+
+class Mirror(Protocol):
+    """Shows a lane's progress to tools that look at the source; never read back. It raises nothing."""
+
+    def told(self, splits: Sequence[Split], saved: Saved) -> None:
+        """A lane's progress that is durable. `splits`: those of the lane."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class OutRecord(msgspec.Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 
-from penstock.connectors.base import Bounded, Place, Primary, SinkName, Source, Store
+from penstock.connectors.base import Bounded, Mirror, Place, Primary, SinkName, Source, Store
 from penstock.connectors.settings import (
     Connection,
     FilesSink,
@@ -37,6 +37,13 @@ class _Finishing(Protocol):
     async def finish(self, plan: Plan) -> dict[str, list[str]]: ...
 
 
+@runtime_checkable
+class _Told(Protocol):
+    async def tell(self, plan: Plan) -> None:
+        """A follower that shows records to its readers in another way where a run has no end."""
+        ...
+
+
 class Stores(msgspec.Struct, frozen=True):
     """primary: the store of the results. followers: key → store. placement: sink → `primary` or a follower's key."""
 
@@ -49,6 +56,12 @@ class Stores(msgspec.Struct, frozen=True):
         where = self.placement.get(sink)
         store = self.followers.get(where) if where is not None and where != PRIMARY else self.primary
         return store if where is not None and isinstance(store, Bounded) else None
+
+    async def tell(self, plan: Plan) -> None:
+        """Let followers know the plan that the primary holds, before lanes are opened."""
+        for store in self.followers.values():
+            if isinstance(store, _Told):
+                await store.tell(plan)
 
     async def finish(self, plan: Plan) -> dict[str, list[str]]:
         """Assemble the outputs of every store. Sink name → paths."""
@@ -112,6 +125,20 @@ def open_source(settings: SourceSettings) -> Source:
             from penstock.connectors import memory
 
             return memory.source(settings.name)
+
+
+def open_mirror(settings: SourceSettings, sinks: Sinks, run_id: str) -> Mirror | None:
+    """Where a source has a place for progress that the results' store does not write anyway."""
+    if not isinstance(settings, KafkaSource):
+        return None
+    from penstock.connectors.kafka.client import cluster_key
+    from penstock.connectors.kafka.group_mirror import GroupMirror
+    from penstock.connectors.kafka.source import connection_of
+
+    connection = connection_of(settings)
+    if _key(sinks["results"]) == cluster_key(connection):
+        return None
+    return GroupMirror(connection, settings.group or run_id)
 
 
 def _key(settings: SinkSettings) -> str:

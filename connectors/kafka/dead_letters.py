@@ -13,10 +13,8 @@ import msgspec
 
 from penstock.connectors.base import OutRecord
 
-Headers = tuple[tuple[str, bytes], ...]
-
 RECORD = "penstock-record"
-_TOLD = ("item_id", "reason", "message", "retryable", "generation")
+_TOLD = ("reason", "message", "retryable", "generation")
 """Fields of the letter with a header of their own, for people and filters."""
 _OURS = frozenset([RECORD, *(f"penstock-{name.replace('_', '-')}" for name in _TOLD)])
 
@@ -24,8 +22,8 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def outgoing(record: OutRecord) -> tuple[bytes, Headers]:
-    """`record`: a dead letter as JSON, with its input's key and headers. Returns value and headers.
+def outgoing(record: OutRecord) -> OutRecord:
+    """`record`: a dead letter as JSON, with its input's key and headers. Returns what goes to the topic.
 
     Of an original over 1 MB the value is the head; length and hash of the whole are in `penstock-record`.
     """
@@ -35,10 +33,10 @@ def outgoing(record: OutRecord) -> tuple[bytes, Headers]:
     value = base64.b64decode(original) if encoding == "base64" else original.encode("utf-8", "surrogatepass")
     kept = [header for header in record.headers if header[0] not in _OURS]
     told = [(f"penstock-{name.replace('_', '-')}", _text(letter[name])) for name in _TOLD]
-    return value, (*kept, *told, (RECORD, _encode(letter)))
+    return msgspec.structs.replace(record, value=value, headers=(*kept, *told, (RECORD, _encode(letter))))
 
 
-def incoming(value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> bytes | None:
+def incoming(value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
     """The dead letter as JSON again; None where the record is none of ours."""
     written = next((text for name, text in reversed(headers) if name == RECORD), None)
     if written is None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 
+from aiokafka.structs import ConsumerRecord
+
 from penstock.connectors.base import SinkName
 from penstock.connectors.kafka.client import cluster_key, ended, new_admin, new_consumer, opened, within
+from penstock.connectors.kafka.dead_letters import incoming
 from penstock.connectors.kafka.records import run_epoch_of
 from penstock.connectors.kafka.store import KafkaStore, Settings
 from penstock.connectors.kafka.topics import ends, look_up
@@ -99,7 +102,7 @@ class KafkaPlace:
                     fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
                 for tp, records in fetched.items():
                     mine = [r for r in records if r.offset < last[tp] and run_epoch_of(r.headers, self._run_id) > fresh]
-                    yield [record.value or b"" for record in mine]
+                    yield [_line(sink, record) for record in mine]
 
     async def _fresh_since(self) -> int:
         store = self.open()
@@ -107,6 +110,11 @@ class KafkaPlace:
             return await store.fresh_since()
         finally:
             store.kill()
+
+
+def _line(sink: SinkName, record: ConsumerRecord[bytes, bytes]) -> bytes:
+    letter = incoming(record.value, record.headers) if sink == "dead_letters" else None
+    return record.value or b"" if letter is None else letter
 
 
 def drained(batches: AsyncIterator[list[bytes]]) -> Iterator[bytes]:

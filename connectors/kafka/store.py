@@ -16,6 +16,7 @@ from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.kafka.client import describe
 from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
+from penstock.connectors.kafka.dead_letters import outgoing
 from penstock.connectors.kafka.heart import BEAT_S, Heart
 from penstock.connectors.kafka.lane import COMMIT_S, MirrorRefused, Transactions, farewell, fenced
 from penstock.connectors.kafka.mirroring import Mirroring
@@ -197,6 +198,7 @@ class KafkaStore:
 
     def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> Row:
         replies = cluster.replies if sink == "results" else {}
+        record = outgoing(record) if sink == "dead_letters" else record
         return row(self._settings.run_id, run_epoch, cluster.sinks[sink], record, replies)
 
     def refuses(self, sink: SinkName, record: OutRecord) -> str | None:

@@ -84,7 +84,9 @@ def test_a_dead_letter_is_the_record_untouched_and_makes_the_letter_again(
 ) -> None:
     letter = DeadLetter("id", Position("s", 0, 7), "malformed", "müll", value, generation=2)
     written = Encoder("run", "rows").dead_letter(letter)
-    out, told = outgoing(OutRecord(0, 7, written, key=b"k", headers=headers))
+    sent = outgoing(OutRecord(0, 7, written, key=b"k", headers=headers))
+    out, told = sent.value, sent.headers
+    assert sent.key == b"k"
     assert out == value
     assert told[: len(headers)] == headers
     assert dict(told[len(headers) :])["penstock-message"] == "müll".encode()
@@ -96,11 +98,11 @@ def test_a_dead_letter_is_the_record_untouched_and_makes_the_letter_again(
 
 def test_a_letter_that_dies_again_tells_only_of_its_last_death() -> None:
     first = Encoder("run", "rows").dead_letter(DeadLetter("id", Position("s", 0, 7), "budget", "x", b"{}"))
-    value, told = outgoing(OutRecord(0, 7, first, headers=(("h", b"v"),)))
-    second = Encoder("run", "rows").dead_letter(DeadLetter("id", Position("s", 0, 9), "refused", "y", value))
-    _, twice = outgoing(OutRecord(0, 9, second, headers=told))
-    assert [name for name, _ in twice] == [name for name, _ in told]
-    assert dict(twice)["penstock-reason"] == b"refused"
+    once = outgoing(OutRecord(0, 7, first, headers=(("h", b"v"),)))
+    second = Encoder("run", "rows").dead_letter(DeadLetter("id", Position("s", 0, 9), "refused", "y", once.value))
+    twice = outgoing(OutRecord(0, 9, second, headers=once.headers))
+    assert [name for name, _ in twice.headers] == [name for name, _ in once.headers]
+    assert dict(twice.headers)["penstock-reason"] == b"refused"
 
 
 def test_a_record_that_is_no_dead_letter_of_ours_is_told_from_one() -> None:
@@ -143,8 +145,8 @@ async def test_poison_ends_as_dead_letters_and_harms_nobody(
         assert letter.reason == reason, letter.message
         assert message in letter.message
         assert (letter.key, letter.headers) == (b"key", (("h", b"\xff"),))
-        out, _ = outgoing(OutRecord(0, 0, encoder.dead_letter(letter), key=letter.key, headers=letter.headers))
-        assert out == (value or b"")[:1_000_000]
+        out = outgoing(OutRecord(0, 0, encoder.dead_letter(letter), key=letter.key, headers=letter.headers))
+        assert out.value == (value or b"")[:1_000_000]
         assert letter.original_length in {0, len(value or b"")}
     assert isinstance(made[-1], Item)
     assert len({one.item_id for one in made}) == len(made)

@@ -13,14 +13,14 @@ import msgspec
 from penstock.connectors.reading.intake import InputShape, Intake, input_shape
 from penstock.connectors.reading.replay import Intake as AnyIntake
 from penstock.connectors.reading.replay import ReplayIntake
-from penstock.connectors.registry import Stores, open_source, open_stores
+from penstock.connectors.registry import Stores, open_mirror, open_source, open_stores
 from penstock.connectors.settings import FilesSource
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Price
 from penstock.engine.errors import Fenced
 from penstock.engine.flow.lane import Lane
-from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
 from penstock.engine.items import CostLine, OutputSpec
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
@@ -76,6 +76,7 @@ class LaneActor:
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
         self._stores = open_stores(self._spec.sinks, self._spec.run_id, self._spec.source)
+        self._mirror = open_mirror(self._spec.source, self._spec.sinks, self._spec.run_id)
         self._logs: dict[int, LaneLog] = {}
         self._metrics = LaneMetrics(self._spec)
         self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
@@ -91,10 +92,14 @@ class LaneActor:
         shell = self._shell(lane, epoch, self._stores, complete)
         self._shells[lane] = shell
         log = self._logs[lane] = LaneLog(Log(self._spec.state, self._spec.run_id, f"lane-{lane}"), lane)
-        shell.watch(lambda batch: (self._metrics.committed(batch), log.committed(batch)))
+        shell.watch(lambda batch: (self._metrics.committed(batch), log.committed(batch), self._show(lane, batch)))
         await shell.open(self._plan, force=force)
         self._metrics.taken(lane, shell.machine.tally)
         log.taken(epoch, shell.machine.tally)
+
+    def _show(self, lane: int, batch: CommitBatch) -> None:
+        if self._mirror is not None and lane in self._shells:
+            self._mirror.told(self._shells[lane].machine.progress.splits, batch.saved)
 
     async def _let_go(self, lane: int) -> None:
         shell = self._shells.pop(lane, None)
@@ -102,6 +107,8 @@ class LaneActor:
             await shell.close()
             self._metrics.dropped(lane)
             self._logs[lane].closed()
+        if self._mirror is not None and not self._shells:
+            await self._mirror.close()
 
     def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
         spec = self._spec
