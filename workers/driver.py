@@ -23,7 +23,7 @@ from penstock.workers.board import Board
 from penstock.workers.cluster import words
 from penstock.workers.discovery import Discovery
 from penstock.workers.ends import early_end, taken_over
-from penstock.workers.fleet import Fleet, Worker
+from penstock.workers.fleet import Fleet, Worker, first_pools
 from penstock.workers.gpu_bill import BillKeeper
 from penstock.workers.hearing import Hearing
 from penstock.workers.lanes.crew import Crew
@@ -91,6 +91,7 @@ class Driver:
         self._stores: Stores = open_stores(spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
         if options.take_over:
+            await self._warm_up()
             await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
         self._status.epoch = self._run_epoch
@@ -98,6 +99,7 @@ class Driver:
         try:
             self._plan = await self._make_plan()
         except BaseException:
+            await self._close(abort=True)
             await self._stores.primary.let_go()
             raise
         self._log("info", "run accepted", epoch=self._run_epoch, lanes=self._plan.lanes, splits=len(self._plan.splits))
@@ -107,6 +109,7 @@ class Driver:
         made = await durable_plan(
             self._spec, self._stores.primary, self._cores, accept=self._options.accept_changes, now=time.time()
         )
+        await self._stores.tell(made.plan)
         self._status.resumed = made.resumed
         self._status.notes.extend(made.notes)
         self._status.lanes = made.plan.lanes
@@ -144,11 +147,11 @@ class Driver:
         self._status.lanes_ended = self._plan.lanes
         return True
 
-    async def _begin(self) -> None:
+    def _recruit(self, plan: Plan) -> None:
+        """The fleet and the crew; nobody is started yet."""
         import ray
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
-        self._bill.open(resumed=self._status.resumed, now=time.time())
         self._fleet = Fleet(
             spec.catalog,
             spec.run_id,
@@ -160,24 +163,31 @@ class Driver:
             spec.execution.keep_s,
             spec.state,
         )
-        for pool in self._first_pools():
+        self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
+
+    async def _warm_up(self) -> None:
+        """The run's holder still works: lane processes and dispatchers start now, so that less time is lost once it has
+        let go. Own engines don't: the holder's may fill the GPUs."""
+        plan = await self._stores.primary.read_plan()
+        if plan is not None:
+            self._recruit(plan)
+            for pool in first_pools(self._spec.catalog):
+                if pool.startswith("api:"):
+                    self._fleet.want(pool)
+            await self._crew.warm()
+
+    async def _begin(self) -> None:
+        spec = self._spec
+        self._bill.open(resumed=self._status.resumed, now=time.time())
+        if not hasattr(self, "_crew"):
+            self._recruit(self._plan)
+        for pool in first_pools(spec.catalog):
             self._fleet.want(pool)
         if self._status.resumed:
             await self._fleet.reunite(REUNITE_S)
         self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
-        self._crew = Crew(
-            spec,
-            self._plan,
-            self._run_epoch,
-            me,
-            self._cores,
-            self._board,
-            self._fleet,
-            self._log,
-            self._note,
-            self._end,
-        )
-        await self._crew.start(complete=self._labels.complete, force=self._options.take_over)
+        force = self._options.take_over
+        await self._crew.start(self._plan, self._run_epoch, complete=self._labels.complete, force=force)
         if not self._plan.started:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
@@ -195,11 +205,6 @@ class Driver:
     async def _longer(self, plan: Plan) -> None:
         self._plan = plan
         await self._crew.extend(plan)
-
-    def _first_pools(self) -> list[str]:
-        """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there."""
-        models = self._spec.catalog.models
-        return list(dict.fromkeys(models[names[0]].pool for names in self._spec.catalog.tiers.values() if names))
 
     async def _watch(self) -> tuple[RunState, str]:
         """Until every lane is over, or something ends the run early."""
@@ -311,6 +316,7 @@ class Driver:
         if hasattr(self, "_crew"):
             await self._crew.close()
             await self._fleet.close(abort=abort)
+        if hasattr(self, "_labels"):
             await self._labels.close()
 
     def _over(self, state: RunState, message: str) -> None:

@@ -43,9 +43,9 @@ class Outputs(msgspec.Struct, frozen=True):
         return cast("Mapping[SinkName, SinkSettings]", self.spec.sinks)  # the job file allows no other names
 
     def paths(self, sink: SinkName) -> list[str]:
-        """Finished files; empty while the run goes, where it was cut off before they were made, and where the sink is
-        no file: what stands in a topic or a bucket is read through its store."""
-        return [path for path in self.status.outputs.get(sink, []) if "://" not in path]
+        """Finished files, and objects or manifests on S3 (URLs); empty while the run goes, where it was cut off before
+        they were made, and where the sink is a topic, which is read through its store."""
+        return [path for path in self.status.outputs.get(sink, []) if "://" not in path or path.startswith("s3://")]
 
     def where(self, sink: SinkName) -> str:
         """For people: the finished files, or where they will be; the topic."""
@@ -61,10 +61,12 @@ class Outputs(msgspec.Struct, frozen=True):
 
 def batches(outputs: Outputs, sink: SinkName, rows: int = BATCH_ROWS) -> Iterator[RecordBatch]:
     """The records as record batches: a Parquet file's own, flat columns; anything else as pyarrow reads the JSON."""
-    paths = outputs.paths(sink)
-    if paths and all(path.endswith(".parquet") for path in paths):
-        for path in paths:
-            yield from _parquet(path, rows)
+    from penstock.connectors.writing.tables import finished_files, suffix
+
+    files = [file for path in outputs.paths(sink) for file in finished_files(path)]
+    if files and all(suffix(file) == ".parquet" for file in files):
+        for file in files:
+            yield from _parquet(file, rows)
     else:
         yield from _json(outputs.records(sink), rows)
 
@@ -72,7 +74,9 @@ def batches(outputs: Outputs, sink: SinkName, rows: int = BATCH_ROWS) -> Iterato
 def _parquet(path: str, rows: int) -> Iterator[RecordBatch]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    from penstock.connectors.writing.tables import opened
+
+    with opened(path) as source, pq.ParquetFile(source) as file:
         yield from file.iter_batches(batch_size=rows)
 
 

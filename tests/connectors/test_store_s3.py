@@ -15,7 +15,8 @@ from pyarrow import parquet
 
 from penstock.connectors.base import Holder, OutRecord, SinkName
 from penstock.connectors.filestore.disk import no_faults
-from penstock.connectors.registry import iter_committed
+from penstock.connectors.memory import MemoryStore
+from penstock.connectors.registry import Stores, iter_committed
 from penstock.connectors.s3 import client as s3_client
 from penstock.connectors.s3 import outputs
 from penstock.connectors.s3.store import merge as s3_merge
@@ -370,6 +371,27 @@ async def test_a_lane_merges_while_it_goes_and_its_next_owner_ends_what_a_dead_o
     await store.commit(0, (1, 2), 3, {"results": [result(3)]}, {})
     await store.release(0)
     assert sorted(numbers(world.committed())) == [1, 2, 3]
+
+
+async def test_a_follower_shows_records_while_a_run_without_an_end_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of the plan that the primary holds; where the run has an end, its manifest comes with the end."""
+    monkeypatch.setattr(s3_merge, "MERGE_BYTES", 1)
+    for bounded in (True, False):
+        prefix = f"follow/{bounded}/"
+        world.sinks = {"costs": world.sink(prefix)}
+        follower = world.store()
+        await Stores(MemoryStore("none"), {"s3": follower}, {}).tell(msgspec.structs.replace(PLAN, bounded=bounded))
+        await follower.take(0, (1, 1))
+        await follower.commit(0, (1, 1), 1, {"costs": [result(1)]}, {})
+        async with asyncio.timeout(30):
+            while not world.seen(prefix):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            while not bounded and not world.keys(f"{prefix}_manifest.json"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await follower.release(0)
+        assert len(world.keys(f"{prefix}_manifest.json")) == (0 if bounded else 1)
 
 
 async def test_an_owner_that_was_fenced_amid_a_merge_leaves_nothing_to_readers(world: World) -> None:

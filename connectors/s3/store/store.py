@@ -244,6 +244,12 @@ class S3Store:
         output = self.outputs[sink]
         return [Where(output.bucket, key, output.endpoint, output.region).url] if key is not None else []
 
+    async def tell(self, plan: Plan) -> None:
+        """As a follower: whether the run has an end. Later versions of the plan say the same."""
+        if await self.read_plan() is None:
+            with contextlib.suppress(Fenced):  # another command told it just now
+                await s3_run.write_plan(self.home, msgspec.structs.replace(plan, version=1, splits=()))
+
     async def _check_run(self) -> None:
         if self._run is not None and self._run.epoch < await self.run_epoch():
             raise Fenced(f"{self.home}: another command took this run over. Stop.")
