@@ -149,6 +149,7 @@ class Rig:
         self.ledger: LedgerClient | None = None
         self.verdicts: Verdicts | None = None
         self.sent: list[str] = []
+        self.now: Callable[[], float] = time.time
 
     async def made_plan(self) -> Plan:
         if self.plan is None:
@@ -175,7 +176,7 @@ class Rig:
             Encoder("r", "openai-batch"),
             driver,
             self.ledger,
-            time.time,
+            self.now,
             commit_s=0.001,
             limit=self.limit,
             verdicts=self.verdicts,

@@ -264,17 +264,17 @@ class LaneShell:
         machine = self.machine
         read = await self._input.step(now)
         machine.tick(now)
-        if now - self._swept_at > SWEEP_EVERY_S:
+        if _since(self._swept_at, now) > SWEEP_EVERY_S:
             self._swept_at = now
             machine.sweep(now)
         if self._money is not None:
             self._money.step(now)
         if self._commit is None and self._due(now):
             self._commit = asyncio.get_running_loop().create_task(self._commit_and_apply())
-        if now - self._verified_at > VERIFY_EVERY_S and now - self._out.at > VERIFY_EVERY_S:
+        if min(_since(self._verified_at, now), _since(self._out.at, now)) > VERIFY_EVERY_S:
             await self._verify()
         self._post(now)
-        if now - self._reported_at > REPORT_EVERY_S or self.settled:
+        if _since(self._reported_at, now) > REPORT_EVERY_S or self.settled:
             self._report(now)
         return read > 0
 
@@ -290,7 +290,7 @@ class LaneShell:
     # -- commits
 
     def _due(self, now: float) -> bool:
-        machine, age = self.machine, now - self._out.at
+        machine, age = self.machine, _since(self._out.at, now)
         if machine.thirsty and age >= HASTE * self._commit_s:
             return True
         return age >= self._commit_s and (machine.dirty or self._unsaved())
@@ -353,7 +353,7 @@ class LaneShell:
     def _post(self, now: float) -> None:
         """Tell the board what is ready: at once where a pool was empty, else every 20 ms; again where nothing moves."""
         counts = {pool: (n, tokens, urgency) for pool, n, tokens, urgency in self.machine.ready.counts()}
-        age = now - self._posted_at
+        age = _since(self._posted_at, now)
         again = self._granted_more or age > POST_AGAIN_S
         if counts == self._posted and not (again and any(n for n, _, _ in counts.values())):
             return
@@ -381,6 +381,11 @@ class LaneShell:
             uncertain = isinstance(error, Temporary)
             self._driver.failed(self.lane, isinstance(error, Fenced), str(error), not uncertain)
             self.wake()
+
+
+def _since(at: float, now: float) -> float:
+    """Seconds. Where the clock went back, all that was done before is long ago: what is due by time must not wait."""
+    return now - at if now >= at else float("inf")
 
 
 def _said(error: Exception) -> str:
