@@ -42,7 +42,8 @@ class Mirror(msgspec.Struct, frozen=True):
 
 
 class MirrorRefused(Exception):
-    """The group does not take our offsets: somebody else's consumers are in it, or a right is missing."""
+    """The group does not take our offsets: a right is missing. Consumers of others in it would not stop the broker from
+    taking them (a request of this old version names no generation; tried)."""
 
 
 class Transactions:
