@@ -209,8 +209,8 @@ class KafkaStore:
         """Progress does not hang on it: lag tools see nothing from here on."""
         self._mirroring.off()
         return Temporary(
-            f"{self._where}: the group {self._settings.mirror} does not take this run's offsets ({error}). The run goes "
-            "on without showing its lag there: allow Read on the group, or name another one on the source."
+            f"{self._where}: the group {self._settings.mirror} does not take this run's offsets ({error}). The run "
+            "goes on without showing its lag there: allow Read on the group, or name another one on the source."
         )
 
     async def _explained(self, here: _Open, lane: int, epoch: Epoch, error: PenstockError) -> PenstockError:
