@@ -16,12 +16,16 @@ from penstock.jobs.wording import relative, secret_told
 if TYPE_CHECKING:
     from penstock.engine.catalog import Catalog, Model, Price, Wall
 
+JOBS = {"files": "job.yaml", "kafka": "kafka.yaml", "s3": "s3.yaml"}
+"""Where rows are → the example that becomes job.yaml."""
 STARTER_FILES = ("job.yaml", "catalog.yaml", "messages.csv")
 
 
 @click.command()
 @click.argument("folder", default=".", metavar="[FOLDER]")
-def init(folder: str) -> None:
+@click.option("--kafka", "kind", flag_value="kafka", help="A job from topic to topic.")
+@click.option("--s3", "kind", flag_value="s3", help="A job from bucket to bucket.")
+def init(folder: str, kind: str | None) -> None:
     """Write a first job into FOLDER (here by default): job.yaml, catalog.yaml, messages.csv.
 
     Never overwrites a file.
@@ -33,11 +37,13 @@ def init(folder: str) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in STARTER_FILES:
-            (target / name).write_bytes(resources.files("penstock.jobs").joinpath("examples", name).read_bytes())
+            example = JOBS[kind or "files"] if name == "job.yaml" else name
+            (target / name).write_bytes(resources.files("penstock.jobs").joinpath("examples", example).read_bytes())
     except OSError as error:
         raise SpecError(f"can't write into {target}: {error.strerror}") from error
     click.echo(f"wrote {', '.join(STARTER_FILES)} into {target.resolve()}")
-    click.echo(f"next: {_prefix(target)}penstock validate job.yaml, then penstock plan job.yaml")
+    then = "penstock plan job.yaml" if kind is None else "what stands at the top of job.yaml"
+    click.echo(f"next: {_prefix(target)}penstock validate job.yaml, then {then}")
 
 
 def _prefix(target: Path) -> str:

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from penstock.connectors.templates.template import render
-from penstock.jobs import spec
+from penstock.jobs import cli, spec
 
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
 
@@ -70,3 +71,18 @@ def test_the_commented_own_worker_reads(folder: Path) -> None:
     (folder / "catalog.yaml").write_text("\n".join(lines))
     small = spec.load(folder / "job.yaml").catalog.models["small"]
     assert (small.worker, small.hour_usd, small.context) == ("vllm", 0.10, 1024)
+
+
+@pytest.mark.parametrize(
+    ("flag", "source"), [("--kafka", "kafka://127.0.0.1:9092/requests"), ("--s3", "s3://inbox/messages/*.csv")]
+)
+def test_a_first_job_over_kafka_or_s3_is_valid_and_needs_no_key(flag: str, source: str, tmp_path: Path) -> None:
+    """`init --kafka`, `init --s3`: the same question, from topic to topic or from bucket to bucket."""
+    done = CliRunner().invoke(cli.cli, ["init", str(tmp_path / "first"), flag])
+    assert done.exit_code == 0, done.output
+    made = spec.load(tmp_path / "first" / "job.yaml")
+    assert dict(spec.describe(made))["source"] == source
+    assert spec.missing_secrets(made) == []
+    plain = spec.load(EXAMPLES / "job.yaml")
+    assert made.policy == plain.policy
+    assert made.row == plain.row

@@ -14,7 +14,10 @@ from click.testing import CliRunner, Result
 
 from penstock.engine.errors import SpecError
 from penstock.jobs import cli
+from penstock.jobs import spec as job_spec
 from penstock.jobs.dev.kafka import KafkaServer
+from penstock.jobs.forecasting.forecast import exactly
+from penstock.jobs.forecasting.planning import make_plan
 from penstock.jobs.streams import lines, where
 from penstock.jobs.streams.tailing import Seen
 
@@ -166,6 +169,30 @@ def test_a_connection_is_named_with_its_file(kafka_server: KafkaServer, topic: s
     assert done.exit_code == 0, done.output
     wrong = call("publish", str(file), "--topic", topic, "--connection", "her", "--job", str(catalog))
     assert "no connection `her`; did you mean `here`?" in str(wrong.exception)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("whole_bytes", [32_000_000, 0])
+def test_a_plan_samples_a_topic(
+    kafka_server: KafkaServer, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
+) -> None:
+    """A small topic is counted, a large one is estimated from its offsets; one without an end is planned per 1,000
+    items, and nothing is told that nobody can know."""
+    monkeypatch.setattr("penstock.jobs.forecasting.sampling.WHOLE_BYTES", whole_bytes)
+    to = ("--bootstrap", kafka_server.bootstrap)
+    assert call("publish", str(rows(tmp_path / "a.jsonl", 3_000)), "--topic", topic, *to).exit_code == 0
+    source = {"type": "kafka", "bootstrap": kafka_server.bootstrap, "topics": [topic], "until": "end"}
+    job = {"source": source, "prompt": "{{ text }}", "models": ["sandbox/a"], "sinks": "out/", "budgets": {"usd": 9}}
+    plan = make_plan(job_spec.from_mapping(job, tmp_path), sample=160)
+    assert plan.rows_exact == bool(whole_bytes)
+    assert plan.rows.low <= 3_000 <= plan.rows.high
+    assert plan.sampled == 160
+    assert 3_000 * 25 < plan.input_bytes < 3_000 * 60
+    assert plan.per_items is None
+    endless = make_plan(job_spec.from_mapping({**job, "source": {**source, "until": "forever", "start": "latest"}}))
+    assert (endless.per_items, endless.rows, endless.seconds) == (1_000, exactly(1_000.0), None)
+    (budget,) = endless.budgets
+    assert "items; then the run stops" in budget.message
 
 
 def test_options_that_name_no_cluster_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
