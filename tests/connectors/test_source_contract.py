@@ -82,6 +82,10 @@ async def kafka(request: pytest.FixtureRequest) -> Source:
                 await (await producer.send(topic, line, partition=start * 3 // COUNT))
             await (producer.abort_transaction() if abort else producer.commit_transaction())
     await producer.stop()
+    # The next producer of the id starts when the last transaction is wholly over, its markers in the log.
+    producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, transactional_id=topic)
+    await producer.start()
+    await producer.stop()
     return KafkaTopics(KafkaSource(topics=(topic,), bootstrap=server.bootstrap, until="end"))
 
 

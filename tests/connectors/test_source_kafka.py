@@ -71,11 +71,20 @@ async def write(
 
 async def abort(server: KafkaServer, topic: str, values: Sequence[bytes]) -> None:
     """A transaction that comes to nothing."""
-    producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, transactional_id=f"{topic}-aborted")
+    producer_id = f"{topic}-aborted"
+    producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, transactional_id=producer_id)
     await producer.start()
     await producer.begin_transaction()
     await asyncio.gather(*[await producer.send(topic, value, partition=0) for value in values])
     await producer.abort_transaction()
+    await producer.stop()
+    await settled(server, producer_id)
+
+
+async def settled(server: KafkaServer, transactional_id: str) -> None:
+    """The next producer of the id starts when the last transaction is wholly over, its markers in the log."""
+    producer = AIOKafkaProducer(bootstrap_servers=server.bootstrap, transactional_id=transactional_id)
+    await producer.start()
     await producer.stop()
 
 
