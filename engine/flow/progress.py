@@ -145,11 +145,13 @@ class Progress:
         self.splits = sorted(splits, key=lambda split: split.ordinal)
         self.open: dict[int, OpenSplit] = {}
         self.opened = 0
+        self._opened_bytes = 0
         by_ordinal = {split.ordinal: split for split in self.splits}
         if saved is not None:
             if saved.opened > len(self.splits):
                 raise Corrupt(f"the lane has opened {saved.opened} splits, its plan names only {len(self.splits)}")
             self.opened = saved.opened
+            self._opened_bytes = sum(split.size_bytes for split in self.splits[: self.opened])
             for state in saved.splits:
                 if state.ordinal not in by_ordinal:
                     raise Corrupt(f"progress names split {state.ordinal}, which the plan does not have")
@@ -188,6 +190,7 @@ class Progress:
             split = self.splits[self.opened]
             self.open[split.ordinal] = OpenSplit(split)
             self.opened += 1
+            self._opened_bytes += split.size_bytes
         if ordinal not in self.open:
             raise Corrupt(f"a record came from split {ordinal}, which is closed or not of this lane")
         return self.open[ordinal]
@@ -210,7 +213,7 @@ class Progress:
 
     def bytes_done(self) -> int:
         """Input passed, in the split's own units scaled to bytes: for progress and ETA only."""
-        total = sum(split.size_bytes for split in self.splits[: self.opened])
+        total = self._opened_bytes
         for state in self.open.values():
             split = state.split
             total -= split.size_bytes

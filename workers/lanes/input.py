@@ -39,6 +39,8 @@ class LaneInput:
         self._intake = intake
         self._limit = limit
         self._reader: Reader | None = None
+        self._ordinals: dict[str, int] = {}
+        """Split → its place, of the reader's splits: a lane may have thousands."""
         self._behind: list[Item | DeadLetter] = []
         """Read, but the label pass is not past them yet."""
         self._ended: list[str] = []
@@ -47,7 +49,9 @@ class LaneInput:
         self._not_before = 0.0
 
     async def open(self) -> None:
-        self._reader = await self._source.open(self._machine.progress.starts())
+        starts = self._machine.progress.starts()
+        self._ordinals = {split.id: split.ordinal for split, _ in starts}
+        self._reader = await self._source.open(starts)
 
     def more(self) -> None:
         """The lane has new splits: a reader of all of them takes over once everything is offered that was read."""
@@ -129,9 +133,8 @@ class LaneInput:
 
     def _end_splits(self) -> None:
         if self._ended:
-            by_id = {split.id: split.ordinal for split in self._machine.progress.splits}
             for split_id in self._ended:
-                self._machine.split_ended(by_id[split_id])
+                self._machine.split_ended(self._ordinals[split_id])
             self._ended = []
 
     async def _end_all(self) -> None:
