@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -409,6 +410,24 @@ async def test_many_small_objects_are_read_in_order_and_named_apart(bucket: Buck
     assert len(splits) == len({split.id for split in splits}) == 1_200
     found = await read(bucket.source("many/"), [(split, split.start) for split in splits])
     assert [msgspec.json.decode(raw.data)["n"] for raw in found] == list(range(2_400))
+
+
+@pytest.mark.soak
+async def test_ten_thousand_objects_are_read_in_flat_memory(bucket: Bucket) -> None:
+    """What is fetched ahead is bounded; what was read is let go."""
+    await asyncio.to_thread(_fill, bucket, 10_000)
+    splits = await bucket.source("many/").splits(8)
+    process = psutil.Process()
+    reader = await bucket.source("many/").open([(split, split.start) for split in splits])
+    seen = len(await some(reader, 2_000))
+    before = process.memory_info().rss
+    while True:
+        batch = await reader.read(256, 1_000_000)
+        seen += len(batch.records)
+        if batch.done:
+            break
+    assert seen == 20_000
+    assert process.memory_info().rss - before < 30_000_000
 
 
 def _fill(bucket: Bucket, count: int) -> None:
