@@ -166,14 +166,11 @@ class Driver:
         self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
 
     async def _warm_up(self) -> None:
-        """The run's holder still works: lane processes and dispatchers start now, so that less time is lost once it has
-        let go. Own engines don't: the holder's may fill the GPUs."""
+        """The run's holder still works: lane processes start now, so that less time is lost once it has let go. Workers
+        don't: those of a cluster serve a run for one driver, and the holder's engines may fill the GPUs."""
         plan = await self._stores.primary.read_plan()
         if plan is not None:
             self._recruit(plan)
-            for pool in first_pools(self._spec.catalog):
-                if pool.startswith("api:"):
-                    self._fleet.want(pool)
             await self._crew.warm()
 
     async def _begin(self) -> None:

@@ -40,6 +40,11 @@ class Worker:
         self.ready_at = 0.0
 
 
+def first_pools(catalog: Catalog) -> list[str]:
+    """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there."""
+    return list(dict.fromkeys(catalog.models[names[0]].pool for names in catalog.tiers.values() if names))
+
+
 class Fleet:
     """`on_lost(name)`, `on_down(pool, why)`, `on_ready(worker)` tell the driver."""
 

@@ -41,7 +41,6 @@ class Crew:
         self,
         spec: RunSpec,
         plan: Plan,
-        run_epoch: int,
         driver: object,
         cores: int,
         board: Board,
@@ -52,7 +51,8 @@ class Crew:
     ) -> None:
         self._spec = spec
         self._plan = plan
-        self._run_epoch = run_epoch
+        self._run_epoch = 0
+        """0: the run is not ours yet."""
         self._driver = driver
         self._count = max(1, min(plan.lanes, spec.execution.lane_actors or max(1, cores // 2)))
         self._board = board
@@ -93,13 +93,26 @@ class Crew:
 
     # -- opening
 
-    async def start(self, *, complete: bool, force: bool) -> None:
-        """Start the actors and take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
-        its last owner may still live (or be stopped, with its locks)."""
-        self._complete = complete
+    async def warm(self) -> None:
+        """Start the actors, and wait until they are there: their lanes are somebody else's still."""
+        self._hire()
+        calls = [actor.handle.pid.remote() for actor in self._actors]  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.suppress(Exception):  # one that is lost is replaced by `_watch`
+            await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), OPEN_TIMEOUT_S)
+
+    def _hire(self) -> None:
         for number in range(self._count):
             lanes = [lane for lane in range(self._plan.lanes) if lane % self._count == number]
             self._actors.append(self._new_actor(number, lanes))
+
+    async def start(self, plan: Plan, run_epoch: int, *, complete: bool, force: bool) -> None:
+        """The run is ours: take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
+        its last owner may still live (or be stopped, with its locks)."""
+        self._complete, self._run_epoch = complete, run_epoch
+        if self._actors:
+            await self.extend(plan)
+        else:
+            self._hire()
         await asyncio.gather(*(self._open_first(lane, force) for lane in range(self._plan.lanes)))
 
     async def _open_first(self, lane: int, force: bool) -> None:
@@ -179,6 +192,8 @@ class Crew:
                 return
             fresh = self._new_actor(actor.number, actor.lanes)
             self._actors.append(fresh)
+            if not self._run_epoch:
+                return
             for lane in fresh.lanes:
                 await self._reopen_here(lane, fresh)
 

@@ -1,0 +1,113 @@
+"""A job on a topic that never ends, as a service: probed, restarted while it works, widened, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.new_partitions import NewPartitions
+
+from penstock.jobs.dev.ports import free_port
+from tests.crash.bench import START_S
+from tests.crash.streams import kafka_lines
+from tests.crash.streams.kafka_lines import Offered
+from tests.crash.streams.stage import Stage
+from tests.crash.streams.stream_bench import StreamBench, StreamShape, line, stream_bench
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
+PARTITIONS = 4
+
+
+class Service:
+    """An endless job between topics, and whoever publishes to it."""
+
+    def __init__(self, bench: StreamBench) -> None:
+        self.bench = bench
+        job = bench.folder / "job.yaml"
+        job.write_text(job.read_text().replace("execution:\n", "execution:\n  discover_s: 1\n"))
+        self._labels = (f"late-{n}" for n in itertools.count())
+
+    def offer(self, count: int, partition: int | None = None) -> None:
+        labels = list(itertools.islice(self._labels, count))
+        records = [Offered(line(label, self.bench.shape), partition=partition) for label in labels]
+        self.bench.offered += [(b"", label) for label in labels]
+        asyncio.run(kafka_lines.publish(self.bench.stage.kafka.bootstrap, self.bench.topic, records))
+
+    def all_served(self, command: subprocess.Popen[bytes]) -> None:
+        self.bench.wait_served(len(self.bench.offered), command)
+
+    def widen(self, partitions: int) -> None:
+        async def grow() -> None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.bench.stage.kafka.bootstrap)
+            await admin.start()
+            try:
+                await admin.create_partitions({self.bench.topic: NewPartitions(partitions)})
+            finally:
+                await admin.close()
+
+        asyncio.run(grow())
+
+    def longest_gap(self) -> float:
+        """Seconds without a finished item, whoever was in charge."""
+        ends = sorted(
+            datetime.fromisoformat(json.loads(value)["penstock"]["finished_at"]).timestamp()
+            for value in self.bench.values("results")
+        )
+        return max(later - earlier for earlier, later in itertools.pairwise(ends))
+
+
+def probe(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except urllib.error.URLError:
+        return 0
+
+
+def wait_for(what: str, seen: Callable[[], bool]) -> None:
+    until = time.monotonic() + START_S
+    while not seen():
+        assert time.monotonic() < until, f"never seen: {what}"
+        time.sleep(0.1)
+
+
+def test_an_endless_job_is_restarted_and_widened_while_it_works(servers: Stage, tmp_path: Path) -> None:
+    """Probes answer; a second command takes over in peace (the first exits with 0); records of a new partition come;
+    SIGTERM ends it with 130 and says how to go on. Every record once, and not one call was paid for twice."""
+    shape = StreamShape(items=100, until="forever", model="sure", partitions=PARTITIONS)
+    with stream_bench(servers, tmp_path, shape) as b:
+        service, port = Service(b), free_port()
+        first = b.start("--health-port", str(port))
+        wait_for("healthz while it starts", lambda: probe(port, "healthz") == 200)
+        service.all_served(first)
+        wait_for("readyz", lambda: probe(port, "readyz") == 200)
+        service.offer(200)
+        second = b.start("--take-over")
+        while first.poll() is None:
+            service.offer(20)
+        assert b.end(first) == 0, b.log(first)
+        assert "handed over" in b.log(first)
+        service.all_served(second)
+        service.widen(PARTITIONS + 2)
+        for partition in range(PARTITIONS + 2):
+            service.offer(10, partition)
+        service.all_served(second)
+        second.send_signal(signal.SIGTERM)
+        assert b.end(second) == 130, b.log(second)
+        assert "goes on where it was" in b.log(second)
+        print(f"longest gap between two finished items: {service.longest_gap():.1f} s")
+        report = b.check(bound=0)
+        assert report.results + report.dead_letters == len(b.offered)
