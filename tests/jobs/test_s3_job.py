@@ -1,0 +1,101 @@
+"""Whole jobs whose results, costs and state stand on S3, as people run them, against a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import penstock as ps
+from penstock.connectors.s3 import client as s3_client
+from penstock.jobs.cli import call
+from penstock.jobs.sandbox import running_sandbox
+from penstock.workers.cluster import open_cluster
+from tests.conftest import MARK, own_children, reap
+
+if TYPE_CHECKING:
+    from penstock.jobs.dev.s3 import S3Server
+    from tests.conftest import S3At
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+JOB = """\
+name: label-messages
+source: in.jsonl
+row: {{id: "{{{{ n }}}}", keep: [n, shop]}}
+prompt: "{{{{ text }}}}"
+output: {{choices: [delivery, billing]}}
+params: {{max_tokens: 8}}
+sample: 1.0
+scorers: [{{type: regex, pattern: "."}}]
+accounts: {{a: {{protocol: openai, base_url: "{sandbox}/v1"}}}}
+models: [{{name: m, account: a, model: m, price: {{input_per_million: 1, output_per_million: 1}}}}]
+sinks:
+  results: {{type: s3, bucket: {bucket}, prefix: out/results/, format: parquet, partition_by: [date, shop], endpoint: "{s3}"}}
+  costs: {{type: s3, bucket: {bucket}, prefix: out/costs.jsonl, endpoint: "{s3}"}}
+budgets: [{{usd: 5}}]
+state: "s3://{bucket}/state?endpoint={s3}"
+"""  # noqa: E501 - a job file stands here as people write it
+
+
+@pytest.fixture(scope="module")
+def ray_and_keys(s3_server: S3Server | S3At) -> Iterator[None]:
+    """One Ray for this file; its workers find the credentials in the environment, as on a machine of AWS."""
+    before = own_children()
+    name = secrets.token_hex(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, name)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        for variable, value in s3_server.keys.environment.items():
+            patch.setenv(variable, value)
+        with open_cluster():
+            yield
+    reap(name, keep=before)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[str]:
+    with running_sandbox(process=True) as url:
+        yield url
+
+
+def test_results_costs_and_state_on_s3(
+    ray_and_keys: None,
+    sandbox: str,
+    s3_server: S3Server | S3At,
+    new_bucket: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each row ends once; the bill is the sum of the costs; the same command again has nothing to do; `costs`,
+    `explain` and Python's result read what stands on S3; readers see Hive folders and no working files."""
+    bucket = new_bucket("job")
+    rows = [{"n": n, "shop": f"s{n % 2}", "text": f"message {n}"} for n in range(60)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB.format(sandbox=sandbox, bucket=bucket, s3=s3_server.endpoint))
+    result = ps.run(str(job))
+    assert result.status.state == "done"
+    table = result.to_arrow()
+    assert sorted(table.column("n").to_pylist()) == list(range(60))
+    costs = list(result.costs())
+    assert result.status.tally.cost_nano == round(sum(line.usd for line in costs) * 1e9)
+    assert list(result.dead_letters()) == []
+    keys = [one.key for page in s3_client.client(s3_server.endpoint).pages(bucket, "out/") for one in page]
+    shown = [key for key in keys if "/." not in key]
+    folders = {key.rpartition("/")[0].split("/")[-1] for key in shown if key.startswith("out/results/date=")}
+    assert folders == {"shop=s0", "shop=s1"}
+    assert "out/costs.jsonl" in shown
+    assert "out/results/_manifest.json" in shown
+    capsys.readouterr()
+    assert call(["run", str(job)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    item = table.column("penstock_item_id")[0].as_py()
+    state = f"s3://{bucket}/state?endpoint={s3_server.endpoint}"
+    for command in (["explain", item], ["costs"], ["report"], ["status"]):
+        assert call([*command, "--run", result.spec.run_id, "--state", state]) == 0, command
+    assert item[:12] in capsys.readouterr().out
