@@ -27,6 +27,8 @@ from penstock.engine.errors import PenstockError
 COMMIT_S = 8.0
 """Less than the transaction's own timeout (10 s): who gave up knows it before the coordinator does."""
 RELEASE_S = 2.0
+MIRROR_S = 3.0
+"""For the group's offsets, which a broker takes in milliseconds; where their topic is gone the client asks for ever."""
 
 TAKE_STEPS = ("take.begin", "take.fenced", "take.claimed")
 COMMIT_STEPS = ("commit.begin", "commit.opened", "commit.sent", "commit.applied")
@@ -44,6 +46,10 @@ class Mirror(msgspec.Struct, frozen=True):
 class MirrorRefused(Exception):
     """The group does not take our offsets: a right is missing. Consumers of others in it would not stop the broker from
     taking them (a request of this old version names no generation; tried)."""
+
+
+class MirrorSilent(Exception):
+    """The group's offsets were not taken in time: perhaps a topic of theirs is gone."""
 
 
 class Transactions:
@@ -90,7 +96,10 @@ class Transactions:
 
     async def _mirror(self, producer: AIOKafkaProducer, mirror: Mirror) -> None:
         try:
-            await producer.send_offsets_to_transaction(dict(mirror.offsets), mirror.group)
+            async with asyncio.timeout(MIRROR_S):
+                await producer.send_offsets_to_transaction(dict(mirror.offsets), mirror.group)
+        except TimeoutError as error:
+            raise MirrorSilent from error
         except kafka.ProducerFenced:
             raise
         except kafka.KafkaError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+from aiokafka import TopicPartition
 
 from penstock.connectors.kafka.lane import Mirror
 from penstock.connectors.kafka.mirror import offsets
@@ -22,9 +24,14 @@ class Mirroring:
         self._read_plan = read_plan
         self._plan: Plan | None = None
         self._at: dict[int, float] = {}
+        self._gone: set[TopicPartition] = set()
 
     def off(self) -> None:
         self._group = None
+
+    def leave_out(self, gone: Collection[TopicPartition]) -> None:
+        """Partitions that were deleted: a broker takes no offsets of them, nor any that stand beside them."""
+        self._gone.update(gone)
 
     async def due(self, lane: int, chunks: Mapping[str, bytes]) -> Mirror | None:
         if self._group is None or PROGRESS not in chunks:
@@ -35,6 +42,6 @@ class Mirroring:
         if self._plan is None or self._plan.version < saved.plan_version:
             self._plan = await self._read_plan()
         mine = [split for split in self._plan.splits if split.lane == lane] if self._plan else []
-        found = offsets(mine, saved)
+        found = {tp: offset for tp, offset in offsets(mine, saved).items() if tp not in self._gone}
         self._at[lane] = now
         return Mirror(self._group, found) if found else None

@@ -14,16 +14,17 @@ import msgspec
 
 from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
-from penstock.connectors.kafka.client import describe
+from penstock.connectors.kafka.client import describe, new_admin, opened
 from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
 from penstock.connectors.kafka.dead_letters import outgoing
 from penstock.connectors.kafka.heart import BEAT_S, Heart
-from penstock.connectors.kafka.lane import COMMIT_S, MirrorRefused, Transactions, farewell, fenced
+from penstock.connectors.kafka.lane import COMMIT_S, Mirror, MirrorRefused, MirrorSilent, Transactions, farewell, fenced
 from penstock.connectors.kafka.mirroring import Mirroring
 from penstock.connectors.kafka.opening import Cluster, open_cluster
 from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
 from penstock.connectors.kafka.records import Row, row
 from penstock.connectors.kafka.run import Run
+from penstock.connectors.kafka.topics import look_up
 from penstock.connectors.settings import Connection, KafkaSink
 from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
@@ -174,6 +175,9 @@ class KafkaStore:
             await owned.producer.write(rows, self._faults, mirror=mirror, seconds=self._settings.commit_s)
         except MirrorRefused as error:
             raise self._without_mirror(error) from error
+        except MirrorSilent as error:
+            assert mirror is not None
+            raise await self._without_gone(mirror) from error
         except PenstockError as error:
             raise await self._explained(here, lane, epoch, error) from error
         owned.stored = stored
@@ -212,6 +216,16 @@ class KafkaStore:
             f"{self._where}: the group {self._settings.mirror} does not take this run's offsets ({error}). The run "
             "goes on without showing its lag there: allow Read on the group, or name another one on the source."
         )
+
+    async def _without_gone(self, mirror: Mirror) -> Temporary:
+        connection = self._settings.connection
+        names = {tp.topic for tp in mirror.offsets}
+        async with opened(new_admin(connection), connection) as admin:
+            there = await look_up(admin, connection, names)
+        gone = [tp for tp in mirror.offsets if tp.topic not in there or tp.partition >= there[tp.topic].partitions]
+        self._mirroring.leave_out(gone)
+        why = f"of {gone[0].topic} are gone" if gone else "were not taken in time"
+        return Temporary(f"{self._where}: the offsets of group {mirror.group} {why}. The lane is taken anew.")
 
     async def _explained(self, here: _Open, lane: int, epoch: Epoch, error: PenstockError) -> PenstockError:
         """A fenced producer may have been fenced by a new owner, or by its own transaction's timeout: read which."""

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from penstock.connectors.base import Holder, OutRecord
-from penstock.connectors.kafka.client import ended, new_consumer, opened
+from penstock.connectors.kafka.client import ended, new_admin, new_consumer, opened
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource
@@ -377,6 +377,30 @@ async def test_lag_tools_see_the_progress_of_a_source_in_the_same_cluster(
     saved = Saved(opened=2, splits=(SavedSplit(1, 17, b"", 20, False),), plan_version=1)
     await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {PROGRESS: msgspec.msgpack.encode(saved)})
     assert await _offsets(bootstrap, one.id, topic) == {0: 50, 1: 17, 2: None}
+
+
+async def test_a_deleted_source_topic_does_not_hold_up_commits(
+    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """A broker never takes offsets of a topic that is gone, and the client asks for ever (seen: every commit ran into
+    its deadline until the job gave up). One commit is uncertain; from the next on those offsets are left out."""
+    topic = await new_topic("requests")
+    bootstrap = run().bootstrap
+    one = run(source=KafkaSource((topic,), bootstrap=bootstrap))
+    store = one.process()
+    split = Split(f"{topic}/0", topic, 0, 0, f"kafka://{bootstrap}/{topic}/0", 0, 50, unit="rows")
+    await store.write_plan(Plan(one.id, "n", {}, 1, (split,), {}, 0.0))
+    await store.take(0, (1, 1))
+    connection = Connection(bootstrap)
+    async with opened(new_admin(connection), connection) as admin:
+        await admin.delete_topics([topic])
+    saved = Saved(opened=1, splits=(SavedSplit(0, 17, b"", 20, False),), plan_version=1)
+    chunks = {PROGRESS: msgspec.msgpack.encode(saved)}
+    with pytest.raises(Temporary, match="are gone"):
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, chunks)
+    assert (await store.take(0, (1, 2))).seq == 0
+    await store.commit(0, (1, 2), 1, {"results": [record(1)]}, chunks)
+    assert (await store.take(0, (1, 3))).seq == 1
 
 
 async def _offsets(bootstrap: str, group: str, topic: str) -> Mapping[int, int | None]:
