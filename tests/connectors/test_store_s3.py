@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -489,3 +493,86 @@ async def test_an_object_that_somebody_else_wrote_meanwhile_is_not_replaced(worl
     assert world.s3.get(world.bucket, "out/all.jsonl").data == b"theirs"
     await store.finish(PLAN)
     assert numbers(world.s3.get(world.bucket, "out/all.jsonl").data.splitlines()) == [2, 3]
+
+
+OWNER = """
+import asyncio, sys
+from penstock.connectors.base import OutRecord
+from penstock.connectors.s3.store.place import S3Place
+from penstock.connectors.settings import S3Sink
+from penstock.engine.errors import Fenced
+
+async def main(bucket, endpoint, run):
+    sinks = {s: S3Sink(bucket, f"out/{s}/", endpoint, "us-east-1") for s in ("results", "costs")}
+    store = S3Place(sinks, "run").open()
+    taken = await store.take(0, (run, 1))
+    n, seq = int(taken.chunks.get("next", b"0")), taken.seq
+    print("taken", seq, n, flush=True)
+    while True:
+        seq += 1
+        rows = [OutRecord(0, n + i, b'{"n":%d}' % (n + i)) for i in range(5)]
+        try:
+            await store.commit(0, (run, 1), seq, {"results": rows, "costs": rows}, {"next": b"%d" % (n + 5)})
+        except Fenced as error:
+            print("fenced", error, flush=True)
+            return
+        n += 5
+        print("acked", seq, n, flush=True)
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def owner_process(world: World, run: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OWNER, world.bucket, world.endpoint, str(run)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def told(process: subprocess.Popen[str]) -> list[str]:
+    assert process.stdout is not None
+    return process.stdout.readline().split()
+
+
+async def test_kill_nine_at_random_moments_loses_and_doubles_nothing(world: World) -> None:
+    """Owners one after the other, each a real process killed amid its commits: every acknowledged record is there,
+    once, and results and costs agree."""
+    chance, acknowledged = random.Random(7), 0
+    for run in range(1, 6):
+        process = owner_process(world, run)
+        try:
+            assert told(process)[0] == "taken"
+            for _ in range(chance.randrange(1, 20)):
+                acknowledged = int(told(process)[2])
+            await asyncio.sleep(chance.random() * 0.02)
+        finally:
+            process.kill()
+            out, _ = process.communicate()
+        whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
+        acknowledged = max([acknowledged, *(int(line.split()[2]) for line in whole)])
+        there = numbers(world.committed())
+        assert there == list(range(len(there)))
+        assert acknowledged <= len(there) <= acknowledged + 5
+        assert numbers(world.committed("costs")) == there
+
+
+async def test_a_stopped_owner_that_wakes_up_writes_nothing_that_counts(world: World) -> None:
+    """A real process is SIGSTOPped amid its commits; the next command takes the lane; after SIGCONT it is fenced."""
+    process = owner_process(world, 1)
+    try:
+        for _ in range(5):
+            told(process)
+        process.send_signal(signal.SIGSTOP)
+        new = world.store()
+        taken = await new.take(0, (2, 1))
+        seen = numbers(world.committed())
+        await new.commit(0, (2, 1), taken.seq + 1, {"results": [result(-1)]}, {})
+        process.send_signal(signal.SIGCONT)
+        out, _ = await asyncio.to_thread(process.communicate, timeout=60)
+    finally:
+        process.kill()
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[-1][0] == "fenced"
+    assert all(int(line[1]) <= taken.seq for line in lines if line[0] == "acked")
+    assert numbers(world.committed()) == [*seen, -1]
+    assert seen == list(range(int(taken.chunks["next"])))
+    await new.release(0)

@@ -43,6 +43,11 @@ class Beacon:
                 await self._home.put(_name(self.id), secrets.token_bytes(8))
             await self._each()
 
+    async def forget_others(self) -> None:
+        """Remove the signs that killed processes left. One that lives makes the next in a moment."""
+        with contextlib.suppress(PenstockError):
+            await self._home.delete(name for name in await self._home.names("alive/") if name != _name(self.id))
+
     async def stop(self) -> None:
         """No more signs, and nothing written: as when the process is killed."""
         if self._task is not None:

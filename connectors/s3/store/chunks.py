@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.connectors.s3.store.home import Home
+from penstock.connectors.s3.store.home import LARGE_BYTES, Home
 from penstock.connectors.s3.store.progress import Progress, folder, object_name
 from penstock.engine.errors import Corrupt
 from penstock.engine.plan import Epoch
@@ -44,7 +44,7 @@ async def read_chunks(home: Home, lane: int, progress: Progress) -> dict[str, by
 async def _read(home: Home, lane: int, name: str) -> bytes:
     if not name:
         return b""
-    found = await home.read(folder(lane) + name)
+    found = await home.read(folder(lane) + name, LARGE_BYTES)
     if found is None:
         raise Corrupt(f"{home}{folder(lane)}{name} is gone. Restore it, or start with --fresh.")
     return found.data

@@ -13,6 +13,10 @@ from penstock.engine.errors import Temporary
 
 DEADLINE_S = 30.0
 """Of one call of ours, with all tries below it. S3 answers small calls in 0.02–0.2 s. After it a write is uncertain."""
+SLOWEST_BYTES_PER_S = 1 << 20
+"""Large objects get more time: so much as a poor line needs."""
+LARGE_BYTES = 128 << 20
+"""Larger than any object that is read whole: a batch of the outbox, the base of a lane's chunks."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,12 +24,17 @@ T = TypeVar("T")
 
 async def call(what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a blocking S3 call in its threads. Raises `Temporary` at the deadline: the call may still take effect."""
+    return await within(DEADLINE_S, what, *args, **kwargs)
+
+
+async def within(deadline_s: float, what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`call` with another deadline."""
     work = asyncio.get_running_loop().run_in_executor(threads(), functools.partial(what, *args, **kwargs))
     try:
-        async with asyncio.timeout(DEADLINE_S):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
+        async with asyncio.timeout(deadline_s):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
             return await work
     except TimeoutError as error:
-        raise Temporary(f"S3 did not answer within {DEADLINE_S:g} s. Check endpoint and network.") from error
+        raise Temporary(f"S3 did not answer within {deadline_s:.0f} s. Check endpoint and network.") from error
 
 
 class Home:
@@ -43,9 +52,9 @@ class Home:
     def key(self, name: str) -> str:
         return self.root + name
 
-    async def read(self, name: str) -> Got | None:
-        """None: no such object."""
-        return await call(fence.read, self.s3, self.bucket, self.key(name))
+    async def read(self, name: str, most_bytes: int = 0) -> Got | None:
+        """None: no such object. `most_bytes`: how large it may be, where it isn't small."""
+        return await within(_time_for(most_bytes), fence.read, self.s3, self.bucket, self.key(name))
 
     async def etag(self, name: str) -> str | None:
         found = await call(self.s3.head, self.bucket, self.key(name))
@@ -53,7 +62,8 @@ class Home:
 
     async def swap(self, name: str, data: bytes, etag: str | None) -> str:
         """See `fence.swap`."""
-        return await call(fence.swap, self.s3, self.bucket, self.key(name), data, etag, self.stored)
+        key, deadline_s = self.key(name), _time_for(len(data))
+        return await within(deadline_s, fence.swap, self.s3, self.bucket, key, data, etag, self.stored)
 
     async def create(self, name: str, data: bytes) -> None:
         """Make an object that never changes; `name` is unique to this attempt."""
@@ -76,3 +86,7 @@ class Home:
         """The same, blocking."""
         pages = self.s3.pages(self.bucket, self.key(prefix), self.key(after) if after else "")
         return [one.key.removeprefix(self.root) for page in pages for one in page]
+
+
+def _time_for(size: int) -> float:
+    return DEADLINE_S + size / SLOWEST_BYTES_PER_S

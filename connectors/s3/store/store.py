@@ -185,6 +185,7 @@ class S3Store:
             await self._rest()
             raise
         self._run = held
+        await self.beacon.forget_others()
         return held.epoch
 
     async def holder(self) -> Holder | None:
