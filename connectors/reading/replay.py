@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from penstock.connectors.base import Raw
+from penstock.connectors.reading.envelope import unseal
 from penstock.engine.items import DeadLetter, Item
 
 
@@ -22,6 +23,7 @@ class _Letter(msgspec.Struct, frozen=True):
     original: str
     generation: int = 0
     original_encoding: Literal["utf-8", "base64"] = "utf-8"
+    envelope: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Letter).decode
@@ -47,8 +49,9 @@ class ReplayIntake:
                 if letter.original_encoding == "base64"
                 else letter.original.encode("utf-8", "surrogatepass")
             )
+            key, headers = unseal(letter.envelope)
         except (msgspec.DecodeError, ValueError):
             return self._intake.item(raw, now)
-        inner = msgspec.structs.replace(raw, data=original, length=0)
+        inner = msgspec.structs.replace(raw, data=original, length=0, key=key, headers=headers)
         made = self._intake.item(inner, now)
         return msgspec.structs.replace(made, item_id=letter.item_id, generation=letter.generation + 1)

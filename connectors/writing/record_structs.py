@@ -168,3 +168,5 @@ class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):
     price_version: str
     policy_version: str
     finished_at: str
+    envelope: str | None = None
+    """Key and headers of a topic's record (`connectors.reading.envelope`)."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from penstock.connectors.reading.envelope import seal
 from penstock.connectors.writing.record_structs import (
     AttemptLine,
     BatchLine,
@@ -186,6 +187,7 @@ class Encoder:
     def dead_letter(self, letter: DeadLetter) -> bytes:
         item, route = letter.item, letter.route
         text, encoding = readable(letter.original)
+        came = item or letter
         return _encode(
             DeadLetterRecord(
                 item_id=letter.item_id,
@@ -211,6 +213,7 @@ class Encoder:
                 price_version=letter.price_version,
                 policy_version=letter.policy_version,
                 finished_at=self._stamps.iso(letter.finished_at),
+                envelope=seal(came.key, came.headers),
             )
         )
 

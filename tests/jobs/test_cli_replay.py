@@ -139,6 +139,19 @@ def test_a_replayed_item_is_the_same_item_in_its_next_generation() -> None:
     assert made.original == b'{"text":"hello"}'
 
 
+def test_a_replayed_record_of_a_topic_keeps_its_key_and_headers() -> None:
+    """They say whose data it is and which wall it stands behind: without them it could go where it must not."""
+    headers = (("penstock-tenant", b"acme"), ("penstock-record", b"{}"), ("x", b"\xff"))
+    died = DeadLetter(
+        LOST, Position("requests/0", 0, 7), "budget", "spent", b'{"text":"hello"}', key=b"k", headers=headers
+    )
+    line = Encoder("job-1", "rows").dead_letter(died)
+    made = intake().item(raw(line), 5.0)
+    assert isinstance(made, Item)
+    assert (made.item_id, made.key, made.headers) == (LOST, b"k", (headers[0], headers[2]))
+    assert made.attributes.tenant == "acme"
+
+
 def test_a_letter_that_was_unreadable_dies_again_as_itself() -> None:
     """Bytes that are not UTF-8 come back as they were, and the dead letter keeps the item's identity."""
     made = intake().item(raw(letter(LOST, "malformed", original=b"\xff\xfe{")), 5.0)
