@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import ssl
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.helpers import create_ssl_context
 
-from penstock.connectors.kafka.oauth import token_provider
+from penstock.connectors.kafka.oauth import NoToken, token_provider
 from penstock.connectors.secrets import resolve
 from penstock.connectors.settings import Connection
 from penstock.engine.errors import PenstockError, Refused, SpecError, Temporary
@@ -35,6 +36,9 @@ START_S = 15.0
 STOP_S = 5.0
 """A client that has not closed by then is left to end by itself."""
 _MOMENT_S = 0.05
+
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+"""What aiokafka logs goes to those who set up logging; else Python would print it over what a person looks at."""
 
 _closing: set[asyncio.Task[None]] = set()
 """Clients that end by themselves; the loop itself keeps no strong reference to a task."""
@@ -124,6 +128,8 @@ def new_admin(connection: Connection) -> Admin:
 async def start(client: Client, connection: Connection, *, seconds: float = START_S) -> None:
     """Connect and log in. Raises `Refused` (credentials, certificate, rights), `Temporary`, `SpecError`."""
     try:
+        if connection.sasl_mechanism == "OAUTHBEARER":
+            await _say_why(connection)  # aiokafka starts well with a token that is refused, and then learns nothing
         async with within(seconds, connection, "connecting"):
             await client.start()
     except BaseException as error:
@@ -221,11 +227,15 @@ def translated(error: BaseException, connection: Connection, doing: str, seconds
             return Refused(
                 f"{where}: no TLS with it ({error.reason}). Check security_protocol, the port, and our certificate."
             )
+        case NoToken():
+            return error.why
         case TimeoutError():
             return Temporary(
                 f"{where} did not answer within {seconds:g} s while {doing}. Check that its brokers are up and can be "
                 "reached by the names that they advertise."
             )
+        case kafka.KafkaConnectionError() if isinstance(error.__cause__, ssl.SSLError):
+            return translated(error.__cause__, connection, doing)  # TLS 1.3: a broker refuses us after the handshake
         case kafka.KafkaConnectionError() | OSError():
             return Temporary(
                 f"{where} can't be reached while {doing} ({error}). Check the address and that its brokers are up; a "
@@ -244,6 +254,8 @@ def _refusal(error: kafka.KafkaError, connection: Connection, where: str, doing:
     """What an administrator must mend; None where it is something else."""
     who = f"the user {connection.sasl_username}" if connection.sasl_username else "this client"
     match error:
+        case kafka.SaslAuthenticationFailed() if connection.sasl_mechanism == "OAUTHBEARER":
+            return f"{where} refuses the token ({error}). Check what sasl_oauth_token or sasl_oauth_endpoint gives."
         case kafka.SaslAuthenticationFailed() | kafka.AuthenticationFailedError():
             return f"{where} refuses the credentials of {who}. Check sasl_mechanism, the user name and the secret."
         case kafka.IllegalSaslStateError():
@@ -276,9 +288,27 @@ async def _say_why(connection: Connection) -> None:
         host, _, port = server.rpartition(":")
         try:
             async with within(timeout, connection, "connecting"):
-                (await create_conn(host.strip("[]"), int(port), **settings)).close()
-        except Temporary:
-            continue
+                one = _Telling(host.strip("[]"), int(port), **settings)
+                await one.connect()
+                one.close()
+        except Temporary as error:
+            if isinstance(error.__cause__, NoToken):
+                raise
+
+
+class _Telling(AIOKafkaConnection):
+    """aiokafka takes any answer to a token for a yes; the broker then closes the connection."""
+
+    def authenticator_oauth(self) -> _Bearer:
+        return _Bearer(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
+
+
+class _Bearer(OAuthAuthenticator):
+    async def step(self, payload: bytes | None) -> tuple[bytes, Literal[True]] | None:
+        if payload:  # an error in JSON (RFC 7628, 3.2.2); a yes is empty
+            self._sasl_oauth_token_provider.forget()
+            raise kafka.SaslAuthenticationFailed(payload.decode("utf-8", "replace")[:200])
+        return await super().step(payload)
 
 
 def _settings(connection: Connection) -> dict[str, Any]:

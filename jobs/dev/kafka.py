@@ -75,18 +75,20 @@ def jars(say: Say = quiet) -> Path:
 
 
 class KafkaServer(Server):
-    """One Kafka node. `port` 0: a free one. `properties` come on top of ours; listeners come beside ours."""
+    """One Kafka node. `port` 0: a free one. `properties` come on top of ours; listeners come beside ours.
+    `users`: name → password of those who may log in by SCRAM."""
 
     title: ClassVar[str] = "Kafka"
 
     def __init__(
         self, folder: Path, port: int = 0, properties: Mapping[str, str] | None = None, *, bound: bool = True,
-        say: Say = quiet,
+        users: Mapping[str, str] | None = None, say: Say = quiet,
     ) -> None:  # fmt: skip
         self.port = port or free_port()
         self.controller_port = free_port()
         super().__init__(folder, (self.port, self.controller_port), bound=bound)
         self._properties = dict(properties or {})
+        self._users = dict(users or {})
         self._say = say
 
     @property
@@ -144,7 +146,13 @@ class KafkaServer(Server):
 
     def _format(self, kafka: Path, settings: Path) -> None:
         tool = [*self._java(kafka, "-Xmx128m"), "kafka.tools.StorageTool", "format"]
-        run_tool("making Kafka's data folder", [*tool, "-t", cluster_id(), "-c", str(settings)])
+        scram = [
+            part
+            for name, password in self._users.items()
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+            for part in ("--add-scram", f"{mechanism}=[name={name},password={password}]")
+        ]
+        run_tool("making Kafka's data folder", [*tool, "-t", cluster_id(), "-c", str(settings), *scram])
 
     def _java(self, kafka: Path, heap: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
