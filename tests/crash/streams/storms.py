@@ -3,8 +3,8 @@ docs/reliability.md.
 
     storm(bench, ["lane", "broker killed"], seed=3)
 
-A broker or S3 server that is away costs what was answered and could not be committed before the right to send lapsed;
-a killed process costs what it had in flight and what was answered since the last commit.
+A killed process costs what it had in flight and what was answered since the last commit. A broker or S3 server that is
+away costs that, and what else was under the committed horizon: its lanes went on until they reached it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ from tests.crash.streams.s3_proxy import Shares
 from tests.crash.streams.stream_bench import StreamBench
 
 Harm = Literal[
-    "lane", "driver", "dispatcher", "command",
+    "lane", "driver", "dispatcher", "command", "lanes moved",
     "broker killed", "broker frozen", "network cut", "network held", "network slow",
     "S3 killed", "S3 frozen", "S3 errors", "S3 answers lost",
 ]  # fmt: skip
-KAFKA: tuple[Harm, ...] = get_args(Harm)[4:9]
-S3: tuple[Harm, ...] = get_args(Harm)[9:]
-PROCESSES: tuple[Harm, ...] = get_args(Harm)[:4]
+KAFKA: tuple[Harm, ...] = get_args(Harm)[5:10]
+S3: tuple[Harm, ...] = get_args(Harm)[10:]
+PROCESSES: tuple[Harm, ...] = get_args(Harm)[:5]
 
 UNCOMMITTED_S = {"kafka": 0.4, "s3": 3.0}
 """How old an answer may be and not yet committed: the interval (0.2 s, and 2 s to S3), the commit, and a busy
 machine's share."""
-RIGHT_S = 5.0
-"""How long a lane goes on sending while its commit gets no answer (`workers.lanes.shell`)."""
+AHEAD_S, FLOOR = 0.5, 64
+"""What a lane may send beyond its last commit: so many seconds of work, and so many items at least
+(`engine.flow.horizon`, `engine.flow.lane_types`)."""
 FROZEN_S = (11.0, 13.0)
 """Longer than a transaction's timeout (10 s)."""
 AWAY_S = (0.5, 4.0)
+MOVES, MOVE_S = 5, 1.0
+"""Every second all lanes of an actor go to another one."""
 FOUND_S = 60.0
 TALLY = "PENSTOCK_RELIABILITY"
 """Environment: a file that gains a line for every storm; `reliability.py` makes the table of it."""
@@ -102,6 +105,11 @@ def harm(
         case "lane" | "driver" | "dispatcher":
             _kill(b, kind, command, chance)
             return command
+        case "lanes moved":
+            for _ in range(MOVES):
+                _kill(b, "lane", command, chance)
+                time.sleep(MOVE_S)
+            return command
         case "command":
             b.kill("command", command, chance)
             return b.start()
@@ -146,9 +154,10 @@ def _kill(b: StreamBench, kind: Kind, command: subprocess.Popen[bytes], chance: 
 def _allowed(b: StreamBench, kind: Harm) -> int:
     """Second payments that the promise allows for one harm of this kind."""
     uncommitted_s = UNCOMMITTED_S["s3" if "s3" in (b.shape.results, b.shape.source) else "kafka"]
+    allowed = b.shape.concurrency + b.fastest_rate() * uncommitted_s
     if kind not in PROCESSES:
-        uncommitted_s += RIGHT_S
-    return round(b.shape.concurrency + b.fastest_rate() * uncommitted_s)
+        allowed += b.shape.lanes * FLOOR + b.fastest_rate() * AHEAD_S
+    return round(allowed * (MOVES if kind == "lanes moved" else 1))
 
 
 def note(b: StreamBench, name: str, seed: int, harms: int, report: Report, bound: int, seconds: float) -> None:

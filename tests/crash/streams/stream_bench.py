@@ -30,6 +30,7 @@ from tests.crash.streams.kafka_lines import Offered, Seen
 from tests.crash.streams.stage import Stage
 
 Place = Literal["kafka", "s3"]
+Headers = tuple[tuple[str, bytes], ...]
 OUT = "out/"
 OBJECTS = 6
 """Objects of an S3 input."""
@@ -88,9 +89,9 @@ class StreamBench(Bench):
         await kafka_lines.make_topics(self.stage.kafka.bootstrap, {self.topic: shape.partitions, **topics})
         await self.offer(self.labels)
 
-    async def offer(self, labels: Sequence[str]) -> None:
+    async def offer(self, labels: Sequence[str], headers: Headers = ()) -> None:
         """Put requests into the input, more than once where a test wants."""
-        records = [Offered(line(label, self.shape), self._key(number)) for number, label in enumerate(labels)]
+        records = [Offered(line(label, self.shape), self._key(number), headers) for number, label in enumerate(labels)]
         self.offered += [(one.key or b"", label) for one, label in zip(records, labels, strict=True)]
         if self.shape.source == "kafka":
             await kafka_lines.publish(self.stage.kafka.bootstrap, self.topic, records)

@@ -1,0 +1,52 @@
+"""The table of docs/reliability.md, from what the storms noted.
+
+    PENSTOCK_RELIABILITY=reliability.jsonl pytest -m soak tests/crash/streams
+    python -m tests.crash.streams.reliability reliability.jsonl docs/reliability.md
+
+The lines between the two marks in the document are replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from tests.crash.streams.storms import Line
+
+BEGIN, END = "<!-- storms: begin -->", "<!-- storms: end -->"
+HEAD = (
+    "| job | harm | seeds | harms | items | lost | twice | second payments | allowed | most in one run | marked |\n"
+    "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+)
+
+
+def table(lines: Iterable[Line]) -> str:
+    groups: defaultdict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[line.job, line.harm].append(line)
+    return HEAD + "".join(_row(job, harm, group) for (job, harm), group in sorted(groups.items()))
+
+
+def _row(job: str, harm: str, group: list[Line]) -> str:
+    sums = [sum(getattr(line, name) for line in group) for name in ("harms", "items", "lost", "twice")]
+    seeds = len({line.seed for line in group})
+    most = max(line.repeated for line in group)
+    seen, allowed, marked = (sum(getattr(line, name) for line in group) for name in ("repeated", "bound", "marked"))
+    cells = [job, harm, seeds, *sums, seen, allowed, most, marked]
+    return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells) + " |\n"
+
+
+def main(source: Path, document: Path) -> None:
+    lines = [msgspec.json.decode(line, type=Line) for line in source.read_bytes().splitlines()]
+    text = document.read_text()
+    before, rest = text.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    document.write_text(f"{before}{BEGIN}\n{table(lines)}{END}{after}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

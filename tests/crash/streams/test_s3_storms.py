@@ -1,0 +1,93 @@
+"""S3 to S3, and results in one store with costs in another: killed servers, endpoints that fail as real ones do."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import msgspec
+import pyarrow.dataset as ds
+import pytest
+from pyarrow.fs import S3FileSystem
+
+from tests.crash.streams.stage import Stage
+from tests.crash.streams.storms import PROCESSES, S3, UNCOMMITTED_S, Harm, note, storm
+from tests.crash.streams.stream_bench import OUT, Place, StreamBench, StreamShape, stream_bench
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
+
+S3_ONLY = StreamShape(items=1_500, source="s3", results="s3", others="s3", window=512)
+
+
+def test_one_job_survives_kills_of_its_parts_and_of_the_s3_server(servers: Stage, tmp_path: Path) -> None:
+    """A lane, the driver and the command; the S3 server dies and comes back; pyarrow then counts what we count."""
+    with stream_bench(servers, tmp_path, S3_ONLY) as b:
+        report = storm(b, ["lane", "S3 killed", "driver", "command"], seed=1)
+        assert counted_by_pyarrow(b, "results") == report.results
+
+
+def test_one_job_survives_an_endpoint_that_fails_as_real_ones_do(servers: Stage, tmp_path: Path) -> None:
+    """503 SlowDown, silence, half of a body, lost answers, those of conditional puts that succeeded among them."""
+    with stream_bench(servers, tmp_path, S3_ONLY) as b:
+        storm(b, ["S3 errors", "S3 answers lost"], seed=1)
+        assert servers.front.seen["lost"]
+
+
+def counted_by_pyarrow(b: StreamBench, sink: str) -> int:
+    """By the manifest, with pyarrow's own S3 client."""
+    keys = b.stage.s3.keys
+    files = S3FileSystem(
+        access_key=keys.access_key, secret_key=keys.secret_key, region="us-east-1", scheme="http",
+        endpoint_override=b.stage.s3.endpoint.removeprefix("http://"),
+    )  # fmt: skip
+    with files.open_input_stream(f"{b.bucket}/{OUT}{sink}/_manifest.json") as stream:
+        manifest = msgspec.json.decode(stream.read())
+    paths = [f"{b.bucket}/{file['key']}" for file in manifest["files"]]
+    return ds.dataset(paths, format="json", filesystem=files).count_rows()
+
+
+@pytest.mark.parametrize(("results", "others"), [("kafka", "s3"), ("s3", "kafka")])
+def test_a_kill_between_the_primarys_commit_and_the_followers(
+    results: Place, others: Place, servers: Stage, tmp_path: Path
+) -> None:
+    """The follower's server hangs while the primary goes on committing; everything is killed; then it comes back. The
+    outbox brings the follower's records, each once."""
+    shape = StreamShape(items=1_000, results=results, others=others, window=512)
+    with stream_bench(servers, tmp_path, shape) as b:
+        between(b, seed=1)
+
+
+def between(b: StreamBench, seed: int) -> None:
+    began = time.monotonic()
+    chance = random.Random(seed)
+    command = b.start()
+    b.wait_served(round(chance.uniform(0.1, 0.5) * b.shape.items), command)
+    server = b.stage.s3 if b.shape.others == "s3" else b.stage.kafka
+    server.freeze()
+    b.wait_served(b.served() + 60, command)
+    time.sleep(chance.uniform(0.2, 1.5))
+    b.kill("group", command, chance)
+    server.thaw()
+    b.run_until_done()
+    allowed = round(b.shape.concurrency + b.fastest_rate() * UNCOMMITTED_S["s3"])
+    report = b.check(bound=allowed)
+    note(b, "killed between primary and follower", seed, 1, report, allowed, time.monotonic() - began)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", [*PROCESSES, *S3])
+def test_soak(kind: Harm, seed: int, servers: Stage, tmp_path: Path) -> None:
+    """Each kind twice in a job."""
+    with stream_bench(servers, tmp_path, StreamShape(1_000, source="s3", results="s3", others="s3", window=512)) as b:
+        storm(b, [kind] * 2, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("results", "others"), [("kafka", "s3"), ("s3", "kafka")])
+def test_soak_between(results: Place, others: Place, seed: int, servers: Stage, tmp_path: Path) -> None:
+    """A kill between two stores, at other moments."""
+    with stream_bench(servers, tmp_path, StreamShape(1_000, results=results, others=others, window=512)) as b:
+        between(b, seed)
