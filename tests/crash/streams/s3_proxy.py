@@ -68,7 +68,6 @@ class S3Proxy:
 
     def harm(self, shares: Shares, seed: int) -> None:
         self._chance = random.Random(seed)
-        self.seen.clear()
         self.shares = shares
 
     def heal(self) -> None:

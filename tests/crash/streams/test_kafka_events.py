@@ -55,6 +55,7 @@ def drained(b: StreamBench, calls: int) -> None:
     assert b.end(command) == 130, b.log(command)
 
 
+@pytest.mark.soak
 def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(servers: Stage, tmp_path: Path) -> None:
     """All of a command is stopped, with its own Ray; a second one with --take-over finishes the run; the first wakes
     up: not a call more, not a record more, and it says that it was taken over."""
@@ -73,6 +74,7 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(servers: 
         b.check(bound=bound(b, owners=2))
 
 
+@pytest.mark.soak
 def test_a_second_instance_is_refused_or_takes_over(servers: Stage, tmp_path: Path) -> None:
     """While calls are slow: refused with exit code 2, told who holds the run, and the first goes on; with --take-over
     the first lets its calls end, hands over, and exits with 0."""
@@ -93,8 +95,8 @@ def test_a_second_instance_is_refused_or_takes_over(servers: Stage, tmp_path: Pa
 
 def test_group_offsets_that_vanish_change_nothing(servers: Stage, tmp_path: Path) -> None:
     """The source's group mirrors the progress for lag tools; a run whose group was deleted goes on where it was."""
-    with stream_bench(servers, tmp_path, StreamShape(items=800, model="sure")) as b:
-        drained(b, 250)
+    with stream_bench(servers, tmp_path, StreamShape(items=400, model="sure")) as b:
+        drained(b, 100)
         group = f"{b.name}-{b.shape.group}"
         assert asyncio.run(offsets_of(servers, group)), "the group mirrors the progress"
         asyncio.run(forget_group(servers, group))

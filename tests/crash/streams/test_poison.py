@@ -69,7 +69,7 @@ def test_poison_ends_as_dead_letters_with_its_bytes_and_good_records_go_on(serve
         assert sorted(one.key for one in results) == sorted(label for _, label in b.offered)
         counted = servers.kafka.tool(
             CONSOLE_CONSUMER, "--topic", b.out("results"), "--from-beginning", "--isolation-level", "read_committed",
-            "--timeout-ms", "8000",
+            "--timeout-ms", "4000",
         )  # fmt: skip
         assert len(counted.splitlines()) == len(results)
 
