@@ -13,6 +13,7 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.progress import saved_in
 from penstock.engine.items import Answer, Attributes, Call, Item, Outcome, Position, Request, Usage
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Task
@@ -33,6 +34,7 @@ class Simulated:
 
     def __init__(self, rate: int, partitions: int = 2) -> None:
         share = rate / 2000
+        self.disk: dict[str, bytes] = {}
         settings = LaneSettings(0, "r", round(4096 * share), beyond_max=round(65_536 * share))
         hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
         self.lane = Lane(settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets((), "r"))
@@ -80,6 +82,7 @@ class Simulated:
     def commit(self) -> None:
         batch = self.lane.commit(self.now)
         self.ended += len(batch.results)
+        self.disk |= batch.chunks
         self.lane.committed(self.now)
         self.most["progress"] = max(self.most["progress"], len(batch.chunks["progress"]))
         self.most["shelf"] = max(self.most["shelf"], self.lane.shelf.count)
@@ -104,6 +107,41 @@ def test_one_in_a_hundred_that_takes_a_minute_holds_up_no_partition() -> None:
     assert lane.lane.shelf.count == 0
     assert lane.lane.progress.beyond < lane.rate
     assert lane.ended > lane.count - lane.rate
+
+
+class OneForEver(Simulated):
+    """The first item of the first partition never comes back."""
+
+    def work(self, slow: bool) -> None:
+        super().work(slow)
+        self.calls = [entry for entry in self.calls if entry[-1].item_id != "i0"]
+        heapq.heapify(self.calls)
+
+
+def test_a_lane_of_which_only_the_shelf_is_left_is_not_done_for_its_next_owner() -> None:
+    """All else has ended and its owner is killed: the next one says so with its first commit, before the shelf's items
+    are back. Else the run would end without them."""
+    lane = OneForEver(rate=200)
+    lane.run(20.0, slow=False)
+    lane.rate, lane.owed = 0, 0.0
+    for partition in range(lane.partitions):
+        lane.lane.split_ended(partition)
+    lane.run(5.0, slow=False)
+    assert [slot.shelved for slot in lane.lane.slots.values()] == [True]
+    assert lane.lane.progress.all_closed
+    chunks = {name: value for name, value in lane.disk.items() if value}
+    seq, lane = lane.lane.seq, OneForEver(rate=200)
+    lane.lane.begin([Split(f"s{p}", f"o{p}", p, 0, "u", 0, None, "rows") for p in range(lane.partitions)], chunks, seq)
+    lane.commit()
+    assert not saved_in(lane.disk).done
+    assert not lane.lane.finished_all
+    lane.lane.restore_shelf(lane.now)
+    Simulated.work(lane, slow=False)
+    lane.now += 1.0
+    Simulated.work(lane, slow=False)
+    lane.commit()
+    assert lane.ended == 1
+    assert saved_in(lane.disk).done
 
 
 if __name__ == "__main__":
