@@ -392,7 +392,7 @@ class Lane:
     @property
     def finished_all(self) -> bool:
         """Every split is read to its end and every item has ended (and is in this commit or an earlier one)."""
-        return not self.slots and self.progress.all_closed
+        return not self.slots and not self.shelf.restored and self.progress.all_closed
 
     @property
     def idle(self) -> bool:
