@@ -40,7 +40,7 @@ class Deadlines:
         while self._heap and self._heap[0][0] <= now:
             _, seq, slot = heapq.heappop(self._heap)
             match slot.state:
-                case "beyond" | "ready" | "held":
+                case "beyond" | "behind" | "ready" | "held":
                     passed.append(slot)
                 case "flying" | "following":
                     heapq.heappush(self._heap, (now + LOOK_AGAIN_S, seq, slot))

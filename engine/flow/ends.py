@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.engine.catalog import Price
+from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.progress import Progress
 from penstock.engine.flow.settle import count_dead, count_result, too_large_of
 from penstock.engine.flow.shelf import Shelf
@@ -19,7 +20,9 @@ Costs = list[tuple[CostLine, Item | None]]
 class Ends:
     """Every item passes `result` or `dead` exactly once. What is here counts against the window until its commit."""
 
-    def __init__(self, progress: Progress, shelf: Shelf, tally: Tally, tier1: Price | None) -> None:
+    def __init__(
+        self, progress: Progress, shelf: Shelf, tally: Tally, tier1: Price | None, chains: Chains | None = None
+    ) -> None:
         self.slots: dict[tuple[str, int], Slot] = {}
         """Unfinished items by (item_id, generation), in reading order."""
         self.results: list[Result] = []
@@ -32,8 +35,9 @@ class Ends:
         self._committing = (0, 0)
         self._progress = progress
         self._shelf = shelf
-        self._tally = tally
+        self.tally = tally
         self._tier1 = tier1
+        self._chains = chains
         self.unfit: Callable[[Result], str | None] = _takes_all
         """Why the results' store can't take this one; None: it can. Asked once a result, before it counts as one."""
 
@@ -41,6 +45,8 @@ class Ends:
         item = slot.item
         self.slots[item.item_id, item.generation] = slot
         self.bytes += len(item.original)
+        if self._chains is not None:
+            self._chains.join(slot)
 
     def result(self, result: Result, slot: Slot) -> None:
         message = self.unfit(result)
@@ -48,15 +54,15 @@ class Ends:
             self.dead(too_large_of(result, message), slot)
             return
         self.results.append(result)
-        count_result(self._tally, result)
+        count_result(self.tally, result)
         if self._tier1 is not None:
-            self._tally.tier1_cost_nano += cost_nano(result.usage, self._tier1)
+            self.tally.tier1_cost_nano += cost_nano(result.usage, self._tier1)
         self._forget(slot)
 
     def dead(self, dead: DeadLetter, slot: Slot | None) -> None:
         """`slot`: None where the record never became an item."""
         self.dead_letters.append(dead)
-        count_dead(self._tally, dead)
+        count_dead(self.tally, dead)
         if slot is not None:
             self._forget(slot)
         else:
@@ -68,9 +74,9 @@ class Ends:
         """Costs that belong to no item."""
         self.costs += [(line, None) for line in lines]
         for line in lines:
-            self._tally.cost_nano += line.cost_nano
+            self.tally.cost_nano += line.cost_nano
             key = f"{line.model}@{line.model_version}"
-            row = self._tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
+            row = self.tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
             row.cost_nano += line.cost_nano
 
     def _forget(self, slot: Slot) -> None:
@@ -79,10 +85,12 @@ class Ends:
         del self.slots[item.item_id, item.generation]
         self._count(len(item.original))
         if route.walled and route.wall is not None:
-            refused = self._tally.refused
+            refused = self.tally.refused
             refused[route.wall] = refused.get(route.wall, 0) + route.walled
         if slot.shelved or slot.tried:
             self._shelf.forget(slot)
+        if self._chains is not None:
+            self._chains.ended(slot)
         if not slot.shelved:
             self._progress.of(item.source.ordinal).done(item.source.position)
 
@@ -99,6 +107,8 @@ class Ends:
         taken = self.results, self.dead_letters, self.costs
         self.results, self.dead_letters, self.costs = [], [], []
         self._committing = self.uncommitted, self._uncommitted_bytes
+        if self._chains is not None:
+            self._chains.harvest()
         for _, item in taken[2]:
             slot = self.slots.get((item.item_id, item.generation)) if item is not None else None
             if slot is not None:

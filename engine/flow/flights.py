@@ -1,4 +1,5 @@
-"""Calls at workers, and what follows when they land: a result, a retry, another target, or a dead letter."""
+"""Items that may be sent, their calls at workers, and what follows when these land: a result, a retry, another target,
+or a dead letter."""
 
 from __future__ import annotations
 
@@ -8,19 +9,30 @@ from collections.abc import Set
 import msgspec
 
 from penstock.engine.flow.calls import Calls
+from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.copies import Copies, copy_of
 from penstock.engine.flow.ends import Ends
+from penstock.engine.flow.inherited import Inherited
 from penstock.engine.flow.places import Places
 from penstock.engine.flow.settle import dead_letter_of
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import Tally, count_fallback
+from penstock.engine.flow.tally import count_fallback
 from penstock.engine.flow.till import Till
 from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome
 from penstock.engine.retry import RetrySettings, Stop, after
 
 
 class Flights:
-    def __init__(self, ends: Ends, tally: Tally, calls: Calls, copies: Copies, places: Places, till: Till) -> None:
+    def __init__(
+        self,
+        ends: Ends,
+        calls: Calls,
+        copies: Copies,
+        places: Places,
+        till: Till,
+        inherited: Inherited,
+        chains: Chains | None,
+    ) -> None:
         self.count = 0
         """Calls at workers."""
         self.heard: dict[str, float] = {}
@@ -28,13 +40,28 @@ class Flights:
         self._number: dict[Slot, int] = {}
         """Under which number its worker asked for it."""
         self._ends = ends
-        self._tally = tally
+        self._tally = ends.tally
         self._calls = calls
         self._copies = copies
         self._places = places
         self._till = till
+        self._inherited = inherited
+        self._chains = chains
         self._health = places.targets.health
         self._retry = RetrySettings(max_attempts=calls.policy.max_attempts)
+
+    def start(self, slot: Slot, now: float) -> None:
+        """The item is under the committed horizon: go on with what a worker already has of it, or wait for those of its
+        key that come before it, or for the answer to an equal one; else queue it."""
+        claimed = self._inherited.claim(slot)
+        if claimed is not None:
+            adopted, candidate = claimed
+            self._places.move(slot, candidate)
+            self.fly(slot, adopted.worker, now)
+            if adopted.outcome is not None:
+                self.landed(adopted.outcome, now)
+        elif not (self._chains is not None and self._chains.waits(slot)) and not self._copies.follows(slot):
+            self._queue(slot, now)
 
     def fly(self, slot: Slot, worker: str, now: float, number: int = 0) -> None:
         """`number`: of the worker's take, growing from 1; 0: it has the call already."""
@@ -133,6 +160,7 @@ class Flights:
 
     def worker_lost(self, worker: str, now: float) -> None:
         """All that was in flight at this worker comes back; the calls may have been paid for."""
+        self._inherited.worker_lost(worker)
         self.heard.pop(worker, None)
         for slot in [s for s in self._ends.slots.values() if s.state == "flying" and s.worker == worker]:
             self._lose(slot, f"worker {worker} was lost with the call in flight", now)

@@ -50,9 +50,10 @@ class Horizon:
     def committing(self) -> bool:
         return self._moved is not None
 
-    def thirsty(self, ready: int) -> bool:
-        """Workers will soon have nothing under the horizon, or somebody is in a hurry."""
-        return bool(self._urgent) or (bool(self._beyond) and ready < self._aim // 2)
+    def thirsty(self, ready: int, *, behind: bool) -> bool:
+        """Workers will soon have nothing to take, and a commit brings them something; or somebody is in a hurry.
+        `behind`: it lets one go that is under the horizon, behind another of its key."""
+        return bool(self._urgent) or ((behind or bool(self._beyond)) and ready < self._aim // 2)
 
     def advance(self, progress: Progress, ready: int, now: float) -> None:
         """Only as far as will be sent soon: a kill may repeat all that is under it. But over an urgent item at once,

@@ -10,8 +10,8 @@ Events are method calls, each with `now`; instructions come back as values: call
 again, so no wall and no budget can be passed by.
 
 Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till` (money),
-`deadlines`, `copies`, `calls` (what a call says and costs), `shelf` (what is kept of single items), `inherited` (what
-the last owner left at workers), `flights`, `ends`. This module joins them.
+`deadlines`, `chains` (whose turn it is), `copies`, `calls` (what a call says and costs), `shelf` (what is kept of
+single items), `inherited` (what the last owner left at workers), `flights`, `ends`. This module joins them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import msgspec
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.calls import Calls, first_price
+from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.copies import Copies
 from penstock.engine.flow.deadlines import Deadlines
 from penstock.engine.flow.ends import Ends
@@ -95,9 +96,12 @@ class Lane:
         """What the last owner's leases had settled: what can be proven of them."""
         self.adjusted = saved.adjusted
         self.plan_version = saved.plan_version
-        self.ends = Ends(self.progress, self.shelf, tally, first_price(self.catalog))
+        self.chains = Chains() if self.settings.by_key else None
+        self.ends = Ends(self.progress, self.shelf, tally, first_price(self.catalog), self.chains)
         self.slots = self.ends.slots
-        self.flights = Flights(self.ends, tally, self._calls, self.copies, self.places, self.till)
+        self.flights = Flights(
+            self.ends, self._calls, self.copies, self.places, self.till, self._inherited, self.chains
+        )
 
     def extend(self, splits: Sequence[Split], version: int) -> bool:
         """The lane's splits in a longer plan; true where some are new: one that was done goes on. Raises `Corrupt`."""
@@ -116,7 +120,7 @@ class Lane:
         return max(0, settings.window - len(self.slots) - ends.uncommitted)
 
     def restore_shelf(self, now: float) -> None:
-        """Shelved items of the last owner come back first; each may have been paid for."""
+        """Shelved items of the last owner come back first, in input order; each may have been paid for."""
         entries, self.shelf.restored = self.shelf.restored, []
         for entry in entries:
             slot = self._slot(entry.item, now)
@@ -124,7 +128,7 @@ class Lane:
             slot.attempt = max(slot.attempt, entry.attempt)
             self.shelf.put(slot, restored=True)
             if self._admit(slot, now):
-                self._dispatchable(slot, now)
+                self.flights.start(slot, now)
 
     def offer(self, entry: Item | DeadLetter, now: float) -> None:
         """One record of the source, in order within its split. Finished ones are skipped in silence."""
@@ -143,7 +147,7 @@ class Lane:
         if not self._admit(slot, now):
             return
         if source.position < split.horizon:
-            self._dispatchable(slot, now)
+            self.flights.start(slot, now)
         else:
             self.horizon.wait(slot)
 
@@ -169,18 +173,6 @@ class Lane:
         self._calls.measure(slot)
         self.deadlines.add(slot)
         return True
-
-    def _dispatchable(self, slot: Slot, now: float) -> None:
-        """The item is under the committed horizon: adopt what a worker already has of it, copy, or queue it."""
-        claimed = self._inherited.claim(slot)
-        if claimed is not None:
-            adopted, candidate = claimed
-            self.places.move(slot, candidate)
-            self.flights.fly(slot, adopted.worker, now)
-            if adopted.outcome is not None:
-                self.outcome(adopted.outcome, now)
-        elif not self.copies.follows(slot):
-            self._queue(slot, now)
 
     def _queue(self, slot: Slot, now: float) -> None:
         self.places.queue(slot, now, self.tally)
@@ -270,7 +262,6 @@ class Lane:
 
     def worker_lost(self, worker: str, now: float) -> None:
         """All that was in flight at this worker comes back; the calls may have been paid for."""
-        self._inherited.worker_lost(worker)
         self.flights.worker_lost(worker, now)
 
     def pool_down(self, pool: str, why: str, now: float) -> None:
@@ -345,7 +336,8 @@ class Lane:
     @property
     def thirsty(self) -> bool:
         """Workers will soon have nothing under the horizon: commit now rather than at the interval."""
-        return not self.draining and self.horizon.thirsty(len(self.ready))
+        behind = self.chains is not None and self.chains.pressing
+        return not self.draining and self.horizon.thirsty(len(self.ready), behind=behind)
 
     def commit(self, now: float) -> CommitBatch:
         """Everything finished since the last one, and a horizon over what is to be sent next. One at a time."""
@@ -374,8 +366,9 @@ class Lane:
     def committed(self, now: float) -> None:
         """The commit is durable: its items are forgotten, what is under its horizon may be sent."""
         self.ends.committed()
-        for slot in self.horizon.committed():
-            self._dispatchable(slot, now)
+        freed = self.chains.committed() if self.chains is not None else []
+        for slot in (*freed, *self.horizon.committed()):
+            self.flights.start(slot, now)
 
     def saved(self) -> Saved:
         return Saved(

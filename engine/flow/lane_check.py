@@ -19,6 +19,10 @@ def check(lane: Lane) -> None:
     assert lane.places.held + lane.till.waiting == states["held"], "one that is held waits for nothing"
     assert states["beyond"] == lane.horizon.waiting, "one that is beyond the horizon is forgotten"
     assert len(lane.slots) - lane.shelf.count + lane.ends.uncommitted <= lane.settings.window, "the window is passed"
+    if lane.chains is not None:
+        lane.chains.check()
+    behind = lane.chains.behind if lane.chains is not None else 0
+    assert states["behind"] == behind, "one that waits for its turn is in no chain"
     for slot in lane.slots.values():
         waits = slot.state == "beyond" or (lane.parted and slot.state != "flying")
         assert slot.shelved or waits or _under_horizon(lane, slot.item.source), "sent too early"

@@ -35,6 +35,8 @@ class LaneSettings(msgspec.Struct, frozen=True):
     shelf_max: int = 4096
     """As many as a window holds: one item in a hundred that takes a minute, at 2,000 items/s, is 1,200 at a time."""
     shelf_bytes: int = 16_000_000
+    by_key: bool = False
+    """Records of one key and split are sent one after another, in input order."""
     endless: bool = False
     """The run goes on tomorrow: what a day's or a month's budget can't hold today waits."""
     call_slack_s: float = 60.0

@@ -40,6 +40,7 @@ class Shelf:
         self.changes: dict[str, bytes] = {}
         """Chunks for the next commit."""
         self.restored: list[ShelfEntry] = []
+        """Of the last owner, in input order."""
         self._tried: dict[str, bytes] = {}
         for name, data in sorted((chunks or {}).items()):
             if name.startswith(SHELF):
@@ -49,6 +50,7 @@ class Shelf:
                     self.changes[name] = msgspec.msgpack.encode(ShelfEntry(entry.item, entry.attempt))
             elif name.startswith(TRIED):
                 self._tried[name.removeprefix(TRIED)] = data
+        self.restored.sort(key=lambda entry: (entry.item.source.ordinal, entry.item.source.position))
 
     # -- slow ones
 

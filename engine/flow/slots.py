@@ -11,9 +11,9 @@ from penstock.engine.items import Attempt, Attributes, Item, Role, Route, Usage
 from penstock.engine.retry import History
 from penstock.engine.router import Rejection
 
-State = Literal["beyond", "ready", "held", "flying", "following", "finished"]
-"""beyond: not under the committed horizon yet. held: waits for a time (retry) or a lease. following: an identical
-request is being answered. finished: waits for its commit."""
+State = Literal["beyond", "behind", "ready", "held", "flying", "following", "finished"]
+"""beyond: not under the committed horizon yet. behind: another of its key comes first. held: waits for a time (retry)
+or a lease. following: an identical request is being answered. finished: waits for its commit."""
 
 FIRST = History()
 REALTIME = 1 << 20

@@ -83,7 +83,13 @@ def entry(number: int) -> Item | DeadLetter:
         priority=number % 3 - 1 if number % 4 == 2 else None,
     )
     body = b'{"messages":[]}' + b" " * (number % 4)
-    return Item(f"i{number}", source, attributes, Request(body, input_hash=str(number % 4)), b"o" * 10, 1_000_000.0)
+    request, key = Request(body, input_hash=str(number % 4)), (b"", b"a", None, b"a", b"b")[number % 5]
+    return Item(f"i{number}", source, attributes, request, b"o" * 10, 1_000_000.0, key=key)
+
+
+def key_of(number: int) -> bytes | None:
+    record = entry(number)
+    return record.key
 
 
 class Disk(msgspec.Struct):
@@ -104,15 +110,23 @@ class LaneMachine(RuleBasedStateMachine):
         self.elsewhere: dict[str, Call] = {}
         self.sent: set[str] = set()
         """Items of which a call may have left, under whatever owner, and that had not ended by a commit then."""
+        self.sent_ever: set[str] = set()
         self.crashed: set[str] = set()
         """Of these: those whose owner died."""
         self.doubted: set[str] | None = None
         """Where the last owner left cleanly: the only items that may say `maybe_paid` when they come again."""
         self.takes = 0
 
-    @initialize(window=st.sampled_from([6, 20, 1000]), floor=st.sampled_from([1, 4, 100]), budgets=st.booleans())
-    def begin(self, window: int, floor: int, budgets: bool) -> None:
-        self.settings = LaneSettings(0, "r", window, horizon_floor=floor, beyond_max=64, shelf_after_s=5.0, shelf_max=3)
+    @initialize(
+        window=st.sampled_from([6, 20, 1000]),
+        floor=st.sampled_from([1, 4, 100]),
+        budgets=st.booleans(),
+        by_key=st.booleans(),
+    )
+    def begin(self, window: int, floor: int, budgets: bool, by_key: bool) -> None:
+        self.settings = LaneSettings(
+            0, "r", window, horizon_floor=floor, beyond_max=64, shelf_after_s=5.0, shelf_max=3, by_key=by_key
+        )
         self.budgets = (Budget(LIMIT),) if budgets else ()
         self.start()
 
@@ -163,8 +177,21 @@ class LaneMachine(RuleBasedStateMachine):
             assert call.item_id not in self.calls, "two calls of one item in flight"
             assert call.model in [c.model for c in slot.route.candidates], "a call to a target its route does not have"
             assert not self.lane.draining
+            self.see_turn(call.item_id)
             self.calls[call.item_id] = call
             self.sent.add(call.item_id)
+            self.sent_ever.add(call.item_id)
+
+    def see_turn(self, name: str) -> None:
+        """By key: all that came before it have ended for good, and none that came after it was ever sent."""
+        if not self.settings.by_key:
+            return
+        number = int(name[1:])
+        chain = [n for n in range(COUNT) if n // 10 == number // 10 and key_of(n) == key_of(number) is not None]
+        ended = {e for batch in self.disk.batches for e in ids(batch)}
+        assert {f"i{n}" for n in chain if n < number} <= ended, "sent before its turn"
+        assert not {f"i{n}" for n in chain if n > number} & self.sent_ever, "sent after its turn"
+        assert not {f"i{n}" for n in chain if n != number} & {*self.calls, *self.elsewhere}, "two of a key in flight"
 
     def see_order(self, pool: str, calls: list[Call]) -> None:
         """Urgent ones leave first, and no call of a tier that is paused."""
@@ -180,7 +207,8 @@ class LaneMachine(RuleBasedStateMachine):
     def take_in_vain(self, pool: str, n: int, worker: str) -> None:
         """The answer never reaches the worker."""
         self.takes += 1
-        self.lane.take(pool, n, 10_000, worker, self.now, self.takes)
+        for call in self.lane.take(pool, n, 10_000, worker, self.now, self.takes):
+            self.see_turn(call.item_id)
 
     @rule(worker=st.sampled_from(["w1", "w2"]))
     def missed(self, worker: str) -> None:
@@ -231,7 +259,7 @@ class LaneMachine(RuleBasedStateMachine):
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.lane.tick(self.now)
-        waits = [s for s in self.lane.slots.values() if s.state in ("beyond", "ready", "held")]
+        waits = [s for s in self.lane.slots.values() if s.state in ("beyond", "behind", "ready", "held")]
         overdue = [s for s in waits if (s.item.attributes.deadline or self.now) < self.now - LOOK_AGAIN_S]
         assert seconds < LOOK_AGAIN_S or not overdue, "one whose deadline has passed still waits"
         self.lane.till.give_back_idle(self.now)
@@ -450,7 +478,12 @@ def walk(seed: int) -> None:
     """A long story of one lane, told by dice: much goes well, and everything goes wrong now and then."""
     dice = random.Random(seed)
     machine = LaneMachine()
-    machine.begin(window=dice.choice([6, 20, 1000]), floor=dice.choice([1, 4, 100]), budgets=dice.random() < 0.5)
+    machine.begin(
+        window=dice.choice([6, 20, 1000]),
+        floor=dice.choice([1, 4, 100]),
+        budgets=dice.random() < 0.5,
+        by_key=seed % 2 == 1,
+    )
     troubles = dice.choice([0.0, 0.02, 0.2])
     kinds: list[FailureKind | None] = [*KINDS] if troubles > 0.1 else [*BILLED, "timeout", "not_sent", "too_long"]
     for _ in range(dice.choice([40, 150, 400])):
