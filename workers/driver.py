@@ -38,6 +38,7 @@ from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec, window_of
 from penstock.workers.status import RunState, RunStatus
 from penstock.workers.sums import sum_up
+from penstock.workers.trail import Trail
 
 ASK_WAIT_S = 1.0
 TICK_S = 0.1
@@ -72,6 +73,7 @@ class Driver:
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
+        self._trail = Trail(self._spec, self._options, self._note)
 
     def __repr__(self) -> str:
         return f"driver {self._spec.name}"
@@ -83,6 +85,7 @@ class Driver:
         spec, options = self._spec, self._options
         if options.fresh:
             await refuse_held(spec.sinks, spec.run_id)
+            await self._trail.deletes(time.time())
             if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
                 LedgerClient(open_state(spec.state), spec.run_id).forfeit_run(MAX_LANES)
             await discard_stores(spec.sinks, spec.run_id)
@@ -91,6 +94,7 @@ class Driver:
         self._stores: Stores = open_stores(spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
         if options.take_over:
+            await self._trail.takes_over(await self._stores.primary.holder(), time.time())
             await self._warm_up()
             await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
         self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
@@ -110,6 +114,7 @@ class Driver:
             self._spec, self._stores.primary, self._cores, accept=self._options.accept_changes, now=time.time()
         )
         await self._stores.tell(made.plan)
+        await self._trail.began(self._run_epoch, made, time.time())
         self._status.resumed = made.resumed
         self._status.notes.extend(made.notes)
         self._status.lanes = made.plan.lanes
@@ -218,6 +223,7 @@ class Driver:
                 await self._hearing.look(self._crew.pause)
                 idle = self._bill.idle_nano(self._status.tally, now)
                 await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())
+                await self._trail.look(self._status, now)
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
                     self._fleet.grow(pool, self._board.ready(pool), now)
@@ -298,14 +304,14 @@ class Driver:
         if state != "handed_over":  # its successor waits
             self._status.outputs = await self._stores.finish(self._plan)
         await self._stores.primary.let_go()
-        self._over(state, message)
+        await self._over(state, message)
 
     async def _fail(self, message: str) -> None:
         self._log("error", "run failed", reason=message[:500])
         await self._close(abort=True)
         with contextlib.suppress(PenstockError):
             await self._stores.primary.let_go()
-        self._over("failed", message)
+        await self._over("failed", message)
 
     async def _close(self, *, abort: bool) -> None:
         if self._discovery is not None:
@@ -316,7 +322,8 @@ class Driver:
         if hasattr(self, "_labels"):
             await self._labels.close()
 
-    def _over(self, state: RunState, message: str) -> None:
+    async def _over(self, state: RunState, message: str) -> None:
+        await self._trail.ended(state, message, self._status.tally, time.time())
         self._status.ended_at = time.time()
         self._status.message = message
         self._status.state = state

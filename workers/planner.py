@@ -20,11 +20,12 @@ BYTES_PER_LANE = 16_000_000
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """`resumed`: the plan was there. `notes`: what is worth telling of it."""
+    """`resumed`: the plan was there. `notes`: what is worth telling of it. `changed`: parts of the job, accepted."""
 
     plan: Plan
     resumed: bool = False
     notes: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
 
 async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bool, now: float) -> Planned:
@@ -43,11 +44,11 @@ async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: b
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
     longer = extended(plan, spec, await listed(source, plan))
     if longer is None:
-        return Planned(plan, True, tuple(notes))
+        return Planned(plan, True, tuple(notes), tuple(changed))
     if new := len(longer.splits) - len(plan.splits):
         notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
     await primary.write_plan(longer)
-    return Planned(longer, True, tuple(notes))
+    return Planned(longer, True, tuple(notes), tuple(changed))
 
 
 async def listed(source: Source, plan: Plan) -> list[Split]:

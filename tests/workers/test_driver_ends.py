@@ -120,7 +120,7 @@ async def test_an_interrupt_before_the_lanes_are_open_is_not_forgotten(tmp_path:
     assert one._ending is not None
     assert one._ending[0] == "interrupted"
     other = driver(tmp_path)
-    other._over("done", "")
+    await other._over("done", "")
     await other.drain()
     await asyncio.sleep(0)
     assert other._status.state == "done"
