@@ -45,7 +45,7 @@ from penstock.connectors.s3.store.progress import (
 )
 from penstock.connectors.s3.store.upload import upload
 from penstock.connectors.settings import FilesSink, S3Sink
-from penstock.engine.errors import PenstockError, Temporary
+from penstock.engine.errors import Fenced, PenstockError, Temporary
 
 MERGE_BYTES = 64 << 20
 """Of records that wait in a lane: then they are merged. Readers like objects of some ten to some hundred MB."""
@@ -85,6 +85,7 @@ async def merge(lane: Lane, home: Home, sinks: Sinks, now: float, stop: threadin
     """Merge what waits; False: nothing did. Raises as `Lane.change`, and `Stopped`."""
     left = lane.state.merging
     if left is not None:
+        await lane.change(_same)  # from here on an end of it that got no answer can't come true any more
         await asyncio.to_thread(remove_attempt, home, sinks, left.attempt)
     merging = await _begin(lane)
     if merging is None:
@@ -94,12 +95,16 @@ async def merge(lane: Lane, home: Home, sinks: Sinks, now: float, stop: threadin
         finals = await asyncio.to_thread(_write, home, lane.number, sinks, merging, stop)
         lane.step("merge.written")
         await _end(lane, merging, finals, now)
-    except (PenstockError, Stopped):
+    except (Fenced, Stopped):  # not where the end is uncertain: it may come true, and name them; the next merge sees
         with contextlib.suppress(PenstockError):
             await asyncio.to_thread(_withdraw, home, lane.number, sinks, merging.attempt)
         raise
     lane.step("merge.ended")
     return True
+
+
+def _same(state: Progress, _: Objects) -> Progress:
+    return state
 
 
 async def _begin(lane: Lane) -> Merging | None:
