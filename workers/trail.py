@@ -96,7 +96,7 @@ class Trail:
     def _add_walls(self, tally: Tally, now: float) -> None:
         """Sums of the run so far, where they are new: so one that got lost leaves no gap."""
         dead = {reason: tally.dead_letters[reason] for reason in WALLED if reason in tally.dead_letters}
-        facts: dict[str, object] = {"refused_targets_by_wall": dict(tally.refused), "dead_letters": dead}
+        facts: dict[str, object] = {"refused": _by_wall(tally), "dead_letters": dead}
         if facts != self._walls and (tally.refused or dead):
             self._walls = facts
             self._add(self._draft(now, "wall_refusals", facts))
@@ -121,6 +121,15 @@ class Trail:
 
     async def _write(self, drafts: list[Draft]) -> None:
         await asyncio.to_thread(lambda: open_audit(self._spec.state).append(*drafts))
+
+
+def _by_wall(tally: Tally) -> dict[str, dict[str, int]]:
+    """Wall → model → items that it kept from this model."""
+    found: dict[str, dict[str, int]] = {}
+    for pair, n in tally.refused_models.items():
+        wall, _, model = pair.partition("|")
+        found.setdefault(wall, {})[model] = n
+    return found
 
 
 def _started(spec: RunSpec, options: RunOptions, epoch: int, made: Planned) -> dict[str, object]:

@@ -10,7 +10,7 @@ from penstock.engine.flow.progress import Progress
 from penstock.engine.flow.settle import count_dead, count_result, too_large_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import ModelTally, Tally
+from penstock.engine.flow.tally import ModelTally, Tally, count_refused
 from penstock.engine.items import CostLine, DeadLetter, Item, Result
 from penstock.engine.pricing import cost_nano
 
@@ -85,8 +85,7 @@ class Ends:
         del self.slots[item.item_id, item.generation]
         self._count(len(item.original))
         if route.walled and route.wall is not None:
-            refused = self.tally.refused
-            refused[route.wall] = refused.get(route.wall, 0) + route.walled
+            count_refused(self.tally, route.wall, (refusal.model for refusal in route.refused[: route.walled]))
         if slot.shelved or slot.tried:
             self._shelf.forget(slot)
         if self._chains is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 
@@ -71,6 +73,8 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """Input done so far, in bytes of the object (rows × mean size for tables): for progress and ETA."""
     refused: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Wall → refusals."""
+    refused_models: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """The same by `wall|model`."""
     retried: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """What had failed → calls made again at the same model."""
     fallen: dict[str, int] = msgspec.field(default_factory=dict[str, int])
@@ -89,6 +93,7 @@ def merge(into: Tally, other: Tally) -> None:
     for mine, theirs in (
         (into.dead_letters, other.dead_letters),
         (into.refused, other.refused),
+        (into.refused_models, other.refused_models),
         (into.tiers, other.tiers),
         (into.in_flight, other.in_flight),
         (into.retried, other.retried),
@@ -101,6 +106,13 @@ def merge(into: Tally, other: Tally) -> None:
     for key, task in other.quality.items():
         _merge_task(into.quality.setdefault(key, TaskTally(task=task.task, model=task.model)), task)
     into.slowest = sorted([*into.slowest, *other.slowest], key=lambda slow: -slow.seconds)[:SLOWEST_KEPT]
+
+
+def count_refused(tally: Tally, wall: str, models: Iterable[str]) -> None:
+    for model in models:
+        tally.refused[wall] = tally.refused.get(wall, 0) + 1
+        pair = f"{wall}|{model}"
+        tally.refused_models[pair] = tally.refused_models.get(pair, 0) + 1
 
 
 def count_fallback(tally: Tally, source: str, to: str) -> None:

@@ -14,7 +14,7 @@ from penstock.engine.audit import Entry
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.errors import Corrupt
-from penstock.engine.flow.tally import Tally
+from penstock.engine.flow.tally import Tally, count_refused
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.workers.planner import Planned
@@ -35,6 +35,13 @@ CATALOG = Catalog(
 PROMPT = "Tell me whether {{ text }} is a secret"
 POLICY = Policy({"t": Task("t", tier=3, min_quality=0.8, prompt=Prompt(PROMPT, version="p1"))}, version="pol1")
 PLAN = Plan("r-1", "r", {}, 2, (), {}, 0.0)
+
+
+def refused(wall: str, times: int) -> Tally:
+    tally = Tally()
+    for _ in range(times):
+        count_refused(tally, wall, CATALOG.models)
+    return tally
 
 
 class Desk:
@@ -110,14 +117,15 @@ async def test_refusals_by_walls_are_summed_every_few_minutes_and_at_the_end(des
     await desk.began()
     status = RunStatus("r-1", "r", "running")
     await desk.trail.look(status, WRITE_EVERY_S)
-    status.tally = Tally(refused={"eu-only": 4}, dead_letters={"wall": 1, "malformed": 2})
+    status.tally = refused("eu-only", 4)
+    status.tally.dead_letters = {"wall": 1, "malformed": 2}
     await desk.trail.look(status, WRITE_EVERY_S + 1)
     await desk.trail.look(status, 2 * WRITE_EVERY_S)
     await desk.trail.look(status, 3 * WRITE_EVERY_S)
-    await desk.trail.ended("done", "", Tally(refused={"eu-only": 5}), 4 * WRITE_EVERY_S)
+    await desk.trail.ended("done", "", refused("eu-only", 5), 4 * WRITE_EVERY_S)
     assert desk.facts("wall_refusals") == [
-        {"refused_targets_by_wall": {"eu-only": 4}, "dead_letters": {"wall": 1}},
-        {"refused_targets_by_wall": {"eu-only": 5}, "dead_letters": {}},
+        {"refused": {"eu-only": {"cloud": 4, "own": 4}}, "dead_letters": {"wall": 1}},
+        {"refused": {"eu-only": {"cloud": 5, "own": 5}}, "dead_letters": {}},
     ]
 
 
@@ -162,7 +170,7 @@ async def test_a_log_that_breaks_under_a_run_is_told_once_and_its_entries_wait(d
     head.unlink()
     status = RunStatus("r-1", "r", "running")
     for at in range(1, 2 * MOST_WAITING):
-        status.tally = Tally(refused={"house": at})
+        status.tally = refused("house", at)
         await desk.trail.look(status, at * WRITE_EVERY_S)
     assert len(desk.notes) == 1
     assert "head.json is gone" in desk.notes[0]
