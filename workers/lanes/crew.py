@@ -198,10 +198,14 @@ class Crew:
                 await self._reopen_here(lane, fresh)
 
     async def _reopen_here(self, lane: int, actor: _Actor) -> None:
+        from ray.exceptions import ActorDiedError
+
         while True:
             try:
                 await asyncio.wait_for(self._open(lane, force=True), OPEN_TIMEOUT_S)
                 await self._brief(lane, actor)
+            except ActorDiedError:  # killed while it opened: `_watch` sees it too, and opens the lane in another
+                return
             except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
                 if actor not in self._actors or not self._may_reopen(lane, words(error)):
                     return

@@ -93,6 +93,23 @@ def test_a_second_instance_is_refused_or_takes_over(servers: Stage, tmp_path: Pa
         b.check(bound=bound(b))
 
 
+def test_a_lane_actor_that_is_killed_while_it_opens_is_replaced_again(servers: Stage, tmp_path: Path) -> None:
+    """The run goes on by itself. (Seen: it asked the dead actor again and again, until it gave up.)"""
+    with stream_bench(servers, tmp_path, StreamShape(items=600, lane_actors=1)) as b:
+        command = b.start()
+        b.wait_served(100, command)
+        (first,) = b.find("lane", command)
+        first.kill()
+        until = time.monotonic() + 60
+        while not (fresh := [p for p in b.find("lane", command) if p.pid != first.pid]):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        fresh[0].kill()
+        b.kills += ["lane", "its successor"]
+        assert b.end(command) == 0, b.log(command)
+        b.check(bound=bound(b, owners=2))
+
+
 def test_group_offsets_that_vanish_change_nothing(servers: Stage, tmp_path: Path) -> None:
     """The source's group mirrors the progress for lag tools; a run whose group was deleted goes on where it was."""
     with stream_bench(servers, tmp_path, StreamShape(items=400, model="sure")) as b:
