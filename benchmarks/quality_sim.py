@@ -1,0 +1,306 @@
+"""What the statistics of `engine/measure/` promise, tried out on made-up data. No clock; all chance is from the seed.
+
+    python benchmarks/quality_sim.py [parts, or all of them] [--runs 1000] [--seed 1]
+
+Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs. No rival: each figure has
+a promise beside it. Caveat: items are independent here, as sampled rows are; scores of one conversation are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.engine.measure.betting import Side, log_factors, log_mixed
+from penstock.engine.measure.cascade import Threshold, calibrate
+from penstock.engine.measure.differences import arms_interval
+from penstock.engine.measure.drift import Watch, watch
+from penstock.engine.measure.guards import Guard
+from penstock.engine.measure.intervals import anytime_interval
+from penstock.engine.measure.moments import FEWEST, TUNED_FOR
+from penstock.engine.measure.sample import DIFFERENCE, STEPS, UNIT, Sample, Support, sample_of
+from penstock.engine.measure.split import mismatch
+from penstock.engine.quality import proportion_interval
+
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int, int], Floats]
+"""(chance, runs, items) → values in thousandths, a run a row."""
+CHUNK = 50
+"""Runs worked on at once: bounds memory at about 100 MB for 5,000 items and 24 bets."""
+
+
+def evidence(values: Floats, mean: float, side: Side, support: Support) -> Floats:
+    """Log evidence after every item, a run a row: `betting.log_evidence` for all items at once."""
+    levels = np.arange(round(support.low * STEPS), round(support.high * STEPS) + 1) / STEPS
+    table = log_factors(levels, mean, side, support)
+    at = np.rint((values - support.low) * STEPS).astype(np.int64)
+    return np.concatenate(
+        [log_mixed(table[at[i : i + CHUNK]].cumsum(axis=1), support) for i in range(0, len(at), CHUNK)]
+    )
+
+
+def first_at(reached: NDArray[np.bool_]) -> Floats:
+    """Item, counted from 1, at which each run first reached it; infinite where it never did."""
+    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, math.inf)
+
+
+def binary(p: float) -> Draw:
+    return lambda rng, runs, items: (rng.random((runs, items)) < p).astype(float)
+
+
+def graded(a: float, b: float) -> Draw:
+    return lambda rng, runs, items: np.rint(rng.beta(a, b, (runs, items)) * STEPS) / STEPS
+
+
+def paired(worse: float, other: float) -> Draw:
+    """Differences on the same rows: −1 with chance worse + other, +1 with chance other."""
+
+    def draw(rng: np.random.Generator, runs: int, items: int) -> Floats:
+        u = rng.random((runs, items))
+        return np.where(u < worse + other, -1.0, np.where(u < worse + 2 * other, 1.0, 0.0))
+
+    return draw
+
+
+def against_arm(quality: float, worse: float, ratio: int) -> Draw:
+    """Differences of a candidate's item and the mean of `ratio` items of the baseline, as `Pairing` makes them."""
+
+    def draw(rng: np.random.Generator, runs: int, items: int) -> Floats:
+        base = rng.binomial(ratio, quality, (runs, items)) / ratio
+        return np.rint(((rng.random((runs, items)) < quality - worse) - base) * STEPS) / STEPS
+
+    return draw
+
+
+def widths(rng: np.random.Generator, runs: int) -> None:
+    print("\nHalf-width of a 95 % interval that may be looked at after every item (beside: one fixed look, Wilson)")
+    for p in (0.5, 0.85, 0.97):
+        for n in (50, 100, 500, 1_000, 5_000):
+            k = round(p * n)
+            ours, fixed = anytime_interval(Sample(((0, n - k), (STEPS, k)))), proportion_interval(k, n)
+            assert ours
+            assert fixed
+            print(f"  share {p:.2f}, n {n:5}: ±{half(ours):.4f}   ±{half(fixed):.4f}")
+    seen = graded(8, 2)(rng, 1, 5_000)[0]
+    for n in (50, 500, 5_000):
+        print(f"  graded 0.80 ± 0.12, n {n:5}: ±{half(anytime_interval(sample_of(seen[:n]))):.4f}")
+
+
+def half(interval: object) -> float:
+    return (interval.high - interval.low) / 2  # type: ignore[attr-defined]
+
+
+def coverage(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nRuns of {runs} whose 95 % interval held the truth at every one of 5,000 looks (promise: 95 %)")
+    cases: list[tuple[str, Draw, float | None, Support]] = [
+        *((f"share {p}", binary(p), p, UNIT) for p in (0.5, 0.85, 0.97)),
+        ("graded, mean about 0.8", graded(8, 2), None, UNIT),
+        ("paired difference −0.05", paired(0.05, 0.05), -0.05, DIFFERENCE),
+        ("paired difference 0", paired(0.0, 0.05), 0.0, DIFFERENCE),
+    ]
+    for name, draw, mean, support in cases:
+        values = draw(rng, runs, 5_000)
+        truth = 0.8 if mean is None else mean
+        missed = np.zeros(runs, dtype=bool)
+        for side in ("up", "down"):
+            missed |= (evidence(values, truth, side, support) >= math.log(2 / 0.05)).any(axis=1)
+        print(f"  {name:26} {1 - missed.mean():.1%}")
+    print("  two arms, 0.85 and 0.80    " + _arms_coverage(rng, min(runs, 200)))
+
+
+def _arms_coverage(rng: np.random.Generator, runs: int) -> str:
+    looks, held = (50, 100, 200, 400, 800, 1_600), 0
+    for _ in range(runs):
+        base, other = binary(0.85)(rng, 1, 8_000)[0], binary(0.80)(rng, 1, 1_600)[0]
+        found = [arms_interval(sample_of(base[: 5 * n]), sample_of(other[:n])) for n in looks]
+        held += all(each is not None and each.low <= -0.05 <= each.high for each in found)
+    return f"{held / runs:.1%} ({runs} runs, {len(looks)} looks each)"
+
+
+def evaluations(rng: np.random.Generator, runs: int) -> None:
+    print("\nEvaluations that stop by themselves at 95 %, looked at after each of at most 3,000 rows")
+    for name, qualities in {
+        "three equal": (0.80, 0.80, 0.80),
+        "one 5 points better": (0.80, 0.80, 0.85),
+        "one 2 points better": (0.80, 0.80, 0.82),
+        "five, one 5 points better": (0.75, 0.78, 0.80, 0.80, 0.85),
+    }.items():
+        named, stops = _stops(rng, runs, np.array(qualities))
+        best = [i for i, q in enumerate(qualities) if q == max(qualities)]
+        wrong = named >= 0 if len(best) > 1 else (named >= 0) & (named != best[0])
+        median = np.median(stops)
+        print(
+            f"  {name:26} wrong winner {wrong.mean():.1%} (promise: at most 5 %), stopped {(named >= 0).mean():.1%}, "
+            f"median rows {'over 3000' if math.isinf(median) else int(median)}"
+        )
+
+
+def _stops(rng: np.random.Generator, runs: int, qualities: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Who was named winner in each run (−1: nobody) and after how many rows. Half of a row's luck is common to all."""
+    k, needed = len(qualities), math.log((len(qualities) - 1) / 0.05)
+    named, stops = np.full(runs, -1), np.full(runs, math.inf)
+    for start in range(0, runs, CHUNK):
+        count = min(CHUNK, runs - start)
+        own = rng.random((k, count, 3_000))
+        own = np.where(rng.random((count, 3_000)) < 0.5, rng.random((count, 3_000)), own)
+        scores = (own < qualities[:, None, None]).astype(float)
+        for i in range(k):
+            beats = [evidence(scores[i] - scores[j], 0.0, "up", DIFFERENCE) >= needed for j in range(k) if j != i]
+            first = first_at(np.logical_and.reduce(beats))
+            part = slice(start, start + count)
+            named[part] = np.where(first < stops[part], i, named[part])
+            stops[part] = np.minimum(first, stops[part])
+    return named, stops
+
+
+def _alarms(draw: Draw, rng: np.random.Generator, runs: int, items: int) -> Floats:
+    guard = Guard(name="quality")
+    log_e = evidence(draw(rng, runs, items), guard.fail_beyond, "down", guard.support)
+    return first_at(log_e >= math.log(1 / guard.alarm_rate))
+
+
+def false_alarms(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nA/A rollouts rolled back, looked at after each of 1,500 values, {2 * runs} runs (promise: at most 1 %)")
+    cases = {f"paired, {2 * f:.0%} of rows differ": paired(0.0, f) for f in (0.02, 0.05)}
+    cases |= {f"two arms 1:{r}, quality {q}": against_arm(q, 0.0, r) for r in (1, 9) for q in (0.7, 0.9)}
+    for name, draw in cases.items():
+        alarms = _alarms(draw, rng, 2 * runs, 1_500)
+        print(f"  {name:34} {np.isfinite(alarms).mean():.2%}")
+
+
+def regressions(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nRegressions taken back within so many scored items of the candidate ({runs} runs; promise: 95 %)")
+    for worse, items in ((0.10, 400), (0.05, 1_500)):
+        for quality in (0.80, 0.85, 0.90, 0.95):
+            for ratio in (1, 9, 19):
+                draw = against_arm(quality, worse, ratio)
+                _found(f"{quality:.2f} falls by {worse:.2f}, arms 1:{ratio}", draw, rng, runs, items)
+    for worse, items in ((0.10, 400), (0.05, 1_000)):
+        for other in (0.01, 0.02, 0.03, 0.05):
+            name = f"paired, falls by {worse:.2f}, {worse + 2 * other:.0%} of rows differ"
+            _found(name, paired(worse, other), rng, runs, items)
+
+
+def _found(name: str, draw: Draw, rng: np.random.Generator, runs: int, items: int) -> None:
+    alarms = _alarms(draw, rng, runs, 2 * items)
+    within, p95 = (alarms <= items).mean(), np.quantile(alarms, 0.95, method="higher")
+    later = f"> {2 * items}" if math.isinf(p95) else f"{p95:.0f}"
+    print(f"  {name:42} within {items}: {within:.1%}, median {np.median(alarms):.0f}, 95 % by {later}")
+
+
+def cascade(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nCascades calibrated for accepted answers of 0.95 at 95 % confidence ({runs} runs; promise: 95 % good)")
+    grid = np.linspace(0, 1, 100_001)
+    for name, slope in (("a telling signal", 8.0), ("a weak signal", 3.0)):
+        correct = 1 / (1 + np.exp(-(0.8 + slope * (grid - 0.4))))
+        tail = np.cumsum(correct[::-1])[::-1] / np.arange(len(grid), 0, -1)
+        ideal = 1 - grid[tail >= 0.95].min() if (tail >= 0.95).any() else 0.0
+        for labels in (300, 1_000, 3_000):
+            good, shares = 0, []
+            for _ in range(runs):
+                signal = rng.random(labels)
+                right = rng.random(labels) < np.interp(signal, grid, correct)
+                found = calibrate(signal.tolist(), right.astype(float).tolist(), 0.95)
+                good += not isinstance(found, Threshold) or np.interp(found.above, grid, tail) >= 0.95
+                shares.append(1 - found.above if isinstance(found, Threshold) else 0.0)
+            refused = np.mean(np.array(shares) == 0)
+            print(
+                f"  {name:16} {labels:5} labels: good {good / runs:.1%}, refused {refused:.1%}, "
+                f"accepts {np.mean(shares):.2f} of all (with full knowledge {ideal:.2f})"
+            )
+
+
+def drift(rng: np.random.Generator, runs: int) -> None:
+    print("\nDrift of accepted quality, watched against 0.95, true 0.97 until it falls (alarm once in 10,000 at most)")
+    fresh = Watch(line=0.95)
+    short = min(runs, 200)
+    calm = [watch(fresh, (rng.random(10_000) < 0.95).astype(float)) for _ in range(short)]
+    over = np.mean([each.log_evidence >= math.log(each.items_between_alarms) for each in calm])
+    print(f"  true quality 0.95 for 10,000 items: {over:.1%} in alarm at the end ({short} runs)")
+    for after in (0.92, 0.90, 0.85):
+        delays = [_delay(fresh, rng, after) for _ in range(short)]
+        print(f"  falls to {after}: noticed after {np.median(delays):.0f} items (median), 95 % by {_p95(delays):.0f}")
+
+
+def _delay(fresh: Watch, rng: np.random.Generator, after: float) -> float:
+    seen = watch(fresh, (rng.random(1_000) < 0.97).astype(float))
+    for items in range(20, 10_001, 20):
+        seen = watch(seen, (rng.random(20) < after).astype(float))
+        if seen.alarm:
+            return items
+    return math.inf
+
+
+def _p95(delays: list[float]) -> float:
+    return float(np.quantile(delays, 0.95, method="higher"))
+
+
+def split(rng: np.random.Generator, runs: int) -> None:
+    print("\nSample-ratio mismatch, arms meant 90:10, looked at every 100 of 100,000 items (alarm rate 0.1 %)")
+    for share in (0.10, 0.11, 0.09):
+        firsts = [first for _ in range(runs) for first in _mismatch_at(rng, share)]
+        said = f"alarms {np.isfinite(firsts).mean():.2%}"
+        print(f"  true share {share:.2f}: {said}" + ("" if share == 0.10 else f", median at {np.median(firsts):.0f}"))
+
+
+def _mismatch_at(rng: np.random.Generator, share: float) -> Iterator[float]:
+    small = rng.binomial(100, share, 1_000).cumsum()
+    for look, count in enumerate(small.tolist(), start=1):
+        if mismatch((100 * look - count, count), (0.9, 0.1)).found:
+            yield 100.0 * look
+            return
+    yield math.inf
+
+
+def costs(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nMean cost without a cap (asymptotic), looks {FEWEST}…5,000, {runs} runs (promise 95 %, for many items)")
+    for spread in (0.5, 1.0, 1.5):
+        truth, alpha = math.exp(spread**2 / 2), 0.05
+        rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha)) + 1) / TUNED_FOR
+        values = rng.lognormal(0, spread, (runs, 5_000))
+        n = np.arange(1, 5_001)
+        mean = values.cumsum(axis=1) / n
+        variance = np.maximum(0, (values**2).cumsum(axis=1) / n - mean**2)
+        wide = n * rho2 + 1
+        margin = np.sqrt(variance * 2 * wide / (n**2 * rho2) * np.log(np.sqrt(wide) / alpha))
+        outside = (np.abs(mean - truth) > margin)[:, FEWEST - 1 :]
+        late = outside[:, 500 - FEWEST :]
+        print(
+            f"  log-normal, sigma {spread}: held {1 - outside.any(axis=1).mean():.1%}; "
+            f"looked at from 500 items on: {1 - late.any(axis=1).mean():.1%}"
+        )
+
+
+PARTS: dict[str, Callable[[np.random.Generator, int], None]] = {
+    "widths": widths,
+    "coverage": coverage,
+    "evaluations": evaluations,
+    "false-alarms": false_alarms,
+    "regressions": regressions,
+    "cascade": cascade,
+    "drift": drift,
+    "split": split,
+    "costs": costs,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"all where none is named: {', '.join(PARTS)}")
+    parser.add_argument("--runs", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    print(f"runs {args.runs}, seed {args.seed}")
+    for number, (name, part) in enumerate(PARTS.items()):
+        if not args.parts or name in args.parts:
+            part(np.random.default_rng((args.seed, number)), args.runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Guards of a rollout's stage: pass, fail or go on, after any number of items, with declared error rates.
+
+A guard watches the mean of one value:
+
+| what is guarded | the value of an item | support |
+|---|---|---|
+| quality, paired with the baseline | score less the baseline's on the same row, or from `Pairing` | `DIFFERENCE` |
+| error or refusal rate against a line | 1 for an error, else 0 | `UNIT` |
+| error or refusal rate against the baseline | as for quality; higher is worse | `DIFFERENCE` |
+| q-quantile of cost or latency against a line | `beyond(value, line)`; higher is worse than 1 − q | `UNIT` |
+| median of cost or latency against the baseline | `beyond(value, paired baseline × 1.1)` | `UNIT` |
+| mean of log cost or latency against the baseline | log(value / paired baseline), in `Moments` | `judge_moments` |
+
+Guards keep one sample through all stages of a rollout: then `alarm_rate` is the chance of a false alarm in the whole
+rollout. A sample that starts anew at each stage has that chance at each. Chances of several guards add up at most.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from penstock.engine.measure.betting import Side, log_evidence
+from penstock.engine.measure.intervals import bound
+from penstock.engine.measure.moments import FEWEST, Moments, asymptotic_margin
+from penstock.engine.measure.sample import DIFFERENCE, Sample, Support
+
+Decision = Literal["pass", "fail", "go on"]
+
+
+class Guard(msgspec.Struct, frozen=True, kw_only=True):
+    """Fails once the mean is shown to be worse than `fail_beyond`; passes once it is shown better than `pass_within`.
+
+    For quality against a baseline: `fail_beyond=-0.01` allows to lose a point, `pass_within=-0.03` is content when a
+    loss of three points is ruled out.
+    """
+
+    name: str
+    worse: Literal["lower", "higher"] = "lower"
+    fail_beyond: float = 0.0
+    pass_within: float | None = None
+    """None: a stage passes only at `max_items`."""
+    alarm_rate: float = 0.01
+    """Chance, over all looks together, to fail a candidate whose mean is no worse than `fail_beyond`."""
+    miss_rate: float = 0.05
+    """Chance, over all looks together, to pass before `max_items` one whose mean is no better than `pass_within`."""
+    max_items: int = 1_500
+    """Values after which a stage ends: 5 points worse is found in about as many (docs/quality.md)."""
+    at_limit: Literal["pass", "fail"] = "pass"
+    """What becomes of a stage that nothing was shown in. "pass" says "no harm found", not "no harm"."""
+    support: Support = DIFFERENCE
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    decision: Decision
+    items: int
+    mean: float | None
+    worst: float
+    """The worst mean that `alarm_rate` can't rule out: what may still be wrong with one that passes."""
+    why: str
+
+
+def beyond(value: float, line: float) -> float:
+    """1 above the line, else 0: its mean is at most 1 − q while the q-quantile is no higher than the line."""
+    return float(value > line)
+
+
+def judge(guard: Guard, sample: Sample) -> Verdict:
+    """May be asked after every item. Raises `SpecError` where a value leaves the guard's support."""
+    bad, good = _sides(guard)
+
+    def shown(mean: float | None, side: Side, chance: float) -> bool:
+        return mean is not None and log_evidence(sample, mean, side, guard.support) >= math.log(1.0 / chance)
+
+    decision, why = _decide(
+        guard,
+        sample.n,
+        shown(guard.fail_beyond, bad, guard.alarm_rate),
+        shown(guard.pass_within, good, guard.miss_rate),
+    )
+    worst = bound(sample, guard.alarm_rate, good, guard.support)
+    return Verdict(decision, sample.n, sample.mean, worst, why)
+
+
+def judge_moments(guard: Guard, seen: Moments) -> Verdict:
+    """The same for values without an end, such as logarithms of ratios; see `moments.py` for what is assumed. Waits
+    for `FEWEST` values. The support is not used."""
+    sign = 1.0 if guard.worse == "lower" else -1.0
+
+    def shown(line: float | None, towards: float, chance: float) -> bool:
+        return line is not None and towards * (seen.mean - line) > asymptotic_margin(seen, chance)
+
+    decision, why = _decide(
+        guard,
+        seen.n,
+        shown(guard.fail_beyond, -sign, guard.alarm_rate),
+        shown(guard.pass_within, sign, guard.miss_rate),
+    )
+    worst = seen.mean - sign * asymptotic_margin(seen, guard.alarm_rate)
+    return Verdict(decision, seen.n, seen.mean if seen.n >= FEWEST else None, worst, why)
+
+
+def items_needed(effect: float, variance: float, alarm_rate: float = 0.01, power: float = 1.645) -> int:
+    """About how many values show, in 95 % of cases (`power` is the normal quantile), a mean that is `effect` beyond the
+    guard's line. An estimate for plans, from log capital ≈ z²/2 and 1.5 for not knowing the best bet."""
+    need = math.log(1.0 / alarm_rate) + 1.5
+    z = power + math.sqrt(power * power + 2.0 * need)
+    return math.ceil(variance * (z / effect) ** 2)
+
+
+def _sides(guard: Guard) -> tuple[Side, Side]:
+    return ("down", "up") if guard.worse == "lower" else ("up", "down")
+
+
+def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision, str]:
+    """Harm goes first: a mean that is both worse than one line and better than the other fails."""
+    if harm:
+        return "fail", f"{guard.name}: worse than {guard.fail_beyond:g}, shown after {items} items"
+    if safe:
+        return "pass", f"{guard.name}: better than {guard.pass_within:g}, shown after {items} items"
+    if items >= guard.max_items:
+        return guard.at_limit, f"{guard.name}: nothing shown within {guard.max_items} items"
+    return "go on", f"{guard.name}: not decided after {items} items"
