@@ -94,6 +94,10 @@ class AuditLog:
         found = self._head()
         return None if found is None else found[0]
 
+    def is_absent(self) -> bool:
+        """Nothing was ever written, or nothing is left of it."""
+        return not self._state.list(PREFIX)
+
     def lines(self) -> Iterator[Line]:
         """Every line as it stands, from the first."""
         for number in self._segments():

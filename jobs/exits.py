@@ -14,6 +14,8 @@ USAGE: Final = 2
 BUDGET: Final = 3
 INFRASTRUCTURE: Final = 4
 DEAD_LETTERS: Final = 5
+BROKEN: Final = 6
+"""The audit log does not hold."""
 INTERRUPTED: Final = 130
 
 

@@ -99,6 +99,7 @@ def replay(
     (results.replay-1.jsonl), in Kafka in the same topics; each record says its generation.
     """
     from penstock.jobs import replay as again
+    from penstock.jobs.audited import record
     from penstock.jobs.look import report
     from penstock.jobs.progress import display_for
     from penstock.jobs.run import Session, Stop, execute
@@ -108,6 +109,8 @@ def replay(
     now = run.job() or found.history.spec(base)
     spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
     click.echo(_chosen(spec.run_id, chosen))
+    facts = {"as": spec.run_id, "sent": chosen.sent, "left": chosen.left, "only_part_kept": len(chosen.cut)}
+    record(found.history, "replay", base, facts)
     result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())
     out = shared.console()
     for part in report.summary(result.status, state=shared.state_to_name(found.history.url)):

@@ -245,6 +245,7 @@ def _table(runs: list[RunStatus]) -> None:
 @shared.state_option
 def cancel(run: shared.Named, state: str | None) -> int:
     """Ask RUN to drain, commit and stop. What is done stays done; running the job again goes on."""
+    from penstock.jobs.audited import record_stop
     from penstock.jobs.history import is_over
     from penstock.jobs.run import command_line
 
@@ -254,6 +255,8 @@ def cancel(run: shared.Named, state: str | None) -> int:
         click.echo(f"{found.run_id} is over already: {told.state.replace('_', ' ')}")
         return exits.DONE
     found.history.ask_cancel(found.run_id, command_line())
+    if (missing := record_stop(found.history, "cancel", found.run_id, {})) is not None:
+        click.echo(f"note: {missing}", err=True)
     click.echo(f"asked {found.run_id} to stop; it drains and commits first (penstock status {found.run_id})")
     return exits.DONE
 

@@ -40,6 +40,10 @@ def resume(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
 
 
 def _hold(found: shared.Found, tiers: set[int]) -> None:
+    from penstock.jobs.audited import record_stop
+
     found.history.pause(found.run_id, tuple(sorted(tiers)))
+    if (missing := record_stop(found.history, "pause", found.run_id, {"tiers": sorted(tiers)})) is not None:
+        click.echo(f"note: {missing}", err=True)
     held = ", ".join(f"tier {tier}" for tier in sorted(tiers))
     click.echo(f"{found.run_id}: paused: {held}" if held else f"{found.run_id}: no tier is paused")
