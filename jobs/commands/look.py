@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -88,8 +90,17 @@ def costs(run: shared.Named, state: str | None, as_json: bool, by: By) -> int:
 @shared.run_argument
 @shared.state_option
 @shared.json_option
-def report(run: shared.Named, state: str | None, as_json: bool) -> int:
-    """The summary of RUN (the latest by default), as it stood at its end, or as it stands."""
+@click.option(
+    "--html", "-o", "html", metavar="FILE", help="Write one page about the run instead: no server, no network."
+)
+def report(run: shared.Named, state: str | None, as_json: bool, html: str | None) -> int:
+    """The summary of RUN (the latest by default), as it stood at its end, or as it stands.
+
+    With --html: a page of its own, with cost, quality and latency by task and model, routing
+    over time, refusals and dead letters. It holds labels, but no prompt and no answer.
+    """
+    if html is not None:
+        return _page(run, state, as_json, html)
     from penstock.jobs.look import report as summaries
 
     found = shared.locate(run, state)
@@ -100,6 +111,16 @@ def report(run: shared.Named, state: str | None, as_json: bool) -> int:
     out = shared.console()
     for part in summaries.summary(status, state=shared.state_to_name(found.history.url)):
         out.print(part)
+    return exits.DONE
+
+
+def _page(run: shared.Named, state: str | None, as_json: bool, html: str) -> int:
+    from penstock.jobs.look.page import render
+
+    if as_json:
+        raise click.UsageError("--json and --html are two forms of the report: give one")
+    render.write(Path(html), render.page(outputs_of(run, state), time.time()))
+    click.echo(f"report in {html}")
     return exits.DONE
 
 

@@ -41,7 +41,7 @@ class Bill(msgspec.Struct):
 
 def add_up(lines: Iterable[CostTold], by: By) -> dict[str, Bill]:
     """Group → sums, the dearest first (days in order). What a line doesn't say is grouped under `–`."""
-    key, bills = _KEYS[by], dict[str, Bill]()
+    key, bills = KEYS[by], dict[str, Bill]()
     for line in lines:
         bills.setdefault(key(line), Bill()).add(line)
     return dict(sorted(bills.items(), key=lambda kv: (0 if by == "day" else -kv[1].nano, kv[0])))
@@ -55,7 +55,7 @@ def _day(line: CostTold) -> str:
     return line.at.astimezone(UTC).strftime("%Y-%m-%d") if line.at else "–"
 
 
-_KEYS: dict[By, Callable[[CostTold], str]] = {
+KEYS: dict[By, Callable[[CostTold], str]] = {
     "model": lambda line: _named(line.model),
     "tier": lambda line: _named(line.tier),
     "task": lambda line: _named(line.task),

@@ -113,13 +113,13 @@ def _lines(status: RunStatus, named: str) -> Table:
     table = _grid()
     tally = status.tally
     for label, text in (
-        ("cost", _cost(status)),
-        ("saved", _saved(tally)),
+        ("cost", cost_line(status)),
+        ("saved", saved_line(tally)),
         *(("quality", line) for line in _quality(tally)),
         *(("slowest", _slow(slow)) for slow in tally.slowest[:3]),
         ("dead letters", _dead(tally, named)),
         ("walls", f"targets refused: {tallied(tally.refused)}" if tally.refused else ""),
-        ("ledger", _ledger(status)),
+        ("ledger", ledger_line(status)),
         *_files(status),
         *(("note", _escape(note)) for note in status.notes),
         ("next", _next(status, named)),
@@ -138,7 +138,7 @@ def _blank_repeats(table: Table) -> None:
     ]
 
 
-def _cost(status: RunStatus) -> str:
+def cost_line(status: RunStatus) -> str:
     text = dollars(status.tally.cost_nano)
     if status.tally.results:
         text += f", {dollars(status.tally.cost_nano * 1000 // status.tally.results)} per 1,000 results"
@@ -147,7 +147,7 @@ def _cost(status: RunStatus) -> str:
     return text
 
 
-def _saved(tally: Tally) -> str:
+def saved_line(tally: Tally) -> str:
     """Against the same tokens at the first Tier 1 model. Says so, too, where it cost more."""
     difference = tally.tier1_cost_nano - tally.cost_nano
     if not tally.tier1_cost_nano or not difference:
@@ -191,7 +191,7 @@ def _dead(tally: Tally, named: str) -> str:
     return f"{tallied(tally.dead_letters)}\n→ penstock dead-letters list {named}"
 
 
-def _ledger(status: RunStatus) -> str:
+def ledger_line(status: RunStatus) -> str:
     tally = status.tally
     parts: list[str] = []
     if tally.maybe_paid:

@@ -74,6 +74,9 @@ class Told(msgspec.Struct, frozen=True):
     account: str | None = None
     region: str | None = None
     mode: str | None = None
+    experiment: str | None = None
+    arm: str | None = None
+    propensity: float | None = None
     prompt_version: str | None = None
     policy_version: str | None = None
     price_version: str | None = None
@@ -158,6 +161,21 @@ class CostTold(msgspec.Struct, frozen=True):
         return nano(self.usd)
 
 
+class SampleTold(msgspec.Struct, frozen=True):
+    """A quality sample, without what was said."""
+
+    item_id: str
+    task: str | None = None
+    scorer: str = ""
+    score: float = 0.0
+    passed: bool = False
+    judge_model: str | None = None
+    sample_probability: float = 0.0
+    arm: str | None = None
+    model: str | None = None
+    model_version: str | None = None
+
+
 def nano(usd: float) -> int:
     """Dollars as a record writes them (nine decimals at most) → whole nano-dollars."""
     return round(usd * NANO_PER_USD)
@@ -192,6 +210,14 @@ class _Either(msgspec.Struct, frozen=True):
     response: msgspec.Raw = msgspec.Raw()
 
 
+class _Block(msgspec.Struct, frozen=True):
+    """A result without its answer and columns, which are passed over."""
+
+    penstock: Told
+
+
+_block = msgspec.json.Decoder(_Block)
+_sample = msgspec.json.Decoder(SampleTold)
 _either = msgspec.json.Decoder(_Either)
 _letter = msgspec.json.Decoder(LetterTold)
 _cost = msgspec.json.Decoder(CostTold)
@@ -202,6 +228,17 @@ def result(line: Line) -> ResultTold:
     record = _read(_either, line, "results")
     label = record.penstock.custom_id or _text_or_none(record.custom_id)
     return ResultTold(record.penstock, label, _answer(record))
+
+
+def blocks(lines: Iterable[Line]) -> Iterator[Told]:
+    """What results say beside the answer."""
+    for line in lines:
+        yield _read(_block, line, "results").penstock
+
+
+def samples(lines: Iterable[Line]) -> Iterator[SampleTold]:
+    for line in lines:
+        yield _read(_sample, line, "quality")
 
 
 def letters(lines: Iterable[Line]) -> Iterator[LetterTold]:

@@ -1,0 +1,410 @@
+"""The page of `penstock report --html`: its numbers are the records', and nothing in a record can become markup.
+
+The records are committed through a real file store; the page is read back with an HTML parser.
+"""
+
+import asyncio
+import random
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors.base import OutRecord, Records, SinkName
+from penstock.connectors.registry import open_stores
+from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
+from penstock.connectors.writing.records import Encoder
+from penstock.engine.catalog import Catalog
+from penstock.engine.items import (
+    Answer,
+    Attempt,
+    Attributes,
+    CostLine,
+    DeadLetter,
+    Item,
+    Position,
+    Refusal,
+    Request,
+    Result,
+    Role,
+    Route,
+    Score,
+    Usage,
+)
+from penstock.engine.plan import Plan
+from penstock.engine.policy import Policy
+from penstock.engine.quality import proportion_interval
+from penstock.jobs.cli import call
+from penstock.jobs.history import open_history
+from penstock.jobs.look.page import timeline
+from penstock.jobs.look.page.groups import MOST
+from penstock.jobs.look.page.sketch import Sketch
+from penstock.jobs.look.page.timeline import MOST_BUCKETS, Timeline
+from penstock.jobs.wording import dollars
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus, Tally
+
+RUN = "job-1"
+AT = 1_795_525_200.0
+"""2026-11-24 13:00:00 UTC."""
+SECRET = "the parcel of Ms. Miller never came"
+"""What a prompt, an answer and a provider's message say: never on the page."""
+
+
+class Made(msgspec.Struct):
+    """What was committed, for the test to add up."""
+
+    results: list[Result] = []
+    letters: list[DeadLetter] = []
+    costs: list[CostLine] = []
+
+
+def item(n: int, task: str, label: str) -> Item:
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": SECRET}]})
+    return Item(
+        f"{n:032x}", Position("rows.jsonl@9f2c:0-4096", 0, n), Attributes(task=task), Request(body),
+        SECRET.encode(), AT, custom_id=label,
+    )  # fmt: skip
+
+
+def tries(rng: random.Random, model: str, at: float, trouble: float) -> tuple[Attempt, ...]:
+    """One answer, now and then after a failure of the same model or another's."""
+    made: list[Attempt] = []
+    role: Role = "primary"
+    while rng.random() < trouble and len(made) < 3:
+        failed = "overloaded" if rng.random() < 0.5 else "timeout"
+        made.append(Attempt(len(made) + 1, role, model, at, 50.0, failed, None, 0))
+        role = "retry"
+    ms = rng.lognormvariate(6, 0.5)
+    made.append(Attempt(len(made) + 1, role, model, at, ms, "ok", "req", rng.randrange(1_000, 90_000), model + "-v1"))
+    return tuple(made)
+
+
+def result(rng: random.Random, n: int, task: str, model: str, label: str, seconds: float) -> Result:
+    at = AT + rng.random() * seconds
+    attempts = tries(rng, model, at, 0.1)
+    right = rng.random() < 0.8
+    return Result(
+        item=item(n, task, label), route=Route(task, 3, (), (Refusal("opus", "wall eu-only: regions [us]"),), "tier 3"),
+        answer=Answer(SECRET, "stop", b"{}"), model=model, model_version="v1", provider="p", account="a", region="eu",
+        mode="now", usage=Usage(input=40, output=2), cost_nano=sum(tried.cost_nano for tried in attempts),
+        cost_basis="metered", price_version="2026-11", policy_version="p1", prompt_version="q1", attempts=attempts,
+        finished_at=at + 1, queue_ms=1000.0 * rng.random(), call_ms=sum(tried.ms for tried in attempts),
+        output_hash="cd", sampled=True, sample_probability=0.5, maybe_paid=rng.random() < 0.05,
+        scores=(Score("exact", "s1", float(right), right),),
+    )  # fmt: skip
+
+
+def lines_of(made: Result) -> list[CostLine]:
+    source = made.item
+    return [
+        CostLine(
+            f"{source.item_id}:0:{tried.n}", source.item_id, tried.n, tried.role, "a", tried.model, "v1",
+            made.usage, tried.cost_nano, "metered", "p", None, made.route.task, 3, made.finished_at,
+        )
+        for tried in made.attempts
+        if tried.outcome == "ok"
+    ]  # fmt: skip
+
+
+def letter(n: int, reason: str = "refused", label: str = "dead") -> DeadLetter:
+    attempt = Attempt(1, "primary", "small", AT, 20.0, "refused", None, 700)
+    return DeadLetter(
+        f"{n:032x}", Position("rows.jsonl@9f2c:0-4096", 0, n), reason, f"it said: {SECRET}", SECRET.encode(),  # pyright: ignore[reportArgumentType]
+        custom_id=label, attempts=(attempt,), cost_nano=700, finished_at=AT,
+    )  # fmt: skip
+
+
+def make(
+    count: int,
+    models: Iterable[str] = ("small", "large"),
+    tasks: Iterable[str] = ("topic", "rewrite"),
+    letters: int = 0,
+    label: str = "order",
+    seconds: float = 60.0,
+) -> Made:
+    rng, names, kinds = random.Random(count), list(models), list(tasks)
+    made = Made(
+        [result(rng, n, kinds[n % len(kinds)], names[n % len(names)], f"{label}-{n}", seconds) for n in range(count)],
+        [letter(count + n, "refused" if n % 3 else "wall", f"{label}-dead-{n}") for n in range(letters)],
+    )
+    made.costs = [line for one in made.results for line in lines_of(one)]
+    return made
+
+
+def records(made: Made) -> Records:
+    encoder = Encoder(RUN, "rows")
+    out: dict[SinkName, list[OutRecord]] = {"results": [], "costs": [], "quality": [], "dead_letters": []}
+    for n, one in enumerate(made.results):
+        out["results"].append(OutRecord(0, n, encoder.result(one)))
+        out["quality"] += [OutRecord(0, n, encoder.quality(one, score)) for score in one.scores]
+    out["costs"] += [OutRecord(0, n, encoder.cost(line)) for n, line in enumerate(made.costs)]
+    out["dead_letters"] += [OutRecord(0, n, encoder.dead_letter(dead)) for n, dead in enumerate(made.letters)]
+    return out
+
+
+async def commit(made: Made, sinks: dict[SinkName, SinkSettings], finish: bool) -> dict[str, list[str]]:
+    stores = open_stores(sinks, RUN)
+    taken = await stores.primary.take(0, (1, 1))
+    await stores.primary.commit(0, (1, 1), taken.seq + 1, records(made), {})
+    await stores.primary.release(0)
+    return await stores.finish(Plan(RUN, "n", {}, 1, (), {}, 0.0)) if finish else {}
+
+
+def write(folder: Path, made: Made, *, name: str = "job", finish: bool = True) -> Path:
+    """Commit the records, save the run's history, and ask for its page."""
+    sinks: dict[SinkName, SinkSettings] = {
+        sink: FilesSink(str(folder / f"{sink}.jsonl")) for sink in ("results", "costs", "quality", "dead_letters")
+    }
+    outputs = asyncio.run(commit(made, sinks, finish))
+    state = str(folder / ".penstock")
+    history = open_history(state)
+    source = FilesSource(str(folder / "rows.jsonl"))
+    history.save_spec(
+        RunSpec(RUN, name, {}, source, None, Row(), Catalog({}, {}, {}), Policy({}), dict(sinks), state=state)
+    )
+    tally = Tally(
+        results=len(made.results),
+        dead_letters=dict(Counter(dead.reason for dead in made.letters)),
+        cost_nano=sum(line.cost_nano for line in made.costs),
+        tier1_cost_nano=10 * sum(line.cost_nano for line in made.costs),
+        tiers={3: len(made.results)} if made.results else {},
+        refused={"eu-only": len(made.results)} if made.results else {},
+    )
+    history.save_status(
+        RunStatus(
+            RUN,
+            name,
+            "done" if finish else "running",
+            started_at=AT,
+            updated_at=AT + 61,
+            ended_at=AT + 61 if finish else None,
+            tally=tally,
+            outputs=outputs,
+        )
+    )
+    page = folder / "report.html"
+    assert call(["report", RUN, "--state", state, "--html", str(page)]) == 0
+    return page
+
+
+class Page(HTMLParser):
+    """Tables by caption, all text, and every tag and attribute that stands in the page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.raw = path.read_text()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []
+        self.feed(self.raw)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self._open.append(tag)
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self.tables[self._caption] = self._rows
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        where = self._open[-1] if self._open else ""
+        if where == "caption":
+            self._caption += data
+        if where in ("td", "th"):
+            self._rows[-1][-1] += data
+
+    def rows(self, caption: str) -> list[dict[str, str]]:
+        head, *rows = self.tables[caption]
+        return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_the_numbers_on_the_page_are_sums_of_the_records(tmp_path: Path) -> None:
+    """Cost by model, rows by reason, calls again by cause, quality with the engine's interval: nothing is lost."""
+    made = make(300, letters=7)
+    page = Page(write(tmp_path, made))
+    total = sum(line.cost_nano for line in made.costs)
+    for by in ("tier", "task", "model", "account", "role"):
+        sums: Counter[str] = Counter()
+        for line in made.costs:
+            sums[f"tier {line.tier}" if by == "tier" else str(getattr(line, by))] += line.cost_nano
+        expected = {name: dollars(nano) for name, nano in sums.items()} | (
+            {"all": dollars(total)} if len(sums) > 1 else {}
+        )
+        assert {row[by]: row["$"] for row in page.rows(f"By {by}")} == expected
+    roles = {row["role"]: row for row in page.rows("By role")}
+    again = [line for line in made.costs if line.role == "retry"]
+    assert roles["retry"]["$"] == dollars(sum(line.cost_nano for line in again)) == roles["all"]["again, $"]
+    retried = sum(1 for one in made.results for tried in one.attempts if tried.role == "retry")
+    assert sum(int(row["calls"]) for row in page.rows("Called again")) == retried
+    assert {row["reason"]: row["rows"] for row in page.rows("By reason")} == {"refused": "4", "wall": "3", "all": "7"}
+    quality = {(row["task"], row["model"]): row for row in page.rows("Quality by task and model")}
+    for (task, model), row in quality.items():
+        scores = [one.scores[0] for one in made.results if (one.route.task, one.model + "@v1") == (task, model)]
+        passed = sum(score.passed for score in scores)
+        around = proportion_interval(passed, len(scores))
+        assert around is not None
+        assert row["n"] == str(len(scores))
+        assert row["mean score"] == f"{100 * around.mean:.1f} %"
+        assert row["95 % interval"] == f"{100 * around.low:.1f}–{100 * around.high:.1f} %"
+    assert sum(int(row["results"]) for row in page.rows("The figure's numbers")) == 300
+    assert sum(int(row["rows"]) for row in page.rows("Targets that were passed over, and why")) == 300
+    assert f"{sum(one.maybe_paid for one in made.results)} rows marked maybe_paid" in page.text
+
+
+def test_the_slowest_rows_are_the_slowest(tmp_path: Path) -> None:
+    """In order, with their labels; the rest are not there."""
+    made = make(100)
+    page = Page(write(tmp_path, made))
+    (caption,) = [name for name in page.tables if name.startswith("The slowest rows")]
+    slow = sorted(made.results, key=lambda one: -one.call_ms)[:20]
+    assert [row["label"] for row in page.rows(caption)] == [one.item.custom_id for one in slow]
+
+
+def test_no_prompt_and_no_answer_is_on_the_page(tmp_path: Path) -> None:
+    """Nor what a provider said of a dead letter, which may quote it."""
+    page = Page(write(tmp_path, make(20, letters=3)))
+    assert "Miller" not in page.raw
+
+
+HOSTILE = (
+    '<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "</style><style>*{display:none}", "x" * 10_000,
+    "\u202egnihtyna", "{{ 7 * 7 }}", "👩‍👩‍👧 famille", "汉字" * 40,
+    "]]>&amp;<!--", "a\nb\x00c", "' onmouseover='alert(1)",
+)  # fmt: skip
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    """Labels, tasks, models and the job's name come from others: no tag, no attribute and no style comes of them."""
+    made = make(60, models=HOSTILE, tasks=HOSTILE[::-1], letters=2, label=HOSTILE[0])
+    page, plain = Page(write(tmp_path, made, name=HOSTILE[1])), Page(write_in(tmp_path / "plain", make(60, letters=2)))
+    assert set(page.tags) == set(plain.tags)
+    assert {name for name, _ in page.attributes} == {name for name, _ in plain.attributes}
+    assert "{{ 7 * 7 }}" in page.text
+    assert "<script>alert(1)</script>-" in page.text
+    assert "\u202e" not in page.raw
+    assert len(page.raw) < 400_000
+
+
+def write_in(folder: Path, made: Made) -> Path:
+    folder.mkdir()
+    return write(folder, made)
+
+
+def test_a_page_asks_for_nothing_from_anywhere(tmp_path: Path) -> None:
+    """No script, no font, no image, no link that leaves the page; and its own policy forbids them."""
+    page = Page(write(tmp_path, make(20)))
+    assert not page.tags.keys() & {"script", "link", "img", "iframe", "object", "form", "base"}
+    assert all(value.startswith("#") for name, value in page.attributes if name in ("href", "src", "action"))
+    assert "url(" not in page.raw
+    assert "@import" not in page.raw
+    assert "default-src 'none'" in page.raw
+
+
+@pytest.mark.parametrize(("count", "letters"), [(0, 0), (1, 0), (0, 1)])
+def test_a_run_of_nothing_or_of_one_row_has_a_page(tmp_path: Path, count: int, letters: int) -> None:
+    """No division by zero, no figure without points."""
+    page = Page(write(tmp_path, make(count, letters=letters)))
+    assert page.tags["h2"] == 9
+    assert ("No result yet." in page.text) == (count == 0)
+    if count:
+        assert "too few samples to choose by" in page.text
+
+
+def test_a_run_that_goes_is_reported_as_it_stands(tmp_path: Path) -> None:
+    """From what is committed, before any output is assembled."""
+    page = Page(write(tmp_path, make(50), finish=False))
+    assert sum(int(row["results"]) for row in page.rows("Model versions")) == 50
+    assert "not yet: this is how it stands" in page.text
+
+
+def test_many_models_are_told_apart_as_far_as_a_page_goes_and_added_up_beyond(tmp_path: Path) -> None:
+    """A hundred lines a table, and the rest in one: sums stay whole, and the page stays small."""
+    made = make(600, models=[f"model-{n}" for n in range(150)], tasks=["topic"])
+    page = Page(write(tmp_path, made))
+    rows = page.rows("Model versions")
+    assert len(rows) == MOST + 1
+    assert sum(int(row["results"]) for row in rows) == 600
+    assert rows[0]["model version"] == "(others)"
+    assert len(page.raw) < 400_000
+
+
+def test_experiments_and_cascades_are_told_of_where_they_are(tmp_path: Path) -> None:
+    """Only then: a run without them has no such section."""
+    made = make(20)
+    assert "Experiments" not in Page(write(tmp_path, made)).text
+    first = Attempt(1, "primary", "small", AT, 10.0, "ok", None, 100)
+    second = Attempt(2, "cascade", "large", AT, 10.0, "ok", None, 900)
+    made.results[1] = msgspec.structs.replace(made.results[1], attempts=(first, second), cost_nano=1000)
+    page = Page(write_in(tmp_path / "cascade", made))
+    assert (
+        page.rows("Sent on")[0] | {"results": "1", "first asked": "small", "answered by": "large"}
+        == page.rows("Sent on")[0]
+    )
+
+
+def test_a_file_that_is_no_report_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-o results.jsonl` by mistake must not cost the results; an older report is replaced."""
+    page = write(tmp_path, make(3))
+    assert call(["report", "--state", str(tmp_path / ".penstock"), "-o", str(page)]) == 0
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert call(["report", "--state", str(tmp_path / ".penstock"), "-o", str(tmp_path / "results.jsonl")]) == 2
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert "is no report" in capsys.readouterr().err
+    assert call(["report", "--state", str(tmp_path / ".penstock"), "--json", "-o", str(page)]) == 2
+
+
+def test_quantiles_are_right_to_within_a_hundredth() -> None:
+    """Whatever the values, and in few bins."""
+    rng, sketch = random.Random(7), Sketch()
+    values = sorted(rng.lognormvariate(5, 2) for _ in range(20_000))
+    for value in values:
+        sketch.add(value)
+    for share in (0.5, 0.9, 0.99):
+        exact = values[int(share * len(values)) - 1]
+        assert sketch.quantile(share) == pytest.approx(exact, rel=0.011)
+    assert Sketch().quantile(0.5) is None
+
+
+@pytest.mark.parametrize("span_s", [1, 50, 5_000, 400_000, 1e9])
+def test_a_timeline_holds_every_count_in_few_buckets(span_s: float) -> None:
+    """However long the run, and in whatever order the rows come."""
+    rng, line = random.Random(1), Timeline()
+    for _ in range(2_000):
+        line.add(AT + rng.random() * span_s, "m")
+    buckets = line.buckets()
+    assert sum(bucket.total for bucket in buckets) == 2_000
+    assert len(buckets) <= MOST_BUCKETS
+    assert all(wide % narrow == 0 for narrow, wide in zip(timeline.WIDTHS_S, timeline.WIDTHS_S[1:], strict=False))
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's other promises are tested without it")
+def test_a_browser_prints_the_page(tmp_path: Path) -> None:
+    """A4, and the folded numbers too."""
+    page, pdf = write(tmp_path, make(60, letters=3)), tmp_path / "report.pdf"
+    assert CHROMIUM is not None
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
+    command = [CHROMIUM, *flags, "--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert pdf.read_bytes().startswith(b"%PDF")
