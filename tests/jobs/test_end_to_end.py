@@ -202,6 +202,18 @@ def test_the_job_of_surfaces_runs_as_it_stands(
         assert penstock("costs", "--by", by) == 0
     assert penstock("report") == 0
     assert "Traceback" not in capsys.readouterr().out
+    assert [kind for kind, _ in audited(capsys)][:4] == ["run_started", "policy", "wall_refusals", "run_ended"]
+    walled = {"refused": {"eu-only": {"groq-llama": 90}}, "dead_letters": {}}
+    assert [facts for kind, facts in audited(capsys) if kind == "wall_refusals"][-1] == walled
+    assert [facts["results"] for kind, facts in audited(capsys) if kind == "run_ended"] == [300, 300, 301]
+
+
+def audited(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, Json]]:
+    """What the audit log says, once it was verified."""
+    assert penstock("audit", "verify") == 0
+    capsys.readouterr()
+    assert penstock("audit", "list", "--json") == 0
+    return [(entry["kind"], entry["facts"]) for entry in json.loads(capsys.readouterr().out)]
 
 
 def test_an_edited_prompt_is_told_before_answers_mix(
@@ -228,6 +240,9 @@ def test_an_edited_prompt_is_told_before_answers_mix(
     assert penstock("run", "job.yaml", "--accept-changes") == 0
     assert penstock("run", "job.yaml", "--fresh") == 0
     assert "40 results" in capsys.readouterr().out
+    told = [(kind, facts) for kind, facts in audited(capsys) if kind in ("job_changed", "deletion")]
+    assert [kind for kind, _ in told] == ["job_changed", "deletion"]
+    assert told[0][1] == {"changed": ["task default: prompt"]}
 
 
 async def test_a_run_works_inside_a_notebooks_loop(tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch) -> None:
