@@ -94,7 +94,8 @@ class KafkaSource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
     """None: each record is looked at (an object with `custom_id` and `body` is an openai-batch line, others are rows).
     The last three are read with the schema registry; their records are rows."""
     order: Literal["none", "key"] = "none"
-    """`key`: records with one key are sent one after another."""
+    """`key`: records of a partition with one key are sent one after another, in its order; each when the end of the one
+    before it is committed. Those without a key have no order."""
     reply_to: tuple[str, ...] = ()
     """Topics that a record's `reply_to` header may name for its result; they must be topics of the results' cluster."""
 

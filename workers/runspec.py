@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from penstock.connectors.base import SinkName
-from penstock.connectors.settings import Row, SinkSettings, SourceSettings, is_endless
+from penstock.connectors.settings import KafkaSource, Row, SinkSettings, SourceSettings, is_endless
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
@@ -77,6 +77,11 @@ class RunSpec(msgspec.Struct, frozen=True):
     def endless(self) -> bool:
         """Its input grows for as long as it runs: it ends when it is told to. A trial of N items ends after them."""
         return is_endless(self.source) and self.limit is None
+
+    @property
+    def by_key(self) -> bool:
+        """Records of one key are sent one after another."""
+        return isinstance(self.source, KafkaSource) and self.source.order == "key"
 
 
 class RunOptions(msgspec.Struct, frozen=True):

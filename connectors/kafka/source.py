@@ -29,10 +29,6 @@ class KafkaTopics:
     """Implements `base.Source` and `base.Growing`. Raises `SpecError` where the settings say something impossible."""
 
     def __init__(self, settings: KafkaSource) -> None:
-        if settings.order != "none":
-            raise SpecError(
-                "source.order: key is not there yet: records of one key may be sent side by side. Leave it out"
-            )
         self._settings = settings
         self._connection = connection_of(settings)
         self._start = read_start(settings.start)

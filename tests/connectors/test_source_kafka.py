@@ -270,11 +270,6 @@ def test_a_start_that_says_nothing_is_refused(text: str) -> None:
         read_start(text)
 
 
-def test_an_order_that_is_not_kept_is_refused() -> None:
-    with pytest.raises(SpecError, match="not there yet"):
-        KafkaTopics(KafkaSource(topics=("t",), bootstrap="h:1", order="key"))
-
-
 # -- what changes while a run lives
 
 

@@ -145,6 +145,7 @@ class Rig:
         self.epoch = 0
         self.window = 1000
         self.limit: int | None = None
+        self.by_key = False
         self.budgets: tuple[Budget, ...] = ()
         self.ledger: LedgerClient | None = None
         self.verdicts: Verdicts | None = None
@@ -162,7 +163,7 @@ class Rig:
         if epoch is None:
             self.epoch += 1
             epoch = (1, self.epoch)
-        settings = LaneSettings(lane, "r", self.window, horizon_floor=32)
+        settings = LaneSettings(lane, "r", self.window, horizon_floor=32, by_key=self.by_key)
         hooks = Hooks(random.Random(1).random, lambda item, answer, task: (), lambda body, answer, message: body)
         machine = Lane(settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets(self.budgets, "r"))
         intake, driver = Intake("r", "openai-batch", Row(), POLICY, {"m"}), Driver()

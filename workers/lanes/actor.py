@@ -121,6 +121,7 @@ class LaneActor:
                 spec.run_id,
                 window_of(spec.execution, self._plan.lanes),
                 spec.execution.window_bytes,
+                by_key=spec.by_key,
                 endless=spec.endless,
             ),
             Router(spec.catalog, spec.policy),
