@@ -76,6 +76,21 @@ def width(words: str) -> float:
     return CHAR * sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in words)
 
 
+def fitted(words: str, room: float) -> str:
+    """As much of a name as fits: its beginning and its end, for versions differ at the end."""
+    kept = len(words)
+    while kept > 1 and width(_middle_cut(words, kept)) > room:
+        kept -= 1
+    return _middle_cut(words, kept)
+
+
+def _middle_cut(words: str, kept: int) -> str:
+    if kept >= len(words):
+        return words
+    end = kept // 2
+    return f"{words[: kept - end]}…{words[len(words) - end :]}"
+
+
 class Scale(msgspec.Struct, frozen=True):
     """Values `low`…`high` to places `start`…`end`; by decades where `log`."""
 

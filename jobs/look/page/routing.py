@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 import msgspec
 from markupsafe import Markup
 
-from penstock.jobs.look.page.draw import WIDTH, Scale, figure, line, rect, scale_of, text, width
+from penstock.jobs.look.page.draw import WIDTH, Scale, figure, fitted, line, rect, scale_of, text, width
 from penstock.jobs.look.page.groups import Groups, named, versioned
 from penstock.jobs.look.page.parts import Figure, Section, Table, columns, shown, when
 from penstock.jobs.look.page.timeline import Bucket, Timeline
 from penstock.jobs.look.told import Told
-from penstock.jobs.wording import counted, duration, share
+from penstock.jobs.wording import counted, share
 
 SERIES = 6
 """Versions that have a colour of their own: more can't be told apart safely."""
@@ -21,6 +21,8 @@ LEFT, RIGHT = 46.0, WIDTH - 8.0
 TOP, MIDDLE = 10.0, 190.0
 LOWER, BOTTOM = 206.0, 250.0
 LINE = 18.0
+LONGEST = 300.0
+"""Room for a name under the figure: two in a line."""
 TICKS = 6
 
 
@@ -68,13 +70,19 @@ def section(routing: Routing) -> Section:
     buckets = [_folded(bucket, series) for bucket in routing.timeline.buckets()]
     parts: list[Figure | Table] = []
     if buckets:
-        note = f"Results by when they were finished, {duration(routing.timeline.width_s)} a bar; times are UTC."
+        note = f"Results by when they were finished, {_span(routing.timeline.width_s)} a bar; times are UTC."
         svg = _shares(buckets, series, routing.timeline.width_s)
         parts += [Figure("Shares of model versions over time", svg, note), _numbers(buckets, series)]
     parts += [_seen("Model versions", ("model version",), routing.versions)]
     parts += [_seen("Tiers and why", ("tier", "why"), routing.tiers)]
     parts += [_seen("Versions of prompts, policy and prices", ("of", "version"), routing.settings)]
     return Section("routing", "Routing", "", tuple(parts))
+
+
+def _span(width_s: int) -> str:
+    """A bucket's width is whole in one of these."""
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    return next(f"{width_s // size} {unit}" for unit, size in units if width_s % size == 0)
 
 
 def _folded(bucket: Bucket, series: list[str]) -> Bucket:
@@ -171,7 +179,7 @@ def _legend(series: list[str]) -> tuple[list[Markup], float]:
     """Drawn under the figure, in as many lines as it takes; and the height of the whole."""
     parts, x, y = list[Markup](), LEFT, BOTTOM + 38
     for i, name in enumerate(series):
-        word = shown(name)
+        word = fitted(shown(name), LONGEST)
         if x > LEFT and x + width(word) + 18 > RIGHT:
             x, y = LEFT, y + LINE
         parts += [rect(x, y - 9, 11, 11, _style(i, name)), text(x + 16, y, word)]

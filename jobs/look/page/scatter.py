@@ -5,13 +5,15 @@ from __future__ import annotations
 import msgspec
 from markupsafe import Markup
 
-from penstock.jobs.look.page.draw import WIDTH, Scale, figure, line, mark, scale_of, text, width
+from penstock.jobs.look.page.draw import WIDTH, Scale, figure, fitted, line, mark, scale_of, text, width
 from penstock.jobs.look.page.parts import percent, shown
 
 LEFT, RIGHT, TOP, BOTTOM = 52.0, WIDTH - 28.0, 34.0, 330.0
 HEIGHT = 372.0
-NAMED = 24
-"""Letters of a name in the figure; the table has the whole."""
+NAMED = 160.0
+"""Room for a name in the figure; the table has the whole."""
+CROWD = 20
+"""Points from which only their numbers stand beside them, and their bars are faint."""
 APART = 10.0
 """Dearest by cheapest from which costs are drawn by decades."""
 COLOURS = 6
@@ -32,7 +34,7 @@ class Point(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        return self.model if len(self.model) <= NAMED else self.model[: NAMED - 1] + "…"
+        return f"{self.number} {fitted(self.model, NAMED)}"
 
 
 class Box(msgspec.Struct, frozen=True):
@@ -59,8 +61,11 @@ def scatter(points: list[Point]) -> Markup:
     tasks = list(dict.fromkeys(point.task for point in points))
     places = [(across.at(point.cost[0]), up.at(point.score[0])) for point in points]
     parts = [*_axes(across, up, log), *_legend(tasks)]
+    faint = " faint" if len(points) >= CROWD else ""
     for point, place in zip(points, places, strict=True):
-        parts += _point(point, place, across, up, tasks.index(point.task))
+        parts += _bars(point, place, across, up, f"bar b{min(tasks.index(point.task), COLOURS)}{faint}")
+    for point, place in zip(points, places, strict=True):
+        parts.append(_sign(point, place, tasks.index(point.task)))
     return figure(
         HEIGHT, "Mean score against mean cost of a result, by task and model", parts + _labels(points, places)
     )
@@ -93,7 +98,7 @@ def _legend(tasks: list[str]) -> list[Markup]:
     """The first tasks by name: more don't fit, and are told apart in the table."""
     parts, x = list[Markup](), LEFT + 50
     for kind, task in enumerate(tasks):
-        word = shown(task)[:NAMED]
+        word = fitted(shown(task), NAMED)
         if x + width(word) + 30 > RIGHT:
             return [*parts, text(x, 12, "…")]
         parts += [mark(x, 8, kind, _style(kind), ""), text(x + 9, 12, word)]
@@ -105,15 +110,17 @@ def _style(kind: int) -> str:
     return f"s{min(kind, COLOURS)}"
 
 
-def _point(point: Point, place: tuple[float, float], across: Scale, up: Scale, kind: int) -> list[Markup]:
+def _bars(point: Point, place: tuple[float, float], across: Scale, up: Scale, style: str) -> list[Markup]:
     x, y = place
-    style = "bar b" + _style(kind)[1:]
-    title = f"{point.number}. {point.model}, {shown(point.task)}: {percent(point.score[0])} at {_usd(point.cost[0])}"
     return [
         line(across.at(point.cost[1]), y, across.at(point.cost[2]), y, style),
         line(x, up.at(point.score[1]), x, up.at(point.score[2]), style),
-        mark(x, y, kind, _style(kind), title),
     ]
+
+
+def _sign(point: Point, place: tuple[float, float], kind: int) -> Markup:
+    title = f"{point.number}. {point.model}, {shown(point.task)}: {percent(point.score[0])} at {_usd(point.cost[0])}"
+    return mark(*place, kind, _style(kind), title)
 
 
 def _labels(points: list[Point], places: list[tuple[float, float]]) -> list[Markup]:
@@ -121,7 +128,7 @@ def _labels(points: list[Point], places: list[tuple[float, float]]) -> list[Mark
     taken = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in places]
     parts: list[Markup] = []
     for point, (x, y) in zip(points, places, strict=True):
-        words = (f"{point.number} {point.label}", str(point.number))
+        words = (point.label, str(point.number)) if len(points) < CROWD else (str(point.number),)
         choices = ((word, box) for word in words for box in _around(x, y, width(word)))
         free = next(((w, b) for w, b in choices if b.inside and not any(b.meets(other) for other in taken)), None)
         if free is not None:

@@ -7,7 +7,7 @@ import heapq
 import msgspec
 from markupsafe import Markup
 
-from penstock.jobs.look.page.draw import WIDTH, Scale, figure, line, mark, scale_of, text
+from penstock.jobs.look.page.draw import WIDTH, Scale, figure, fitted, line, mark, scale_of, text
 from penstock.jobs.look.page.groups import Groups, named
 from penstock.jobs.look.page.parts import Figure, Section, Table, columns, milliseconds, shown
 from penstock.jobs.look.page.sketch import Sketch
@@ -20,7 +20,6 @@ DRAWN = 20
 """Models in the figure, those with the most calls."""
 SHARES = (0.5, 0.9, 0.99)
 LEFT, RIGHT, ROW, TOP = 200.0, WIDTH - 20.0, 20.0, 8.0
-NAMED = 28
 
 
 class Times(msgspec.Struct):
@@ -111,10 +110,9 @@ def _axis(across: Scale, bottom: float) -> list[Markup]:
 
 def _range(name: str, values: list[float], across: Scale, y: float) -> list[Markup]:
     p50, p90, p99 = (across.at(value) for value in values)
-    label = name if len(name) <= NAMED else name[: NAMED - 1] + "…"
     title = f"{name}: " + ", ".join(f"p{100 * s:.0f} {milliseconds(v)}" for s, v in zip(SHARES, values, strict=True))
     return [
-        text(LEFT - 10, y + 4, label, anchor="end"),
+        text(LEFT - 10, y + 4, fitted(name, LEFT - 10), anchor="end"),
         line(p50, y, p99, y, "thin"),
         line(p50, y, p90, y, "thick"),
         mark(p50, y, 0, "s0", title),
