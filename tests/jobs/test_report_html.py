@@ -361,6 +361,25 @@ def test_experiments_and_cascades_are_told_of_where_they_are(tmp_path: Path) -> 
     )
 
 
+def test_arms_of_an_experiment_have_their_cost_and_quality(tmp_path: Path) -> None:
+    """As a store will hold them once experiments write them: the fields stand in the records today, empty."""
+    made = make(40)
+    page = write(tmp_path, made)
+    for sink in ("results", "quality"):
+        path = tmp_path / f"{sink}.jsonl"
+        lines = path.read_bytes().splitlines()
+        for n, line in enumerate(lines):
+            arm = b'"arm":"new"' if n % 2 else b'"arm":"old"'
+            lines[n] = line.replace(b'"experiment":null', b'"experiment":"e1"').replace(b'"arm":null', arm)
+        path.write_bytes(b"\n".join(lines) + b"\n")
+    assert call(["report", "--state", str(tmp_path / ".penstock"), "-o", str(page)]) == 0
+    arms = {row["arm"]: row for row in Page(page).rows("Cost and latency by arm")}
+    for n, arm in enumerate(("old", "new")):
+        paid = [one.cost_nano for one in made.results[n::2]]
+        assert (arms[arm]["results"], arms[arm]["$ per 1,000"]) == ("20", dollars(sum(paid) * 1000 // 20))
+    assert sum(int(row["n"]) for row in Page(page).rows("Quality by arm")) == 40
+
+
 def test_a_file_that_is_no_report_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`-o results.jsonl` by mistake must not cost the results; an older report is replaced."""
     page = write(tmp_path, make(3))

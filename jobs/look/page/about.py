@@ -10,7 +10,7 @@ from penstock.jobs.look.page.parts import Section, Table, columns, shown, when
 from penstock.jobs.look.page.troubles import Troubles
 from penstock.jobs.look.report import cost_line, saved_line
 from penstock.jobs.progress import done_items, expected_items, state_told
-from penstock.jobs.wording import dollars, duration, share
+from penstock.jobs.wording import counted, dollars, duration, share
 from penstock.workers.status import RunStatus
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Headline(msgspec.Struct, frozen=True):
 def headlines(facts: Facts, status: RunStatus) -> list[Headline]:
     nano, results, letters = facts.money.total.all.nano, facts.troubles.results, facts.troubles.letters
     per = f"{dollars(nano * 1000 // results)} per 1,000 results" if results else ""
-    calls = sum(bill.all.calls for _, bill in facts.money.by["role"].ranked(lambda paid: paid.all.nano))
+    calls = facts.money.total.all.calls
     finished = results + letters
     return [
         Headline("results", f"{results:,}", _of(status)),
@@ -45,7 +45,7 @@ def headlines(facts: Facts, status: RunStatus) -> list[Headline]:
 
 def _of(status: RunStatus) -> str:
     total = expected_items(status)
-    return f"of {total:,} rows" if total is not None else ""
+    return f"of {counted(total, 'row')}" if total is not None else ""
 
 
 def _saved(status: RunStatus) -> list[Headline]:

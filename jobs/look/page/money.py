@@ -41,7 +41,7 @@ def section(money: Money) -> Section:
     if not money.total.all.bases:
         return Section("cost", "Cost", "Nothing was paid.")
     intro = (
-        "From the cost lines: one for each settled call that was charged, judges and copies for comparison included. "
+        "From the cost lines: one for each settled call that was charged, judges and shadows included. "
         "“again” is what retries, fallbacks and hedges took."
     )
     return Section("cost", "Cost", intro, tuple(_table(money, by) for by in SHOWN))

@@ -122,7 +122,7 @@ def letters_section(troubles: Troubles) -> Section:
         for key, dead in ranked
     ]
     names = columns("reason", "#rows", "again later may help", "#$ spent", "for example")
-    intro = "Rows that ended without a result. `penstock explain ID` tells one's story; its text is not shown here."
+    intro = "Rows that ended without a result. penstock explain ID tells one's story; its text is not shown here."
     total = ("all", f"{troubles.letters:,}", "", dollars(sum(dead.nano for _, dead in ranked)), "")
     return Section("dead-letters", "Dead letters", intro, (Table("By reason", names, rows, total if rows[1:] else ()),))
 
