@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 import msgspec
@@ -89,6 +89,7 @@ class LaneShell:
         self._over = False
         self._commit: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._posted: dict[str, tuple[int, int, int]] = {}
         self._granted_more = False
@@ -164,7 +165,7 @@ class LaneShell:
     async def _stop(self) -> None:
         self._over = True
         money = self._money.tasks if self._money is not None else []
-        tasks = [t for t in (self._pump, self._commit, self._applying, *money) if t is not None]
+        tasks = [t for t in (self._pump, self._commit, self._applying, self._looking, *money) if t is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -247,17 +248,12 @@ class LaneShell:
 
     async def _run(self) -> None:
         self._going = True
-        try:
-            while not self._over:
-                busy = await self._step()
-                if busy:
-                    await asyncio.sleep(0)
-                else:
-                    await self._rest()
-        except PenstockError as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001 - a lane must not die in silence: its driver opens it anew, and counts
-            self._fail(Temporary(f"unexpected, in lane {self.lane}: {_said(error)}"))
+        await self._well(self._steps(), "worked")
+
+    async def _steps(self) -> None:
+        while not self._over:
+            busy = await self._step()
+            await (asyncio.sleep(0) if busy else self._rest())
 
     async def _step(self) -> bool:
         now = self._now()
@@ -271,8 +267,8 @@ class LaneShell:
             self._money.step(now)
         if self._commit is None and self._due(now):
             self._commit = asyncio.get_running_loop().create_task(self._commit_and_apply())
-        if min(_since(self._verified_at, now), _since(self._out.at, now)) > VERIFY_EVERY_S:
-            await self._verify()
+        if self._looking is None and min(_since(self._verified_at, now), _since(self._out.at, now)) > VERIFY_EVERY_S:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
         self._post(now)
         if _since(self._reported_at, now) > REPORT_EVERY_S or self.settled:
             self._report(now)
@@ -304,28 +300,37 @@ class LaneShell:
         self._prolong(started)
 
     async def _commit_and_apply(self) -> None:
-        try:
-            await self._commit_once()
-            if not self.machine.outbox.empty and self._applying is None:
+        try:  # where it fails, whether it was committed is unknown: the next owner reads
+            well = await self._well(self._commit_once(), "committed")
+            if well and not self.machine.outbox.empty and self._applying is None:
                 self._applying = asyncio.get_running_loop().create_task(self._apply_in_background())
-        except PenstockError as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001 - whether it was committed is unknown: the next owner reads
-            self._fail(Temporary(f"unexpected, while lane {self.lane} committed: {_said(error)}"))
         finally:
             self._commit = None
             self.wake()
 
     async def _apply_in_background(self) -> None:
-        try:
-            await self._out.apply_outbox()
-        except PenstockError as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001 - the batch stays in the outbox for the next owner
-            self._fail(Temporary(f"unexpected, while lane {self.lane} told its followers: {_said(error)}"))
+        try:  # a batch that followers did not take stays in the outbox for the next owner
+            await self._well(self._out.apply_outbox(), "told its followers")
         finally:
             self._applying = None
             self.wake()
+
+    async def _look(self) -> None:
+        """Beside the loop: a lane whose store is slow must not look frozen."""
+        try:
+            await self._well(self._verify(), "read who owns it")
+        finally:
+            self._looking = None
+
+    async def _well(self, work: Coroutine[None, None, object], doing: str) -> bool:
+        """Did it end well? Else the lane is over."""
+        try:
+            await work
+            return True
+        except Exception as error:  # noqa: BLE001 - a lane must not die in silence: its driver opens it anew, and counts
+            strange = Temporary(f"unexpected, while lane {self.lane} {doing}: {_said(error)}")
+            self._fail(error if isinstance(error, PenstockError) else strange)
+            return False
 
     # -- what others are told
 

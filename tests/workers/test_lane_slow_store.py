@@ -1,0 +1,64 @@
+"""A store that takes long to say who owns a lane: the lane is not taken for dead."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.connectors.memory import MemoryStore
+from penstock.connectors.registry import Stores
+from penstock.engine.plan import Epoch
+from penstock.workers.lanes import shell as lane_shell
+
+_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
+assert _spec is not None
+assert _spec.loader is not None
+rig = sys.modules["lane_rig"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(rig)
+
+
+class Slow(MemoryStore):
+    """Says nothing of owners while it is asked to think."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.asked = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def owner(self, lane: int) -> Epoch:
+        self.asked.set()
+        await self.answers.wait()
+        return await super().owner(lane)
+
+
+def settled(_: object, driver: Any) -> bool:
+    return driver.settled
+
+
+async def test_a_lane_whose_store_is_slow_goes_on_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver replaces lane actors that are silent for ten seconds, as long as a broker's failover takes."""
+    monkeypatch.setattr(lane_shell, "VERIFY_EVERY_S", 0.01)
+    monkeypatch.setattr(lane_shell, "REPORT_EVERY_S", 0.01)
+    lane = rig.Rig(rig.MemoryPlace("slow"), rig.source("slow", [rig.line(1)]))
+    store = Slow("slow")
+    stores = Stores(store, {}, dict.fromkeys(rig.SINKS, "primary"))  # type: ignore[arg-type]
+    shell, driver = lane.shell(stores)
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    async with asyncio.timeout(20):
+        await store.asked.wait()
+        for _ in range(3):
+            driver.reports, _ = [], driver.changed.clear()
+            while not driver.reports:
+                await driver.changed.wait()
+                driver.changed.clear()
+        assert not driver.failures
+        store.answers.set()
+        await lane.work(shell, driver, rig.answered, settled)
+    await shell.close()
+    assert await lane.told() == {"r1": ["result"]}
