@@ -4,9 +4,9 @@ A guard watches the mean of one value:
 
 | what is guarded | the value of an item | support |
 |---|---|---|
-| quality, paired with the baseline | score less the baseline's on the same row, or from `Pairing` | `DIFFERENCE` |
+| quality, paired with the baseline | score less the baseline's on the same row, or from `Pairing` | `GUARDED` |
 | error or refusal rate against a line | 1 for an error, else 0 | `UNIT` |
-| error or refusal rate against the baseline | as for quality; higher is worse | `DIFFERENCE` |
+| error or refusal rate against the baseline | as for quality; higher is worse | `GUARDED` |
 | q-quantile of cost or latency against a line | `beyond(value, line)`; higher is worse than 1 − q | `UNIT` |
 | median of cost or latency against the baseline | `beyond(value, paired baseline × 1.1)` | `UNIT` |
 | mean of log cost or latency against the baseline | log(value / paired baseline), in `Moments` | `judge_moments` |
@@ -25,7 +25,7 @@ import msgspec
 from penstock.engine.measure.betting import Side, log_evidence
 from penstock.engine.measure.intervals import bound
 from penstock.engine.measure.moments import FEWEST, Moments, asymptotic_margin
-from penstock.engine.measure.sample import DIFFERENCE, Sample, Support
+from penstock.engine.measure.sample import GUARDED, Sample, Support
 
 Decision = Literal["pass", "fail", "go on"]
 
@@ -50,7 +50,7 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     """Values after which a stage ends: 5 points worse is found in about as many (docs/quality.md)."""
     at_limit: Literal["pass", "fail"] = "pass"
     """What becomes of a stage that nothing was shown in. "pass" says "no harm found", not "no harm"."""
-    support: Support = DIFFERENCE
+    support: Support = GUARDED
 
 
 class Verdict(msgspec.Struct, frozen=True):

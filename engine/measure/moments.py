@@ -21,7 +21,9 @@ from penstock.engine.measure.intervals import error_rate
 from penstock.engine.quality import Interval
 
 FEWEST = 50
-"""Items below which no interval is given: the normal approximation is not trusted. A convention, not a theorem."""
+"""Items below which no interval is given. A convention: it does for values of little skew, such as logarithms. Of raw
+costs as skewed as a log-normal of sigma 1, a 95 % interval held in 88.7 % of runs from 50 items on, and in 97.2 % from
+500 on (docs/quality.md)."""
 TUNED_FOR = 500
 """Items at which the interval is narrowest."""
 

@@ -10,8 +10,8 @@ import msgspec
 from penstock.engine.errors import SpecError
 
 PRIOR_ITEMS = 100.0
-"""Weight of the meant shares in the alternative, in items: the larger, the smaller the mismatch it is tuned for. At 100
-a share off by a tenth is found soonest; the error rate holds for any value."""
+"""Weight of the meant shares in the alternative, in items: the larger, the smaller the mismatch it is tuned for. 100 is
+a guess; the error rate holds for any value."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):
