@@ -29,7 +29,7 @@ from penstock.workers.hearing import Hearing
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.log import Log
+from penstock.workers.log import Log, collect
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
@@ -72,6 +72,7 @@ class Driver:
         self._discovery: Discovery | None = None
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
+        collect(self._log)
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
         self._trail = Trail(self._spec, self._options, self._note)
 
@@ -189,7 +190,8 @@ class Driver:
             await self._fleet.reunite(REUNITE_S)
         self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
         force = self._options.take_over
-        await self._crew.start(self._plan, self._run_epoch, complete=self._labels.complete, force=force)
+        primary = self._stores.primary
+        await self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
         if not self._plan.started:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
@@ -366,7 +368,7 @@ class Driver:
     async def lane_failed(self, lane: int, owner: int, fenced: bool, message: str, corrupt: bool) -> None:
         if self._crew.owns(lane, owner):
             self._reports.pop(lane, None)
-            await self._crew.failed(lane, fenced, message, corrupt, self._stores)
+            await self._crew.failed(lane, fenced, message, corrupt)
 
     # -- what workers ask
 

@@ -7,6 +7,7 @@ for providers and parsers quote what they were given; `penstock dead-letters` an
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from penstock.workers.lanes.report import LaneReport
 DEAD_A_MINUTE = 100
 """Dead letters of one lane that get a line of their own; the rest of the minute is counted."""
 SUM_EVERY_S = 60.0
+MOST_FOREIGN = 500
+"""Characters of a library's message."""
 
 Field = str | int | float | None
 
@@ -53,6 +56,33 @@ class Log:
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
+
+
+class _Foreign(logging.Handler):
+    """Warnings of the libraries that speak to Kafka, and of our own rooms below, as lines of the process's log."""
+
+    def __init__(self, log: Log, now: Callable[[], float]) -> None:
+        super().__init__(logging.WARNING)
+        self._write = log
+        self._now = now
+        self._said: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A client that can't connect says so 50 times a second: the same words get one line a minute."""
+        now = self._now()
+        self._said = {words: at for words, at in self._said.items() if now - at < SUM_EVERY_S}
+        if str(record.msg) in self._said:
+            return
+        self._said[str(record.msg)] = now
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        self._write(level, record.getMessage()[:MOST_FOREIGN], logger=record.name)
+
+
+def collect(log: Log, now: Callable[[], float] = time.time) -> None:
+    """From here on, what this process's libraries warn of goes to `log` too. Called once a process."""
+    handler = _Foreign(log, now)
+    for name in ("aiokafka", "penstock"):
+        logging.getLogger(name).addHandler(handler)
 
 
 class LaneLog:

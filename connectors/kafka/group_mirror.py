@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ from aiokafka.structs import OffsetAndMetadata
 from penstock.connectors.kafka.client import Admin, abandon, new_admin, start, within
 from penstock.connectors.kafka.mirror import offsets
 from penstock.connectors.settings import Connection
-from penstock.engine.errors import PenstockError
+from penstock.engine.errors import PenstockError, Refused
 from penstock.engine.flow.progress import Saved
 from penstock.engine.plan import Split
 
@@ -28,6 +29,8 @@ EVERY_S = 5.0
 ALIVE_S = 60.0
 """Offsets that do not move are written again: a group without members loses them after `offsets.retention.minutes`."""
 COMMIT_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class GroupMirror:
@@ -77,6 +80,8 @@ class GroupMirror:
             await self._commit(_by_topic(self._offsets))
             self.trouble = None
         except PenstockError as error:
+            if self.trouble is None:
+                _log.warning("this run's progress is not shown in the group %s: %s", self._group, error)
             self.trouble = str(error)
             self._changed.set()  # again, in a while
             if self._admin is not None:
@@ -95,6 +100,8 @@ class GroupMirror:
             answer = await client.send(node, request)
             for _, partitions in answer.topics:
                 for _, code in partitions:
+                    if code == kafka.UnknownMemberIdError.errno:
+                        raise Refused(f"consumers are in the group {self._group}, and its offsets are theirs")
                     if code:
                         raise kafka.for_code(code)(self._group)
 

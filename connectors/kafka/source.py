@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from penstock.connectors.kafka import topic_ids
 from penstock.connectors.kafka.client import describe, new_consumer, opened, within
+from penstock.connectors.kafka.members import refuse_members
 from penstock.connectors.kafka.partition import Name, text_record
 from penstock.connectors.kafka.reader import KafkaReader
 from penstock.connectors.kafka.starts import read_start, starts
@@ -37,8 +38,11 @@ class KafkaTopics:
     async def splits(self, lanes_hint: int) -> list[Split]:
         """All partitions, each from where `start` says. `lanes_hint` changes nothing: partitions are not cut.
 
-        Raises `SpecError` where a topic is not there or nothing matches, `Refused` where we may not look.
+        Raises `SpecError` where a topic is not there or nothing matches, `Refused` where we may not look, or where
+        somebody's consumers are in the group that is to mirror our progress.
         """
+        if self._settings.group is not None:
+            await refuse_members(self._connection, self._settings.group)
         async with self._looking() as consumer:
             found = await self._topics(consumer)
             partitions = _partitions(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 
@@ -19,6 +20,7 @@ from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
 from penstock.connectors.kafka.dead_letters import outgoing
 from penstock.connectors.kafka.heart import BEAT_S, Heart
 from penstock.connectors.kafka.lane import COMMIT_S, Mirror, MirrorRefused, MirrorSilent, Transactions, farewell, fenced
+from penstock.connectors.kafka.members import has_members
 from penstock.connectors.kafka.mirroring import Mirroring
 from penstock.connectors.kafka.opening import Cluster, open_cluster
 from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
@@ -81,7 +83,7 @@ class KafkaStore:
         self._lanes: dict[int, _Owned] = {}
         self._opened: _Open | None = None
         self._opening = asyncio.Lock()
-        self._mirroring = Mirroring(settings.mirror, self.read_plan)
+        self._mirroring = Mirroring(settings.mirror, self.read_plan, partial(has_members, settings.connection))
 
     async def _open(self) -> _Open:
         async with self._opening:

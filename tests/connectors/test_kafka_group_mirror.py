@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from penstock.connectors.kafka.group_mirror import GroupMirror
-from penstock.connectors.settings import Connection
-from penstock.engine.flow.progress import Saved, SavedSplit
-from penstock.engine.plan import Split
+from penstock.connectors.kafka.members import has_members
+from penstock.connectors.kafka.mirroring import Mirroring
+from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.settings import Connection, KafkaSource
+from penstock.engine.errors import Refused
+from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
+from penstock.engine.plan import Plan, Split
 from penstock.jobs.dev.kafka import KafkaServer
 
 pytestmark = pytest.mark.kafka
@@ -59,3 +66,71 @@ async def test_a_mirror_that_cannot_be_written_harms_nobody() -> None:
             await asyncio.sleep(0.01)
     assert "can't be reached" in mirror.trouble
     await mirror.close()
+
+
+@contextlib.asynccontextmanager
+async def member(server: KafkaServer, group: str, topic: str) -> AsyncGenerator[AIOKafkaConsumer]:
+    """Somebody's consumer, in the group and given its partitions; it stands at offset 1."""
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=server.bootstrap,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(60):
+            while not consumer.assignment():
+                await consumer.getmany(timeout_ms=50)
+        await consumer.commit({TopicPartition(topic, 0): 1})
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def test_a_group_in_which_consumers_run_is_refused_at_the_start(
+    kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """Their offsets are theirs. Once they have left, the group may be named."""
+    topic = await new_topic("shared")
+    source = KafkaTopics(KafkaSource((topic,), bootstrap=kafka_server.bootstrap, group=topic))
+    async with member(kafka_server, topic, topic):
+        with pytest.raises(Refused, match=f"consumers are running in the group {topic}.*source.group"):
+            await source.splits(1)
+    assert len(await source.splits(1)) == 1
+
+
+async def test_consumers_who_come_later_keep_their_offsets(
+    kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the offsets would go with a commit or beside it; each way says why they do not."""
+    topic = await new_topic("shared")
+    connection = Connection(kafka_server.bootstrap)
+    plan = Plan("r", "r", {}, 1, (split(topic, 0),), {}, 0.0)
+
+    async def read_plan() -> Plan:
+        return plan
+
+    async def asked(group: str) -> bool:
+        return await has_members(connection, group)
+
+    chunks = {PROGRESS: msgspec.msgpack.encode(saved(7))}
+    async with member(kafka_server, topic, topic):
+        assert await Mirroring(topic, read_plan, asked).due(0, chunks) is None
+        beside = GroupMirror(connection, topic, every_s=0.01)
+        beside.told([split(topic, 0)], saved(7))
+        async with asyncio.timeout(60):
+            while beside.trouble is None:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+        assert "its offsets are theirs" in beside.trouble
+        await beside.close()
+    assert f"consumers are in the group {topic}" in caplog.text
+    assert await committed(kafka_server, topic, topic, 1) == [1]
+    free = await Mirroring(topic, read_plan, asked).due(0, chunks)
+    assert free is not None
+    assert free.offsets[TopicPartition(topic, 0)].offset == 7
+
+
+async def test_a_group_that_nobody_ever_used_has_no_members(kafka_server: KafkaServer) -> None:
+    assert not await has_members(Connection(kafka_server.bootstrap), f"never-{secrets.token_hex(4)}")

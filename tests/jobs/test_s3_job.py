@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ import pytest
 import penstock as ps
 from penstock.connectors.s3 import client as s3_client
 from penstock.jobs.cli import call
+from penstock.jobs.dev.kafka import CONSOLE_PRODUCER, CONSUMER_GROUPS
 from penstock.jobs.sandbox import running_sandbox
 from penstock.workers.cluster import open_cluster
 from tests.conftest import MARK, own_children, reap
 
 if TYPE_CHECKING:
+    from penstock.jobs.dev.kafka import KafkaServer
     from penstock.jobs.dev.s3 import S3Server
     from tests.conftest import S3At
 
@@ -99,3 +102,42 @@ def test_results_costs_and_state_on_s3(
     for command in (["explain", item], ["costs"], ["report"], ["status"]):
         assert call([*command, "--run", result.spec.run_id, "--state", state]) == 0, command
     assert item[:12] in capsys.readouterr().out
+
+
+TOPIC_JOB = """\
+name: topic-to-bucket
+source: {{type: kafka, topics: [{topic}], bootstrap: "{kafka}", until: end, group: {topic}-group}}
+row: {{id: "{{{{ n }}}}", keep: [n]}}
+prompt: "{{{{ text }}}}"
+params: {{max_tokens: 8}}
+accounts: {{a: {{protocol: openai, base_url: "{sandbox}/v1"}}}}
+models: [{{name: m, account: a, model: m, price: {{input_per_million: 1, output_per_million: 1}}}}]
+sinks: {{results: {{type: s3, bucket: {bucket}, prefix: out/results/, endpoint: "{s3}"}}}}
+budgets: [{{usd: 5}}]
+state: "{state}"
+"""
+
+
+@pytest.mark.kafka
+def test_lag_tools_see_a_job_from_a_topic_to_a_bucket(
+    ray_and_keys: None,
+    sandbox: str,
+    kafka_server: KafkaServer,
+    s3_server: S3Server | S3At,
+    new_topic: Callable[..., Awaitable[str]],
+    new_bucket: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """Kafka's own tool shows the group's lag at zero once the job has ended, though no result is in Kafka."""
+    topic = asyncio.run(new_topic("requests", partitions=2))
+    rows = "".join(json.dumps({"n": n, "text": f"message {n}"}) + "\n" for n in range(40))
+    kafka_server.tool(CONSOLE_PRODUCER, "--topic", topic, stdin=rows)
+    job = tmp_path / "job.yaml"
+    told = {"topic": topic, "kafka": kafka_server.bootstrap, "sandbox": sandbox, "bucket": new_bucket("job")}
+    job.write_text(TOPIC_JOB.format(**told, s3=s3_server.endpoint, state=tmp_path / "state"))
+    result = ps.run(str(job))
+    assert (result.status.state, result.status.tally.results) == ("done", 40)
+    told = kafka_server.tool(CONSUMER_GROUPS, "--describe", "--group", f"{topic}-group")
+    lines = [line.split() for line in told.splitlines() if topic in line]
+    header = next(line.split() for line in told.splitlines() if "LAG" in line)
+    assert [line[header.index("LAG")] for line in lines] == ["0", "0"], told

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -28,7 +31,7 @@ from penstock.engine.items import (
 from penstock.engine.policy import Policy, Task
 from penstock.jobs.look import log_lines
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.log import DEAD_A_MINUTE, LaneLog, Log
+from penstock.workers.log import DEAD_A_MINUTE, LaneLog, Log, collect
 from penstock.workers.metrics import (
     API,
     DRIVER,
@@ -354,3 +357,30 @@ def test_a_flood_of_dead_letters_is_counted_not_listed(tmp_path: Path) -> None:
     assert sum(line.event == "dead letter" for line in lines) == DEAD_A_MINUTE
     counts = {line.event: line.rest["count"] for line in lines if "count" in line.rest}
     assert counts == {"dead letters without a line of their own": 900, "calls made again": 4}
+
+
+def test_what_kafkas_client_warns_of_is_a_line_of_the_log_once_a_minute(tmp_path: Path) -> None:
+    """A client that can't connect says so many times a second; what is no warning is left out."""
+    now = [0.0]
+    before = {name: list(logging.getLogger(name).handlers) for name in ("aiokafka", "penstock")}
+    collect(Log(str(tmp_path), "r", "driver"), lambda: now[0])
+    try:
+        for at in (0.0, 1.0, 61.0):
+            now[0] = at
+            for node in (1, 2):
+                logging.getLogger("aiokafka.client").error("Unable connect to node with id %s", node)
+            logging.getLogger("penstock.connectors.kafka").info("nothing to see")
+    finally:
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers = handlers
+    lines = [msgspec.json.decode(line) for line in (tmp_path / "logs/r/driver.jsonl").read_bytes().splitlines()]
+    assert [(line["level"], line["event"]) for line in lines] == [("error", "Unable connect to node with id 1")] * 2
+
+
+def test_what_kafkas_client_logs_is_not_printed() -> None:
+    """A person who typed a command reads our one line, not a library's."""
+    typed = [sys.executable, "-m", "penstock.jobs.cli", "tail", "t", "--bootstrap", "127.0.0.1:9"]
+    code = f"import sys; sys.argv = {typed[2:]!r}; from penstock.jobs.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "can't be reached" in done.stderr
+    assert "Unable connect" not in done.stderr

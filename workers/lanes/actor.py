@@ -30,7 +30,7 @@ from penstock.workers.lanes.input import Verdicts
 from penstock.workers.lanes.money import LedgerPort
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.lanes.shell import LaneShell
-from penstock.workers.log import LaneLog, Log
+from penstock.workers.log import LaneLog, Log, collect
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode
@@ -78,6 +78,7 @@ class LaneActor:
         self._stores = open_stores(self._spec.sinks, self._spec.run_id, self._spec.source)
         self._mirror = open_mirror(self._spec.source, self._spec.sinks, self._spec.run_id)
         self._logs: dict[int, LaneLog] = {}
+        collect(Log(self._spec.state, self._spec.run_id, f"lanes-{os.getpid()}"))
         self._metrics = LaneMetrics(self._spec)
         self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
         self._scoring = Scoring(self._spec.scorer_path)
