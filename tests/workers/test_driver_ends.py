@@ -12,8 +12,9 @@ import msgspec
 from penstock.connectors import memory
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores
-from penstock.connectors.settings import MemorySink, MemorySource, Row
+from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
 from penstock.engine.catalog import Catalog, Model, Version
+from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
 from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine
@@ -22,7 +23,7 @@ from penstock.engine.policy import Policy, Task
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet
-from penstock.workers.lanes.crew import Crew
+from penstock.workers.lanes.crew import Crew, _Actor
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
 
@@ -49,7 +50,7 @@ def driver(folder: Path, catalog: Catalog = OWN) -> Driver:
     made._status.resumed, made._run_epoch = True, 1
     fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_down, made._worker_changed)
     made._crew = Crew(spec, PLAN, None, 1, Board(), fleet, made._log, made._note, made._end)
-    made._crew._run_epoch = 1
+    made._crew._primary, made._crew._run_epoch = made._stores.primary, 1
     return made
 
 
@@ -65,7 +66,7 @@ async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path
     one = driver(tmp_path)
     one._reports[1] = LaneReport(1, Tally(), settled=True)
     assert not one._all_settled()
-    await one._crew.failed(0, False, "input.jsonl is gone", True, one._stores)
+    await one._crew.failed(0, False, "input.jsonl is gone", True)
     assert one._all_settled()
     assert one._ending == ("failed", "input.jsonl is gone")
 
@@ -77,10 +78,88 @@ async def test_a_run_that_others_took_over_ends(tmp_path: Path) -> None:
     for _ in range(2):
         await holder.hold(memory_holder(), take_over=True)
     for lane in range(2):
-        await one._crew.failed(lane, True, "fenced", True, one._stores)
+        await one._crew.failed(lane, True, "fenced", True)
     assert one._all_settled()
     assert one._ending is not None
     assert "taken over" in one._ending[1]
+
+
+class Away(MemoryStore):
+    """Can't be reached."""
+
+    async def run_epoch(self) -> int:
+        raise Temporary("the store is away")
+
+
+class Hands:
+    """Stands where a lane actor's handle would: opening lane 0 fails as `error` says, every other call goes well."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.opened: list[int] = []
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(self, name)
+
+
+class Method(msgspec.Struct):
+    hands: Hands
+    name: str
+
+    async def remote(self, *arguments: object) -> None:
+        if self.name == "open" and arguments[0] == 0:
+            raise self.hands.error
+        if self.name == "open":
+            self.hands.opened.append(1)
+
+
+def with_lanes(folder: Path, error: Exception, *, endless: bool) -> tuple[Driver, Hands]:
+    """Two lanes in one actor."""
+    one, hands = driver(folder), Hands(error)
+    crew = one._crew
+    if endless:
+        crew._spec = msgspec.structs.replace(crew._spec, source=KafkaSource(("t",), bootstrap="localhost:9092"))
+    assert crew._spec.endless == endless
+    crew._complete = True
+    actor = _Actor(0, hands)
+    actor.lanes = [0, 1]
+    crew._actors.append(actor)
+    crew._by_lane, crew._owners = {0: actor, 1: actor}, {0: 1, 1: 2}
+    return one, hands
+
+
+async def test_a_fenced_lane_whose_store_is_away_is_opened_again(tmp_path: Path) -> None:
+    """Whether the run was taken over can't be read just then: a lane that nobody looks after would hold it up for
+    ever."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    one._crew._primary = Away("ends")  # type: ignore[assignment]
+    await one._crew.failed(1, True, "fenced", True)
+    assert hands.opened == [1]
+
+
+async def test_a_run_without_an_end_that_was_taken_over_ends_where_a_lane_is_being_opened(tmp_path: Path) -> None:
+    """Cut off from its store it opens its lanes again and again; when the store is back, they are another command's."""
+    one, _ = with_lanes(tmp_path, Fenced("owned by epoch (2, 1)"), endless=True)
+    for _ in range(2):
+        await MemoryStore("ends").hold(memory_holder(), take_over=True)
+    async with asyncio.timeout(20):
+        await one._crew.failed(0, False, "away", False)
+    assert 0 in one._crew.gone
+    assert one._ending is not None
+    assert "taken over" in one._ending[1]
+
+
+async def test_a_lane_that_can_not_be_opened_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """Its partition is offline, say, and the run has no end: it is tried for ever."""
+    one, hands = with_lanes(tmp_path, Temporary("its partition has no leader"), endless=True)
+    stuck = asyncio.create_task(one._crew.failed(0, False, "away", False))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await one._crew.failed(1, False, "away", False)
+    assert hands.opened == [1]
+    assert not stuck.done()
+    stuck.cancel()
+    await asyncio.gather(stuck, return_exceptions=True)
 
 
 async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> None:

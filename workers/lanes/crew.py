@@ -7,7 +7,8 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from penstock.connectors.registry import Stores
+from penstock.connectors.base import Primary
+from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.board import Board
 from penstock.workers.cluster import kill, words
@@ -75,7 +76,9 @@ class Crew:
         self._draining = False
         self._paused: tuple[int, ...] = ()
         self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
-        self._reopening = asyncio.Lock()
+        self._reopening: dict[int, asyncio.Lock] = {}
+        self._primary: Primary | None = None
+        """None: the run is not ours yet."""
         self._opened: set[int] = set()
         self._checked = time.time()
         self.gone: set[int] = set()
@@ -105,10 +108,10 @@ class Crew:
             lanes = [lane for lane in range(self._plan.lanes) if lane % self._count == number]
             self._actors.append(self._new_actor(number, lanes))
 
-    async def start(self, plan: Plan, run_epoch: int, *, complete: bool, force: bool) -> None:
+    async def start(self, plan: Plan, primary: Primary, run_epoch: int, *, complete: bool, force: bool) -> None:
         """The run is ours: take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
         its last owner may still live (or be stopped, with its locks)."""
-        self._complete, self._run_epoch = complete, run_epoch
+        self._complete, self._primary, self._run_epoch = complete, primary, run_epoch
         if self._actors:
             await self.extend(plan)
         else:
@@ -181,33 +184,38 @@ class Crew:
             await self._replace(actor)
 
     async def _replace(self, actor: _Actor) -> None:
-        async with self._reopening:
-            if actor not in self._actors or self._closing:
-                return
-            self._actors.remove(actor)
-            for lane in actor.lanes:
-                self._board.drop(lane)
-            if not all([self._may_reopen(lane, "its actor was lost again and again") for lane in actor.lanes]):
-                self.gone.update(actor.lanes)
-                return
-            fresh = self._new_actor(actor.number, actor.lanes)
-            self._actors.append(fresh)
-            if not self._run_epoch:
-                return
-            for lane in fresh.lanes:
-                await self._reopen_here(lane, fresh)
+        if actor not in self._actors or self._closing:
+            return
+        self._actors.remove(actor)
+        for lane in actor.lanes:
+            self._board.drop(lane)
+        if not all([self._may_reopen(lane, "its actor was lost again and again") for lane in actor.lanes]):
+            self.gone.update(actor.lanes)
+            return
+        fresh = self._new_actor(actor.number, actor.lanes)
+        self._actors.append(fresh)
+        if self._run_epoch:
+            await asyncio.gather(*(self._reopen_here(lane, fresh) for lane in fresh.lanes))
 
     async def _reopen_here(self, lane: int, actor: _Actor) -> None:
+        """One lane that can't be opened, for however long, keeps no other from it."""
+        async with self._reopening.setdefault(lane, asyncio.Lock()):
+            await self._try_to_reopen(lane, actor)
+
+    async def _try_to_reopen(self, lane: int, actor: _Actor) -> None:
         from ray.exceptions import ActorDiedError
 
-        while True:
+        while actor in self._actors:
             try:
                 await asyncio.wait_for(self._open(lane, force=True), OPEN_TIMEOUT_S)
                 await self._brief(lane, actor)
             except ActorDiedError:  # killed while it opened: `_watch` sees it too, and opens the lane in another
                 return
             except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
-                if actor not in self._actors or not self._may_reopen(lane, words(error)):
+                fenced = isinstance(getattr(error, "cause", error), Fenced)
+                if actor not in self._actors or (fenced and await self._taken_over(lane)):
+                    return
+                if not self._may_reopen(lane, words(error)):
                     return
                 await asyncio.sleep(max(0.5, self._pause_s(lane)))
             else:
@@ -225,12 +233,10 @@ class Crew:
         if self._draining:
             await actor.handle.drain.remote()  # pyright: ignore[reportAttributeAccessIssue]
 
-    async def failed(self, lane: int, fenced: bool, message: str, corrupt: bool, stores: Stores) -> None:
+    async def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None:
         """A lane gave up: fenced by somebody, or its commit is uncertain, or its input or progress is unusable."""
         self._log("warning", "lane failed", lane=lane, reason=message[:500])
-        if fenced and await stores.primary.run_epoch() > self._run_epoch:
-            self.gone.add(lane)
-            self._end("failed", "the run was taken over by another command")
+        if fenced and await self._taken_over(lane):
             return
         if corrupt and not fenced:
             self.gone.add(lane)
@@ -240,9 +246,18 @@ class Crew:
             self._opened.discard(lane)  # until it is opened again its silence says nothing
             owner = self._owners[lane]
             await asyncio.sleep(self._pause_s(lane))
-            async with self._reopening:
+            async with self._reopening.setdefault(lane, asyncio.Lock()):
                 if self.owns(lane, owner):  # else its actor was replaced meanwhile
-                    await self._reopen_here(lane, self._by_lane[lane])
+                    await self._try_to_reopen(lane, self._by_lane[lane])
+
+    async def _taken_over(self, lane: int) -> bool:
+        """Where the run is another command's now, this lane is nobody's here. False, too, where that can't be read."""
+        with contextlib.suppress(PenstockError):
+            if self._primary is not None and await self._primary.run_epoch() > self._run_epoch:
+                self.gone.add(lane)
+                self._end("failed", "the run was taken over by another command")
+                return True
+        return False
 
     def _may_reopen(self, lane: int, why: str) -> bool:
         now = time.time()
