@@ -17,7 +17,7 @@ from penstock.connectors.kafka.opening import Cluster
 from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
 from penstock.connectors.kafka.records import Row
 from penstock.connectors.settings import Connection
-from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError
+from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, Temporary
 from penstock.engine.plan import Plan
 
 _CHUNK = "plan"
@@ -35,7 +35,6 @@ class Run:
         self._heart = heart
         self._window_s = window_s
         self._driver: Transactions | None = None
-        self._fenced = False
         self.epoch = 0
         """Ours while we hold the run; 0: we do not."""
 
@@ -43,7 +42,6 @@ class Run:
         if not take_over:
             await self.refuse_held()
         await self._heart.start()
-        self._fenced = False
         driver = await self._start_driver()
         await self._control.refresh()  # after the fence: of two commands at once the later one sees the other's epoch
         epoch = (self._control.hold.epoch if self._control.hold else 0) + 1
@@ -93,7 +91,7 @@ class Run:
 
     async def check(self) -> None:
         """Raises `Fenced` where another command took the run over from us."""
-        if self._fenced or (self.epoch and self.epoch < await self.run_epoch()):
+        if self.epoch and self.epoch < await self.run_epoch():
             raise Fenced("another command took this run over. Stop.")
 
     # the plan
@@ -147,7 +145,9 @@ class Run:
             self._driver = None
             if not fenced(error):
                 raise
-            self._fenced = True
+            await self.check()
+            if self.epoch:  # ours all the same: the broker ended the transaction, since this process slept amid it
+                raise Temporary("a transaction of the run was ended by the broker. The same again may work.") from error
             raise Fenced(
                 "another command began to take this run over while this one wrote. See who holds it, and start anew."
             ) from error

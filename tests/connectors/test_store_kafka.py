@@ -358,6 +358,24 @@ async def test_a_holder_that_was_replaced_writes_no_plan(run: Callable[..., Run]
     assert (await one.process().read_plan()) == msgspec.structs.replace(plan, version=2, started=True)
 
 
+async def test_a_holder_that_only_lost_its_producer_writes_its_plan_the_next_time(run: Callable[..., Run]) -> None:
+    """It slept amid a transaction, say, and nobody has taken the run: else a run without an end would never see new
+    input again."""
+    one = run()
+    store, rival = one.process(), one.process()
+    await store.hold(WHO)
+    plan = Plan(one.id, "n", {}, 1, (), {}, 0.0)
+    await store.write_plan(plan)
+    await (await rival._open()).run._start_driver()
+    longer = msgspec.structs.replace(plan, version=2)
+    with pytest.raises(Temporary):
+        await store.write_plan(longer)
+    await store.write_plan(longer)
+    assert await store.read_plan() == longer
+    await store.finish(longer)
+    await store.let_go()
+
+
 # the mirror
 
 
