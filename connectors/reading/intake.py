@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Mapping
 from typing import Literal, NoReturn, cast
@@ -13,7 +14,7 @@ from penstock.connectors.formats.lines import HEAD_BYTES
 from penstock.connectors.reading import attributes as attrs
 from penstock.connectors.reading import chat
 from penstock.connectors.reading.json_guard import Members, decode, members, raw_members, told_once
-from penstock.connectors.reading.rows import RowShape
+from penstock.connectors.reading.rows import RowShape, columns
 from penstock.connectors.settings import Row
 from penstock.connectors.templates.template import nearest
 from penstock.engine.errors import BadRecord
@@ -80,11 +81,14 @@ class Intake:
         """`now`: Unix seconds, for records that carry no time of their own."""
         item_id = self._ids.of(raw)
         label: str | None = None
+        rows = self._rows
         try:
             if raw.error is not None:
                 raise BadRecord(*raw.error)
-            if self._rows is not None and not (self._either and is_request(raw)):
-                made = self._rows.read(raw)
+            if rows is not None and self._either and is_request(raw):
+                rows = None
+            if rows is not None:
+                made = rows.read(raw)
                 label = made.custom_id
                 return self._item(item_id, raw, now, label, made.attributes, made.request, made.keep_json)
             value = decode(raw.data)
@@ -96,6 +100,8 @@ class Intake:
             found, request = self._request(raw, value, body, once)
             return self._item(item_id, raw, now, label, found, request, None)
         except BadRecord as error:
+            if rows is not None and raw.error is None:
+                label = _label_if_any(rows, raw)
             return self._dead(item_id, raw, now, label, error)
 
     def _item(
@@ -220,6 +226,13 @@ class _Ids:
         state = self._state.copy()
         state.update(b"%d" % raw.position.position)
         return state.hexdigest()
+
+
+def _label_if_any(rows: RowShape, raw: Raw) -> str | None:
+    """Of a row that makes no item: people know it by its label. None: that can't be read either."""
+    with contextlib.suppress(BadRecord):
+        return rows.label(columns(raw))
+    return None
 
 
 def is_request(raw: Raw) -> bool:

@@ -448,6 +448,7 @@ def test_a_row_that_cannot_be_an_item_is_told_why(
     assert isinstance(made, DeadLetter)
     assert made.reason == reason, made.message
     assert words in made.message
+    assert made.custom_id == (None if "id" in changes else "17")  # people know it by its label
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,13 @@ async def test_another_runs_output_is_refused(world: World) -> None:
         world.place("other").open()
 
 
+def test_a_trial_or_a_replay_stands_beside_the_run_that_it_belongs_to(world: World) -> None:
+    """`results.first-5.jsonl` is not the place of `results.jsonl`."""
+    for run, name in (("run", "out/results.jsonl"), ("run~first-5", "out/results.first-5.jsonl")):
+        world.sinks = {"results": world.sink(name)}
+        world.place(run).open()
+
+
 # chunks and lists
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from penstock.connectors.base import SinkName
@@ -28,10 +29,11 @@ def bucket_of(settings: S3Sink) -> str:
 
 
 def root_of(settings: S3Sink) -> str:
-    """The working prefix beside a sink; readers of data sets pass over names that start with a dot."""
+    """The working prefix beside a sink; readers of data sets pass over names that start with a dot. Its name is all of
+    the sink's but the ending: `results.replay-1.jsonl` is another run's place than `results.jsonl`."""
     folder, _, name = settings.prefix.rpartition("/")
     inside = f"{folder}/" if folder else ""
-    return f"{inside}.{name.partition('.')[0]}.penstock/" if name else f"{inside}.penstock/"
+    return f"{inside}.{PurePosixPath(name).stem}.penstock/" if name else f"{inside}.penstock/"
 
 
 class S3Place:
