@@ -199,7 +199,8 @@ class Puller:
                 return room
             self._room.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._room.wait(), 1.0)
+                async with asyncio.timeout(1.0):  # `wait_for` loses a cancel that meets the event (Python 3.11)
+                    await self._room.wait()
 
     async def _take_within(self, job: str, board: BoardPort, grant: Grant) -> None:
         """A lane that does not answer (stopped, frozen) holds back nobody: its take goes on by itself."""

@@ -357,3 +357,21 @@ async def test_an_abort_reaches_what_is_in_flight(world: World) -> None:
     """`cancel`: the engine is told of every call of the job."""
     world.puller.abort("job")
     assert {ticket.call.item_id for ticket in world.engine.aborted} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_job_that_is_left_is_asked_for_no_more_work(ticks: int) -> None:
+    """Whatever wakes its puller in the moment in which it is told to stop."""
+    clock = Clock()
+    puller = Puller("w", "api:a", Script(room=0), lambda ticket, outcome: outcome, clock)
+    puller.serve("job", BoardStub(LaneStub((1, 1), [], clock)))
+    pulling = puller._boards["job"]  # pyright: ignore[reportPrivateUsage]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    puller._room.set()  # pyright: ignore[reportPrivateUsage]
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    puller.leave("job")
+    await asyncio.wait([pulling], timeout=5)
+    assert pulling.cancelled()
+    await puller.close()
