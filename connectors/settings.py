@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+DEAD_LETTER = "dead_letter"
 Format = Literal["openai-batch", "jsonl", "csv", "parquet"]
 
 
@@ -127,8 +128,8 @@ class KafkaSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
 
     `create`: make the topic where it is missing; else a missing topic stops the run before it starts.
     `progress_topic`: the compacted topic of the lanes' progress; made where it is missing.
-    `too_large`: what becomes of a record over the topic's `max.message.bytes`: a dead letter, or an object below an
-    `s3://bucket/prefix/` with a pointer in its place.
+    `too_large`: what becomes of a result over the topic's `max.message.bytes`: a dead letter, or an object below an
+    `s3://bucket/prefix/` (`?endpoint=…` behind it) with a pointer in its place.
     """
 
     commit_ms: ClassVar[int] = 200
@@ -139,7 +140,7 @@ class KafkaSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     progress_topic: str = "penstock-progress"
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     format: Literal["json", "avro"] = "json"
-    too_large: str = "dead_letter"
+    too_large: str = DEAD_LETTER
 
 
 class S3Sink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="s3"):

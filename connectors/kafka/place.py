@@ -55,6 +55,7 @@ class KafkaPlace:
             reply_to=kafka.reply_to if kafka is not None and "results" in sinks else (),
             mirror=(mirror.group or run_id) if mirror is not None else None,
         )
+        self._large = self.settings.large
 
     def _is_here(self, source: KafkaSource) -> bool:
         theirs = source.connection if isinstance(source.connection, Connection) else Connection(source.bootstrap or "")
@@ -102,7 +103,14 @@ class KafkaPlace:
                     fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
                 for tp, records in fetched.items():
                     mine = [r for r in records if r.offset < last[tp] and run_epoch_of(r.headers, self._run_id) > fresh]
-                    yield [_line(sink, record) for record in mine]
+                    yield [self._line(sink, record) for record in mine]
+
+    def _line(self, sink: SinkName, record: ConsumerRecord[bytes, bytes]) -> bytes:
+        """A dead letter is made whole again, and a result that was too large is fetched."""
+        value = record.value or b""
+        if sink == "dead_letters":
+            return incoming(record.value, record.headers) or value
+        return self._large.followed(value) if sink == "results" and self._large is not None else value
 
     async def _fresh_since(self) -> int:
         store = self.open()
@@ -110,11 +118,6 @@ class KafkaPlace:
             return await store.fresh_since()
         finally:
             store.kill()
-
-
-def _line(sink: SinkName, record: ConsumerRecord[bytes, bytes]) -> bytes:
-    letter = incoming(record.value, record.headers) if sink == "dead_letters" else None
-    return record.value or b"" if letter is None else letter
 
 
 def drained(batches: AsyncIterator[list[bytes]]) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
 from penstock.connectors.kafka.dead_letters import outgoing
 from penstock.connectors.kafka.heart import BEAT_S, Heart
 from penstock.connectors.kafka.lane import COMMIT_S, Mirror, MirrorRefused, MirrorSilent, Transactions, farewell, fenced
+from penstock.connectors.kafka.large import Large, LargeObjects
 from penstock.connectors.kafka.members import has_members
 from penstock.connectors.kafka.mirroring import Mirroring
 from penstock.connectors.kafka.opening import Cluster, open_cluster
@@ -27,7 +28,7 @@ from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows
 from penstock.connectors.kafka.records import Row, row
 from penstock.connectors.kafka.run import Run
 from penstock.connectors.kafka.topics import look_up
-from penstock.connectors.settings import Connection, KafkaSink
+from penstock.connectors.settings import DEAD_LETTER, Connection, KafkaSink
 from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
 
@@ -54,6 +55,12 @@ class Settings(msgspec.Struct, frozen=True):
         """One producer compresses all alike: the results' wish counts."""
         sinks = sorted(self.sinks.items(), key=lambda pair: pair[0] != "results")
         return sinks[0][1].compression
+
+    @property
+    def large(self) -> LargeObjects | None:
+        """Where results go that their topic does not take; None: they become dead letters."""
+        sink = self.sinks.get("results")
+        return LargeObjects(sink.too_large, self.run_id) if sink and sink.too_large != DEAD_LETTER else None
 
 
 class _Owned(msgspec.Struct):
@@ -83,6 +90,7 @@ class KafkaStore:
         self._lanes: dict[int, _Owned] = {}
         self._opened: _Open | None = None
         self._opening = asyncio.Lock()
+        self._large = settings.large
         self._mirroring = Mirroring(settings.mirror, self.read_plan, partial(has_members, settings.connection))
 
     async def _open(self) -> _Open:
@@ -168,8 +176,12 @@ class KafkaStore:
         cluster = here.cluster
         changed, stored = rows_of(cluster.scope, lane, owned.stored, epoch, seq, chunks, cluster.piece_bytes)
         place = cluster.scope.data(lane)
+        own, large = self._rows(cluster, epoch[0], records)
+        if large and self._large is not None:
+            await self._large.put(large)
+            self._faults("commit.large")
         rows = [
-            *self._rows(cluster, epoch[0], records),
+            *own,
             *(Row(cluster.progress, k, v, partition=place) for k, v in changed),
         ]
         mirror = await self._mirroring.due(lane, chunks)
@@ -192,24 +204,34 @@ class KafkaStore:
             raise Temporary(f"{self._where}: the last commit of lane {lane} is uncertain. Take it anew and read.")
         return owned
 
-    def _rows(self, cluster: Cluster, run_epoch: int, records: Records) -> list[Row]:
+    def _rows(self, cluster: Cluster, run_epoch: int, records: Records) -> tuple[list[Row], list[Large]]:
+        """What goes to the topics, and what must be on S3 before."""
         rows: list[Row] = []
+        large: list[Large] = []
         for sink, lines in records.items():
             if sink not in cluster.sinks:
                 raise Refused(f"{self._where}: sink {sink} does not live in this store. Put its records in the outbox.")
-            rows += [self._row(cluster, run_epoch, sink, record) for record in lines]
-        if large := next((message for one in rows if (message := one.too_large)), None):
-            raise Refused(f"{self._where}: {large}")
-        return rows
+            for record in lines:
+                one, beside = self._row(cluster, run_epoch, sink, record)
+                rows.append(one)
+                if beside is not None:
+                    large.append(beside)
+        if message := next((message for one in rows if (message := one.too_large)), None):
+            raise Refused(f"{self._where}: {message}")
+        return rows, large
 
-    def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> Row:
+    def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> tuple[Row, Large | None]:
         replies = cluster.replies if sink == "results" else {}
         record = outgoing(record) if sink == "dead_letters" else record
-        return row(self._settings.run_id, run_epoch, cluster.sinks[sink], record, replies)
+        one = row(self._settings.run_id, run_epoch, cluster.sinks[sink], record, replies)
+        if sink != "results" or self._large is None or one.too_large is None:
+            return one, None
+        short, large = self._large.pointer(record)
+        return row(self._settings.run_id, run_epoch, cluster.sinks[sink], short, replies), large
 
     def refuses(self, sink: SinkName, record: OutRecord) -> str | None:
         here = self._opened
-        return self._row(here.cluster, _ANY_EPOCH, sink, record).too_large if here is not None else None
+        return self._row(here.cluster, _ANY_EPOCH, sink, record)[0].too_large if here is not None else None
 
     def _without_mirror(self, error: MirrorRefused) -> Temporary:
         """Progress does not hang on it: lag tools see nothing from here on."""

@@ -105,11 +105,12 @@ def test_unnamed_topics_stand_beside_the_results_on_their_cluster(tmp_path: Path
         assert sinks[name] == msgspec.structs.replace(results, topic=f"results.{name}")
 
 
-def test_dead_letters_beside_avro_results_are_json(tmp_path: Path) -> None:
-    """They hold what no schema could read."""
-    sinks = load(tmp_path, with_sinks("{results: {type: kafka, connection: shop, topic: r, format: avro}}")).sinks
-    formats = {name: sink.format for name, sink in sinks.items() if isinstance(sink, KafkaSink)}
-    assert formats == {"results": "avro", "costs": "avro", "quality": "avro", "dead_letters": "json"}
+def test_large_results_go_to_a_folder_of_any_s3(tmp_path: Path) -> None:
+    url = "s3://bucket/large/?endpoint=http://127.0.0.1:7070"
+    made = load(tmp_path, with_sinks(f"{{results: {{type: kafka, connection: shop, topic: r, too_large: '{url}'}}}}"))
+    results = made.sinks["results"]
+    assert isinstance(results, KafkaSink)
+    assert results.too_large == url
 
 
 def test_kafka_urls_read_as_source_and_sink(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ WRITTEN = {
     "unknown field": (f"{{{SINK}, create: {{partition: 1}}}}}}", "sinks.results.create.partition: unknown field; did you mean `partitions`?"),
     "elsewhere": (f"{{{SINK}, too_large: 's3://bucket/x'}}}}", "sinks.results.too_large: expected `dead_letter` or s3://bucket/prefix/"),
     "the same topic": (f"{{{SINK}}}, costs: {{type: kafka, connection: shop, topic: results}}}}", "sinks.costs: the same place as `results`"),
-    "avro": ("{results: {type: kafka, bootstrap: 'b:1', topic: a, format: avro}}", "sinks.results.format: `avro` is read with a schema registry"),
+    "avro": ("{results: {type: kafka, bootstrap: 'b:1', topic: a, format: avro}}", "sinks.results.format: records are written as JSON only so far"),
     "whole bucket": ("s3://outbox", "sinks: name a prefix (`labels/`) or an object"),
     "no suffix": ("s3://outbox/labels", "sinks: an object's name says its format (.jsonl, .parquet); a prefix of parts ends in `/`"),
     "packed": ("s3://outbox/labels.jsonl.gz", "sinks are written uncompressed"),

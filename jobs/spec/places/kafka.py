@@ -105,9 +105,9 @@ def sink(doc: Doc, path: Path, value: KafkaSink, known: Connections, base: str) 
         _check_create(doc, (*path, "create"), value.create)
     if value.too_large != "dead_letter":
         check_folder_url(doc, (*path, "too_large"), value.too_large, "`dead_letter` or s3://bucket/prefix/")
-    made = connect(doc, path, value, known, base)
-    _check_registry(doc, path, made, made.format == "avro")
-    return made
+    if value.format == "avro":
+        raise doc.error((*path, "format"), "records are written as JSON only so far; leave `format:` out")
+    return connect(doc, path, value, known, base)
 
 
 def _check_create(doc: Doc, path: Path, create: CreateTopic) -> None:
@@ -117,7 +117,7 @@ def _check_create(doc: Doc, path: Path, create: CreateTopic) -> None:
         raise doc.error((*path, "replication"), "expected 1 or more copies; leave it out for the broker's default")
 
 
-def _check_registry(doc: Doc, path: Path, made: KafkaSource | KafkaSink, wanted: bool) -> None:
+def _check_registry(doc: Doc, path: Path, made: KafkaSource, wanted: bool) -> None:
     if wanted and not (isinstance(made.connection, Connection) and made.connection.schema_registry):
         raise doc.error(
             (*path, "format"),

@@ -47,11 +47,10 @@ def check_key(doc: Doc, path: Path, key: str) -> str:
 
 
 def check_folder_url(doc: Doc, path: Path, url: str, wanted: str) -> str:
-    """An `s3://bucket/prefix/`."""
-    if not url.startswith("s3://") or not url.endswith("/"):
+    """An `s3://bucket/prefix/`, with the options of `check_state`."""
+    if not url.startswith("s3://") or not urlsplit(url).path.endswith("/"):
         raise doc.error(path, f"expected {wanted}")
-    read_url(doc, path, url)
-    return url
+    return check_state(doc, path, url)
 
 
 def check_state(doc: Doc, path: Path, url: str) -> str:
