@@ -110,6 +110,7 @@ def test_a_lane_actor_that_is_killed_while_it_opens_is_replaced_again(servers: S
         b.check(bound=bound(b, owners=2))
 
 
+@pytest.mark.soak
 def test_group_offsets_that_vanish_change_nothing(servers: Stage, tmp_path: Path) -> None:
     """The source's group mirrors the progress for lag tools; a run whose group was deleted goes on where it was."""
     with stream_bench(servers, tmp_path, StreamShape(items=400, model="sure")) as b:
@@ -140,6 +141,7 @@ async def forget_group(stage: Stage, group: str) -> None:
     await asyncio.to_thread(stage.kafka.tool, CONSUMER_GROUPS, "--delete", "--group", group)
 
 
+@pytest.mark.soak
 def test_a_topic_deleted_in_mid_run_is_told_and_what_was_read_stays(servers: Stage, tmp_path: Path) -> None:
     """Each partition that was not at its end becomes one dead letter that says from where on nothing was read; all
     that was read ends once."""
