@@ -345,7 +345,10 @@ async def test_a_killed_lanes_leases_are_spent_not_lost(tmp_path: Path) -> None:
     assert driver.settled
     ledger = lane.ledger.read("run/r")
     assert ledger.leases == {}
-    assert ledger.forfeit_nano == driver.reports[-1].tally.forfeit_nano == out
+    forfeit = driver.reports[-1].tally.forfeit_nano
+    assert ledger.forfeit_nano == forfeit >= out, (
+        "a lease that its owner asked for as it died may come true after `out`"
+    )
 
 
 async def test_memory_does_not_grow_with_the_input() -> None:

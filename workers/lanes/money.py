@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from penstock.engine.budget import NeedLease
@@ -67,9 +68,9 @@ class LaneMoney:
         machine.till.give_back_idle(now)
         for wish in machine.wishes():
             if wish.key not in self._asking:
-                self._asking[wish.key] = loop.create_task(self._guard(self._ask(wish), wish.key))
+                self._asking[wish.key] = loop.create_task(self._guard(partial(self._ask, wish), wish.key))
         if self._settling is None and machine.till.purse.closable():
-            self._settling = loop.create_task(self._guard(self._settle(), None))
+            self._settling = loop.create_task(self._guard(self._settle, None))
 
     @property
     def open(self) -> bool:
@@ -82,9 +83,10 @@ class LaneMoney:
     def tasks(self) -> list[asyncio.Task[None]]:
         return [*self._asking.values(), *([self._settling] if self._settling is not None else [])]
 
-    async def _guard(self, work: Coroutine[None, None, None], key: str | None) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]], key: str | None) -> None:
+        """`work` is called only once its task runs: one that is cancelled before that leaves nothing behind."""
         try:
-            await work
+            await work()
         except PenstockError as error:
             self._failed(error)
         finally:
