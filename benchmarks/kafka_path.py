@@ -1,6 +1,6 @@
 """Kafka → instant answers → Kafka, exactly once, one lane, beside a bare aiokafka loop with the same transactions.
 
-    python benchmarks/kafka_path.py [--records 40000] [--pairs 3] [--lanes 1] [--latency-rate 500 --latency-s 20]
+    python benchmarks/kafka_path.py [--records 40000] [--pairs 3] [--lanes 2] [--latency-rate 500 --latency-s 20]
 
 Both read 500-byte requests from one partition of a real broker of their own and write a result for each, in one
 transaction every 200 ms that also commits how far they are. The rival decodes each request, writes a fixed answer of
@@ -8,6 +8,8 @@ about our size, and commits the group's offsets. Ours is a lane as a run has it 
 costs, progress in the compacted topic), whose calls are answered at once in its own process: no Ray, no HTTP.
 With `--latency-rate`: records are published at that rate, and a committed reader notes how long after its request's
 timestamp each result became visible.
+With `--lanes 2`: the same in four partitions, read by one lane in one process and by two lanes in two processes,
+in pairs. The broker has the same cores: on two cores the ratio says little about more.
 """
 
 from __future__ import annotations
@@ -16,22 +18,25 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import multiprocessing
 import random
 import statistics
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from penstock.connectors.base import SinkName
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.registry import open_source, open_stores
-from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, Row
+from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, Row, SinkSettings, SourceSettings
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
@@ -49,7 +54,7 @@ PROMISE = 0.5
 PROMISE_P99_S = 0.5
 COMMIT_S = 0.2
 POOL = "api:a"
-SINKS = ("results", "costs", "quality", "dead_letters")
+SINKS: tuple[SinkName, ...] = ("results", "costs", "quality", "dead_letters")
 
 
 def request(number: int) -> bytes:
@@ -156,7 +161,15 @@ def answered(call: Call) -> Outcome:
     )
 
 
-def shell(lane: int, plan: Plan, source: KafkaSource, sinks: dict[str, KafkaSink], driver: Driver) -> LaneShell:
+def shell(
+    lane: int,
+    plan: Plan,
+    source: SourceSettings,
+    sinks: Mapping[SinkName, SinkSettings],
+    driver: Driver,
+    commit_s: float = COMMIT_S,
+) -> LaneShell:
+    """A lane as a run has it, without Ray."""
     price = Price(input=10**9, output=4 * 10**9)
     catalog = Catalog(
         {"a": Account("a", "openai", "http://localhost")},
@@ -166,20 +179,25 @@ def shell(lane: int, plan: Plan, source: KafkaSource, sinks: dict[str, KafkaSink
     policy = Policy({"t": Task("t", max_tokens=50)}, default_task="t")
     hooks = Hooks(random.Random(1).random, lambda item, answer, task: (), lambda body, answer, message: body)
     machine = Lane(
-        LaneSettings(lane, plan.run_id), Router(catalog, policy), catalog, policy, hooks, Budgets((), plan.run_id)
+        LaneSettings(lane, plan.run_id, endless=not plan.bounded),
+        Router(catalog, policy),
+        catalog,
+        policy,
+        hooks,
+        Budgets((), plan.run_id),
     )
     return LaneShell(
         lane,
         (1, 1),
         machine,
-        open_stores(sinks, plan.run_id),  # type: ignore[arg-type]
+        open_stores(sinks, plan.run_id),
         open_source(source),
         Intake(plan.run_id, "openai-batch", Row(), policy, {"m"}),
         Encoder(plan.run_id, "openai-batch"),
         driver,
         None,
         time.time,
-        commit_s=COMMIT_S,
+        commit_s=commit_s,
     )
 
 
@@ -197,31 +215,80 @@ async def work(lane: LaneShell, driver: Driver, until: float | None = None) -> N
         raise SystemExit(f"the lane failed: {driver.failures}")
 
 
-async def opened(bootstrap: str, topic: str, until: str) -> tuple[LaneShell, Driver, str]:
-    run = f"bench-{uuid.uuid4().hex[:6]}"
+def new_run() -> str:
+    return f"bench-{uuid.uuid4().hex[:6]}"
+
+
+async def opened(
+    bootstrap: str, topic: str, until: str, run: str, lane: int = 0, lanes: int = 1, driver: Driver | None = None
+) -> tuple[LaneShell, Driver]:
     connection = Connection(bootstrap)
     source = KafkaSource((topic,), connection=connection, until=until)  # type: ignore[arg-type]
-    sinks = {name: KafkaSink(f"{run}.{name}", connection=connection, create=True) for name in SINKS}
+    sinks: dict[SinkName, SinkSettings] = {
+        name: KafkaSink(f"{run}.{name}", connection=connection, create=True) for name in SINKS
+    }
     splits = await open_source(source).splits(1)
-    placed = tuple(msgspec.structs.replace(split, ordinal=n, lane=0) for n, split in enumerate(splits))
-    plan = Plan(run, run, {}, 1, placed, {}, 0.0, bounded=until == "end")
-    driver = Driver()
-    lane = shell(0, plan, source, sinks, driver)
-    await lane.open(plan, force=True)
-    lane.go()
-    return lane, driver, f"{run}.results"
+    placed = tuple(msgspec.structs.replace(split, ordinal=n, lane=n % lanes) for n, split in enumerate(splits))
+    plan = Plan(run, run, {}, lanes, placed, {}, 0.0, bounded=until == "end")
+    driver = driver or Driver()
+    opened = shell(lane, plan, source, sinks, driver)
+    await opened.open(plan, force=True)
+    return opened, driver
 
 
 async def ours(bootstrap: str, topic: str, n: int) -> float:
-    lane, driver, results = await opened(bootstrap, topic, "end")
+    run = new_run()
+    lane, driver = await opened(bootstrap, topic, "end", run)
     started = time.perf_counter()
+    lane.go()
     await work(lane, driver)
     took = time.perf_counter() - started
     await lane.close()
-    got = await count(bootstrap, results)
+    got = await count(bootstrap, f"{run}.results")
     if got != n:
         raise SystemExit(f"{got} results of {n}")
     return n / took
+
+
+async def lanes_in_processes(bootstrap: str, topic: str, n: int, lanes: int) -> float:
+    """Items a second of so many lanes, each in a process of its own, from their common start to the last commit."""
+    run, context = new_run(), multiprocessing.get_context("spawn")
+    await make_topics(bootstrap, *(f"{run}.{name}" for name in SINKS))
+    ready = context.Barrier(lanes + 1)
+    processes = [context.Process(target=one_lane, args=(bootstrap, topic, run, x, lanes, ready)) for x in range(lanes)]
+    for process in processes:
+        process.start()
+    await asyncio.to_thread(ready.wait, 120)
+    started = time.perf_counter()
+    await asyncio.to_thread(lambda: [process.join() for process in processes])
+    took = time.perf_counter() - started
+    got = await count(bootstrap, f"{run}.results")
+    if got != n or any(process.exitcode for process in processes):
+        raise SystemExit(f"{got} results of {n}")
+    return n / took
+
+
+def one_lane(bootstrap: str, topic: str, run: str, lane: int, lanes: int, ready: Barrier) -> None:
+    async def through() -> None:
+        shell, driver = await opened(bootstrap, topic, "end", run, lane, lanes)
+        await asyncio.to_thread(ready.wait, 120)
+        shell.go()
+        await work(shell, driver)
+        await shell.close()
+
+    asyncio.run(through())
+
+
+async def scaling(options: argparse.Namespace, bootstrap: str) -> None:
+    topic, ratios = "parted", list[float]()
+    await make_topics(bootstrap, topic, partitions=4)
+    await publish(bootstrap, topic, options.records)
+    for _ in range(options.pairs):
+        one = await lanes_in_processes(bootstrap, topic, options.records, 1)
+        more = await lanes_in_processes(bootstrap, topic, options.records, options.lanes)
+        ratios.append(more / one)
+        print(f"1 lane {one:8,.0f}/s   {options.lanes} lanes {more:8,.0f}/s   ratio {ratios[-1]:.2f}", flush=True)
+    print(f"median ratio of {options.lanes} lanes in {options.lanes} processes {statistics.median(ratios):.2f}")
 
 
 async def count(bootstrap: str, topic: str) -> int:
@@ -249,10 +316,12 @@ async def latency(bootstrap: str, rate: float, seconds: float) -> list[float]:
     """Sorted seconds from a request's timestamp to the moment at which a committed reader has its result."""
     topic = f"paced-{uuid.uuid4().hex[:6]}"
     await make_topics(bootstrap, topic)
-    lane, driver, results = await opened(bootstrap, topic, "forever")
+    run = new_run()
+    lane, driver = await opened(bootstrap, topic, "forever", run)
+    lane.go()
     seen: dict[str, float] = {}
     ends = time.time() + seconds + 2
-    watching = asyncio.create_task(watch(bootstrap, results, seen, ends))
+    watching = asyncio.create_task(watch(bootstrap, f"{run}.results", seen, ends))
     sending = asyncio.create_task(publish(bootstrap, topic, round(rate * seconds), rate))
     await work(lane, driver, ends)
     await asyncio.gather(sending, watching)
@@ -286,6 +355,8 @@ async def run(options: argparse.Namespace, bootstrap: str) -> bool:
         print(f"bare aiokafka {theirs:8,.0f}/s   penstock {mine:8,.0f}/s   ratio {ratios[-1]:.2f}", flush=True)
     print(f"median ratio {statistics.median(ratios):.2f} (promised: {PROMISE})")
     good = statistics.median(ratios) >= PROMISE
+    if options.lanes > 1:
+        await scaling(options, bootstrap)
     if options.latency_rate:
         waits = await latency(bootstrap, options.latency_rate, options.latency_s)
         p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
@@ -301,6 +372,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=40_000)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--latency-rate", type=float, default=500.0)
     parser.add_argument("--latency-s", type=float, default=20.0)
     options = parser.parse_args()
