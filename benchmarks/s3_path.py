@@ -1,0 +1,220 @@
+"""S3 → instant answers → S3, exactly once, one lane, beside plain boto3 moving the same bytes; and what memory does.
+
+    python benchmarks/s3_path.py [--mb 200] [--record-bytes 500 4000 64000] [--pairs 3] [--memory]
+
+A real S3 server of its own (versitygw, on this machine: there is no network between). The rival downloads the input
+object to a file and uploads it again, with boto3's own threads, and looks at none of it. Ours is a lane as a run has it
+(ranges, parsing, routing, accounting, records, costs, progress by compare-and-swap, merged parts and a manifest), whose
+calls are answered at once in its own process: no Ray, no HTTP. It writes more than it reads: a result also says where
+it came from and what it cost, and each call has a line of costs. Both are counted in megabytes of input a second; CPU
+is that of this process, the server's apart.
+With `--memory`: peak resident memory of that process, a fresh one each, for two numbers of small objects and two sizes
+of one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from kafka_path import SINKS, Driver, shell, work
+
+from penstock.connectors.base import SinkName
+from penstock.connectors.registry import open_source, open_stores
+from penstock.connectors.settings import S3Sink, S3Source, SinkSettings
+from penstock.engine.plan import Plan
+from penstock.jobs.dev.s3 import REGION, Keys, S3Server, client
+
+PROMISE = 0.7
+COMMIT_S = S3Sink.commit_ms / 1000
+BUCKET = "bench"
+SMALL_ROWS = 4
+"""Rows of a small object."""
+OBJECTS = (1_000, 10_000)
+LARGE_MB = (50, 200)
+
+
+class Took(NamedTuple):
+    seconds: float
+    cpu_s: float
+
+
+def now() -> Took:
+    return Took(time.perf_counter(), time.process_time())
+
+
+def since(start: Took) -> Took:
+    return Took(time.perf_counter() - start.seconds, time.process_time() - start.cpu_s)
+
+
+def rows(count: int, size: int) -> Iterator[bytes]:
+    """openai-batch lines of about `size` bytes."""
+    pad = "x" * max(1, size - 150)
+    for number in range(count):
+        body = {"model": "auto", "messages": [{"role": "user", "content": f"item {number:09} {pad}"}]}
+        line = {"custom_id": f"r{number:09}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        yield msgspec.json.encode(line) + b"\n"
+
+
+def put_large(s3: Any, folder: Path, prefix: str, mb: int, size: int) -> int:
+    """One object; returns its rows."""
+    path, count = folder / "large.jsonl", mb * 1_000_000 // size
+    with path.open("wb") as file:
+        file.writelines(rows(count, size))
+    s3.upload_file(str(path), BUCKET, f"{prefix}large.jsonl")
+    return count
+
+
+def put_small(s3: Any, prefix: str, objects: int) -> int:
+    data = b"".join(rows(SMALL_ROWS, 500))
+
+    def put(number: int) -> None:
+        s3.put_object(Bucket=BUCKET, Key=f"{prefix}{number:06}.jsonl", Body=data)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(objects)))
+    return objects * SMALL_ROWS
+
+
+# the rival
+
+
+def plain(s3: Any, folder: Path, key: str) -> Took:
+    """To download the object and upload it again."""
+    path = folder / "moved"
+    started = now()
+    s3.download_file(BUCKET, key, str(path))
+    s3.upload_file(str(path), BUCKET, f"plain/{uuid.uuid4().hex[:6]}.jsonl")
+    took = since(started)
+    path.unlink()
+    return took
+
+
+# ours
+
+
+async def ours(endpoint: str, prefix: str, count: int) -> Took:
+    """From the lane's start to the manifests."""
+    run = f"bench-{uuid.uuid4().hex[:6]}"
+    source = S3Source(BUCKET, prefix, endpoint=endpoint, region=REGION)
+    sinks: dict[SinkName, SinkSettings] = {
+        name: S3Sink(BUCKET, f"{run}/{name}/", endpoint, REGION, "jsonl") for name in SINKS
+    }
+    splits = await open_source(source).splits(1)
+    placed = tuple(msgspec.structs.replace(split, ordinal=n, lane=0) for n, split in enumerate(splits))
+    plan = Plan(run, run, {}, 1, placed, {}, 0.0, bounded=True)
+    driver = Driver()
+    lane = shell(0, plan, source, sinks, driver, COMMIT_S)
+    started = now()
+    await lane.open(plan, force=True)
+    lane.go()
+    await work(lane, driver)
+    await lane.close()
+    made = await open_stores(sinks, run).primary.finish(plan)
+    took = since(started)
+    got = results(made["results"][0], endpoint)
+    if got != count:
+        raise SystemExit(f"{got} results of {count}")
+    return took
+
+
+def results(manifest: str, endpoint: str) -> int:
+    """Rows that the manifest tells of."""
+    key = manifest.partition("?")[0].removeprefix(f"s3://{BUCKET}/")
+    keys = Keys(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    data = client(endpoint, keys).get_object(Bucket=BUCKET, Key=key)["Body"].read()  # type: ignore[attr-defined]
+    return int(msgspec.json.decode(data)["rows"])
+
+
+def speed(endpoint: str, s3: Any, folder: Path, options: argparse.Namespace) -> bool:
+    good = True
+    for size in options.record_bytes:
+        prefix = f"in-{size}/"
+        count = put_large(s3, folder, prefix, options.mb, size)
+        ratios: list[float] = []
+        for _ in range(options.pairs):
+            theirs = plain(s3, folder, f"{prefix}large.jsonl")
+            mine = asyncio.run(ours(endpoint, prefix, count))
+            ratios.append(theirs.seconds / mine.seconds)
+            print(
+                f"{options.mb} MB in {count:,} rows: boto3 {told_speed(options.mb, theirs)}   penstock "
+                f"{told_speed(options.mb, mine)}, {count / mine.seconds:,.0f} rows/s   ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+        median = statistics.median(ratios)
+        print(f"rows of {size:,} bytes: median ratio {median:.3f} (promised: {PROMISE})")
+        good = good and median >= PROMISE
+    return good
+
+
+def told_speed(mb: int, took: Took) -> str:
+    return f"{mb / took.seconds:,.1f} MB/s ({took.cpu_s:.1f} s of CPU)"
+
+
+# memory
+
+
+def memory(endpoint: str, s3: Any, folder: Path) -> None:
+    for objects in OBJECTS:
+        prefix = f"small-{objects}/"
+        told(f"{objects:,} small objects", endpoint, prefix, put_small(s3, prefix, objects))
+    for mb in LARGE_MB:
+        prefix = f"large-{mb}/"
+        told(f"one object of {mb} MB", endpoint, prefix, put_large(s3, folder, prefix, mb, 500))
+
+
+def told(what: str, endpoint: str, prefix: str, count: int) -> None:
+    """In a process of its own, whose peak nothing came before."""
+    command = [sys.executable, __file__, "--alone", endpoint, prefix, str(count)]
+    print(f"{what} ({count:,} rows): {subprocess.check_output(command, text=True).strip()}", flush=True)
+
+
+def alone(endpoint: str, prefix: str, count: int) -> None:
+    took = asyncio.run(ours(endpoint, prefix, count))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(f"peak {peak:.0f} MB, {took.seconds:.1f} s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=int, default=200)
+    parser.add_argument("--record-bytes", type=int, nargs="+", default=[500, 4_000, 64_000])
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        endpoint, prefix, count = options.alone
+        alone(endpoint, prefix, int(count))
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = S3Server(folder / "s3")
+        server.start()
+        os.environ |= server.keys.environment
+        try:
+            s3: Any = server.client()
+            s3.create_bucket(Bucket=BUCKET)
+            if options.memory:
+                memory(server.endpoint, s3, folder)
+                return 0
+            return 0 if speed(server.endpoint, s3, folder, options) else 1
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
