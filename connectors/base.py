@@ -12,13 +12,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from penstock.engine.flow.progress import Saved
 from penstock.engine.items import Position
 from penstock.engine.plan import Epoch, Plan, Split
+
+if TYPE_CHECKING:  # numpy comes with it, and a job file is read without
+    from penstock.engine.flow.progress import Saved
 
 SinkName = Literal["results", "costs", "quality", "dead_letters"]
 

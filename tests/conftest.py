@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
+# Ray reads it once, when it is imported: whichever test does that first, the later ones start clusters behind a token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 MARK = "PENSTOCK_TEST_MARK"
 _PR_SET_CHILD_SUBREAPER = 36
 """<sys/prctl.h>: orphans below us become our children, so a killed command's Ray is still found and ended."""

@@ -75,7 +75,7 @@ def test_a_request_to_cancel_is_there_until_it_is_taken_back(history: History) -
     assert not history.cancel_asked("a-1")
 
 
-def test_a_kind_of_state_that_is_not_there_yet_is_said_so() -> None:
+def test_a_kind_of_state_that_is_not_there_is_said_so() -> None:
     """Not a traceback from deep inside."""
     with pytest.raises(SpecError, match="Give a folder"):
-        open_history("s3://bucket/state")
+        open_history("kafka://broker:9092/state")
