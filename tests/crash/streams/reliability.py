@@ -19,7 +19,7 @@ from tests.crash.streams.storms import Line
 
 BEGIN, END = "<!-- storms: begin -->", "<!-- storms: end -->"
 HEAD = (
-    "| job | harm | seeds | harms | items | lost | twice | second payments | allowed | most in one run | marked |\n"
+    "| job | harm | jobs | harms | items | lost | twice | second payments | allowed | most in one run | marked |\n"
     "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
 )
 
@@ -33,10 +33,9 @@ def table(lines: Iterable[Line]) -> str:
 
 def _row(job: str, harm: str, group: list[Line]) -> str:
     sums = [sum(getattr(line, name) for line in group) for name in ("harms", "items", "lost", "twice")]
-    seeds = len({line.seed for line in group})
     most = max(line.repeated for line in group)
     seen, allowed, marked = (sum(getattr(line, name) for line in group) for name in ("repeated", "bound", "marked"))
-    cells = [job, harm, seeds, *sums, seen, allowed, most, marked]
+    cells = [job, harm, len(group), *sums, seen, allowed, most, marked]
     return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells) + " |\n"
 
 
