@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -368,6 +368,17 @@ async def run(options: argparse.Namespace, bootstrap: str) -> bool:
     return good
 
 
+def on_kafka(work: Callable[[str], Coroutine[None, None, bool]]) -> int:
+    """Run `work` against a broker of its own; the exit code: 0 where it kept its promise."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = KafkaServer(Path(folder))
+        server.start()
+        try:
+            return 0 if asyncio.run(work(server.bootstrap)) else 1
+        finally:
+            server.stop()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=40_000)
@@ -376,13 +387,7 @@ def main() -> int:
     parser.add_argument("--latency-rate", type=float, default=500.0)
     parser.add_argument("--latency-s", type=float, default=20.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = KafkaServer(Path(folder))
-        server.start()
-        try:
-            return 0 if asyncio.run(run(options, server.bootstrap)) else 1
-        finally:
-            server.stop()
+    return on_kafka(lambda bootstrap: run(options, bootstrap))
 
 
 if __name__ == "__main__":

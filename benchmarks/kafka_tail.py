@@ -18,9 +18,7 @@ import heapq
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import kafka_path as path
 import psutil
@@ -28,7 +26,6 @@ import psutil
 from penstock.connectors.kafka.mirror import offsets
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.items import Outcome
-from penstock.jobs.dev.kafka import KafkaServer
 from penstock.workers.lanes.shell import LaneReport, LaneShell
 
 PARTITIONS = 4
@@ -150,13 +147,7 @@ def main() -> int:
     parser.add_argument("--slow-s", type=float, default=60.0)
     parser.add_argument("--slow-of", type=int, default=100)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = KafkaServer(Path(folder))
-        server.start()
-        try:
-            return 0 if asyncio.run(run(options, server.bootstrap)) else 1
-        finally:
-            server.stop()
+    return path.on_kafka(lambda bootstrap: run(options, bootstrap))
 
 
 if __name__ == "__main__":

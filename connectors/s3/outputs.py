@@ -9,6 +9,7 @@ import msgspec
 
 from penstock.connectors.s3.client import S3, Listed, client
 from penstock.connectors.s3.errors import Missing, NotAsExpected
+from penstock.connectors.s3.ranges import Seekable
 from penstock.connectors.s3.urls import parsed
 from penstock.engine.errors import Corrupt, SpecError, Temporary
 
@@ -55,29 +56,14 @@ def opened(url: str) -> BinaryIO:
     return io.BufferedReader(_Ranges(s3, where.bucket, found), READ_BYTES)
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(Seekable):
     """Reads by ranges, each only while the object is the one that was opened."""
 
     def __init__(self, s3: S3, bucket: str, found: Listed) -> None:
-        super().__init__()
+        super().__init__(found.size)
         self._s3 = s3
         self._bucket = bucket
         self._object = found
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._object.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         end = min(self._at + len(buffer), self._object.size)

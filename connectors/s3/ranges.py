@@ -38,19 +38,13 @@ def open_object(s3: S3, what: Pinned, format: str, end: int | None) -> RangeFile
     return StreamFile(s3, what, what.size if end is None or what.size <= SMALL_BYTES else min(end, what.size))
 
 
-class RangeFile(io.RawIOBase):
-    """The file's own part: a place, and seeking. Raises what `fetch` raises."""
+class Seekable(io.RawIOBase):
+    """A place in an object of `size` bytes."""
 
-    def __init__(self, s3: S3, what: Pinned) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.what = what
-        self._s3 = s3
+        self._size = size
         self._at = 0
-
-    @property
-    def binary(self) -> BinaryIO:
-        """This file, as formats know files."""
-        return cast("BinaryIO", self)
 
     def readable(self) -> bool:
         return True
@@ -62,9 +56,23 @@ class RangeFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.what.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         self._at = max(0, base + offset)
         return self._at
+
+
+class RangeFile(Seekable):
+    """What both ways of fetching share. Raises what `fetch` raises."""
+
+    def __init__(self, s3: S3, what: Pinned) -> None:
+        super().__init__(what.size)
+        self.what = what
+        self._s3 = s3
+
+    @property
+    def binary(self) -> BinaryIO:
+        """This file, as formats know files."""
+        return cast("BinaryIO", self)
 
     def _submit(self, start: int, end: int) -> Bytes:
         return threads().submit(fetch, self._s3, self.what, start, end)

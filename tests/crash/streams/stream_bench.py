@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -173,13 +171,6 @@ execution:
                 for process in self.find(part, command):
                     _kill(process)
         return super().kill(kind, command, chance)
-
-    def close(self) -> None:
-        for command in self.commands:
-            if command.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(command.pid, signal.SIGCONT)
-                self.kill("group", command, random.Random(0))
 
     def served(self) -> int:
         return super().served() - self._served
