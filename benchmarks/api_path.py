@@ -67,7 +67,7 @@ def bare(source: Path, out: Path, url: str, concurrency: int) -> float:
 
 def litellm_router(source: Path, url: str, concurrency: int, rows: int) -> float | None:
     """In an environment of its own, thrown away afterwards: Penstock does not depend on it."""
-    uv = shutil.which("uv")
+    uv = shutil.which("uv", path=f"{os.environ.get('PATH', '')}{os.pathsep}{HERE.parent / '.venv-uv' / 'bin'}")
     if uv is None:
         return None
     script = HERE / "rivals" / "litellm_router.py"
