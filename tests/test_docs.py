@@ -12,6 +12,7 @@ from penstock.connectors import settings
 from penstock.engine.catalog import Limits
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import COMMANDS
+from penstock.jobs.sandbox import read_settings
 from penstock.jobs.spec import fields
 from penstock.workers.runspec import Execution
 
@@ -31,7 +32,7 @@ def _examples() -> list[tuple[str, str, str]]:
 
 
 def _jobs() -> list[tuple[str, str]]:
-    return [(page, text) for page, mark, text in _examples() if mark != "catalog"]
+    return [(page, text) for page, mark, text in _examples() if mark not in ("catalog", "sandbox")]
 
 
 @pytest.mark.parametrize(("page", "text"), _jobs())
@@ -103,6 +104,14 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     links = [link for link in _LINK.findall(page.read_text()) if "://" not in link and not link.startswith("#")]
     missing = [link for link in links if not (page.parent / link.split("#")[0]).exists()]
     assert not missing
+
+
+def test_sandbox_settings_in_the_docs_are_read(tmp_path: Path) -> None:
+    """As `penstock sandbox --settings` reads them."""
+    for _, mark, text in _examples():
+        if mark == "sandbox":
+            (tmp_path / "settings.yaml").write_text(text)
+            assert read_settings(tmp_path / "settings.yaml").models
 
 
 def test_exit_codes_are_documented_as_they_are() -> None:

@@ -55,6 +55,7 @@ class Ask(msgspec.Struct):
     response_format: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     temperature: float | None = None
+    seed: int | None = None
 
     @property
     def ceiling(self) -> int:
@@ -85,13 +86,16 @@ def input_tokens(ask: Ask) -> int:
 
 def answer(ask: Ask) -> str:
     """The text of the answer; not yet cut to the request's ceiling."""
-    prompt = next((plain(m.content) for m in reversed(ask.messages) if m.role == "user"), "")
-    text, choices = split_choices(prompt)
+    text, choices = split_choices(last_prompt(ask))
     if choices:
         return choose(text, choices)
     if (schema := ask.schema) is not None:
         return msgspec.json.encode(instance(schema, text, schema)).decode()
     return retell(text)
+
+
+def last_prompt(ask: Ask) -> str:
+    return next((plain(m.content) for m in reversed(ask.messages) if m.role == "user"), "")
 
 
 _ASKED = re.compile(r"Answer with exactly one of:\s*(.*)\Z", re.DOTALL)

@@ -34,6 +34,9 @@ class Tokens(msgspec.Struct):
     calls: int = 0
     input: int = 0
     output: int = 0
+    known: int = 0
+    """Answers to rows whose right answer the sandbox knows, by models with planted quality."""
+    right: int = 0
 
 
 class Who(msgspec.Struct, frozen=True, gc=False):
@@ -96,9 +99,7 @@ class Ledger:
                 request_id, who.key, time.time(), tokens[0], tokens[1], model, who.generation, who.attempt, kind
             )
             os.write(self._journal, _encode(entry) + b"\n")
-        sums = self.models.get(model)
-        if sums is None:
-            sums = self.models[model] = Tokens()
+        sums = self.models.setdefault(model, Tokens())
         sums.calls += 1
         sums.input += tokens[0]
         sums.output += tokens[1]
@@ -106,6 +107,16 @@ class Ledger:
             self._count(who)
         else:
             self.failed[kind] += 1
+
+    def calls(self, model: str) -> int:
+        """Answers of a model that were charged, since the last reset."""
+        sums = self.models.get(model)
+        return 0 if sums is None else sums.calls
+
+    def knew(self, model: str, right: bool) -> None:
+        sums = self.models.setdefault(model, Tokens())
+        sums.known += 1
+        sums.right += right
 
     def _count(self, who: Who) -> None:
         self.served += 1
@@ -151,7 +162,10 @@ def _sums(model: str, sums: Tokens) -> dict[str, object]:
 
     price = sandbox_price(model)
     nano = (sums.input * price.input + sums.output * price.output) // 1_000_000
-    return {"calls": sums.calls, "input": sums.input, "output": sums.output, "pretend_usd": nano / 1e9}
+    told: dict[str, object] = {"calls": sums.calls, "input": sums.input, "output": sums.output}
+    if sums.known:
+        told |= {"known": sums.known, "right": sums.right}
+    return {**told, "pretend_usd": nano / 1e9}
 
 
 def read_journal(path: str | os.PathLike[str]) -> list[Entry]:

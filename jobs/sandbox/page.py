@@ -50,7 +50,7 @@ def _page(stats: dict[str, Any]) -> str:
     models: dict[str, dict[str, Any]] = stats["models"]
     failed: dict[str, int] = stats["failed"]
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{m['calls']:,}<td>{m['input']:,}<td>{m['output']:,}<td>{m['pretend_usd']:.4f}"
+        f"<tr><td>{html.escape(name)}<td>{m['calls']:,}<td>{m['input']:,}<td>{m['output']:,}<td>{m['pretend_usd']:.4f}<td>{_right(m)}"
         for name, m in models.items()
     )
     faults = ", ".join(f"{html.escape(kind)}: {n:,}" for kind, n in failed.items()) or "none"
@@ -60,5 +60,10 @@ def _page(stats: dict[str, Any]) -> str:
         "td:first-child,th:first-child{text-align:left}</style><h1>Penstock sandbox</h1>"
         f"<p>{stats['served']:,} answers for {stats['items']:,} items; "
         f"<b>{stats['second_payments']:,} second payments</b></p><p>Failures: {faults}</p>"
-        "<table><tr><th>Model<th>Calls<th>Input tokens<th>Output tokens<th>Pretend $" + rows + "</table>"
+        "<table><tr><th>Model<th>Calls<th>Input tokens<th>Output tokens<th>Pretend $<th>Right" + rows + "</table>"
     )
+
+
+def _right(model: dict[str, Any]) -> str:
+    """Share of right answers where the truth was known."""
+    return f"{model['right'] / model['known']:.1%} of {model['known']:,}" if model.get("known") else "–"

@@ -14,9 +14,12 @@ import msgspec
 from aiohttp import web
 
 from penstock.jobs.sandbox import forms, page
-from penstock.jobs.sandbox.answers import Ask, answer, cut, input_tokens
+from penstock.jobs.sandbox.answers import Ask, answer, cut, input_tokens, last_prompt
+from penstock.jobs.sandbox.behaving import Behaviours
+from penstock.jobs.sandbox.cases import Book
 from penstock.jobs.sandbox.ledger import Ledger, Who, who
 from penstock.jobs.sandbox.limits import ModelLimits
+from penstock.jobs.sandbox.planted import is_right, planted_answer
 from penstock.jobs.sandbox.settings import Behaviour, Settings
 
 MAX_REQUEST_BYTES = 32_000_000
@@ -54,6 +57,8 @@ class Sandbox:
         self.settings = settings
         self.ledger = Ledger(settings.journal)
         self._random = random.Random(settings.seed)
+        self._behaviours = Behaviours(settings)
+        self._book = Book(settings.truth)
         self._limits: dict[str, ModelLimits] = {}
         # Request ids stay unique over restarts, so that journals can be compared.
         self._prefix = chance.token_hex(5)
@@ -74,9 +79,24 @@ class Sandbox:
             return _json(200, _encode({"object": "list", "data": listed}))
         if request.path.startswith("/stats"):
             return await page.respond(request, self.ledger)
+        if request.path == "/behaviour":
+            return await self._behave(request)
         if request.path == "/health":
             return _json(200, b"{}")
         return self._fail("openai", "not_found", self._request_id())
+
+    async def _behave(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What a model does from now on: `POST /behaviour?model=NAME` with what changes, by the sandbox's key."""
+        if not self._known(request):
+            return self._fail("openai", "auth", self._request_id())
+        model = request.query.get("model", "")
+        if request.method == "POST":
+            try:
+                self._behaviours.change(model, await _read(request) or b"")
+            except ValueError as error:
+                return _json(400, _encode({"error": str(error)}))
+            self._limits.pop(model, None)
+        return _json(200, _encode(self._behaviours.of(model)))
 
     def _request_id(self) -> str:
         self._n += 1
@@ -104,7 +124,7 @@ class Sandbox:
     async def _within_limits(
         self, request: web.BaseRequest, form: Form, ask: Ask, payer: Who, request_id: str
     ) -> web.StreamResponse:
-        behaviour = self.settings.of(ask.model)
+        behaviour = self._behaviours.of(ask.model)
         limits = self._limits_of(ask.model, behaviour)
         amount = input_tokens(ask)
         wait_s = limits.admit(amount, time.monotonic())
@@ -118,7 +138,7 @@ class Sandbox:
                 spoiled = await self._go_wrong(request, form, fault, request_id, limits)
                 if spoiled is not None:
                     return spoiled
-            return self._answer(form, ask, payer, request_id, amount, fault)
+            return self._answer(form, ask, payer, request_id, amount, fault, limits)
         finally:
             limits.running -= 1
 
@@ -152,11 +172,10 @@ class Sandbox:
         return web.Response(status=500)
 
     def _answer(
-        self, form: Form, ask: Ask, payer: Who, request_id: str, amount: int, fault: str | None
+        self, form: Form, ask: Ask, payer: Who, request_id: str, amount: int, fault: str | None, limits: ModelLimits
     ) -> web.StreamResponse:
         refused = fault == "refuse"
-        text, output, was_cut = cut(answer(ask), ask.ceiling) if not refused else ("", 1, False)
-        limits = self._limits[ask.model] if ask.model in self._limits else self._limits_of(ask.model, Behaviour())
+        text, output, was_cut = cut(self._text(ask), ask.ceiling) if not refused else ("", 1, False)
         limits.answered(output)
         said = forms.Said(request_id[4:], ask.model, text, amount, output, was_cut, refused, int(time.time()))
         body = _ANSWERS[form](said)
@@ -165,6 +184,16 @@ class Sandbox:
         # Charged before it leaves: whoever got an answer stands in the journal.
         self.ledger.charge(payer, request_id, ask.model, (amount, output), fault or "ok")
         return _json(200, body, self._headers(form, request_id, limits))
+
+    def _text(self, ask: Ask) -> str:
+        """By what was planted, where that was and the truth is known; else an answer that makes sense."""
+        planted = self._behaviours.of(ask.model).planted
+        known = self._book.find(last_prompt(ask)) if planted is not None else None
+        if planted is None or known is None:
+            return answer(ask)
+        right = is_right(ask, known, planted, self.ledger.calls(ask.model), self.settings.seed)
+        self.ledger.knew(ask.model, right)
+        return planted_answer(ask, known, right)
 
     def _fail(
         self, form: Form, kind: str, request_id: str, limits: ModelLimits | None = None, wait_s: float | None = None

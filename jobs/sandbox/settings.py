@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from penstock.engine.errors import SpecError
+from penstock.jobs.sandbox.cases import Truth
+from penstock.jobs.sandbox.planted import Planted, by_name
 
 PORT = 8899
 """Where `sandbox/model` in a job points (see `jobs.hosts`)."""
@@ -56,6 +58,8 @@ class Behaviour(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     output_tpm: int | None = None
     concurrency: int | None = None
     faults: Faults = Faults()
+    planted: Planted | None = None
+    """How often answers are right, where the sandbox knows what is right; None: it tries to make sense only."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -67,10 +71,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     journal: str | None = None
     """A file that gains a line for every charged request, before the answer leaves."""
     seed: int = 0
-    """Of faults and latencies."""
+    """Of faults, latencies and planted luck."""
+    truth: Truth | None = None
+    """Rows whose right answers are known, beside those that `penstock sandbox rows` makes."""
 
     def of(self, model: str) -> Behaviour:
-        return self.models.get(model, self.default)
+        found = self.models.get(model)
+        if found is None and (planted := by_name(model)) is not None:
+            return msgspec.structs.replace(self.default, planted=planted)
+        return found or self.default
 
 
 def parse_faults(text: str) -> Faults:
