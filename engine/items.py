@@ -17,6 +17,9 @@ NANO_PER_USD = 1_000_000_000
 """Nano-dollars in one US dollar."""
 
 Role = Literal["primary", "retry", "fallback", "hedge", "cascade", "judge", "shadow"]
+StepKind = Literal["judge", "shadow"]
+"""Roles of calls that an item owes beside its answer (`engine.flow.steps`)."""
+STEP_ROLES: frozenset[str] = frozenset({"judge", "shadow"})
 CostBasis = Literal["metered", "estimated", "amortised"]
 Mode = Literal["now", "flex", "batch", "own"]
 Latency = Literal["realtime", "batch"]
@@ -143,6 +146,11 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     pool: str
     """Whose workers serve it: `api:<account>` or `vllm:<model>@<version>`."""
     reason: str = ""
+    experiment: str = ""
+    """The rollout or experiment that chose this version; empty: nobody did."""
+    arm: str = ""
+    propensity: float = 1.0
+    """The chance with which the item came into this arm."""
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
@@ -292,6 +300,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     account: str | None = None
     usage: Usage | None = None
     basis: CostBasis = "metered"
+    experiment: str = ""
+    arm: str = ""
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):
@@ -302,6 +312,20 @@ class Score(msgspec.Struct, frozen=True, gc=False):
     score: float
     passed: bool
     judge_model: str | None = None
+
+
+class ShadowAnswer(msgspec.Struct, frozen=True, gc=False):
+    """What another model answered to the same request: quality samples come of it, never a result."""
+
+    model: str
+    model_version: str
+    text: str
+    scores: tuple[Score, ...]
+    usage: Usage
+    cost_nano: int
+    ms: float
+    share: float
+    """Of the items that are shadowed."""
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -318,7 +342,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     mode: Mode
     usage: Usage
     cost_nano: int
-    """All attempts of this item together."""
+    """All attempts of this item together, its steps included."""
     cost_basis: CostBasis
     price_version: str
     policy_version: str
@@ -335,6 +359,11 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     scores: tuple[Score, ...] = ()
     copied_from: str | None = None
     maybe_paid: bool = False
+    experiment: str = ""
+    """Of the candidate that answered, as its arm and propensity are."""
+    arm: str = ""
+    propensity: float = 1.0
+    shadows: tuple[ShadowAnswer, ...] = ()
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
