@@ -339,10 +339,16 @@ class Lane:
         behind = self.chains is not None and self.chains.pressing
         return not self.draining and self.horizon.thirsty(len(self.ready), behind=behind)
 
+    def held_up(self, now: float) -> bool:
+        """Nothing was committed for long, and items that go on keep a watermark back: a commit may put them on the
+        shelf."""
+        return self.shelf.is_time(now) and self.progress.beyond > 0
+
     def commit(self, now: float) -> CommitBatch:
         """Everything finished since the last one, and a horizon over what is to be sent next. One at a time."""
         assert not self.horizon.committing, "a commit is in flight"
-        self.shelf.move_slow(self.progress, self.slots.values(), now)
+        quiet = self.held_up(now) and not self.ends.dirty
+        self.shelf.move_slow(self.progress, self.slots.values(), now, quiet=quiet)
         if not self.draining:
             self.horizon.advance(self.progress, len(self.ready), now)
         else:

@@ -39,6 +39,7 @@ class Shelf:
         self._bytes = 0
         self.changes: dict[str, bytes] = {}
         """Chunks for the next commit."""
+        self._looked_at = 0.0
         self.restored: list[ShelfEntry] = []
         """Of the last owner, in input order."""
         self._tried: dict[str, bytes] = {}
@@ -61,22 +62,31 @@ class Shelf:
         if not restored:
             self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
 
-    def move_slow(self, progress: Progress, slots: Iterable[Slot], now: float) -> None:
+    def move_slow(self, progress: Progress, slots: Iterable[Slot], now: float, *, quiet: bool = False) -> None:
         """Heads that have waited long, where much is finished beyond them; the more, the sooner: a lane whose limit is
-        near would stop reading for them."""
+        near would stop reading for them. `quiet`: nothing else has ended for long, so those that were sent go even for
+        a little beyond them."""
+        self._looked_at = now
         used = progress.beyond / self._settings.beyond_max
-        if used < 1 / 8:
+        if used < 1 / 8 and not quiet:
             return
+        stays = ("beyond", "ready") if quiet else ("beyond",)
         after_s, moves = self._settings.shelf_after_s * max(0.0, 1.0 - used), MOVED_AT_ONCE
         by_place = {(s.item.source.ordinal, s.item.source.position): s for s in slots if not s.shelved}
         for ordinal, state in progress.open.items():
-            while state.order and moves and self._room():
+            while state.order and state.finished and moves and self._room():
                 slot = by_place.get((ordinal, state.order[0]))
-                if slot is None or slot.state == "beyond" or now - slot.offered_at < after_s:
+                if slot is None or slot.state in stays or now - slot.offered_at < after_s:
                     break
                 moves -= 1
                 self.put(slot)
                 state.done(state.order[0])
+        if not moves:
+            self._looked_at = 0.0
+
+    def is_time(self, now: float) -> bool:
+        """The last commit is so long ago that items under way since then are slow; or it could not move them all."""
+        return not 0 <= now - self._looked_at < self._settings.shelf_after_s
 
     def _room(self) -> bool:
         return self.count < self._settings.shelf_max and self._bytes < self._settings.shelf_bytes

@@ -289,7 +289,7 @@ class LaneShell:
         machine, age = self.machine, _since(self._out.at, now)
         if machine.thirsty and age >= HASTE * self._commit_s:
             return True
-        return age >= self._commit_s and (machine.dirty or self._unsaved())
+        return age >= self._commit_s and (machine.dirty or self._unsaved() or machine.held_up(now))
 
     def _unsaved(self) -> bool:
         """The end of the lane, or an applied outbox batch, wants a commit of its own."""
