@@ -1,5 +1,5 @@
-"""What a person's command puts into the audit log by itself: cancel, pause, resume, replay. A run's driver does the
-rest (`workers.trail`)."""
+"""What a person's command puts into the audit log by itself: cancel, pause, resume, replay, feedback, labels. A run's
+driver does the rest (`workers.trail`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from penstock.jobs.run import command_line
 
 
 def record(history: History, kind: Kind, run_id: str, facts: Mapping[str, object]) -> None:
-    """Durable when it returns. Raises `Temporary`, `Corrupt`."""
+    """Durable when it returns. `run_id` empty: it is about no single run. Raises `Temporary`, `Corrupt`."""
     actor = actor_of(this_process(command_line()))
-    name = history.status_or_starting(run_id).name
+    name = history.status_or_starting(run_id).name if run_id else ""
     open_audit(history.url).append(Draft(time.time(), actor, kind, name, run_id, facts))
 
 

@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "costs": Entry("Look", "look:costs", "What was paid, by model, tier, task, tenant or day"),
     "report": Entry("Look", "look:report", "The summary of a run, again"),
     "audit": Entry("Look", "audit:audit", "What was decided and by whom; that nobody changed the log of it"),
+    "feedback": Entry("Look", "feedback:feedback", "What was learned later: take outcomes, show them by model"),
     "publish": Entry("Stream", "stream:publish", "Publish rows of a file to a Kafka topic"),
     "tail": Entry("Stream", "stream:tail", "Print committed records of a topic or a job as they come"),
     "models": Entry("Know", "author:models", "The catalogue: tiers, prices, declared quality, walls"),

@@ -72,6 +72,8 @@ class RunSpec(msgspec.Struct, frozen=True):
     fingerprint: dict[str, str] = {}
     scorer_path: str | None = None
     """Folder appended to sys.path for `module:function` scorers."""
+    feedback: SourceSettings | None = None
+    """Where outcomes come from that are learned later; it changes no answer."""
 
     @property
     def endless(self) -> bool:

@@ -33,7 +33,7 @@ from penstock.jobs.spec.variables import check_used, fill_tree, settle
 from penstock.workers.runspec import Execution, RunSpec
 
 OnDuplicate = Literal["allow", "dead_letter"]
-_FILLED = ("source", "sinks", "state", "catalog")
+_FILLED = ("source", "sinks", "state", "catalog", "feedback")
 """Where `{{ vars.x }}` is replaced before anything else is read."""
 ATTRIBUTES = tuple(n.removesuffix("_json") for n in Attributes.__struct_fields__)
 
@@ -82,6 +82,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
         max_dead_letters=_fuse(doc, job.max_dead_letters),
         execution=_execution(doc, job.execution),
         fingerprint=fingerprint(policy, catalog, row, job.shape),
+        feedback=None if job.feedback is None else resolve.feedback(site, job.feedback),
         scorer_path=base if any(s.function for t in tasks.values() for s in t.scorers) else None,
     )
 

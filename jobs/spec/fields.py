@@ -205,6 +205,8 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     state: str = ".penstock"
     on_duplicate: Literal["allow", "dead_letter"] | None = None
     execution: Execution | None = None
+    feedback: str | SourceSettings | None = None
+    """Where outcomes come from that are learned later."""
     # Shorthand for a job with one task:
     tier: int | None = None
     min_quality: Number | None = None

@@ -91,6 +91,15 @@ def source(site: Site, value: str | SourceSettings) -> SourceSettings:
             return value
 
 
+def feedback(site: Site, value: str | SourceSettings) -> SourceSettings:
+    """A source too; what is wrong with it is told at its own lines."""
+    doc = site.doc
+    lines = {path: n for path, n in doc.lines.items() if path[0] != "source"}
+    lines |= {("source", *path[1:]): n for path, n in doc.lines.items() if path[0] == "feedback"}
+    view = msgspec.structs.replace(doc, data={**doc.data, "source": doc.data["feedback"]}, lines=lines)
+    return source(msgspec.structs.replace(site, doc=view), value)
+
+
 def sinks(site: Site, value: str | SinksFile, keep: Collection[str] | None) -> dict[SinkName, SinkSettings]:
     """All four sinks; the unnamed ones beside the results. `keep`: the columns carried to the results."""
     named: dict[SinkName, SinkSettings]

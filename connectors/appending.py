@@ -1,0 +1,79 @@
+"""Lines that are only ever added, on a state URL: `PREFIX/000001.jsonl` and so on.
+
+An append rewrites the last segment where nobody else did meanwhile (compare-and-swap), or begins the next. So no line
+is lost to a race or a kill: it is durable when `append` returns. What is not promised: an append that ends with
+`Temporary` may have been written; done again, its lines stand there twice. So readers know lines by a key of their own.
+All calls block: call them in a thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from penstock.connectors.documents import ABSENT, Conflict, State
+from penstock.engine.errors import Temporary
+
+SEGMENT_BYTES = 256_000
+"""An append writes its whole segment: a quarter of a megabyte is a few milliseconds to a disk, some 50 to S3."""
+TRIES = 200
+PAUSE_S = 0.002
+
+
+class Appending:
+    """`prefix` ends with a slash."""
+
+    def __init__(self, state: State, prefix: str) -> None:
+        self._state = state
+        self._prefix = prefix
+        self._last = 0
+        """The segment that was written last, as far as is known; 0: look."""
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Add lines (without line breaks), in this order. Raises `Temporary`."""
+        for part in _parts(lines):
+            self._append(part)
+
+    def lines(self) -> Iterator[bytes]:
+        """All of them, oldest first."""
+        for key in self._state.list(self._prefix):
+            found = self._state.get(key)
+            yield from (line for line in (found[0] if found else b"").split(b"\n") if line)
+
+    def _append(self, data: bytes) -> None:
+        for lost in range(TRIES):
+            number = self._last or self._newest()
+            found = self._state.get(self._key(number))
+            before, tag = found if found is not None else (b"", ABSENT)
+            if before and len(before) + len(data) > SEGMENT_BYTES:
+                before, tag, number = b"", ABSENT, number + 1
+            try:
+                self._state.put(self._key(number), before + data, tag)
+            except Conflict:
+                self._last = 0
+                time.sleep(PAUSE_S * min(lost, 20))
+                continue
+            self._last = number
+            return
+        raise Temporary(f"{self._prefix} is too busy: lost {TRIES} races in a row. Try again.")
+
+    def _newest(self) -> int:
+        keys = self._state.list(self._prefix)
+        return int(keys[-1].rpartition("/")[2].removesuffix(".jsonl")) if keys else 1
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}{number:06d}.jsonl"
+
+
+def _parts(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """Joined lines, a segment's worth at a time."""
+    part: list[bytes] = []
+    size = 0
+    for line in lines:
+        if part and size + len(line) >= SEGMENT_BYTES:
+            yield b"\n".join(part) + b"\n"
+            part, size = [], 0
+        part.append(line)
+        size += len(line) + 1
+    if part:
+        yield b"\n".join(part) + b"\n"

@@ -1,0 +1,127 @@
+"""From a source into the state: outcomes are kept first, then how far the source was read. So a kill loses none, and
+what is read again is known by its key."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+
+from penstock.connectors.appending import Appending
+from penstock.connectors.base import Raw, Source
+from penstock.connectors.documents import State
+from penstock.connectors.registry import open_source
+from penstock.connectors.settings import KafkaSource, SourceSettings
+from penstock.engine.errors import Corrupt
+from penstock.engine.fingerprints import short_hash
+from penstock.engine.outcomes import Outcome, Outcomes
+from penstock.engine.plan import Split
+from penstock.jobs.feedback.reading import read
+
+PREFIX = "outcomes/"
+BATCH = 1_000
+BATCH_BYTES = 4_000_000
+EXAMPLES = 3
+
+_outcome = msgspec.json.Decoder(Outcome)
+
+
+class Took(msgspec.Struct, frozen=True):
+    """What came of reading a source, in outcomes. `malformed`: why → how many; `examples`: the first few, in full."""
+
+    new: int = 0
+    repeated: int = 0
+    contradicted: int = 0
+    malformed: int = 0
+    examples: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return self.new + self.repeated + self.contradicted + self.malformed
+
+
+class Kept:
+    """The outcomes of one state URL."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._log = Appending(state, PREFIX)
+        self.known = Outcomes()
+
+    def load(self) -> Outcomes:
+        """All that are kept. Raises `Corrupt`."""
+        self.known = Outcomes()
+        for outcome in self._all():
+            self.known.add(outcome)
+        return self.known
+
+    def _all(self) -> Iterator[Outcome]:
+        for line in self._log.lines():
+            try:
+                yield _outcome.decode(line)
+            except msgspec.DecodeError as error:
+                raise Corrupt(f"an outcome under {PREFIX} can't be read ({error}); was it changed?") from error
+
+    def take(self, outcomes: list[Outcome]) -> Took:
+        """Keep the new ones, durable when it returns. Raises `Temporary`."""
+        before = (self.known.repeated, self.known.contradicted)
+        new = [outcome for outcome in outcomes if self.known.add(outcome)]
+        self._log.append([msgspec.json.encode(outcome) for outcome in new])
+        return Took(len(new), self.known.repeated - before[0], self.known.contradicted - before[1])
+
+    def pull(self, settings: SourceSettings) -> Took:
+        """Read what is new in a source, to its present end. Raises what sources raise, and `Temporary`."""
+        return asyncio.run(self._pull(_to_the_end(settings), f"feedback/{short_hash(msgspec.json.encode(settings))}"))
+
+    async def _pull(self, settings: SourceSettings, key: str) -> Took:
+        found = self._state.get(f"{key}.json")
+        cursors = msgspec.json.decode(found[0], type=dict[str, int]) if found is not None else {}
+        took = Took()
+        async for split, records in _new(open_source(settings), cursors):
+            took = _sum(took, self._take(records))
+            cursors[split.object_id] = records[-1].position.position + 1
+            self._state.put(f"{key}.json", msgspec.json.encode(cursors), None)
+        return took
+
+    def _take(self, records: list[Raw]) -> Took:
+        now = time.time()
+        told = [(raw, read(raw, now)) for raw in records]
+        good = [outcome for _, outcome in told if isinstance(outcome, Outcome)]
+        bad = [f"at {raw.position.position}: {why}" for raw, why in told if isinstance(why, str)]
+        return msgspec.structs.replace(self.take(good), malformed=len(bad), examples=tuple(bad[:EXAMPLES]))
+
+
+def _to_the_end(settings: SourceSettings) -> SourceSettings:
+    return msgspec.structs.replace(settings, until="end") if isinstance(settings, KafkaSource) else settings
+
+
+async def _new(source: Source, cursors: dict[str, int]) -> AsyncIterator[tuple[Split, list[Raw]]]:
+    """What lies behind the cursors, a batch of one split at a time."""
+    for split in await source.splits(1):
+        start = max(split.start, cursors.get(split.object_id, 0))
+        if split.end is not None and start >= split.end:
+            continue
+        reader = await source.open([(split, start)])
+        try:
+            while True:
+                batch = await reader.read(BATCH, BATCH_BYTES)
+                if batch.records:
+                    yield split, batch.records
+                if batch.done or split.id in batch.ended:
+                    break
+                if batch.again_after_s is not None:
+                    await asyncio.sleep(batch.again_after_s)
+        finally:
+            await reader.close()
+
+
+def _sum(a: Took, b: Took) -> Took:
+    counts = (Counter(_counts(a)) + Counter(_counts(b))) if a.total + b.total else Counter[str]()
+    return Took(**counts, examples=(a.examples + b.examples)[:EXAMPLES])
+
+
+def _counts(took: Took) -> dict[str, int]:
+    return {name: getattr(took, name) for name in ("new", "repeated", "contradicted", "malformed")}

@@ -1,0 +1,80 @@
+"""Outcomes of a run, by metric, task and model: for people and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from penstock.engine.outcomes import Cell, CellOf, Finished, Joined
+from penstock.engine.quality import Interval
+from penstock.jobs.look.told import Told
+from penstock.jobs.wording import counted, share
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def finished(blocks: Iterable[Told]) -> Iterator[Finished]:
+    for block in blocks:
+        yield Finished(
+            block.item_id, block.episode, block.task or "", target(block.model, block.model_version, block.arm)
+        )
+
+
+def target(model: str | None, version: str | None, arm: str | None = None) -> str:
+    """`small@v2`, with the arm of an experiment; a version that says no more than the model is left out."""
+    named = f"{model}@{version}" if version and version != model else model or "–"
+    return f"{named} ({arm})" if arm else named
+
+
+def sure(mean: float, interval: Interval | None) -> str:
+    """`0.82 (0.74 to 0.88)`."""
+    return f"{mean:.3g}" + (f" ({interval.low:.3g} to {interval.high:.3g})" if interval is not None else "")
+
+
+def table(joined: Joined) -> Table:
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("metric", "task", "model"):
+        made.add_column(name, overflow="fold")
+    for name in ("outcomes", "of results", "mean, surely between"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for of, cell in joined.cells.items():
+        made.add_row(
+            of.metric, of.task, of.target, f"{cell.n:,}", _covered(joined, of, cell), sure(cell.mean, cell.interval)
+        )
+    return made
+
+
+def _covered(joined: Joined, of: CellOf, cell: Cell) -> str:
+    return share(cell.n, joined.items[of.task, of.target])
+
+
+def notes(joined: Joined) -> list[str]:
+    """What was done with outcomes that don't simply count."""
+    told = (
+        (joined.late, "came after the run's end, and count"),
+        (joined.superseded, "superseded by a later one about the same item and metric"),
+        (joined.repeated, "told more than once, counted once"),
+        (joined.contradicted, "told again with another value: the first one stands"),
+        (joined.unknown, "of no result of this run (not finished yet, died, or of another run)"),
+    )
+    return [f"{counted(number, 'outcome')} {words}" for number, words in told if number]
+
+
+def machine(joined: Joined) -> dict[str, object]:
+    cells = [
+        {
+            "metric": of.metric,
+            "task": of.task,
+            "model": of.target,
+            "outcomes": cell.n,
+            "results": joined.items[of.task, of.target],
+            "mean": cell.mean,
+            "interval": cell.interval,
+        }
+        for of, cell in joined.cells.items()
+    ]
+    names = ("counted", "unknown", "late", "repeated", "contradicted", "superseded")
+    return {"cells": cells, **{name: getattr(joined, name) for name in names}}

@@ -1,0 +1,159 @@
+"""`penstock feedback`: outcomes from the command line, files and topics, kept and joined to a run's results."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.connectors.audit import open_audit
+from penstock.connectors.settings import FilesSource
+from penstock.connectors.state import open_state
+from penstock.engine.errors import SpecError
+from penstock.jobs import spec as job_spec
+from penstock.jobs.cli import call
+from penstock.jobs.feedback.following import following
+from penstock.jobs.feedback.taking import Kept
+from penstock.jobs.history import open_history
+from penstock.workers.status import RunStatus
+
+JOB = """\
+name: rated
+source: rows.jsonl
+prompt: "{{ text }}"
+models: [sandbox/a]
+sinks: out.jsonl
+feedback: outcomes.jsonl
+"""
+ENDED_AT = 1_795_525_200.0
+"""2026-11-24 13:00:00 UTC."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run with four results of two models, and that is where we stand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(JOB)
+    spec = job_spec.load("job.yaml")
+    blocks = [
+        {"item_id": f"item-{n}", "task": "t", "model": model, "model_version": version, "episode": "e"}
+        for n, (model, version) in enumerate([("small", "v1"), ("small", "v1"), ("small", "v2"), ("opus", "opus")])
+    ]
+    write(tmp_path / "out.jsonl", [{"answer": "x", "penstock": block} for block in blocks])
+    history = open_history(spec.state)
+    history.save_spec(spec)
+    outputs = {"results": [str(tmp_path / "out.jsonl")]}
+    history.save_status(RunStatus(spec.run_id, "rated", "done", ended_at=ENDED_AT, outputs=outputs))
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Any:
+    assert call(["feedback", *argv, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], tuple[int, float]]:
+    cells = told(capsys, "show", "job.yaml")["cells"]
+    return {(cell["metric"], cell["model"]): (cell["outcomes"], cell["mean"]) for cell in cells}
+
+
+def test_a_file_is_taken_once_however_often_it_is_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when it has grown; what can't be read is counted, named, and makes the exit code 5."""
+    rows: list[dict[str, Any]] = [
+        {"item_id": "item-0", "metric": "ok", "value": 1, "at": "2026-11-24T12:00:00Z"},
+        {"item_id": "item-1", "metric": "ok", "value": False, "at": 1_795_521_600},
+        {"item_id": "item-2", "metric": "ok", "value": 1},
+    ]
+    write(folder / "late.jsonl", rows)
+    assert told(capsys, "late.jsonl")["new"] == 3
+    assert told(capsys, "late.jsonl")["new"] == 0
+    write(folder / "late.jsonl", [*rows, {"item_id": "item-3", "metric": "ok", "value": "good"}, {"metric": "ok"}])
+    took = told(capsys, "late.jsonl", code=5)
+    assert (took["new"], took["repeated"], took["malformed"]) == (0, 3, 2)
+    assert "value" in took["examples"][0]
+    assert shown(capsys) == {("ok", "small@v1"): (2, 0.5), ("ok", "small@v2"): (1, 1.0)}
+
+
+def test_one_outcome_is_said_on_the_command_line_and_stands_in_the_audit_log(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For an item or an episode; without a metric, or with both, it is refused."""
+    assert call(["feedback", "--item", "item-0", "--metric", "ok", "--value", "1"]) == 0
+    assert call(["feedback", "--episode", "e", "--metric", "solved", "--value", "0"]) == 0
+    assert call(["feedback", "--item", "nobody", "--metric", "ok", "--value", "1"]) == 0
+    capsys.readouterr()
+    assert call(["feedback", "--item", "item-0", "--value", "1"]) == 2
+    assert call(["feedback", "--item", "a", "--episode", "b", "--metric", "ok", "--value", "1"]) == 2
+    assert call(["feedback", "nosuch.jsonl"]) == 2
+    capsys.readouterr()
+    facts = [
+        json.loads(bytes(e.facts)) for e in open_audit(str(folder / ".penstock")).entries() if e.kind == "feedback"
+    ]
+    assert [fact["new"] for fact in facts] == [1, 1, 1]
+    assert call(["feedback", "show", "job.yaml"]) == 0
+    text = capsys.readouterr().out
+    assert "solved" in text
+    assert "1 outcome of no result of this run" in text
+    assert "2 outcomes came after the run's end, and count" in text
+
+
+def test_a_job_names_where_outcomes_come_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`pull` reads what is new there; the field changes no answer, so it may come and go."""
+    write(folder / "outcomes.jsonl", [{"item_id": "item-3", "metric": "ok", "value": 0.5, "id": "1"}])
+    assert told(capsys, "pull", "job.yaml")["new"] == 1
+    assert told(capsys, "pull", "job.yaml") == {
+        "new": 0,
+        "repeated": 0,
+        "contradicted": 0,
+        "malformed": 0,
+        "examples": [],
+    }
+    assert shown(capsys) == {("ok", "opus"): (1, 0.5)}
+    with_it = job_spec.load("job.yaml")
+    (folder / "job.yaml").write_text(JOB.replace("feedback: outcomes.jsonl\n", ""))
+    without = job_spec.load("job.yaml")
+    assert without.fingerprint == with_it.fingerprint
+    assert call(["feedback", "pull", "job.yaml"]) == 2
+    (folder / "job.yaml").write_text(JOB.replace("outcomes.jsonl", "{type: files, pth: x}"))
+    with pytest.raises(SpecError) as refused:
+        job_spec.load("job.yaml")
+    assert refused.value.line == 6
+
+
+def test_a_topic_is_read_on_where_it_was_left(tmp_path: Path) -> None:
+    """Cursors are kept behind the outcomes: a reader killed between the two reads again, and nothing counts twice."""
+    path = tmp_path / "grows.jsonl"
+    source = FilesSource(str(path))
+    write(path, [{"item_id": "a", "metric": "ok", "value": 1, "id": "1"}])
+    state = open_state(str(tmp_path / "state"))
+    kept = Kept(state)
+    assert kept.pull(source).new == 1
+    (cursors,) = state.list("feedback/")
+    state.put(cursors, b"{}", None)
+    again = Kept(state)
+    again.load()
+    took = again.pull(source)
+    assert (took.new, took.repeated) == (0, 1)
+    assert len(list(again._all())) == 1  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothing(tmp_path: Path) -> None:
+    """Said once, tried again; what came in the last moment is taken at the end."""
+    path, state, told = tmp_path / "o.jsonl", str(tmp_path / "state"), list[str]()
+    with following(FilesSource(str(path)), state, told.append, every_s=0.01):
+        until = time.monotonic() + 20
+        while not told and time.monotonic() < until:
+            time.sleep(0.01)
+        write(path, [{"item_id": "a", "metric": "ok", "value": 1, "id": "1"}])
+        assert len(told) == 1
+    kept = Kept(open_state(state))
+    kept.load()
+    assert kept.known.join([]).unknown == 1
