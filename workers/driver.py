@@ -16,7 +16,7 @@ from penstock.connectors.base import this_process
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import Stores, discard_stores, open_stores, refuse_held
 from penstock.connectors.state import open_state
-from penstock.engine.errors import PenstockError
+from penstock.engine.errors import PenstockError, Temporary
 from penstock.engine.plan import MAX_LANES, Plan
 from penstock.workers.asked import ask_for, forget_wishes
 from penstock.workers.board import Board
@@ -88,11 +88,11 @@ class Driver:
             await refuse_held(spec.sinks, spec.run_id)
             await self._trail.deletes(time.time())
             if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
-                LedgerClient(open_state(spec.state), spec.run_id).forfeit_run(MAX_LANES)
+                await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, MAX_LANES)
             await discard_stores(spec.sinks, spec.run_id)
         elif spec.budgets:
-            LedgerClient(open_state(spec.state), spec.run_id).check()
-        self._stores: Stores = open_stores(spec.sinks, spec.run_id, spec.source)
+            await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).check)
+        self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
         if options.take_over:
             await self._trail.takes_over(await self._stores.primary.holder(), time.time())
@@ -146,7 +146,7 @@ class Driver:
         total = await all_ended(self._plan, self._stores.primary)
         if total is None:
             return False
-        self._bill.open(resumed=self._status.resumed, now=time.time())
+        await self._bill.open(resumed=self._status.resumed, now=time.time())
         if self._bill.owed(total, self._run_epoch, time.time()):
             return False
         self._status.tally = total
@@ -181,7 +181,7 @@ class Driver:
 
     async def _begin(self) -> None:
         spec = self._spec
-        self._bill.open(resumed=self._status.resumed, now=time.time())
+        await self._bill.open(resumed=self._status.resumed, now=time.time())
         if not hasattr(self, "_crew"):
             self._recruit(self._plan)
         for pool in first_pools(spec.catalog):
@@ -286,7 +286,7 @@ class Driver:
                     break
                 if holder[0] != told:
                     told = holder[0]
-                    self._bill.save(now)
+                    await self._bill.save(now)
                     with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
                         await self._crew.add_costs(encode(lines))
             await asyncio.sleep(TICK_S)
@@ -414,6 +414,7 @@ class Driver:
         sum_up(self._status, self._spec, self._reports.values(), self._plan.lanes)
 
     async def _reprice(self, now: float) -> None:
-        self._bill.save(now)
+        with contextlib.suppress(Temporary):  # the next save says all of it
+            await self._bill.save(now)
         for model, price in self._bill.prices(self._status.tally, now).items():
             await self._crew.reprice(model, encode(price))

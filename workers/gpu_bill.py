@@ -6,6 +6,8 @@ An engine that several jobs share is billed in full to each of them: sharing by 
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from penstock.connectors.state import open_state
@@ -105,7 +107,8 @@ class GpuBill:
 
 
 class BillKeeper:
-    """The run's bill, kept in the state so that the hours before a crash stay on it."""
+    """The run's bill, kept in the state so that the hours before a crash stay on it. The state may be far away: it is
+    asked in threads."""
 
     def __init__(self, catalog: Catalog, state: str, run_id: str) -> None:
         self._catalog = catalog
@@ -116,16 +119,18 @@ class BillKeeper:
     def __bool__(self) -> bool:
         return bool(self._bill)
 
-    def open(self, *, resumed: bool, now: float) -> None:
+    async def open(self, *, resumed: bool, now: float) -> None:
         """The clocks, going on from where an earlier driver of this run left them."""
-        self._bill = GpuBill(self._catalog)
-        if self._bill and resumed:
-            found = open_state(self._state).get(self._key())
+        bill = GpuBill(self._catalog)
+        if bill and resumed:
+            found = await asyncio.to_thread(lambda: open_state(self._state).get(self._key()))
             if found is not None:
-                self._bill.load(found[0], now)
+                bill.load(found[0], now)
+        self._bill = bill
 
-    def save(self, now: float) -> None:
-        open_state(self._state).put(self._key(), self._bill.dump(now), None)
+    async def save(self, now: float) -> None:
+        data = self._bill.dump(now)
+        await asyncio.to_thread(lambda: open_state(self._state).put(self._key(), data, None))
 
     def _key(self) -> str:
         return f"runs/{self._run}/gpu"

@@ -5,14 +5,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from penstock.connectors import memory
 from penstock.connectors.memory import MemoryStore
-from penstock.connectors.registry import Stores
+from penstock.connectors.registry import Stores, open_stores
 from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
+from penstock.connectors.state import FolderState
+from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
@@ -20,6 +25,7 @@ from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
+from penstock.workers import driver as driver_module
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet
@@ -178,7 +184,7 @@ async def test_a_finished_run_whose_engines_are_not_billed_is_not_over(tmp_path:
     """Killed between the last answer and the closing lines: the hours are still owed; once they are in, they are in."""
     one = driver(tmp_path)
     one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", 1000.0)
-    one._bill.save(2000.0)
+    await one._bill.save(2000.0)
     await commit(0)
     await commit(1)
     assert not await one._nothing_to_do()
@@ -189,6 +195,48 @@ async def test_a_finished_run_whose_engines_are_not_billed_is_not_over(tmp_path:
     await commit(0, Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=nano)}))
     await commit(1)
     assert await one._nothing_to_do()
+
+
+async def test_the_state_and_the_stores_are_asked_beside_the_drivers_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state or a bucket that takes seconds to answer must not keep workers and lanes from being heard."""
+    asked: list[str] = []
+
+    def watched(what: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            asked.append(what.__name__)
+            assert threading.current_thread() is not threading.main_thread(), what.__name__
+            return what(*arguments)
+
+        return call
+
+    for name in ("get", "put", "list"):
+        monkeypatch.setattr(FolderState, name, watched(getattr(FolderState, name)))
+    monkeypatch.setattr(driver_module, "open_stores", watched(open_stores))
+    memory.MemorySource("none", [])
+    for fresh in (False, True):
+        one = driver(tmp_path)
+        one._spec = msgspec.structs.replace(one._spec, budgets=(Budget(10**9),), source=MemorySource("none"))
+        one._options = msgspec.structs.replace(one._options, fresh=fresh)
+        del one._crew
+        await one.accept()
+        assert one._main is not None
+        one._main.cancel()
+        assert {"get", "put", "list", "open_stores"} <= set(asked)
+        await one._bill.open(resumed=True, now=1.0)
+        await one._bill.save(2.0)
+        asked.clear()
+
+
+async def test_a_state_that_is_away_for_a_while_does_not_end_the_run(tmp_path: Path) -> None:
+    """The hours of own engines are written down again five seconds later."""
+    one = driver(tmp_path)
+    (tmp_path / "runs").write_text("in the way")
+    await one._reprice(2.0)
+    (tmp_path / "runs").unlink()
+    await one._reprice(7.0)
+    assert FolderState(tmp_path).get("runs/r/gpu") is not None
 
 
 async def test_an_interrupt_before_the_lanes_are_open_is_not_forgotten(tmp_path: Path) -> None:
