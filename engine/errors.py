@@ -9,6 +9,7 @@
     │   ├── Spent            a budget cannot hold it (exit code 3)
     │   └── Corrupt          stored progress or state cannot be read: refuse to go on
     ├── Temporary            the same again later may work; `retry_after_s` says when
+    │   └── Away             a server can't be reached or can't serve now: wait until it is back
     └── Fenced               a newer epoch owns the lane or run: stop, write nothing, send nothing
 
 A bad item is data (a dead letter); a broken machine is an exception. Foreign exceptions stop at the room's door
@@ -66,6 +67,11 @@ class Temporary(PenstockError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class Away(Temporary):
+    """A server can't be reached, or can't serve now. Nothing of ours is at fault: it comes back, or a person brings it
+    back, and the same works then."""
 
 
 class Fenced(PenstockError):

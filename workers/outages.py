@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from penstock.workers.lanes.report import LaneReport
 
@@ -21,16 +21,21 @@ class Outages:
 
     def __init__(self, now: float) -> None:
         self._open: set[Target] = set()
+        self._input_away = False
         self._finished = 0
         self._moved_at = now
         self._stuck_at: float | None = None
 
-    def news(self, reports: Iterable[LaneReport]) -> list[str]:
+    def news(self, reports: Collection[LaneReport]) -> list[str]:
         """Sentences for the run's notes: who has stopped answering since the last look, and who answers again."""
         found = {target for report in reports for target in report.open_breakers}
         gone, back = sorted(found - self._open, key=str), sorted(self._open - found, key=str)
         self._open = found
+        away = next((report.input_away for report in reports if report.input_away is not None), None)
+        was, self._input_away = self._input_away, away is not None
         return [
+            *([f"the run waits for its input, and goes on by itself: {away}"] if away is not None and not was else []),
+            *(["its input is read again"] if was and away is None else []),
             *(f"{_named(target)} does not answer: its items wait, or go to others" for target in gone),
             *(f"{_named(target)} is asked again" for target in back),
         ]

@@ -35,6 +35,10 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     discover_s: float = 60.0
     """An endless run lists its source so often, for partitions and objects that are new. A guess: a new partition is
     rare, and a topic's metadata costs one request."""
+    outage_s: float = 600.0
+    """How long a run with an end waits for a source or a store that can't be reached, before it stops (exit code 4). A
+    restart of a cluster takes minutes; whoever runs a job wants to hear of more within ten. A run without an end waits
+    as long as it takes."""
     drain_s: float = 30.0
     """After a request to stop: how long calls in flight may take to end before they are cut off. Kubernetes kills 30 s
     after its SIGTERM unless told otherwise."""

@@ -23,7 +23,7 @@ from aiokafka.helpers import create_ssl_context
 from penstock.connectors.kafka.oauth import NoToken, token_provider
 from penstock.connectors.secrets import resolve
 from penstock.connectors.settings import Connection
-from penstock.engine.errors import PenstockError, Refused, SpecError, Temporary
+from penstock.engine.errors import Away, PenstockError, Refused, SpecError, Temporary
 
 REQUEST_TIMEOUT_MS = 10_000
 """A broker that is well answers in milliseconds; a leader election takes a few seconds."""
@@ -230,14 +230,14 @@ def translated(error: BaseException, connection: Connection, doing: str, seconds
         case NoToken():
             return error.why
         case TimeoutError():
-            return Temporary(
+            return Away(
                 f"{where} did not answer within {seconds:g} s while {doing}. Check that its brokers are up and can be "
                 "reached by the names that they advertise."
             )
         case kafka.KafkaConnectionError() if isinstance(error.__cause__, ssl.SSLError):
             return translated(error.__cause__, connection, doing)  # TLS 1.3: a broker refuses us after the handshake
         case kafka.KafkaConnectionError() | OSError():
-            return Temporary(
+            return Away(
                 f"{where} can't be reached while {doing} ({error}). Check the address and that its brokers are up; a "
                 f"broker that expects another security_protocol than {connection.security_protocol} closes the "
                 "connection too."
@@ -247,7 +247,7 @@ def translated(error: BaseException, connection: Connection, doing: str, seconds
         case kafka.UnknownTopicOrPartitionError():
             return SpecError(f"{where}: a topic that is needed while {doing} is not there ({error}). Make it again.")
         case _:
-            return Temporary(f"{where}: {type(error).__name__} while {doing} ({error}). The same again may work.")
+            return Away(f"{where}: {type(error).__name__} while {doing} ({error}). The same again may work.")
 
 
 def _refusal(error: kafka.KafkaError, connection: Connection, where: str, doing: str) -> str | None:

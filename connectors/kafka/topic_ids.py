@@ -26,7 +26,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from penstock.engine.errors import Temporary
+from penstock.engine.errors import Away
 
 _NO_ID = bytes(16)
 
@@ -135,12 +135,12 @@ def client_of(consumer: AIOKafkaConsumer) -> AIOKafkaClient:
 async def topics(client: AIOKafkaClient, names: Collection[str] | None = None) -> dict[str, Topic]:
     """The topics of these names that are there (None: all but Kafka's own), by name.
 
-    Raises aiokafka's errors (`TopicAuthorizationFailedError` among them), and `Temporary` where no broker is known or
+    Raises aiokafka's errors (`TopicAuthorizationFailedError` among them), and `Away` where no broker is known or
     a topic's partitions can't be told yet.
     """
     node = client.get_random_node()
     if node is None:
-        raise Temporary("no Kafka broker is known: is the cluster up?", retry_after_s=1.0)
+        raise Away("no Kafka broker is known: is the cluster up?", retry_after_s=1.0)
     # Not the connection of fetches: the broker answers one connection in order, and a fetch may wait half a second.
     answer = await client.send(node, _Topics(names), group=ConnectionGroup.COORDINATION)
     found = answer.topics or []
@@ -165,7 +165,7 @@ def _topic(
     if error is errors.UnknownTopicOrPartitionError or (listed and (internal or code)):
         return None
     if error is errors.LeaderNotAvailableError:
-        raise Temporary(f"the topic {name} is being made or has no leader now", retry_after_s=1.0)
+        raise Away(f"the topic {name} is being made or has no leader now", retry_after_s=1.0)
     if error is not errors.NoError:
         raise error(name)
     text = "" if topic_id == _NO_ID else base64.urlsafe_b64encode(topic_id).decode().rstrip("=")

@@ -6,7 +6,7 @@ answer                                              type
 404 NoSuchBucket, wrong region, a name no store has SpecError
 no credentials, unknown profile                     SpecError
 401, 403                                            Refused
-409, 429, 5xx, SlowDown, timeouts, cut connections  Temporary
+409, 429, 5xx, SlowDown, timeouts, cut connections  Away
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from penstock.engine.errors import PenstockError, Refused, SpecError, Temporary
+from penstock.engine.errors import Away, PenstockError, Refused, SpecError, Temporary
 
 
 class NotAsExpected(PenstockError):
@@ -79,9 +79,9 @@ def _answered(response: Any, what: str, where: str) -> PenstockError:
     if code == "NoSuchBucket":
         return SpecError(f"cannot {what}: there is no such bucket at {where}. Make it, or mend the name.")
     if code in _SLOW or status in (429, 503):
-        return Temporary(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or SLOW_DOWN_S)
+        return Away(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or SLOW_DOWN_S)
     if code in _AGAIN or status in (408, 409) or status >= 500:
-        return Temporary(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or LOST_S)
+        return Away(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or LOST_S)
     if code in _MISSING:
         return Missing(f"cannot {what}: it is not there ({said}).")
     return _refused(code, status, said, what, where)
@@ -121,8 +121,8 @@ def _unanswered(error: Exception, what: str, where: str) -> PenstockError:
             return SpecError(f"cannot {what} at {where} ({name}). Check bucket, key, endpoint and region.")
 
 
-def _lost(error: Exception, what: str, where: str) -> Temporary:
-    return Temporary(
+def _lost(error: Exception, what: str, where: str) -> Away:
+    return Away(
         f"cannot {what} now: S3 at {where} does not answer ({type(error).__name__}). Check endpoint and network.",
         retry_after_s=LOST_S,
     )

@@ -145,6 +145,7 @@ class Rig:
         self.epoch = 0
         self.window = 1000
         self.limit: int | None = None
+        self.outage_s: float | None = None
         self.by_key = False
         self.budgets: tuple[Budget, ...] = ()
         self.ledger: LedgerClient | None = None
@@ -180,6 +181,7 @@ class Rig:
             self.now,
             commit_s=0.001,
             limit=self.limit,
+            outage_s=self.outage_s,
             verdicts=self.verdicts,
         )
         return shell, driver

@@ -19,6 +19,7 @@ from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, 
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Model, Version
+from penstock.engine.errors import Away as Unreachable
 from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
 from penstock.engine.flow.tally import ModelTally, Tally
@@ -37,12 +38,12 @@ OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm
 PLAN = Plan("r", "n", {}, 2, (), {}, 0.0, started=True)
 
 
-def driver(folder: Path, catalog: Catalog = OWN) -> Driver:
+def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Driver:
     spec = RunSpec(
         "r",
         "n",
         {},
-        MemorySource("ends"),
+        KafkaSource(("t",), bootstrap="localhost:9092") if endless else MemorySource("ends"),
         None,
         Row(),
         catalog,
@@ -100,7 +101,7 @@ class Away(MemoryStore):
 class Hands:
     """Stands where a lane actor's handle would: opening lane 0 fails as `error` says, every other call goes well."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception | None) -> None:
         self.error = error
         self.opened: list[int] = []
 
@@ -113,18 +114,16 @@ class Method(msgspec.Struct):
     name: str
 
     async def remote(self, *arguments: object) -> None:
-        if self.name == "open" and arguments[0] == 0:
+        if self.name == "open" and arguments[0] == 0 and self.hands.error is not None:
             raise self.hands.error
         if self.name == "open":
-            self.hands.opened.append(1)
+            self.hands.opened.append(arguments[0])  # type: ignore[arg-type]
 
 
 def with_lanes(folder: Path, error: Exception, *, endless: bool) -> tuple[Driver, Hands]:
     """Two lanes in one actor."""
-    one, hands = driver(folder), Hands(error)
+    one, hands = driver(folder, endless=endless), Hands(error)
     crew = one._crew
-    if endless:
-        crew._spec = msgspec.structs.replace(crew._spec, source=KafkaSource(("t",), bootstrap="localhost:9092"))
     assert crew._spec.endless == endless
     crew._complete = True
     actor = _Actor(0, hands)
@@ -166,6 +165,26 @@ async def test_a_lane_that_can_not_be_opened_keeps_no_other_from_it(tmp_path: Pa
     assert not stuck.done()
     stuck.cancel()
     await asyncio.gather(stuck, return_exceptions=True)
+
+
+async def test_a_run_with_an_end_waits_for_a_store_that_is_away_and_says_so(tmp_path: Path) -> None:
+    """As long as the job says, not as often as a broken disk is tried; asked to stop, it waits no longer than calls in
+    flight may take."""
+    one, hands = with_lanes(tmp_path, Unreachable("Kafka at b:9092 can't be reached"), endless=False)
+    crew = one._crew
+    waiting = asyncio.create_task(crew.failed(0, False, "its commit is uncertain", False))
+    async with asyncio.timeout(20):
+        while not one._status.notes:  # noqa: ASYNC110 - it tells nobody else
+            await asyncio.sleep(0.01)
+    assert "waits for up to 600 s" in one._status.notes[0]
+    assert "Kafka at b:9092 can't be reached" in one._status.notes[0]
+    assert all(crew._may_reopen(0, "away", Unreachable("away")) for _ in range(50))
+    assert (one._ending, len(one._status.notes)) == (None, 1)
+    hands.error = None
+    async with asyncio.timeout(20):
+        await waiting
+    assert hands.opened == [0]
+    assert one._status.notes[1:] == ["the run goes on: what was away is back"]
 
 
 async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,3 +68,25 @@ async def test_an_input_that_stays_away_fails_the_lane_in_the_end(monkeypatch: p
     one = lane("gone", 1 << 30)
     driver = await one.life(one.place.open())
     assert "the broker is away" in str(driver.failures)
+    assert not driver.failures[0][2], "it is opened anew"
+
+
+async def test_a_run_with_an_end_says_what_it_waits_for_and_stops_after_the_time_it_was_given() -> None:
+    """Opened anew it would wait once more, and once more."""
+    one = lane("bounded", 1 << 30)
+    one.outage_s, ahead_s = 600.0, 0.0
+    one.now = lambda: time.time() + ahead_s
+    told: list[str] = []
+
+    def later(shell: object, driver: rig.Driver) -> bool:  # type: ignore[name-defined]
+        nonlocal ahead_s
+        ahead_s += 0.5
+        told.extend(r.input_away for r in driver.reports if r.input_away)
+        return False
+
+    driver = await one.life(one.place.open(), until=later)
+    (failure,) = driver.failures
+    assert "execution.outage_s: 600" in failure[1]
+    assert "the broker is away" in failure[1]
+    assert failure[2], "it is not opened anew"
+    assert set(told) == {"the broker is away"}

@@ -28,6 +28,15 @@ def test_an_outage_and_its_end_are_told_once() -> None:
     ]
 
 
+def test_an_input_that_is_away_and_its_return_are_told_once() -> None:
+    """Else a run that waits looks like one that hangs."""
+    outages = Outages(NOW)
+    away = [LaneReport(0, Tally()), LaneReport(1, Tally(), input_away="the broker is away")]
+    assert outages.news(away) == ["the run waits for its input, and goes on by itself: the broker is away"]
+    assert outages.news(away) == []
+    assert outages.news(report()) == ["its input is read again"]
+
+
 def test_what_a_person_must_mend_stops_the_run_soon() -> None:
     """Ten seconds after it is known, and nothing moves; a probe that goes out or an item that ends begins them anew."""
     outages = Outages(NOW - 1_000)

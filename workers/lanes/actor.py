@@ -144,6 +144,7 @@ class LaneActor:
             now,
             commit_s=commit_s_of(spec),
             limit=spec.limit,
+            outage_s=None if spec.endless else spec.execution.outage_s,
             verdicts=Verdicts(complete),
             outputs=_outputs(spec.policy),
         )

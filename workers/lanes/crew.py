@@ -14,17 +14,13 @@ from penstock.workers.board import Board
 from penstock.workers.cluster import kill, words
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.actor import LaneActor
+from penstock.workers.lanes.patience import Patience
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.ports import encode
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState
 
-MAX_REOPENINGS = 5
-"""Times one lane is reopened within `WINDOW_S` before the run gives up: a full disk doesn't heal by trying. An endless
-run has nobody who runs it again: it goes on trying, ever more slowly."""
-MAX_PAUSE_S = 10.0
-WINDOW_S = 300.0
 SILENT_S = 10.0
 """A lane actor that reports nothing for so long is stopped or frozen: its lanes go to another."""
 OPEN_TIMEOUT_S = 60.0
@@ -65,7 +61,7 @@ class Crew:
         self._by_lane: dict[int, _Actor] = {}
         self._owners: dict[int, int] = {}
         self._openings: dict[int, int] = {}
-        self._reopened: dict[int, list[float]] = {}
+        self._patience = Patience(None if spec.endless else spec.execution.outage_s, note)
         self.reopenings = 0
         """Of all lanes together, as long as this driver lives."""
         self._heard: dict[int, float] = {}
@@ -215,10 +211,11 @@ class Crew:
                 fenced = isinstance(getattr(error, "cause", error), Fenced)
                 if actor not in self._actors or (fenced and await self._taken_over(lane)):
                     return
-                if not self._may_reopen(lane, words(error)):
+                if not self._may_reopen(lane, words(error), error):
                     return
-                await asyncio.sleep(max(0.5, self._pause_s(lane)))
+                await asyncio.sleep(max(0.5, self._patience.pause_s(lane)))
             else:
+                self._patience.opened(lane)
                 return
 
     async def _brief(self, lane: int, actor: _Actor) -> None:
@@ -245,7 +242,7 @@ class Crew:
         if self._may_reopen(lane, message):
             self._opened.discard(lane)  # until it is opened again its silence says nothing
             owner = self._owners[lane]
-            await asyncio.sleep(self._pause_s(lane))
+            await asyncio.sleep(self._patience.pause_s(lane))
             async with self._reopening.setdefault(lane, asyncio.Lock()):
                 if self.owns(lane, owner):  # else its actor was replaced meanwhile
                     await self._try_to_reopen(lane, self._by_lane[lane])
@@ -259,23 +256,15 @@ class Crew:
                 return True
         return False
 
-    def _may_reopen(self, lane: int, why: str) -> bool:
-        now = time.time()
-        times = self._reopened.setdefault(lane, [])
-        times[:] = [at for at in times if now - at < WINDOW_S] + [now]
-        if len(times) <= MAX_REOPENINGS or self._spec.endless:
-            if len(times) == MAX_REOPENINGS + 1:
-                self._note(f"lane {lane} can't go on, and is tried again and again: {why}")
-            self.reopenings += 1
+    def _may_reopen(self, lane: int, why: str, error: Exception | None = None) -> bool:
+        """`error`: what kept it from being opened. Where it may not, the run ends."""
+        cause = getattr(error, "cause", None) or error
+        if self._patience.may_reopen(lane, cause, why, time.time()):
+            self.reopenings += error is None
             return True
         self.gone.add(lane)
         self._end("failed", f"lane {lane} can't go on: {why}")
         return False
-
-    def _pause_s(self, lane: int) -> float:
-        """Before a lane is opened once more: none the first time."""
-        tries = len(self._reopened.get(lane, ()))
-        return 0.0 if tries < 2 else min(MAX_PAUSE_S, 0.1 * 2.0 ** min(tries, 10))
 
     async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
         """Replace actors that are alive but silent (stopped, frozen)."""
@@ -325,6 +314,7 @@ class Crew:
 
     async def drain(self) -> None:
         self._draining = True
+        self._patience.hurry(self._spec.execution.drain_s)
         await self._tell("drain")
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.connectors.base import Batch, Lagging, Reader, Source
 from penstock.connectors.reading.replay import Intake
-from penstock.engine.errors import Temporary
+from penstock.engine.errors import Refused, Temporary
 from penstock.engine.flow.lane import Lane
 from penstock.engine.items import DeadLetter, Item
 
@@ -13,8 +13,11 @@ READ_BYTES = 1_000_000
 """One read blocks the lane's loop: 256 records are about 6 ms."""
 
 PATIENCE_S = 120.0
-"""How long an input may be away before the lane fails: brokers are restarted in less. A guess."""
+"""Of a run without an end: how long an input may be away before its lane is opened anew, with new connections. A
+guess."""
 RETRY_S = 1.0
+TELL_S = 5.0
+"""An input that is away so long is told of: clients get over less by themselves."""
 
 
 class Verdicts:
@@ -30,14 +33,24 @@ class Verdicts:
 
 
 class LaneInput:
-    """`limit`: the most records of this run (its one lane); the rest of the input is no part of it."""
+    """`limit`: the most records of this run (its one lane); the rest of the input is no part of it. `outage_s`: how
+    long the input may be away before the run ends; None: the run has no end."""
 
-    def __init__(self, machine: Lane, source: Source, intake: Intake, verdicts: Verdicts, limit: int | None) -> None:
+    def __init__(
+        self,
+        machine: Lane,
+        source: Source,
+        intake: Intake,
+        verdicts: Verdicts,
+        limit: int | None,
+        outage_s: float | None = None,
+    ) -> None:
         self.verdicts = verdicts
         self._machine = machine
         self._source = source
         self._intake = intake
         self._limit = limit
+        self._outage_s = outage_s
         self._reader: Reader | None = None
         self._ordinals: dict[str, int] = {}
         """Split → its place, of the reader's splits: a lane may have thousands."""
@@ -46,6 +59,7 @@ class LaneInput:
         self._ended: list[str] = []
         self._more = False
         self._away_since: float | None = None
+        self._away = ""
         self._not_before = 0.0
 
     async def open(self) -> None:
@@ -91,20 +105,36 @@ class LaneInput:
         return self._offer_behind(now)
 
     async def _read(self, reader: Reader, room: int, now: float) -> Batch | None:
-        """None: the input can't be reached now. What is under way goes on, and it is asked again, until it was away for
-        `PATIENCE_S`: then this raises."""
+        """None: the input can't be reached now. What is under way goes on, and it is asked again, until it was away too
+        long: then this raises."""
         if now < self._not_before:
             return None
         try:
             batch = await reader.read(room, READ_BYTES)
         except Temporary as error:
-            self._away_since = now if self._away_since is None else self._away_since
-            if now - self._away_since >= PATIENCE_S:
-                raise
+            self._miss(error, now)
             self._not_before = now + (error.retry_after_s or RETRY_S)
             return None
         self._away_since = None
         return batch
+
+    def _miss(self, error: Temporary, now: float) -> None:
+        """Raises the error where a lane of a run without an end should connect anew, `Refused` where one with an end
+        has waited long enough."""
+        self._away = str(error)
+        self._away_since = now if self._away_since is None else self._away_since
+        missed_s = now - self._away_since
+        if self._outage_s is None and missed_s >= PATIENCE_S:
+            raise error
+        if self._outage_s is not None and missed_s >= self._outage_s:
+            raise Refused(
+                f"the input was away for {missed_s:.0f} s (execution.outage_s: {self._outage_s:g}): {error} Run it "
+                "again when it is back: it goes on where it was."
+            ) from error
+
+    def away(self, now: float) -> str | None:
+        """Why nothing could be read for a while; None: it can."""
+        return self._away if self._away_since is not None and now - self._away_since >= TELL_S else None
 
     def _room(self) -> int:
         room = min(self._machine.wants(), READ_RECORDS)

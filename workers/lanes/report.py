@@ -26,6 +26,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     """0 where there is nothing to commit: an idle lane is not late, nor one whose items are all held back."""
     oldest_item_s: float = 0.0
     deadline_left_s: float | None = None
+    input_away: str | None = None
+    """Why nothing could be read for a while."""
     lag: dict[str, int] = {}
     """Topic → records that are there and not read yet."""
     first_dispatch_at: float | None = None

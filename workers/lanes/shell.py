@@ -65,6 +65,7 @@ class LaneShell:
         *,
         commit_s: float,
         limit: int | None = None,
+        outage_s: float | None = None,
         verdicts: Verdicts | None = None,
         outputs: dict[str, OutputSpec] | None = None,
     ) -> None:
@@ -79,14 +80,13 @@ class LaneShell:
         self._commit_s = commit_s
         self._outputs = outputs or {}
         self._wake = asyncio.Event()
-        self._input = LaneInput(machine, source, intake, self.verdicts, limit)
+        self._input = LaneInput(machine, source, intake, self.verdicts, limit, outage_s)
         self._out = LaneCommit(lane, epoch, machine, stores, encoder, now)
         self._money = (
             None if ledger is None else LaneMoney(lane, epoch, machine, ledger, now, self._fail, self._wake.set)
         )
         self._plan: Plan | None = None
-        self._begun = self._opened = self._going = self._closed = False
-        self._over = False
+        self._begun = self._opened = self._going = self._closed = self._over = False
         self._commit: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -375,6 +375,7 @@ class LaneShell:
                 done=self._out.done,
                 settled=self.settled,
                 lag=self._input.lag(),
+                input_away=self._input.away(now),
                 first_dispatch_at=self._first_dispatch_at,
                 closed=self._closed,
             )

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from penstock.connectors.s3 import fence
 from penstock.connectors.s3.client import S3, Got, Stored, threads
-from penstock.engine.errors import Temporary
+from penstock.engine.errors import Away
 
 DEADLINE_S = 30.0
 """Of one call of ours, with all tries below it. S3 answers small calls in 0.02–0.2 s. After it a write is uncertain."""
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 async def call(what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking S3 call in its threads. Raises `Temporary` at the deadline: the call may still take effect."""
+    """Run a blocking S3 call in its threads. Raises `Away` at the deadline: the call may still take effect."""
     return await within(DEADLINE_S, what, *args, **kwargs)
 
 
@@ -34,7 +34,7 @@ async def within(deadline_s: float, what: Callable[P, T], *args: P.args, **kwarg
         async with asyncio.timeout(deadline_s):  # not `wait_for`: before Python 3.12 it may swallow a cancellation
             return await work
     except TimeoutError as error:
-        raise Temporary(f"S3 did not answer within {deadline_s:.0f} s. Check endpoint and network.") from error
+        raise Away(f"S3 did not answer within {deadline_s:.0f} s. Check endpoint and network.") from error
 
 
 class Home:
