@@ -10,6 +10,7 @@ A guard watches the mean of one value:
 | q-quantile of cost or latency against a line | `beyond(value, line)`; higher is worse than 1 − q | `UNIT` |
 | median of cost or latency against the baseline | `beyond(value, paired baseline × 1.1)` | `UNIT` |
 | mean of log cost or latency against the baseline | log(value / paired baseline), in `Moments` | `judge_moments` |
+| the arms of a rollout, from their sums | score, or 1 for a good call | `judge_arms` |
 
 Guards keep one sample through all stages of a rollout: then `alarm_rate` is the chance of a false alarm in the whole
 rollout. A sample that starts anew at each stage has that chance at each. Chances of several guards add up at most.
@@ -18,10 +19,12 @@ rollout. A sample that starts anew at each stage has that chance at each. Chance
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
+from penstock.engine.measure.allocated import Stratum, bound_between, difference_between, log_evidence_between
 from penstock.engine.measure.betting import Side, log_evidence
 from penstock.engine.measure.intervals import bound
 from penstock.engine.measure.moments import FEWEST, Moments, asymptotic_margin
@@ -123,3 +126,22 @@ def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision,
     if items >= guard.max_items:
         return guard.at_limit, f"{guard.name}: nothing shown within {guard.max_items} items"
     return "go on", f"{guard.name}: not decided after {items} items"
+
+
+def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum]) -> Verdict:
+    """The same for two arms to which chance sends items, from their sums (`allocated.py`); values lie in 0…1, and the
+    support is not used. `strata`: of all stages so far; `here`: of the present one, which must show by itself that it
+    passes, and whose items of the other arm are counted."""
+    bad, good = _sides(guard)
+
+    def shown(of: Sequence[Stratum], line: float | None, side: Side, chance: float) -> bool:
+        return line is not None and log_evidence_between(of, line, side) >= math.log(1.0 / chance)
+
+    items = sum(stratum.other.n for stratum in here)
+    decision, why = _decide(
+        guard,
+        items,
+        shown(strata, guard.fail_beyond, bad, guard.alarm_rate),
+        shown(here, guard.pass_within, good, guard.miss_rate),
+    )
+    return Verdict(decision, items, difference_between(strata), bound_between(strata, guard.alarm_rate, good), why)

@@ -1,0 +1,103 @@
+"""Two arms to which chance sends each item: is one's mean worse? From the arms' sums alone, whatever the traffic does.
+
+A gambler who knows with which chance an item comes into an arm, but not which arm, bets on the pair (arm, value):
+
+    other arm:  1 + b·(1 − share)·(c + margin − x)        base arm:  1 − b·share·(c − x)         betting "down"
+
+Whatever the mean of the moment is, the chance of the arms evens both out: nothing is won on average while the other's
+mean is the base's plus `margin` or more. So, unlike a comparison of two means, it stays right while the traffic itself
+gets harder or easier (by day and night, say). Many sizes b and centres c are bet on at once (`betting.py`); the order
+of items doesn't matter, so lanes count for themselves and their sums are added.
+
+It is a randomization test in the form of a bet (Ville 1939; for coins it is the likelihood ratio of Turner, Ly &
+Grünwald, Generic E-variables for exact sequential k-sample tests, J. Stat. Plan. Inference 230, 2024). Assumption: the
+arm is drawn anew for each item. Items of one unit share an arm: many from one unit count for less than they seem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from penstock.engine.measure.betting import BETS, Side
+from penstock.engine.measure.sample import UNIT, Floats, Sample, columns
+
+_CENTRES = np.array([0.1, 0.3, 0.5, 0.65, 0.75, 0.85, 0.92, 0.97])
+"""Means that bets are centred on. One far from the truth wins more slowly, and spoils no error rate."""
+_CENTRE_WEIGHTS = np.array([1, 1, 2, 3, 4, 4, 4, 3]) / 22
+"""Qualities and shares of good calls are mostly high. From tables of times to alarm (`benchmarks/rollout_sim.py`)."""
+_SIZES = np.exp(np.linspace(np.log(0.002), np.log(0.99), BETS))
+"""As a share of the largest possible bet."""
+_SIZE_LOGS = -0.5 * (np.log(_SIZES / 0.2) / 0.8) ** 2
+"""Bets that suit a few hundred items of the smaller arm."""
+_LOG_WEIGHTS = np.log(_CENTRE_WEIGHTS)[:, np.newaxis] + _SIZE_LOGS - np.logaddexp.reduce(_SIZE_LOGS)
+_HALVINGS = 20
+"""Steps of the search for a bound: two millionths of the range."""
+
+
+class Stratum(msgspec.Struct, frozen=True):
+    """Items that came into the other arm with one chance `share`: of one stage, task and scorer. Values lie in 0…1."""
+
+    share: float
+    base: Sample
+    other: Sample
+
+
+def log_evidence_between(strata: Sequence[Stratum], margin: float, side: Side) -> float:
+    """Log of an e-process that other's mean less base's lies on this side of `margin`: above log(1/a) by chance with at
+    most a. Raises `SpecError` where a value leaves 0…1."""
+    capitals = np.zeros((len(_CENTRES), BETS))
+    for stratum in strata:
+        if 0.0 < stratum.share < 1.0:  # with all in one arm there is nothing to compare
+            capitals += _log_capitals(stratum, margin, side)
+    return float(np.logaddexp.reduce(capitals + _LOG_WEIGHTS, axis=None))
+
+
+def bound_between(strata: Sequence[Stratum], chance: float, side: Side) -> float:
+    """The lower bound of the difference ("up": it lies above) or its upper bound, wrong at any time with at most
+    `chance`. ±1 where nothing is known."""
+    needed = float(np.log(1.0 / chance))
+    outer, inner = (-1.0, 1.0) if side == "up" else (1.0, -1.0)
+    for _ in range(_HALVINGS):
+        middle = (outer + inner) / 2
+        if log_evidence_between(strata, middle, side) >= needed:
+            outer = middle
+        else:
+            inner = middle
+    return outer
+
+
+def difference_between(strata: Sequence[Stratum]) -> float | None:
+    """Other's mean less base's as seen, each stratum by its smaller arm. None: no stratum has both."""
+    total, whole = 0.0, 0
+    for stratum in strata:
+        base, other = stratum.base.mean, stratum.other.mean
+        if base is not None and other is not None:
+            n = min(stratum.base.n, stratum.other.n)
+            total, whole = total + n * (other - base), whole + n
+    return total / whole if whole else None
+
+
+def _log_capitals(stratum: Stratum, margin: float, side: Side) -> Floats:
+    """Of each centre and size."""
+    centres = _CENTRES
+    sign = 1.0 if side == "up" else -1.0
+    toward, away = sign * (1.0 - stratum.share), -sign * stratum.share
+    lowest = np.minimum(_lowest(toward, centres + margin), _lowest(away, centres))
+    bets = _SIZES / np.maximum(-lowest, 1e-9)[:, np.newaxis]
+    return _arm(stratum.other, bets, toward, centres + margin) + _arm(stratum.base, bets, away, centres)
+
+
+def _lowest(slope: float, centres: Floats) -> Floats:
+    """What a bet of size 1 loses at most, at either end of the range."""
+    return np.minimum(-slope * centres, slope * (1.0 - centres))
+
+
+def _arm(sample: Sample, bets: Floats, slope: float, centres: Floats) -> Floats:
+    values, counts = columns(sample, UNIT)
+    if not values.size:
+        return np.zeros(bets.shape)
+    moved = slope * (values[np.newaxis, :] - centres[:, np.newaxis])
+    return np.log1p(bets[:, :, np.newaxis] * moved[:, np.newaxis, :]) @ counts

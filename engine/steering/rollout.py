@@ -1,0 +1,207 @@
+"""A rollout: one model's traffic moves from a baseline version to a candidate, stage by stage, or goes back.
+
+    begin ─▶ running ──(all guards pass)──▶ next stage … ──▶ promoted ──(rollback)──▶ rolled_back
+              │   ▲ └─(a guard fails)─▶ rolled_back                                        ▲
+              │   └─resume── paused / waiting ──────────────(rollback)─────────────────────┘
+              └─(manual: a stage passed or failed)─▶ waiting
+
+Pure: verdicts or a person's word in, the next `Rollout` out; its last decision is what is to be logged. Every decision
+grows `decisions` by one and keeps all before it, so a compare-and-swap on the whole lets one decider win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+
+from penstock.engine.errors import SpecError
+from penstock.engine.measure.guards import Decision as Finding
+from penstock.engine.measure.guards import Guard
+
+State = Literal["running", "waiting", "paused", "promoted", "rolled_back", "cancelled"]
+Word = Literal["pause", "resume", "promote", "rollback", "cancel"]
+"""What a person may say."""
+What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back", "cancelled"]
+Unit = Literal["unit", "item"]
+"""What sticks to an arm: the item's `unit` attribute (its own id where it has none), or each item by itself."""
+Mode = Literal["live", "shadow"]
+
+ACTIVE: frozenset[State] = frozenset({"running", "waiting", "paused"})
+MAX_STAGES = 20
+MAX_DECISIONS = 200
+"""A person who pauses and resumes for ever is stopped here."""
+PENSTOCK = "penstock"
+"""Who decides where nobody does."""
+BASELINE, CANDIDATE = "baseline", "candidate"
+
+
+class Told(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one guard said, as it goes into the log."""
+
+    guard: str
+    """With the scorer it is about: `quality exact`."""
+    decision: Finding
+    items: int
+    """Of the candidate, in this stage."""
+    mean: float | None
+    """Candidate less baseline: of scores, of shares of good calls, of logarithms."""
+    worst: float | None
+    """That can't be ruled out. None: nothing is known."""
+    why: str
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`stage` and `share` are those that follow from it."""
+
+    at: float
+    by: str
+    what: What
+    stage: int
+    share: float
+    why: str = ""
+    told: tuple[Told, ...] = ()
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    id: str
+    model: str
+    baseline: str
+    candidate: str
+    stages: tuple[float, ...]
+    """Shares of the units that the candidate gets, rising, below 1. After the last one it gets all: it is promoted."""
+    guards: tuple[Guard, ...]
+    decisions: tuple[Decision, ...]
+    """The first says how it began. Never empty, never cut."""
+    stage: int = 0
+    state: State = "running"
+    auto: bool = True
+    """False: a stage that passed or failed waits for a person."""
+    unit: Unit = "unit"
+    mode: Mode = "live"
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+    @property
+    def share(self) -> float:
+        """Of the units that the candidate gets now."""
+        if self.active:
+            return self.stages[self.stage]
+        return 1.0 if self.state == "promoted" and self.mode == "live" else 0.0
+
+    def arm(self, side: str) -> str:
+        """As records and cells name it."""
+        return f"{side}-{self.stage + 1}"
+
+
+def arm_of(arm: str) -> tuple[str, int] | None:
+    """(side, stage) of what `Rollout.arm` made."""
+    side, _, stage = arm.rpartition("-")
+    return (side, int(stage) - 1) if side in (BASELINE, CANDIDATE) and stage.isdigit() else None
+
+
+def begin(
+    model: str,
+    versions: tuple[str, str],
+    stages: Sequence[float],
+    guards: Sequence[Guard],
+    *,
+    by: str,
+    now: float,
+    auto: bool = True,
+    unit: Unit = "unit",
+    mode: Mode = "live",
+) -> Rollout:
+    """`versions`: (baseline, candidate). A last stage of 1 is left out: it is the promotion. Raises `SpecError`."""
+    baseline, candidate = versions
+    if baseline == candidate:
+        raise SpecError(f"{model} has {candidate} already: name another version")
+    below = tuple(stages[:-1] if stages and stages[-1] == 1.0 else stages)
+    if not below or len(below) > MAX_STAGES or list(below) != sorted(set(below)) or not 0.0 < below[0] <= below[-1] < 1:
+        raise SpecError(
+            f"stages are 1 to {MAX_STAGES} rising percentages below 100 (100 at the end is the promotion), "
+            f"such as 1,5,25,100; not {','.join(f'{share * 100:g}' for share in stages)}"
+        )
+    if not guards:
+        raise SpecError("a rollout needs a guard, or nothing would ever end a stage")
+    digest = blake2b(f"{model}\0{baseline}\0{candidate}\0{now!r}".encode(), digest_size=3).hexdigest()
+    why = f"from {baseline} to {candidate}; guards: {', '.join(guard.name for guard in guards)}"
+    first = Decision(now, by, "started", 0, below[0], why)
+    name = f"{model}-{candidate}-{digest}"
+    return Rollout(name, model, baseline, candidate, below, tuple(guards), (first,), 0, "running", auto, unit, mode)
+
+
+def see(rollout: Rollout, told: Sequence[Told], now: float) -> Rollout | None:
+    """The guards were asked. None: nothing is to be decided."""
+    if rollout.state != "running" or not told:
+        return None
+    failed = [each for each in told if each.decision == "fail"]
+    if failed:
+        why = "; ".join(each.why for each in failed)
+        if rollout.auto:
+            return _next(rollout, "rolled_back", "rolled_back", rollout.stage, PENSTOCK, now, why, told)
+        return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
+    if any(each.decision != "pass" for each in told):
+        return None
+    if rollout.auto:
+        return _forward(rollout, PENSTOCK, now, "every guard passed", told)
+    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, "every guard passed", told)
+
+
+def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Rollout:
+    """A person's word. Raises `SpecError` where it can't be obeyed."""
+    allowed = ACTIVE if word != "rollback" else ACTIVE | {"promoted"}
+    if rollout.state not in allowed:
+        raise SpecError(f"the rollout {rollout.id} is {rollout.state}: it can't {word} any more")
+    if len(rollout.decisions) >= MAX_DECISIONS and word in ("pause", "resume"):
+        raise SpecError(f"the rollout {rollout.id} was paused and resumed too often: promote it or roll it back")
+    stage = rollout.stage
+    match word:
+        case "pause":
+            return _next(rollout, "paused", "paused", stage, by, now, why)
+        case "resume":
+            return _next(rollout, "running", "resumed", stage, by, now, why)
+        case "promote":
+            return _forward(rollout, by, now, why)
+        case "rollback":
+            return _next(rollout, "rolled_back", "rolled_back", stage, by, now, why)
+        case "cancel":
+            return _next(rollout, "cancelled", "cancelled", stage, by, now, why)
+
+
+def _forward(rollout: Rollout, by: str, now: float, why: str, told: Sequence[Told] = ()) -> Rollout:
+    """One stage further; after the last one it is promoted."""
+    if rollout.stage + 1 < len(rollout.stages):
+        return _next(rollout, "running", "stage", rollout.stage + 1, by, now, why, told)
+    return _next(rollout, "promoted", "promoted", rollout.stage, by, now, why, told)
+
+
+def _next(
+    rollout: Rollout,
+    state: State,
+    what: What,
+    stage: int,
+    by: str,
+    now: float,
+    why: str,
+    told: Sequence[Told] = (),
+) -> Rollout:
+    moved = msgspec.structs.replace(rollout, state=state, stage=stage)
+    decision = Decision(now, by, what, stage, moved.share, why, tuple(told))
+    return msgspec.structs.replace(moved, decisions=(*rollout.decisions, decision))
+
+
+def check(before: Rollout, after: Rollout) -> None:
+    """A step's invariants: the past stays, one decision was made, no stage was skipped or done again."""
+    assert after.decisions[:-1] == before.decisions, "the past was changed"
+    assert (after.id, after.stages) == (before.id, before.stages), "it became another rollout"
+    last = after.decisions[-1]
+    assert after.stage - before.stage == (last.what == "stage"), "a stage was lost, repeated or skipped"
+    assert last.what != "promoted" or after.stage == len(after.stages) - 1, "a stage was skipped"
+    assert 0 <= after.stage < len(after.stages), "there is no such stage"
+    assert before.active or (before.state == "promoted" and after.state == "rolled_back"), "an end was not the end"
+    assert (last.stage, last.share) == (after.stage, after.share), "the log says something else"
