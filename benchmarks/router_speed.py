@@ -5,7 +5,7 @@
 No rival: the routers of other tools pick among deployments of one model name, without walls, rules or quality. The
 promise is 100,000 items/s on one core; CPU time is counted, so that a busy machine says the same. Caveat: items are
 made before the clock starts; labels repeat as they do in a real job (3 tasks, 3 walls, 2 latencies, 50 tenants),
-lengths and cost limits do not.
+lengths and cost limits do not. "rollout": the mixed items, with rollouts of two of the five models in force.
 """
 
 from __future__ import annotations
@@ -17,18 +17,23 @@ import time
 
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.items import Attributes, Request
+from penstock.engine.measure.guards import Guard
 from penstock.engine.policy import Condition, Policy, Rule, Task
 from penstock.engine.router import Rejection, Router
+from penstock.engine.steering.document import Steering, with_rollout
+from penstock.engine.steering.rollout import begin
+from penstock.engine.steering.turn import Turn
 
 PROMISE = 100_000
 
 
 def catalog() -> Catalog:
     def model(name: str, cost: int, **fields: object) -> Model:
+        versions = (Version("v1", name), Version("v2", f"{name}-2"))
         price = Price(input=cost * 10**8, output=cost * 4 * 10**8)
         where = {} if "worker" in fields else {"account": "us"}
         fields = {"price": price, "context": 128_000, "quality": {"classify": 0.8 + cost / 500}, **where, **fields}
-        return Model(name, (Version("v1", name),), "v1", **fields)  # type: ignore[arg-type]
+        return Model(name, versions, "v1", **fields)  # type: ignore[arg-type]
 
     models = [
         model("opus", 50, origin="us"),
@@ -74,7 +79,7 @@ def items(n: int, mix: str) -> list[tuple[Attributes, Request]]:
             sensitivity=dice.choice(["public", "public", "eu-only", "health"]),
             latency="realtime" if dice.random() < 0.1 else None,
             max_cost_usd=dice.random() * 0.01
-            if dice.random() < {"plain": 0.0, "mixed": 0.2, "all cost": 1.0}[mix]
+            if dice.random() < {"plain": 0.0, "all cost": 1.0}.get(mix, 0.2)
             else None,
             tenant=f"t{dice.randrange(50)}",
         )
@@ -84,13 +89,24 @@ def items(n: int, mix: str) -> list[tuple[Attributes, Request]]:
     return [one() for _ in range(n)]
 
 
+def steering() -> Steering:
+    found = Steering()
+    for name in ("small", "haiku"):
+        guards = (Guard(name="quality"),)
+        found = with_rollout(found, begin(name, ("v1", "v2"), (0.05, 0.25), guards, by="bench", now=1.0))
+    return found
+
+
 def measure(n: int, mix: str) -> float:
     work = items(n, mix)
+    names = [f"item {i}" for i in range(n)]
     router = Router(catalog(), policy())
+    if mix == "rollout":
+        router.steer(Turn(catalog().models, steering()))
     rejected = 0
     started = time.process_time()
-    for attributes, request in work:
-        rejected += type(router.route(attributes, request)) is Rejection
+    for (attributes, request), name in zip(work, names, strict=True):
+        rejected += type(router.route(attributes, request, name)) is Rejection
     took = time.process_time() - started
     print(f"{mix:>9}: {n / took:>10,.0f} items/s  ({took / n * 1e6:.2f} µs an item, {rejected / n:.0%} rejected)")
     return n / took
@@ -99,7 +115,7 @@ def measure(n: int, mix: str) -> float:
 def main() -> int:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     print(f"router, one core, Python {platform.python_version()} on {platform.machine()}, {n:,} items a mix")
-    slowest = min(measure(n, mix) for mix in ("plain", "mixed", "all cost"))
+    slowest = min(measure(n, mix) for mix in ("plain", "mixed", "all cost", "rollout"))
     print(f"slowest: {slowest:,.0f} items/s, {slowest / PROMISE:.1f} × the promised {PROMISE:,}")
     return 0 if slowest >= PROMISE else 1
 

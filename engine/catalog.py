@@ -115,8 +115,11 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def pool(self) -> str:
-        """Whose workers serve it. An account's models share its workers; an engine has its own."""
-        return f"vllm:{self.name}@{self.live}" if self.worker else f"api:{self.account}"
+        return self.pool_of(self.live)
+
+    def pool_of(self, version: str) -> str:
+        """Whose workers serve it. An account's models share its workers; a version of our own has its own engine."""
+        return f"vllm:{self.name}@{version}" if self.worker else f"api:{self.account}"
 
 
 class Wall(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,7 +18,7 @@ import msgspec
 from penstock.engine.catalog import Catalog, Model, Price, Wall
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import policy_version as policy_version
-from penstock.engine.items import Attributes, Candidate, DeadLetterReason, Refusal, Request, Route
+from penstock.engine.items import Attributes, Candidate, DeadLetterReason, Refusal, Request, Route, StepKind
 from penstock.engine.policy import Policy, Rule, Task
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
@@ -30,6 +30,7 @@ from penstock.engine.pricing import (
     usd_to_nano,
 )
 from penstock.engine.rules import compile_rules
+from penstock.engine.steering.turn import Turn
 from penstock.engine.walls import WallUnknown, refusal, wall_of
 
 DEFAULT_TIER = 3
@@ -43,6 +44,7 @@ average. Anything shorter is for the engine or the provider to refuse: a wrong d
 UNLIMITED = 1 << 60
 """Context of a model that declares none; cost of one whose price is unknown."""
 NO_CEILING = Request(b"")
+_NOTHING_ASKED = Attributes()
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +79,8 @@ class _Ask(msgspec.Struct, frozen=True):
     wall: Wall | None
     walled: int = 0
     """Targets that the wall forbids."""
+    arms: int | None = None
+    """Of rollouts (`Turn.arms`); None: a step, which is in none."""
 
 
 class _Plan(msgspec.Struct):
@@ -111,6 +115,7 @@ class Router:
         self._match = compile_rules(policy.rules)
         self._prices = {name: price_of(model) for name, model in catalog.models.items()}
         self._plans: dict[tuple[object, ...], _Plan | Rejection] = {}
+        self.turn = Turn(catalog.models)
         _check_names(catalog, policy)
 
     def reprice(self, model: str, price: Price) -> None:
@@ -119,10 +124,30 @@ class Router:
             self._prices[model] = price
             self._plans.clear()
 
-    def route(self, attributes: Attributes, request: Request) -> Route | Rejection:
+    def steer(self, turn: Turn) -> None:
+        """From now on items get these versions. What was routed before: `turned`."""
+        self.turn = turn
+        self._plans.clear()
+
+    def turned(self, route: Route, attributes: Attributes, item_id: str) -> Route:
+        """The same candidates at the versions that the item gets now; the route itself where nothing changed."""
+        arms = self.turn.arms(attributes, item_id)
+        candidates = tuple(self._at(candidate, arms) for candidate in route.candidates)
+        return route if candidates == route.candidates else msgspec.structs.replace(route, candidates=candidates)
+
+    def _at(self, candidate: Candidate, arms: int | None) -> Candidate:
+        model = self._catalog.models[candidate.model]
+        version, experiment, arm, propensity = self.turn.pick(model, arms)
+        pool = model.pool_of(version)
+        return Candidate(candidate.model, version, pool, candidate.reason, experiment, arm, propensity)
+
+    def route(self, attributes: Attributes, request: Request, item_id: str = "") -> Route | Rejection:
+        """`item_id`: with the attribute `unit`, it decides in which arm of a rollout the item is."""
         task = attributes.task or self._default
         rule = self._match(attributes, task)
+        arms = self.turn.arms(attributes, item_id) if self.turn.gates else 0
         key = (
+            arms,
             task,
             rule,
             attributes.tier,
@@ -134,7 +159,7 @@ class Router:
         )
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._remember(key, self._plan(attributes, request, task, rule))
+            plan = self._remember(key, self._plan(attributes, request, task, rule, arms))
         if type(plan) is Rejection:
             return plan
         assert type(plan) is _Plan
@@ -145,6 +170,30 @@ class Router:
                 return plan.route
         return _weigh(plan, attributes, request)
 
+    def route_step(
+        self, attributes: Attributes, request: Request, route: Route, role: StepKind, target: str
+    ) -> Route | Rejection:
+        """A judge or a shadow of an item that has `route`: the one target, a model or `model@version`, behind the same
+        wall. What the item asks of its own answer (latency, quality, cost) it does not ask of a step."""
+        key = (role, target, route.task, route.tier, attributes.sensitivity, request.needs)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._remember(key, self._plan_step(attributes, request, route, role, target))
+        if isinstance(plan, Rejection):
+            return plan
+        return _weigh(plan, _NOTHING_ASKED, request)
+
+    def _plan_step(
+        self, attributes: Attributes, request: Request, route: Route, role: StepKind, target: str
+    ) -> _Plan | Rejection:
+        name, _, version = target.partition("@")
+        wall = wall_of(self._catalog, attributes.sensitivity)
+        if isinstance(wall, WallUnknown):
+            return Rejection("unknown_sensitivity", wall.message, Route(route.task, route.tier, (), (), ""))
+        ask = _Ask(self._tasks[route.task], route.tier, (name,), f"{role} of the item", None, wall)
+        plan = self._filter(ask, _NOTHING_ASKED, request)
+        return _at_version(plan, version) if version and isinstance(plan, _Plan) else plan
+
     def _remember(self, key: tuple[object, ...], plan: _Plan | Rejection) -> _Plan | Rejection:
         if len(self._plans) >= MAX_PLANS:
             del self._plans[next(iter(self._plans))]
@@ -153,14 +202,16 @@ class Router:
 
     # ---- once for each combination of labels
 
-    def _plan(self, attributes: Attributes, request: Request, name: str | None, rule: int) -> _Plan | Rejection:
+    def _plan(
+        self, attributes: Attributes, request: Request, name: str | None, rule: int, arms: int
+    ) -> _Plan | Rejection:
         task = self._tasks.get(name) if name is not None else None
         if task is None:
             return _no_task(name, self._tasks)
         asked = self._ask(attributes, request, task, rule)
         if isinstance(asked, Rejection):
             return asked
-        return self._filter(asked, attributes, request)
+        return self._filter(msgspec.structs.replace(asked, arms=arms), attributes, request)
 
     def _ask(self, attributes: Attributes, request: Request, task: Task, index: int) -> _Ask | Rejection:
         rule = self._policy.rules[index] if index >= 0 else None
@@ -225,7 +276,7 @@ class Router:
     def _target(self, name: str, ask: _Ask) -> _Target:
         model = self._catalog.models[name]
         reason = self._quality_words(name, ask.task.name) if ask.min_quality is not None else ""
-        candidate = Candidate(name, model.live, model.pool, reason)
+        candidate = self._at(Candidate(name, model.live, "", reason), ask.arms)
         ceiling = output_ceiling(NO_CEILING, ask.task.max_tokens, model)
         return _Target(model, candidate, self._prices[name], model.context or UNLIMITED, ceiling)
 
@@ -306,6 +357,15 @@ def _cost(target: _Target, input_tokens: int, output_tokens: int) -> int:
 
 
 # ---- words
+
+
+def _at_version(plan: _Plan, version: str) -> _Plan:
+    """The same plan for another version of its one model than the live one."""
+    (target,) = plan.targets
+    model = msgspec.structs.replace(target.model, live=version)
+    candidate = msgspec.structs.replace(target.candidate, version=version, pool=model.pool)
+    targets = (msgspec.structs.replace(target, model=model, candidate=candidate),)
+    return _plan_of(plan.ask, targets, plan.refused)
 
 
 def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ...]) -> _Plan:

@@ -71,10 +71,10 @@ class Turn:
                 found |= 1 << bit
         return found
 
-    def pick(self, model: Model, arms: int) -> Pick:
-        """The version of this model for an item of these arms."""
+    def pick(self, model: Model, arms: int | None) -> Pick:
+        """The version of this model for an item of these arms. None: for a call that is no item's answer."""
         bit = self._at.get(model.name)
-        if bit is None:
+        if bit is None or arms is None:
             return Pick(self._live.get(model.name, model.live))
         rollout = self.gates[bit].rollout
         if arms >> bit & 1:

@@ -6,9 +6,14 @@ from hypothesis import strategies as st
 
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.errors import SpecError
-from penstock.engine.items import Attributes, Request, Route
+from penstock.engine.items import Attributes, Candidate, Request, Route
+from penstock.engine.measure.guards import Guard
 from penstock.engine.policy import Condition, Policy, Rule, Task
 from penstock.engine.router import Rejection, Router
+from penstock.engine.steering import document
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.rollout import begin
+from penstock.engine.steering.turn import Turn
 
 ASK = Request(b'{"messages":[{"role":"user","content":"hello"}]}')
 DEAR, CHEAP, OWN = Price(5_000_000_000, 25_000_000_000), Price(100_000_000, 400_000_000), Price(1_000_000, 1_000_000)
@@ -16,7 +21,8 @@ DEAR, CHEAP, OWN = Price(5_000_000_000, 25_000_000_000), Price(100_000_000, 400_
 
 def model(name: str, **fields: object) -> Model:
     where = {} if "worker" in fields else {"account": "us"}
-    return Model(name, (Version("v1", name),), "v1", **{**where, "price": CHEAP, **fields})  # type: ignore[arg-type]
+    fields = {"versions": (Version("v1", name),), "live": "v1", **where, "price": CHEAP, **fields}
+    return Model(name, **fields)  # type: ignore[arg-type]
 
 
 MODELS = (
@@ -248,3 +254,49 @@ def test_no_mix_of_labels_passes_a_wall_or_loses_a_target(attributes: Attributes
     assert attributes.sensitivity in WALLS or not taken
     assert not set(taken) & {r.model for r in route.refused}
     assert all(r.reason for r in route.refused)
+
+
+# ---- versions that are steered
+
+
+SMALL = model("small", worker="vllm", versions=(Version("v1", "a"), Version("v2", "b")), regions=("eu",))
+
+
+def rolling(share: float) -> Turn:
+    at = begin("small", ("v1", "v2"), (share,), (Guard(name="quality"),), by="ann", now=1.0)
+    return Turn({"small": SMALL}, document.started(Steering(), at))
+
+
+def steered(turn: Turn) -> Router:
+    router = Router(catalog(models={**{m.name: m for m in MODELS}, "small": SMALL}), policy())
+    router.steer(turn)
+    return router
+
+
+def first(route: Route | Rejection) -> Candidate:
+    assert isinstance(route, Route)
+    return route.candidates[0]
+
+
+def test_a_rollout_splits_items_by_unit_and_says_so() -> None:
+    router = steered(rolling(0.5))
+    found = {first(router.route(Attributes(), ASK, f"item {i}")) for i in range(100)}
+    assert {(c.version, c.pool, c.arm, c.propensity) for c in found} == {
+        ("v1", "vllm:small@v1", "baseline-1", 0.5),
+        ("v2", "vllm:small@v2", "candidate-1", 0.5),
+    }
+    assert len({c.experiment for c in found}) == 1
+    others = {c for i in range(100) for c in router.route(Attributes(), ASK, f"item {i}").candidates[1:]}  # type: ignore[union-attr]
+    assert {(c.model, c.version, c.experiment) for c in others} == {("fast", "v1", ""), ("opus", "v1", "")}
+
+
+def test_what_was_routed_before_is_turned_to_the_versions_of_now_and_else_left_alone() -> None:
+    router = steered(Turn({"small": SMALL}))
+    before = router.route(Attributes(), ASK, "x")
+    assert isinstance(before, Route)
+    router.steer(Turn({"small": SMALL}, Steering(live={"small": "v2"})))
+    after = router.turned(before, Attributes(), "x")
+    assert first(after).version == "v2"
+    assert after.candidates[1:] == before.candidates[1:]
+    assert after == router.route(Attributes(), ASK, "x")
+    assert router.turned(after, Attributes(), "x") is after
