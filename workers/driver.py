@@ -166,6 +166,7 @@ class Driver:
             self._worker_lost,
             self._pool_down,
             self._worker_changed,
+            self._note,
             spec.execution.keep_s,
             spec.state,
         )

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import msgspec
 
 from penstock.engine.catalog import Account, Catalog, Model
+from penstock.workers.clock import tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, words
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
@@ -46,7 +47,7 @@ def first_pools(catalog: Catalog) -> list[str]:
 
 
 class Fleet:
-    """`on_lost(name)`, `on_down(pool, why)`, `on_ready(worker)` tell the driver."""
+    """`on_lost(name)`, `on_down(pool, why)`, `on_change(what, worker, why)` tell the driver, `note` the person."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Fleet:
         on_lost: Callable[[str], Awaitable[None]],
         on_down: Callable[[str, str], Awaitable[None]],
         on_change: Callable[[str, Worker, str], None],
+        note: Callable[[str], None],
         keep_s: float = 120.0,
         state: str = "",
     ) -> None:
@@ -71,6 +73,7 @@ class Fleet:
         self._on_lost = on_lost
         self._on_down = on_down
         self._on_change = on_change
+        self._note = note
         self._tasks: set[asyncio.Task[None]] = set()
         self._governors: dict[str, object] = {}
         self._closing = False
@@ -151,6 +154,7 @@ class Fleet:
         worker.handle, worker.ready_at = handle, time.time()
         self._on_change("ready", worker, "")
         await handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
+        self._spawn(tell_skew(f"worker {worker.name}", handle.clock.remote, self._note))  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _until_lost(self, worker: Worker) -> None:
         """Returns when its process is gone, or has not answered for long."""

@@ -21,6 +21,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.items import Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
+from penstock.workers.clock import SYSTEM
 from penstock.workers.engines.base import Engine, Ticket
 from penstock.workers.log import Log
 from penstock.workers.metrics import ApiMetrics, EngineMetrics
@@ -150,6 +151,10 @@ class WorkerActor:
                     limits = engine.limits() if governor is None else await governor.state.remote()  # pyright: ignore[reportAttributeAccessIssue]
                     api.see(engine.gauges(), limits)
             await asyncio.sleep(EXPORT_EVERY_S)
+
+    async def clock(self) -> float:
+        """This node's time, Unix seconds."""
+        return SYSTEM.now()
 
     async def lost(self) -> None:
         """Never returns: whoever awaits it learns at once that this process is gone."""

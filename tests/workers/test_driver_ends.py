@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from penstock.workers import driver as driver_module
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet
+from penstock.workers.lanes import crew as lane_crew
 from penstock.workers.lanes.crew import Crew, _Actor
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -55,7 +57,7 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
     made = Driver(msgspec.msgpack.encode(spec), msgspec.msgpack.encode(RunOptions()), 1)
     made._plan, made._stores = PLAN, Stores(MemoryStore("ends"), {}, {"results": "primary"})
     made._status.resumed, made._run_epoch = True, 1
-    fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_down, made._worker_changed)
+    fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_down, made._worker_changed, made._note)
     made._crew = Crew(spec, PLAN, None, 1, Board(), fleet, made._log, made._note, made._end)
     made._crew._primary, made._crew._run_epoch = made._stores.primary, 1
     return made
@@ -104,6 +106,10 @@ class Hands:
     def __init__(self, error: Exception | None) -> None:
         self.error = error
         self.opened: list[int] = []
+        self.told: list[str] = []
+        """Every call, in order."""
+        self.deaf = False
+        """It does not hear of a longer plan."""
 
     def __getattr__(self, name: str) -> Method:
         return Method(self, name)
@@ -114,6 +120,9 @@ class Method(msgspec.Struct):
     name: str
 
     async def remote(self, *arguments: object) -> None:
+        if self.name == "extend" and self.hands.deaf:
+            await asyncio.Event().wait()
+        self.hands.told.append(self.name)
         if self.name == "open" and arguments[0] == 0 and self.hands.error is not None:
             raise self.hands.error
         if self.name == "open":
@@ -126,7 +135,7 @@ def with_lanes(folder: Path, error: Exception, *, endless: bool) -> tuple[Driver
     crew = one._crew
     assert crew._spec.endless == endless
     crew._complete = True
-    actor = _Actor(0, hands)
+    actor = _Actor(0, hands, PLAN.version)
     actor.lanes = [0, 1]
     crew._actors.append(actor)
     crew._by_lane, crew._owners = {0: actor, 1: actor}, {0: 1, 1: 2}
@@ -185,6 +194,47 @@ async def test_a_run_with_an_end_waits_for_a_store_that_is_away_and_says_so(tmp_
         await waiting
     assert hands.opened == [0]
     assert one._status.notes[1:] == ["the run goes on: what was away is back"]
+
+
+async def test_a_lane_that_hangs_beside_others_that_work_is_opened_anew(tmp_path: Path) -> None:
+    """Its actor lives, so nobody else would notice; its neighbour is left alone."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    crew = one._crew
+    hands.error, crew._going, crew._opened = None, True, {0, 1}
+    now = time.time()
+    crew._heard = {0: now, 1: now}
+    for second in range(70):
+        crew._heard[1] = now + second
+        await crew.check(now + second, one._reports)
+    async with asyncio.timeout(20):
+        while not hands.opened:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    assert hands.opened == [0]
+    assert any("lane 0 hangs" in note for note in one._status.notes)
+
+
+async def test_no_lane_opens_by_an_older_plan_than_its_last_owner_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor on a busy machine did not hear of the longer plan in time. It is told again, and before a lane is opened
+    there in any case: else the lane would find progress that its plan doesn't know."""
+    monkeypatch.setattr(lane_crew, "TELL_S", 0.01)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    crew = one._crew
+    hands.error, hands.deaf, crew._going = None, True, True
+    await crew.extend(msgspec.structs.replace(PLAN, version=2))
+    assert hands.told == []
+    opening = asyncio.create_task(crew.failed(0, False, "away", False))
+    await crew.check(time.time(), one._reports)
+    await asyncio.sleep(0.05)
+    assert hands.opened == []
+    opening.cancel()
+    hands.deaf = False
+    await crew.failed(0, False, "away", False)
+    assert hands.told[:2] == ["extend", "open"]
+    await crew.check(time.time(), one._reports)
+    await asyncio.sleep(0)
+    assert hands.told.count("extend") == 1
 
 
 async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
 from penstock.engine.router import Router
 from penstock.workers.answers import ask_again_body
+from penstock.workers.clock import SYSTEM
 from penstock.workers.lanes.input import Verdicts
 from penstock.workers.lanes.money import LedgerPort
 from penstock.workers.lanes.report import LaneReport
@@ -246,6 +247,10 @@ class LaneActor:
     async def lost(self) -> None:
         """Never returns: whoever awaits it learns at once that this process is gone."""
         await asyncio.Event().wait()
+
+    async def clock(self) -> float:
+        """This node's time, Unix seconds."""
+        return SYSTEM.now()
 
     async def pid(self) -> int:
         return os.getpid()

@@ -11,6 +11,7 @@ from penstock.connectors.base import Primary
 from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.board import Board
+from penstock.workers.clock import tell_skew
 from penstock.workers.cluster import kill, words
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.actor import LaneActor
@@ -23,14 +24,21 @@ from penstock.workers.status import RunState
 
 SILENT_S = 10.0
 """A lane actor that reports nothing for so long is stopped or frozen: its lanes go to another."""
+LONE_SILENT_S = 60.0
+"""One lane of an actor that reports nothing for so long, while its others do, hangs: it is opened anew. Longer than a
+slow read or commit lasts, which also keep a lane's loop from reporting. A guess."""
 OPEN_TIMEOUT_S = 60.0
+TELL_S = 5.0
+"""For what is told to an actor: milliseconds, unless it hangs."""
 
 
 class _Actor:
-    def __init__(self, number: int, handle: object) -> None:
+    def __init__(self, number: int, handle: object, plan_version: int) -> None:
         self.number = number
         self.handle = handle
         self.lanes: list[int] = []
+        self.plan_version = plan_version
+        """Of the longest plan that it has."""
 
 
 class Crew:
@@ -147,11 +155,12 @@ class Crew:
             scheduling_strategy="SPREAD",
         )
         handle = options.remote(encode(self._spec), encode(self._plan), self._driver, label)  # pyright: ignore[reportCallIssue]
-        actor = _Actor(number, handle)
+        actor = _Actor(number, handle, self._plan.version)
         actor.lanes = lanes
         for lane in lanes:
             self._by_lane[lane] = actor
         self._spawn(self._watch(actor))
+        self._spawn(tell_skew(label, handle.clock.remote, self._note))  # pyright: ignore[reportFunctionMemberAccess]
         return actor
 
     async def _open(self, lane: int, *, force: bool) -> None:
@@ -162,6 +171,7 @@ class Crew:
         owner = self._owners[lane] = self._next_owner
         self._board.own(lane, owner)
         epoch = (self._run_epoch, self._openings[lane])
+        await self._tell_plan(actor)
         await actor.handle.open.remote(lane, owner, epoch, force, self._complete)  # pyright: ignore[reportAttributeAccessIssue]
         workers = self._fleet.handles()
         if workers:
@@ -267,7 +277,8 @@ class Crew:
         return False
 
     async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
-        """Replace actors that are alive but silent (stopped, frozen)."""
+        """Replace actors that are alive but silent (stopped, frozen), open lanes anew that hang alone, and tell of the
+        longer plan who has not heard it."""
         slept, self._checked = now - self._checked > SILENT_S / 2, now
         if not self._going or self._closing:
             return
@@ -282,13 +293,38 @@ class Crew:
                     self._heard[lane] = now
                 kill(actor.handle)
                 self._spawn(self._replace(actor))
+                continue
+            for lane in lanes:
+                if now - self._heard.get(lane, now) > LONE_SILENT_S:
+                    reports.pop(lane, None)
+                    self._hangs(lane, now)
+            if actor.plan_version < self._plan.version:
+                self._spawn(self._catch_up(actor))
+
+    def _hangs(self, lane: int, now: float) -> None:
+        self._heard[lane] = now
+        why = f"it said nothing for {LONE_SILENT_S:g} s"
+        self._note(f"lane {lane} hangs ({why}), and is opened anew")
+        self._spawn(self.failed(lane, False, why, False))
 
     # -- passing on
 
     async def extend(self, plan: Plan) -> None:
         """A longer plan, durable already. Actors that are made from now on have it from the start."""
         self._plan = plan
-        await self._tell("extend", encode(plan))
+        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+
+    async def _tell_plan(self, actor: _Actor) -> None:
+        """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know."""
+        plan = self._plan
+        if actor.plan_version < plan.version:
+            await actor.handle.extend.remote(encode(plan))  # pyright: ignore[reportAttributeAccessIssue]
+            actor.plan_version = max(actor.plan_version, plan.version)
+
+    async def _catch_up(self, actor: _Actor) -> None:
+        """In time; else `check` comes back to it, and no lane is opened before."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._tell_plan(actor), TELL_S)
 
     async def worker_lost(self, name: str) -> None:
         await self._tell("worker_lost", name)
@@ -331,7 +367,7 @@ class Crew:
         """An actor that can't hear it is lost, and its successor is told by `_reopen_here`."""
         for actor in list(self._actors):
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(getattr(actor.handle, method).remote(*arguments), 5.0)
+                await asyncio.wait_for(getattr(actor.handle, method).remote(*arguments), TELL_S)
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]
