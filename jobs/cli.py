@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "report": Entry("Look", "look:report", "The summary of a run, again"),
     "audit": Entry("Look", "audit:audit", "What was decided and by whom; that nobody changed the log of it"),
     "feedback": Entry("Look", "feedback:feedback", "What was learned later: take outcomes, show them by model"),
+    "label": Entry("Look", "label:label", "People say what is right, one key each; how far they agree"),
     "publish": Entry("Stream", "stream:publish", "Publish rows of a file to a Kafka topic"),
     "tail": Entry("Stream", "stream:tail", "Print committed records of a topic or a job as they come"),
     "models": Entry("Know", "author:models", "The catalogue: tiers, prices, declared quality, walls"),

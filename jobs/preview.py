@@ -112,9 +112,12 @@ class _Body(msgspec.Struct, frozen=True):
 
 def messages(item: Item | DeadLetter | None) -> list[tuple[str, str]]:
     """(role, text) of each message; a picture is told as `[image_url]`."""
-    if not isinstance(item, Item):
-        return []
-    body = msgspec.json.decode(item.request.body_json, type=_Body)
+    return read_messages(item.request.body_json) if isinstance(item, Item) else []
+
+
+def read_messages(body_json: bytes) -> list[tuple[str, str]]:
+    """The same of a request's body."""
+    body = msgspec.json.decode(body_json, type=_Body)
     return [(message.role, _text(message.content)) for message in body.messages]
 
 

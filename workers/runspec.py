@@ -78,6 +78,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     """Folder appended to sys.path for `module:function` scorers."""
     feedback: SourceSettings | None = None
     """Where outcomes come from that are learned later; it changes no answer."""
+    review: Review | None = None
 
     @property
     def endless(self) -> bool:
@@ -88,6 +89,19 @@ class RunSpec(msgspec.Struct, frozen=True):
     def by_key(self) -> bool:
         """Records of one key are sent one after another."""
         return isinstance(self.source, KafkaSource) and self.source.order == "key"
+
+
+class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which results people shall look at; nothing here changes an answer."""
+
+    low_confidence: float | None = None
+    """A score of the answer, by a judge or a scorer, lies below this."""
+    disagreement: bool = False
+    """A shadow answered something else, or judge and scorers see the answer differently."""
+    invalid: bool = False
+    """The answer was kept although it is not what `output` asks for."""
+    share: float = 0.0
+    """Of all results, chosen by a stable hash."""
 
 
 class RunOptions(msgspec.Struct, frozen=True):

@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from penstock.jobs.feedback.taking import Kept, Took
 
 
-class _Adding(click.Group):
-    """`penstock feedback FILE` is `penstock feedback add FILE`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = ["add", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_Adding)
+@click.group(cls=shared.with_default("add"))
 def feedback() -> None:
     """What was learned later of results: satisfaction, a task completed, an error reported.
 

@@ -37,6 +37,18 @@ state_option = click.option(
 )
 
 
+def with_default(name: str) -> type[click.Group]:
+    """A group of commands of which one, `name`, need not be named: `penstock feedback FILE`."""
+
+    class Group(click.Group):
+        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+            if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+                args = [name, *args]
+            return super().parse_args(ctx, args)
+
+    return Group
+
+
 def job_argument(required: bool = True) -> Callable[[F], F]:
     return click.argument("job", required=required, metavar="JOB" if required else "[JOB]")
 

@@ -6,24 +6,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
 from penstock.connectors.appending import Appending
-from penstock.connectors.base import Raw, Source
+from penstock.connectors.base import Raw
 from penstock.connectors.documents import State
+from penstock.connectors.reading.records_from import records_from, to_the_end
 from penstock.connectors.registry import open_source
-from penstock.connectors.settings import KafkaSource, SourceSettings
+from penstock.connectors.settings import SourceSettings
 from penstock.engine.errors import Corrupt
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.outcomes import Outcome, Outcomes
-from penstock.engine.plan import Split
 from penstock.jobs.feedback.reading import read
 
 PREFIX = "outcomes/"
-BATCH = 1_000
-BATCH_BYTES = 4_000_000
 EXAMPLES = 3
 
 _outcome = msgspec.json.Decoder(Outcome)
@@ -74,13 +72,13 @@ class Kept:
 
     def pull(self, settings: SourceSettings) -> Took:
         """Read what is new in a source, to its present end. Raises what sources raise, and `Temporary`."""
-        return asyncio.run(self._pull(_to_the_end(settings), f"feedback/{short_hash(msgspec.json.encode(settings))}"))
+        return asyncio.run(self._pull(to_the_end(settings), f"feedback/{short_hash(msgspec.json.encode(settings))}"))
 
     async def _pull(self, settings: SourceSettings, key: str) -> Took:
         found = self._state.get(f"{key}.json")
         cursors = msgspec.json.decode(found[0], type=dict[str, int]) if found is not None else {}
         took = Took()
-        async for split, records in _new(open_source(settings), cursors):
+        async for split, records in records_from(open_source(settings), cursors):
             took = _sum(took, self._take(records))
             cursors[split.object_id] = records[-1].position.position + 1
             self._state.put(f"{key}.json", msgspec.json.encode(cursors), None)
@@ -92,30 +90,6 @@ class Kept:
         good = [outcome for _, outcome in told if isinstance(outcome, Outcome)]
         bad = [f"at {raw.position.position}: {why}" for raw, why in told if isinstance(why, str)]
         return msgspec.structs.replace(self.take(good), malformed=len(bad), examples=tuple(bad[:EXAMPLES]))
-
-
-def _to_the_end(settings: SourceSettings) -> SourceSettings:
-    return msgspec.structs.replace(settings, until="end") if isinstance(settings, KafkaSource) else settings
-
-
-async def _new(source: Source, cursors: dict[str, int]) -> AsyncIterator[tuple[Split, list[Raw]]]:
-    """What lies behind the cursors, a batch of one split at a time."""
-    for split in await source.splits(1):
-        start = max(split.start, cursors.get(split.object_id, 0))
-        if split.end is not None and start >= split.end:
-            continue
-        reader = await source.open([(split, start)])
-        try:
-            while True:
-                batch = await reader.read(BATCH, BATCH_BYTES)
-                if batch.records:
-                    yield split, batch.records
-                if batch.done or split.id in batch.ended:
-                    break
-                if batch.again_after_s is not None:
-                    await asyncio.sleep(batch.again_after_s)
-        finally:
-            await reader.close()
 
 
 def _sum(a: Took, b: Took) -> Took:

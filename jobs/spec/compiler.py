@@ -26,11 +26,11 @@ from penstock.jobs.spec.places import resolve
 from penstock.jobs.spec.places.connections import compile_connections
 from penstock.jobs.spec.places.files import absolute, scheme
 from penstock.jobs.spec.rules import compile_rules
-from penstock.jobs.spec.tasks import compile_tasks
+from penstock.jobs.spec.tasks import compile_tasks, share
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse
 from penstock.jobs.spec.variables import check_used, fill_tree, settle
-from penstock.workers.runspec import Execution, RunSpec
+from penstock.workers.runspec import Execution, Review, RunSpec
 
 OnDuplicate = Literal["allow", "dead_letter"]
 _FILLED = ("source", "sinks", "state", "catalog", "feedback")
@@ -83,6 +83,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
         execution=_execution(doc, job.execution),
         fingerprint=fingerprint(policy, catalog, row, job.shape),
         feedback=None if job.feedback is None else resolve.feedback(site, job.feedback),
+        review=_review(doc, job.review),
         scorer_path=base if any(s.function for t in tasks.values() for s in t.scorers) else None,
     )
 
@@ -201,6 +202,13 @@ def _execution(doc: Doc, given: Execution | None) -> Execution:
     if (execution.lanes or 1) > 64:
         raise doc.error(("execution", "lanes"), "at most 64 lanes")
     return execution
+
+
+def _review(doc: Doc, given: Review | None) -> Review | None:
+    if given is not None:
+        share(doc, ("review", "share"), given.share)
+        share(doc, ("review", "low_confidence"), given.low_confidence)
+    return given
 
 
 def stem(path: str) -> str:

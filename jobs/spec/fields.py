@@ -12,7 +12,7 @@ import msgspec
 from penstock.connectors.settings import Connection, SinkSettings, SourceSettings
 from penstock.engine.catalog import EngineValue, Limits, Protocol
 from penstock.engine.items import Latency
-from penstock.workers.runspec import Execution
+from penstock.workers.runspec import Execution, Review
 
 Number = int | float
 Text = str | int | float | bool
@@ -207,6 +207,8 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     execution: Execution | None = None
     feedback: str | SourceSettings | None = None
     """Where outcomes come from that are learned later."""
+    review: Review | None = None
+    """Which results people shall look at (`penstock label`)."""
     # Shorthand for a job with one task:
     tier: int | None = None
     min_quality: Number | None = None

@@ -1,0 +1,131 @@
+"""What people said of answers, under `labels/` of the state: added to only, durable before the next one is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
+
+import msgspec
+
+from penstock.connectors.appending import Appending
+from penstock.connectors.documents import State
+from penstock.engine.errors import Corrupt
+from penstock.engine.fingerprints import short_hash
+from penstock.engine.measure.agreement import Agreement, agreement, tally_labels
+
+PASS = 0.5
+_SAFE = re.compile(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+-]{0,99}")
+
+
+class Label(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one person says of one item: the right answer (`label`), or how good the answer is (`score`, 0…1).
+    `at`: ISO 8601, UTC. `withdrawn`: it takes back what the same person said before."""
+
+    item_id: str
+    by: str
+    at: str
+    label: str | None = None
+    score: float | None = None
+    note: str = ""
+    withdrawn: bool = False
+
+    @property
+    def says(self) -> str:
+        return self.label if self.label is not None else f"{self.score:g}" if self.score is not None else ""
+
+
+Said = Mapping[tuple[str, str], Label]
+"""(item, labeller) → the label that stands."""
+
+_label = msgspec.json.Decoder(Label)
+
+
+class Labels:
+    """The labels of one run, or of one file of rows (`name`)."""
+
+    def __init__(self, state: State, name: str) -> None:
+        safe = name if _SAFE.fullmatch(name) else short_hash(name.encode())
+        self._log = Appending(state, f"labels/{safe}/")
+
+    def add(self, labels: Iterable[Label]) -> None:
+        """Durable when it returns. Raises `Temporary`."""
+        self._log.append([msgspec.json.encode(label) for label in labels])
+
+    def history(self) -> list[Label]:
+        """Everything that was ever said, in order. Raises `Corrupt`."""
+        try:
+            return [_label.decode(line) for line in self._log.lines()]
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"a label can't be read ({error}); was the state's labels/ changed?") from error
+
+    def said(self) -> dict[tuple[str, str], Label]:
+        return standing(self.history())
+
+
+def standing(history: Iterable[Label]) -> dict[tuple[str, str], Label]:
+    """The last word of each person on each item."""
+    last: dict[tuple[str, str], Label] = {}
+    for label in history:
+        if label.withdrawn:
+            last.pop((label.item_id, label.by), None)
+        else:
+            last[label.item_id, label.by] = label
+    return last
+
+
+def labellers(said: Said) -> list[str]:
+    return sorted({by for _, by in said})
+
+
+def gold(said: Said) -> dict[str, str]:
+    """Item → what most people say is right. An item on which they are split evenly has none."""
+    votes: dict[str, dict[str, int]] = {}
+    for (item, _), label in said.items():
+        if label.label is not None:
+            counts = votes.setdefault(item, {})
+            counts[label.label] = counts.get(label.label, 0) + 1
+    found: dict[str, str] = {}
+    for item, counts in votes.items():
+        ranked = sorted(counts.items(), key=lambda vote: (-vote[1], vote[0]))
+        if len(ranked) == 1 or ranked[0][1] > ranked[1][1]:
+            found[item] = ranked[0][0]
+    return found
+
+
+def between_people(said: Said) -> dict[tuple[str, str], Agreement]:
+    """Each two labellers over the items that both saw."""
+    by: dict[str, dict[str, str]] = {}
+    for (item, who), label in said.items():
+        by.setdefault(who, {})[item] = label.says
+    pairs = {two: _agree(by[two[0]], by[two[1]]) for two in combinations(sorted(by), 2)}
+    return {two: found for two, found in pairs.items() if found is not None}
+
+
+def _agree(a: Mapping[str, str], b: Mapping[str, str]) -> Agreement | None:
+    both = [(a[item], b[item]) for item in a if item in b]
+    words = sorted({word for pair in both for word in pair})
+    return agreement(tally_labels(both, words)) if both else None
+
+
+def is_right(label: Label, answer: str, same: Callable[[str], str]) -> bool:
+    """Whether the person calls the answer right."""
+    if label.label is not None:
+        return same(label.label) == same(answer)
+    return (label.score or 0.0) >= PASS
+
+
+def with_verdicts(said: Said, passed: Mapping[str, bool], answers: Mapping[str, str]) -> Agreement | None:
+    """People against a judge's verdict on the same answers. (Each person's label counts.)"""
+    from penstock.engine.quality import normal
+
+    pairs = [
+        (_word(is_right(label, answers[item], normal)), _word(passed[item]))
+        for (item, _), label in said.items()
+        if item in passed and item in answers
+    ]
+    return agreement(tally_labels(pairs, ("right", "wrong"))) if pairs else None
+
+
+def _word(right: bool) -> str:
+    return "right" if right else "wrong"
