@@ -24,6 +24,11 @@ ASK_EVERY_S = 30.0
 """So often it is asked who is in the group: a connection and three requests. A guess."""
 ASK_S = 3.0
 """A commit waits for the answer: milliseconds, unless the broker is stuck."""
+ASK_AGAIN_S = 5.0
+REST_S = 60.0
+MAX_REST_S = 600.0
+"""After a silence of the group's coordinator; twice as long after each further one. One that met a commit cost a lane
+that commit, and five of those in five minutes would end a run. Guesses."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +42,17 @@ class Mirroring:
         group: str | None,
         read_plan: Callable[[], Awaitable[Plan | None]],
         has_members: Callable[[str], Awaitable[bool]],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group = group
         self._read_plan = read_plan
         self._has_members = has_members
+        self._now = now
         self._ask_at = 0.0
         self._taken = False
+        self._rest_s = 0.0
+        self._rests_until = 0.0
+        self._told = False
         self._plan: Plan | None = None
         self._at: dict[int, float] = {}
         self._gone: set[TopicPartition] = set()
@@ -54,11 +64,24 @@ class Mirroring:
         """Partitions that were deleted: a broker takes no offsets of them, nor any that stand beside them."""
         self._gone.update(gone)
 
+    def rest(self, why: str, least_s: float = REST_S) -> None:
+        """Nothing goes to the group for a while. Lanes whose commits met one silence say it each; it counts once."""
+        now = self._now()
+        if now >= self._rests_until:
+            self._rest_s = min(MAX_REST_S, max(least_s, 2 * self._rest_s))
+            self._rests_until = self._ask_at = now + self._rest_s
+            self._taken = True  # until the group was asked again, outside a commit
+            self._tell(why)
+
+    def shown(self) -> None:
+        """A commit took the offsets."""
+        self._rest_s, self._told = 0.0, False
+
     async def due(self, lane: int, chunks: Mapping[str, bytes]) -> Mirror | None:
         if self._group is None or PROGRESS not in chunks:
             return None
-        saved, now = saved_in(chunks), time.monotonic()
-        if now - self._at.get(lane, 0.0) < EVERY_S and not saved.done:
+        saved, now = saved_in(chunks), self._now()
+        if now < self._rests_until or (now - self._at.get(lane, 0.0) < EVERY_S and not saved.done):
             return None
         self._at[lane] = now
         if not await self._is_free(self._group, now):
@@ -77,9 +100,14 @@ class Mirroring:
                 async with asyncio.timeout(ASK_S):
                     self._taken = await self._has_members(group)
             except (PenstockError, TimeoutError) as error:
-                self._taken, self._ask_at = True, now + EVERY_S
-                _log.warning("who is in the group %s can't be asked: its offsets wait (%s)", group, error)
-            else:
-                if self._taken:
-                    _log.warning("consumers are in the group %s: this run's progress is not shown there", group)
+                self.rest(f"it can't be asked who is in it ({error or 'no answer'})", ASK_AGAIN_S)
+                return False
+            if self._taken:
+                self._tell("consumers are in the group, and its offsets are theirs")
         return not self._taken
+
+    def _tell(self, why: str) -> None:
+        """Once, until a commit carries the offsets again."""
+        if not self._told:
+            self._told = True
+            _log.warning("this run's progress is not shown in the group %s for now: %s", self._group, why)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 
 import msgspec
+from aiokafka import TopicPartition
 
 from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
@@ -194,6 +195,8 @@ class KafkaStore:
             raise await self._without_gone(mirror) from error
         except PenstockError as error:
             raise await self._explained(here, lane, epoch, error) from error
+        if mirror is not None:
+            self._mirroring.shown()
         owned.stored = stored
 
     def _owned(self, lane: int, epoch: Epoch) -> _Owned:
@@ -242,12 +245,18 @@ class KafkaStore:
         )
 
     async def _without_gone(self, mirror: Mirror) -> Temporary:
+        """What is gone is left out from here on; where nothing is, the group rests."""
         connection = self._settings.connection
         names = {tp.topic for tp in mirror.offsets}
-        async with opened(new_admin(connection), connection) as admin:
-            there = await look_up(admin, connection, names)
-        gone = [tp for tp in mirror.offsets if tp.topic not in there or tp.partition >= there[tp.topic].partitions]
-        self._mirroring.leave_out(gone)
+        gone: list[TopicPartition] = []
+        try:
+            async with opened(new_admin(connection), connection) as admin:
+                there = await look_up(admin, connection, names)
+            gone = [tp for tp in mirror.offsets if tp.topic not in there or tp.partition >= there[tp.topic].partitions]
+            self._mirroring.leave_out(gone)
+        finally:
+            if not gone:
+                self._mirroring.rest("its coordinator did not take the offsets in time")
         why = f"of {gone[0].topic} are gone" if gone else "were not taken in time"
         return Temporary(f"{self._where}: the offsets of group {mirror.group} {why}. The lane is taken anew.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -125,11 +126,57 @@ async def test_consumers_who_come_later_keep_their_offsets(
                 await asyncio.sleep(0.01)
         assert "its offsets are theirs" in beside.trouble
         await beside.close()
-    assert f"consumers are in the group {topic}" in caplog.text
+    assert f"in the group {topic} for now: consumers are in the group" in caplog.text
     assert await committed(kafka_server, topic, topic, 1) == [1]
     free = await Mirroring(topic, read_plan, asked).due(0, chunks)
     assert free is not None
     assert free.offsets[TopicPartition(topic, 0)].offset == 7
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_silent_coordinator_is_left_alone_for_a_while_and_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each try costs a lane its commit: so they become rare, and the group is asked before the next. Two lanes that met
+    one silence count once."""
+    clock, asked = Clock(), 0
+    plan = Plan("r", "r", {}, 1, (split("t", 0),), {}, 0.0)
+
+    async def read_plan() -> Plan:
+        return plan
+
+    async def nobody(group: str) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    mirroring = Mirroring("g", read_plan, nobody, clock)
+    chunks = {PROGRESS: msgspec.msgpack.encode(saved(7))}
+    tries: list[float] = []
+    for _ in range(36_000):  # an hour of commits
+        if await mirroring.due(0, chunks) is not None:
+            tries.append(clock.now)
+            mirroring.rest("silent")
+            mirroring.rest("silent")
+        clock.now += 0.1
+    waits = [round(b - a) for a, b in itertools.pairwise(tries)]
+    assert waits == [60, 120, 240, 480, 600, 600, 600, 600]
+    assert asked == len(tries)
+    assert caplog.text.count("not shown in the group g for now: silent") == 1
+    mirroring.shown()
+    clock.now += 600
+    assert await mirroring.due(0, chunks) is not None
+    mirroring.rest("silent")
+    clock.now += 61
+    assert await mirroring.due(0, chunks) is not None, "after a commit that carried them the first rest is short again"
+    assert caplog.text.count("not shown in the group g for now: silent") == 2
 
 
 async def test_a_group_that_nobody_ever_used_has_no_members(kafka_server: KafkaServer) -> None:

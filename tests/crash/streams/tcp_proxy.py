@@ -4,6 +4,7 @@ proxy = TcpProxy(port_of_the_broker); proxy.start()
 proxy.pause(); …; proxy.resume()       connections stay open and carry nothing
 proxy.cut(); …; proxy.mend()           connections break, and new ones break at once
 proxy.delay_s = 0.05                   each chunk of at most 64 kB is that late
+proxy.swallowed = {28}                 Kafka requests of these kinds (API keys) never arrive
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class TcpProxy:
     def __init__(self, target_port: int) -> None:
         self.port = free_port()
         self.delay_s = 0.0
+        self.swallowed: set[int] = set()
         self._target_port = target_port
         self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
@@ -54,6 +56,7 @@ class TcpProxy:
     def heal(self) -> None:
         """Everything as it was at the start."""
         self.delay_s = 0.0
+        self.swallowed = set()
         self.mend()
         self.resume()
 
@@ -90,7 +93,10 @@ class TcpProxy:
         except OSError:
             return  # the broker is down: so is the connection
         self._writers.add(back)
-        ways = [asyncio.ensure_future(self._copy(reader, back)), asyncio.ensure_future(self._copy(there, writer))]
+        ways = [
+            asyncio.ensure_future(self._copy_requests(reader, back)),
+            asyncio.ensure_future(self._copy(there, writer)),
+        ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -98,6 +104,19 @@ class TcpProxy:
                 way.cancel()
             self._writers.discard(back)
             back.transport.abort()
+
+    async def _copy_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As `_copy`, frame by frame: a size of four bytes, then the request, which begins with its kind."""
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                size = await reader.readexactly(4)
+                request = await reader.readexactly(int.from_bytes(size))
+                await self._open.wait()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                if int.from_bytes(request[:2]) not in self.swallowed:
+                    writer.write(size + request)
+                    await writer.drain()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -1,0 +1,95 @@
+"""Requests that never arrive, and those that arrive late, between a lane's store and its broker."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from penstock.connectors.base import OutRecord
+from penstock.connectors.kafka.client import ended
+from penstock.connectors.kafka.place import KafkaPlace
+from penstock.connectors.kafka.store import KafkaStore
+from penstock.connectors.settings import KafkaSink, KafkaSource
+from penstock.engine.errors import Temporary
+from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
+from penstock.engine.plan import Plan, Split
+from tests.crash.streams import kafka_lines
+from tests.crash.streams.stage import Stage
+
+pytestmark = pytest.mark.kafka
+
+TXN_OFFSET_COMMIT = 28
+"""https://kafka.apache.org/protocol#protocol_api_keys"""
+
+
+class OneRun:
+    """A run whose source and results are topics of one cluster, reached by way of the proxy."""
+
+    def __init__(self, servers: Stage) -> None:
+        self.servers = servers
+        self.id = f"run-{secrets.token_hex(6)}"
+        self.topic = f"{self.id}-in"
+        self.results = f"{self.id}-results"
+        sinks = {"results": KafkaSink(self.results, servers.bootstrap, create=True, progress_topic="network-progress")}
+        source = KafkaSource((self.topic,), bootstrap=servers.bootstrap)
+        self.place = KafkaPlace(sinks, self.id, source)  # type: ignore[arg-type]
+        self.stores: list[KafkaStore] = []
+
+    def process(self, **changed: float) -> KafkaStore:
+        self.stores.append(KafkaStore(msgspec.structs.replace(self.place.settings, **changed)))
+        return self.stores[-1]
+
+    async def planned(self, store: KafkaStore) -> None:
+        await kafka_lines.make_topics(self.servers.kafka.bootstrap, {self.topic: 1})
+        uri = f"kafka://{self.servers.bootstrap}/{self.topic}/0"
+        split = Split(f"{self.topic}/0", self.topic, 0, 0, uri, 0, None, unit="rows")
+        await store.write_plan(Plan(self.id, "n", {}, 1, (split,), {}, 0.0))
+
+    def committed(self) -> list[bytes]:
+        return [value for value in self.place.committed("results")]
+
+
+@pytest.fixture
+async def run(servers: Stage) -> AsyncIterator[OneRun]:
+    one = OneRun(servers)
+    yield one
+    servers.network.heal()
+    for store in one.stores:
+        store.kill()
+    await ended()
+
+
+def chunks(watermark: int) -> dict[str, bytes]:
+    saved = Saved(opened=1, splits=(SavedSplit(0, watermark, b"", watermark, False),), plan_version=1)
+    return {PROGRESS: msgspec.msgpack.encode(saved)}
+
+
+def record(n: int) -> OutRecord:
+    return OutRecord(0, n, b'{"n":%d}' % n, item_id=f"item-{n}")
+
+
+async def test_a_group_whose_coordinator_is_away_costs_a_lane_one_commit_and_no_more(
+    servers: Stage, run: OneRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The offsets are a mirror for lag tools: nothing of ours waits for them. (Seen: the lane was taken anew every five
+    seconds, and a run with an end failed after five times.)"""
+    store = run.process()
+    await run.planned(store)
+    await store.take(0, (1, 1))
+    servers.network.swallowed = {TXN_OFFSET_COMMIT}
+    with pytest.raises(Temporary, match="not taken in time"):
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, chunks(1))
+    seq = (await store.take(0, (1, 2))).seq
+    until = asyncio.get_running_loop().time() + 4.0  # offsets go with a commit once a second
+    n = 1
+    while asyncio.get_running_loop().time() < until:
+        seq, n = seq + 1, n + 1
+        await store.commit(0, (1, 2), seq, {"results": [record(n)]}, chunks(n))
+    assert n > 4
+    assert caplog.text.count(f"not shown in the group {run.id} for now") == 1
+    read = await asyncio.to_thread(run.committed)
+    assert sorted(read) == sorted(b'{"n":%d}' % k for k in range(2, n + 1))
