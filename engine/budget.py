@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from penstock.engine.errors import Corrupt
+from penstock.engine.items import StepKind
 
 LOW_SHARE = 0.25
 """A lease with less than this left is worth a successor. A guess: it lasts seconds, a ledger write milliseconds."""
@@ -28,27 +29,34 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     limit_nano: int
     per: Literal["day", "month"] | None = None
     tenant: str | None = None
+    role: StepKind | None = None
+    """Only for calls of this role; they must fit into the general ones as well."""
 
 
 # ---- which budgets an item falls under
 
 
-def budget_keys(budgets: tuple[Budget, ...], run_id: str, tenant: str | None, now: float) -> list[tuple[str, int]]:
-    """(key, limit) of every budget that a call of this tenant, now, must fit into. Days and months are UTC.
+def budget_keys(
+    budgets: tuple[Budget, ...], run_id: str, tenant: str | None, now: float, role: StepKind | None = None
+) -> list[tuple[str, int]]:
+    """(key, limit) of every budget that a call of this tenant and role, now, must fit into. Days and months are UTC.
 
     Of several budgets with one key the lowest holds; a tenant's own budget stands in for the `"*"` one. An item
     without a tenant falls under `"*"` as the tenant without a name: it can't evade it.
     """
     keys: dict[str, int] = {}
-    own = {(b.per, b.tenant) for b in budgets}
+    own = {(b.per, b.tenant, b.role) for b in budgets}
     for budget in budgets:
+        if budget.role is not None and budget.role != role:
+            continue
+        named = (budget.per, tenant or "", budget.role) in own
         if budget.tenant is None:
             who = ""
-        elif budget.tenant == (tenant or "") or (budget.tenant == "*" and (budget.per, tenant or "") not in own):
+        elif budget.tenant == (tenant or "") or (budget.tenant == "*" and not named):
             who = f"/tenant/{quote(tenant or '', safe='')}"
         else:
             continue
-        key = _period(budget, run_id, now) + who
+        key = _period(budget, run_id, now) + who + (f"/for/{budget.role}" if budget.role is not None else "")
         keys[key] = min(budget.limit_nano, keys.get(key, budget.limit_nano))
     return list(keys.items())
 
@@ -237,11 +245,11 @@ class Budgets:
     def __init__(self, budgets: tuple[Budget, ...], run_id: str) -> None:
         self._budgets = budgets
         self._run = run_id
-        self._keys: dict[str | None, tuple[tuple[str, int], ...]] = {}
+        self._keys: dict[str | tuple[str | None, StepKind] | None, tuple[tuple[str, int], ...]] = {}
         self._day = -1
         self.purse = Purse()
 
-    def keys(self, tenant: str | None, now: float) -> tuple[tuple[str, int], ...]:
+    def keys(self, tenant: str | None, now: float, role: StepKind | None = None) -> tuple[tuple[str, int], ...]:
         if not self._budgets:
             return ()
         day = int(now // 86_400)
@@ -250,14 +258,17 @@ class Budgets:
                 self.purse.retire_all()
             self._day = day
             self._keys.clear()
-        keys = self._keys.get(tenant)
+        who = tenant if role is None else (tenant, role)
+        keys = self._keys.get(who)
         if keys is None:
-            keys = self._keys[tenant] = tuple(budget_keys(self._budgets, self._run, tenant, now))
+            keys = self._keys[who] = tuple(budget_keys(self._budgets, self._run, tenant, now, role))
         return keys
 
-    def reserve(self, tenant: str | None, nano: int, now: float) -> Reservation | NeedLease:
+    def reserve(
+        self, tenant: str | None, nano: int, now: float, role: StepKind | None = None
+    ) -> Reservation | NeedLease:
         """Money for one call of this tenant. Without budgets: an empty reservation."""
-        return self.purse.reserve(self.keys(tenant, now), nano)
+        return self.purse.reserve(self.keys(tenant, now, role), nano)
 
 
 MAX_TENANTS_KEPT = 10_000

@@ -29,7 +29,7 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Scorer(msgspec.Struct, frozen=True, omit_defaults=True):
-    type: Literal["exact", "regex", "json_schema", "numeric", "function"]
+    type: Literal["exact", "regex", "json_schema", "numeric", "function", "judge"]
     expected: str | None = None
     """A template (rows) for the expected answer; None: the item's `expected` attribute."""
     pattern: str | None = None
@@ -37,6 +37,27 @@ class Scorer(msgspec.Struct, frozen=True, omit_defaults=True):
     tolerance: float = 0.0
     function: str | None = None
     """`module:name`, called with (answer: str, expected: object) and returning a number 0…1 or a bool."""
+    model: str | None = None
+    """Of a judge: the model that scores, by its name in the catalogue."""
+    rubric: str | None = None
+    """Of a judge: what a good answer is, in words."""
+    choices: tuple[str, ...] = ()
+    """Of a judge: what it may say, from the worst to the best; evenly spread over 0…1."""
+    pairwise: bool = False
+    """Of a judge: it says which of two answers is better, twice, with the positions swapped."""
+    samples: int = 1
+    """Of a judge: how often it is asked; the mean counts."""
+    params_json: bytes = b"{}"
+    """Of a judge: parameters of its request."""
+
+
+class Shadow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """These answer the same request as well, for comparison; nothing of it is ever a result."""
+
+    models: tuple[str, ...]
+    """Names in the catalogue, each with `@version` where it is not the live one."""
+    share: float
+    """Of the items, chosen by a stable hash of their id."""
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,6 +77,12 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float | None = None
     reuse: bool = False
     """Answer identical requests once even where the temperature is not 0."""
+    shadow: Shadow | None = None
+
+    @property
+    def sample_share(self) -> float:
+        """Share of results that become quality samples: one that is compared with a shadow's answer is one too."""
+        return self.sample if self.shadow is None else max(self.sample, self.shadow.share)
 
 
 class Condition(msgspec.Struct, frozen=True, omit_defaults=True):

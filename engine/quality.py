@@ -71,11 +71,15 @@ def _value(scorer: Scorer, answer: str, expected: object, checks: Checks) -> flo
         case "json_schema" | "function" as kind:
             check = checks.get(kind)
             return None if check is None else float(check(scorer, answer, expected))
+        case "judge":
+            return None  # it takes a call: `engine.flow.steps`
         case _:
             assert_never(scorer.type)
 
 
 def scorer_name(scorer: Scorer) -> str:
+    if scorer.type == "judge":
+        return "judge pairwise" if scorer.pairwise else "judge"
     return scorer.function if scorer.type == "function" and scorer.function else scorer.type
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from penstock.engine.items import CallChunk, Outcome
+from penstock.engine.items import CallChunk, Outcome, Role
 from penstock.engine.plan import Epoch
 
 
@@ -41,8 +41,10 @@ class Kept(msgspec.Struct, frozen=True):
     outcomes: list[Outcome] = []
     models: list[str] = []
     """The model that each of `outcomes` answers for: what it cost, and what the record says, hangs on it."""
-    flying: list[tuple[str, int, int, str]] = []
-    """(item_id, generation, attempt, model)."""
+    roles: list[Role] = []
+    """Of each of `outcomes`: a judge's word is no answer of its item."""
+    flying: list[tuple[str, int, int, str, Role]] = []
+    """(item_id, generation, attempt, model, role)."""
 
 
 CallName = tuple[str, int, int]

@@ -156,7 +156,8 @@ class Puller:
         return Kept(
             [outcome for _, outcome in kept],
             [ticket.call.model for ticket, _ in kept],
-            [(t.call.item_id, t.call.generation, t.call.attempt, t.call.model) for t in at.tickets],
+            [ticket.call.role for ticket, _ in kept],
+            [(t.call.item_id, t.call.generation, t.call.attempt, t.call.model, t.call.role) for t in at.tickets],
         )
 
     def abort(self, job: str) -> None:

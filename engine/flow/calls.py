@@ -20,7 +20,8 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import Tally
 from penstock.engine.flow.till import Till
 from penstock.engine.items import Answer, Call, Outcome, Result, Usage
-from penstock.engine.policy import Policy, Task
+from penstock.engine.judging import outputs
+from penstock.engine.policy import Output, Policy
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
     estimate_input_tokens,
@@ -45,26 +46,29 @@ class Calls:
         self._tasks = policy.tasks
         self.priced = priced(catalog)
         self._upstream = {(m.name, v.id): v.model for m in catalog.models.values() for v in m.versions}
+        self._shares = {task.name: task.sample_share for task in policy.tasks.values() if task.sample_share > 0}
         self._timeouts = {
             name: catalog.accounts[model.account].timeout_s if model.account in catalog.accounts else OWN_TIMEOUT_S
             for name, model in catalog.models.items()
         }
-        self._wire_extra = {task.name: _wire_extra(task) for task in policy.tasks.values()}
-        """Task → bytes that the wire may add to a request: choices or schema, and the words around them."""
+        self._wire_extra = {task.name: _wire_extra(task.output) for task in policy.tasks.values()}
+        self._wire_extra |= {name: _wire_extra(output) for name, output in outputs(policy).items()}
+        """Task, or judge → bytes that the wire may add to a request: choices or schema, and the words around them."""
 
     def measure(self, slot: Slot) -> None:
         self.move(slot, 0)
 
     def ask_again(self, slot: Slot, answer: str, message: str) -> None:
         """The next call shows the answer that did not do: it is longer, and so is its worst case."""
-        body = slot.item.request.body_json
+        body = slot.request.body_json
         slot.ask_again_body = self.hooks.ask_again(body, answer, message)
         self._size(slot, max(0, len(slot.ask_again_body) - len(body)))
 
     def _size(self, slot: Slot, more_bytes: int = 0) -> None:
-        request = slot.item.request
+        request, pending = slot.request, slot.pending
+        output = slot.route.task if pending is None else pending.output
         slot.est_input = estimate_input_tokens(request) + more_bytes // BYTES_PER_TOKEN
-        slot.max_input = max_input_tokens(request, self._wire_extra.get(slot.route.task, 0) + more_bytes)
+        slot.max_input = max_input_tokens(request, self._wire_extra.get(output, 0) + more_bytes)
 
     def move(self, slot: Slot, candidate: int) -> None:
         """To a candidate, whose own default ceiling of output counts."""
@@ -72,16 +76,16 @@ class Calls:
         self._size(slot)
         task = self._tasks.get(slot.route.task)
         name = slot.model
-        slot.max_output = output_ceiling(slot.item.request, task.max_tokens if task else None, self._models[name])
+        slot.max_output = output_ceiling(slot.request, task.max_tokens if task else None, self._models[name])
         slot.timeout_s = (task.timeout_s if task else None) or self._timeouts[name]
 
     def worst_nano(self, slot: Slot) -> int:
         """The most that this call can cost."""
         price = self.priced[slot.model].price
-        return worst_case_nano(slot.max_input, slot.max_output * slot.item.request.n, price)
+        return worst_case_nano(slot.max_input, slot.max_output * slot.request.n, price)
 
     def call(self, slot: Slot, role_model: str) -> Call:
-        item, attributes = slot.item, slot.item.attributes
+        item, attributes, pending = slot.item, slot.item.attributes, slot.pending
         version = slot.route.candidates[slot.candidate].version
         return Call(
             item.item_id,
@@ -91,8 +95,8 @@ class Calls:
             role_model,
             version,
             self._upstream[role_model, version],
-            slot.ask_again_body or item.request.body_json,
-            slot.route.task,
+            slot.ask_again_body or slot.request.body_json,
+            slot.route.task if pending is None else pending.output,
             slot.max_output,
             slot.timeout_s,
             slot.est_input,
@@ -126,7 +130,7 @@ class Calls:
 
     def _at_its_worst(self, slot: Slot, outcome: Outcome) -> Outcome:
         """A host that answers without saying its usage is not free: the call is booked as set aside for it."""
-        usage = Usage(slot.max_input, output=slot.max_output * slot.item.request.n)
+        usage = Usage(slot.max_input, output=slot.max_output * slot.request.n)
         return msgspec.structs.replace(outcome, usage=usage, cost_nano=self.worst_nano(slot), estimated=True)
 
     def result(self, slot: Slot, answer: Answer, now: float) -> Result:
@@ -138,10 +142,10 @@ class Calls:
 
     def sample(self, result: Result) -> Result:
         """Whether it is a quality sample, and its scores."""
-        task = self._tasks.get(result.route.task)
-        if task is None or task.sample <= 0:
+        share = self._shares.get(result.route.task)
+        if share is None:
             return result
-        item, share = result.item, task.sample
+        item, task = result.item, self._tasks[result.route.task]
         if not sampled(item.item_id, share):
             return msgspec.structs.replace(result, sample_probability=share)
         scores = self.hooks.score(item, result.answer, task)
@@ -169,11 +173,11 @@ def _close(reservation: Reservation, slot: Slot, outcome: Outcome, cost: int, ta
     till.purse.settle(reservation, reservation.nano if unknown else cost)
 
 
-def _wire_extra(task: Task) -> int:
-    if task.output is None:
+def _wire_extra(output: Output | None) -> int:
+    if output is None:
         return 0
-    choices = sum(len(choice.encode()) + 4 for choice in task.output.choices or ())
-    return 512 + len(task.output.json_schema or b"") + choices
+    choices = sum(len(choice.encode()) + 4 for choice in output.choices or ())
+    return 512 + len(output.json_schema or b"") + choices
 
 
 def first_price(catalog: Catalog) -> Price | None:

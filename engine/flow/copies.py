@@ -33,7 +33,7 @@ class Copies:
         return True
 
     def disband(self, slot: Slot) -> list[Slot]:
-        """The leader ended: who followed it."""
+        """The leader has its answer, or ended without: who followed it. Nobody joins them any more."""
         if slot.key is None:
             return []
         del self._leaders[slot.key]
@@ -70,6 +70,7 @@ def copy_of(result: Result, leader: Slot, follower: Slot) -> Result:
         copied_from=leader.item.item_id,
         sampled=False,
         scores=(),
+        shadows=(),
     )
 
 

@@ -13,12 +13,14 @@ from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.copies import Copies, copy_of
 from penstock.engine.flow.ends import Ends
 from penstock.engine.flow.inherited import Inherited
+from penstock.engine.flow.pending import Pending
 from penstock.engine.flow.places import Places
 from penstock.engine.flow.settle import dead_letter_of
 from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.tally import count_fallback
 from penstock.engine.flow.till import Till
-from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome
+from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
 
 
@@ -32,6 +34,7 @@ class Flights:
         till: Till,
         inherited: Inherited,
         chains: Chains | None,
+        steps: Steps,
     ) -> None:
         self.count = 0
         """Calls at workers."""
@@ -47,6 +50,7 @@ class Flights:
         self._till = till
         self._inherited = inherited
         self._chains = chains
+        self._steps = steps
         self._health = places.targets.health
         self._retry = RetrySettings(max_attempts=calls.policy.max_attempts)
 
@@ -61,7 +65,7 @@ class Flights:
             if adopted.outcome is not None:
                 self.landed(adopted.outcome, now)
         elif not (self._chains is not None and self._chains.waits(slot)) and not self._copies.follows(slot):
-            self._queue(slot, now)
+            self.queue(slot, now)
 
     def fly(self, slot: Slot, worker: str, now: float, number: int = 0) -> None:
         """`number`: of the worker's take, growing from 1; 0: it has the call already."""
@@ -98,19 +102,67 @@ class Flights:
             self._again(slot, Failure("invalid_response", "neither an answer nor a failure"), None, now)
 
     def _succeed(self, slot: Slot, answer: Answer, now: float, *, valid: bool = True) -> None:
+        if slot.pending is not None:
+            self._steps.answered(slot, slot.pending, answer)
+            self._go_on(slot, slot.pending, now)
+            return
         result = self._calls.result(slot, answer, now)
         if not valid:
             result = msgspec.structs.replace(result, status="invalid_output")
         followers = self._copies.disband(slot)
-        self._ends.result(self._calls.sample(result), slot)
+        result = self._calls.sample(result)
+        pending = self._steps.begin(slot, result, followers)
+        if pending is None:
+            self._end(slot, result, followers)
+        else:
+            self._go_on(slot, pending, now)
+
+    def _end(self, slot: Slot, result: Result, followers: list[Slot], judged: tuple[Score, ...] = ()) -> None:
+        """`judged`: what judges say of the answer; its copies are worth as much, where the same was expected of it."""
+        self._ends.result(result, slot)
         for follower in followers:
             self._tally.copied += 1
-            self._ends.result(self._calls.sample(copy_of(result, slot, follower)), follower)
+            copy = self._calls.sample(copy_of(result, slot, follower))
+            if judged and copy.sampled and copy.item.attributes.expected_json == result.item.attributes.expected_json:
+                copy = msgspec.structs.replace(copy, scores=(*copy.scores, *judged))
+            self._ends.result(copy, follower)
+
+    # -- steps that an item owes after its answer
+
+    def _go_on(self, slot: Slot, pending: Pending, now: float) -> None:
+        if self._steps.next(slot, pending):
+            self.queue(slot, now)
+        else:
+            result, judged = self._steps.finish(slot, pending, now)
+            followers, slot.followers = slot.followers or [], None
+            self._end(slot, result, followers, judged)
+
+    def stop_steps(self, now: float) -> None:
+        """Nothing is sent any more: items that have their answer end with it, those at a worker when they land."""
+        self._steps.stopped = True
+        waiting = {s for s in self._ends.slots.values() if s.pending is not None and s.state != "flying"}
+        self._places.drop(waiting)
+        self._till.drop(waiting)
+        for slot in waiting:
+            self.queue(slot, now)
+
+    def _waits_in_vain(self, slot: Slot, pending: Pending, now: float) -> bool:
+        """A step whose target is down for long, or that may not be sent any more, is left out."""
+        targets = self._places.targets
+        usable_at = targets.usable_at(slot, now) if targets.blocked(slot, now) else None
+        if self._steps.stopped:
+            self._steps.fail(pending, "cancelled")
+        elif self._steps.out_of_patience(pending, usable_at, now):
+            self._steps.fail(pending, "no_candidate")
+        else:
+            return False
+        self._go_on(slot, pending, now)
+        return True
 
     def _fail(self, slot: Slot, failure: Failure, answer: Answer | None, now: float) -> None:
         match failure.kind:
             case "not_sent":
-                self._queue(slot, now)
+                self.queue(slot, now)
             case "cancelled":
                 self._cancelled(slot, now)
             case "invalid_output" if answer is not None:
@@ -124,9 +176,12 @@ class Flights:
         if deadline is not None and deadline <= now:
             self.expired(slot, now)
         else:
-            self._queue(slot, now)
+            self.queue(slot, now)
 
     def _invalid(self, slot: Slot, failure: Failure, answer: Answer, now: float) -> None:
+        if slot.pending is not None:
+            self._again(slot, failure, answer, now)
+            return
         task = self._calls.policy.tasks.get(slot.route.task)
         match task.output.on_invalid if task is not None and task.output is not None else "ask_again":
             case "keep":
@@ -138,9 +193,15 @@ class Flights:
 
     def _again(self, slot: Slot, failure: Failure, answer: Answer | None, now: float) -> None:
         targets, deadline = self._places.targets.of(slot, now), slot.item.attributes.deadline
-        decision = after(failure, slot.history, targets, self._retry, self._calls.hooks.chance(), now, deadline)
+        retry, chance = self._retry if slot.pending is None else self._steps.retry, self._calls.hooks.chance()
+        decision = after(failure, slot.history, targets, retry, chance, now, deadline)
+        if slot.pending is not None:
+            decision = self._steps.bounded(failure, decision, now)
         if isinstance(decision, Stop):
-            self.dead_letter(slot, decision.reason, decision.message, now)
+            if slot.step == "shadow" and decision.reason == "invalid_output" and answer is not None:
+                self._succeed(slot, answer, now)  # as good as it gets: its scorers see it
+            else:
+                self.dead_letter(slot, decision.reason, decision.message, now)
             return
         if decision.candidate != slot.candidate:
             source = slot.model
@@ -151,10 +212,10 @@ class Flights:
             self._tally.retried[failure.kind] = self._tally.retried.get(failure.kind, 0) + 1
             if failure.kind == "invalid_output" and answer is not None:
                 self._calls.ask_again(slot, answer.text, failure.message)
-        slot.history, slot.role = decision.history, decision.role
+        slot.history, slot.role = decision.history, slot.step or decision.role
         self._places.targets.budgets[slot.model].retried(now)
         if decision.at <= now:
-            self._queue(slot, now)
+            self.queue(slot, now)
         else:
             self._places.hold(slot, decision.at)
 
@@ -191,11 +252,16 @@ class Flights:
     # -- ends without a result
 
     def dead_letter(self, slot: Slot, reason: DeadLetterReason, message: str, now: float) -> None:
+        """The item ends without a result. One that has its answer only loses a step; past its deadline, all."""
+        if slot.pending is not None:
+            self._steps.fail(slot.pending, reason, all_of_them=reason == "deadline")
+            self._go_on(slot, slot.pending, now)
+            return
         followers = self._copies.disband(slot)
         self._ends.dead(dead_letter_of(slot, reason, message, self._calls.policy.version, now), slot)
         for follower in followers:  # the first of them asks for itself, the others follow it
             if not self._copies.follows(follower):
-                self._queue(follower, now)
+                self.queue(follower, now)
 
     def expired(self, slot: Slot, now: float) -> None:
         words = "its deadline passed before it was sent; nothing was paid for it"
@@ -203,5 +269,6 @@ class Flights:
             words = f"its deadline passed before it could be tried again (last: {slot.attempts[-1].outcome})"
         self.dead_letter(slot, "deadline", words, now)
 
-    def _queue(self, slot: Slot, now: float) -> None:
-        self._places.queue(slot, now, self._tally)
+    def queue(self, slot: Slot, now: float) -> None:
+        if slot.pending is None or not self._waits_in_vain(slot, slot.pending, now):
+            self._places.queue(slot, now, self._tally)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from penstock.engine.flow.lane_types import Adopted
 from penstock.engine.flow.slots import Slot
+from penstock.engine.items import STEP_ROLES
 
 
 class Inherited:
@@ -21,11 +22,14 @@ class Inherited:
         self._calls = {key: a for key, a in self._calls.items() if a.worker != worker or a.outcome is not None}
 
     def claim(self, slot: Slot) -> tuple[Adopted, int] | None:
-        """The call of this item that a worker has, and its candidate; None where there is none, or its target is one
-        that the item may not go to any more. Its attempt number is used up either way."""
+        """The call of this item that a worker has, and its candidate; None where there is none, its target is one that
+        the item may not go to any more, or it was a step: the answer that it is about died with the last owner. Its
+        attempt number is used up either way."""
         adopted = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
         if adopted is None or adopted.attempt <= slot.attempt:
             return None
         slot.attempt = adopted.attempt
+        if adopted.role in STEP_ROLES:
+            return None
         names = [candidate.model for candidate in slot.route.candidates]
         return (adopted, names.index(adopted.model)) if adopted.model in names else None

@@ -37,6 +37,7 @@ from penstock.engine.flow.progress import PROGRESS, Progress, Saved, saved_in
 from penstock.engine.flow.settle import twin_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.targets import Targets
 from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
 from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
@@ -99,8 +100,9 @@ class Lane:
         self.chains = Chains() if self.settings.by_key else None
         self.ends = Ends(self.progress, self.shelf, tally, first_price(self.catalog), self.chains)
         self.slots = self.ends.slots
+        steps = Steps(self.router, self._calls, self.catalog, tally)
         self.flights = Flights(
-            self.ends, self._calls, self.copies, self.places, self.till, self._inherited, self.chains
+            self.ends, self._calls, self.copies, self.places, self.till, self._inherited, self.chains, steps
         )
 
     def extend(self, splits: Sequence[Split], version: int) -> bool:
@@ -174,9 +176,6 @@ class Lane:
         self.deadlines.add(slot)
         return True
 
-    def _queue(self, slot: Slot, now: float) -> None:
-        self.places.queue(slot, now, self.tally)
-
     # -- out to workers
 
     def take(self, pool: str, n: int, max_tokens: int, worker: str, now: float, number: int = 0) -> list[Call]:
@@ -225,7 +224,7 @@ class Lane:
     def leased(self, key: str, leases: dict[str, int], now: float) -> None:
         """The ledger's yes: lease id → nano-dollars."""
         for slot in self.till.opened(key, leases, now):
-            self._queue(slot, now)
+            self.flights.queue(slot, now)
 
     def refused(self, wish: Wish, words: str, now: float) -> None:
         """The ledger's no."""
@@ -235,12 +234,12 @@ class Lane:
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
         """The run's own budget stops the run, its items stay undone. A day's or a month's holds the items of a run that
-        goes on tomorrow. Any other ends the item."""
-        if no.of_the_run:
+        goes on tomorrow. Any other ends the item; of one that has its answer, never more than a step."""
+        if slot.pending is None and no.of_the_run:
             self.spent_out = no.words
-            self._queue(slot, now)
+            self.flights.queue(slot, now)
             self.drain(now)
-        elif no.comes_back and self.settings.endless:
+        elif slot.pending is None and no.comes_back and self.settings.endless:
             tomorrow = (now // DAY_S + 1) * DAY_S
             self.waits_for_money = (tomorrow, f"budget {no.key}: {no.words}")
             self.places.hold(slot, tomorrow)
@@ -251,8 +250,9 @@ class Lane:
         """Send nothing more; what waits for money stays undone."""
         if not self.draining:
             self.draining = True
+            self.flights.stop_steps(now)
             for slot in self.till.let_go():
-                self._queue(slot, now)
+                self.flights.queue(slot, now)
 
     # -- back from workers
 
@@ -267,7 +267,7 @@ class Lane:
     def pool_down(self, pool: str, why: str, now: float) -> None:
         """Nothing can be sent to this pool any more: what waits for it goes to its next candidate."""
         for slot in self.places.pool_down(pool, why):
-            self._queue(slot, now)
+            self.flights.queue(slot, now)
 
     def adopt(self, adopted: Sequence[Adopted]) -> None:
         """A worker still has these of the last owner. Called before anything is offered."""
@@ -288,12 +288,12 @@ class Lane:
             if deadline is not None and deadline <= now:
                 self.flights.expired(slot, now)
             else:
-                self._queue(slot, now)
+                self.flights.queue(slot, now)
 
     def pause(self, tiers: frozenset[int], now: float) -> None:
         """From now on items of these tiers wait, and no others. What is in flight goes on."""
         for slot in self.places.pause(tiers):
-            self._queue(slot, now)
+            self.flights.queue(slot, now)
 
     def heard(self, worker: str, now: float) -> None:
         """The worker renewed its right: it lives, and has calls of this lane; they may wait there for a limit."""
@@ -337,7 +337,7 @@ class Lane:
     def thirsty(self) -> bool:
         """Workers will soon have nothing under the horizon: commit now rather than at the interval."""
         behind = self.chains is not None and self.chains.pressing
-        return not self.draining and self.horizon.thirsty(len(self.ready), behind=behind)
+        return not self.draining and self.horizon.thirsty(self.ready.items, behind=behind)
 
     def held_up(self, now: float) -> bool:
         """Nothing was committed for long, and items that go on keep a watermark back: a commit may put them on the
@@ -350,7 +350,7 @@ class Lane:
         quiet = self.held_up(now) and not self.ends.dirty
         self.shelf.move_slow(self.progress, self.slots.values(), now, quiet=quiet)
         if not self.draining:
-            self.horizon.advance(self.progress, len(self.ready), now)
+            self.horizon.advance(self.progress, self.ready.items, now)
         else:
             self._stay()
         results, dead, costs = self.ends.harvest()

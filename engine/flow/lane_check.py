@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.slots import Slot
 from penstock.engine.items import Position
 
 
@@ -23,9 +24,22 @@ def check(lane: Lane) -> None:
         lane.chains.check()
     behind = lane.chains.behind if lane.chains is not None else 0
     assert states["behind"] == behind, "one that waits for its turn is in no chain"
+    assert lane.ready.steps == sum(slot.pending is not None for slot in lane.ready.slots()), "steps are miscounted"
     for slot in lane.slots.values():
+        _check_step(slot)
         waits = slot.state == "beyond" or (lane.parted and slot.state != "flying")
         assert slot.shelved or waits or _under_horizon(lane, slot.item.source), "sent too early"
+
+
+def _check_step(slot: Slot) -> None:
+    pending = slot.pending
+    if pending is None:
+        assert slot.request is slot.item.request, "an item asks what a step would ask"
+        return
+    assert slot.state in ("ready", "held", "flying"), "an answer waits for no step"
+    assert slot.role == pending.step.kind, "a step under another role"
+    assert len(slot.route.candidates) == 1, "a step with a fallback"
+    assert all(each.state == "following" for each in slot.followers or ()), "who waits for its scores went on alone"
 
 
 def _under_horizon(lane: Lane, place: Position) -> bool:

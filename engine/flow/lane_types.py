@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.engine.flow.progress import Saved
-from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Outcome, Result, Score
+from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Outcome, Result, Role, Score
 from penstock.engine.policy import Task
 
 
@@ -63,6 +63,7 @@ class Adopted(msgspec.Struct, frozen=True):
     model: str
     worker: str
     outcome: Outcome | None = None
+    role: Role = "primary"
 
 
 class ShelfEntry(msgspec.Struct, frozen=True):

@@ -92,7 +92,7 @@ class Places:
         """Why some item can go nowhere until a person acts, by account or model. None: there is none, or waiting may
         help."""
         for _, _, slot in self._held:
-            why = self.targets.stuck(slot)
+            why = self.targets.stuck(slot) if slot.pending is None else None
             if why is not None:
                 return why
         return None

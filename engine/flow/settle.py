@@ -8,6 +8,7 @@ from penstock.engine.catalog import Account, Catalog, Model, Price
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally, TaskTally
 from penstock.engine.items import (
+    STEP_ROLES,
     Answer,
     Attempt,
     CostBasis,
@@ -205,6 +206,8 @@ def count_attempt(tally: Tally, attempt: Attempt) -> None:
     row.cost_nano += attempt.cost_nano
     row.ms += attempt.ms
     tally.cost_nano += attempt.cost_nano
+    if attempt.role in STEP_ROLES:
+        tally.steps_nano[attempt.role] = tally.steps_nano.get(attempt.role, 0) + attempt.cost_nano
     usage = attempt.usage
     if usage is not None:
         row.input_tokens += usage.input
@@ -224,7 +227,10 @@ def count_result(tally: Tally, result: Result) -> None:
         row = tally.models[key] = ModelTally(result.model, result.model_version, basis=result.cost_basis)
     row.items += 1
     for score in result.scores:
-        _count_score(tally, result, score)
+        _count_score(tally, result.route.task, key, score)
+    for shadow in result.shadows:
+        for score in shadow.scores:
+            _count_score(tally, result.route.task, f"{shadow.model}@{shadow.model_version}", score)
     seconds = result.call_ms / 1000
     slowest = tally.slowest
     if len(slowest) < SLOWEST_KEPT or seconds > slowest[-1].seconds:
@@ -233,11 +239,11 @@ def count_result(tally: Tally, result: Result) -> None:
         del slowest[SLOWEST_KEPT:]
 
 
-def _count_score(tally: Tally, result: Result, score: Score) -> None:
-    key = f"{result.route.task}/{result.model}@{result.model_version}/{score.scorer}"
+def _count_score(tally: Tally, task: str, model: str, score: Score) -> None:
+    key = f"{task}/{model}/{score.scorer}"
     row = tally.quality.get(key)
     if row is None:
-        row = tally.quality[key] = TaskTally(result.route.task, f"{result.model}@{result.model_version}")
+        row = tally.quality[key] = TaskTally(task, model)
     row.n += 1
     row.score += score.score
     row.score2 += score.score * score.score

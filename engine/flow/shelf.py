@@ -17,7 +17,7 @@ from penstock.engine.flow.lane_types import LaneSettings, ShelfEntry
 from penstock.engine.flow.progress import SHELF, TRIED, Progress
 from penstock.engine.flow.settle import add_usage
 from penstock.engine.flow.slots import Slot
-from penstock.engine.items import Attempt, Usage
+from penstock.engine.items import STEP_ROLES, Attempt, Usage
 
 T = TypeVar("T")
 MOVED_AT_ONCE = 256
@@ -103,8 +103,9 @@ class Shelf:
         slot.maybe_paid = tried.maybe_paid
         for attempt in tried.attempts:
             slot.cost_nano += attempt.cost_nano
-            slot.call_ms += attempt.ms
-            slot.usage = add_usage(slot.usage, attempt.usage or Usage())
+            if attempt.role not in STEP_ROLES:
+                slot.call_ms += attempt.ms
+                slot.usage = add_usage(slot.usage, attempt.usage or Usage())
 
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""

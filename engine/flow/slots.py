@@ -7,7 +7,8 @@ from collections.abc import Collection
 from typing import Literal
 
 from penstock.engine.budget import Reservation
-from penstock.engine.items import Attempt, Attributes, Item, Role, Route, Usage
+from penstock.engine.flow.pending import Pending
+from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
 from penstock.engine.retry import History
 from penstock.engine.router import Rejection
 
@@ -40,7 +41,9 @@ class Slot:
         "max_output",
         "maybe_paid",
         "offered_at",
+        "pending",
         "rejection",
+        "request",
         "reservation",
         "role",
         "route",
@@ -57,6 +60,9 @@ class Slot:
     def __init__(self, item: Item, route: Route, seq: int) -> None:
         self.item = item
         self.route = route
+        self.request = item.request
+        self.pending: Pending | None = None
+        """Its answer is there, and it owes steps: then route, request, candidate and role are those of a step."""
         self.seq = seq
         self.offered_at = 0.0
         """When this owner read it."""
@@ -85,7 +91,13 @@ class Slot:
         self.timeout_s = 0.0
         self.key: tuple[object, ...] | None = None
         self.followers: list[Slot] | None = None
+        """Who waits for its answer; of one that owes steps, also for what judges say of it."""
         self.ask_again_body: bytes | None = None
+
+    @property
+    def step(self) -> StepKind | None:
+        """The kind of step that it owes now; None: it waits for the answer that counts."""
+        return None if self.pending is None else self.pending.step.kind
 
     @property
     def pool(self) -> str:
@@ -113,9 +125,13 @@ class Ready:
     def __init__(self) -> None:
         self._heaps: dict[str, list[tuple[int, int, int, Slot]]] = {}
         self._tokens: dict[str, int] = {}
+        self.steps = 0
+        """How many of them have their answer, and owe a step."""
 
     def push(self, slot: Slot) -> None:
         slot.state = "ready"
+        if slot.pending is not None:
+            self.steps += 1
         pool = slot.pool
         length = -slot.tokens if pool.startswith("vllm:") else 0
         entry = (-urgency(slot.item.attributes), length, slot.seq, slot)
@@ -128,6 +144,8 @@ class Ready:
             return None
         slot = heapq.heappop(heap)[-1]
         self._tokens[pool] -= slot.tokens
+        if slot.pending is not None:
+            self.steps -= 1
         return slot
 
     def pop_all(self, pool: str) -> list[Slot]:
@@ -144,6 +162,7 @@ class Ready:
                 heapq.heapify(kept)
                 self._heaps[pool] = kept
                 self._tokens[pool] = sum(entry[-1].tokens for entry in kept)
+        self.steps = sum(slot.pending is not None for slot in self.slots())
 
     def slots(self) -> list[Slot]:
         return [entry[-1] for heap in self._heaps.values() for entry in heap]
@@ -154,6 +173,11 @@ class Ready:
     def counts(self) -> list[tuple[str, int, int, int]]:
         """(pool, items, estimated tokens, urgency of the first) of every pool that was ever used."""
         return [(pool, len(heap), self._tokens[pool], -heap[0][0] if heap else 0) for pool, heap in self._heaps.items()]
+
+    @property
+    def items(self) -> int:
+        """Those that wait for the answer that counts."""
+        return len(self) - self.steps
 
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))

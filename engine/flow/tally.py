@@ -81,6 +81,12 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """`from|to`, models → items sent on."""
     flying: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Model → calls at workers when it was reported."""
+    steps: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Judge or shadow → steps of items that were answered."""
+    steps_failed: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """`judge|why`, `shadow|why` → steps that were left out; a judge's `invalid_output` is nonsense, twice."""
+    steps_nano: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Judge or shadow → what they cost; also in `cost_nano`."""
 
     def fell_back(self) -> list[tuple[tuple[str, str], int]]:
         return [((pair.partition("|")[0], pair.partition("|")[2]), n) for pair, n in self.fallen.items()]
@@ -99,6 +105,9 @@ def merge(into: Tally, other: Tally) -> None:
         (into.retried, other.retried),
         (into.fallen, other.fallen),
         (into.flying, other.flying),
+        (into.steps, other.steps),
+        (into.steps_failed, other.steps_failed),
+        (into.steps_nano, other.steps_nano),
     ):
         _add_counts(mine, theirs)  # pyright: ignore[reportArgumentType]
     for key, model in other.models.items():
@@ -119,6 +128,15 @@ def count_fallback(tally: Tally, source: str, to: str) -> None:
     tally.fallbacks += 1
     pair = f"{source}|{to}"
     tally.fallen[pair] = tally.fallen.get(pair, 0) + 1
+
+
+def count_step(tally: Tally, kind: str) -> None:
+    tally.steps[kind] = tally.steps.get(kind, 0) + 1
+
+
+def count_step_left_out(tally: Tally, kind: str, why: str) -> None:
+    pair = f"{kind}|{why}"
+    tally.steps_failed[pair] = tally.steps_failed.get(pair, 0) + 1
 
 
 SLOWEST_KEPT = 5

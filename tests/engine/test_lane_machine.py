@@ -13,12 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.engine import leases
 from penstock.engine.budget import Budget, Budgets
-from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.flow.deadlines import LOOK_AGAIN_S
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
-from penstock.engine.flow.slots import urgency
+from penstock.engine.flow.slots import Slot, urgency
 from penstock.engine.items import (
     Answer,
     Attributes,
@@ -30,24 +30,29 @@ from penstock.engine.items import (
     Outcome,
     Position,
     Request,
+    Result,
     Usage,
 )
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Split
-from penstock.engine.policy import Output, Policy, Task
+from penstock.engine.policy import Output, Policy, Scorer, Shadow, Task
 from penstock.engine.router import Router
 
 KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
 BILLED: tuple[FailureKind, ...] = ("invalid_output", "invalid_response")
 COUNT = 40
 LIMIT = 3_000_000_000
+FOR_SHADOWS = "run/r/for/shadow"
+
+
+def model(name: str, account: str, dollars: int) -> Model:
+    """Only the judge comes from nobody knows where: the wall `near` forbids it."""
+    price = Price(input=dollars * 10**9, output=dollars * 10**9)
+    versions, origin = (Version("v1", name), Version("v2", name)), None if name == "judge" else "us"
+    return Model(name, versions, "v1", account=account, price=price, context=8_000, origin=origin)
 
 
 def catalog() -> Catalog:
-    def model(name: str, account: str, dollars: int) -> Model:
-        price = Price(input=dollars * 10**9, output=dollars * 10**9)
-        return Model(name, (Version("v1", name),), "v1", account=account, price=price, context=8_000)
-
     models = [model("big", "north", 10), model("mid", "south", 5), model("alt", "south", 4)]
     accounts = {name: Account(name, "openai", "http://localhost") for name in ("north", "south")}
     return Catalog(accounts, {m.name: m for m in models}, {1: ("big", "mid", "alt"), 2: ("mid",), 3: ("alt", "big")})
@@ -63,12 +68,38 @@ POLICY = Policy(
     },
     default_task="plain",
 )
+JUDGE = Scorer("judge", model="judge", rubric="good?", choices=("1", "2", "3"))
+PAIRS = Scorer("judge", model="mid", rubric="better?", pairwise=True)
+OWED = {
+    "plain": (Shadow(("alt", "shade"), 0.6), (JUDGE, PAIRS), 1.0),
+    "same": (Shadow(("shade@v2",), 0.3), (JUDGE,), 0.7),
+    "keep": (None, (JUDGE,), 0.5),
+}
+STEPPED_CATALOG = msgspec.structs.replace(
+    CATALOG,
+    models={**CATALOG.models, "judge": model("judge", "north", 3), "shade": model("shade", "south", 2)},
+    walls={"public": Wall("public"), "near": Wall("near", origin=("us",))},
+    unknown_wall="public",
+)
+STEPPED = msgspec.structs.replace(
+    POLICY,
+    tasks={
+        **POLICY.tasks,
+        **{
+            name: msgspec.structs.replace(POLICY.tasks[name], shadow=shadow, scorers=scorers, sample=sample)
+            for name, (shadow, scorers, sample) in OWED.items()
+        },
+    },
+)
+SHADOW_LIMIT = 6_000_000
+"""A few calls: it is used up now and then."""
 POOLS = ("api:north", "api:south")
 SPLITS = tuple(Split(f"s{n}", "object", n, 0, "u", n * 100, n * 100 + 100, size_bytes=1000) for n in range(COUNT // 10))
 
 
-def entry(number: int) -> Item | DeadLetter:
-    """Item `number`; every tenth record is broken, some have a deadline, some are equal, some fit no tier."""
+def entry(number: int, *, walled: bool = False) -> Item | DeadLetter:
+    """Item `number`; every tenth record is broken, some have a deadline, some are equal, some fit no tier. `walled`:
+    some may not be seen by the judge."""
     ordinal, offset = divmod(number, 10)
     source = Position(f"s{ordinal}", ordinal, ordinal * 100 + offset * (7 if ordinal % 2 else 1))  # sparse, or dense
     if offset == 9:
@@ -81,6 +112,8 @@ def entry(number: int) -> Item | DeadLetter:
         tenant="t" if number % 5 == 0 else None,
         latency="realtime" if number % 13 == 3 else None,
         priority=number % 3 - 1 if number % 4 == 2 else None,
+        sensitivity="near" if walled and number % 3 == 0 else None,
+        expected_json=b'"1"' if number % 2 else None,
     )
     body = b'{"messages":[]}' + b" " * (number % 4)
     request, key = Request(body, input_hash=str(number % 4)), (b"", b"a", None, b"a", b"b")[number % 5]
@@ -98,7 +131,8 @@ class Disk(msgspec.Struct):
     seq: int = 0
     chunks: dict[str, bytes] = {}
     batches: list[CommitBatch] = []
-    ledger: Ledger = Ledger("run/r", LIMIT)
+    ledgers: dict[str, Ledger] = {}
+    """By budget key."""
 
 
 class LaneMachine(RuleBasedStateMachine):
@@ -122,21 +156,27 @@ class LaneMachine(RuleBasedStateMachine):
         floor=st.sampled_from([1, 4, 100]),
         budgets=st.booleans(),
         by_key=st.booleans(),
+        steps=st.booleans(),
     )
-    def begin(self, window: int, floor: int, budgets: bool, by_key: bool) -> None:
+    def begin(self, window: int, floor: int, budgets: bool, by_key: bool, steps: bool) -> None:
         self.settings = LaneSettings(
             0, "r", window, horizon_floor=floor, beyond_max=64, shelf_after_s=5.0, shelf_max=3, by_key=by_key
         )
-        self.budgets = (Budget(LIMIT),) if budgets else ()
+        self.steps = steps
+        self.policy, self.catalog = (STEPPED, STEPPED_CATALOG) if steps else (POLICY, CATALOG)
+        self.budgets = (Budget(LIMIT), *[Budget(SHADOW_LIMIT, role="shadow")] * steps) if budgets else ()
+        self.disk.ledgers = {"run/r": Ledger("run/r", LIMIT), FOR_SHADOWS: Ledger(FOR_SHADOWS, SHADOW_LIMIT)}
         self.start()
 
     def start(self, adopted: list[Adopted] | None = None) -> None:
         self.epoch += 1
         hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body + b"!")
-        self.lane = Lane(self.settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets(self.budgets, "r"))
+        router, budgets = Router(self.catalog, self.policy), Budgets(self.budgets, "r")
+        self.lane = Lane(self.settings, router, self.catalog, self.policy, hooks, budgets)
         self.lane.begin(SPLITS, self.disk.chunks, self.disk.seq)
         proven = dict(self.lane.last_spent)
-        self.disk.ledger, _ = leases.forfeit(self.disk.ledger, "r", 0, (self.epoch, 0), proven)
+        for key, ledger in self.disk.ledgers.items():
+            self.disk.ledgers[key], _ = leases.forfeit(ledger, "r", 0, (self.epoch, 0), proven)
         starts = self.lane.progress.starts()
         self.todo = [
             n for n in range(COUNT) for s, at in starts if s.ordinal == n // 10 and entry(n).source.position >= at
@@ -158,7 +198,7 @@ class LaneMachine(RuleBasedStateMachine):
     def offer(self, n: int) -> None:
         for number in self.todo[: min(n, self.lane.wants())]:
             self.todo.remove(number)
-            self.lane.offer(entry(number), self.now)
+            self.lane.offer(entry(number, walled=self.steps), self.now)
             self.see_doubt(f"i{number}")
             if number % 10 == 9:
                 self.lane.split_ended(number // 10)
@@ -177,10 +217,19 @@ class LaneMachine(RuleBasedStateMachine):
             assert call.item_id not in self.calls, "two calls of one item in flight"
             assert call.model in [c.model for c in slot.route.candidates], "a call to a target its route does not have"
             assert not self.lane.draining
+            self.see_step(call, slot)
             self.see_turn(call.item_id)
             self.calls[call.item_id] = call
             self.sent.add(call.item_id)
             self.sent_ever.add(call.item_id)
+
+    def see_step(self, call: Call, slot: Slot) -> None:
+        """A judge or shadow is called only after the answer, and never behind a wall that forbids it."""
+        assert (call.role in ("judge", "shadow")) == (slot.pending is not None)
+        assert slot.item.attributes.sensitivity != "near" or call.model != "judge", "sent past a wall"
+        if slot.pending is not None:
+            assert call.role == slot.pending.step.kind
+            assert call.model == slot.pending.step.target.partition("@")[0], "a step went to another target"
 
     def see_turn(self, name: str) -> None:
         """By key: all that came before it have ended for good, and none that came after it was ever sent."""
@@ -228,7 +277,8 @@ class LaneMachine(RuleBasedStateMachine):
         failure = None
         if kind is not None:
             failure = Failure(kind, "m", may_be_billed=kind in ("timeout", "engine_died", *BILLED))
-        answer = Answer("a", "stop", b"{}") if kind in (None, "invalid_output") else None
+        said = ("2", "A", "nonsense", "B")[call.attempt % 4] if call.role == "judge" else ("a", "b")[call.attempt % 2]
+        answer = Answer(said, "stop", b"{}") if kind in (None, "invalid_output") else None
         billed = usage and kind not in ("not_sent", "connection", "cancelled")
         tokens = Usage(10, output=20) if kind is None or billed else None
         return Outcome(call.item_id, 0, call.attempt, self.now, 5.0, answer, failure, tokens)
@@ -239,8 +289,8 @@ class LaneMachine(RuleBasedStateMachine):
         call = self.calls.pop(sorted(self.calls)[which % len(self.calls)])
         outcome = self.outcome(call, kind, usage)
         self.lane.outcome(outcome, self.now)
-        if kind == "not_sent":
-            slot = self.lane.slots[call.item_id, 0]
+        slot = self.lane.slots.get((call.item_id, 0))
+        if kind == "not_sent" and slot is not None:  # else its step was the last, and the lane drains
             assert all(a.n != call.attempt for a in slot.attempts), "a call that was never sent is told as an attempt"
         if twice:
             before = len(self.lane.ends.results), len(self.lane.ends.costs)
@@ -300,11 +350,12 @@ class LaneMachine(RuleBasedStateMachine):
         for wish in self.lane.wishes():
             names = [f"{self.epoch}-{self.number + n}" for n in range(wish.count)]
             self.number += wish.count
-            want = max(wish.want_nano, leases.remaining(self.disk.ledger) // 100)
+            ledger = self.disk.ledgers[wish.key]
+            want = max(wish.want_nano, leases.remaining(ledger) // 100)
             owner = Owner("r", 0, (self.epoch, 0))
-            answer = leases.open_leases(self.disk.ledger, names, owner, want, wish.floor_nano, self.now)
+            answer = leases.open_leases(ledger, names, owner, want, wish.floor_nano, self.now)
             if not isinstance(answer, LeaseRefused):
-                self.disk.ledger, opened = answer
+                self.disk.ledgers[wish.key], opened = answer
                 self.lane.leased(wish.key, {k: v.amount_nano for k, v in opened.items()}, self.now)
             elif answer.leased_nano == 0:
                 self.lane.refused(wish, "spent", self.now)
@@ -315,7 +366,8 @@ class LaneMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         purse = self.lane.till.purse
         for lease in purse.closable():
-            self.disk.ledger = leases.settle(self.disk.ledger, lease.lease_id, lease.spent_nano)
+            ledger = self.disk.ledgers[lease.key]
+            self.disk.ledgers[lease.key] = leases.settle(ledger, lease.lease_id, lease.spent_nano)
             purse.closed(lease.lease_id)
 
     # -- commits and crashes
@@ -359,6 +411,21 @@ class LaneMachine(RuleBasedStateMachine):
             else:
                 assert result.cost_nano == sum(a.cost_nano for a in result.attempts)
                 assert result.model in [c.model for c in result.route.candidates]
+            self.see_comparison(result)
+
+    def see_comparison(self, result: Result) -> None:
+        """What steps leave in a result: scores of the answer, and of others; the answer is never one of theirs."""
+        roles = [a.role in ("judge", "shadow") for a in result.attempts]
+        assert self.steps or not (any(roles) or result.shadows)
+        assert not result.attempts or result.copied_from or not all(roles), "a result without an answer of its own"
+        assert result.sampled or not result.scores
+        shadow = self.policy.tasks[result.route.task].shadow
+        named = {name.partition("@")[0] for name in shadow.models} if shadow is not None else set[str]()
+        assert {s.model for s in result.shadows} <= named - ({result.model} - {"shade"})
+        for score in (*result.scores, *(score for s in result.shadows for score in s.scores)):
+            assert 0.0 <= score.score <= 1.0
+            assert score.judge_model in ("judge", "mid")
+            assert score.judge_model != "judge" or result.item.attributes.sensitivity != "near"
 
     @rule(durable=st.booleans(), adopt=st.booleans(), answered=st.booleans())
     def crash(self, durable: bool, adopt: bool, answered: bool) -> None:
@@ -399,11 +466,14 @@ class LaneMachine(RuleBasedStateMachine):
     def start_anew(self, calls: dict[str, Call], answered: bool) -> None:
         self.start(
             [
-                Adopted(c.item_id, 0, c.attempt, c.model, "w1", self.outcome(c, None, True) if answered else None)
+                Adopted(
+                    c.item_id, 0, c.attempt, c.model, "w1", self.outcome(c, None, True) if answered else None, c.role
+                )
                 for c in calls.values()
             ]
         )
-        self.elsewhere = {} if answered else calls
+        steps = {name for name, call in calls.items() if call.role in ("judge", "shadow")}
+        self.elsewhere = {} if answered else {name: call for name, call in calls.items() if name not in steps}
         self.see_adopted()
 
     def see_adopted(self) -> None:
@@ -422,7 +492,8 @@ class LaneMachine(RuleBasedStateMachine):
             return
         self.see_adopted()
         check(self.lane)
-        self.disk.ledger.check()
+        for ledger in self.disk.ledgers.values():
+            ledger.check()
         assert len(self.lane.slots) <= self.settings.window + self.settings.shelf_max
 
     def teardown(self) -> None:
@@ -456,18 +527,23 @@ class LaneMachine(RuleBasedStateMachine):
             assert self.lane.finished_all, [(s.item.item_id, s.state) for s in self.lane.slots.values()]
             assert set(ended) == {f"i{n}" for n in range(COUNT)}, "an item never ended"
             assert self.disk.batches[-1].saved.done
-            assert self.disk.chunks.keys() - {"progress"} == {k for k in self.disk.chunks if k.startswith("outbox/")}
+            assert self.disk.chunks.keys() - {"progress", "cells"} == {
+                k for k in self.disk.chunks if k.startswith("outbox/")
+            }
         results = sum(r.cost_nano for b in self.disk.batches for r in b.results)
         dead = sum(d.cost_nano for b in self.disk.batches for d in b.dead_letters)
         unfinished = sum(slot.cost_nano for slot in self.lane.slots.values())
         lines = [line for b in self.disk.batches for line, _ in b.costs]
         assert len({line.entry_id for line in lines}) == len(lines), "two cost lines of one name"
         assert sum(line.cost_nano for line in lines) == results + dead + unfinished, "the bill does not add up"
+        of_steps = {kind: sum(line.cost_nano for line in lines if line.role == kind) for kind in ("judge", "shadow")}
+        assert {k: v for k, v in of_steps.items() if v} == {k: v for k, v in self.lane.tally.steps_nano.items() if v}
         if self.budgets:
-            ledger = self.disk.ledger
-            assert ledger.overrun_nano == 0
-            assert ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano <= LIMIT
+            for ledger in self.disk.ledgers.values():
+                assert ledger.overrun_nano == 0
+                assert ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano <= ledger.limit_nano
             assert sum(line.cost_nano for line in lines) <= LIMIT
+            assert not self.steps or of_steps["shadow"] <= SHADOW_LIMIT
 
 
 def ids(batch: CommitBatch) -> list[str]:
@@ -483,6 +559,7 @@ def walk(seed: int) -> None:
         floor=dice.choice([1, 4, 100]),
         budgets=dice.random() < 0.5,
         by_key=seed % 2 == 1,
+        steps=seed % 3 > 0,
     )
     troubles = dice.choice([0.0, 0.02, 0.2])
     kinds: list[FailureKind | None] = [*KINDS] if troubles > 0.1 else [*BILLED, "timeout", "not_sent", "too_long"]

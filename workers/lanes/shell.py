@@ -141,11 +141,16 @@ class LaneShell:
         """Answers and calls that a worker still has of the last owner."""
         self.machine.adopt(
             [
-                Adopted(o.item_id, o.generation, o.attempt, model, worker, o)
-                for o, model in zip(kept.outcomes, kept.models, strict=True)
+                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role)
+                for o, model, role in zip(kept.outcomes, kept.models, kept.roles, strict=True)
             ]
         )
-        self.machine.adopt([Adopted(*call, worker) for call in kept.flying])
+        self.machine.adopt(
+            [
+                Adopted(item, generation, n, model, worker, None, role)
+                for item, generation, n, model, role in kept.flying
+            ]
+        )
 
     def go(self) -> None:
         """All lanes have taken their place: read and dispatch. Told early, or twice: nothing."""

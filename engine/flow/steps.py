@@ -1,0 +1,173 @@
+"""Steps of an item: the calls that it owes after the answer that counts. A `shadow` answers the same request, for
+comparison; a `judge` scores an answer.
+
+    answer ─▶ begin ─▶ next ─▶ (queue, reserve, call, settle, retry: as any call of the item) ─▶ answered ─▶ next …
+                          └─ nothing is left ─▶ finish: the item ends, once, with its result
+
+Each step is routed behind the item's own wall and paid from the same budgets, and from those of its kind. It has one
+target: another model's answer would be no comparison. One that is forbidden, fails for good or finds no money is left
+out and counted; it never costs the item its result. While they go on, the slot's `route` and `request` are the step's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from penstock.engine.catalog import Catalog
+from penstock.engine.flow.calls import Calls
+from penstock.engine.flow.pending import Pending, Step, script, verdicts
+from penstock.engine.flow.slots import FIRST, Slot
+from penstock.engine.flow.tally import Tally, count_refused, count_step, count_step_left_out
+from penstock.engine.items import Answer, Failure, Refusal, Request, Result, Score, ShadowAnswer, Usage
+from penstock.engine.quality import sampled
+from penstock.engine.retry import MENDED, Again, RetrySettings, Stop
+from penstock.engine.router import Rejection, Router
+
+PATIENCE_S = 120.0
+"""A step waits for its target at most so long at a time; the item's result waits with it. A guess: a minute's rate
+limit and a short outage pass in it."""
+MAX_WAITS = 60
+"""Waits for rate limits: an hour of full minutes."""
+
+
+class Steps:
+    def __init__(self, router: Router, calls: Calls, catalog: Catalog, tally: Tally) -> None:
+        self._router = router
+        self._calls = calls
+        self._tasks = calls.policy.tasks
+        self._tally = tally
+        self.retry = RetrySettings(max_attempts=calls.policy.max_attempts, max_waits=MAX_WAITS, outage_s=PATIENCE_S)
+        scripts = {name: script(task) for name, task in self._tasks.items()}
+        self._scripts: dict[str, tuple[Step, ...]] = {name: steps for name, steps in scripts.items() if steps}
+        """Task → what its items may owe. Tasks without steps are not in it."""
+        self._untold = frozenset(name for name, wall in catalog.walls.items() if wall.sample == "never")
+        """Walls of which no quality record is ever written: nothing is asked for it either."""
+        self.stopped = False
+        """Nothing is sent any more: the lane drains."""
+
+    # -- an item enters, goes from step to step, and leaves
+
+    def begin(self, slot: Slot, result: Result, followers: list[Slot]) -> Pending | None:
+        """What the item owes; None: nothing."""
+        steps = self._scripts.get(result.route.task)
+        if steps is None or self.stopped or result.route.wall in self._untold:
+            return None
+        task = self._tasks[result.route.task]
+        shadowed = task.shadow is not None and sampled(result.item.item_id, task.shadow.share)
+        judged = result.sampled or any(sampled(each.item.item_id, task.sample_share) for each in followers)
+        own = (result.model, f"{result.model}@{result.model_version}")
+        todo = [step for step in steps if _owes(step, own, shadowed=shadowed, judged=judged)]
+        if not todo:
+            return None
+        slot.pending, slot.followers = Pending(task, result, todo), followers
+        return slot.pending
+
+    def next(self, slot: Slot, pending: Pending) -> bool:
+        """Make the slot ready for its next step. False: nothing is left to do."""
+        if self.stopped:
+            self._leave_out(pending.todo, "cancelled")
+            pending.todo.clear()
+        while pending.todo:
+            pending.step = pending.todo.popleft()
+            request = pending.request(slot.item)
+            if request is not None and self._enter(slot, pending, request):
+                return True
+        return False
+
+    def _enter(self, slot: Slot, pending: Pending, request: Request) -> bool:
+        step, route = pending.step, pending.result.route
+        routed = self._router.route_step(slot.item.attributes, request, route, step.kind, step.target)
+        if isinstance(routed, Rejection):
+            self._refuse(pending, routed)
+            return False
+        slot.route, slot.request, slot.role, slot.history = routed, request, step.kind, FIRST
+        pending.attempts, pending.blocked_at = len(slot.attempts), None
+        self._calls.move(slot, 0)
+        if step.kind == "judge":
+            pending.versions[step.target] = routed.candidates[0].version
+        return True
+
+    def _refuse(self, pending: Pending, rejection: Rejection) -> None:
+        """Named in the record, counted at the wall, once an item."""
+        step, route = pending.step, rejection.route
+        named = [Refusal(each.model, f"as {step.kind}: {each.reason}") for each in route.refused]
+        if any(each not in pending.refused for each in named):
+            pending.refused += named
+            if route.wall is not None:
+                count_refused(self._tally, route.wall, (each.model for each in route.refused[: route.walled]))
+        self._leave_out([step], rejection.reason)
+
+    def fail(self, pending: Pending, reason: str, *, all_of_them: bool = False) -> None:
+        """The step under way comes to nothing; with it, where asked, all that would follow."""
+        self._leave_out([pending.step], reason)
+        if all_of_them:
+            self._leave_out(pending.todo, reason)
+            pending.todo.clear()
+
+    def _leave_out(self, steps: Iterable[Step], reason: str) -> None:
+        for step in steps:
+            count_step_left_out(self._tally, step.kind, reason)
+
+    def answered(self, slot: Slot, pending: Pending, answer: Answer) -> None:
+        """The step's call was answered."""
+        if pending.step.kind == "shadow":
+            pending.shadows[pending.step.target] = self._shadow(slot, pending, answer)
+        elif not pending.vote(answer.text):
+            self.fail(pending, "invalid_output")
+            return
+        count_step(self._tally, pending.step.kind)
+
+    def _shadow(self, slot: Slot, pending: Pending, answer: Answer) -> ShadowAnswer:
+        task, target, calls = pending.task, slot.route.candidates[0], slot.attempts[pending.attempts :]
+        scores = self._calls.hooks.score(slot.item, answer, task)
+        share = task.shadow.share if task.shadow is not None else 0.0
+        cost, ms, usage = sum(c.cost_nano for c in calls), sum(c.ms for c in calls), calls[-1].usage
+        return ShadowAnswer(target.model, target.version, answer.text, scores, usage or Usage(), cost, ms, share)
+
+    def finish(self, slot: Slot, pending: Pending, now: float) -> tuple[Result, tuple[Score, ...]]:
+        """The item's result, and what judges say of its answer. The slot is its own again."""
+        result, route = pending.result, pending.result.route
+        if pending.refused:
+            route = msgspec.structs.replace(route, refused=(*route.refused, *pending.refused))
+        slot.pending, slot.route, slot.request = None, route, slot.item.request
+        judged = verdicts(pending)
+        shadows = tuple(
+            msgspec.structs.replace(shadow, scores=(*shadow.scores, *judged.get(target, ())))
+            for target, shadow in pending.shadows.items()
+        )
+        of_answer = judged.get("", ())
+        whole = msgspec.structs.replace(
+            result,
+            route=route,
+            attempts=tuple(slot.attempts),
+            cost_nano=slot.cost_nano,
+            maybe_paid=slot.maybe_paid,
+            finished_at=now,
+            scores=(*result.scores, *of_answer) if result.sampled else (),
+            shadows=shadows,
+        )
+        return whole, of_answer
+
+    # -- how long a step may wait
+
+    def bounded(self, failure: Failure, decision: Again | Stop, now: float) -> Again | Stop:
+        """The retry of a step: it neither waits long nor for somebody to mend its target."""
+        if isinstance(decision, Again) and (failure.kind in MENDED or decision.at - now > PATIENCE_S):
+            return Stop("no_candidate", f"it would have to wait for long: {failure.kind}: {failure.message}")
+        return decision
+
+    def out_of_patience(self, pending: Pending, usable_at: float | None, now: float) -> bool:
+        """`usable_at`: when the step's target may be up again; None: it is."""
+        if usable_at is None:
+            pending.blocked_at = None
+            return False
+        pending.blocked_at = now if pending.blocked_at is None else pending.blocked_at
+        return usable_at - pending.blocked_at > PATIENCE_S
+
+
+def _owes(step: Step, own: tuple[str, str], *, shadowed: bool, judged: bool) -> bool:
+    """A model is no shadow of itself. What is about a shadow's answer is owed with it."""
+    target = step.target if step.kind == "shadow" else step.about
+    return (shadowed and target not in own) if target else judged
