@@ -30,6 +30,7 @@ from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import Log, collect
+from penstock.workers.measuring import Measuring
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
@@ -74,6 +75,7 @@ class Driver:
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
         collect(self._log)
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
+        self._measuring = Measuring()
         self._trail = Trail(self._spec, self._options, self._note)
 
     def __repr__(self) -> str:
@@ -143,9 +145,10 @@ class Driver:
 
     async def _nothing_to_do(self) -> bool:
         """Every item has ended, followers have all records, and own engines' closing lines are in."""
-        total = await all_ended(self._plan, self._stores.primary)
-        if total is None:
+        ended = await all_ended(self._plan, self._stores.primary)
+        if ended is None:
             return False
+        total, self._status.cells = ended
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if self._bill.owed(total, self._run_epoch, time.time()):
             return False
@@ -224,6 +227,7 @@ class Driver:
             if now - checked > CANCEL_POLL_S:
                 checked = now
                 await self._hearing.look(self._crew.pause)
+                self._measuring.see(self._status)
                 idle = self._bill.idle_nano(self._status.tally, now)
                 await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())
                 await self._trail.look(self._status, now)
@@ -326,6 +330,7 @@ class Driver:
             await self._labels.close()
 
     async def _over(self, state: RunState, message: str) -> None:
+        self._measuring.see(self._status)
         await self._trail.ended(state, message, self._status.tally, time.time())
         self._status.ended_at = time.time()
         self._status.message = message
@@ -362,6 +367,7 @@ class Driver:
         report = _report.decode(data)
         if self._crew.owns(report.lane, owner):
             self._reports[report.lane] = report
+            self._measuring.heard(report)
             self._crew.heard(report.lane)
             if report.first_dispatch_at is not None and self._status.first_dispatch_at is None:
                 self._status.first_dispatch_at = report.first_dispatch_at

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, cast
 
 import msgspec
 
+from penstock.engine.flow.cells import Cell, quality_rows
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally, TaskTally
 from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result
@@ -292,15 +293,15 @@ class DriverMetrics:
                 self._metrics.set("budget_usd", nano / NANO_PER_USD, self._job, state)
         if gpu_idle_nano is not None:
             self._metrics.set("gpu_idle_usd", gpu_idle_nano / NANO_PER_USD)
-        for (task, model), around in _bounds(tally).items():
+        for (task, model), around in _bounds(status.cells).items():
             for bound, value in (("mean", around.mean), ("low", around.low), ("high", around.high)):
                 self._metrics.set("quality", value, task, model, bound)
 
 
-def _bounds(tally: Tally) -> dict[tuple[str, str], Interval]:
-    """By (task, model version); several scorers of one task count together. Two samples at least."""
+def _bounds(cells: list[Cell]) -> dict[tuple[str, str], Interval]:
+    """Of results by (task, model version); several scorers of one task count together. Two samples at least."""
     rows: dict[tuple[str, str], TaskTally] = {}
-    for row in tally.quality.values():
+    for row in quality_rows(cell for cell in cells if not cell.role):
         into = rows.setdefault((row.task, row.model), TaskTally(row.task, row.model))
         into.n += row.n
         into.score += row.score

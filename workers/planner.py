@@ -10,6 +10,7 @@ import msgspec
 from penstock.connectors.base import Growing, Primary, Source
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import SpecError
+from penstock.engine.flow.cells import Cell, cells_in, summed
 from penstock.engine.flow.progress import OUTBOX, saved_in
 from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
@@ -67,12 +68,12 @@ async def _any_finished(plan: Plan, primary: Primary) -> bool:
     return False
 
 
-async def all_ended(plan: Plan, primary: Primary) -> Tally | None:
-    """The sum of all lanes where every item of the plan has ended and followers have all records; else None. To an
+async def all_ended(plan: Plan, primary: Primary) -> tuple[Tally, list[Cell]] | None:
+    """The sums of all lanes where every item of the plan has ended and followers have all records; else None. To an
     endless run more may come."""
     if not plan.started or not plan.bounded:
         return None
-    total = Tally()
+    total, cells = Tally(), list[list[Cell]]()
     for lane in range(plan.lanes):
         taken = await primary.peek(lane)
         saved = saved_in(taken.chunks)
@@ -80,7 +81,8 @@ async def all_ended(plan: Plan, primary: Primary) -> Tally | None:
         if not saved.done or saved.opened != splits or any(name.startswith(OUTBOX) for name in taken.chunks):
             return None
         merge(total, saved.tally)
-    return total
+        cells.append(cells_in(taken.chunks))
+    return total, summed(*cells)
 
 
 def lane_count(spec: RunSpec, total_bytes: int, cores: int) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock.engine.flow.cells import Cell
 from penstock.engine.flow.tally import ModelTally, Slow, Tally, TaskTally
 
 __all__ = ["ModelTally", "RunState", "RunStatus", "Slow", "Tally", "TaskTally"]
@@ -48,6 +49,8 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     """Why items of an endless run wait for the next day."""
     total_bytes: int = 0
     total_items: int | None = None
+    cells: list[Cell] = msgspec.field(default_factory=list[Cell])
+    """What was measured of each model; committed items only."""
     tally: Tally = msgspec.field(default_factory=Tally)
     budget_limit_nano: int | None = None
     budget_spent_nano: int = 0

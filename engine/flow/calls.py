@@ -51,6 +51,8 @@ class Calls:
             name: catalog.accounts[model.account].timeout_s if model.account in catalog.accounts else OWN_TIMEOUT_S
             for name, model in catalog.models.items()
         }
+        self.prompts = {name: task.prompt.version if task.prompt else "" for name, task in policy.tasks.items()}
+        """Task → prompt version."""
         self._wire_extra = {task.name: _wire_extra(task.output) for task in policy.tasks.values()}
         self._wire_extra |= {name: _wire_extra(output) for name, output in outputs(policy).items()}
         """Task, or judge → bytes that the wire may add to a request: choices or schema, and the words around them."""
@@ -135,8 +137,7 @@ class Calls:
 
     def result(self, slot: Slot, answer: Answer, now: float) -> Result:
         at = self.priced[slot.model]
-        task = self._tasks.get(slot.route.task)
-        prompt = task.prompt.version if task is not None and task.prompt is not None else ""
+        prompt = self.prompts.get(slot.route.task, "")
         version = slot.route.candidates[slot.candidate].version
         return result_of(slot, answer, at, version, (self.policy.version, prompt), now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.engine.catalog import Price
+from penstock.engine.flow.cells import Cells
 from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.progress import Progress
 from penstock.engine.flow.settle import count_dead, count_result, too_large_of
@@ -21,7 +22,13 @@ class Ends:
     """Every item passes `result` or `dead` exactly once. What is here counts against the window until its commit."""
 
     def __init__(
-        self, progress: Progress, shelf: Shelf, tally: Tally, tier1: Price | None, chains: Chains | None = None
+        self,
+        progress: Progress,
+        shelf: Shelf,
+        tally: Tally,
+        cells: Cells,
+        tier1: Price | None,
+        chains: Chains | None = None,
     ) -> None:
         self.slots: dict[tuple[str, int], Slot] = {}
         """Unfinished items by (item_id, generation), in reading order."""
@@ -36,6 +43,7 @@ class Ends:
         self._progress = progress
         self._shelf = shelf
         self.tally = tally
+        self._cells = cells
         self._tier1 = tier1
         self._chains = chains
         self.unfit: Callable[[Result], str | None] = _takes_all
@@ -55,6 +63,7 @@ class Ends:
             return
         self.results.append(result)
         count_result(self.tally, result)
+        self._cells.result(result)
         if self._tier1 is not None:
             self.tally.tier1_cost_nano += cost_nano(result.usage, self._tier1)
         self._forget(slot)
@@ -63,6 +72,7 @@ class Ends:
         """`slot`: None where the record never became an item."""
         self.dead_letters.append(dead)
         count_dead(self.tally, dead)
+        self._cells.dead(dead)
         if slot is not None:
             self._forget(slot)
         else:
@@ -74,6 +84,7 @@ class Ends:
         """Costs that belong to no item."""
         self.costs += [(line, None) for line in lines]
         for line in lines:
+            self._cells.adjust(line)
             self.tally.cost_nano += line.cost_nano
             key = f"{line.model}@{line.model_version}"
             row = self.tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))

@@ -23,6 +23,7 @@ import msgspec
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.calls import Calls, first_price
+from penstock.engine.flow.cells import CELLS, Cells, cells_in
 from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.copies import Copies
 from penstock.engine.flow.deadlines import Deadlines
@@ -98,7 +99,8 @@ class Lane:
         self.adjusted = saved.adjusted
         self.plan_version = saved.plan_version
         self.chains = Chains() if self.settings.by_key else None
-        self.ends = Ends(self.progress, self.shelf, tally, first_price(self.catalog), self.chains)
+        self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.prompts)
+        self.ends = Ends(self.progress, self.shelf, tally, self.cells, first_price(self.catalog), self.chains)
         self.slots = self.ends.slots
         steps = Steps(self.router, self._calls, self.catalog, tally)
         self.flights = Flights(
@@ -357,7 +359,12 @@ class Lane:
         self.progress.close_finished()
         self.seq += 1
         saved = self.saved()
-        chunks = {PROGRESS: msgspec.msgpack.encode(saved), **self.shelf.changes, **self.outbox.trim()}
+        chunks = {
+            PROGRESS: msgspec.msgpack.encode(saved),
+            CELLS: msgspec.msgpack.encode(self.cells.rows),
+            **self.shelf.changes,
+            **self.outbox.trim(),
+        }
         self.shelf.changes = {}
         return CommitBatch(self.seq, chunks, results, dead, costs, saved)
 

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 from penstock.engine.catalog import Account, Catalog, Model, Price
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally, TaskTally
+from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally
 from penstock.engine.items import (
     STEP_ROLES,
     Answer,
@@ -20,7 +20,6 @@ from penstock.engine.items import (
     Outcome,
     Result,
     Route,
-    Score,
     Usage,
 )
 from penstock.engine.pricing import cost_nano, price_of
@@ -226,28 +225,12 @@ def count_result(tally: Tally, result: Result) -> None:
     if row is None:
         row = tally.models[key] = ModelTally(result.model, result.model_version, basis=result.cost_basis)
     row.items += 1
-    for score in result.scores:
-        _count_score(tally, result.route.task, key, score)
-    for shadow in result.shadows:
-        for score in shadow.scores:
-            _count_score(tally, result.route.task, f"{shadow.model}@{shadow.model_version}", score)
     seconds = result.call_ms / 1000
     slowest = tally.slowest
     if len(slowest) < SLOWEST_KEPT or seconds > slowest[-1].seconds:
         slowest.append(Slow(result.item.item_id, result.item.custom_id, result.model, seconds))
         slowest.sort(key=lambda slow: -slow.seconds)
         del slowest[SLOWEST_KEPT:]
-
-
-def _count_score(tally: Tally, task: str, model: str, score: Score) -> None:
-    key = f"{task}/{model}/{score.scorer}"
-    row = tally.quality.get(key)
-    if row is None:
-        row = tally.quality[key] = TaskTally(task, model)
-    row.n += 1
-    row.score += score.score
-    row.score2 += score.score * score.score
-    row.passed += score.passed
 
 
 def count_dead(tally: Tally, dead: DeadLetter) -> None:

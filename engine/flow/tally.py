@@ -25,7 +25,7 @@ class ModelTally(msgspec.Struct, omit_defaults=True):
 
 
 class TaskTally(msgspec.Struct, omit_defaults=True):
-    """Quality samples of one (task, model): n, Σscore, Σscore², passed."""
+    """Scores of one (task, model@version, scorer), as people are told them (`cells.quality_rows`)."""
 
     task: str = ""
     model: str = ""
@@ -67,7 +67,6 @@ class Tally(msgspec.Struct, omit_defaults=True):
     ready: int = 0
     shelved: int = 0
     models: dict[str, ModelTally] = msgspec.field(default_factory=dict[str, ModelTally])
-    quality: dict[str, TaskTally] = msgspec.field(default_factory=dict[str, TaskTally])
     slowest: list[Slow] = msgspec.field(default_factory=list[Slow])
     position_bytes: int = 0
     """Input done so far, in bytes of the object (rows × mean size for tables): for progress and ETA."""
@@ -112,8 +111,6 @@ def merge(into: Tally, other: Tally) -> None:
         _add_counts(mine, theirs)  # pyright: ignore[reportArgumentType]
     for key, model in other.models.items():
         _merge_model(into.models.setdefault(key, ModelTally(model=model.model, version=model.version)), model)
-    for key, task in other.quality.items():
-        _merge_task(into.quality.setdefault(key, TaskTally(task=task.task, model=task.model)), task)
     into.slowest = sorted([*into.slowest, *other.slowest], key=lambda slow: -slow.seconds)[:SLOWEST_KEPT]
 
 
@@ -157,8 +154,3 @@ def _merge_model(into: ModelTally, other: ModelTally) -> None:
         setattr(into, name, getattr(into, name) + getattr(other, name))
     into.basis = other.basis
     _add_counts(into.failures, other.failures)
-
-
-def _merge_task(into: TaskTally, other: TaskTally) -> None:
-    for name in ("n", "score", "score2", "passed"):
-        setattr(into, name, getattr(into, name) + getattr(other, name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.engine.flow.cells import Cell, quality_rows
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
 from penstock.jobs.progress import done_items, expected_items
 from penstock.jobs.wording import counted, dollars, duration, relative, share, tallied
@@ -115,7 +116,7 @@ def _lines(status: RunStatus, named: str) -> Table:
     for label, text in (
         ("cost", cost_line(status)),
         ("saved", saved_line(tally)),
-        *(("quality", line) for line in _quality(tally)),
+        *(("quality", line) for line in _quality(status.cells)),
         *(("slowest", _slow(slow)) for slow in tally.slowest[:3]),
         ("dead letters", _dead(tally, named)),
         ("walls", f"targets refused: {tallied(tally.refused)}" if tally.refused else ""),
@@ -160,8 +161,8 @@ def saved_line(tally: Tally) -> str:
     )
 
 
-def _quality(tally: Tally) -> list[str]:
-    return [quality_line(task) for task in sorted(tally.quality.values(), key=lambda t: (t.task, t.model)) if task.n]
+def _quality(cells: list[Cell]) -> list[str]:
+    return [quality_line(row) for row in quality_rows(cells) if row.n]
 
 
 def quality_line(task: TaskTally) -> str:

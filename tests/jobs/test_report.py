@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs import progress, wording
 from penstock.jobs.look import report
@@ -34,10 +35,6 @@ def finished() -> RunStatus:
             "opus@x": ModelTally("opus", "x", 310, 300, 433_500_000, 41_200, 3_000, 9_100),
             "small@v1": ModelTally("small", "v1", 2702, 2694, 21_000_000, 402_000, 0, 9_100, basis="amortised"),
         },
-        quality={
-            "a": TaskTally("classification", "small", 412, 338.0, 338.0, 338),
-            "b": TaskTally("rewriting", "opus", 4, 3.0, 2.5, 2),
-        },
         slowest=[Slow("0123456789abcdef" * 2, "order-17", "small", 12.3), Slow("f" * 32, None, "opus", 9.1)],
         refused={"eu-only": 10, "health": 2},
     )
@@ -50,6 +47,10 @@ def finished() -> RunStatus:
         first_dispatch_at=1002.1,
         ended_at=1072.4,
         total_items=3000,
+        cells=[
+            Cell("classification", "small", "v1", scores={"exact@1": Scored(338, {1000: 338, 0: 74})}),
+            Cell("rewriting", "opus", "x", scores={"judge@1": Scored(2, {1000: 2, 500: 2})}),
+        ],
         tally=tally,
         budget_limit_nano=25 * NANO_PER_USD,
         budget_spent_nano=455_000_000,

@@ -12,9 +12,10 @@ import pytest
 
 from penstock.connectors.settings import FilesSource, Row
 from penstock.engine.catalog import Catalog
+from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.progress import Saved
-from penstock.engine.flow.tally import Tally, TaskTally, count_fallback, merge
+from penstock.engine.flow.tally import Tally, count_fallback, merge
 from penstock.engine.items import (
     Answer,
     Attempt,
@@ -281,8 +282,8 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     """Quality has its mean and both bounds; scorers of one task count together."""
     sheet = Sheet()
     tally = Tally(cost_nano=2 * 10**9, forfeit_nano=10**9)
-    tally.quality = {name: TaskTally("t", "m@v1", 50, 40.0, 40.0, 40) for name in "ab"}
-    status = RunStatus("run", "mail", "running", tally=tally, budget_limit_nano=5 * 10**9)
+    cell = Cell("t", "m", "v1", scores={name: Scored(40, {1000: 40, 0: 10}) for name in "ab"})
+    status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096)
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
     low, mean, high = (sheet.of("quality", "t", "m@v1", bound) for bound in ("low", "mean", "high"))

@@ -10,6 +10,7 @@ import msgspec
 from penstock.connectors.base import OutRecord, Records
 from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
+from penstock.engine.flow.cells import CELLS
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.items import DeadLetter, Position, Result, Score
@@ -29,6 +30,8 @@ class LaneCommit:
         """When the last commit was durable."""
         self.done = False
         """All of the lane's items have ended and are committed."""
+        self.cells = b""
+        """The committed ones, as the progress holds them."""
         self.committed: Callable[[CommitBatch], object] = _nobody
         self._lane = lane
         self._epoch = epoch
@@ -59,7 +62,7 @@ class LaneCommit:
             chunks[name] = data
         await self._stores.primary.commit(self._lane, self._epoch, batch.seq, own, chunks)
         self.at = self._now()
-        self.done = batch.saved.done
+        self.done, self.cells = batch.saved.done, chunks[CELLS]
         self._machine.committed(self.at)
         self.committed(batch)
         return started

@@ -33,6 +33,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     first_dispatch_at: float | None = None
     plan_version: int = 0
     """Of the plan that this owner reads by."""
+    cells: bytes = b""
+    """The committed ones (`engine.flow.cells`), every few seconds; empty: they are not told this time."""
     closed: bool = False
     """This owner was given the closing lines of own engines."""
 

@@ -36,6 +36,8 @@ POST_EVERY_S = 0.02
 POST_AGAIN_S = 1.0
 """Unchanged counts are told again: the board counts what it granted as gone, and a grant may never be used."""
 REPORT_EVERY_S = 0.25
+CELLS_EVERY_S = 2.0
+"""Some kilobytes; whoever reads them looks every few seconds."""
 SWEEP_EVERY_S = 5.0
 HASTE = 0.1
 """Least time between commits when workers are short of dispatchable items, as a share of the usual one."""
@@ -94,7 +96,7 @@ class LaneShell:
         self._posted: dict[str, tuple[int, int, int]] = {}
         self._granted_more = False
         """A grant was not used up: the board counts as gone what is still here, or soon comes back from the till."""
-        self._posted_at = self._reported_at = self._swept_at = self._verified_at = 0.0
+        self._posted_at = self._reported_at = self._swept_at = self._verified_at = self._measured_at = 0.0
         self._first_dispatch_at: float | None = None
 
     # -- life
@@ -373,12 +375,16 @@ class LaneShell:
             self._driver.post([Post(self.lane, pool, *count) for pool, count in counts.items()])
 
     def _report(self, now: float) -> None:
-        self._reported_at = now
+        settled, self._reported_at = self.settled, now
+        measured = settled or _since(self._measured_at, now) > CELLS_EVERY_S
+        if measured:
+            self._measured_at = now
         self._driver.report(
             msgspec.structs.replace(
                 report_of(self.machine, self._out.at, now),
                 done=self._out.done,
-                settled=self.settled,
+                settled=settled,
+                cells=self._out.cells if measured else b"",
                 lag=self._input.lag(),
                 input_away=self._input.away(now),
                 first_dispatch_at=self._first_dispatch_at,
