@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from penstock.engine.flow.slots import Slot
@@ -40,6 +42,21 @@ class Copies:
         slot.key = None
         followers, slot.followers = slot.followers or [], None
         return followers
+
+    def part(self, changed: Callable[[Slot], bool]) -> list[Slot]:
+        """Some are to be asked of other versions than before: who follows nobody any more. A leader at a worker goes
+        on, for those who still want what it was sent for."""
+        freed: list[Slot] = []
+        for leader in self.leaders():
+            followers = leader.followers or []
+            freed += [slot for slot in followers if changed(slot)]
+            leader.followers = [slot for slot in followers if not changed(slot)] or None
+            if leader.state != "flying" and changed(leader):
+                freed += self.disband(leader)
+        return freed
+
+    def leaders(self) -> list[Slot]:
+        return list(self._leaders.values())
 
     def _may_share(self, slot: Slot) -> bool:
         task = self._tasks.get(slot.route.task)

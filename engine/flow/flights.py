@@ -22,6 +22,7 @@ from penstock.engine.flow.tally import count_fallback
 from penstock.engine.flow.till import Till
 from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
+from penstock.engine.router import Router
 
 
 class Flights:
@@ -35,6 +36,7 @@ class Flights:
         inherited: Inherited,
         chains: Chains | None,
         steps: Steps,
+        router: Router,
     ) -> None:
         self.count = 0
         """Calls at workers."""
@@ -51,12 +53,14 @@ class Flights:
         self._inherited = inherited
         self._chains = chains
         self._steps = steps
+        self._router = router
         self._health = places.targets.health
         self._retry = RetrySettings(max_attempts=calls.policy.max_attempts)
 
     def start(self, slot: Slot, now: float) -> None:
         """The item is under the committed horizon: go on with what a worker already has of it, or wait for those of its
         key that come before it, or for the answer to an equal one; else queue it."""
+        self._turn(slot)
         claimed = self._inherited.claim(slot)
         if claimed is not None:
             adopted, candidate = claimed
@@ -76,6 +80,29 @@ class Flights:
         self.count += 1
         in_flight, tier = self._tally.in_flight, slot.route.tier
         in_flight[tier] = in_flight.get(tier, 0) + 1
+
+    # -- versions that change while it waits
+
+    def steered(self, now: float) -> None:
+        """Other versions are to be asked from now on (`Router.steer`). What is at a worker goes on; what is ready, or
+        follows another, starts anew where it gets another one; all else is turned when it is queued."""
+        freed = self._copies.part(self._turns)
+        ready = self._places.ready
+        stopped = [slot for slot in ready.slots() if self._turns(slot)]
+        ready.drop(set(stopped))
+        for slot in (*stopped, *freed):
+            self._turn(slot)
+            if not self._copies.follows(slot):
+                self.queue(slot, now)
+
+    def _turns(self, slot: Slot) -> bool:
+        item = slot.item
+        return slot.pending is None and self._router.turned(slot.route, item.attributes, item.item_id) is not slot.route
+
+    def _turn(self, slot: Slot) -> None:
+        if slot.turn is not self._router.turn and slot.pending is None:
+            slot.turn = self._router.turn
+            slot.route = self._router.turned(slot.route, slot.item.attributes, slot.item.item_id)
 
     def by_model(self) -> dict[str, int]:
         """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""
@@ -270,5 +297,6 @@ class Flights:
         self.dead_letter(slot, "deadline", words, now)
 
     def queue(self, slot: Slot, now: float) -> None:
+        self._turn(slot)
         if slot.pending is None or not self._waits_in_vain(slot, slot.pending, now):
             self._places.queue(slot, now, self._tally)

@@ -45,6 +45,7 @@ from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
 from penstock.engine.router import Rejection, Router
+from penstock.engine.steering.turn import Turn
 
 
 class Lane:
@@ -104,7 +105,15 @@ class Lane:
         self.slots = self.ends.slots
         steps = Steps(self.router, self._calls, self.catalog, tally)
         self.flights = Flights(
-            self.ends, self._calls, self.copies, self.places, self.till, self._inherited, self.chains, steps
+            self.ends,
+            self._calls,
+            self.copies,
+            self.places,
+            self.till,
+            self._inherited,
+            self.chains,
+            steps,
+            self.router,
         )
 
     def extend(self, splits: Sequence[Split], version: int) -> bool:
@@ -159,10 +168,10 @@ class Lane:
         self.progress.end(ordinal)
 
     def _slot(self, item: Item, now: float) -> Slot:
-        routed = self.router.route(item.attributes, item.request)
+        routed = self.router.route(item.attributes, item.request, item.item_id)
         self._sequence += 1
         slot = Slot(item, routed.route if isinstance(routed, Rejection) else routed, self._sequence)
-        slot.offered_at = now
+        slot.offered_at, slot.turn = now, self.router.turn
         slot.rejection = routed if isinstance(routed, Rejection) else None
         self.shelf.recall(slot)
         return slot
@@ -296,6 +305,11 @@ class Lane:
         """From now on items of these tiers wait, and no others. What is in flight goes on."""
         for slot in self.places.pause(tiers):
             self.flights.queue(slot, now)
+
+    def steer(self, turn: Turn, now: float) -> None:
+        """From now on models have these versions. What is at a worker goes on; all else gets them before it is sent."""
+        self.router.steer(turn)
+        self.flights.steered(now)
 
     def heard(self, worker: str, now: float) -> None:
         """The worker renewed its right: it lives, and has calls of this lane; they may wait there for a limit."""

@@ -11,6 +11,7 @@ from penstock.engine.flow.pending import Pending
 from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
 from penstock.engine.retry import History
 from penstock.engine.router import Rejection
+from penstock.engine.steering.turn import Turn
 
 State = Literal["beyond", "behind", "ready", "held", "flying", "following", "finished"]
 """beyond: not under the committed horizon yet. behind: another of its key comes first. held: waits for a time (retry)
@@ -53,6 +54,7 @@ class Slot:
         "state",
         "timeout_s",
         "tried",
+        "turn",
         "usage",
         "worker",
     )
@@ -89,6 +91,8 @@ class Slot:
         self.tried = False
         """Its tries are in the progress."""
         self.timeout_s = 0.0
+        self.turn: Turn | None = None
+        """Whose versions its route has."""
         self.key: tuple[object, ...] | None = None
         self.followers: list[Slot] | None = None
         """Who waits for its answer; of one that owes steps, also for what judges say of it."""

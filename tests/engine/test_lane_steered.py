@@ -1,0 +1,110 @@
+"""Versions change while a lane works: what is not at a worker gets the new ones, and nothing else about it changes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+
+from penstock.engine.budget import Budgets
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.items import Answer, Attributes, Item, Outcome, Position, Request, Usage
+from penstock.engine.measure.guards import Guard
+from penstock.engine.plan import Split
+from penstock.engine.policy import Policy, Task
+from penstock.engine.router import Router
+from penstock.engine.steering import document
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.rollout import begin
+from penstock.engine.steering.turn import Turn
+from tests.engine import test_lane_machine as machine
+
+GUARDS = (Guard(name="quality"),)
+
+
+def half(model: str) -> Steering:
+    return document.started(Steering(), begin(model, ("v1", "v2"), (0.5,), GUARDS, by="ann", now=1.0))
+
+
+STEERED = [
+    Steering(),
+    Steering(live={"mid": "v2"}),
+    half("mid"),
+    half("alt"),
+    document.with_rollout(half("mid"), half("big").rollouts["big"]),
+    Steering(live={"mid": "v9", "nobody": "v2"}),
+]
+
+
+class SteeredLane(machine.LaneMachine):
+    turn: Turn | None = None
+
+    def start(self, *args: object, **kwargs: object) -> None:
+        super().start(*args, **kwargs)  # type: ignore[arg-type]
+        if self.turn is not None:
+            self.lane.steer(self.turn, self.now)
+
+    @rule(to=st.sampled_from(STEERED))
+    def steer(self, to: Steering) -> None:
+        self.turn = Turn(self.lane.catalog.models, to)
+        flying = {key: slot.route for key, slot in self.lane.slots.items() if slot.state == "flying"}
+        before = len(self.lane.slots)
+        self.lane.steer(self.turn, self.now)
+        assert len(self.lane.slots) == before, "an item ended by being steered"
+        assert all(self.lane.slots[key].route is route for key, route in flying.items()), "a call under way was touched"
+
+    @invariant()
+    def what_may_be_sent_has_the_versions_of_now(self) -> None:
+        if not hasattr(self, "lane"):
+            return
+        for slot in self.lane.ready.slots():
+            item = slot.item
+            if slot.pending is None:
+                assert self.lane.router.turned(slot.route, item.attributes, item.item_id) is slot.route
+        for leader in self.lane.copies.leaders():
+            for follower in leader.followers or ():
+                assert follower.route.candidates == leader.route.candidates, "it gets an answer from another arm"
+
+
+TestSteeredLane = SteeredLane.TestCase
+TestSteeredLane.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def two_versions() -> Lane:
+    versions = (Version("v1", "m1"), Version("v2", "m2"))
+    model = Model("m", versions, "v1", account="a", price=Price(input=10**9, output=10**9))
+    catalog = Catalog({"a": Account("a", "openai", "http://localhost")}, {"m": model}, {2: ("m",)})
+    policy = Policy({"t": Task("t")}, default_task="t")
+    hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
+    made = Lane(LaneSettings(0, "r"), Router(catalog, policy), catalog, policy, hooks, Budgets((), "r"))
+    made.begin([Split("s", "o", 0, 0, "u", 0, None)], {}, 0)
+    return made
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_items_that_wait_for_the_answer_to_an_equal_one_are_asked_anew_once_it_comes_from_a_version_taken_back(
+    share: float,
+) -> None:
+    """The one at a worker goes on; those behind it want the version of now, and one of them asks for all."""
+    lane = two_versions()
+    for position in range(3):
+        request = Request(b"{}", temperature=0.0, input_hash="same")
+        lane.offer(Item(f"i{position}", Position("s", 0, position), Attributes(), request, b"o", 0.0), 0.0)
+    lane.commit(0.0)
+    lane.committed(0.0)
+    (first,) = lane.take("api:a", 9, 1 << 30, "w", 0.0)
+    lane.steer(Turn(lane.catalog.models, Steering(live={"m": "v2"} if share else {})), 0.0)
+    again = lane.take("api:a", 9, 1 << 30, "w", 0.0)
+    assert [call.version for call in again] == (["v2"] if share else [])
+    for call in (first, *again):
+        answer = Outcome(
+            call.item_id, 0, call.attempt, 0.0, 1.0, Answer(call.version, "stop", b"{}"), None, Usage(1, output=1)
+        )
+        lane.outcome(answer, 0.0)
+    results = {r.item.item_id: r.answer.text for r in lane.commit(0.0).results}
+    assert results == {"i0": "v1", "i1": "v2" if share else "v1", "i2": "v2" if share else "v1"}
