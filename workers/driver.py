@@ -38,6 +38,7 @@ from penstock.workers.planner import all_ended, durable_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec, window_of
 from penstock.workers.status import RunState, RunStatus
+from penstock.workers.steering import Steersman
 from penstock.workers.sums import sum_up
 from penstock.workers.trail import Trail
 
@@ -77,6 +78,7 @@ class Driver:
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
         self._measuring = Measuring()
         self._trail = Trail(self._spec, self._options, self._note)
+        self._steersman = Steersman(self._spec.state, self._spec.catalog, lambda: self._status.cells, self._note)
 
     def __repr__(self) -> str:
         return f"driver {self._spec.name}"
@@ -188,7 +190,8 @@ class Driver:
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if not hasattr(self, "_crew"):
             self._recruit(self._plan)
-        for pool in first_pools(spec.catalog):
+        await self._steersman.first(self._crew.steer)
+        for pool in first_pools(spec.catalog, self._steersman.pools()):
             self._fleet.want(pool)
         if self._status.resumed:
             await self._fleet.reunite(REUNITE_S)
@@ -227,6 +230,8 @@ class Driver:
             if now - checked > CANCEL_POLL_S:
                 checked = now
                 await self._hearing.look(self._crew.pause)
+                await self._steersman.look(self._crew.steer, now)
+                self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
                 self._measuring.see(self._status)
                 idle = self._bill.idle_nano(self._status.tally, now)
                 await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())

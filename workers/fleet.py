@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from hashlib import blake2b
 
 import msgspec
@@ -39,11 +39,16 @@ class Worker:
         self.gauges: dict[str, float] = {}
         self.started_at = 0.0
         self.ready_at = 0.0
+        self.released = False
+        """Its version is not in use any more: it ends what it has, and nobody takes its place."""
 
 
-def first_pools(catalog: Catalog) -> list[str]:
-    """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there."""
-    return list(dict.fromkeys(catalog.models[names[0]].pool for names in catalog.tiers.values() if names))
+def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
+    """Pools that will surely be asked: the first candidates of every tier. Others start when work waits there. `own`:
+    of engines whose versions are in use."""
+    firsts = [catalog.models[names[0]] for names in catalog.tiers.values() if names]
+    pools = [model.pool_of(v.id) for model in firsts for v in model.versions]
+    return list(dict.fromkeys(pool for pool in pools if pool in own or not pool.startswith("vllm:")))
 
 
 class Fleet:
@@ -80,7 +85,10 @@ class Fleet:
 
     def want(self, pool: str) -> None:
         """See that the pool has its workers. Asked again: nothing."""
-        if self._closing or pool in self.down or any(key[0] == pool for key in self.workers):
+        here = [worker for key, worker in self.workers.items() if key[0] == pool]
+        for worker in here:
+            self._take_back(worker)
+        if self._closing or pool in self.down or here:
             return
         for number in range(self._replicas(pool)):
             worker = self.workers[pool, number] = Worker(pool, number)
@@ -97,6 +105,19 @@ class Fleet:
         if settled and _has_place(model, len(here)):
             worker = self.workers[pool, len(here)] = Worker(pool, len(here))
             self._spawn(self._keep(worker))
+
+    def let_go(self, pools: Collection[str]) -> None:
+        """No item is sent there any more: their workers end what they have, and then themselves. Asked again:
+        nothing."""
+        for worker in self.workers.values():
+            if worker.pool in pools and worker.handle is not None and not worker.released:
+                worker.released = True
+                self._spawn(_await(worker.handle.leave.remote(self._job)))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _take_back(self, worker: Worker) -> None:
+        if worker.released and worker.handle is not None:
+            worker.released = False
+            self._spawn(_await(self._serve(worker.handle)))
 
     async def reunite(self, seconds: float) -> None:
         """Wait a little for workers that an earlier driver of this run left: they may hold answers for its lanes."""
@@ -143,6 +164,9 @@ class Fleet:
             self._on_change("lost", worker, "")
             lost, worker.handle = worker.name, None
             await self._on_lost(lost)
+            if worker.released:
+                del self.workers[worker.pool, worker.number]
+                return
 
     async def _start(self, worker: Worker) -> None:
         settings, name = self._settings(worker)
@@ -153,8 +177,11 @@ class Fleet:
         worker.name, _ = await handle.start.remote()  # pyright: ignore[reportAttributeAccessIssue]
         worker.handle, worker.ready_at = handle, time.time()
         self._on_change("ready", worker, "")
-        await handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
+        await self._serve(handle)
         self._spawn(tell_skew(f"worker {worker.name}", handle.clock.remote, self._note))  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def _serve(self, handle: object) -> None:
+        await handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _until_lost(self, worker: Worker) -> None:
         """Returns when its process is gone, or has not answered for long."""
@@ -202,7 +229,12 @@ class Fleet:
         return named, f"{label} {fingerprint}"
 
     def _model(self, pool: str) -> Model | None:
-        return next((m for m in self.catalog.models.values() if m.worker is not None and m.pool == pool), None)
+        """The own model that the pool serves, at the pool's version; None: an account's."""
+        for model in self.catalog.models.values():
+            for version in model.versions if model.worker is not None else ():
+                if model.pool_of(version.id) == pool:
+                    return msgspec.structs.replace(model, live=version.id)
+        return None
 
     def _replicas(self, pool: str) -> int:
         model = self._model(pool)

@@ -52,7 +52,7 @@ def priced(catalog: Catalog) -> dict[str, Priced]:
 
 def attempt_of(slot: Slot, outcome: Outcome, at: Priced, version: str) -> Attempt:
     """Price the call. A failed call costs what its usage says, else nothing known."""
-    usage = outcome.usage
+    usage, target = outcome.usage, slot.route.candidates[slot.candidate]
     cost = 0
     if usage is not None:
         cost = outcome.cost_nano if outcome.cost_nano is not None else cost_nano(usage, at.price)
@@ -69,6 +69,8 @@ def attempt_of(slot: Slot, outcome: Outcome, at: Priced, version: str) -> Attemp
         account=at.account,
         usage=usage,
         basis="estimated" if outcome.estimated else at.basis,
+        experiment=target.experiment,
+        arm=target.arm,
     )
 
 
@@ -109,7 +111,7 @@ def add_usage(a: Usage, b: Usage) -> Usage:
 
 def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tuple[str, str], now: float) -> Result:
     """`versions`: (policy, prompt). The caller adds sampling and scores."""
-    item = slot.item
+    item, target = slot.item, slot.route.candidates[slot.candidate]
     return Result(
         item=item,
         route=slot.route,
@@ -132,6 +134,9 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         call_ms=slot.call_ms,
         output_hash=output_hash(answer),
         maybe_paid=slot.maybe_paid,
+        experiment=target.experiment,
+        arm=target.arm,
+        propensity=target.propensity,
     )
 
 

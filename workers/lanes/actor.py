@@ -25,6 +25,8 @@ from penstock.engine.items import CostLine, OutputSpec
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
 from penstock.engine.router import Router
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.turn import Turn
 from penstock.workers.answers import ask_again_body
 from penstock.workers.clock import SYSTEM
 from penstock.workers.lanes.input import Verdicts
@@ -40,6 +42,7 @@ from penstock.workers.scoring import Scoring
 
 _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)
+_steering = msgspec.json.Decoder(Steering)
 
 
 class RemoteDriver:
@@ -73,6 +76,7 @@ class LaneActor:
         end_with_raylet()
         self._spec = _spec.decode(spec)
         self._plan = _plan.decode(plan)
+        self._turn = Turn(self._spec.catalog.models)
         self._label = label
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
@@ -132,6 +136,7 @@ class LaneActor:
             Hooks(random.Random(f"{spec.run_id}/{lane}/{epoch}").random, self._scoring, ask_again_body),
             Budgets(spec.budgets, spec.run_id),
         )
+        machine.router.steer(self._turn)
         return LaneShell(
             lane,
             epoch,
@@ -226,6 +231,13 @@ class LaneActor:
         """From now on items of these tiers wait, and no others."""
         for shell in self._shells.values():
             shell.machine.pause(frozenset(tiers), time.time())
+            shell.wake()
+
+    async def steer(self, steering: bytes) -> None:
+        """From now on models have these versions."""
+        self._turn = Turn(self._spec.catalog.models, _steering.decode(steering))
+        for shell in self._shells.values():
+            shell.machine.steer(self._turn, time.time())
             shell.wake()
 
     async def reprice(self, model: str, price: bytes) -> None:

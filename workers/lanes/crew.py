@@ -39,6 +39,8 @@ class _Actor:
         self.lanes: list[int] = []
         self.plan_version = plan_version
         """Of the longest plan that it has."""
+        self.steering = b""
+        """The one that its lanes obey."""
 
 
 class Crew:
@@ -79,6 +81,7 @@ class Crew:
         self._going = False
         self._draining = False
         self._paused: tuple[int, ...] = ()
+        self._steering = b""
         self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
         self._reopening: dict[int, asyncio.Lock] = {}
         self._primary: Primary | None = None
@@ -171,7 +174,7 @@ class Crew:
         owner = self._owners[lane] = self._next_owner
         self._board.own(lane, owner)
         epoch = (self._run_epoch, self._openings[lane])
-        await self._tell_plan(actor)
+        await self._inform(actor)
         await actor.handle.open.remote(lane, owner, epoch, force, self._complete)  # pyright: ignore[reportAttributeAccessIssue]
         workers = self._fleet.handles()
         if workers:
@@ -298,7 +301,7 @@ class Crew:
                 if now - self._heard.get(lane, now) > LONE_SILENT_S:
                     reports.pop(lane, None)
                     self._hangs(lane, now)
-            if actor.plan_version < self._plan.version:
+            if actor.plan_version < self._plan.version or actor.steering != self._steering:
                 self._spawn(self._catch_up(actor))
 
     def _hangs(self, lane: int, now: float) -> None:
@@ -314,17 +317,21 @@ class Crew:
         self._plan = plan
         await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
 
-    async def _tell_plan(self, actor: _Actor) -> None:
-        """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know."""
-        plan = self._plan
+    async def _inform(self, actor: _Actor) -> None:
+        """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know; one
+        that opens by an older steering would send units to another version."""
+        plan, steering = self._plan, self._steering
         if actor.plan_version < plan.version:
             await actor.handle.extend.remote(encode(plan))  # pyright: ignore[reportAttributeAccessIssue]
             actor.plan_version = max(actor.plan_version, plan.version)
+        if actor.steering != steering:
+            await actor.handle.steer.remote(steering)  # pyright: ignore[reportAttributeAccessIssue]
+            actor.steering = steering
 
     async def _catch_up(self, actor: _Actor) -> None:
         """In time; else `check` comes back to it, and no lane is opened before."""
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._tell_plan(actor), TELL_S)
+            await asyncio.wait_for(self._inform(actor), TELL_S)
 
     async def worker_lost(self, name: str) -> None:
         await self._tell("worker_lost", name)
@@ -339,6 +346,11 @@ class Crew:
         """Hold back these tiers, and no others."""
         self._paused = tiers
         await self._tell("pause", list(tiers))
+
+    async def steer(self, steering: bytes) -> None:
+        """Versions of models, and who gets which."""
+        self._steering = steering
+        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
 
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
         known = self._verdict[2] if self._verdict is not None else []

@@ -1,0 +1,187 @@
+"""What the measured cells say of a rollout, and what its guards say to that.
+
+Of cells whose `experiment` is the rollout and whose `arm` is `baseline-N` or `candidate-N`. Stages and tasks stay apart
+(their shares and their means differ); prompts and prices are added up.
+
+| guard | an item's value |
+|---|---|
+| quality | its score, for each scorer by itself (they share the alarm rate) |
+| error_rate | 1 where a call here gave the item its answer, else 0 |
+| refusals | 1, or 0 where the provider's policy refused it |
+| cost, latency | the logarithm, compared by means: what is doubled for half of the items shows, an outlier doesn't |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from penstock.engine.errors import SpecError
+from penstock.engine.flow.cells import Cell, summed
+from penstock.engine.measure.allocated import Stratum
+from penstock.engine.measure.guards import Guard, Verdict, judge_arms, judge_moments
+from penstock.engine.measure.moments import Moments, merge_moments
+from penstock.engine.measure.sample import STEPS, Sample, merge
+from penstock.engine.steering.rollout import BASELINE, Rollout, Told, arm_of
+
+GUARDS: Mapping[str, Guard] = {
+    "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=500),
+    "error_rate": Guard(name="error_rate", fail_beyond=-0.01, pass_within=-0.03, max_items=1_000),
+    "refusals": Guard(name="refusals", fail_beyond=-0.01, pass_within=-0.03, max_items=1_000),
+    "cost": Guard(name="cost", worse="higher", fail_beyond=math.log(1.1), pass_within=math.log(1.25), max_items=1_000),
+    "latency": Guard(
+        name="latency", worse="higher", fail_beyond=math.log(1.25), pass_within=math.log(1.5), max_items=1_000
+    ),
+}
+"""By the name that a person says. Any loss of quality that can be shown fails; of the others, what all items are
+counted for, only a loss that matters: a point more of errors, a tenth more cost, a quarter more time. Guesses."""
+
+Key = tuple[int, str]
+"""(stage, task)."""
+
+
+class Sides(msgspec.Struct):
+    """The two arms of one stage and task."""
+
+    base: list[Cell]
+    other: list[Cell]
+
+
+def guards(names: Sequence[str], max_items: int | None = None) -> tuple[Guard, ...]:
+    """Raises `SpecError` for a name that is no guard's."""
+    unknown = [name for name in names if name not in GUARDS]
+    if unknown:
+        raise SpecError(f"there is no guard {unknown[0]!r}; guards: {', '.join(GUARDS)}")
+    chosen = [GUARDS[name] for name in dict.fromkeys(names)]
+    if max_items is not None:
+        chosen = [msgspec.structs.replace(guard, max_items=max_items) for guard in chosen]
+    return tuple(chosen)
+
+
+def judged(rollout: Rollout, cells: Iterable[Cell]) -> tuple[Told, ...]:
+    """What each guard says now; of quality, what it says by each scorer."""
+    sides = _sides(rollout, cells)
+    told: list[Told] = []
+    for guard in rollout.guards:
+        match guard.name:
+            case "quality":
+                told += _quality(rollout, guard, sides)
+            case "error_rate":
+                told.append(_rate(rollout, guard, sides, _answered))
+            case "refusals":
+                told.append(_rate(rollout, guard, sides, _not_refused))
+            case "cost":
+                told.append(_size(rollout, guard, sides, Cell.log_cost))
+            case _:
+                told.append(_size(rollout, guard, sides, Cell.log_ms))
+    return tuple(told)
+
+
+def counts(rollout: Rollout, cells: Iterable[Cell]) -> dict[int, tuple[int, int]]:
+    """Stage → items that ended in the (baseline's, candidate's) arm."""
+    found: dict[int, tuple[int, int]] = {}
+    for (stage, _), sides in _sides(rollout, cells).items():
+        base, other = found.get(stage, (0, 0))
+        found[stage] = base + sum(c.items for c in sides.base), other + sum(c.items for c in sides.other)
+    return found
+
+
+def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
+    found: dict[Key, Sides] = {}
+    for cell in summed(cell for cell in cells if cell.experiment == rollout.id and cell.role == ""):
+        arm = arm_of(cell.arm)
+        if arm is None or arm[1] >= len(rollout.stages) or cell.model != rollout.model:
+            continue
+        sides = found.setdefault((arm[1], cell.task), Sides([], []))
+        (sides.base if arm[0] == BASELINE else sides.other).append(cell)
+    return found
+
+
+# ---- shares and scores
+
+
+def _rate(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callable[[Cell], Sample]) -> Told:
+    strata = {key: Stratum(merge(*map(of, each.base)), merge(*map(of, each.other))) for key, each in sides.items()}
+    return _arms(rollout, guard, strata, guard.name)
+
+
+def _arms(rollout: Rollout, guard: Guard, strata: Mapping[Key, Stratum], name: str) -> Told:
+    here = [stratum for (stage, _), stratum in strata.items() if stage == rollout.stage]
+    return _told(name, judge_arms(guard, list(strata.values()), here))
+
+
+def _answered(cell: Cell) -> Sample:
+    return _coins(cell.results, cell.items)
+
+
+def _not_refused(cell: Cell) -> Sample:
+    return _coins(cell.items - min(cell.items, cell.refused), cell.items)
+
+
+def _coins(good: int, items: int) -> Sample:
+    return Sample(tuple(pair for pair in ((0, items - good), (STEPS, good)) if pair[1] > 0))
+
+
+def _quality(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides]) -> list[Told]:
+    """Scores count by the scorer's name and version. With none yet, the guard goes on."""
+    by_scorer: dict[str, dict[Key, Stratum]] = {}
+    for key, each in sides.items():
+        for scorer in {name for cell in (*each.base, *each.other) for name in cell.scores}:
+            base, other = (_scores(cells, scorer) for cells in (each.base, each.other))
+            by_scorer.setdefault(scorer, {})[key] = Stratum(base, other)
+    if not by_scorer:
+        return [Told(guard.name, "go on", 0, None, None, f"{guard.name}: no item was scored yet")]
+    shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(by_scorer))
+    return [
+        _arms(rollout, msgspec.structs.replace(shared, name=f"{guard.name} {scorer}"), strata, f"{guard.name} {scorer}")
+        for scorer, strata in sorted(by_scorer.items())
+    ]
+
+
+def _scores(cells: Sequence[Cell], scorer: str) -> Sample:
+    return merge(*(cell.scores[scorer].sample() for cell in cells if scorer in cell.scores))
+
+
+# ---- sizes
+
+
+def _size(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callable[[Cell], Moments]) -> Told:
+    """Harm is looked for in all stages together, and passing in the present one alone."""
+    every = _apart(sides.values(), of)
+    here = _apart((each for (stage, _), each in sides.items() if stage == rollout.stage), of)
+    harm, safe = judge_moments(guard, every), judge_moments(guard, here)
+    if harm.decision == "fail":
+        return _told(guard.name, msgspec.structs.replace(harm, items=here.n))
+    if safe.decision == "fail":  # the stage alone is more extreme than the whole, which is what counts
+        return _told(guard.name, msgspec.structs.replace(safe, decision="go on", why=f"{guard.name}: not decided"))
+    return _told(guard.name, msgspec.structs.replace(safe, worst=harm.worst))
+
+
+def _apart(sides: Iterable[Sides], of: Callable[[Cell], Moments]) -> Moments:
+    """Candidate's mean less baseline's, as a mean of so many values as the smaller arm has."""
+    parts: list[Moments] = []
+    for each in sides:
+        base, other = (_moments(cells, of) for cells in (each.base, each.other))
+        n = min(base.n, other.n)
+        if n:
+            variance = n * (other.variance / other.n + base.variance / base.n)
+            parts.append(Moments(n, other.mean - base.mean, n * variance))
+    n = sum(part.n for part in parts)
+    if not n:
+        return Moments()
+    # means of tasks differ for good reasons: only what varies within each counts
+    return Moments(n, sum(p.n * p.mean for p in parts) / n, sum(p.squares for p in parts))
+
+
+def _moments(cells: Sequence[Cell], of: Callable[[Cell], Moments]) -> Moments:
+    total = Moments()
+    for cell in cells:
+        total = merge_moments(total, of(cell))
+    return total
+
+
+def _told(name: str, verdict: Verdict) -> Told:
+    worst = verdict.worst if math.isfinite(verdict.worst) else None
+    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, verdict.why)

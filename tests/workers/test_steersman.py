@@ -1,0 +1,217 @@
+"""Drivers pass the steering on and judge rollouts: one of them decides, the audit log tells it, no lane is left out."""
+
+from __future__ import annotations
+
+import random
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors.audit import open_audit
+from penstock.connectors.documents import Absent, Tag
+from penstock.connectors.state import FolderState, open_state
+from penstock.connectors.steering import KEY, SteeringFile
+from penstock.engine.catalog import Account, Catalog, Model, Version
+from penstock.engine.errors import Corrupt, SpecError, Temporary
+from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.steering import document
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.evidence import guards, judged
+from penstock.engine.steering.rollout import Rollout, begin, said
+from penstock.workers.steering import JUDGE_EVERY_S, OWED_S, Steersman
+
+SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account="a")
+CATALOG = Catalog({"a": Account("a", "openai", "http://localhost")}, {"small": SMALL}, {3: ("small",)})
+
+
+def rolling(*names: str, now: float = 0.0) -> Rollout:
+    return begin("small", ("v1", "v2"), (0.1, 0.5), guards(names or ("quality",)), by="ann", now=now)
+
+
+def cell(at: Rollout, side: str, items: int, good: int, **fields: object) -> Cell:
+    """`good` of the scored items are right."""
+    scored = Scored(passed=good, counts={0: items - good, 1_000: good})
+    version = at.candidate if side == "candidate" else at.baseline
+    made = Cell("t", "small", version, "", "", "", at.id, at.arm(side), items=items, results=items, calls=items)
+    made.scores = {"exact@1": scored}
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+class Lanes:
+    """What the lanes were told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Steering] = []
+
+    async def steer(self, data: bytes) -> None:
+        self.told.append(msgspec.json.decode(data, type=Steering))
+
+
+class Seat:
+    """One driver at a state."""
+
+    def __init__(self, url: str, cells: list[Cell]) -> None:
+        self.lanes, self.notes = Lanes(), list[str]()
+        self.hand = Steersman(url, CATALOG, lambda: cells, self.notes.append)
+        self.now = 0.0
+
+    async def look(self) -> None:
+        self.now += JUDGE_EVERY_S
+        await self.hand.look(self.lanes.steer, self.now)
+
+    @property
+    def last(self) -> Rollout:
+        return self.lanes.told[-1].rollouts["small"]
+
+
+# ---- what guards say to cells
+
+
+def test_a_guard_sees_only_its_own_rollout_and_each_scorer_by_itself() -> None:
+    at, other = rolling(), rolling(now=9.0)
+    cells = [cell(at, "baseline", 3_600, 3_100), cell(at, "candidate", 400, 300), cell(other, "candidate", 400, 399)]
+    (told,) = judged(at, cells)
+    assert (told.guard, told.decision, told.items) == ("quality exact@1", "fail", 400)
+    assert judged(at, [])[0].why == "quality: no item was scored yet"
+
+
+@pytest.mark.parametrize(
+    ("guard", "worse"),
+    [
+        ("error_rate", {"results": 900}),
+        ("refusals", {"failures": {"refused": 100}}),
+        ("cost", {"cost_n": 1_000, "cost_ln": 1_000 * 7_300, "cost_ln2": 1_000 * 7_300**2 + 10**7}),
+        ("latency", {"ms_ln": 1_000 * 7_500, "ms_ln2": 1_000 * 7_500**2 + 10**8}),
+    ],
+)
+def test_each_cheap_guard_finds_what_it_is_for_and_nothing_in_equal_arms(guard: str, worse: dict[str, object]) -> None:
+    at = rolling(guard)
+    same = {"cost_n": 1_000, "cost_ln": 7_000_000, "cost_ln2": 1_000 * 7_000**2 + 10**7} | {
+        "ms_ln": 7_000_000,
+        "ms_ln2": 1_000 * 7_000**2 + 10**7,
+    }
+    base = cell(at, "baseline", 1_000, 900, **same)
+    (equal,) = judged(at, [base, cell(at, "candidate", 1_000, 900, **same)])
+    assert equal.decision in ("pass", "go on")
+    (bad,) = judged(at, [base, cell(at, "candidate", 1_000, 900, **(same | worse))])
+    assert bad.decision == "fail", bad
+    assert bad.guard == guard
+
+
+# ---- drivers
+
+
+async def test_a_worse_version_is_taken_back_by_whoever_looks_first_and_told_to_all_lanes(tmp_path: Path) -> None:
+    at, cells, url = rolling(), list[Cell](), str(tmp_path)
+    SteeringFile(url).change(lambda now: document.started(now, at))
+    one, two = Seat(url, cells), Seat(url, cells)
+    for seat in (one, two):
+        await seat.hand.first(seat.lanes.steer)
+        await seat.look()
+        assert seat.last == at
+    cells += [cell(at, "baseline", 3_600, 3_100), cell(at, "candidate", 400, 300)]
+    await one.look()
+    await two.look()
+    assert one.last == two.last
+    assert (one.last.state, len(one.last.decisions)) == ("rolled_back", 2)
+    assert one.lanes.told[-1].live == {"small": "v1"}
+    assert "rollout small v1 → v2: rolled_back" in one.notes[-1]
+    entries = [entry for entry in open_audit(url).entries() if entry.kind == "rollback"]
+    assert len(entries) == 1
+    assert b'"guard":"quality exact@1"' in bytes(entries[0].facts)
+
+
+async def test_stages_go_forward_one_by_one_however_many_drivers_look(tmp_path: Path) -> None:
+    at, cells, url = rolling(), list[Cell](), str(tmp_path)
+    SteeringFile(url).change(lambda now: document.started(now, at))
+    seats = [Seat(url, cells) for _ in range(4)]
+    for seat in seats:
+        await seat.hand.first(seat.lanes.steer)
+    for stage in range(2):
+        at = SteeringFile(url).read()[0].rollouts["small"]  # type: ignore[index]
+        assert at.stage == stage
+        cells += [cell(at, "baseline", 900, 810), cell(at, "candidate", 600, 540)]
+        for _ in range(2):
+            for seat in seats:
+                await seat.look()
+    last = SteeringFile(url).read()[0]  # type: ignore[index]
+    assert last.live == {"small": "v2"}
+    assert [d.what for d in last.rollouts["small"].decisions] == ["started", "stage", "promoted"]
+    assert [e.kind for e in open_audit(url).entries()] == ["rollout_started", "stage", "rollout_ended"]
+
+
+async def test_a_driver_that_starts_tells_its_lanes_before_they_send_and_refuses_to_guess(tmp_path: Path) -> None:
+    seat = Seat(str(tmp_path), [])
+    await seat.hand.first(seat.lanes.steer)
+    assert seat.lanes.told == [Steering()]
+    (tmp_path / KEY).write_bytes(b"{")
+    blind = Seat(str(tmp_path), [])
+    with pytest.raises(Corrupt, match=r"steering.json in .* can't be read"):
+        await blind.hand.first(blind.lanes.steer)
+    await seat.look()
+    await seat.look()
+    assert len(seat.notes) == 1  # what can't be read now is told once; the lanes go on as they were told
+
+
+async def test_a_job_whose_catalogue_lacks_the_version_says_so_once(tmp_path: Path) -> None:
+    at = msgspec.structs.replace(rolling(), candidate="v9")
+    SteeringFile(str(tmp_path)).change(lambda now: document.started(now, at))
+    seat = Seat(str(tmp_path), [])
+    await seat.hand.first(seat.lanes.steer)
+    for _ in range(3):
+        await seat.look()
+    assert [note for note in seat.notes if "small@v9 is not in this job's catalogue" in note] == seat.notes[:1]
+
+
+# ---- the document
+
+
+class Halting(FolderState):
+    """Fails a write of the audit log, as a process that dies after its decision would."""
+
+    def put(self, key: str, value: bytes, expect: Tag | Absent | None) -> Tag:
+        if key.startswith("audit/"):
+            raise Temporary("the disk is away")
+        return super().put(key, value, expect)  # type: ignore[arg-type]
+
+
+async def test_a_decision_whose_writer_died_is_written_down_by_another(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    SteeringFile(url, Halting(tmp_path)).change(lambda now: document.started(now, rolling()))
+    seat = Seat(url, [])
+    await seat.hand.first(seat.lanes.steer)
+    await seat.look()
+    assert list(open_audit(url).entries()) == []  # it may be under way still
+    seat.now += OWED_S
+    await seat.look()
+    assert [e.kind for e in open_audit(url).entries()] == ["rollout_started"]
+    assert SteeringFile(url).read()[0].owed == ()  # type: ignore[index]
+
+
+def test_ten_who_change_the_document_at_once_lose_nothing(tmp_path: Path) -> None:
+    def change(number: int) -> None:
+        file, dice = SteeringFile("x", open_state(str(tmp_path))), random.Random(number)
+        for n in range(5):
+            at = begin(f"m{number}", ("v1", f"v{n + 2}"), (0.5,), guards(["quality"]), by="ann", now=dice.random())
+            file.change(lambda now, at=at: document.started(now, at))
+            file.change(lambda now: document.with_rollout(now, said(now.rollouts[f"m{number}"], "rollback", "ann", 1)))
+
+    threads = [threading.Thread(target=change, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = SteeringFile("x", open_state(str(tmp_path))).read()
+    assert found is not None
+    assert (found[0].number, len(found[0].owed)) == (100, 100)
+    assert {at.candidate for at in found[0].rollouts.values()} == {"v6"}
+
+
+def test_a_word_on_a_model_without_a_rollout_says_which_had_one(tmp_path: Path) -> None:
+    file = SteeringFile(str(tmp_path))
+    with pytest.raises(SpecError, match="large never had a rollout here; models that had one: none yet"):
+        file.change(lambda now: document.spoken(now, "large", "rollback", "ann", 1.0))

@@ -1,0 +1,131 @@
+"""The driver's hand on `steering.json`: passes it on to the lanes, and judges rollouts by what was measured.
+
+Every driver looks, and whoever sees first that a stage is over says so; the swap lets one of them win. A look that
+fails is told once: the lanes go on with what they were told last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from penstock.connectors.documents import Tag
+from penstock.connectors.steering import SteeringFile
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import PenstockError
+from penstock.engine.flow.cells import Cell
+from penstock.engine.steering import document, rollout
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.evidence import judged
+from penstock.engine.steering.rollout import Rollout
+from penstock.engine.steering.turn import Turn
+
+JUDGE_EVERY_S = 3.0
+OWED_S = 15.0
+"""A decision that is not in the audit log after so long lost its writer: another writes it down."""
+
+Tell = Callable[[bytes], Awaitable[None]]
+Reading = Callable[[], Iterable[Cell]]
+
+
+class Steersman:
+    """`tell`: the lanes; `reading`: the measured cells, of all jobs (called in a thread)."""
+
+    def __init__(self, url: str, catalog: Catalog, reading: Reading, note: Callable[[str], None]) -> None:
+        self._file = SteeringFile(url)
+        self._catalog = catalog
+        self._reading = reading
+        self._note = note
+        self._tag: Tag | None = None
+        self._told = False
+        self._judged_at = 0.0
+        self._unknown: set[str] = set()
+        self._trouble = ""
+        self.steering = Steering()
+        self._pools: set[str] = set()
+        """Of own engines, all that were ever in use."""
+
+    async def first(self, tell: Tell) -> None:
+        """Before anything is sent. Raises `Corrupt`, `Temporary`: nobody may guess which version a unit gets."""
+        await self._read(tell)
+
+    async def look(self, tell: Tell, now: float) -> None:
+        """Every second or so. Never raises for a state that can't be read now."""
+        try:
+            await self._read(tell)
+            if now - self._judged_at >= JUDGE_EVERY_S:
+                self._judged_at = now
+                await self._judge(tell, now)
+            self._trouble = ""
+        except PenstockError as error:
+            if str(error) != self._trouble:
+                self._note(f"rollouts can't be seen to now, versions stay as they are: {error}")
+            self._trouble = str(error)
+
+    def pools(self) -> set[str]:
+        """Of own engines: whose workers serve a version that items may get now."""
+        turn = Turn(self._catalog.models, self.steering)
+        own = (model for model in self._catalog.models.values() if model.worker is not None)
+        return {model.pool_of(version) for model in own for version in turn.versions(model)}
+
+    def left(self) -> set[str]:
+        """Of own engines: whose version was in use, and is not any more."""
+        return self._pools - self.pools()
+
+    async def _read(self, tell: Tell) -> None:
+        found = await asyncio.to_thread(self._file.read, self._tag)
+        if found is None:
+            return
+        before, (self.steering, tag) = self.steering, found
+        if self._told and before.number == self.steering.number:  # an entry was written down, or nothing ever was
+            self._tag = tag
+            return
+        await tell(msgspec.json.encode(self.steering))
+        self._tag, self._told = tag, True
+        self._pools |= self.pools()
+        self._say(before)
+
+    def _say(self, before: Steering) -> None:
+        for name in Turn(self._catalog.models, self.steering).unknown:
+            if name not in self._unknown:
+                self._unknown.add(name)
+                self._note(f"{name} is not in this job's catalogue: it goes on with its own live version")
+        for model, at in self.steering.rollouts.items():
+            was = before.rollouts.get(model)
+            if model in self._catalog.models and at.active | (was is not None) and at != was:
+                self._note(told(at))
+
+    async def _judge(self, tell: Tell, now: float) -> None:
+        owed = tuple(each for each in self.steering.owed if now - each.at > OWED_S)
+        await asyncio.to_thread(self._file.pay, owed)
+        running = [at for at in self.steering.rollouts.values() if at.state == "running"]
+        mine = [at for at in running if at.model in self._catalog.models]
+        if mine and await asyncio.to_thread(self._decide, mine, now):
+            await self._read(tell)
+            await asyncio.to_thread(self._file.pay, self.steering.owed)
+
+    def _decide(self, running: list[Rollout], now: float) -> bool:
+        """Was anything decided? By us, or by somebody who was faster."""
+        cells = list(self._reading())
+        moves = [(at, after) for at in running if (after := rollout.see(at, judged(at, cells), now)) is not None]
+        if moves:
+            self._file.change(lambda steering: _moved(steering, moves))
+        return bool(moves)
+
+
+def _moved(steering: Steering, moves: list[tuple[Rollout, Rollout]]) -> Steering | None:
+    """With the moves that start from what stands there; None: somebody else has decided meanwhile."""
+    after = steering
+    for before, moved in moves:
+        if steering.rollouts.get(before.model) == before:
+            after = document.with_rollout(after, moved)
+    return after if after is not steering else None
+
+
+def told(at: Rollout) -> str:
+    """A rollout's last decision in one line, for people."""
+    last = at.decisions[-1]
+    where = f"stage {last.stage + 1} of {len(at.stages)} ({last.share:.3g} of units)" if at.active else at.state
+    return f"rollout {at.model} {at.baseline} → {at.candidate}: {last.what}, {where}; by {last.by}: {last.why}"
