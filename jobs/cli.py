@@ -40,6 +40,8 @@ COMMANDS: dict[str, Entry] = {
     "cancel": Entry("Run", "runs:cancel", "Ask a run to drain and stop"),
     "pause": Entry("Run", "tiers:pause", "Hold back a tier of a run"),
     "resume": Entry("Run", "tiers:resume", "Let a paused tier go on"),
+    "rollout": Entry("Run", "rollout:rollout", "Move a model to another version, share by share, by numbers"),
+    "rollback": Entry("Run", "rollout:rollback", "Take a model's new version back; running jobs obey within 5 s"),
     "logs": Entry("Look", "look:logs", "What the processes of a run logged"),
     "explain": Entry("Look", "look:explain", "One item's whole story"),
     "dead-letters": Entry(

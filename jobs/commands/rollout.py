@@ -1,0 +1,272 @@
+"""From one model version to the next, by numbers: start, show, list, pause, resume, promote; and rollback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from penstock.engine.errors import SpecError
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
+    from penstock.engine.steering.rollout import Decision, Told
+    from penstock.jobs.rollouts import Heard, Standing
+
+ALL_GUARDS = "quality,error_rate,cost,latency,refusals"
+why_option = click.option("--why", default="", metavar="TEXT", help="A reason, for the audit log.")
+
+
+@click.group()
+def rollout() -> None:
+    """Move a model from one version to the next, a share of the traffic at a time.
+
+    \b
+      penstock rollout start small v2 --stages 1,5,25,100
+      penstock rollout show small        what the guards say, and every decision so far
+      penstock rollback small            take it back: running jobs obey within 5 s
+
+    Every job that uses this state obeys, endless and bounded ones. Units (a customer, say) keep their version while a
+    stage lasts, and those of a smaller stage keep it in a larger one. A stage passes when every guard passes, and fails
+    when one fails; then the rollout goes on or back by itself, or waits for you (--manual). Decisions and their numbers
+    are in the audit log. docs/quality.md says how sure they are.
+    """
+
+
+@rollout.command()
+@click.argument("model")
+@click.argument("version")
+@click.option(
+    "--stages", default="1,5,25,100", show_default=True, metavar="PERCENT,…", help="Shares of the units, rising."
+)
+@click.option(
+    "--guard", default=ALL_GUARDS, show_default=True, metavar="NAME,…", help="What may get no worse; see above."
+)
+@click.option(
+    "--items",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="End a stage after N of the candidate's items, if nothing was shown. [default: 500 scored, 1,000 others]",
+)
+@click.option("--manual", is_flag=True, help="A stage that passed or failed waits for you.")
+@click.option("--unit", type=click.Choice(["unit", "item"]), default="unit", show_default=True, help="What sticks.")
+@click.option("--job", metavar="FILE", help="A job or catalogue file that has MODEL. [default: the latest run's]")
+@shared.state_option
+def start(
+    model: str,
+    version: str,
+    stages: str,
+    guard: str,
+    items: int | None,
+    manual: bool,
+    unit: str,
+    job: str | None,
+    state: str | None,
+) -> int:
+    """Give VERSION of MODEL the first share of the traffic. It must stand under `versions:` in the catalogue.
+
+    Guards: quality (scores of sampled items, so some task must have `sample:` and `scorers:`), error_rate (items that
+    got no answer there), refusals, cost, latency. Each may wrongly accuse an equal version in 1 rollout of 100.
+
+    100 at the end of --stages is the promotion: where all have the new version, nobody is left to compare it with.
+    """
+    from penstock.jobs import rollouts
+    from penstock.jobs.spec import load_catalog
+
+    names = tuple(name.strip() for name in guard.split(",") if name.strip())
+    ask = rollouts.Ask(model, version, _shares(stages), names, items, not manual, unit)  # type: ignore[arg-type]
+    heard = rollouts.start(shared.state_url(state), ask, None if job is None else load_catalog(job))
+    return _say(heard)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part.strip().rstrip("%")) / 100 for part in text.split(","))
+    except ValueError as error:
+        raise SpecError(f"--stages {text!r}: expected percentages, such as 1,5,25,100") from error
+
+
+@rollout.command()
+@click.argument("model", required=False)
+@shared.state_option
+@shared.json_option
+def show(model: str | None, state: str | None, as_json: bool) -> int:
+    """What the guards of MODEL's rollout say now, and how it came here. Without MODEL: of all."""
+    from penstock.jobs import rollouts
+
+    url = shared.state_url(state)
+    found = rollouts.standing(url, model)
+    if as_json:
+        shared.print_json(found)
+        return exits.DONE
+    if not found:
+        click.echo(f"no rollout in {url}; penstock rollout start MODEL VERSION begins one")
+    out = shared.console()
+    for at in found:
+        for part in _standing(at):
+            out.print(part)
+    return exits.DONE
+
+
+@rollout.command(name="list")
+@shared.state_option
+@shared.json_option
+def list_rollouts(state: str | None, as_json: bool) -> int:
+    """The versions that are steered, and the latest rollout of each model."""
+    from rich.table import Table
+
+    from penstock.jobs import rollouts
+    from penstock.jobs.wording import moment
+
+    url = shared.state_url(state)
+    steering = rollouts.steering(url)
+    if as_json:
+        shared.print_json({"live": steering.live, "rollouts": steering.rollouts})
+        return exits.DONE
+    if not steering.rollouts:
+        click.echo(f"no rollout in {url}; penstock rollout start MODEL VERSION begins one")
+        return exits.DONE
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "live", "rollout", "state", "stage", "since"):
+        table.add_column(name)
+    for name, at in sorted(steering.rollouts.items()):
+        stage = f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}" if at.active else "–"
+        live = steering.live.get(name, at.baseline)
+        since = moment(at.decisions[-1].at)
+        table.add_row(name, live, f"{at.baseline} → {at.candidate}", at.state.replace("_", " "), stage, since)
+    shared.console().print(table)
+    return exits.DONE
+
+
+@rollout.command()
+@click.argument("model")
+@why_option
+@shared.state_option
+def pause(model: str, why: str, state: str | None) -> int:
+    """Decide nothing for now: units keep the versions they have, and what is measured counts."""
+    return _speak(model, "pause", why, state)
+
+
+@rollout.command()
+@click.argument("model")
+@why_option
+@shared.state_option
+def resume(model: str, why: str, state: str | None) -> int:
+    """Let the guards decide again, after a pause or where a stage waits for you."""
+    return _speak(model, "resume", why, state)
+
+
+@rollout.command()
+@click.argument("model")
+@why_option
+@shared.state_option
+def promote(model: str, why: str, state: str | None) -> int:
+    """Go one stage further now, whatever the guards say; after the last stage, the version is live for all."""
+    return _speak(model, "promote", why, state)
+
+
+@click.command()
+@click.argument("model")
+@why_option
+@shared.state_option
+def rollback(model: str, why: str, state: str | None) -> int:
+    """Take MODEL's last rollout back: every job sends its items to the version before, running ones within 5 s.
+
+    What is at a worker then ends as it is; nothing that waits is sent to the new version any more. Also takes back a
+    version that was promoted already.
+    """
+    return _speak(model, "rollback", why, state)
+
+
+def _speak(model: str, word: str, why: str, state: str | None) -> int:
+    from penstock.jobs import rollouts
+
+    return _say(rollouts.speak(shared.state_url(state), model, word, why))  # type: ignore[arg-type]
+
+
+def _say(heard: Heard) -> int:
+    at = heard.rollout
+    last = at.decisions[-1]
+    match at.state:
+        case "promoted":
+            now = f"{at.candidate} is live for all"
+        case "rolled_back" | "cancelled":
+            now = f"{at.baseline} is live for all"
+        case _:
+            now = f"stage {at.stage + 1} of {len(at.stages)}: {_percent(at.share)} of the units get {at.candidate}"
+    click.echo(f"{at.model} {at.baseline} → {at.candidate}: {last.what.replace('_', ' ')}; {now}")
+    if heard.untold is not None:
+        click.echo(f"note: this is not in the audit log yet; the next run writes it: {heard.untold}", err=True)
+    if at.active:
+        click.echo(f"next: penstock rollout show {at.model}, penstock rollback {at.model}")
+    return exits.DONE
+
+
+# ---- how it stands
+
+
+def _standing(at: Standing) -> Iterable[RenderableType]:
+    from rich.text import Text
+
+    r = at.rollout
+    stage = f"stage {r.stage + 1} of {len(r.stages)}, {_percent(r.share)} of the units" if r.active else ""
+    words = [f"{r.model}: {r.baseline} → {r.candidate}", r.state.replace("_", " "), stage, f"id {r.id}"]
+    yield Text("  ".join(filter(None, words)), style="bold")
+    if at.items:
+        yield Text(_exposure(at), style="dim")
+    if r.active:
+        yield _guards(at.guards)
+    yield _decisions(r.decisions)
+
+
+def _exposure(at: Standing) -> str:
+    base, other = (sum(pair[side] for pair in at.items.values()) for side in (0, 1))
+    return f"items so far: {base:,} by {at.rollout.baseline}, {other:,} by {at.rollout.candidate}"
+
+
+def _guards(told: Iterable[Told]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("guard", "says", "items", "difference", "may be as bad as"):
+        table.add_column(name, justify="right" if name == "items" else "left")
+    for each in told:
+        table.add_row(each.guard, each.decision, f"{each.items:,}", *_numbers(each))
+    return table
+
+
+def _numbers(told: Told) -> tuple[str, str]:
+    """Costs and latencies as factors, shares and scores in points."""
+    return _number(told.guard, told.mean), _number(told.guard, told.worst)
+
+
+def _number(guard: str, value: float | None) -> str:
+    import math
+
+    if value is None:
+        return "–"
+    return f"× {math.exp(value):.2f}" if guard in ("cost", "latency") else f"{value * 100:+.1f} points"
+
+
+def _decisions(decisions: Iterable[Decision]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    from penstock.jobs.wording import moment
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("when", "decision", "share", "by", "why"):
+        table.add_column(name, overflow="fold")
+    for each in decisions:
+        by = each.by.partition("/")[0]
+        table.add_row(moment(each.at), each.what.replace("_", " "), _percent(each.share), by, Text(each.why or "–"))
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:g} %"

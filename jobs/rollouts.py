@@ -1,0 +1,128 @@
+"""What a person says and asks about rollouts: start one, speak to one, see what the guards say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from penstock.connectors.audit import actor_of
+from penstock.connectors.base import this_process
+from penstock.connectors.steering import SteeringFile
+from penstock.engine.catalog import Catalog, Model
+from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.flow.cells import Cell
+from penstock.engine.steering import document
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.evidence import counts, guards, judged
+from penstock.engine.steering.rollout import Mode, Rollout, Told, Unit, Word, begin
+from penstock.jobs.history import open_history
+from penstock.jobs.run import command_line
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What `rollout start` was given."""
+
+    model: str
+    version: str
+    stages: tuple[float, ...]
+    guards: tuple[str, ...]
+    items: int | None = None
+    auto: bool = True
+    unit: Unit = "unit"
+    mode: Mode = "live"
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How a rollout stands: what its guards say now, and items that ended by stage (baseline's, candidate's)."""
+
+    rollout: Rollout
+    guards: tuple[Told, ...]
+    items: dict[int, tuple[int, int]]
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What came of a word. `untold`: why it is not in the audit log yet."""
+
+    rollout: Rollout
+    untold: str | None = None
+
+
+def start(url: str, ask: Ask, catalog: Catalog | None = None) -> Heard:
+    """Raises `SpecError` where the model or version is not known, or has a rollout."""
+    model = _model(url, ask.model, catalog)
+    known = [version.id for version in model.versions]
+    if ask.version not in known:
+        raise SpecError(
+            f"{ask.model} has no version {ask.version!r} in the catalogue; versions: {', '.join(known)}. "
+            "Add it under `versions:` there first, and run the jobs with it"
+        )
+    chosen, by, now = guards(ask.guards, ask.items), _me(), time.time()
+
+    def decide(steering: Steering) -> Steering:
+        versions = (steering.live.get(ask.model, model.live), ask.version)
+        made = begin(
+            ask.model, versions, ask.stages, chosen, by=by, now=now, auto=ask.auto, unit=ask.unit, mode=ask.mode
+        )
+        return document.started(steering, made)
+
+    return _change(url, ask.model, decide)
+
+
+def speak(url: str, model: str, word: Word, why: str = "") -> Heard:
+    """Raises `SpecError` where the word makes no sense now."""
+    by, now = _me(), time.time()
+    return _change(url, model, lambda steering: document.spoken(steering, model, word, by, now, why))
+
+
+def steering(url: str) -> Steering:
+    found = SteeringFile(url).read()
+    assert found is not None, "nothing was known beforehand"
+    return found[0]
+
+
+def standing(url: str, model: str | None) -> list[Standing]:
+    """Of one model, or of all. Raises `SpecError` for one that never had a rollout."""
+    there = steering(url).rollouts
+    if model is not None and model not in there:
+        raise SpecError(f"{model} never had a rollout in {url}; models that had one: {', '.join(there) or 'none'}")
+    cells = measured(url)
+    picked = there.values() if model is None else [there[model]]
+    return [Standing(at, judged(at, cells), counts(at, cells)) for at in picked]
+
+
+def measured(url: str) -> list[Cell]:
+    """What all runs of this state have committed."""
+    return [cell for run in open_history(url).runs() for cell in run.cells]
+
+
+def _change(url: str, model: str, decide: Callable[[Steering], Steering]) -> Heard:
+    file = SteeringFile(url)
+    after = file.change(decide)
+    assert after is not None, "a person's word always changes something"
+    try:
+        file.pay(after.owed)
+    except PenstockError as error:  # it holds already, and a run that goes writes it down
+        return Heard(after.rollouts[model], str(error))
+    return Heard(after.rollouts[model])
+
+
+def _model(url: str, name: str, catalog: Catalog | None) -> Model:
+    """From the catalogue that was named; else as the latest run that has it knows it."""
+    seen: list[str] = []
+    for each in [catalog] if catalog is not None else _catalogs(url):
+        if name in each.models:
+            return each.models[name]
+        seen += each.models
+    known = ", ".join(dict.fromkeys(seen)) or "none"
+    raise SpecError(f"no model is named {name!r}; models: {known}. --job names the job or catalogue file that has it")
+
+
+def _catalogs(url: str) -> Iterable[Catalog]:
+    history = open_history(url)
+    return (history.spec(run.run_id).catalog for run in history.runs())
+
+
+def _me() -> str:
+    return actor_of(this_process(command_line()))
