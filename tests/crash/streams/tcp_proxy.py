@@ -5,6 +5,7 @@ proxy.pause(); …; proxy.resume()       connections stay open and carry nothing
 proxy.cut(); …; proxy.mend()           connections break, and new ones break at once
 proxy.delay_s = 0.05                   each chunk of at most 64 kB is that late
 proxy.swallowed = {28}                 Kafka requests of these kinds (API keys) never arrive
+proxy.hold_back({0}); proxy.deliver()  they arrive late: those of connections that are open now, whatever became of them
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class TcpProxy:
         self.port = free_port()
         self.delay_s = 0.0
         self.swallowed: set[int] = set()
+        self._held_kinds: set[int] = set()
+        self._held: dict[asyncio.StreamReader, list[bytes]] = {}
+        """Requests that are on their way, of each connection that was open when they were first held back."""
+        self._readers: set[asyncio.StreamReader] = set()
         self._target_port = target_port
         self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
@@ -57,8 +62,29 @@ class TcpProxy:
         """Everything as it was at the start."""
         self.delay_s = 0.0
         self.swallowed = set()
+        self._held_kinds, self._held = set(), {}
         self.mend()
         self.resume()
+
+    def hold_back(self, kinds: set[int]) -> None:
+        """From now on, where a connection is open already; on new ones all goes through."""
+        self._held_kinds, self._held = kinds, {reader: [] for reader in self._readers}
+
+    def deliver(self) -> int:
+        """What was held back reaches the broker now, and was handled when this returns. How many requests it was."""
+        held, self._held = [requests for requests in self._held.values() if requests], {}
+        for requests in held:
+            asyncio.run_coroutine_threadsafe(self._send_late(requests), self._loop).result(30)
+        return sum(map(len, held))
+
+    async def _send_late(self, requests: list[bytes]) -> None:
+        """A broker answers one connection's requests in order, each with a size in front."""
+        reader, writer = await asyncio.open_connection(LOOPBACK, self._target_port)
+        for request in requests:
+            writer.write(request)
+            await writer.drain()
+            await reader.readexactly(int.from_bytes(await reader.readexactly(4)))
+        writer.close()
 
     def _break(self) -> None:
         self._whole = False
@@ -93,6 +119,7 @@ class TcpProxy:
         except OSError:
             return  # the broker is down: so is the connection
         self._writers.add(back)
+        self._readers.add(reader)
         ways = [
             asyncio.ensure_future(self._copy_requests(reader, back)),
             asyncio.ensure_future(self._copy(there, writer)),
@@ -103,6 +130,7 @@ class TcpProxy:
             for way in ways:
                 way.cancel()
             self._writers.discard(back)
+            self._readers.discard(reader)
             back.transport.abort()
 
     async def _copy_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,7 +142,10 @@ class TcpProxy:
                 await self._open.wait()
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
-                if int.from_bytes(request[:2]) not in self.swallowed:
+                kind = int.from_bytes(request[:2])
+                if kind in self._held_kinds and reader in self._held:
+                    self._held[reader].append(size + request)
+                elif kind not in self.swallowed:
                     writer.write(size + request)
                     await writer.drain()
 

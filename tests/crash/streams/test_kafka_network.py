@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from penstock.connectors.base import OutRecord
+from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.kafka.client import ended
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
@@ -22,7 +23,7 @@ from tests.crash.streams.stage import Stage
 
 pytestmark = pytest.mark.kafka
 
-TXN_OFFSET_COMMIT = 28
+PRODUCE, ADD_PARTITIONS_TO_TXN, END_TXN, TXN_OFFSET_COMMIT = 0, 24, 26, 28
 """https://kafka.apache.org/protocol#protocol_api_keys"""
 
 
@@ -39,8 +40,8 @@ class OneRun:
         self.place = KafkaPlace(sinks, self.id, source)  # type: ignore[arg-type]
         self.stores: list[KafkaStore] = []
 
-    def process(self, **changed: float) -> KafkaStore:
-        self.stores.append(KafkaStore(msgspec.structs.replace(self.place.settings, **changed)))
+    def process(self, faults: Faults = no_faults, **changed: float) -> KafkaStore:
+        self.stores.append(KafkaStore(msgspec.structs.replace(self.place.settings, **changed), faults))
         return self.stores[-1]
 
     async def planned(self, store: KafkaStore) -> None:
@@ -93,3 +94,46 @@ async def test_a_group_whose_coordinator_is_away_costs_a_lane_one_commit_and_no_
     assert caplog.text.count(f"not shown in the group {run.id} for now") == 1
     read = await asyncio.to_thread(run.committed)
     assert sorted(read) == sorted(b'{"n":%d}' % k for k in range(2, n + 1))
+
+
+OFTEN = {(END_TXN, "take.fenced"), (ADD_PARTITIONS_TO_TXN, "commit.opened"), (PRODUCE, "commit.sent")}
+"""Of the twelve cases, those that run each time; `make soak` runs all."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [
+        pytest.param(kind, when, marks=[] if (kind, when) in OFTEN else [pytest.mark.soak])
+        for kind in (ADD_PARTITIONS_TO_TXN, PRODUCE, END_TXN)
+        for when in ("take.fenced", "commit.opened", "commit.sent", "after")
+    ],
+)
+async def test_what_a_given_up_commit_still_sends_is_never_part_of_the_next_owners(
+    servers: Stage, run: OneRun, kind: int, when: str
+) -> None:
+    """A request that hangs in the network, or in a broker that is frozen, arrives after the lane was taken anew: while
+    the next owner reads, in the midst of its transaction, or later. Both owners share a transactional id; what the old
+    one wrote is committed with its own seq, which the new one has read, or not at all."""
+    network = servers.network
+    late: list[int] = []
+
+    def hang(step: str) -> None:
+        if step == "commit.begin":
+            network.hold_back({kind})
+
+    def arrive(step: str) -> None:
+        if step == when:
+            late.append(network.deliver())
+
+    old, new = run.process(hang, commit_s=1.5), run.process(arrive)
+    await old.take(0, (1, 1))
+    with pytest.raises(Temporary):
+        await old.commit(0, (1, 1), 1, {"results": [record(1)]}, {"a": b"1"})
+    taken = await new.take(0, (1, 2), force=True)
+    await new.commit(0, (1, 2), taken.seq + 1, {"results": [record(2)]}, {"a": b"2"})
+    arrive("after")
+    await new.commit(0, (1, 2), taken.seq + 2, {"results": [record(3)]}, {"a": b"3"})
+    assert late[0] > 0, "nothing was late"
+    read = await asyncio.to_thread(run.committed)
+    assert sorted(read) == sorted(b'{"n":%d}' % n for n in ((1, 2, 3) if taken.seq else (2, 3)))
+    assert (await new.peek(0)).chunks == {"a": b"3"}
