@@ -132,6 +132,14 @@ class Health:
             case _:
                 self.unprobe(model)  # it says nothing of the target: the probe is still to be made
 
+    def set_back(self, by_s: float) -> None:
+        """The clock was: no breaker is open for longer by that."""
+        for breaker in self._breakers.values():
+            breaker.first_at -= by_s
+            breaker.probing_until -= by_s
+            if breaker.open_until is not None:
+                breaker.open_until -= by_s
+
     def unprobe(self, model: str) -> None:
         """`allow` said yes, but the call was never sent: the next one may be the probe."""
         for key in self._keys(model):

@@ -335,6 +335,5 @@ class RetryBudget:
         self._level = max(0.0, self._level - 1.0)
 
     def _refill(self, now: float) -> None:
-        if now > self._at:
-            self._level = min(self._most, self._level + self._floor * (now - self._at))
-            self._at = now
+        self._level = min(self._most, self._level + self._floor * max(0.0, now - self._at))
+        self._at = now  # a clock that was set back counts from where it is

@@ -27,6 +27,29 @@ class SystemClock:
 
 SYSTEM = SystemClock()
 
+
+def since(at: float, now: float) -> float:
+    """Seconds. Where the clock went back, all that was done before is long ago: what is due by time must not wait."""
+    return now - at if now >= at else float("inf")
+
+
+class Watched:
+    """A clock whose listeners hear when it was set back, with the seconds."""
+
+    def __init__(self, now: Callable[[], float], *set_back: Callable[[float], None]) -> None:
+        self._now = now
+        self._set_back = set_back
+        self._last = now()
+
+    def __call__(self) -> float:
+        now, last = self._now(), self._last
+        self._last = now
+        if now < last:
+            for hear in self._set_back:
+                hear(last - now)
+        return now
+
+
 SKEW_S = 1.0
 """Clocks of nodes that are kept by a time server differ by milliseconds."""
 ASKED_TIMES = 3

@@ -187,7 +187,7 @@ class Fleet:
         """Returns when its process is gone, or has not answered for long."""
         handle = worker.handle
         gone = asyncio.ensure_future(_await(handle.lost.remote()))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        heard = time.time()
+        heard = time.monotonic()
         try:
             while not gone.done():
                 await asyncio.wait([gone], timeout=PING_S)
@@ -195,9 +195,9 @@ class Fleet:
                     return
                 try:
                     worker.gauges = await asyncio.wait_for(handle.gauges.remote(), PING_S)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-                    heard = time.time()
+                    heard = time.monotonic()
                 except TimeoutError:
-                    if time.time() - heard > SILENT_S:
+                    if time.monotonic() - heard > SILENT_S:
                         kill(handle)
                         return
                 except Exception:  # noqa: BLE001 - its process is gone: `gone` says so in a moment

@@ -33,7 +33,7 @@ class Deadlines:
 
     def passed(self, now: float) -> list[Slot]:
         """Those that wait to be sent and must not be any more."""
-        if not self._heap or self._heap[0][0] > now or now - self._looked_at < LOOK_EVERY_S:
+        if not self._heap or self._heap[0][0] > now or 0 <= now - self._looked_at < LOOK_EVERY_S:
             return []
         self._looked_at = now
         passed: list[Slot] = []

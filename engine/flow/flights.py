@@ -269,6 +269,12 @@ class Flights:
         item, ms = slot.item, max(0.0, now - slot.sent_at) * 1000
         self.landed(Outcome(item.item_id, item.generation, slot.attempt, slot.sent_at, ms, failure=failure), now)
 
+    def set_back(self, by_s: float) -> None:
+        """The clock was: a worker that froze must not look as if it had been heard just now, for so long."""
+        self.heard = {worker: at - by_s for worker, at in self.heard.items()}
+        for slot in self._ends.slots.values():
+            slot.sent_at -= by_s
+
     def sweep(self, now: float, slack_s: float) -> None:
         """Every few seconds: a worker that froze must not hold items for ever."""
         for slot in [s for s in self._ends.slots.values() if s.state == "flying"]:

@@ -58,7 +58,8 @@ class Horizon:
     def advance(self, progress: Progress, ready: int, now: float) -> None:
         """Only as far as will be sent soon: a kill may repeat all that is under it. But over an urgent item at once,
         and so over all that stands before it in its split: that is in doubt after a kill, though it was not sent."""
-        rate = self.dispatched / max(SHORTEST_S, now - self._at)
+        passed = now - self._at
+        rate = self.dispatched / max(SHORTEST_S, passed) if passed >= 0 else 0.0  # the clock was set back
         self._rate = max(rate, 0.9 * self._rate)
         self._aim = max(self._floor, int(self._rate * AHEAD_S))
         self._at, self.dispatched = now, 0

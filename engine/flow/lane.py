@@ -301,6 +301,12 @@ class Lane:
             else:
                 self.flights.queue(slot, now)
 
+    def set_back(self, by_s: float) -> None:
+        """The clock was set back: what waits for a time, or is bounded by one, waits no longer for that. Deadlines are
+        the clock's own."""
+        for part in (self.places, self._health, self.flights):
+            part.set_back(by_s)
+
     def pause(self, tiers: frozenset[int], now: float) -> None:
         """From now on items of these tiers wait, and no others. What is in flight goes on."""
         for slot in self.places.pause(tiers):

@@ -55,6 +55,10 @@ class Places:
         slot.state = "held"
         heapq.heappush(self._held, (at if deadline is None else min(at, deadline), slot.seq, slot))
 
+    def set_back(self, by_s: float) -> None:
+        """The clock was: who waits for a time waits no longer for that."""
+        self._held = [(at - by_s, seq, slot) for at, seq, slot in self._held]  # all alike: still a heap
+
     def pause(self, tiers: frozenset[int]) -> list[Slot]:
         """Hold back what is ready of these tiers, and no others. Who waited and may go on."""
         self.paused = tiers

@@ -162,7 +162,7 @@ class Till:
 
     def give_back_idle(self, now: float) -> None:
         """Leases that nobody drew on lately. So two lanes that both hold a remainder never wait for each other."""
-        for key in [key for key, (at, _) in self._drawn.items() if now - at > IDLE_LEASE_S]:
+        for key in [key for key, (at, _) in self._drawn.items() if not 0 <= now - at <= IDLE_LEASE_S]:
             if key not in self._waiting:
                 del self._drawn[key]
                 self.purse.retire(key)

@@ -56,6 +56,17 @@ def test_after_the_cool_down_one_probe_goes() -> None:
     assert h.allow("opus", NOW + 6)
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_waiting_for_longer() -> None:
+    """By an hour: the probe goes when it would have gone; one without an answer is still taken for lost in time."""
+    h, back = broken(), NOW - 3_600
+    h.set_back(3_600)
+    assert not h.allow("opus", back + 4.9)
+    assert h.allow("opus", back + 5)
+    h.set_back(3_600)
+    assert not h.allow("opus", back - 3_600 + 60)
+    assert h.allow("opus", back - 3_600 + 66)
+
+
 def test_a_failed_probe_waits_twice_as_long() -> None:
     """5, 10, 20 … seconds, up to two minutes."""
     h, at, cool = broken(), NOW, 5.0

@@ -10,7 +10,7 @@ import pytest
 from penstock.connectors import memory
 from penstock.connectors.base import Source
 from penstock.engine.errors import Fenced
-from penstock.engine.items import CallChunk
+from penstock.engine.items import Call, CallChunk, Failure, Outcome
 from penstock.workers.lanes.shell import RIGHT_S, LaneShell
 from tests.workers import lane_rig as rig
 
@@ -82,6 +82,25 @@ async def test_a_right_is_never_longer_than_it_was_given(clock: Clock) -> None:
         assert chunk.send_until - clock() <= RIGHT_S
         await shell.done(chunk.epoch, [rig.answered(call) for call in chunk.calls])
     await shell.close()
+
+
+async def test_a_retry_waits_no_longer_where_the_clock_was_set_back(clock: Clock) -> None:
+    """By an hour, while items wait for their second try."""
+    lane = jumping("retries", clock)
+    tries: dict[str, int] = {}
+
+    def reply(call: Call) -> Outcome:
+        tries[call.item_id] = tries.get(call.item_id, 0) + 1
+        if tries[call.item_id] > 1 or len(tries) > 40:
+            return rig.answered(call)
+        if len(tries) == 40:
+            clock.off_s -= HOUR_S
+        failure = Failure("rate_limited", "429", status=429, retry_after_s=0.5)
+        return Outcome(call.item_id, call.generation, call.attempt, clock(), 1.0, failure=failure)
+
+    driver = await lane.life(lane.place.open(), reply)
+    assert driver.settled
+    assert await lane.told() == {f"r{n}": ["result"] for n in range(ITEMS)}
 
 
 async def test_a_lane_ends_each_item_once_while_the_clock_jumps(clock: Clock) -> None:

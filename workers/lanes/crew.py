@@ -282,10 +282,10 @@ class Crew:
     async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
         """Replace actors that are alive but silent (stopped, frozen), open lanes anew that hang alone, and tell of the
         longer plan who has not heard it."""
-        slept, self._checked = now - self._checked > SILENT_S / 2, now
+        slept, self._checked = not 0 <= now - self._checked <= SILENT_S / 2, now
         if not self._going or self._closing:
             return
-        if slept:  # we were stopped ourselves, or the machine slept: who is silent now shows in a while
+        if slept:  # we were stopped ourselves, the machine slept, or its clock was set: who is silent shows in a while
             self._heard = dict.fromkeys(self._heard, now)
         for actor in list(self._actors):
             lanes = [lane for lane in actor.lanes if lane not in self.gone and lane in self._opened]

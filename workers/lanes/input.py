@@ -132,6 +132,12 @@ class LaneInput:
                 "again when it is back: it goes on where it was."
             ) from error
 
+    def set_back(self, by_s: float) -> None:
+        """The clock was: an input that is away is asked again no later for that."""
+        self._not_before -= by_s
+        if self._away_since is not None:
+            self._away_since -= by_s
+
     def away(self, now: float) -> str | None:
         """Why nothing could be read for a while; None: it can."""
         return self._away if self._away_since is not None and now - self._away_since >= TELL_S else None

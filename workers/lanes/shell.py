@@ -22,6 +22,7 @@ from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, CommitBatch
 from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
 from penstock.engine.plan import Epoch, Plan, Split
+from penstock.workers.clock import Watched, since
 from penstock.workers.lanes.commit import LaneCommit
 from penstock.workers.lanes.input import LaneInput, Verdicts
 from penstock.workers.lanes.money import LaneMoney, LedgerPort
@@ -87,6 +88,7 @@ class LaneShell:
         self._money = (
             None if ledger is None else LaneMoney(lane, epoch, machine, ledger, now, self._fail, self._wake.set)
         )
+        self._moment = Watched(now, machine.set_back, self._input.set_back)
         self._plan: Plan | None = None
         self._begun = self._opened = self._going = self._closed = self._over = False
         self._commit: asyncio.Task[None] | None = None
@@ -233,9 +235,9 @@ class LaneShell:
         left = self.own_until - self._now()
         return left if left <= RIGHT_S else 0.0
 
-    def _prolong(self, since: float) -> None:
-        """`since`: when it was asked that now says that the lane is ours."""
-        self.own_until = max(self.own_until if self._left() > 0 else 0.0, since + RIGHT_S)
+    def _prolong(self, asked: float) -> None:
+        """`asked`: when it was asked that now says that the lane is ours."""
+        self.own_until = max(self.own_until if self._left() > 0 else 0.0, asked + RIGHT_S)
 
     async def _ours(self) -> bool:
         return self._left() > 0 or await self._verify()
@@ -263,21 +265,21 @@ class LaneShell:
             await (asyncio.sleep(0) if busy else self._rest())
 
     async def _step(self) -> bool:
-        now = self._now()
+        now = self._moment()
         machine = self.machine
         read = await self._input.step(now)
         machine.tick(now)
-        if _since(self._swept_at, now) > SWEEP_EVERY_S:
+        if since(self._swept_at, now) > SWEEP_EVERY_S:
             self._swept_at = now
             machine.sweep(now)
         if self._money is not None:
             self._money.step(now)
         if self._commit is None and self._due(now):
             self._commit = asyncio.get_running_loop().create_task(self._commit_and_apply())
-        if self._looking is None and min(_since(self._verified_at, now), _since(self._out.at, now)) > VERIFY_EVERY_S:
+        if self._looking is None and min(since(self._verified_at, now), since(self._out.at, now)) > VERIFY_EVERY_S:
             self._looking = asyncio.get_running_loop().create_task(self._look())
         self._post(now)
-        if _since(self._reported_at, now) > REPORT_EVERY_S or self.settled:
+        if since(self._reported_at, now) > REPORT_EVERY_S or self.settled:
             self._report(now)
         return read > 0
 
@@ -293,7 +295,7 @@ class LaneShell:
     # -- commits
 
     def _due(self, now: float) -> bool:
-        machine, age = self.machine, _since(self._out.at, now)
+        machine, age = self.machine, since(self._out.at, now)
         if machine.thirsty and age >= HASTE * self._commit_s:
             return True
         return age >= self._commit_s and (machine.dirty or self._unsaved() or machine.held_up(now))
@@ -335,7 +337,8 @@ class LaneShell:
             await work
             return True
         except Exception as error:  # noqa: BLE001 - a lane must not die in silence: its driver opens it anew, and counts
-            strange = Temporary(f"unexpected, while lane {self.lane} {doing}: {_said(error)}")
+            said = f"{type(error).__name__}: {error}"[:300]  # not its `repr`: that of a decoding error holds the data
+            strange = Temporary(f"unexpected, while lane {self.lane} {doing}: {said}")
             self._fail(error if isinstance(error, PenstockError) else strange)
             return False
 
@@ -365,7 +368,7 @@ class LaneShell:
     def _post(self, now: float) -> None:
         """Tell the board what is ready: at once where a pool was empty, else every 20 ms; again where nothing moves."""
         counts = {pool: (n, tokens, urgency) for pool, n, tokens, urgency in self.machine.ready.counts()}
-        age = _since(self._posted_at, now)
+        age = since(self._posted_at, now)
         again = self._granted_more or age > POST_AGAIN_S
         if counts == self._posted and not (again and any(n for n, _, _ in counts.values())):
             return
@@ -398,13 +401,3 @@ class LaneShell:
             uncertain = isinstance(error, Temporary)
             self._driver.failed(self.lane, isinstance(error, Fenced), str(error), not uncertain)
             self.wake()
-
-
-def _since(at: float, now: float) -> float:
-    """Seconds. Where the clock went back, all that was done before is long ago: what is due by time must not wait."""
-    return now - at if now >= at else float("inf")
-
-
-def _said(error: Exception) -> str:
-    """Not its `repr`: that of a decoding error holds the data. Bounded, for it goes into logs."""
-    return f"{type(error).__name__}: {error}"[:300]
