@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Spent,
         Temporary,
     )
+    from penstock.jobs.mapping import map
     from penstock.jobs.result import JobResult
     from penstock.jobs.run import Job, arun, plan, run
     from penstock.jobs.submit import JobHandle, submit
@@ -49,6 +50,7 @@ __all__ = [
     "Spent",
     "Temporary",
     "arun",
+    "map",
     "plan",
     "run",
     "submit",
@@ -59,6 +61,7 @@ _HOMES = {
         "BadRecord", "Corrupt", "Fenced", "Held", "PenstockError", "Permanent", "Refused", "SpecError", "Spent",
         "Temporary",
     ),
+    "penstock.jobs.mapping": ("map",),
     "penstock.jobs.result": ("JobResult",),
     "penstock.jobs.run": ("Job", "arun", "plan", "run"),
     "penstock.jobs.submit": ("JobHandle", "submit"),

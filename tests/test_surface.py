@@ -8,7 +8,7 @@ import penstock
 
 PUBLIC = {
     "BadRecord", "Corrupt", "Fenced", "Held", "Job", "JobHandle", "JobResult", "PenstockError", "Permanent", "Refused",
-    "RunOptions", "RunSpec", "RunStatus", "SpecError", "Spent", "Temporary", "arun", "plan", "run", "submit",
+    "RunOptions", "RunSpec", "RunStatus", "SpecError", "Spent", "Temporary", "arun", "map", "plan", "run", "submit",
 }  # fmt: skip
 
 

@@ -1,0 +1,114 @@
+"""`penstock.map`: a table in memory → the same kind of table, with answers. Whole runs on one Ray."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import penstock as ps
+from penstock.jobs.sandbox import running_sandbox
+from penstock.workers.cluster import open_cluster
+from tests.conftest import MARK, own_children, reap
+from tests.jobs.test_end_to_end import calls
+
+TEXTS = ["a parcel is late", "the bill is wrong", "", "a third message"]
+CHOICES = ["delivery", "billing"]
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    before, name = own_children(), secrets.token_hex(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, name)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with open_cluster():
+            yield
+    reap(name, keep=before)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[str]:
+    with running_sandbox(process=True) as url:
+        yield url
+
+
+@pytest.fixture
+def asked(one_ray: None, sandbox: str, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a call that all kinds of tables share."""
+    account = {"base_url": f"{sandbox}/v1"}
+    model = {"name": "m", **account, "model": "small", "price": {"input_per_million": 1, "output_per_million": 2}}
+    return {
+        "prompt": "Which? {{ text }}",
+        "models": [model],
+        "output": CHOICES,
+        "state": str(tmp_path),
+        "progress": False,
+    }
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    assert [row["text"] for row in rows] == TEXTS
+    assert all(row["answer"] in CHOICES and row["error"] is None for row in rows)
+    assert all(row["model"] == "m" and row["cost_usd"] > 0 for row in rows)
+
+
+@pytest.mark.ray
+def test_the_same_kind_of_table_comes_back_in_order_and_is_paid_for_once(asked: dict[str, Any], sandbox: str) -> None:
+    """Rows of any kind hold the same content: pandas keeps its index, and the second call of a kind sends nothing."""
+    rows = [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
+    check(ps.map(rows, **asked))
+    paid = calls(sandbox).total()
+    check(ps.map(rows, **asked))
+    assert calls(sandbox).total() == paid
+
+    frame = pd.DataFrame(rows, index=[7, 5, 3, 1])
+    done = ps.map(frame, **asked)
+    assert list(done.index) == [7, 5, 3, 1]
+    check(done.astype(object).where(done.notna(), None).to_dict("records"))
+    table = pa.Table.from_pylist(rows)
+    check(ps.map(table, **asked).to_pylist())
+    check(ps.map(pl.DataFrame(rows), **asked).to_dicts())
+    reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=2))
+    check(ps.map(reader, **asked).read_all().to_pylist())
+    import ray.data
+
+    check(ray.data.from_arrow(table) and ps.map(ray.data.from_arrow(table), **asked).take_all())
+
+
+@pytest.mark.ray
+def test_a_bad_row_says_so_in_error_and_the_others_have_answers(asked: dict[str, Any]) -> None:
+    rows = [{"text": "fine"}, {"other": "no text here"}, {"text": "fine too"}]
+    done = ps.map(rows, **asked)
+    assert [row["answer"] is not None for row in done] == [True, False, True]
+    assert done[1]["error"].startswith(("template: ", "missing_field: "))
+
+
+@pytest.mark.ray
+def test_a_budget_that_ends_it_is_an_error_and_a_larger_one_goes_on(asked: dict[str, Any], sandbox: str) -> None:
+    """Half a table would look like a whole one; what was answered under the small budget is not paid for again."""
+    rows = [{"text": f"{'long ' * 50}{n}"} for n in range(300)]
+    before = calls(sandbox).total()
+    with pytest.raises(ps.Spent, match="goes on where it was"):
+        ps.map(rows, budget_usd=0.01, **asked)
+    check_all = ps.map(rows, budget_usd=10, **asked)
+    assert all(row["answer"] in CHOICES for row in check_all)
+    assert calls(sandbox).total() - before == 300
+
+
+def test_what_is_no_table_and_columns_that_are_taken_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ps.SpecError, match="this is a int"):
+        ps.map(5, prompt="x", models="groq/m", state=str(tmp_path))
+    with pytest.raises(ps.SpecError, match="adds: answer; rename"):
+        ps.map([{"answer": 1}], prompt="x", models="groq/m", state=str(tmp_path))
+    with pytest.raises(ps.SpecError, match="no such column"):
+        ps.map([{"a": 1}], id="b", prompt="x", models="groq/m", state=str(tmp_path))
+    with pytest.raises(ps.SpecError, match="give a folder"):
+        ps.map([{"a": 1}], prompt="x", models="groq/m", state="s3://bucket/x")
+    assert list(tmp_path.iterdir()) == []
