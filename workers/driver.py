@@ -190,7 +190,8 @@ class Driver:
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if not hasattr(self, "_crew"):
             self._recruit(self._plan)
-        await self._steersman.first(self._crew.steer)
+        if not spec.pinned:
+            await self._steersman.first(self._crew.steer)
         for pool in first_pools(spec.catalog, self._steersman.pools()):
             self._fleet.want(pool)
         if self._status.resumed:
@@ -230,7 +231,8 @@ class Driver:
             if now - checked > CANCEL_POLL_S:
                 checked = now
                 await self._hearing.look(self._crew.pause)
-                await self._steersman.look(self._crew.steer, now)
+                if not self._spec.pinned:
+                    await self._steersman.look(self._crew.steer, now)
                 self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
                 self._measuring.see(self._status)
                 idle = self._bill.idle_nano(self._status.tally, now)

@@ -79,6 +79,8 @@ class RunSpec(msgspec.Struct, frozen=True):
     feedback: SourceSettings | None = None
     """Where outcomes come from that are learned later; it changes no answer."""
     review: Review | None = None
+    pinned: bool = False
+    """Versions stand as the catalogue says, whatever is steered for other jobs: an evaluation compares just these."""
 
     @property
     def endless(self) -> bool:
