@@ -23,6 +23,6 @@ def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], la
     status.commit_age_s = max((report.commit_age_s for report in reports), default=0.0)
     status.waits_for_money = next((r.waits_for_money for r in reports if r.waits_for_money is not None), None)
     status.lanes_ended = sum(1 for report in reports if report.done)
-    run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None]
+    run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None and b.role is None]
     status.budget_limit_nano = min(run_budgets, default=None)
     status.budget_spent_nano = total.cost_nano + total.forfeit_nano

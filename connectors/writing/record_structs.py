@@ -139,6 +139,8 @@ class QualityRecord(msgspec.Struct, frozen=True, gc=False):
     prompt_version: str
     consent: str | None
     at: str
+    role: Literal["primary", "shadow"] = "primary"
+    """Of the answer: the item's own, or another model's to the same request."""
 
 
 class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):

@@ -30,7 +30,7 @@ from penstock.connectors.writing.record_structs import (
     Source,
     Tokens,
 )
-from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, Usage
+from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer, Usage
 
 if TYPE_CHECKING:
     pass
@@ -157,9 +157,13 @@ class Encoder:
             )
         )
 
-    def quality(self, result: Result, score: Score, *, redact: bool = False) -> bytes:
-        """redact: the item's wall says `sample: redact`; the score stays, what was said goes."""
+    def quality(
+        self, result: Result, score: Score, *, shadow: ShadowAnswer | None = None, redact: bool = False
+    ) -> bytes:
+        """shadow: whose answer the score is of, where it isn't the result's. redact: the item's wall says
+        `sample: redact`; the score stays, what was said goes."""
         item = result.item
+        said = result.answer.text if shadow is None else shadow.text
         expected = item.attributes.expected_json
         return _encode(
             QualityRecord(
@@ -171,16 +175,17 @@ class Encoder:
                 passed=score.passed,
                 judge_model=score.judge_model,
                 input=_NULL if redact else Json(one_line(item.request.body_json)),
-                output=None if redact else result.answer.text,
+                output=None if redact else said,
                 expected=_NULL if redact or expected is None else Json(one_line(expected)),
-                sample_probability=result.sample_probability,
+                sample_probability=result.sample_probability if shadow is None else shadow.share,
                 arm=result.arm or None,
                 propensity=result.propensity if result.experiment else None,
-                model=result.model,
-                model_version=result.model_version,
+                model=(shadow or result).model,
+                model_version=(shadow or result).model_version,
                 prompt_version=result.prompt_version,
                 consent=item.attributes.consent,
                 at=self._stamps.iso(result.finished_at),
+                role="primary" if shadow is None else "shadow",
             )
         )
 

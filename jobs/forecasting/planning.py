@@ -97,7 +97,7 @@ def report(spec: RunSpec, reading: Reading, survey: Survey, history: History) ->
     cost, worst = total(m.cost_nano for m in models), sum(m.worst_nano for m in models)
     per_items = PER_ITEMS if spec.endless else None
     check = _budget_a_thousand if spec.endless else _budget
-    budgets = tuple(check(budget, cost, worst, survey) for budget in spec.budgets)
+    budgets = tuple(check(budget, cost, worst, survey) for budget in spec.budgets if budget.role is None)
     return PlanReport(
         run_id=spec.run_id,
         name=spec.name,

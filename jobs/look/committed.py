@@ -50,6 +50,10 @@ class Sample(msgspec.Struct, frozen=True):
     item_id: str
     scorer: str
     passed: bool = False
+    role: str = "primary"
+    """`shadow`: of another model's answer."""
+    model: str = ""
+    """With its version."""
 
 
 class Outputs(msgspec.Struct, frozen=True):
@@ -123,6 +127,9 @@ class _Quality(msgspec.Struct, frozen=True):
     item_id: str
     scorer: str = ""
     passed: bool = False
+    role: str = "primary"
+    model: str = ""
+    model_version: str = ""
 
 
 Key = Literal["custom_id", "position", "item_id"]
@@ -138,7 +145,7 @@ def read_outputs(paths: Mapping[str, Sequence[Path]], key: Key | str = "custom_i
         dead_letters=tuple(_dead(line, key) for line in _lines(paths, "dead_letters")),
         costs=tuple(_cost(line) for line in _lines(paths, "costs")),
         quality=tuple(
-            Sample(q.item_id, q.scorer, q.passed)
+            Sample(q.item_id, q.scorer, q.passed, q.role, f"{q.model}@{q.model_version}")
             for q in (msgspec.json.decode(line, type=_Quality) for line in _lines(paths, "quality"))
         ),
     )

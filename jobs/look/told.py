@@ -174,6 +174,8 @@ class SampleTold(msgspec.Struct, frozen=True):
     arm: str | None = None
     model: str | None = None
     model_version: str | None = None
+    role: str = "primary"
+    """`shadow`: of another model's answer to the same request."""
 
 
 def nano(usd: float) -> int:

@@ -192,14 +192,15 @@ def _prices(outputs: Outputs, price: Price) -> Iterator[Violation]:
 
 
 def _samples(outputs: Outputs) -> Iterator[Violation]:
-    lines = Counter((s.item_id, s.scorer) for s in outputs.quality)
-    scored = {item for item, _ in lines}
+    lines = Counter((s.item_id, s.scorer, s.role, s.model) for s in outputs.quality)
+    scored = {sample.item_id for sample in outputs.quality}
     sampled = {one.item_id: one.key for one in outputs.results if one.sampled}
-    for item in sampled.keys() - scored:
+    judged = {one.item_id for one in outputs.results if any(tried.role == "judge" for tried in one.tried)}
+    for item in sampled.keys() - scored - judged:  # a judge may have been left out
         yield Violation("sample_missing", sampled[item], "sampled, and not in quality")
     for item in scored - sampled.keys():
         yield Violation("sample_orphan", item, "in quality, and not a sampled result")
-    for (item, scorer), n in lines.items():
+    for (item, scorer, _, _), n in lines.items():
         if n > 1:
             yield Violation("sample_duplicate", sampled.get(item, item), f"{n} lines of scorer {scorer}")
 

@@ -18,6 +18,7 @@ from penstock.engine.items import Attributes
 from penstock.engine.policy import Policy, Task
 from penstock.jobs.prices import nano
 from penstock.jobs.spec.accounts import Part
+from penstock.jobs.spec.asked import share
 from penstock.jobs.spec.catalogue import compile_catalog
 from penstock.jobs.spec.decode import decode
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
@@ -26,7 +27,7 @@ from penstock.jobs.spec.places import resolve
 from penstock.jobs.spec.places.connections import compile_connections
 from penstock.jobs.spec.places.files import absolute, scheme
 from penstock.jobs.spec.rules import compile_rules
-from penstock.jobs.spec.tasks import compile_tasks, share
+from penstock.jobs.spec.tasks import compile_tasks
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse
 from penstock.jobs.spec.variables import check_used, fill_tree, settle
@@ -175,7 +176,7 @@ def _budget(doc: Doc, index: int | None, file: BudgetFile) -> Budget:
         raise doc.error((*path, "usd"), "more than a billion dollars")
     if file.tenant == "":
         raise doc.error((*path, "tenant"), 'empty; name a tenant, or "*" for one such budget each')
-    return Budget(limit_nano=limit, per=None if file.per == "run" else file.per, tenant=file.tenant)
+    return Budget(limit_nano=limit, per=None if file.per == "run" else file.per, tenant=file.tenant, role=file.role)
 
 
 def _on_duplicate(doc: Doc, given: OnDuplicate | None, source: SourceSettings) -> OnDuplicate:

@@ -21,7 +21,7 @@ from penstock.connectors.settings import (
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
 from penstock.engine.walls import refusal
-from penstock.jobs.spec.digest import names_in_use
+from penstock.jobs.spec.digest import names_called
 from penstock.jobs.spec.places.connections import SECRETS
 from penstock.workers.runspec import RunSpec
 
@@ -48,7 +48,7 @@ def _readable(path: str) -> bool:
 
 
 def _models_in_use(spec: RunSpec) -> list[Model]:
-    return [spec.catalog.models[name] for name in names_in_use(spec.policy, spec.catalog)]
+    return [spec.catalog.models[name] for name in names_called(spec.policy, spec.catalog)]
 
 
 def _accounts_in_use(spec: RunSpec) -> list[Account]:
@@ -145,6 +145,7 @@ def describe(spec: RunSpec) -> list[tuple[str, str]]:
     for budget in spec.budgets:
         scope = f" a {budget.per}" if budget.per else ""
         whom = f" for tenant {budget.tenant}" if budget.tenant else ""
+        whom += f" for {budget.role}s" if budget.role else ""
         lines.append(("budget", f"${budget.limit_nano / NANO_PER_USD:,.2f}{scope}{whom}"))
     lines.append(("state", spec.state))
     return lines

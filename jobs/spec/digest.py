@@ -64,6 +64,14 @@ def names_in_use(policy: Policy, catalog: Catalog) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def names_called(policy: Policy, catalog: Catalog) -> list[str]:
+    """The same, and those whose answers are no results: shadows and judges."""
+    tasks = policy.tasks.values()
+    shadows = [name.partition("@")[0] for task in tasks if task.shadow is not None for name in task.shadow.models]
+    judges = [scorer.model for task in tasks for scorer in task.scorers if scorer.model is not None]
+    return list(dict.fromkeys([*names_in_use(policy, catalog), *shadows, *judges]))
+
+
 def _task(task: Task) -> dict[str, object]:
     return {
         "prompt": task.prompt.version if task.prompt else None,

@@ -130,7 +130,7 @@ class OutputFile(msgspec.Struct, frozen=True):
     on_invalid: Literal["ask_again", "keep", "dead_letter"] = "ask_again"
 
 
-ScorerType = Literal["exact", "regex", "json_schema", "numeric", "function"]
+ScorerType = Literal["exact", "regex", "json_schema", "numeric", "function", "judge"]
 
 
 class ScorerFile(msgspec.Struct, frozen=True):
@@ -141,6 +141,24 @@ class ScorerFile(msgspec.Struct, frozen=True):
     json_schema: dict[str, Any] | None = None
     tolerance: Number = 0
     function: str | None = None
+    model: str | None = None
+    """Of a judge: who scores."""
+    rubric: str | None = None
+    scale: list[int] | None = None
+    """Of a judge: the worst and the best grade; 1 to 5 unless said."""
+    choices: list[str | int] | None = None
+    """Of a judge, instead of `scale`: its words, from the worst to the best."""
+    pairwise: bool = False
+    samples: int = 1
+    params: dict[str, Any] = {}
+
+
+class ShadowFile(msgspec.Struct, frozen=True):
+    """Other models answer the same requests, for comparison."""
+
+    models: list[str]
+    """Names, or `model@version`."""
+    share: Number
 
 
 class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +172,7 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     scorers: list[ScorerType | ScorerFile] = []
     timeout_s: Number | None = None
     reuse: bool = False
+    shadow: ShadowFile | None = None
 
 
 class RowFile(msgspec.Struct, frozen=True):
@@ -175,6 +194,8 @@ class BudgetFile(msgspec.Struct, frozen=True):
     usd: Number
     per: Literal["run", "day", "month"] = "run"
     tenant: str | None = None
+    role: Literal["judge", "shadow"] | None = msgspec.field(default=None, name="for")
+    """Only for these calls."""
 
 
 class SinksFile(msgspec.Struct, frozen=True):
@@ -218,6 +239,7 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     sample: Number = 0
     scorers: list[ScorerType | ScorerFile] = []
     reuse: bool = False
+    shadow: ShadowFile | None = None
 
 
 def schema() -> dict[str, Any]:

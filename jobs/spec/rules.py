@@ -7,9 +7,10 @@ from typing import Any
 
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Condition, Rule, Scalar, Task
+from penstock.jobs.spec.asked import share
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.fields import RuleFile
-from penstock.jobs.spec.tasks import check_tier, share
+from penstock.jobs.spec.tasks import check_tier
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 NUMBERS = frozenset({"tier", "min_quality", "max_cost_usd", "deadline", "priority"})

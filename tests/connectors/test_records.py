@@ -27,6 +27,7 @@ from penstock.engine.items import (
     Result,
     Route,
     Score,
+    ShadowAnswer,
     Usage,
 )
 
@@ -112,7 +113,11 @@ RECORDS: dict[str, list[bytes]] = {
     "results.rows.jsonl": [ROWS.result(result()), ROWS.result(result(status="invalid_output", copied_from="77"))],
     "results.openai-batch.jsonl": [BATCH.result(result()), BATCH.result(result(item=item(generation=1)))],
     "costs.jsonl": [ROWS.cost(COST), ROWS.cost(ADJUSTMENT)],
-    "quality.jsonl": [ROWS.quality(result(), SCORE), ROWS.quality(result(), SCORE, redact=True)],
+    "quality.jsonl": [
+        ROWS.quality(result(), SCORE),
+        ROWS.quality(result(), SCORE, redact=True),
+        ROWS.quality(result(), SCORE, shadow=ShadowAnswer("small", "v2", "billing", (SCORE,), Usage(), 5, 3.0, 0.05)),
+    ],
     "dead_letters.jsonl": [ROWS.dead_letter(UNREAD), ROWS.dead_letter(REFUSED)],
 }
 

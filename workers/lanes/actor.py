@@ -22,6 +22,7 @@ from penstock.engine.errors import Fenced
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
 from penstock.engine.items import CostLine, OutputSpec
+from penstock.engine.judging import outputs
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
 from penstock.engine.router import Router
@@ -269,11 +270,9 @@ class LaneActor:
 
 
 def _outputs(policy: Policy) -> dict[str, OutputSpec]:
-    return {
-        task.name: OutputSpec(task.output.choices, task.output.json_schema)
-        for task in policy.tasks.values()
-        if task.output is not None
-    }
+    """Task, or judge → what its answers must look like."""
+    asked = {task.name: task.output for task in policy.tasks.values() if task.output is not None}
+    return {name: OutputSpec(o.choices, o.json_schema) for name, o in (asked | outputs(policy)).items()}
 
 
 def _ledger(spec: RunSpec) -> LedgerPort | None:

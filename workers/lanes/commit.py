@@ -13,7 +13,7 @@ from penstock.connectors.writing.records import Encoder
 from penstock.engine.flow.cells import CELLS
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
-from penstock.engine.items import DeadLetter, Position, Result, Score
+from penstock.engine.items import DeadLetter, Position, Result, Score, ShadowAnswer
 from penstock.engine.plan import Epoch
 
 _LAST = 1 << 31
@@ -101,11 +101,18 @@ class LaneCommit:
         for result in batch.results:
             item = result.item
             results.append(self._encoded.pop((item.item_id, item.generation), None) or self._result(result))
-            if result.scores:
-                redact = self._machine.redacts(result.route.wall)
-                for sub, score in enumerate(result.scores if redact is not None else ()):
-                    quality.append(self._quality(result, score, sub, redact=bool(redact)))
+            if result.scores or result.shadows:
+                quality += self._samples(result)
         return results, quality
+
+    def _samples(self, result: Result) -> list[OutRecord]:
+        """Of the answer, and of its shadows'."""
+        redact = self._machine.redacts(result.route.wall)
+        if redact is None:
+            return []
+        scored = [(score, None) for score in result.scores]
+        scored += [(score, shadow) for shadow in result.shadows for score in shadow.scores]
+        return [self._quality(result, each, shadow, sub, redact=redact) for sub, (each, shadow) in enumerate(scored)]
 
     def _result(self, result: Result) -> OutRecord:
         item, place, value = result.item, result.item.source, self._encoder.result(result)
@@ -119,13 +126,17 @@ class LaneCommit:
             self._encoded[result.item.item_id, result.item.generation] = record
         return message
 
-    def _quality(self, result: Result, score: Score, sub: int, *, redact: bool) -> OutRecord:
+    def _quality(
+        self, result: Result, score: Score, shadow: ShadowAnswer | None, sub: int, *, redact: bool
+    ) -> OutRecord:
         """Where what was said is too large for the sink, the score goes alone."""
         item, store = result.item, self._bounds["quality"]
-        record = _record(item.source, self._encoder.quality(result, score, redact=redact), sub, item.item_id)
+        value = self._encoder.quality(result, score, shadow=shadow, redact=redact)
+        record = _record(item.source, value, sub, item.item_id)
         if redact or store is None or store.refuses("quality", record) is None:
             return record
-        return _record(item.source, self._encoder.quality(result, score, redact=True), sub, item.item_id)
+        value = self._encoder.quality(result, score, shadow=shadow, redact=True)
+        return _record(item.source, value, sub, item.item_id)
 
     def _dead(self, letter: DeadLetter) -> OutRecord:
         """Where the original is too large for the sink, less and less of its head goes."""

@@ -1,0 +1,129 @@
+"""Judges, shadows and their budgets, as the job file says them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from penstock.engine.budget import Budget
+from penstock.engine.errors import SpecError
+from penstock.engine.policy import Scorer, Shadow
+from penstock.jobs import spec
+from penstock.workers.runspec import RunSpec
+
+BASE = """\
+source: messages.csv
+models:
+  - sandbox/a
+  - {name: b, account: sandbox, price: free, versions: [{id: v1, model: b}, {id: v2, model: b-2}], live: v1}
+  - {name: judge, account: sandbox, model: j, price: free}
+tiers: {1: [sandbox/a]}
+sinks: out.jsonl
+prompt: "{{ text }}"
+"""
+USD = 1_000_000_000
+
+
+def job(folder: Path, text: str) -> RunSpec:
+    (folder / "job.yaml").write_text(BASE + text)
+    return spec.load(folder / "job.yaml")
+
+
+def test_a_judge_a_pairwise_judge_and_a_shadow_are_read(tmp_path: Path) -> None:
+    """A scale becomes its grades, words go from the worst to the best, a shadow may be a version."""
+    loaded = job(
+        tmp_path,
+        """\
+sample: 0.1
+shadow: {models: [b@v2, b], share: 0.05}
+scorers:
+  - {type: judge, model: judge, rubric: Polite?, scale: [0, 3], samples: 2, params: {max_tokens: 200}}
+  - {type: judge, model: judge, rubric: Polite?, choices: [bad, fair, good]}
+  - {type: judge, model: judge, rubric: Politer?, pairwise: true, expected: "{{ best }}"}
+  - {type: judge, model: judge, rubric: Polite?}
+budgets: [{usd: 25}, {usd: 2, for: shadow, per: day}, {usd: 1, for: judge, tenant: "*"}]
+""",
+    )
+    task = loaded.policy.tasks["default"]
+    assert task.shadow == Shadow(("b@v2", "b"), 0.05)
+    assert (task.sample, task.sample_share) == (0.1, 0.1)
+    grades, words, pair, usual = task.scorers
+    params = b'{"max_tokens":200}'
+    assert grades == Scorer(
+        "judge", model="judge", rubric="Polite?", choices=("0", "1", "2", "3"), samples=2, params_json=params
+    )
+    assert words.choices == ("bad", "fair", "good")
+    assert (pair.pairwise, pair.choices, pair.expected) == (True, (), "{{ best }}")
+    assert usual.choices == ("1", "2", "3", "4", "5")
+    assert loaded.budgets == (
+        Budget(25 * USD),
+        Budget(2 * USD, "day", role="shadow"),
+        Budget(USD, tenant="*", role="judge"),
+    )
+
+
+def test_what_only_measures_changes_no_answer(tmp_path: Path) -> None:
+    """A judge or shadow may come and go while a run goes on: the fingerprint stays. Their keys are needed, though."""
+    plain = job(tmp_path, "")
+    measured = job(
+        tmp_path,
+        "shadow: {models: [b], share: 0.5}\nscorers: [{type: judge, model: judge, rubric: Polite?}]\n",
+    )
+    assert measured.fingerprint == plain.fingerprint
+    assert measured.policy.version != plain.policy.version
+    told = dict(spec.describe(measured))
+    assert {"model b", "model judge"} <= told.keys()
+    assert not [line for line in spec.warnings(measured) if "in no tier" in line]
+
+
+MISTAKES = {
+    "a judge without a rubric": ("scorers: [{type: judge, model: judge}]", "a judge needs `rubric:`"),
+    "a judge without a model": ("scorers: [{type: judge, rubric: x}]", "a judge needs `model:`"),
+    "the bare word": ("scorers: [judge]", "a judge needs `model:`"),
+    "an unknown judge": (
+        "scorers: [{type: judge, model: juge, rubric: x}]",
+        "scorers[0].model: no model `juge`; did you mean `judge`?",
+    ),
+    "an empty rubric": ("scorers: [{type: judge, model: judge, rubric: ' '}]", "a rubric has 1 to"),
+    "a scale of one grade": (
+        "scorers: [{type: judge, model: judge, rubric: x, scale: [5, 5]}]",
+        "scorers[0].scale: expected the worst and best grade",
+    ),
+    "a scale and words": (
+        "scorers: [{type: judge, model: judge, rubric: x, scale: [1, 5], choices: [a, b]}]",
+        "stands beside `scale`",
+    ),
+    "grades of a pair": (
+        "scorers: [{type: judge, model: judge, rubric: x, pairwise: true, scale: [1, 5]}]",
+        "says A, B or tie",
+    ),
+    "asked too often": ("scorers: [{type: judge, model: judge, rubric: x, samples: 100}]", "expected 1 to 9"),
+    "a rubric of another scorer": (
+        "scorers: [{type: exact, rubric: x}]",
+        "scorers[0].rubric: belongs to a scorer of type judge",
+    ),
+    "a shadow that nothing compares": ("shadow: {models: [b], share: 1}", "shadow: nothing compares the answers"),
+    "an unknown shadow": (
+        "scorers: [exact]\nshadow: {models: [c], share: 1}",
+        "shadow.models[0]: no model `c`",
+    ),
+    "an unknown version": (
+        "scorers: [exact]\nshadow: {models: [b@v3], share: 1}",
+        "shadow.models[0]: model b has no version `v3`; known: v1, v2",
+    ),
+    "a share of nothing": ("scorers: [exact]\nshadow: {models: [b], share: 0}", "a share of 0 shadows nothing"),
+    "a share above one": ("scorers: [exact]\nshadow: {models: [b], share: 5}", "expected a share between 0 and 1"),
+    "no share": ("scorers: [exact]\nshadow: {models: [b]}", "the field `share` is missing"),
+    "a budget for others": ("budgets: [{usd: 1, for: retry}]", "`retry` is not known here"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_at_its_place(mistake: str, tmp_path: Path) -> None:
+    """With file, line, field and what would do."""
+    text, told = MISTAKES[mistake]
+    with pytest.raises(SpecError) as caught:
+        job(tmp_path, text)
+    assert told in str(caught.value)
+    assert "job.yaml:" in str(caught.value)
