@@ -379,7 +379,7 @@ class LaneShell:
 
     def _report(self, now: float) -> None:
         settled, self._reported_at = self.settled, now
-        measured = settled or _since(self._measured_at, now) > CELLS_EVERY_S
+        measured = settled or since(self._measured_at, now) > CELLS_EVERY_S
         if measured:
             self._measured_at = now
         self._driver.report(
