@@ -50,6 +50,7 @@ COMMANDS: dict[str, Entry] = {
     "costs": Entry("Look", "look:costs", "What was paid, by model, tier, task, tenant or day"),
     "report": Entry("Look", "look:report", "The summary of a run, again"),
     "audit": Entry("Look", "audit:audit", "What was decided and by whom; that nobody changed the log of it"),
+    "eval": Entry("Look", "evals:evaluate", "Ask candidates the same labelled rows; say which is better"),
     "feedback": Entry("Look", "feedback:feedback", "What was learned later: take outcomes, show them by model"),
     "label": Entry("Look", "label:label", "People say what is right, one key each; how far they agree"),
     "publish": Entry("Stream", "stream:publish", "Publish rows of a file to a Kafka topic"),

@@ -1,0 +1,184 @@
+"""Evaluations: several candidates over the same labelled rows."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from penstock.engine.errors import SpecError
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
+
+if TYPE_CHECKING:
+    from penstock.jobs.evals.asked import Asked
+    from penstock.jobs.evals.running import Found
+    from penstock.jobs.look.reading import Outputs
+    from penstock.workers.runspec import RunSpec
+
+
+class EvalCall(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `penstock eval`, as click read them."""
+
+    sets: tuple[str, ...] = ()
+    state: str | None = None
+    as_json: bool = False
+    name: str | None = None
+    task: str | None = None
+    models: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    scorer: str | None = None
+    slices: tuple[str, ...] = ()
+    samples: bool = False
+    rows: int | None = None
+    confidence: float = 0.95
+    within: float | None = None
+    all_rows: bool = False
+    budget_usd: float | None = None
+    price_only: bool = False
+    address: str | None = None
+
+
+@click.group(name="eval", cls=shared.with_default("go"))
+def evaluate() -> None:
+    """Ask several candidates the same labelled rows, and say which is better.
+
+    \b
+      penstock eval job.yaml --model small --model small@v2 --model opus
+      penstock eval job.yaml --variant brief=brief.yaml --slice channel
+      penstock eval show NAME
+    """
+
+
+@evaluate.command()
+@shared.job_argument()
+@shared.sets_option
+@shared.state_option
+@shared.json_option
+@click.option("--name", help="The same name goes on where it was. [default: the job's name and the task]")
+@click.option("--task", help="Which task of the job. [default: its only one]")
+@click.option("--model", "models", multiple=True, metavar="NAME[@VERSION]", help="A candidate. [default: the task's]")
+@click.option("--variant", "variants", multiple=True, metavar="NAME=FILE", help="Another prompt or params, from YAML.")
+@click.option("--scorer", help="The scorer that decides. [default: the task's first, else exact]")
+@click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Also by this column or attribute.")
+@click.option("--samples", is_flag=True, help="Quality samples of the job's run instead of the source's rows.")
+@click.option("--rows", type=click.IntRange(min=1), help="At most so many rows, drawn at random.")
+@click.option("--confidence", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True)
+@click.option("--within", type=click.FloatRange(0.001, 0.5), help="Stop when each quality is known to ± this.")
+@click.option("--all-rows", is_flag=True, help="Use every row, also when a winner is clear.")
+@click.option("--budget-usd", type=click.FloatRange(min=0), help="Never more. [default: 1.25 × the price's high end]")
+@click.option("--price", "price_only", is_flag=True, help="Say what it would cost, and stop.")
+@click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
+def go(job: str, **given: object) -> int:
+    """Evaluate candidates on the rows of JOB that have an expected answer.
+
+    Each row's first answer comes from the first candidate, all others answer the same request: walls, budgets and
+    the commit hold as in any run. It stops by itself when a winner is clear (or with --within, when every quality is
+    known as well as asked), and the intervals are valid whenever you look. Killed or stopped, it goes on.
+    """
+    call = msgspec.convert(given, EvalCall, strict=False)
+    from penstock.jobs.evals import running, view
+    from penstock.jobs.evals.asked import folder, recalled
+    from penstock.jobs.progress import display_for
+    from penstock.jobs.run import Session
+
+    base = _base(job, call)
+    asked = _asked(job, base, call)
+    name = call.name or _name(base, asked)
+    samples = _samples(base) if call.samples and recalled(folder(base.state, name)) is None else None
+    prepared = running.prepare(name, base, asked, samples)
+    cost, spec = running.price(prepared, None if call.budget_usd is None else round(call.budget_usd * 1e9))
+    words = [view.price_words(cost, prepared, min(b.limit_nano for b in spec.budgets)) if spec.budgets else "free"]
+    for line in (*view.rows_words(prepared), *words):
+        click.echo(line, err=call.as_json)
+    if call.price_only:
+        return exits.DONE
+    display = display_for(sys.stderr if call.as_json else sys.stdout, "ctrl-c: stop; the same command goes on")
+    found = running.go(prepared, spec, Session(address=call.address), display, to_the_end=call.all_rows)
+    return _tell(found, call.as_json)
+
+
+@evaluate.command()
+@click.argument("name")
+@shared.state_option
+@shared.json_option
+def show(name: str, state: str | None, as_json: bool) -> int:
+    """What the evaluation NAME found, or has found so far."""
+    from penstock.jobs.evals import running
+    from penstock.jobs.history import open_history
+
+    url = shared.state_url(state)
+    return _tell(running.find(running.remembered(name, url), open_history(url)), as_json)
+
+
+def _tell(found: Found, as_json: bool) -> int:
+    from penstock.jobs.evals import view
+
+    if as_json:
+        shared.print_json(view.machine(found))
+    else:
+        out = shared.console()
+        for part in view.parts(found):
+            out.print(part)
+    return exits.BUDGET if found.status.state == "stopped_by_budget" else exits.DONE
+
+
+def _base(job: str, call: EvalCall) -> RunSpec:
+    spec = shared.load_job(job, call.sets)
+    return spec if call.state is None else msgspec.structs.replace(spec, state=shared.state_url(call.state))
+
+
+def _asked(job: str, base: RunSpec, call: EvalCall) -> Asked:
+    from penstock.jobs.evals.asked import Asked, Variant, models_of, read_variant
+    from penstock.jobs.evals.derived import scorer_of
+
+    task = call.task or base.policy.default_task
+    if task is None or task not in base.policy.tasks:
+        raise SpecError(f"say which task with --task: {', '.join(base.policy.tasks)}")
+    models = models_of(base.catalog, call.models or _models(base, task))
+    variants = {"": Variant()}
+    for text in call.variants:
+        name, equals, path = text.partition("=")
+        if not equals or not name.strip() or not name.isidentifier():
+            raise SpecError(f"--variant {text!r}: expected NAME=FILE, with letters, digits and _ in the name")
+        variants[name] = read_variant(path)
+    return Asked(
+        job=base.name,
+        task=task,
+        models=models,
+        variants=variants,
+        scorer=scorer_of(base.policy.tasks[task], call.scorer),
+        slices=call.slices,
+        samples=call.samples,
+        rows=call.rows,
+        confidence=call.confidence,
+        within=call.within,
+    )
+
+
+def _models(base: RunSpec, task: str) -> tuple[str, ...]:
+    """Those that the task's items may go to."""
+    at = base.policy.tasks[task]
+    tiers = base.catalog.tiers
+    return (
+        at.models
+        or tiers.get(at.tier or (3 if 3 in tiers else max(tiers, default=0)), ())
+        or tuple(base.catalog.models)
+    )
+
+
+def _name(base: RunSpec, asked: Asked) -> str:
+    from penstock.jobs.spec.digest import digest
+
+    parts = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{base.name}-{asked.task}")[:40]
+    return f"{parts.strip('-')}-{digest([asked.models, sorted(asked.variants), asked.rows, asked.samples])[:4]}"
+
+
+def _samples(base: RunSpec) -> Outputs:
+    from penstock.jobs.history import open_history
+    from penstock.jobs.look.reading import Outputs
+
+    history = open_history(base.state)
+    return Outputs(history.spec(base.run_id), history.status(base.run_id))

@@ -1,0 +1,108 @@
+"""What an evaluation is asked to do: kept beside its rows, so that the same name goes on with the same thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import Corrupt, SpecError
+from penstock.jobs.spec.tree import nearest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_LATER = {"confidence", "within"}
+"""What may be asked anew of rows that were answered already."""
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Another prompt or other parameters than the task's. `prompt`: a template, or `system` and `user` of one."""
+
+    prompt: str | dict[str, str] | None = None
+    params: dict[str, Any] | None = None
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """`models`: `model@version`, each version said. `variants`: name → what is different; the task as it stands has
+    the empty name."""
+
+    job: str
+    task: str
+    models: tuple[str, ...]
+    variants: dict[str, Variant]
+    scorer: str
+    slices: tuple[str, ...] = ()
+    samples: bool = False
+    rows: int | None = None
+    confidence: float = 0.95
+    within: float | None = None
+
+    @property
+    def candidates(self) -> tuple[tuple[str, str], ...]:
+        """(model, variant), in the order of the table."""
+        return tuple((model, variant) for model in self.models for variant in self.variants)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{model} {variant}".strip() for model, variant in self.candidates)
+
+
+def folder(state: str, name: str) -> Path:
+    """Where an evaluation lives. Raises `SpecError` for a name that is none, or a state that is no folder."""
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"an evaluation's name has letters, digits and _ . -, not {name[:60]!r}")
+    if "://" in state and not state.startswith("file://"):
+        raise SpecError(f"an evaluation keeps its rows in a state folder, and {state} is none; give --state a folder")
+    return Path(state.removeprefix("file://")) / "evals" / name
+
+
+def models_of(catalog: Catalog, given: tuple[str, ...]) -> tuple[str, ...]:
+    """`small`, `small@v2` → with the version said. Raises `SpecError` where one isn't there, or comes twice."""
+    found: list[str] = []
+    for text in given:
+        name, _, version = text.partition("@")
+        model = catalog.models.get(name)
+        if model is None:
+            raise SpecError(f"no model is named {name!r}{nearest(name, catalog.models)}")
+        version = version or model.live
+        if version not in {v.id for v in model.versions}:
+            raise SpecError(f"{name} has no version {version!r}{nearest(version, [v.id for v in model.versions])}")
+        found.append(f"{name}@{version}")
+    if len(set(found)) != len(found):
+        raise SpecError(f"a candidate comes twice: {', '.join(found)}")
+    return tuple(found)
+
+
+def read_variant(path: str) -> Variant:
+    """From YAML or JSON: `prompt:` and `params:`, as a task has them. Raises `SpecError`."""
+    try:
+        variant = msgspec.yaml.decode(Path(path).read_bytes(), type=Variant)
+    except (OSError, msgspec.DecodeError, ValueError) as error:
+        raise SpecError(f"a variant has `prompt` and `params`: {error}", path=path) from error
+    if isinstance(variant.prompt, dict) and not variant.prompt.keys() <= {"system", "user"}:
+        raise SpecError("a variant's prompt is a text, or has `system` and `user`", path=path)
+    return variant
+
+
+def recalled(place: Path) -> Asked | None:
+    """What was asked under this name; None: nothing yet. Raises `Corrupt`."""
+    try:
+        return msgspec.json.decode((place / "eval.json").read_bytes(), type=Asked)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise Corrupt(f"{place / 'eval.json'} can't be read: {error}") from error
+
+
+def check_same(name: str, before: Asked, now: Asked) -> None:
+    """Raises `SpecError` that names what differs."""
+    old, new = (cast("Mapping[str, object]", msgspec.to_builtins(each)) for each in (before, now))
+    changed = [field for field in new if field not in _LATER and old.get(field) != new[field]]
+    if changed:
+        raise SpecError(
+            f"the evaluation {name} was asked for another {', '.join(changed)}: give this one another name, "
+            f"or see what it found with `penstock eval show {name}`"
+        )

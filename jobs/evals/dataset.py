@@ -1,0 +1,241 @@
+"""The rows of an evaluation: labelled ones of the job's source, or collected quality samples, with what people said.
+
+They are written once, in an order that a hash gives: intervals that are looked at while it goes hold for rows drawn at
+random, and the first hundred of a file are seldom like the rest. Each row stands there once for each variant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from penstock.connectors.base import Raw
+from penstock.connectors.filestore.disk import publish
+from penstock.connectors.reading.intake import Intake, input_shape
+from penstock.connectors.reading.records_from import records_from, to_the_end
+from penstock.connectors.registry import open_source
+from penstock.connectors.settings import FilesSource
+from penstock.connectors.state import open_state
+from penstock.engine.errors import SpecError
+from penstock.engine.fingerprints import short_hash
+from penstock.engine.items import DeadLetter, Item
+from penstock.engine.policy import Task
+from penstock.jobs.evals.asked import Asked
+from penstock.jobs.look.reading import Outputs
+from penstock.jobs.people.labels import Labels, gold
+from penstock.jobs.people.work import name_of_rows
+from penstock.workers.runspec import RunSpec
+
+Fields = dict[str, Any]
+
+ROW, VARIANT_MARK = "penstock_row", "~"
+"""Column that carries the row's number; what parts task and variant, row and variant."""
+EXPECTED, TASK = "penstock_expected", "penstock_task"
+ASKS = ("min_quality", "max_cost_usd", "tier", "latency", "deadline", "priority")
+"""Attributes that would choose among candidates, or hurry: an evaluation asks all of them, in peace."""
+NEEDS_NONE = ("regex", "json_schema", "function", "judge")
+"""Scorers that can do without an expected answer."""
+
+
+class Labelled(msgspec.Struct, frozen=True):
+    """One row before it is written. `line`: a row, or an openai-batch request."""
+
+    key: str
+    line: Fields
+    is_request: bool
+    expected: Any
+    slices: dict[str, str]
+
+
+class Indexed(msgspec.Struct, frozen=True):
+    """What is known of a row beside what models see."""
+
+    row: int
+    expected: Any
+    slices: dict[str, str] = {}
+
+
+class Made(msgspec.Struct, frozen=True):
+    """`left`: why → rows of the source that are not in it."""
+
+    rows: int
+    requests: bool
+    labelled_by_people: int
+    left: dict[str, int]
+
+
+class _Sources(msgspec.Struct):
+    """Counts while rows are read."""
+
+    left: Counter[str] = msgspec.field(default_factory=Counter[str])
+    people: int = 0
+
+
+def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> Made:
+    """Write `rows.jsonl` and `index.jsonl`. Raises `SpecError` where no row can be scored."""
+    if outputs is not None and spec.catalog.walls:
+        raise SpecError("quality samples don't say their sensitivity, and the job has walls: use the source's rows")
+    counts = _Sources()
+    task = spec.policy.tasks[asked.task]
+    found = _samples(outputs, asked, counts) if outputs is not None else _rows(spec, asked, counts)
+    people = _People(spec)
+    rows = [row for row in (people.joined(row, counts) for row in found) if _usable(row, task, asked, counts)]
+    rows.sort(key=lambda row: short_hash(f"eval {row.key}".encode()))
+    if asked.rows is not None and len(rows) > asked.rows:
+        counts.left["beyond --rows"] = len(rows) - asked.rows
+        rows = rows[: asked.rows]
+    if not rows:
+        why = ", ".join(f"{n:,} {reason}" for reason, n in counts.left.items()) or "the source is empty"
+        raise SpecError(f"no row of task {asked.task} can be scored ({why})")
+    _write(place, rows, asked)
+    return Made(len(rows), rows[0].is_request, counts.people, dict(counts.left))
+
+
+def _write(place: Path, rows: list[Labelled], asked: Asked) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    lines = (_line(row, n, asked.task, variant) for n, row in enumerate(rows) for variant in asked.variants)
+    index = (Indexed(n, row.expected, row.slices) for n, row in enumerate(rows))
+    publish(place / "index.jsonl", b"".join(msgspec.json.encode(each) + b"\n" for each in index))
+    publish(place / "rows.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+
+def _line(row: Labelled, number: int, task: str, variant: str) -> Fields:
+    name = f"{number}{VARIANT_MARK}{variant}"
+    if not row.is_request:
+        return {**row.line, ROW: name, TASK: task_name(task, variant), EXPECTED: row.expected}
+    body: Fields = dict(row.line["body"])
+    metadata: Fields = {k: v for k, v in (body.get("metadata") or {}).items() if not _is_asking(k)}
+    metadata["penstock-task"] = task_name(task, variant)
+    if row.expected is not None:
+        metadata["penstock-expected"] = row.expected
+    return {**row.line, "custom_id": name, "body": {**body, "model": "auto", "metadata": metadata}}
+
+
+def _is_asking(key: str) -> bool:
+    name = key.removeprefix("penstock-").replace("-", "_")
+    return name in (*ASKS, "expected", "task")
+
+
+def task_name(task: str, variant: str) -> str:
+    return f"{task}{VARIANT_MARK}{variant}" if variant else task
+
+
+def index_of(place: Path) -> list[Indexed]:
+    decoder = msgspec.json.Decoder(Indexed)
+    with (place / "index.jsonl").open("rb") as file:
+        return [decoder.decode(line) for line in file]
+
+
+def _usable(row: Labelled, task: Task, asked: Asked, counts: _Sources) -> bool:
+    kinds = {scorer.type for scorer in task.scorers} or {"exact"}
+    if row.expected is None and not kinds & set(NEEDS_NONE):
+        counts.left["without an expected answer"] += 1
+        return False
+    return True
+
+
+# ---- where rows come from
+
+
+def _rows(spec: RunSpec, asked: Asked, counts: _Sources) -> list[Labelled]:
+    """The job's source, row by row, as its own intake reads it."""
+    return asyncio.run(_read(spec, asked, counts))
+
+
+async def _read(spec: RunSpec, asked: Asked, counts: _Sources) -> list[Labelled]:
+    source = open_source(to_the_end(spec.source))
+    found: list[Labelled] = []
+    intakes: dict[str, Intake] = {}
+    async for split, records in records_from(source, {}):
+        shape = input_shape(split.format)
+        if shape not in intakes:
+            intakes[shape] = Intake(spec.run_id, shape, spec.row, spec.policy, spec.catalog.models, 0, spec.vars)
+        for raw in records:
+            item = intakes[shape].item(raw, 0.0)
+            if isinstance(item, DeadLetter):
+                counts.left[f"malformed ({item.reason})"] += 1
+            elif (item.attributes.task or spec.policy.default_task) != asked.task:
+                counts.left["of another task"] += 1
+            else:
+                found.append(_of_item(item, raw, asked))
+    return found
+
+
+def _of_item(item: Item, raw: Raw, asked: Asked) -> Labelled:
+    line = msgspec.json.decode(raw.row_json or raw.data, type=Fields)
+    expected_json = item.attributes.expected_json
+    expected: Any = None if expected_json is None else msgspec.json.decode(expected_json)
+    return Labelled(item.item_id, line, item.is_request, expected, _slices(line, item, asked.slices))
+
+
+def _slices(line: Fields, item: Item, names: Iterable[str]) -> dict[str, str]:
+    """By a column of the row, a key of the request's metadata, or an attribute of the item."""
+    body: Any = line.get("body")
+    metadata: Any = body.get("metadata") if item.is_request and isinstance(body, dict) else None
+    places: tuple[Mapping[str, Any], ...] = (line, cast("Fields", metadata) if isinstance(metadata, dict) else {})
+    found: dict[str, str] = {}
+    for name in names:
+        value = next((place[name] for place in places if name in place), getattr(item.attributes, name, None))
+        found[name] = (
+            "(none)" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        )
+    return found
+
+
+class _SampleTold(msgspec.Struct, frozen=True):
+    item_id: str
+    task: str | None = None
+    input: Any = None
+    expected: Any = None
+
+
+_sample = msgspec.json.Decoder(_SampleTold)
+
+
+def _samples(outputs: Outputs, asked: Asked, counts: _Sources) -> list[Labelled]:
+    """Quality samples of the job's run, each once, as requests."""
+    found: dict[str, Labelled] = {}
+    for line in outputs.records("quality"):
+        sample = _sample.decode(line)
+        if sample.task != asked.task:
+            counts.left["of another task"] += 1
+        elif sample.input is None:
+            counts.left["redacted by their wall"] += 1
+        elif sample.item_id not in found:
+            request = {
+                "custom_id": sample.item_id,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": sample.input,
+            }
+            found[sample.item_id] = Labelled(sample.item_id, request, True, sample.expected, {})
+    return list(found.values())
+
+
+class _People:
+    """What people said: of the run's items, and of the rows of its one file. It beats what the row says."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        state = open_state(spec.state)
+        self._items = gold(Labels(state, spec.run_id).said())
+        path = spec.source.path if isinstance(spec.source, FilesSource) else None
+        self._rows = gold(Labels(state, name_of_rows(path)).said()) if path is not None else {}
+
+    def joined(self, row: Labelled, counts: _Sources) -> Labelled:
+        said = self._items.get(row.key)
+        if said is None and self._rows and not row.is_request:
+            said = self._rows.get(f"row-{short_hash(msgspec.json.encode(row.line, order='deterministic'))}")
+        if said is None:
+            return row
+        counts.people += 1
+        return msgspec.structs.replace(row, expected=said)
+
+
+def lines_of(place: Path) -> Iterator[bytes]:
+    with (place / "rows.jsonl").open("rb") as file:
+        yield from file

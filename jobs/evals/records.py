@@ -1,0 +1,170 @@
+"""What is committed of an evaluation → rows with what each candidate did on them.
+
+Records are read in this order: results, dead letters, quality, costs. They are committed together, so what is read
+later holds all that belongs to what was read before, also while the run goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from penstock.engine.items import DeadLetterReason
+from penstock.engine.measure.evaluation import Answered, Row
+from penstock.jobs.evals.asked import Asked
+from penstock.jobs.evals.dataset import VARIANT_MARK, Indexed
+from penstock.jobs.look import told
+from penstock.jobs.look.reading import Outputs
+
+FAILED: frozenset[DeadLetterReason] = frozenset(
+    ("refused", "invalid_output", "attempts_exhausted", "too_long", "bad_request", "result_too_large")
+)
+"""Dead letters that are the candidates' doing: every one of them was asked, and failed. Others never were."""
+OWN_ROLES = ("primary", "retry", "fallback", "hedge", "cascade", "shadow")
+
+
+class Sample(msgspec.Struct, frozen=True):
+    item_id: str
+    scorer: str = ""
+    score: float = 0.0
+    model: str = ""
+    model_version: str = ""
+    output: str | None = None
+
+
+class Item(msgspec.Struct):
+    """One (row, variant) that has ended."""
+
+    row: int
+    variant: str
+    attempts: tuple[told.TriedTold, ...]
+    failed: bool = False
+    """It ended in dead letters, by the candidates' doing."""
+    unasked: bool = False
+    """It ended in dead letters before anybody was asked."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """`rows`: those that count, in order, with no gap before them. `unasked`: rows that some candidate was never asked
+    (a wall, no money, a damaged row); they count for nobody. `judges_nano`: what judges cost, in all."""
+
+    rows: tuple[Row, ...]
+    ended: int
+    unasked: int
+    judges_nano: int
+    spent_nano: int
+
+
+_sample = msgspec.json.Decoder(Sample)
+
+
+def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
+    """All rows up to the first that has not ended. (Later ones may have ended sooner because they were easy.)"""
+    items = _items(outputs)
+    scores = _scores(outputs, asked.scorer)
+    calls, judges_nano, spent_nano = _calls(outputs)
+    by_row: dict[int, dict[str, tuple[str, Item]]] = {}
+    for item_id, item in items.items():
+        by_row.setdefault(item.row, {})[item.variant] = (item_id, item)
+    rows: list[Row] = []
+    unasked = ended = 0
+    for known in index:
+        variants = by_row.get(known.row, {})
+        if len(variants) < len(asked.variants):
+            break
+        ended += 1
+        answers = [
+            _answer(variants[variant], model, scores, calls.get(variants[variant][0], {}))
+            for model, variant in asked.candidates
+        ]
+        if any(answer is None for answer in answers):
+            unasked += 1
+        else:
+            whole = tuple(answer for answer in answers if answer is not None)
+            rows.append(Row(known.row, whole, _class(known.expected), known.slices))
+    return Seen(tuple(rows), ended, unasked, judges_nano, spent_nano)
+
+
+def _class(expected: object) -> str | None:
+    return expected if isinstance(expected, str) else None
+
+
+def _items(outputs: Outputs) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for block in told.blocks(outputs.records("results")):
+        found[block.item_id] = Item(*_place(block.custom_id), block.attempts)
+    for letter in told.letters(outputs.records("dead_letters")):
+        failed = letter.reason in FAILED
+        found[letter.item_id] = Item(*_place(letter.custom_id), letter.attempts, failed=failed, unasked=not failed)
+    return found
+
+
+def _place(label: str | None) -> tuple[int, str]:
+    number, _, variant = (label or "").partition(VARIANT_MARK)
+    return (int(number) if number.isdigit() else -1), variant
+
+
+def _candidate(model: str | None, version: str | None) -> str:
+    """A further version of a model has an entry of its own, whose name says it too."""
+    return f"{(model or '').partition('@')[0]}@{version}"
+
+
+def _scores(outputs: Outputs, scorer: str) -> dict[tuple[str, str], Sample]:
+    """(item, candidate) → what the deciding scorer says."""
+    found: dict[tuple[str, str], Sample] = {}
+    for line in outputs.records("quality"):
+        sample = _sample.decode(line)
+        if sample.scorer == scorer:
+            found[sample.item_id, _candidate(sample.model, sample.model_version)] = sample
+    return found
+
+
+class _Calls(msgspec.Struct):
+    """What one candidate's calls on one item cost."""
+
+    nano: int = 0
+    numbers: list[int] = []
+
+
+def _calls(outputs: Outputs) -> tuple[dict[str, dict[str, _Calls]], int, int]:
+    found: dict[str, dict[str, _Calls]] = {}
+    judges = spent = 0
+    for line in told.costs(outputs.records("costs")):
+        spent += line.nano
+        if line.role == "judge":
+            judges += line.nano
+        elif line.item_id is not None and line.role in OWN_ROLES:
+            of = found.setdefault(line.item_id, {}).setdefault(_candidate(line.model, line.model_version), _Calls())
+            of.nano += line.nano
+            of.numbers.append(line.attempt)
+    return found, judges, spent
+
+
+def _answer(
+    at: tuple[str, Item], model: str, scores: Mapping[tuple[str, str], Sample], calls: Mapping[str, _Calls]
+) -> Answered | None:
+    """None: the candidate was never asked."""
+    item_id, item = at
+    paid = calls.get(model, _Calls())
+    sample = scores.get((item_id, model))
+    if sample is not None:
+        return Answered(sample.score, False, sample.output, paid.nano, _took(item.attempts, paid.numbers))
+    if item.unasked or not (item.failed or paid.numbers or _tried(item, model)):
+        return None
+    return Answered(0.0, True, None, paid.nano)
+
+
+def _tried(item: Item, model: str) -> bool:
+    """A call of it failed and cost nothing. (Attempts name no version: of two versions, either may be meant.)"""
+    name = model.partition("@")[0]
+    return any(
+        attempt.model.partition("@")[0] == name and attempt.outcome not in ("ok", "")
+        for attempt in item.attempts
+        if attempt.role in OWN_ROLES
+    )
+
+
+def _took(attempts: Iterable[told.TriedTold], numbers: list[int]) -> float | None:
+    """Of the last call that was answered."""
+    return next((a.ms for a in reversed(tuple(attempts)) if a.n in numbers and a.outcome == "ok"), None)

@@ -1,0 +1,264 @@
+"""What an evaluation is made of, before anything is called: rows, candidates, price; and how records are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.connectors.state import open_state
+from penstock.engine.errors import SpecError, Spent
+from penstock.engine.measure.evaluation import Answered
+from penstock.jobs import spec as job_spec
+from penstock.jobs.evals import running, view
+from penstock.jobs.evals.asked import Asked, Variant, models_of
+from penstock.jobs.evals.dataset import index_of
+from penstock.jobs.evals.derived import scorer_of
+from penstock.jobs.evals.records import read
+from penstock.jobs.evals.running import Prepared
+from penstock.jobs.look.reading import Outputs
+from penstock.jobs.people.labels import Label, Labels
+from penstock.jobs.preview import items
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
+
+JOB = """\
+name: sort
+source: rows.jsonl
+row:
+  id: "{{ id }}"
+  attributes: {task: "{{ kind }}", sensitivity: "{{ class }}", min_quality: "0.99", unit: "{{ id }}"}
+tasks:
+  topic:
+    prompt: "Which? {{ text }}"
+    output: {choices: [billing, delivery, other]}
+    params: {max_tokens: 8}
+    scorers: [{type: exact, expected: "{{ label }}"}]
+    min_quality: 0.9
+  chat: {prompt: "{{ text }}"}
+walls: {public: {}, eu: {regions: [eu]}}
+accounts: {sandbox: {regions: [us]}}
+models:
+  - {name: a, account: sandbox, model: m, price: {input_per_million: 1, output_per_million: 5}}
+  - {name: b, account: sandbox, live: v1, versions: [{id: v1, model: m1}, {id: v2, model: m2}], price: {input_per_million: 10, output_per_million: 50}}
+rules: [{when: {task: topic}, use: [a]}]
+budgets: [{usd: 1}, {usd: 50, per: day}]
+sinks: out.jsonl
+"""  # noqa: E501 - as people write it
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
+    monkeypatch.chdir(tmp_path)
+    fixed = {"kind": "topic", "class": "public", "label": "billing"}
+    made: list[dict[str, Any]] = [{"id": f"r{n}", "text": f"text {n}", "channel": n % 2, **fixed} for n in range(20)]
+    made[3]["label"] = None
+    made[4]["kind"] = "chat"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made) + "no json\n")
+    (tmp_path / "job.yaml").write_text(JOB)
+    return job_spec.load("job.yaml")
+
+
+def asked(**more: Any) -> Asked:
+    return msgspec.structs.replace(Asked("sort", "topic", (), {"": Variant()}, "exact", ("channel",)), **more)
+
+
+def prepare(base: RunSpec, name: str = "one", **more: Any) -> Prepared:
+    models = models_of(base.catalog, ("a", "b", "b@v2"))
+    return running.prepare(name, base, asked(**{"models": models, **more}), None)
+
+
+def lines(prepared: Prepared) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (prepared.place / "rows.jsonl").read_text().splitlines()]
+
+
+def test_rows_are_those_that_can_be_scored_in_an_order_by_chance_that_repeats(base: RunSpec) -> None:
+    """The others are counted by why; the label is handed over apart, and slices stand in the index."""
+    prepared = prepare(base)
+    assert prepared.made.rows == 18
+    assert prepared.made.left == {"without an expected answer": 1, "of another task": 1, "malformed (malformed)": 1}
+    written = lines(prepared)
+    order = [row["id"] for row in written]
+    assert order != sorted(order)
+    assert order == [row["id"] for row in lines(prepare(base, "two"))]
+    assert [row["penstock_row"] for row in written] == [f"{n}~" for n in range(18)]
+    assert {slices for each in index_of(prepared.place) for slices in each.slices.items()} == {
+        ("channel", "0"),
+        ("channel", "1"),
+    }
+    assert prepare(base, "few", rows=5).made.rows == 5
+    assert [row["id"] for row in lines(prepare(base, "few", rows=5))] == order[:5]
+
+
+def test_what_people_said_is_right_beats_the_row(base: RunSpec) -> None:
+    """Labels of the run's items; a row without an expected answer gets one."""
+    before = {row["id"]: row for row in lines(prepare(base))}
+    assert "r3" not in before
+    ids = {item.custom_id: item.item_id for item in items(base, 20)}
+    log = Labels(open_state(base.state), base.run_id)
+    log.add([Label(ids["r3"], "ann", "2026", "other"), Label(ids["r5"], "ann", "2026", "delivery")])
+    prepared = prepare(base, "after")
+    after = {row["id"]: row["penstock_expected"] for row in lines(prepared)}
+    assert (after["r3"], after["r5"], after["r6"]) == ("other", "delivery", "billing")
+    assert prepared.made.labelled_by_people == 2
+
+
+def test_the_run_pins_its_candidates_and_keeps_walls_and_shared_budgets(base: RunSpec) -> None:
+    """First answer by the first, all others as shadows; what would choose among them is gone; sensitivity is not."""
+    spec = prepare(base).spec
+    (task,) = spec.policy.tasks.values()
+    assert task.models == ("a", "b", "b@v2")
+    assert task.shadow is not None
+    assert task.shadow.models == (f"a@{base.catalog.models['a'].live}", "b@v1", "b@v2")
+    assert (task.sample, task.shadow.share, task.min_quality, spec.policy.rules) == (1.0, 1.0, None, ())
+    assert task.output is not None
+    assert task.output.on_invalid == "keep"
+    assert spec.catalog.models["b@v2"].live == "v2"
+    assert set(spec.row.attributes) == {"task", "sensitivity", "unit", "expected"}
+    assert spec.catalog.walls == base.catalog.walls
+    assert [budget.per for budget in spec.budgets] == ["day"]
+    assert spec.pinned
+    assert spec.state == base.state
+
+
+def test_a_variant_asks_every_row_again_with_its_own_prompt_and_parameters(base: RunSpec) -> None:
+    """As a task of its own in the same run."""
+    variants = {"": Variant(), "brief": Variant("Brief: {{ text }}", {"temperature": 0})}
+    prepared = prepare(base, variants=variants)
+    assert len(lines(prepared)) == 36
+    brief = prepared.spec.policy.tasks["topic~brief"]
+    assert brief.prompt is not None
+    assert brief.prompt.user == "Brief: {{ text }}"
+    assert json.loads(brief.params_json) == {"max_tokens": 8, "temperature": 0}
+    assert prepared.asked.names[:2] == (prepared.asked.models[0], f"{prepared.asked.models[0]} brief")
+
+
+def test_the_price_is_that_of_all_candidates_together(base: RunSpec) -> None:
+    """The dear ones cost ten times the cheap one; what can't fit the budget is not begun."""
+    prepared = prepare(base)
+    cost, spec = running.price(prepared, None)
+    each = [interval.likely for interval in cost.each.values()]
+    assert each[1] == pytest.approx(10 * each[0])
+    assert cost.cost_nano.likely == pytest.approx(sum(each))
+    assert spec.budgets[-1].limit_nano == pytest.approx(cost.cost_nano.high * 1.25, rel=0.01)
+    with pytest.raises(Spent):
+        running.price(prepared, 1)
+    assert "18 rows × 3 candidates" in view.price_words(cost, prepared, 1_000_000)
+
+
+def test_a_name_goes_on_with_the_same_thing_or_is_refused(base: RunSpec) -> None:
+    """Narrower intervals may be asked for later; other candidates may not."""
+    prepare(base)
+    assert prepare(base, within=0.1).before
+    with pytest.raises(SpecError, match="another models"):
+        prepare(base, models=models_of(base.catalog, ("b",)))
+    with pytest.raises(SpecError, match="letters"):
+        prepare(base, "../up")
+
+
+def test_candidates_that_are_not_there_are_told(base: RunSpec) -> None:
+    """By the nearest name; a candidate can't come twice; a scorer must be the task's."""
+    with pytest.raises(SpecError, match="no model is named 'c'"):
+        models_of(base.catalog, ("c",))
+    with pytest.raises(SpecError, match="no version 'v3'"):
+        models_of(base.catalog, ("b@v3",))
+    with pytest.raises(SpecError, match="twice"):
+        models_of(base.catalog, ("b", "b@v1"))
+    with pytest.raises(SpecError, match="it has exact"):
+        scorer_of(base.policy.tasks["topic"], "judge")
+
+
+def test_quality_samples_never_pass_a_wall_that_they_don_t_name(base: RunSpec) -> None:
+    """They carry no sensitivity: where walls are declared, they are refused as rows."""
+    with pytest.raises(SpecError, match="sensitivity"):
+        running.prepare("s", base, asked(samples=True), Outputs(base, RunStatus(base.run_id, "sort", "done")))
+
+
+# ---- reading
+
+
+def attempt(n: int, role: str, model: str, outcome: str = "ok", ms: float = 100.0) -> dict[str, Any]:
+    return {"n": n, "role": role, "model": model, "outcome": outcome, "ms": ms}
+
+
+class Committed:
+    """Records of an evaluation, as files."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._lines: dict[str, list[dict[str, Any]]] = {"results": [], "quality": [], "costs": [], "dead_letters": []}
+
+    def result(self, row: int, attempts: list[dict[str, Any]]) -> None:
+        block = {"item_id": f"i{row}", "custom_id": f"{row}~", "attempts": attempts, "model": "a"}
+        self._lines["results"].append({"answer": "x", "penstock": block})
+
+    def dead(self, row: int, reason: str) -> None:
+        self._lines["dead_letters"].append({"item_id": f"i{row}", "custom_id": f"{row}~", "reason": reason})
+
+    def score(self, row: int, model: str, version: str, score: float) -> None:
+        told = {"item_id": f"i{row}", "scorer": "exact", "score": score, "model": model, "model_version": version}
+        self._lines["quality"].append({**told, "output": "billing", "passed": score >= 0.5})
+
+    def cost(self, row: int, n: int, role: str, model: str, version: str, usd: float) -> None:
+        told = {"entry_id": f"i{row}:0:{n}", "item_id": f"i{row}", "attempt": n, "role": role, "usd": usd}
+        self._lines["costs"].append({**told, "model": model, "model_version": version})
+
+    def seen(self) -> Any:
+        paths: dict[str, list[str]] = {}
+        for sink, records in self._lines.items():
+            path = self._prepared.place / f"{sink}.jsonl"
+            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+            paths[sink] = [str(path)]
+        status = RunStatus(self._prepared.spec.run_id, "x", "done", outputs=paths)
+        return read(Outputs(self._prepared.spec, status), self._prepared.asked, index_of(self._prepared.place))
+
+
+def test_each_candidate_has_its_score_cost_and_time_by_version(base: RunSpec) -> None:
+    """Two versions of one model are told apart by the cost line of each attempt."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    a = base.catalog.models["a"].live
+    made.result(0, [attempt(1, "primary", "a"), attempt(2, "shadow", "b", ms=200), attempt(3, "shadow", "b", ms=300)])
+    for n, (role, model, version) in enumerate([("primary", "a", a), ("shadow", "b", "v1"), ("shadow", "b", "v2")], 1):
+        made.cost(0, n, role, model, version, n * 1e-6)
+        made.score(0, model, version, float(n == 2))
+    seen = made.seen()
+    (row,) = seen.rows
+    assert [(x.score, x.cost_nano, x.ms) for x in row.answers] == [(0.0, 1000, 100), (1.0, 2000, 200), (0.0, 3000, 300)]
+    assert (seen.ended, seen.unasked, seen.spent_nano) == (1, 0, 6000)
+
+
+def test_failing_scores_nothing_and_never_asked_counts_for_nobody(base: RunSpec) -> None:
+    """A shadow that failed, one that was left out, a row that all failed on, a row that nobody was asked."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    a = base.catalog.models["a"].live
+    whole = [attempt(1, "primary", "a"), attempt(2, "shadow", "b", "server_error"), attempt(3, "shadow", "b")]
+    made.result(0, whole)
+    made.result(1, [attempt(1, "primary", "a")])
+    made.dead(2, "refused")
+    made.dead(3, "wall")
+    for row in (0, 1):
+        made.score(row, "a", a, 1.0)
+    made.score(0, "b", "v2", 1.0)
+    made.result(5, whole)
+    seen = made.seen()
+    assert [row.number for row in seen.rows] == [0, 2]
+    assert seen.rows[0].answers[1] == Answered(0.0, True)
+    assert [x.failed for x in seen.rows[1].answers] == [True, True, True]
+    assert (seen.ended, seen.unasked) == (4, 2)  # row 4 has not ended: row 5 does not count yet
+
+
+def test_a_stand_in_is_the_candidate_that_it_stands_for(base: RunSpec) -> None:
+    """Where the first fails, a further version answers under an entry of its own."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    made.result(0, [attempt(1, "primary", "a", "refused"), attempt(2, "fallback", "b@v2"), attempt(3, "shadow", "b")])
+    made.cost(0, 2, "fallback", "b@v2", "v2", 1e-6)
+    made.score(0, "b@v2", "v2", 1.0)
+    made.score(0, "b", "v1", 1.0)
+    (row,) = made.seen().rows
+    assert [(x.score, x.failed) for x in row.answers] == [(0.0, True), (1.0, False), (1.0, False)]
