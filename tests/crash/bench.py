@@ -62,6 +62,10 @@ class Shape(msgspec.Struct, frozen=True):
     own_model: str | None = None
     """A second model, as the job file says it: the first candidate of every item; `m` follows where `fallback`."""
     fallback: bool = True
+    others: str = ""
+    """Models of no tier, as the job file lists them."""
+    more: str = ""
+    """What else the job file says."""
 
 
 class Bench:
@@ -239,7 +243,7 @@ accounts:
   a: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: {shape.concurrency}}}}}
 models:
   - {{name: m, account: a, model: pretend, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}}}
-{own}tiers: {{1: [{tier}], 2: [{tier}], 3: [{tier}]}}
+{own}{shape.others}tiers: {{1: [{tier}], 2: [{tier}], 3: [{tier}]}}
 source: input.jsonl
 sinks: out/results.jsonl
 max_dead_letters: 0.5
@@ -249,7 +253,7 @@ execution:
   dispatchers: {shape.dispatchers}
   window: {shape.window}
   keep_s: {shape.keep_s}
-{budget}"""
+{budget}{shape.more}"""
 
 
 def below(pid: int) -> list[psutil.Process]:
