@@ -160,9 +160,11 @@ class GpuClock(msgspec.Struct):
     load_ms: int = 0
     """Closed milliseconds between start and ready."""
     work_ms: int = 0
-    """Closed milliseconds after ready."""
+    """Closed milliseconds after ready, less what other jobs bear of them."""
     loading: dict[str, int] = {}
     working: dict[str, int] = {}
+    borne: dict[str, int] = {}
+    """Of working replicas: milliseconds since ready that other jobs bear, which they serve as well."""
 
     def started(self, replica: str, now: float) -> None:
         self.stopped(replica, now)
@@ -174,14 +176,19 @@ class GpuClock(msgspec.Struct):
             self.load_ms += max(0, _ms(now) - since)
             self.working[replica] = max(_ms(now), since)
 
+    def shared(self, replica: str, others_s: float) -> None:
+        """Other jobs bear so many seconds of this replica's work since it was ready for us."""
+        if replica in self.working:
+            self.borne[replica] = max(self.borne.get(replica, 0), _ms(others_s))
+
     def stopped(self, replica: str, now: float) -> None:
         """The replica is gone (or died). Unknown ones are ignored."""
         since = self.loading.pop(replica, None)
         if since is not None:
             self.load_ms += max(0, _ms(now) - since)
-        since = self.working.pop(replica, None)
+        since, borne = self.working.pop(replica, None), self.borne.pop(replica, 0)
         if since is not None:
-            self.work_ms += max(0, _ms(now) - since)
+            self.work_ms += max(0, _ms(now) - since - borne)
 
     def served(self, usage: Usage) -> None:
         self.tokens += usage.input + usage.output
@@ -190,13 +197,16 @@ class GpuClock(msgspec.Struct):
         """The running rate: hours since ready over tokens so far; every token costs the same."""
         if self.tokens < RATE_AFTER_TOKENS:
             return own_price(self.hour_nano)
-        rate = _hours_nano(self.hour_nano, self.work_ms + _open(self.working, now)) * PER // self.tokens
+        rate = _hours_nano(self.hour_nano, self._worked_ms(now)) * PER // self.tokens
         return Price(input=rate, output=rate, version="amortised")
 
     def total_nano(self, now: float) -> int:
         """Hours × price so far."""
-        ms = self.load_ms + self.work_ms + _open(self.loading, now) + _open(self.working, now)
-        return _hours_nano(self.hour_nano, ms)
+        return _hours_nano(self.hour_nano, self.load_ms + _open(self.loading, now) + self._worked_ms(now))
+
+    def _worked_ms(self, now: float) -> int:
+        open_ms = (max(0, _ms(now) - since - self.borne.get(name, 0)) for name, since in self.working.items())
+        return self.work_ms + sum(open_ms)
 
     def close(self, charged_nano: int, now: float) -> Adjustments:
         """Closing lines for what calls were charged in all. May be asked again: it changes nothing."""

@@ -293,6 +293,7 @@ class Driver:
                 report, holder = self._reports.get(0), self._crew.handle(0)
                 if report is None or holder is None:
                     return self._ending or ("failed", "lane 0 could not write the closing lines of own engines")
+                self._bill.shared(self._fleet.borne())
                 lines = self._bill.owed(self._status.tally, self._run_epoch, now)
                 if report.closed or not lines:
                     break
@@ -430,5 +431,6 @@ class Driver:
     async def _reprice(self, now: float) -> None:
         with contextlib.suppress(Temporary):  # the next save says all of it
             await self._bill.save(now)
+        self._bill.shared(self._fleet.borne())
         for model, price in self._bill.prices(self._status.tally, now).items():
             await self._crew.reprice(model, encode(price))

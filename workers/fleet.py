@@ -128,6 +128,11 @@ class Fleet:
     def handles(self) -> list[tuple[str, object]]:
         return [(worker.name, worker.handle) for worker in self.workers.values() if worker.handle is not None]
 
+    def borne(self) -> list[tuple[str, str, float]]:
+        """(pool, replica, seconds of its time that other jobs bear) of every worker that is there, as last heard."""
+        there = (worker for worker in self.workers.values() if worker.handle is not None)
+        return [(w.pool, f"{w.pool}#{w.number}", w.gauges.get("others_s", 0.0)) for w in there]
+
     async def close(self, *, abort: bool = False) -> None:
         """Give the workers back to the cluster."""
         self._closing = True
@@ -170,7 +175,7 @@ class Fleet:
 
     async def _start(self, worker: Worker) -> None:
         settings, name = self._settings(worker)
-        worker.started_at = time.time()
+        worker.started_at, worker.gauges = time.time(), {}
         self._on_change("starting", worker, "")
         governor = self._governor(settings.account) if settings.account is not None else None
         handle = _actor(settings, name, governor, self._model(worker.pool))
@@ -194,7 +199,7 @@ class Fleet:
                 if gone.done():
                     return
                 try:
-                    worker.gauges = await asyncio.wait_for(handle.gauges.remote(), PING_S)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+                    worker.gauges = await asyncio.wait_for(handle.gauges.remote(self._job), PING_S)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
                     heard = time.monotonic()
                 except TimeoutError:
                     if time.monotonic() - heard > SILENT_S:

@@ -1,12 +1,14 @@
 """What own engines cost a run: their hours, spread over the tokens they served, with closing lines that make it exact.
 
 `dump` and `load` carry the clocks through a restart of the driver, so that the hours before a crash stay on the bill.
-An engine that several jobs share is billed in full to each of them: sharing by tokens is not done.
+An engine that serves several jobs at once is borne by them in equal parts, second by second (`Shares`): together they
+pay for it once. The share is heard every five seconds, so a bill may be off by that much of an engine's time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -15,6 +17,34 @@ from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CostLine, Usage
 from penstock.engine.pricing import GpuClock, usd_to_nano
+
+
+class Shares:
+    """Held by an engine's worker: of each job that it serves, how many seconds of its time the others bear."""
+
+    def __init__(self) -> None:
+        self._others_s: dict[str, float] = {}
+        self._at = 0.0
+
+    def _pass(self, now: float) -> None:
+        jobs, gone = len(self._others_s), max(0.0, now - self._at)
+        self._at = now
+        for job in self._others_s:
+            self._others_s[job] += gone * (1 - 1 / jobs)
+
+    def see(self, jobs: Collection[str], now: float) -> None:
+        """These are served from now on."""
+        self._pass(now)
+        self._others_s = {job: self._others_s.get(job, 0.0) for job in jobs}
+
+    def anew(self, job: str, now: float) -> None:
+        """A driver of the job begins: its clock begins with it."""
+        self._pass(now)
+        self._others_s[job] = 0.0
+
+    def others_s(self, job: str) -> float:
+        """Seconds since it began that others bear."""
+        return self._others_s.get(job, 0.0)
 
 
 class GpuBill:
@@ -57,6 +87,10 @@ class GpuBill:
     def stopped(self, model: str, replica: str, now: float) -> None:
         if model in self._clocks:
             self._clocks[model].stopped(replica, now)
+
+    def shared(self, model: str, replica: str, others_s: float) -> None:
+        if model in self._clocks:
+            self._clocks[model].shared(replica, others_s)
 
     def prices(self, tally: Tally, now: float) -> dict[str, Price]:
         """Running rates, from all tokens that the run's lanes were served so far."""
@@ -137,7 +171,7 @@ class BillKeeper:
 
     def changed(self, what: str, pool: str, replica: str, now: float) -> None:
         """A worker is `starting`, `ready`, or anything else that says that it is gone."""
-        model = pool.removeprefix("vllm:").rpartition("@")[0]
+        model = _model(pool)
         match what:
             case "starting":
                 self._bill.starting(model, replica, now)
@@ -145,6 +179,11 @@ class BillKeeper:
                 self._bill.ready(model, replica, now)
             case _:
                 self._bill.stopped(model, replica, now)
+
+    def shared(self, borne: Iterable[tuple[str, str, float]]) -> None:
+        """(pool, replica, seconds of its time that other jobs bear) of the engines that serve this run."""
+        for pool, replica, others_s in borne:
+            self._bill.shared(_model(pool), replica, others_s)
 
     def prices(self, tally: Tally, now: float) -> dict[str, Price]:
         return self._bill.prices(tally, now)
@@ -157,3 +196,7 @@ class BillKeeper:
         """Closing lines that are not in the tally yet. They stop the clocks."""
         lines = self._bill.closing_lines(tally, self._run, epoch, now) if self._bill else []
         return lines if sum(line.cost_nano for line in lines) else []
+
+
+def _model(pool: str) -> str:
+    return pool.removeprefix("vllm:").rpartition("@")[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from penstock.engine.items import CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
@@ -135,8 +135,9 @@ class Puller:
         self.idle_since = self._now()
 
     @property
-    def jobs(self) -> int:
-        return len(self._boards)
+    def jobs(self) -> Collection[str]:
+        """That are served."""
+        return self._boards.keys()
 
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
         """A lane's new owner asks for what we hold. Calls still going on are his from now on."""

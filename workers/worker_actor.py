@@ -23,6 +23,7 @@ from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
 from penstock.workers.clock import SYSTEM
 from penstock.workers.engines.base import Engine, Ticket
+from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
 from penstock.workers.metrics import ApiMetrics, EngineMetrics
 from penstock.workers.orphan import end_with_raylet
@@ -60,6 +61,7 @@ class WorkerActor:
         self._exporting: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._keep_s = IDLE_S
+        self._shares = Shares()
         self._logs: dict[str, Log] = {}
         """Of the runs that it serves."""
 
@@ -107,6 +109,7 @@ class WorkerActor:
             self._logs[job]("info", "worker serves", worker=self._settings.name, pid=os.getpid())
         if self._puller is not None:
             self._puller.serve(job, RemoteBoard(driver))
+            self._shares.anew(job, time.monotonic())
 
     async def leave(self, job: str) -> None:
         if self._puller is not None:
@@ -126,8 +129,12 @@ class WorkerActor:
         if self._puller is not None:
             self._puller.abort(job)
 
-    async def gauges(self) -> dict[str, float]:
-        return self._puller.engine.gauges() if self._puller is not None else {}
+    async def gauges(self, job: str) -> dict[str, float]:
+        """The engine's, and `others_s`: seconds of its time that other jobs bear, since this one's driver began."""
+        if self._puller is None:
+            return {}
+        self._shares.see(self._puller.jobs, time.monotonic())
+        return {**self._puller.engine.gauges(), "others_s": self._shares.others_s(job)}
 
     def _counts(self) -> dict[str, int]:
         """Calls and failures since it started, for whatever job."""
@@ -163,12 +170,13 @@ class WorkerActor:
     async def _watch(self, puller: Puller) -> None:
         while True:
             await asyncio.sleep(0.5)
+            self._shares.see(puller.jobs, time.monotonic())
             if puller.dead is not None:
                 for log in self._logs.values():
                     log("error", "engine died", worker=self._settings.name)
                 await asyncio.sleep(GRACE_S)
                 os._exit(1)
-            if puller.jobs == 0 and time.time() - puller.idle_since > self._keep_s:
+            if not puller.jobs and time.time() - puller.idle_since > self._keep_s:
                 os._exit(0)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
-from penstock.workers.gpu_bill import GpuBill
+from penstock.workers.gpu_bill import GpuBill, Shares
 
 OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", hour_usd=3.6)}, {3: ("own",)})
 
@@ -32,3 +35,42 @@ def test_what_was_closed_once_owes_nothing_more() -> None:
     later = GpuBill(OWN)
     later.load(saved, 9000.0)
     assert sum(line.cost_nano for line in later.closing_lines(lane.tally, "r", 2, 9000.0)) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["in a", "in b", "in c", "out a", "out b", "out c"]), st.integers(0, 100))))
+def test_jobs_that_share_an_engine_pay_for_it_once_together(events: list[tuple[str, int]]) -> None:
+    """Whoever comes and goes: at each second those that are there bear it in equal parts."""
+    shares, jobs, now = Shares(), set[str](), 0.0
+    paid: dict[str, float] = dict.fromkeys("abc", 0.0)
+    since: dict[str, float] = {}
+    with_somebody = 0.0
+
+    def leave(job: str) -> None:
+        paid[job] += now - since.pop(job) - shares.others_s(job)
+        jobs.discard(job)
+
+    for what, seconds in [*events, ("out a", 0), ("out b", 0), ("out c", 0)]:
+        verb, job = what.split()
+        shares.see(jobs, now)
+        if verb == "in" and job not in jobs:
+            jobs.add(job)
+            since[job] = now
+            shares.anew(job, now)
+        elif verb == "out" and job in jobs:
+            leave(job)
+        shares.see(jobs, now)
+        with_somebody += seconds if jobs else 0
+        now += seconds
+    assert abs(sum(paid.values()) - with_somebody) < 1e-6
+
+
+def test_what_others_bear_of_a_replica_is_not_on_this_bill() -> None:
+    """An hour costs 3.60 dollars; of the 900 s since it was ready another job bore 400 s, heard late and twice."""
+    made = bill()
+    made.shared("own", "own#0", 400.0)
+    made.shared("own", "own#0", 400.0)
+    policy = Policy({"t": Task("t")})
+    hooks = Hooks(lambda: 0.5, lambda _i, _a, _t: (), lambda body, _a, _w: body)
+    lane = Lane(LaneSettings(0, "r"), Router(OWN, policy), OWN, policy, hooks, Budgets((), "r"))
+    lines = made.closing_lines(lane.tally, "r", 1, 1960.0)
+    assert sum(line.cost_nano for line in lines) == (60 + 900 - 400) * 1_000_000
