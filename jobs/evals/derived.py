@@ -20,6 +20,9 @@ from penstock.jobs.evals.dataset import ASKS, EXPECTED, ROW, TASK, task_name
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.workers.runspec import RunSpec
 
+WINDOW = 256
+"""Rows under way: one that is under way when a person stops the run ends without the answers it still lacked, and does
+not count. Rows count in order, so one lane reads them."""
 EXACT = Scorer("exact")
 """Where the task names no scorer."""
 
@@ -51,7 +54,7 @@ def spec_of(base: RunSpec, asked: Asked, place: Path, name: str, *, requests: bo
         on_duplicate="allow",
         max_dead_letters=None,
         limit=None,
-        execution=msgspec.structs.replace(base.execution, lanes=1),
+        execution=msgspec.structs.replace(base.execution, lanes=1, window=min(base.execution.window or WINDOW, WINDOW)),
         fingerprint=fingerprint(policy, catalog, row, None),
         feedback=None,
         review=None,

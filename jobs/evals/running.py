@@ -81,13 +81,21 @@ def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *,
     """Run it, or go on, until it has seen enough. Raises what a run raises."""
     history = open_history(spec.state)
     found = find(prepared, history) if history.knows(spec.run_id) else None
-    if found is not None and enough(prepared.asked, found.seen.rows, to_the_end=to_the_end) is not None:
+    if found is not None and _is_over(found, to_the_end=to_the_end):
         return found
     outputs, stop = Outputs(spec, RunStatus(spec.run_id, spec.name, "starting")), Stop()
     index = index_of(prepared.place)
     with Watch(outputs, prepared.asked, index, stop.ask, to_the_end=to_the_end):
         execute(spec, session, display, stop)
     return find(prepared, history)
+
+
+def _is_over(found: Found, *, to_the_end: bool) -> bool:
+    """Nobody has to be asked: all rows have ended, or enough is known."""
+    prepared = found.prepared
+    if found.seen.ended == prepared.made.rows:
+        return True
+    return enough(prepared.asked, found.seen.rows, to_the_end=to_the_end) is not None
 
 
 def find(prepared: Prepared, history: History) -> Found:
