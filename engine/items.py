@@ -152,6 +152,11 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     propensity: float = 1.0
     """The chance with which the item came into this arm."""
 
+    @property
+    def target(self) -> str:
+        """Whose health counts. While two versions are compared each has its own: a broken one stops only itself."""
+        return f"{self.model}@{self.version}" if self.experiment else self.model
+
 
 class Route(msgspec.Struct, frozen=True, gc=False):
     """Where an item may go, in order, and why; what was refused, and why."""

@@ -120,7 +120,7 @@ class Flights:
         self._tally.in_flight[slot.route.tier] -= 1
         failure, answer = outcome.failure, outcome.answer
         self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
-        self._health.record(slot.model, failure, now)
+        self._health.record(slot.target, failure, now)
         if failure is not None:
             self._fail(slot, failure, answer, now)
         elif answer is not None:

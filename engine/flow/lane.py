@@ -201,7 +201,7 @@ class Lane:
             if slot is None:
                 break
             model = slot.model
-            if not self._health.allow(model, now):
+            if not self._health.allow(slot.target, now):
                 self.places.divert(slot, now, self.tally)
             elif self._may_send(slot, now):
                 slot.attempt += 1
@@ -211,7 +211,7 @@ class Lane:
                 max_tokens -= slot.tokens
                 calls.append(self._calls.call(slot, model))
             else:
-                self._health.unprobe(model)
+                self._health.unprobe(slot.target)
         return calls
 
     def _may_send(self, slot: Slot, now: float) -> bool:

@@ -112,6 +112,10 @@ class Slot:
         return self.route.candidates[self.candidate].model
 
     @property
+    def target(self) -> str:
+        return self.route.candidates[self.candidate].target
+
+    @property
     def tokens(self) -> int:
         return self.est_input + self.max_output
 

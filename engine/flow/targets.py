@@ -15,14 +15,15 @@ SOON_S = 0.05
 class Targets:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self.health = Health({name: model.account for name, model in catalog.models.items()})
+        versions = {f"{m.name}@{v.id}": m.account for m in catalog.models.values() for v in m.versions}
+        self.health = Health({name: model.account for name, model in catalog.models.items()} | versions)
         self.down: dict[str, str] = {}
         """Pool → why nothing can be sent there."""
         self.budgets = {name: RetryBudget() for name in catalog.models}
 
     def blocked(self, slot: Slot, now: float) -> bool:
         """Can its candidate take it now? No breaker and no lost pool: one look at two empty dictionaries."""
-        return slot.pool in self.down or self.health.is_open(slot.model, now)
+        return slot.pool in self.down or self.health.is_open(slot.target, now)
 
     def other(self, slot: Slot) -> int | None:
         """The next candidate that is well, and was not given up for this item."""
@@ -55,7 +56,7 @@ class Targets:
             return None
         words: dict[str, None] = {}
         for candidate in self._of_use(slot):
-            why = self.down.get(candidate.pool) or self.health.to_mend(candidate.model)
+            why = self.down.get(candidate.pool) or self.health.to_mend(candidate.target)
             if why is None:
                 return None
             account = self._catalog.models[candidate.model].account
@@ -68,7 +69,7 @@ class Targets:
         return [c for i, c in enumerate(slot.route.candidates) if i not in left or i == slot.candidate]
 
     def _is_up(self, candidate: Candidate) -> bool:
-        return candidate.pool not in self.down and self.health.is_up(candidate.model)
+        return candidate.pool not in self.down and self.health.is_up(candidate.target)
 
     def _at(self, candidate: Candidate, now: float) -> float:
-        return NEVER if candidate.pool in self.down else self.health.next_probe_at(candidate.model, now)
+        return NEVER if candidate.pool in self.down else self.health.next_probe_at(candidate.target, now)

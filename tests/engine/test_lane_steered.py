@@ -11,7 +11,7 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
-from penstock.engine.items import Answer, Attributes, Item, Outcome, Position, Request, Usage
+from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.measure.guards import Guard
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Task
@@ -108,3 +108,28 @@ def test_items_that_wait_for_the_answer_to_an_equal_one_are_asked_anew_once_it_c
         lane.outcome(answer, 0.0)
     results = {r.item.item_id: r.answer.text for r in lane.commit(0.0).results}
     assert results == {"i0": "v1", "i1": "v2" if share else "v1", "i2": "v2" if share else "v1"}
+
+
+def test_a_version_that_its_provider_does_not_know_stops_only_its_own_arm() -> None:
+    """A wrong snapshot name in a rollout: the baseline's items go on to be sent."""
+    lane = two_versions()
+    lane.steer(
+        Turn(
+            lane.catalog.models, document.started(Steering(), begin("m", ("v1", "v2"), (0.5,), GUARDS, by="a", now=1.0))
+        ),
+        0.0,
+    )
+    for position in range(40):
+        lane.offer(Item(f"i{position}", Position("s", 0, position), Attributes(), Request(b"{}"), b"o", 0.0), 0.0)
+    lane.commit(0.0)
+    lane.committed(0.0)
+    calls = lane.take("api:a", 20, 1 << 30, "w", 0.0)
+    versions = {call.version for call in calls}
+    assert versions == {"v1", "v2"}
+    for call in calls:
+        bad = Failure("not_found", "no such model") if call.version == "v2" else None
+        answer = None if bad else Answer("yes", "stop", b"{}")
+        lane.outcome(Outcome(call.item_id, 0, call.attempt, 0.0, 1.0, answer, bad, Usage(1, output=1)), 0.0)
+    later = lane.take("api:a", 20, 1 << 30, "w", 0.1)
+    assert {call.version for call in later} == {"v1"}
+    assert lane.targets.health.opened() == [("a", "m@v2")]
