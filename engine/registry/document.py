@@ -1,0 +1,206 @@
+"""`measured.json`: what all runs measured, and how a run's sums get into it exactly once. Pure; `connectors.measured`
+reads and writes.
+
+A run tells absolute sums, numbered upwards, in a document of its own (`Sums`), which keeps the last two. The shared one
+(`Measured`) remembers which number it has of each run. To fold is to add "the latest, less the one it has":
+
+    1  the shared document gets the run's latest                      it has b, the run keeps (a, b)
+    2  the run writes (b, c)                                          only where nobody else wrote meanwhile
+    3  the shared document gets c
+
+So whatever is killed in between, the number that is had is always one of the two that are kept; the next fold goes on.
+An owner that was replaced (an older epoch, or the life before `--fresh`) can't write the run's sums any more, and what
+it still folds is what the run's document said.
+
+A run that ended is closed and forgotten in time. `opening` counts how often it was opened, so that whoever closes it
+late can't close it for its next owner. A fresh start gives the run's sums a new life: what the thrown-away outputs had
+measured is taken out as the new life's sums replace it, since the same rows would else count twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from penstock.engine.flow.cells import Cell, Key, Scored, add, add_scores
+from penstock.engine.registry.windows import Window, grow
+
+MAX_RUNS = 500
+"""Runs that are remembered; of those that ended, the latest."""
+MAX_ROWS = 1_000
+"""Cells: some 400 kB. Beyond it arms of experiments that nobody adds to are merged, then the oldest cells go."""
+MAX_MERGED = 200
+
+
+class Numbered(msgspec.Struct, frozen=True):
+    number: int
+    cells: list[Cell] = []
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """One run's own. `states`: the last two, oldest first; the shared document has one of them."""
+
+    life: float = 0.0
+    """When the run was begun, or begun anew by `--fresh`: Unix seconds, as its plan says."""
+    epoch: int = 0
+    opening: int = 1
+    closed: bool = False
+    states: tuple[Numbered, ...] = (Numbered(0),)
+
+    @property
+    def latest(self) -> Numbered:
+        return self.states[-1]
+
+    def then(self, cells: list[Cell]) -> Sums:
+        """With one state more. Only where the shared document has the latest."""
+        return msgspec.structs.replace(self, states=(self.latest, Numbered(self.latest.number + 1, cells)))
+
+
+class Run(msgspec.Struct):
+    number: int
+    at: float
+    """When it was last heard of."""
+    opening: int = 1
+    closed: bool = False
+
+
+class Row(msgspec.Struct):
+    at: float
+    cell: Cell
+
+
+class Recent(msgspec.Struct):
+    """Scores of a model in the order they came, by results and shadows, of all prices and arms."""
+
+    task: str
+    model: str
+    version: str
+    prompt: str
+    scorer: str
+    windows: list[Window] = msgspec.field(default_factory=list[Window])
+
+
+class Measured(msgspec.Struct):
+    """The shared document."""
+
+    runs: dict[str, Run] = msgspec.field(default_factory=dict[str, Run])
+    rows: list[Row] = msgspec.field(default_factory=list[Row])
+    recent: list[Recent] = msgspec.field(default_factory=list[Recent])
+    merged: list[str] = msgspec.field(default_factory=list[str])
+    """Experiments whose arms are told apart no more."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [row.cell for row in self.rows]
+
+
+def fold(into: Measured, name: str, sums: Sums, now: float) -> bool:
+    """Bring the document up to the run's latest sums. False: it has them, or newer ones; nothing changed."""
+    run, latest = into.runs.get(name), sums.latest
+    if run is not None and run.number >= latest.number:
+        return False
+    if run is None:  # it never had any of it: the first time, or the shared document is a new one
+        run, base = into.runs.setdefault(name, Run(0, now, sums.opening)), list[Cell]()
+    else:
+        base = next((state.cells for state in sums.states if state.number == run.number), None)
+    run.number, run.at = latest.number, now
+    if base is not None:  # else a document from a backup: what lies between can't be known, and is left out
+        _apply(into, _difference(latest.cells, base), now)
+    return True
+
+
+def opened(into: Measured, name: str, sums: Sums, now: float) -> None:
+    """The run goes on: the document has its latest sums (it was closed only then), and must remember it again."""
+    into.runs[name] = Run(sums.latest.number, now, sums.opening + 1)
+
+
+def closed(into: Measured, name: str, opening: int) -> bool:
+    """The run ended, with this opening. False: it goes on meanwhile, or is forgotten."""
+    run = into.runs.get(name)
+    if run is None or run.closed or run.opening != opening:
+        return False
+    run.closed = True
+    over = sorted((run.at, name) for name, run in into.runs.items() if run.closed)
+    for _, old in over[: max(0, len(into.runs) - MAX_RUNS)]:
+        del into.runs[old]
+    return True
+
+
+def _difference(latest: Iterable[Cell], base: Iterable[Cell]) -> list[Cell]:
+    total: dict[Key, Cell] = {}
+    add(total, latest)
+    add(total, base, -1)
+    return list(total.values())
+
+
+def _apply(into: Measured, cells: list[Cell], now: float) -> None:
+    rows = {row.cell.key: row for row in into.rows}
+    for cell in cells:
+        if cell.experiment in into.merged:
+            cell = msgspec.structs.replace(cell, experiment="", arm="")
+        row = rows.get(cell.key)
+        if row is None:
+            row = rows[cell.key] = Row(now, Cell(*cell.key))
+            into.rows.append(row)
+        if _anything(cell):
+            row.at = now
+        add({row.cell.key: row.cell}, [cell])
+        _prune(row.cell)
+    _watch(into, cells, now)
+    into.rows = [row for row in into.rows if _anything(row.cell)]
+    while len(into.rows) > MAX_ROWS:
+        _shrink(into)
+
+
+def _anything(cell: Cell) -> bool:
+    return cell.items != 0 or cell.results != 0 or cell.cost_nano != 0 or bool(cell.scores)
+
+
+def _prune(cell: Cell) -> None:
+    """What was taken back whole leaves no trace."""
+    for scored in cell.scores.values():
+        scored.counts = {step: n for step, n in scored.counts.items() if n}
+    cell.scores = {name: scored for name, scored in cell.scores.items() if scored.counts}
+    cell.failures = {kind: n for kind, n in cell.failures.items() if n}
+
+
+def _watch(into: Measured, cells: list[Cell], now: float) -> None:
+    more: dict[tuple[str, str, str, str, str], Scored] = {}
+    for cell in cells:
+        for scorer, scored in cell.scores.items():
+            key = (cell.task, cell.model, cell.version, cell.prompt, scorer)
+            add_scores(more.setdefault(key, Scored()), scored)
+    known = {(one.task, one.model, one.version, one.prompt, one.scorer): one for one in into.recent}
+    for key, scored in more.items():
+        if key not in known:
+            known[key] = Recent(*key)
+            into.recent.append(known[key])
+        grow(known[key].windows, scored, now)
+    into.recent = [one for one in into.recent if one.windows]
+
+
+def _shrink(into: Measured) -> None:
+    """Merge the arms of the experiment that nobody has added to for longest; where there is none, the oldest cell
+    goes."""
+    last: dict[str, float] = {}
+    for row in into.rows:
+        name = row.cell.experiment
+        if name:
+            last[name] = max(last.get(name, 0.0), row.at)
+    if not last:
+        into.rows.remove(min(into.rows, key=lambda row: row.at))
+        return
+    name = min(last, key=lambda name: last[name])
+    into.merged = [*into.merged, name][-MAX_MERGED:]
+    gone = [row for row in into.rows if row.cell.experiment == name]
+    into.rows = [row for row in into.rows if row.cell.experiment != name]
+    whole = {row.cell.key: row for row in into.rows}
+    for row in gone:
+        cell = msgspec.structs.replace(row.cell, experiment="", arm="")
+        into_row = whole.get(cell.key)
+        if into_row is None:
+            into_row = whole[cell.key] = Row(row.at, Cell(*cell.key))
+            into.rows.append(into_row)
+        add({cell.key: into_row.cell}, [cell])
+        into_row.at = max(into_row.at, row.at)
