@@ -9,6 +9,8 @@ import msgspec
 
 from penstock.connectors.audit import actor_of
 from penstock.connectors.base import this_process
+from penstock.connectors.measured import Registry
+from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog, Model
 from penstock.engine.errors import PenstockError, SpecError
@@ -93,8 +95,10 @@ def standing(url: str, model: str | None) -> list[Standing]:
 
 
 def measured(url: str) -> list[Cell]:
-    """What all runs of this state have committed."""
-    return [cell for run in open_history(url).runs() for cell in run.cells]
+    """What all runs of this state have committed: as the registry has it, and runs that it does not know."""
+    shared = Registry(open_state(url)).read()
+    others = (run for run in open_history(url).runs() if run.run_id not in shared.runs)
+    return [*shared.cells, *(cell for run in others for cell in run.cells)]
 
 
 def _change(url: str, model: str, decide: Callable[[Steering], Steering]) -> Heard:

@@ -38,7 +38,7 @@ from penstock.workers.planner import all_ended, durable_plan
 from penstock.workers.ports import Post, encode
 from penstock.workers.runspec import RunOptions, RunSpec, window_of
 from penstock.workers.status import RunState, RunStatus
-from penstock.workers.steering import Steersman
+from penstock.workers.steering import Steersman, reading
 from penstock.workers.sums import sum_up
 from penstock.workers.trail import Trail
 
@@ -78,7 +78,8 @@ class Driver:
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
         self._measuring = Measuring()
         self._trail = Trail(self._spec, self._options, self._note)
-        self._steersman = Steersman(self._spec.state, self._spec.catalog, lambda: self._status.cells, self._note)
+        cells = reading(self._spec.state, self._spec.run_id, lambda: self._status.cells)
+        self._steersman = Steersman(self._spec.state, self._spec.catalog, cells, self._note)
 
     def __repr__(self) -> str:
         return f"driver {self._spec.name}"

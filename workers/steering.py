@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from penstock.connectors.documents import Tag
+from penstock.connectors.measured import Registry
+from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import PenstockError
@@ -22,12 +24,22 @@ from penstock.engine.steering.evidence import judged
 from penstock.engine.steering.rollout import Rollout
 from penstock.engine.steering.turn import Turn
 
+Tell = Callable[[bytes], Awaitable[None]]
+Reading = Callable[[], Iterable[Cell]]
+
 JUDGE_EVERY_S = 3.0
 OWED_S = 15.0
 """A decision that is not in the audit log after so long lost its writer: another writes it down."""
 
-Tell = Callable[[bytes], Awaitable[None]]
-Reading = Callable[[], Iterable[Cell]]
+
+def reading(url: str, run_id: str, own: Callable[[], Iterable[Cell]]) -> Reading:
+    """What all jobs measured. `own`: this run's, as long as the registry does not know the run."""
+
+    def read() -> list[Cell]:
+        shared = Registry(open_state(url)).read()
+        return shared.cells if run_id in shared.runs else [*shared.cells, *own()]
+
+    return read
 
 
 class Steersman:
@@ -109,7 +121,8 @@ class Steersman:
     def _decide(self, running: list[Rollout], now: float) -> bool:
         """Was anything decided? By us, or by somebody who was faster."""
         cells = list(self._reading())
-        moves = [(at, after) for at in running if (after := rollout.see(at, judged(at, cells), now)) is not None]
+        due = [at for at in running if rollout.see(at, judged(at, cells, bounds=False), now) is not None]
+        moves = [(at, after) for at in due if (after := rollout.see(at, judged(at, cells), now)) is not None]
         if moves:
             self._file.change(lambda steering: _moved(steering, moves))
         return bool(moves)

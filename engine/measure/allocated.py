@@ -36,8 +36,8 @@ _SIZES = np.exp(np.linspace(np.log(0.002), np.log(0.99), BETS))
 _SIZE_LOGS = -0.5 * (np.log(_SIZES / 0.2) / 0.8) ** 2
 """Bets that suit a few hundred items of the smaller arm."""
 _LOG_WEIGHTS = np.log(_CENTRE_WEIGHTS)[:, np.newaxis] + _SIZE_LOGS - np.logaddexp.reduce(_SIZE_LOGS)
-_HALVINGS = 20
-"""Steps of the search for a bound: two millionths of the range."""
+_HALVINGS = 12
+"""Steps of the search for a bound: a twentieth of a point."""
 
 
 class Stratum(msgspec.Struct, frozen=True):

@@ -128,10 +128,11 @@ def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision,
     return "go on", f"{guard.name}: not decided after {items} items"
 
 
-def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum]) -> Verdict:
+def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum], *, bounds: bool = True) -> Verdict:
     """The same for two arms to which chance sends items, from their sums (`allocated.py`); values lie in 0…1, and the
     support is not used. `strata`: of all stages so far; `here`: of the present one, which must show by itself that it
-    passes, and whose items of the other arm are counted."""
+    passes, and whose items of the other arm are counted. `bounds=False`: `worst`, which takes most of the time, is not
+    asked for, and endless."""
     bad, good = _sides(guard)
 
     def shown(of: Sequence[Stratum], line: float | None, side: Side, chance: float) -> bool:
@@ -144,4 +145,5 @@ def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum])
         shown(strata, guard.fail_beyond, bad, guard.alarm_rate),
         shown(here, guard.pass_within, good, guard.miss_rate),
     )
-    return Verdict(decision, items, difference_between(strata), bound_between(strata, guard.alarm_rate, good), why)
+    worst = bound_between(strata, guard.alarm_rate, good) if bounds and items else math.inf
+    return Verdict(decision, items, difference_between(strata), worst, why)

@@ -27,7 +27,7 @@ from penstock.engine.measure.sample import STEPS, Sample, merge
 from penstock.engine.steering.rollout import BASELINE, Rollout, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
-    "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=500),
+    "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=750),
     "error_rate": Guard(name="error_rate", fail_beyond=-0.01, pass_within=-0.03, max_items=1_000),
     "refusals": Guard(name="refusals", fail_beyond=-0.01, pass_within=-0.03, max_items=1_000),
     "cost": Guard(name="cost", worse="higher", fail_beyond=math.log(1.1), pass_within=math.log(1.25), max_items=1_000),
@@ -60,18 +60,18 @@ def guards(names: Sequence[str], max_items: int | None = None) -> tuple[Guard, .
     return tuple(chosen)
 
 
-def judged(rollout: Rollout, cells: Iterable[Cell]) -> tuple[Told, ...]:
-    """What each guard says now; of quality, what it says by each scorer."""
+def judged(rollout: Rollout, cells: Iterable[Cell], *, bounds: bool = True) -> tuple[Told, ...]:
+    """What each guard says now; of quality, by each scorer. `bounds=False`: without `worst`, and sooner."""
     sides = _sides(rollout, cells)
     told: list[Told] = []
     for guard in rollout.guards:
         match guard.name:
             case "quality":
-                told += _quality(rollout, guard, sides)
+                told += _quality(rollout, guard, sides, bounds)
             case "error_rate":
-                told.append(_rate(rollout, guard, sides, _answered))
+                told.append(_rate(rollout, guard, sides, _answered, bounds))
             case "refusals":
-                told.append(_rate(rollout, guard, sides, _not_refused))
+                told.append(_rate(rollout, guard, sides, _not_refused, bounds))
             case "cost":
                 told.append(_size(rollout, guard, sides, Cell.log_cost))
             case _:
@@ -102,14 +102,16 @@ def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
 # ---- shares and scores
 
 
-def _rate(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callable[[Cell], Sample]) -> Told:
+def _rate(
+    rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callable[[Cell], Sample], bounds: bool
+) -> Told:
     strata = {key: Stratum(merge(*map(of, each.base)), merge(*map(of, each.other))) for key, each in sides.items()}
-    return _arms(rollout, guard, strata, guard.name)
+    return _arms(rollout, guard, strata, bounds)
 
 
-def _arms(rollout: Rollout, guard: Guard, strata: Mapping[Key, Stratum], name: str) -> Told:
+def _arms(rollout: Rollout, guard: Guard, strata: Mapping[Key, Stratum], bounds: bool) -> Told:
     here = [stratum for (stage, _), stratum in strata.items() if stage == rollout.stage]
-    return _told(name, judge_arms(guard, list(strata.values()), here))
+    return _told(guard.name, judge_arms(guard, list(strata.values()), here, bounds=bounds))
 
 
 def _answered(cell: Cell) -> Sample:
@@ -124,7 +126,7 @@ def _coins(good: int, items: int) -> Sample:
     return Sample(tuple(pair for pair in ((0, items - good), (STEPS, good)) if pair[1] > 0))
 
 
-def _quality(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides]) -> list[Told]:
+def _quality(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], bounds: bool) -> list[Told]:
     """Scores count by the scorer's name and version. With none yet, the guard goes on."""
     by_scorer: dict[str, dict[Key, Stratum]] = {}
     for key, each in sides.items():
@@ -135,7 +137,7 @@ def _quality(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides]) -> list
         return [Told(guard.name, "go on", 0, None, None, f"{guard.name}: no item was scored yet")]
     shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(by_scorer))
     return [
-        _arms(rollout, msgspec.structs.replace(shared, name=f"{guard.name} {scorer}"), strata, f"{guard.name} {scorer}")
+        _arms(rollout, msgspec.structs.replace(shared, name=f"{guard.name} {scorer}"), strata, bounds)
         for scorer, strata in sorted(by_scorer.items())
     ]
 

@@ -51,7 +51,7 @@ def rollout() -> None:
     "--items",
     type=click.IntRange(min=1),
     metavar="N",
-    help="End a stage after N of the candidate's items, if nothing was shown. [default: 500 scored, 1,000 others]",
+    help="End a stage after N of the candidate's items, if nothing was shown. [default: 750 scored, 1,000 others]",
 )
 @click.option("--manual", is_flag=True, help="A stage that passed or failed waits for you.")
 @click.option("--unit", type=click.Choice(["unit", "item"]), default="unit", show_default=True, help="What sticks.")
@@ -117,7 +117,7 @@ def show(model: str | None, state: str | None, as_json: bool) -> int:
 @shared.state_option
 @shared.json_option
 def list_rollouts(state: str | None, as_json: bool) -> int:
-    """The versions that are steered, and the latest rollout of each model."""
+    """The latest rollout of each model."""
     from rich.table import Table
 
     from penstock.jobs import rollouts
@@ -148,7 +148,7 @@ def list_rollouts(state: str | None, as_json: bool) -> int:
 @why_option
 @shared.state_option
 def pause(model: str, why: str, state: str | None) -> int:
-    """Decide nothing for now: units keep the versions they have, and what is measured counts."""
+    """Decide nothing for now. Units keep their versions; what is measured counts."""
     return _speak(model, "pause", why, state)
 
 
@@ -157,7 +157,7 @@ def pause(model: str, why: str, state: str | None) -> int:
 @why_option
 @shared.state_option
 def resume(model: str, why: str, state: str | None) -> int:
-    """Let the guards decide again, after a pause or where a stage waits for you."""
+    """Let the guards decide again."""
     return _speak(model, "resume", why, state)
 
 
@@ -166,7 +166,10 @@ def resume(model: str, why: str, state: str | None) -> int:
 @why_option
 @shared.state_option
 def promote(model: str, why: str, state: str | None) -> int:
-    """Go one stage further now, whatever the guards say; after the last stage, the version is live for all."""
+    """Go one stage further now, whatever the guards say.
+
+    After the last stage, the version is live for all.
+    """
     return _speak(model, "promote", why, state)
 
 
@@ -189,6 +192,9 @@ def _speak(model: str, word: str, why: str, state: str | None) -> int:
     return _say(rollouts.speak(shared.state_url(state), model, word, why))  # type: ignore[arg-type]
 
 
+_WORDS = {"stage": "one stage further", "rolled_back": "rolled back"}
+
+
 def _say(heard: Heard) -> int:
     at = heard.rollout
     last = at.decisions[-1]
@@ -199,7 +205,7 @@ def _say(heard: Heard) -> int:
             now = f"{at.baseline} is live for all"
         case _:
             now = f"stage {at.stage + 1} of {len(at.stages)}: {_percent(at.share)} of the units get {at.candidate}"
-    click.echo(f"{at.model} {at.baseline} → {at.candidate}: {last.what.replace('_', ' ')}; {now}")
+    click.echo(f"{at.model} {at.baseline} → {at.candidate}: {_WORDS.get(last.what, last.what)}; {now}")
     if heard.untold is not None:
         click.echo(f"note: this is not in the audit log yet; the next run writes it: {heard.untold}", err=True)
     if at.active:
@@ -264,7 +270,9 @@ def _decisions(decisions: Iterable[Decision]) -> RenderableType:
         table.add_column(name, overflow="fold")
     for each in decisions:
         by = each.by.partition("/")[0]
-        table.add_row(moment(each.at), each.what.replace("_", " "), _percent(each.share), by, Text(each.why or "–"))
+        table.add_row(
+            moment(each.at), _WORDS.get(each.what, each.what), _percent(each.share), by, Text(each.why or "–")
+        )
     return table
 
 

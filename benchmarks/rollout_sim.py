@@ -1,0 +1,181 @@
+"""Rollouts on virtual time: equal versions that are taken back, worse ones that are not, and who saw them meanwhile.
+
+    python benchmarks/rollout_sim.py [parts, or all of them] [--runs 500] [--seed 1]
+
+Parts: equal, worse, exposure. It is the real machine (`engine.steering`): cells in, verdicts, decisions; only the items
+are made up. A look is taken after every 20 of the candidate's items. No rival: each figure has a promise beside it.
+Caveat: items are independent here, and every item is scored; with `sample: 0.1` ten times as many see the version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.steering.evidence import GUARDS, guards, judged
+from penstock.engine.steering.rollout import BASELINE, CANDIDATE, Rollout, begin, see
+
+PER_LOOK = 20
+"""Of the candidate's items."""
+STAGES = (0.01, 0.05, 0.25)
+Quality = Callable[[float], float]
+"""Of the traffic, after so many of the candidate's items."""
+
+
+class World(NamedTuple):
+    """`worse`: points that the candidate loses. `late`: share of its items that come in too late to be seen."""
+
+    quality: Quality
+    worse: float = 0.0
+    errors: float = 0.0
+    slower: float = 0.0
+    late: float = 0.0
+
+
+class Run(NamedTuple):
+    state: str
+    candidate: int
+    """Items that saw it."""
+    baseline: int
+
+
+def steady(quality: float) -> Quality:
+    return lambda _: quality
+
+
+def day_and_night(items: float) -> float:
+    return 0.8 + 0.1 * math.sin(items / 80)
+
+
+def cell_of(at: Rollout, side: str) -> Cell:
+    cell = Cell("t", at.model, side, "", "", "", at.id, at.arm(side))
+    cell.scores["exact@1"] = Scored(counts={0: 0, 1_000: 0})
+    return cell
+
+
+def grow(cell: Cell, rng: np.random.Generator, items: int, quality: float, errors: float) -> None:
+    """So many more items ended."""
+    failed = int(rng.binomial(items, errors))
+    right = int(rng.binomial(items - failed, quality))
+    counts = cell.scores["exact@1"].counts
+    counts[0] += items - failed - right
+    counts[1_000] += right
+    cell.items += items
+    cell.calls += items
+    cell.results += items - failed
+
+
+def size(cell: Cell, rng: np.random.Generator, items: int, slower: float) -> None:
+    """What they cost and took: log-normal, sigma 0.8."""
+    cell.cost_n += items
+    for name in ("cost", "ms"):
+        x = np.rint(1_000 * (rng.standard_normal(items) * 0.8 + 7.0 + (slower if name == "ms" else 0.0))).astype(int)
+        setattr(cell, f"{name}_ln", getattr(cell, f"{name}_ln") + int(x.sum()))
+        setattr(cell, f"{name}_ln2", getattr(cell, f"{name}_ln2") + int((x * x).sum()))
+
+
+def roll(rng: np.random.Generator, world: World, stages: Sequence[float], names: Sequence[str]) -> Run:
+    at = begin("m", ("v1", "v2"), stages, guards(names), by="sim", now=float(rng.random()))
+    cells: list[Cell] = []
+    other = base = 0
+    while at.active:
+        if not cells or cells[-1].arm != at.arm(CANDIDATE):
+            cells += [cell_of(at, BASELINE), cell_of(at, CANDIDATE)]
+        n = round(PER_LOOK / at.share)
+        here = int(rng.binomial(n, at.share))
+        quality = world.quality(other)
+        other, base = other + here, base + n - here
+        seen = here if not world.late else int(rng.binomial(here, 1 - world.late))
+        grow(cells[-2], rng, n - here, quality, 0.01)
+        grow(cells[-1], rng, seen, quality - world.worse, 0.01 + world.errors)
+        if "latency" in names:
+            size(cells[-2], rng, n - here, 0.0)
+            size(cells[-1], rng, seen, world.slower)
+        at = see(at, judged(at, cells, bounds=False), 0.0) or at
+    return Run(at.state, other, base)
+
+
+def many(rng: np.random.Generator, runs: int, world: World, stages: Sequence[float], names: Sequence[str]) -> list[Run]:
+    return [roll(rng, world, stages, names) for _ in range(runs)]
+
+
+def equal(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nEqual versions taken back, of {runs} rollouts (promise: at most 1 % by each guard)")
+    worlds = [(f"quality {q:.2f}", World(steady(q))) for q in (0.8, 0.9, 0.97)]
+    worlds += [("quality swings 0.70…0.90", World(day_and_night)), ("a fifth comes late", World(steady(0.9), late=0.2))]
+    for name, world in worlds:
+        print(f"  {name:26} {_back(many(rng, runs, world, STAGES, ['quality'])):.2%} by quality alone", flush=True)
+    found = many(rng, runs, World(steady(0.9)), (0.05, 0.25), list(GUARDS))
+    print(f"  {'all five guards':26} {_back(found):.2%} (stages 5, 25)")
+
+
+def worse(rng: np.random.Generator, runs: int) -> None:
+    print(f"\nWorse versions taken back, of {runs} rollouts, within so many of the candidate's scored items")
+    for stages in ((0.05, 0.25), (0.1, 0.5)):
+        for quality, points, within in (
+            (q, p, n) for p, n in ((0.10, 400), (0.05, 1_500)) for q in (0.8, 0.85, 0.9, 0.95)
+        ):
+            found = many(rng, runs, World(steady(quality), points), stages, ["quality"])
+            soon = sum(r.state == "rolled_back" and r.candidate <= within for r in found) / runs
+            items = sorted(r.candidate if r.state == "rolled_back" else 10**9 for r in found)
+            middle = items[runs // 2]
+            print(
+                f"  stages {_told(stages):10} {quality:.2f} less {points * 100:.0f}, within {within:5}: {soon:6.1%}"
+                f"   ever: {_back(found):6.1%}   median {middle if middle < 10**9 else '–'}",
+                flush=True,
+            )
+    for name, world, guard in (
+        ("3 points more errors", World(steady(0.9), errors=0.03), "error_rate"),
+        ("10 points more errors", World(steady(0.9), errors=0.10), "error_rate"),
+        ("1.5 times slower", World(steady(0.9), slower=math.log(1.5)), "latency"),
+        ("2 times slower", World(steady(0.9), slower=math.log(2)), "latency"),
+    ):
+        found = many(rng, max(50, runs // 4), world, (0.05, 0.25), [guard])
+        items = sorted(r.candidate for r in found if r.state == "rolled_back")
+        print(f"  {name:24} {guard:10}: {_back(found):6.1%}   median {items[len(items) // 2] if items else '–'} items")
+
+
+def exposure(rng: np.random.Generator, runs: int) -> None:
+    print("\nWho saw a version that is 10 points worse (0.90): items until it was taken back, and their share of all")
+    for stages in (STAGES, (0.05, 0.25), (0.25,), (0.5,)):
+        found = many(rng, runs, World(steady(0.9), 0.10), stages, ["quality"])
+        other = sorted(r.candidate for r in found)
+        share = sum(r.candidate for r in found) / sum(r.candidate + r.baseline for r in found)
+        print(
+            f"  stages {_told(stages):10} median {other[runs // 2]}, 95 % within {other[int(runs * 0.95)]}, "
+            f"{share:.1%} of the traffic until then; promoted in spite: {1 - _back(found):.1%}",
+            flush=True,
+        )
+
+
+def _back(found: Sequence[Run]) -> float:
+    return sum(r.state == "rolled_back" for r in found) / len(found)
+
+
+def _told(stages: Sequence[float]) -> str:
+    return ",".join(f"{share * 100:g}" for share in stages)
+
+
+PARTS = {"equal": equal, "worse": worse, "exposure": exposure}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all, where none is named")
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    print(f"rollouts simulated, seed {given.seed}, guards as `penstock rollout start` has them")
+    for number, name in enumerate(PARTS):
+        if not given.parts or name in given.parts:
+            PARTS[name](np.random.default_rng([given.seed, number]), given.runs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
