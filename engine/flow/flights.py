@@ -206,12 +206,13 @@ class Flights:
             self.queue(slot, now)
 
     def _invalid(self, slot: Slot, failure: Failure, answer: Answer, now: float) -> None:
-        if slot.pending is not None:
+        task = self._calls.policy.tasks.get(slot.route.task)
+        on_invalid = task.output.on_invalid if task is not None and task.output is not None else "ask_again"
+        if slot.pending is not None and (slot.step != "shadow" or on_invalid != "keep"):
             self._again(slot, failure, answer, now)
             return
-        task = self._calls.policy.tasks.get(slot.route.task)
-        match task.output.on_invalid if task is not None and task.output is not None else "ask_again":
-            case "keep":
+        match on_invalid:
+            case "keep":  # a shadow's answer as well: it is compared with one that was not asked for again either
                 self._succeed(slot, answer, now, valid=False)
             case "dead_letter":
                 self.dead_letter(slot, "invalid_output", failure.message, now)

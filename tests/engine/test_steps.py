@@ -227,6 +227,17 @@ def test_a_shadow_that_answers_no_choice_is_asked_again_once_and_scored_as_it_is
     assert shadow.cost_nano == sum(a.cost_nano for a in result.attempts[1:])
 
 
+def test_where_answers_are_kept_as_they_come_a_shadows_is_too() -> None:
+    """A second chance that the first model did not get would flatter the other."""
+    rig = Rig(msgspec.structs.replace(SHADOWED, output=Output(choices=("yes", "no"), on_invalid="keep")))
+    rig.says |= {"main": "perhaps", "other": "maybe"}
+    rig.fails |= {"main": "invalid_output", "other": "invalid_output"}
+    rig.offer(attributes=Attributes(expected_json=b'"yes"'))
+    result = rig.one()
+    assert rig.roles() == [("primary", "main"), ("shadow", "other")]
+    assert (result.status, result.shadows[0].text) == ("invalid_output", "maybe")
+
+
 # judges
 
 
