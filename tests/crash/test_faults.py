@@ -210,7 +210,7 @@ def test_input_that_goes_away_half_way_is_a_clear_error(harm: str, tmp_path: Pat
         else:
             os.truncate(b.input, len(whole) // 3)
         assert b.end(command) == 4, b.log(command)
-        assert "input.jsonl" in b.log(command)
+        assert "input.jsonl" in "".join(b.log(command).split())  # a long path is broken over lines
         if harm == "removed":
             (tmp_path / "away").rename(b.input)
         else:

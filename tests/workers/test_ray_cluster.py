@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import own_children
 from tests.crash.bench import Bench, Shape, bench, title
 
 pytestmark = pytest.mark.ray
@@ -35,6 +36,8 @@ def cluster(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    _before.clear()
+    _before.update(own_children())
     folder, port = Path(f"/tmp/pr-{secrets.token_hex(3)}"), free_port()  # socket paths must be short
     ray = Path(sys.executable).parent / "ray"
     subprocess.run(
@@ -46,9 +49,14 @@ def cluster(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
+_before: set[int] = set()
+"""What ran below us when the cluster was started: other tests' leftovers."""
+
+
 def workers() -> list[psutil.Process]:
-    """Processes below this test that are workers of ours."""
-    return [p for p in psutil.Process().children(recursive=True) if title(p).startswith("ray::WorkerActor")]
+    """Processes of this test's cluster that are workers of ours."""
+    below = (p for p in psutil.Process().children(recursive=True) if p.pid not in _before)
+    return [p for p in below if title(p).startswith("ray::WorkerActor")]
 
 
 def start(b: Bench, address: str) -> subprocess.Popen[bytes]:
