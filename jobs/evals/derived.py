@@ -20,7 +20,7 @@ from penstock.jobs.evals.dataset import ASKS, EXPECTED, ROW, TASK, task_name
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.workers.runspec import RunSpec
 
-WINDOW = 256
+WINDOW = 128
 """Rows under way: one that is under way when a person stops the run ends without the answers it still lacked, and does
 not count. Rows count in order, so one lane reads them."""
 EXACT = Scorer("exact")

@@ -43,6 +43,8 @@ class Item(msgspec.Struct):
     """It ended in dead letters, by the candidates' doing."""
     unasked: bool = False
     """It ended in dead letters before anybody was asked."""
+    copied_from: str | None = None
+    """The item whose equal request was asked in its place."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -64,6 +66,7 @@ def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
     items = _items(outputs)
     scores = _scores(outputs, asked.scorer)
     calls, judges_nano, spent_nano = _calls(outputs)
+    _copy(items, scores, index)
     by_row: dict[int, dict[str, tuple[str, Item]]] = {}
     for item_id, item in items.items():
         by_row.setdefault(item.row, {})[item.variant] = (item_id, item)
@@ -93,7 +96,7 @@ def _class(expected: object) -> str | None:
 def _items(outputs: Outputs) -> dict[str, Item]:
     found: dict[str, Item] = {}
     for block in told.blocks(outputs.records("results")):
-        found[block.item_id] = Item(*_place(block.custom_id), block.attempts)
+        found[block.item_id] = Item(*_place(block.custom_id), block.attempts, copied_from=block.copied_from)
     for letter in told.letters(outputs.records("dead_letters")):
         failed = letter.reason in FAILED
         found[letter.item_id] = Item(*_place(letter.custom_id), letter.attempts, failed=failed, unasked=not failed)
@@ -118,6 +121,19 @@ def _scores(outputs: Outputs, scorer: str) -> dict[tuple[str, str], Sample]:
         if sample.scorer == scorer:
             found[sample.item_id, _candidate(sample.model, sample.model_version)] = sample
     return found
+
+
+def _copy(items: Mapping[str, Item], scores: dict[tuple[str, str], Sample], index: Sequence[Indexed]) -> None:
+    """Equal requests are asked once. What candidates said counts for each such row of which the same is expected."""
+    expected = [known.expected for known in index]
+    answered: dict[str, list[str]] = {}
+    for item_id, candidate in scores:
+        answered.setdefault(item_id, []).append(candidate)
+    for item_id, item in items.items():
+        first = items.get(item.copied_from or "")
+        if first is not None and expected[item.row] == expected[first.row]:
+            for candidate in answered.get(item.copied_from or "", ()):
+                scores.setdefault((item_id, candidate), scores[item.copied_from or "", candidate])
 
 
 class _Calls(msgspec.Struct):

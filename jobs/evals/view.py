@@ -114,6 +114,10 @@ def _costs(whole: Evaluation, words: Words) -> Table:
     return table
 
 
+def _short(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.mean:.2f} ({interval.low:.2f}–{interval.high:.2f})"
+
+
 def _took(ms: float | None) -> str:
     return "–" if ms is None else f"{ms:.0f} ms" if ms < 1_000 else duration(ms / 1000)
 
@@ -171,7 +175,7 @@ def _number(value: float | None) -> str:
 def _slices(whole: Evaluation, words: Words) -> Table:
     table = _table("slice", "rows", *(words[name] for name in whole.names))
     for line in whole.slices:
-        table.add_row(f"{line.attribute} = {line.value}", f"{line.rows:,}", *map(between, line.quality))
+        table.add_row(f"{line.attribute} = {line.value}", f"{line.rows:,}", *map(_short, line.quality))
     return table
 
 

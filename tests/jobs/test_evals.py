@@ -191,8 +191,8 @@ class Committed:
         self._prepared = prepared
         self._lines: dict[str, list[dict[str, Any]]] = {"results": [], "quality": [], "costs": [], "dead_letters": []}
 
-    def result(self, row: int, attempts: list[dict[str, Any]]) -> None:
-        block = {"item_id": f"i{row}", "custom_id": f"{row}~", "attempts": attempts, "model": "a"}
+    def result(self, row: int, attempts: list[dict[str, Any]], **more: Any) -> None:
+        block = {"item_id": f"i{row}", "custom_id": f"{row}~", "attempts": attempts, "model": "a", **more}
         self._lines["results"].append({"answer": "x", "penstock": block})
 
     def dead(self, row: int, reason: str) -> None:
@@ -262,3 +262,21 @@ def test_a_stand_in_is_the_candidate_that_it_stands_for(base: RunSpec) -> None:
     made.score(0, "b", "v1", 1.0)
     (row,) = made.seen().rows
     assert [(x.score, x.failed) for x in row.answers] == [(0.0, True), (1.0, False), (1.0, False)]
+
+
+def test_equal_requests_are_asked_once_and_count_for_each_row_that_expects_the_same(base: RunSpec) -> None:
+    """The copy cost nothing; a row that expects something else is not scored by another's answer."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    a = base.catalog.models["a"].live
+    whole = [attempt(1, "primary", "a"), attempt(2, "shadow", "b"), attempt(3, "shadow", "b")]
+    made.result(0, whole)
+    for n, (model, version) in enumerate((("a", a), ("b", "v1"), ("b", "v2")), 1):
+        made.score(0, model, version, 1.0)
+        made.cost(0, n, "primary" if n == 1 else "shadow", model, version, 1e-6)
+    made.result(1, [], copied_from="i0")
+    seen = made.seen()
+    assert [[(x.score, x.cost_nano) for x in row.answers] for row in seen.rows] == [[(1.0, 1000)] * 3, [(1.0, 0)] * 3]
+    index = [msgspec.structs.replace(each, expected=f"{each.row}") for each in index_of(prepared.place)]
+    (prepared.place / "index.jsonl").write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in index))
+    assert [row.number for row in made.seen().rows] == [0]
