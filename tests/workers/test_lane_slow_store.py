@@ -62,3 +62,19 @@ async def test_a_lane_whose_store_is_slow_goes_on_to_report(monkeypatch: pytest.
         await lane.work(shell, driver, rig.answered, settled)
     await shell.close()
     assert await lane.told() == {"r1": ["result"]}
+
+
+async def test_a_run_does_not_wait_an_interval_for_the_last_commit_of_its_lanes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To S3 that is two seconds, and with the input at its end nothing more can join the commit."""
+    monkeypatch.setattr(lane_shell, "HASTE", 0.0)
+    lane = rig.Rig(rig.MemoryPlace("last"), rig.source("last", [rig.line(n) for n in range(3)]))
+    shell, driver = lane.shell(lane.place.open())
+    shell._commit_s = 3600.0
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    async with asyncio.timeout(20):
+        await lane.work(shell, driver, rig.answered, settled)
+    await shell.close()
+    assert shell.machine.tally.results == 3
