@@ -60,6 +60,15 @@ class Shadow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the items, chosen by a stable hash of their id."""
 
 
+class Explore(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Items that go to a model whose quality is not known well enough, to learn it; only where it would be cheaper."""
+
+    share: float
+    """Of the items, chosen by a stable hash of their id."""
+    usd: float
+    """At most, in one run."""
+
+
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     tier: int | None = None
@@ -78,6 +87,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     reuse: bool = False
     """Answer identical requests once even where the temperature is not 0."""
     shadow: Shadow | None = None
+    explore: Explore | None = None
 
     @property
     def sample_share(self) -> float:

@@ -11,7 +11,7 @@ What depends on labels alone is decided once and kept (`_Plan`); an item adds it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -29,6 +29,18 @@ from penstock.engine.pricing import (
     price_of,
     usd_to_nano,
 )
+from penstock.engine.registry.choice import (
+    EXPLORE,
+    MARGIN,
+    Grade,
+    Option,
+    Standings,
+    choose,
+    explores,
+    grade,
+    which,
+)
+from penstock.engine.registry.standing import Standing
 from penstock.engine.rules import compile_rules
 from penstock.engine.steering.turn import Turn
 from penstock.engine.walls import WallUnknown, refusal, wall_of
@@ -44,6 +56,8 @@ average. Anything shorter is for the engine or the provider to refuse: a wrong d
 UNLIMITED = 1 << 60
 """Context of a model that declares none; cost of one whose price is unknown."""
 NO_CEILING = Request(b"")
+COMMON_TOKENS = 500
+"""Input of an item by which models are compared once for all; each item compares them anew by its own. A guess."""
 _NOTHING_ASKED = Attributes()
 
 
@@ -66,6 +80,10 @@ class _Target(msgspec.Struct, frozen=True, gc=False):
     context: int
     ceiling: int
     """Output tokens where the request sets no ceiling."""
+    output: int | None = None
+    """Output tokens of an item as measured."""
+    weight: float = 1.0
+    """What an accepted item costs, as a multiple of a call: for the order only."""
 
 
 class _Ask(msgspec.Struct, frozen=True):
@@ -79,6 +97,8 @@ class _Ask(msgspec.Struct, frozen=True):
     wall: Wall | None
     walled: int = 0
     """Targets that the wall forbids."""
+    explore: float = 0.0
+    """Share of the items that try a model which is not known well enough."""
     arms: int | None = None
     """Of rollouts (`Turn.arms`); None: a step, which is in none."""
 
@@ -98,18 +118,20 @@ class _Plan(msgspec.Struct):
     room: int
     """The same, less the answer's length where the task sets it."""
     routes: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Route | Rejection]
+    explore: tuple[_Target, ...] = ()
+    """Targets that a share of the items try first."""
 
 
 class Router:
-    """Decides where items may go. `measured`: (model, task) → quality, before what the catalogue declares."""
+    """Decides where items may go. What was measured (`learn`) goes before what the catalogue declares."""
 
-    def __init__(
-        self, catalog: Catalog, policy: Policy, measured: Mapping[tuple[str, str], float] | None = None
-    ) -> None:
+    def __init__(self, catalog: Catalog, policy: Policy) -> None:
         """Raises `SpecError` where a tier, task or rule names a model that doesn't exist."""
         self._catalog = catalog
         self._policy = policy
-        self._measured = dict(measured or {})
+        self._standings: Standings = {}
+        self._chosen: dict[tuple[object, ...], str] = {}
+        """What was asked for, with a quality → the model that its items go to now."""
         self._tasks = policy.tasks or {"default": Task(name="default")}
         self._default = policy.default_task or (next(iter(self._tasks)) if len(self._tasks) == 1 else None)
         self._match = compile_rules(policy.rules)
@@ -124,6 +146,11 @@ class Router:
             self._prices[model] = price
             self._plans.clear()
 
+    def learn(self, standings: Iterable[Standing]) -> None:
+        """What is known of the models now. What was routed before stays as it is."""
+        self._standings = {(each.task, each.model, each.version): each for each in standings}
+        self._plans.clear()
+
     def steer(self, turn: Turn) -> None:
         """From now on items get these versions. What was routed before: `turned`."""
         self.turn = turn
@@ -136,6 +163,8 @@ class Router:
         return route if candidates == route.candidates else msgspec.structs.replace(route, candidates=candidates)
 
     def _at(self, candidate: Candidate, arms: int | None) -> Candidate:
+        if candidate.experiment == EXPLORE:
+            return candidate
         model = self._catalog.models[candidate.model]
         version, experiment, arm, propensity = self.turn.pick(model, arms)
         pool = model.pool_of(version)
@@ -163,6 +192,8 @@ class Router:
         if type(plan) is Rejection:
             return plan
         assert type(plan) is _Plan
+        if plan.explore and explores(item_id, plan.ask.explore):
+            return _explored(plan, attributes, request, item_id)
         if plan.easy and attributes.max_cost_usd is None and not request.images:
             tokens = len(request.body_json) // BYTES_PER_TOKEN + TEMPLATE_TOKENS
             ceiling = request.max_tokens
@@ -264,19 +295,53 @@ class Router:
                 targets = _keep(targets, refused, lambda t: None if t.model.latency == "realtime" else "not realtime")
             else:
                 why += "; no realtime model: by preference"
-        if ask.min_quality is not None:
-            floor = ask.min_quality
-            targets = _keep(targets, refused, lambda t: self._too_poor(t.model.name, ask.task.name, floor))
-            if not targets:
-                return _reject("no_candidate", f"no candidate is known to reach quality {floor:g}", ask, refused)
-            why += f"; cheapest first of those with quality ≥ {floor:g}"
         ask = msgspec.structs.replace(ask, why=why)
+        if ask.min_quality is not None:
+            return self._by_quality(ask, ask.min_quality, targets, refused, request.needs)
         return _plan_of(ask, tuple(targets), tuple(refused))
+
+    def _by_quality(
+        self, ask: _Ask, asked: float, targets: list[_Target], refused: list[Refusal], needs: tuple[str, ...]
+    ) -> _Plan | Rejection:
+        """The cheapest of those that are good enough, by what was measured, else declared (`registry.choice`)."""
+        key = (ask.task.name, ask.names, asked, ask.wall, needs, len(targets))
+        now = self._chosen.get(key)
+        targets = [self._weighed(target, ask.task.name) for target in targets]
+        grades = [self._grade(t, ask.task.name, asked, chosen=t.model.name == now) for t in targets]
+        options = [Option(grade, _common(target)) for grade, target in zip(grades, targets, strict=True)]
+        chosen = choose(options, asked, next((i for i, t in enumerate(targets) if t.model.name == now), None))
+        kept = chosen.kept if chosen is not None else ()
+        refused += [_no(t, _short(grades[i], ask, asked)) for i, t in enumerate(targets) if i not in kept]
+        if chosen is None:
+            return _reject("no_candidate", f"no candidate is known to reach quality {asked:g}", ask, refused)
+        self._chosen[key] = targets[chosen.first].model.name
+        named = [_named(target, grade.words) for target, grade in zip(targets, grades, strict=True)]
+        first = named[chosen.first]
+        named[chosen.first] = msgspec.structs.replace(first, weight=first.weight * (1.0 - MARGIN))
+        why = "the likeliest first, none is shown to have" if chosen.ranked else "cheapest first of those with"
+        share = ask.task.explore.share if ask.task.explore is not None else 0.0
+        ask = msgspec.structs.replace(ask, why=f"{ask.why}; {why} quality ≥ {asked:g}", explore=share)
+        plan = _plan_of(ask, tuple(named[i] for i in kept), tuple(refused), ranked=chosen.ranked)
+        if share:
+            plan.explore = tuple(named[i] for i in chosen.explored if not named[i].candidate.experiment)
+        return plan
+
+    def _weighed(self, target: _Target, task: str) -> _Target:
+        """With what an accepted item costs there, where it was measured."""
+        standing = self._standings.get((task, target.model.name, target.candidate.version))
+        if standing is None or not standing.items:
+            return target
+        output = round(standing.output / standing.items)
+        return msgspec.structs.replace(target, output=output, weight=standing.weight)
+
+    def _grade(self, target: _Target, task: str, asked: float, *, chosen: bool) -> Grade:
+        model = target.model
+        standing = self._standings.get((task, model.name, target.candidate.version))
+        return grade(standing, model.quality.get(task), asked, chosen=chosen)
 
     def _target(self, name: str, ask: _Ask) -> _Target:
         model = self._catalog.models[name]
-        reason = self._quality_words(name, ask.task.name) if ask.min_quality is not None else ""
-        candidate = self._at(Candidate(name, model.live, "", reason), ask.arms)
+        candidate = self._at(Candidate(name, model.live, ""), ask.arms)
         ceiling = output_ceiling(NO_CEILING, ask.task.max_tokens, model)
         return _Target(model, candidate, self._prices[name], model.context or UNLIMITED, ceiling)
 
@@ -284,21 +349,6 @@ class Router:
         if wall is None:
             return None
         return refusal(wall, model, self._catalog.accounts.get(model.account) if model.account else None)
-
-    def _quality(self, model: str, task: str) -> float | None:
-        measured = self._measured.get((model, task))
-        return self._catalog.models[model].quality.get(task) if measured is None else measured
-
-    def _quality_words(self, model: str, task: str) -> str:
-        how = "measured" if (model, task) in self._measured else "declared"
-        quality = self._quality(model, task)
-        return "" if quality is None else f"quality {quality:.3g} {how}"
-
-    def _too_poor(self, model: str, task: str, floor: float) -> str | None:
-        quality = self._quality(model, task)
-        if quality is None:
-            return f"quality for {task} unknown"
-        return None if quality >= floor else f"{self._quality_words(model, task)}, under {floor:g}"
 
 
 # ---- once for each item: length and cost
@@ -310,7 +360,7 @@ def _weigh(plan: _Plan, attributes: Attributes, request: Request) -> Route | Rej
     ceiling, n, easy = request.max_tokens, request.n, plan.easy
     asked = tokens + (ceiling or plan.ask.task.max_tokens or 0)  # a default ceiling gives way to the prompt
     limit = _nano_limit(attributes.max_cost_usd)
-    order: list[tuple[bool, int, int]] = []
+    order: list[tuple[bool, float, int]] = []
     long: list[int] = []
     dear: list[int] = []
     for i, target in enumerate(plan.targets):
@@ -321,7 +371,7 @@ def _weigh(plan: _Plan, attributes: Attributes, request: Request) -> Route | Rej
             if limit is not None and cost > limit:
                 dear.append(i)
             else:
-                order.append((asked > target.context, i if easy else cost, i))
+                order.append((asked > target.context, i if easy else _accepted(target, tokens, ceiling, n), i))
     order.sort()
     key = (tuple(i for _, _, i in order), tuple(long), tuple(dear))
     route = plan.routes.get(key)
@@ -356,7 +406,47 @@ def _cost(target: _Target, input_tokens: int, output_tokens: int) -> int:
     return UNLIMITED if target.price is None else expected_nano(input_tokens, output_tokens, target.price)
 
 
+def _accepted(target: _Target, tokens: int, ceiling: int | None, n: int) -> float:
+    """What an accepted answer is expected to cost: with output, failures and answers that don't pass as measured."""
+    most = ceiling or target.ceiling
+    output = most if target.output is None else min(most, target.output)
+    return _cost(target, tokens, output * n) * target.weight
+
+
+def _common(target: _Target) -> float:
+    """Of an item of common size."""
+    return _accepted(target, COMMON_TOKENS, None, 1)
+
+
+def _explored(plan: _Plan, attributes: Attributes, request: Request, item_id: str) -> Route | Rejection:
+    """One of the models that are to be known better, and behind it those that the item would have tried anyway."""
+    route = _weigh(plan, attributes, request)
+    target = plan.explore[which(item_id, len(plan.explore))]
+    tokens = estimate_input_tokens(request) + (request.max_tokens or plan.ask.task.max_tokens or 0)
+    if isinstance(route, Rejection) or attributes.max_cost_usd is not None or tokens > target.context:
+        return route
+    tried = msgspec.structs.replace(
+        target.candidate,
+        reason=f"explored: {target.candidate.reason}",
+        experiment=EXPLORE,
+        arm=target.model.name,
+        propensity=plan.ask.explore / len(plan.explore),
+    )
+    reason = f"{route.reason}; {tried.model} is explored"
+    return msgspec.structs.replace(route, candidates=(tried, *route.candidates), reason=reason)
+
+
 # ---- words
+
+
+def _named(target: _Target, reason: str) -> _Target:
+    return msgspec.structs.replace(target, candidate=msgspec.structs.replace(target.candidate, reason=reason))
+
+
+def _short(grade: Grade, ask: _Ask, asked: float) -> str:
+    if grade.state == "unknown":
+        return f"quality for {ask.task.name} unknown"
+    return f"{grade.words}, {'not shown to reach' if grade.state == 'unsure' else 'under'} {asked:g}"
 
 
 def _at_version(plan: _Plan, version: str) -> _Plan:
@@ -368,11 +458,12 @@ def _at_version(plan: _Plan, version: str) -> _Plan:
     return _plan_of(plan.ask, targets, plan.refused)
 
 
-def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ...]) -> _Plan:
+def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ...], *, ranked: bool = False) -> _Plan:
+    """`ranked`: their order stands, whatever they cost."""
     route = _route(ask, tuple(t.candidate for t in targets), refused)
     context = min(t.context for t in targets)
     room = context - (ask.task.max_tokens or 0)
-    return _Plan(ask, targets, refused, route, ask.min_quality is None, context, room, {})
+    return _Plan(ask, targets, refused, route, ask.min_quality is None or ranked, context, room, {})
 
 
 def _route(ask: _Ask, candidates: tuple[Candidate, ...], refused: tuple[Refusal, ...]) -> Route:

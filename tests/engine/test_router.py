@@ -8,7 +8,9 @@ from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wal
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Attributes, Candidate, Request, Route
 from penstock.engine.measure.guards import Guard
+from penstock.engine.measure.sample import Sample
 from penstock.engine.policy import Condition, Policy, Rule, Task
+from penstock.engine.registry.standing import Standing
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
@@ -155,8 +157,9 @@ def test_with_min_quality_the_cheapest_that_meets_it_comes_first() -> None:
     assert isinstance(route, Route)
     assert route.candidates[0].reason == "quality 0.8 declared"
     assert [(r.model, r.reason) for r in route.refused] == [("odd", "quality for label unknown")]
-    measured = Router(catalog(), policy(min_quality=0.8), {("small", "label"): 0.5})
-    assert names(measured.route(Attributes(), ASK)) == ["fast", "opus"]
+    poor = Standing("label", "small", "v1", (Sample(((0, 200), (1000, 200))),))
+    router.learn([poor])
+    assert names(router.route(Attributes(), ASK)) == ["fast", "opus"]
     assert rejected(router.route(Attributes(min_quality=0.99), ASK)).reason == "no_candidate"
     assert rejected(router.route(Attributes(min_quality=float("nan")), ASK)).reason == "no_candidate"
 
