@@ -58,6 +58,9 @@ class Shadow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Names in the catalogue, each with `@version` where it is not the live one."""
     share: float
     """Of the items, chosen by a stable hash of their id."""
+    whole: bool = False
+    """An item that can't be answered by all of them now (the run stops, or its money is spent) stays undone, and is
+    asked anew when the run goes on: an evaluation, in which a row without pairs is worth nothing."""
 
 
 class Explore(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -167,7 +167,8 @@ class Flights:
     def stop_steps(self, now: float) -> None:
         """Nothing is sent any more: items that have their answer end with it, those at a worker when they land."""
         self._steps.stopped = True
-        waiting = {s for s in self._ends.slots.values() if s.pending is not None and s.state != "flying"}
+        slots = (s for s in self._ends.slots.values() if s.pending is not None and self._steps.gives_up(s.pending))
+        waiting = {s for s in slots if s.state != "flying"}
         self._places.drop(waiting)
         self._till.drop(waiting)
         for slot in waiting:
@@ -177,7 +178,7 @@ class Flights:
         """A step whose target is down for long, or that may not be sent any more, is left out."""
         targets = self._places.targets
         usable_at = targets.usable_at(slot, now) if targets.blocked(slot, now) else None
-        if self._steps.stopped:
+        if self._steps.gives_up(pending):
             self._steps.fail(pending, "cancelled")
         elif self._steps.out_of_patience(pending, usable_at, now):
             self._steps.fail(pending, "no_candidate")

@@ -38,7 +38,7 @@ from penstock.engine.flow.progress import PROGRESS, Progress, Saved, saved_in
 from penstock.engine.flow.settle import twin_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.steps import Steps
+from penstock.engine.flow.steps import Steps, is_whole
 from penstock.engine.flow.targets import Targets
 from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
 from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
@@ -246,7 +246,8 @@ class Lane:
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
         """The run's own budget stops the run, its items stay undone. A day's or a month's holds the items of a run that
         goes on tomorrow. Any other ends the item; of one that has its answer, never more than a step."""
-        if slot.pending is None and no.of_the_run:
+        ends_early = slot.pending is not None and not is_whole(slot.pending.task)
+        if no.of_the_run and not ends_early:
             self.spent_out = no.words
             self.flights.queue(slot, now)
             self.drain(now)

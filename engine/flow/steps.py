@@ -21,6 +21,7 @@ from penstock.engine.flow.pending import Pending, Step, script, verdicts
 from penstock.engine.flow.slots import FIRST, Slot
 from penstock.engine.flow.tally import Tally, count_refused, count_step, count_step_left_out
 from penstock.engine.items import Answer, Failure, Refusal, Request, Result, Score, ShadowAnswer, Usage
+from penstock.engine.policy import Task
 from penstock.engine.quality import sampled
 from penstock.engine.retry import MENDED, Again, RetrySettings, Stop
 from penstock.engine.router import Rejection, Router
@@ -52,9 +53,11 @@ class Steps:
     def begin(self, slot: Slot, result: Result, followers: list[Slot]) -> Pending | None:
         """What the item owes; None: nothing."""
         steps = self._scripts.get(result.route.task)
-        if steps is None or self.stopped or result.route.wall in self._untold:
+        if steps is None or result.route.wall in self._untold:
             return None
         task = self._tasks[result.route.task]
+        if self.stopped and not is_whole(task):
+            return None
         shadowed = task.shadow is not None and sampled(result.item.item_id, task.shadow.share)
         judged = result.sampled or any(sampled(each.item.item_id, task.sample_share) for each in followers)
         own = (result.model, f"{result.model}@{result.model_version}")
@@ -64,9 +67,13 @@ class Steps:
         slot.pending, slot.followers = Pending(task, result, todo), followers
         return slot.pending
 
+    def gives_up(self, pending: Pending) -> bool:
+        """Nothing is sent any more, and the item ends with what it has."""
+        return self.stopped and not is_whole(pending.task)
+
     def next(self, slot: Slot, pending: Pending) -> bool:
         """Make the slot ready for its next step. False: nothing is left to do."""
-        if self.stopped:
+        if self.gives_up(pending):
             self._leave_out(pending.todo, "cancelled")
             pending.todo.clear()
         while pending.todo:
@@ -165,6 +172,11 @@ class Steps:
             return False
         pending.blocked_at = now if pending.blocked_at is None else pending.blocked_at
         return usable_at - pending.blocked_at > PATIENCE_S
+
+
+def is_whole(task: Task) -> bool:
+    """Its items stay undone rather than end without an answer of each shadow."""
+    return task.shadow is not None and task.shadow.whole
 
 
 def _owes(step: Step, own: tuple[str, str], *, shadowed: bool, judged: bool) -> bool:

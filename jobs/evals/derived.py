@@ -109,7 +109,7 @@ def _task(base: Task, variant: str, what: Variant, asked: Asked) -> Task:
         output=output,
         sample=1.0,
         scorers=tuple(msgspec.structs.replace(scorer, expected=None) for scorer in base.scorers or (EXACT,)),
-        shadow=Shadow(asked.models, 1.0) if len(asked.models) > 1 else None,
+        shadow=Shadow(asked.models, 1.0, whole=True) if len(asked.models) > 1 else None,
     )
     return _varied(task, what)
 

@@ -462,6 +462,51 @@ def test_a_lane_that_drains_ends_what_has_its_answer() -> None:
     assert not rig.lane.slots
 
 
+WHOLE = msgspec.structs.replace(SHADOWED, shadow=Shadow(("other", "third"), 1.0, whole=True))
+
+
+def test_a_row_that_wants_all_its_answers_stays_undone_where_the_lane_drains() -> None:
+    """Nothing more is sent, nothing ends without a pair; the next owner asks it anew, and counts on."""
+    rig = Rig(WHOLE)
+    rig.offer(3)
+    first, second, third = rig.take()
+    rig.land(first)
+    rig.land(second)
+    (flying,) = rig.lane.take("api:b", 1, 1 << 30, "w", rig.now)
+    rig.lane.drain(rig.now)
+    rig.land(flying)
+    rig.land(third)
+    batch = rig.commit()
+    assert (batch.results, rig.take(), rig.lane.idle, len(rig.lane.slots)) == ([], [], True, 3)
+    assert rig.failed == {}
+    other = Rig(WHOLE)
+    other.begin(batch.chunks, batch.seq)
+    other.offer(3, at=None)
+    results = other.run()
+    assert [len(r.shadows) for r in results] == [2, 2, 2]
+    assert min(call.attempt for call in other.sent) > 1
+
+
+def test_a_row_that_wants_all_its_answers_stays_undone_where_the_runs_money_is_spent() -> None:
+    """The run stops, as where a first answer can't be paid; a shadow that fails for good is still left out."""
+    rig = Rig(WHOLE, (Budget(1),))
+    rig.offer()
+    for _ in range(5):
+        for wish in rig.lane.wishes():
+            if not rig.sent:
+                rig.lane.leased(wish.key, {"l": wish.floor_nano}, rig.now)
+            else:
+                rig.lane.refused(wish, "spent", rig.now)
+        for call in rig.take():
+            rig.land(call)
+    assert rig.roles() == [("primary", "main")]
+    assert (rig.commit().results, rig.lane.spent_out) == ([], "spent")
+    failing = Rig(WHOLE)
+    failing.fails["other"] = "bad_request"
+    failing.offer()
+    assert [s.model for s in failing.one().shadows] == ["third"]
+
+
 def test_a_new_owner_never_takes_a_shadows_answer_for_the_items() -> None:
     """Its last owner died while the second shadow was asked: a worker that still holds what it said hands that over,
     and the item asks for its own answer again, under a new number. What was paid before stays in its cost."""
