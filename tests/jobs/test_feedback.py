@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -20,6 +22,9 @@ from penstock.jobs.feedback.following import following
 from penstock.jobs.feedback.taking import Kept
 from penstock.jobs.history import open_history
 from penstock.workers.status import RunStatus
+
+if TYPE_CHECKING:
+    from penstock.jobs.dev.kafka import KafkaServer
 
 JOB = """\
 name: rated
@@ -143,6 +148,30 @@ def test_a_topic_is_read_on_where_it_was_left(tmp_path: Path) -> None:
     took = again.pull(source)
     assert (took.new, took.repeated) == (0, 1)
     assert len(list(again._all())) == 1  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.kafka
+async def test_outcomes_come_from_a_topic_each_once(
+    folder: Path,
+    kafka_server: KafkaServer,
+    new_topic: Callable[..., Awaitable[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two partitions; what comes later is read on from where it was left; what is no outcome is counted."""
+    topic = await new_topic("outcomes", partitions=2)
+    (folder / "job.yaml").write_text(
+        JOB.replace("outcomes.jsonl", f"{{type: kafka, bootstrap: '{kafka_server.bootstrap}', topics: [{topic}]}}")
+    )
+    for first, count in ((0, 3), (3, 1)):
+        rows = [{"item_id": f"item-{n}", "metric": "ok", "value": n % 2} for n in range(first, first + count)]
+        write(folder / "sent.jsonl", [*rows, {"metric": "ok"}])
+        sent = ["publish", "sent.jsonl", "--topic", topic, "--bootstrap", kafka_server.bootstrap]
+        assert await asyncio.to_thread(call, sent) == 0
+        capsys.readouterr()
+        assert await asyncio.to_thread(call, ["feedback", "pull", "job.yaml", "--json"]) == 5
+        took = json.loads(capsys.readouterr().out)
+        assert (took["new"], took["malformed"], took["repeated"]) == (count, 1, 0)
+    assert shown(capsys) == {("ok", "small@v1"): (2, 0.5), ("ok", "small@v2"): (1, 0.0), ("ok", "opus"): (1, 1.0)}
 
 
 def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothing(tmp_path: Path) -> None:
