@@ -107,6 +107,19 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """blake2b-128 (hex) of `body_json` and the pin: equal requests have equal hashes."""
 
 
+class Exposure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The arm of an experiment that an item came into when it was read, as far as it concerns its route and records."""
+
+    experiment: str = ""
+    """Empty: the experiment was stopped; the item is done as its first arm is, and counted nowhere."""
+    arm: str = ""
+    propensity: float = 1.0
+    model: str | None = None
+    version: tuple[str, str] | None = None
+    prompt_version: str = ""
+    """Empty: the task's own."""
+
+
 class Item(msgspec.Struct, frozen=True, gc=False):
     """One unit of work as it was read."""
 
@@ -131,6 +144,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     """blake2b-128 (hex) of the whole record where `original` holds only the head."""
     is_request: bool = False
     """The record is an openai-batch line; else it is a row."""
+    exposure: Exposure | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):

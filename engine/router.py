@@ -18,7 +18,17 @@ import msgspec
 from penstock.engine.catalog import Catalog, Model, Price, Wall
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import policy_version as policy_version
-from penstock.engine.items import Attributes, Candidate, DeadLetterReason, Refusal, Request, Route, StepKind
+from penstock.engine.items import (
+    Attributes,
+    Candidate,
+    DeadLetterReason,
+    Exposure,
+    Item,
+    Refusal,
+    Request,
+    Route,
+    StepKind,
+)
 from penstock.engine.policy import Policy, Rule, Task
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
@@ -73,6 +83,10 @@ class Rejection(msgspec.Struct, frozen=True, gc=False):
         return self.route.refused
 
 
+_Drawn = tuple[int, Exposure | None]
+"""The arms of rollouts and of an experiment that an item is in."""
+
+
 class _Target(msgspec.Struct, frozen=True, gc=False):
     model: Model
     candidate: Candidate
@@ -101,6 +115,7 @@ class _Ask(msgspec.Struct, frozen=True):
     """Share of the items that try a model which is not known well enough."""
     arms: int | None = None
     """Of rollouts (`Turn.arms`); None: a step, which is in none."""
+    exposure: Exposure | None = None
 
 
 class _Plan(msgspec.Struct):
@@ -156,27 +171,36 @@ class Router:
         self.turn = turn
         self._plans.clear()
 
-    def turned(self, route: Route, attributes: Attributes, item_id: str) -> Route:
+    def turned(self, route: Route, item: Item) -> Route:
         """The same candidates at the versions that the item gets now; the route itself where nothing changed."""
-        arms = self.turn.arms(attributes, item_id)
-        candidates = tuple(self._at(candidate, arms) for candidate in route.candidates)
+        arms = self.turn.arms(item.attributes, item.item_id)
+        candidates = tuple(self._at(candidate, arms, item.exposure) for candidate in route.candidates)
         return route if candidates == route.candidates else msgspec.structs.replace(route, candidates=candidates)
 
-    def _at(self, candidate: Candidate, arms: int | None) -> Candidate:
+    def _at(self, candidate: Candidate, arms: int | None, exposure: Exposure | None) -> Candidate:
+        """At the version that its rollout says, or its experiment; an item that is in both is told by the latter."""
         if candidate.experiment == EXPLORE:
             return candidate
         model = self._catalog.models[candidate.model]
         version, experiment, arm, propensity = self.turn.pick(model, arms)
+        if exposure is not None:
+            experiment, arm, propensity = exposure.experiment, exposure.arm, exposure.propensity
+            if exposure.version is not None and exposure.version[0] == model.name:
+                version = exposure.version[1]
         pool = model.pool_of(version)
         return Candidate(candidate.model, version, pool, candidate.reason, experiment, arm, propensity)
 
-    def route(self, attributes: Attributes, request: Request, item_id: str = "") -> Route | Rejection:
-        """`item_id`: with the attribute `unit`, it decides in which arm of a rollout the item is."""
+    def route(
+        self, attributes: Attributes, request: Request, item_id: str = "", exposure: Exposure | None = None
+    ) -> Route | Rejection:
+        """`item_id`: with the attribute `unit`, it decides in which arm of a rollout the item is. `exposure`: to an
+        experiment."""
         task = attributes.task or self._default
         rule = self._match(attributes, task)
         arms = self.turn.arms(attributes, item_id) if self.turn.gates else 0
         key = (
             arms,
+            exposure,
             task,
             rule,
             attributes.tier,
@@ -188,7 +212,7 @@ class Router:
         )
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._remember(key, self._plan(attributes, request, task, rule, arms))
+            plan = self._remember(key, self._plan(attributes, request, task, rule, (arms, exposure)))
         if type(plan) is Rejection:
             return plan
         assert type(plan) is _Plan
@@ -234,7 +258,7 @@ class Router:
     # ---- once for each combination of labels
 
     def _plan(
-        self, attributes: Attributes, request: Request, name: str | None, rule: int, arms: int
+        self, attributes: Attributes, request: Request, name: str | None, rule: int, drawn: _Drawn
     ) -> _Plan | Rejection:
         task = self._tasks.get(name) if name is not None else None
         if task is None:
@@ -242,7 +266,12 @@ class Router:
         asked = self._ask(attributes, request, task, rule)
         if isinstance(asked, Rejection):
             return asked
-        return self._filter(msgspec.structs.replace(asked, arms=arms), attributes, request)
+        (arms, exposure), names = drawn, asked.names
+        if exposure is not None and exposure.model is not None:
+            names = (exposure.model, *names)
+        return self._filter(
+            msgspec.structs.replace(asked, names=names, arms=arms, exposure=exposure), attributes, request
+        )
 
     def _ask(self, attributes: Attributes, request: Request, task: Task, index: int) -> _Ask | Rejection:
         rule = self._policy.rules[index] if index >= 0 else None
@@ -341,7 +370,7 @@ class Router:
 
     def _target(self, name: str, ask: _Ask) -> _Target:
         model = self._catalog.models[name]
-        candidate = self._at(Candidate(name, model.live, ""), ask.arms)
+        candidate = self._at(Candidate(name, model.live, ""), ask.arms, ask.exposure)
         ceiling = output_ceiling(NO_CEILING, ask.task.max_tokens, model)
         return _Target(model, candidate, self._prices[name], model.context or UNLIMITED, ceiling)
 

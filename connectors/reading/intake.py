@@ -13,12 +13,13 @@ from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import HEAD_BYTES
 from penstock.connectors.reading import attributes as attrs
 from penstock.connectors.reading import chat
+from penstock.connectors.reading.arms import Arms
 from penstock.connectors.reading.json_guard import Members, decode, members, raw_members, told_once
 from penstock.connectors.reading.rows import RowShape, columns
 from penstock.connectors.settings import Row
 from penstock.connectors.templates.template import nearest
 from penstock.engine.errors import BadRecord
-from penstock.engine.items import Attributes, DeadLetter, DeadLetterReason, Item, Request
+from penstock.engine.items import Attributes, DeadLetter, DeadLetterReason, Exposure, Item, Request
 from penstock.engine.policy import Policy
 
 InputShape = Literal["rows", "openai-batch", "either"]
@@ -66,7 +67,9 @@ class Intake:
         model_names: Collection[str],
         generation: int = 0,
         job_vars: Mapping[str, str] | None = None,
+        stopped: Collection[str] = (),
     ) -> None:
+        """`stopped`: experiments that take no new units; it may change while records are read."""
         self._ids = _Ids(run_id)
         self._policy = policy
         self._models = frozenset(model_names)
@@ -74,12 +77,13 @@ class Intake:
         self._defaults = {name: chat.Defaults(task) for name, task in policy.tasks.items()}
         self._rows = None if shape == "openai-batch" else RowShape(row, policy, self._defaults, job_vars or {})
         self._either = shape == "either"
+        self._arms = Arms(policy, stopped)
         self._own_task = policy.tasks.keys() if policy.default_task is not None else None
         self._plain = Attributes(task=policy.default_task)
 
-    def item(self, raw: Raw, now: float) -> Item | DeadLetter:
-        """`now`: Unix seconds, for records that carry no time of their own."""
-        item_id = self._ids.of(raw)
+    def item(self, raw: Raw, now: float, item_id: str | None = None) -> Item | DeadLetter:
+        """`now`: Unix seconds, for records that carry no time of their own. `item_id`: of an item that comes again."""
+        item_id = item_id or self._ids.of(raw)
         label: str | None = None
         rows = self._rows
         try:
@@ -88,17 +92,18 @@ class Intake:
             if rows is not None and self._either and is_request(raw):
                 rows = None
             if rows is not None:
-                made = rows.read(raw)
+                made = rows.read(raw, item_id, self._arms)
                 label = made.custom_id
-                return self._item(item_id, raw, now, label, made.attributes, made.request, made.keep_json)
+                keep = made.keep_json
+                return self._item(item_id, raw, now, label, made.attributes, made.request, keep, made.exposure)
             value = decode(raw.data)
             if type(value) is not dict:
                 raise BadRecord("malformed", "the line is not a JSON object")
             once = told_once(raw.data, _keys(value))
             body = _decode_body(raw.data).body if once else members(raw.data).get("body", _NO_BODY)
             label = _label(value)
-            found, request = self._request(raw, value, body, once)
-            return self._item(item_id, raw, now, label, found, request, None)
+            found, request, exposure = self._request(raw, value, body, once, item_id)
+            return self._item(item_id, raw, now, label, found, request, None, exposure)
         except BadRecord as error:
             if rows is not None and raw.error is None:
                 label = _label_if_any(rows, raw)
@@ -113,6 +118,7 @@ class Intake:
         found: Attributes,
         request: Request,
         keep_json: bytes | None,
+        exposure: Exposure | None,
     ) -> Item:
         """`keep_json` None: the record is an openai-batch line."""
         original, length, digest = _original(raw)
@@ -132,6 +138,7 @@ class Intake:
             original_length=length,
             original_hash=digest,
             is_request=keep_json is None,
+            exposure=exposure,
         )
 
     def _dead(self, item_id: str, raw: Raw, now: float, label: str | None, error: BadRecord) -> DeadLetter:
@@ -153,8 +160,8 @@ class Intake:
         )
 
     def _request(
-        self, raw: Raw, value: dict[str, object], written: msgspec.Raw, once: bool
-    ) -> tuple[Attributes, Request]:
+        self, raw: Raw, value: dict[str, object], written: msgspec.Raw, once: bool, item_id: str
+    ) -> tuple[Attributes, Request, Exposure | None]:
         """`written`: the body's own text. `once`: no key comes twice in the line."""
         if value.get("method", "POST") != "POST":
             raise BadRecord("unsupported", f"method is {str(value['method'])[:60]!r}; only POST is supported")
@@ -169,10 +176,15 @@ class Intake:
         defaults = self._defaults.get(task) if task is not None else None
         if defaults is None:
             raise unknown_task(task, self._policy)
-        request = chat.request_from_body(body, parts, defaults, self._pin(body.get("model")))
+        pin = self._pin(body.get("model"))
+        drawn = self._arms.of(task, found, item_id) if task is not None and pin is None else None
+        if drawn is not None and not drawn.prompts:  # a line brings its own messages: no prompt of ours is tried on it
+            defaults = drawn.defaults or defaults
+        exposure = None if drawn is None or drawn.prompts else drawn.exposure
+        request = chat.request_from_body(body, parts, defaults, pin)
         if not once:
             chat.refuse_duplicates(parts)
-        return found, request
+        return found, request, exposure
 
     def _attributes(self, raw: Raw, body: dict[str, object], parts: Members) -> Attributes:
         metadata = body.get("metadata")

@@ -53,5 +53,5 @@ class ReplayIntake:
         except (msgspec.DecodeError, ValueError):
             return self._intake.item(raw, now)
         inner = msgspec.structs.replace(raw, data=original, length=0, key=key, headers=headers)
-        made = self._intake.item(inner, now)
-        return msgspec.structs.replace(made, item_id=letter.item_id, generation=letter.generation + 1)
+        made = self._intake.item(inner, now, letter.item_id)
+        return msgspec.structs.replace(made, generation=letter.generation + 1)

@@ -9,11 +9,12 @@ import msgspec
 from penstock.connectors.base import Raw
 from penstock.connectors.reading import attributes as attrs
 from penstock.connectors.reading import chat
+from penstock.connectors.reading.arms import Arms, task_of
 from penstock.connectors.reading.json_guard import decode, members, told_once
 from penstock.connectors.settings import Row
 from penstock.connectors.templates.template import Template, compile_template, nearest
 from penstock.engine.errors import BadRecord
-from penstock.engine.items import Attributes, Request
+from penstock.engine.items import Attributes, Exposure, Request
 from penstock.engine.policy import Policy, Prompt, Task
 
 KEEP_BYTES = 64_000
@@ -30,6 +31,7 @@ class RowItem(msgspec.Struct, frozen=True):
     attributes: Attributes
     request: Request
     keep_json: bytes
+    exposure: Exposure | None = None
 
 
 class _TaskPrompt:
@@ -62,8 +64,15 @@ class RowShape:
         self._keep = row.keep
         self._attributes = {name: compile_template(source) for name, source in row.attributes.items()}
         self._tasks = {name: _TaskPrompt(task, defaults[name]) for name, task in policy.tasks.items()}
+        self._arms = {
+            (experiment.task, arm.name): _TaskPrompt(
+                made := task_of(policy.tasks[experiment.task], arm), chat.Defaults(made)
+            )
+            for experiment in policy.experiments
+            for arm in experiment.arms
+        }
 
-    def read(self, raw: Raw) -> RowItem:
+    def read(self, raw: Raw, item_id: str, arms: Arms) -> RowItem:
         """Raises `BadRecord`."""
         text = raw.data if raw.row_json is None else raw.row_json
         row = columns(raw)
@@ -74,8 +83,13 @@ class RowShape:
             expected = prompt.expected.value(row, self._vars)
             if expected is not None:
                 values["expected"] = attrs.read("expected", expected)
+        found = attrs.build(values)
+        drawn = arms.of(prompt.name, found, item_id)
+        if drawn is not None:
+            prompt = self._arms[prompt.name, drawn.name]
         request = chat.request_from_messages(self._messages(prompt, row), prompt.defaults)
-        return RowItem(self.label(row), attrs.build(values), request, self._kept(row, text))
+        exposure = None if drawn is None else drawn.exposure
+        return RowItem(self.label(row), found, request, self._kept(row, text), exposure)
 
     def label(self, row: Columns) -> str | None:
         """The row's label; None: the job names none. Raises `BadRecord`."""

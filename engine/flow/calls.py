@@ -137,7 +137,8 @@ class Calls:
 
     def result(self, slot: Slot, answer: Answer, now: float) -> Result:
         at = self.priced[slot.model]
-        prompt = self.prompts.get(slot.route.task, "")
+        exposure = slot.item.exposure
+        prompt = (exposure.prompt_version if exposure is not None else "") or self.prompts.get(slot.route.task, "")
         version = slot.route.candidates[slot.candidate].version
         return result_of(slot, answer, at, version, (self.policy.version, prompt), now)
 

@@ -15,13 +15,14 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import policy_version
 from penstock.engine.items import Attributes
-from penstock.engine.policy import Policy, Task
+from penstock.engine.policy import Experiment, Policy, Task
 from penstock.jobs.prices import nano
 from penstock.jobs.spec.accounts import Part
 from penstock.jobs.spec.asked import share
 from penstock.jobs.spec.catalogue import compile_catalog
 from penstock.jobs.spec.decode import decode
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
+from penstock.jobs.spec.experiments import compile_experiments
 from penstock.jobs.spec.fields import BudgetFile, CatalogFile, JobFile, RowFile
 from penstock.jobs.spec.places import resolve
 from penstock.jobs.spec.places.connections import compile_connections
@@ -59,14 +60,14 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     parts = [*_shared(doc, job, base), Part(doc, job, base)]
     catalog = compile_catalog(parts)
     tasks = compile_tasks(doc, job, catalog, values)
-    policy = _policy(doc, job, catalog, tasks)
+    name = _name(doc, job.name, default_name)
+    policy = _policy(doc, job, catalog, tasks, compile_experiments(doc, job, name, catalog, tasks, values))
     site = resolve.Site(doc, base, compile_connections(parts))
     source = resolve.source(site, job.source)
     row = _row(doc, job.row, values)
     _prompts_needed(doc, source, tasks)
     sinks = resolve.sinks(site, job.sinks, row.keep)
     resolve.check_not_input(doc, source, sinks)
-    name = _name(doc, job.name, default_name)
     return RunSpec(
         run_id=run_id(name, values),
         name=name,
@@ -116,11 +117,14 @@ def _shared(doc: Doc, job: JobFile, base: str) -> list[Part]:
     return [Part(shared, decode(shared, CatalogFile), os.path.dirname(path))]
 
 
-def _policy(doc: Doc, job: JobFile, catalog: Catalog, tasks: dict[str, Task]) -> Policy:
+def _policy(
+    doc: Doc, job: JobFile, catalog: Catalog, tasks: dict[str, Task], experiments: tuple[Experiment, ...]
+) -> Policy:
     policy = Policy(
         tasks=tasks,
         default_task=next(iter(tasks)) if len(tasks) == 1 else None,
         rules=compile_rules(doc, job.rules, catalog, tasks),
+        experiments=experiments,
     )
     if job.max_attempts is not None:
         if not 1 <= job.max_attempts <= 100:

@@ -51,6 +51,7 @@ def fingerprint(policy: Policy, catalog: Catalog, row: Row, shape: str | None) -
     }
     for name, task in policy.tasks.items():
         parts |= {f"task {name}: {part}": value for part, value in _task(task).items()}
+    parts |= {f"experiment {each.id}": each for each in policy.experiments}
     for name in names_in_use(policy, catalog):
         parts[f"model {name}"] = _model(catalog.models[name], catalog)
     return {part: digest(value) for part, value in parts.items()}
@@ -61,6 +62,7 @@ def names_in_use(policy: Policy, catalog: Catalog) -> list[str]:
     names = [n for tier in catalog.tiers.values() for n in tier]
     names += [n for task in policy.tasks.values() for n in task.models or ()]
     names += [n for rule in policy.rules for n in rule.use or ()]
+    names += [arm.model for each in policy.experiments for arm in each.arms if arm.model is not None]
     return list(dict.fromkeys(names))
 
 

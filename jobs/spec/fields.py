@@ -183,6 +183,32 @@ class RowFile(msgspec.Struct, frozen=True):
     attributes: dict[str, Text] = {}
 
 
+class ArmFile(msgspec.Struct, frozen=True):
+    """What it does not say is as the task has it."""
+
+    name: str
+    weight: Number = 1
+    model: str | None = None
+    """Goes first; the others stay its fallbacks."""
+    version: str | None = None
+    """`model@version`: this model is asked in this version."""
+    prompt: str | PromptFile | None = None
+    params: dict[str, Any] = {}
+    """Over the task's."""
+
+
+class ExperimentFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of a task are divided among arms. The first arm is what the others are compared with."""
+
+    name: str
+    arms: list[ArmFile]
+    task: str | None = None
+    """May be left out where the job has one task."""
+    unit: Literal["unit", "item"] = "unit"
+    guardrails: list[Literal["quality", "error_rate", "cost", "latency", "refusals"]] = []
+    """An arm that is shown worse than the first by one of these stops the experiment."""
+
+
 class RuleFile(msgspec.Struct, frozen=True):
     when: dict[str, Any]
     use: list[str] | None = None
@@ -218,6 +244,7 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     row: RowFile | None = None
     tasks: dict[str, TaskFile | None] = {}
     rules: list[RuleFile] = []
+    experiments: list[ExperimentFile] = []
     budgets: list[BudgetFile] | BudgetFile | None = None
     max_dead_letters: Number | None = None
     """Integer: a count. Fraction: a share of the finished items."""

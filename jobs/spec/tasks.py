@@ -48,7 +48,7 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         tier=file.tier,
         min_quality=share(at.doc, (*path, "min_quality"), file.min_quality),
         models=models,
-        prompt=_prompt(at, (*path, "prompt"), file.prompt),
+        prompt=compile_prompt(at, (*path, "prompt"), file.prompt),
         output=_output(at.doc, (*path, "output"), file.output),
         params_json=as_json(params),
         max_tokens=ceiling(params),
@@ -68,7 +68,7 @@ def check_tier(doc: Doc, path: Path, tier: int, catalog: Catalog) -> int:
     return tier
 
 
-def _prompt(at: Context, path: Path, file: str | PromptFile | None) -> Prompt | None:
+def compile_prompt(at: Context, path: Path, file: str | PromptFile | None) -> Prompt | None:
     if file is None:
         return None
     if isinstance(file, str):

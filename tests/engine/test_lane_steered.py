@@ -61,9 +61,8 @@ class SteeredLane(machine.LaneMachine):
         if not hasattr(self, "lane"):
             return
         for slot in self.lane.ready.slots():
-            item = slot.item
             if slot.pending is None:
-                assert self.lane.router.turned(slot.route, item.attributes, item.item_id) is slot.route
+                assert self.lane.router.turned(slot.route, slot.item) is slot.route
         for leader in self.lane.copies.leaders():
             for follower in leader.followers or ():
                 assert follower.route.candidates == leader.route.candidates, "it gets an answer from another arm"

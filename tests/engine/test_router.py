@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.errors import SpecError
-from penstock.engine.items import Attributes, Candidate, Request, Route
+from penstock.engine.items import Attributes, Candidate, Exposure, Item, Position, Request, Route
 from penstock.engine.measure.guards import Guard
 from penstock.engine.measure.sample import Sample
 from penstock.engine.policy import Condition, Policy, Rule, Task
@@ -265,6 +265,9 @@ def test_no_mix_of_labels_passes_a_wall_or_loses_a_target(attributes: Attributes
 SMALL = model("small", worker="vllm", versions=(Version("v1", "a"), Version("v2", "b")), regions=("eu",))
 
 
+ITEM = Item("x", Position("s", 0, 0), Attributes(), ASK, b"", 0.0)
+
+
 def rolling(share: float) -> Turn:
     at = begin("small", ("v1", "v2"), (share,), (Guard(name="quality"),), by="ann", now=1.0)
     return Turn({"small": SMALL}, document.started(Steering(), at))
@@ -298,8 +301,21 @@ def test_what_was_routed_before_is_turned_to_the_versions_of_now_and_else_left_a
     before = router.route(Attributes(), ASK, "x")
     assert isinstance(before, Route)
     router.steer(Turn({"small": SMALL}, Steering(live={"small": "v2"})))
-    after = router.turned(before, Attributes(), "x")
+    after = router.turned(before, ITEM)
     assert first(after).version == "v2"
     assert after.candidates[1:] == before.candidates[1:]
     assert after == router.route(Attributes(), ASK, "x")
-    assert router.turned(after, Attributes(), "x") is after
+    assert router.turned(after, ITEM) is after
+
+
+def test_an_arm_of_an_experiment_puts_its_model_first_at_its_version_and_is_named_in_each_candidate() -> None:
+    router = steered(rolling(0.5))
+    arm = Exposure("job/try", "dear", 0.25, model="opus", version=("small", "v2"))
+    for name in ("x", "y", "z"):
+        route = router.route(Attributes(), ASK, name, arm)
+        assert names(route) == ["opus", "small", "fast"]
+        found = {(c.model, c.version, c.experiment, c.arm, c.propensity) for c in route.candidates}  # type: ignore[union-attr]
+        assert {f[2:] for f in found} == {("job/try", "dear", 0.25)}
+        assert ("small", "v2") in {f[:2] for f in found}
+    behind = Router(catalog(walls=WALLS), policy())
+    assert names(behind.route(Attributes(sensitivity="eu"), ASK, "x", arm)) == ["small"]  # no arm passes a wall

@@ -78,6 +78,8 @@ class LaneActor:
         self._spec = _spec.decode(spec)
         self._plan = _plan.decode(plan)
         self._turn = Turn(self._spec.catalog.models)
+        self._stopped: set[str] = set()
+        """Experiments."""
         self._label = label
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
@@ -159,7 +161,7 @@ class LaneActor:
     def _intake(self, read_as: InputShape) -> AnyIntake:
         spec = self._spec
         names = frozenset(spec.catalog.models)
-        intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, spec.generation, spec.vars)
+        intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, spec.generation, spec.vars, self._stopped)
         replayed = isinstance(spec.source, FilesSource) and spec.source.replay
         return ReplayIntake(intake) if replayed else intake
 
@@ -236,7 +238,9 @@ class LaneActor:
 
     async def steer(self, steering: bytes) -> None:
         """From now on models have these versions."""
-        self._turn = Turn(self._spec.catalog.models, _steering.decode(steering))
+        decoded = _steering.decode(steering)
+        self._turn = Turn(self._spec.catalog.models, decoded)
+        self._stopped.update(decoded.experiments)
         for shell in self._shells.values():
             shell.machine.steer(self._turn, time.time())
             shell.wake()
