@@ -98,6 +98,35 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.sample if self.shadow is None else max(self.sample, self.shadow.share)
 
 
+class Arm(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One way to do a task, in an experiment. What is None is as the task has it."""
+
+    name: str
+    weight: float = 1.0
+    model: str | None = None
+    """Goes first; the other candidates stay its fallbacks."""
+    version: tuple[str, str] | None = None
+    """(model, version): this model is asked in this version."""
+    prompt: Prompt | None = None
+    params_json: bytes | None = None
+    """The whole of the parameters: the task's, with what the arm says itself."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+class Experiment(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Units of one task are divided among arms, the same for each unit in every lane and restart."""
+
+    id: str
+    """`job/name`: what records and cells call it."""
+    task: str
+    arms: tuple[Arm, ...]
+    """The first is what the others are compared with, and what all units get once it is stopped."""
+    unit: Literal["unit", "item"] = "unit"
+    guardrails: tuple[str, ...] = ()
+    """Guards by name: an arm that is shown worse than the first by one of them stops the experiment."""
+
+
 class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
     """One comparison of an attribute, or a combination. Exactly one of: (`field` with `op`), `all`, `any`."""
 
@@ -124,5 +153,6 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     rules: tuple[Rule, ...] = ()
     version: str = ""
     """Hash of all of this and the catalogue's routing part: `policy_version` in the records."""
+    experiments: tuple[Experiment, ...] = ()
     max_attempts: int = 6
     """Attempts of one item over all candidates, retries and fallbacks together. A guess."""

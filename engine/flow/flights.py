@@ -96,13 +96,12 @@ class Flights:
                 self.queue(slot, now)
 
     def _turns(self, slot: Slot) -> bool:
-        item = slot.item
-        return slot.pending is None and self._router.turned(slot.route, item.attributes, item.item_id) is not slot.route
+        return slot.pending is None and self._router.turned(slot.route, slot.item) is not slot.route
 
     def _turn(self, slot: Slot) -> None:
         if slot.turn is not self._router.turn and slot.pending is None:
             slot.turn = self._router.turn
-            slot.route = self._router.turned(slot.route, slot.item.attributes, slot.item.item_id)
+            slot.route = self._router.turned(slot.route, slot.item)
 
     def by_model(self) -> dict[str, int]:
         """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""

@@ -168,7 +168,7 @@ class Lane:
         self.progress.end(ordinal)
 
     def _slot(self, item: Item, now: float) -> Slot:
-        routed = self.router.route(item.attributes, item.request, item.item_id)
+        routed = self.router.route(item.attributes, item.request, item.item_id, item.exposure)
         self._sequence += 1
         slot = Slot(item, routed.route if isinstance(routed, Rejection) else routed, self._sequence)
         slot.offered_at, slot.turn = now, self.router.turn
