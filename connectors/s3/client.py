@@ -208,6 +208,18 @@ class S3:
                 Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, **_condition(absent, etag)
             )["ETag"]
 
+    def uploads(self, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+        """Key and id of each upload in parts that has not ended; needs the right `s3:ListBucketMultipartUploads`."""
+        args: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            with translated(f"list uploads to s3://{bucket}/{prefix}", self.where):
+                page = self._client.list_multipart_uploads(**args)
+            yield from ((one["Key"], one["UploadId"]) for one in page.get("Uploads", ()))
+            if not page.get("IsTruncated"):
+                return
+            args["KeyMarker"] = page["NextKeyMarker"]
+            args["UploadIdMarker"] = page.get("NextUploadIdMarker", "")
+
     def drop_parts(self, bucket: str, key: str, upload: str) -> None:
         """Give an upload up; what it holds is no longer paid for. Raises `Missing`."""
         with translated(f"give up s3://{bucket}/{key}", self.where):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from penstock.connectors.s3.client import S3, Listed, client
 from penstock.connectors.s3.errors import Missing, NotAsExpected
 from penstock.connectors.s3.ranges import Seekable
-from penstock.connectors.s3.urls import parsed
+from penstock.connectors.s3.urls import Where, parsed
 from penstock.engine.errors import Corrupt, SpecError, Temporary
 
 READ_BYTES = 4 << 20
@@ -23,7 +24,10 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
+    """Or one of the lists that it names."""
+
     files: list[_Entry]
+    lists: list[_Entry] = []
 
 
 def objects(url: str) -> list[str]:
@@ -31,13 +35,21 @@ def objects(url: str) -> list[str]:
     where = parsed(url)
     if where.key.rpartition("/")[2] != MANIFEST:
         return [url]
+    return [where.at(key).url for key in _files(where)]
+
+
+def _files(where: Where) -> Iterator[str]:
+    """What stands in its lists is older than what stands in itself."""
     try:
         data = client(where.endpoint, where.region).get(where.bucket, where.key).data
-        return [where.at(entry.key).url for entry in msgspec.json.decode(data, type=_Manifest).files]
+        found = msgspec.json.decode(data, type=_Manifest)
     except Missing as error:
-        raise SpecError(f"{url} is not there any more.") from error
+        raise SpecError(f"{where.url} is not there any more.") from error
     except msgspec.MsgspecError as error:
-        raise Corrupt(f"{url} cannot be read ({error}). Run the same command again.") from error
+        raise Corrupt(f"{where.url} cannot be read ({error}). Run the same command again.") from error
+    for one in found.lists:
+        yield from _files(where.at(one.key))
+    yield from (one.key for one in found.files)
 
 
 def suffix(url: str) -> str:

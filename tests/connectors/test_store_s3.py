@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,22 +17,27 @@ import msgspec
 import pytest
 from pyarrow import parquet
 
-from penstock.connectors.base import Holder, OutRecord, SinkName
-from penstock.connectors.filestore.disk import no_faults
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores, iter_committed
-from penstock.connectors.s3 import client as s3_client
 from penstock.connectors.s3 import outputs
 from penstock.connectors.s3.store import merge as s3_merge
+from penstock.connectors.s3.store import told
 from penstock.connectors.s3.store.chunks import INLINE, LARGE
 from penstock.connectors.s3.store.lane import COMMIT_STEPS, TAKE_STEPS
-from penstock.connectors.s3.store.place import S3Place
 from penstock.connectors.s3.store.progress import SEAL
 from penstock.connectors.s3.store.store import FINISH_STEPS, S3Store
-from penstock.connectors.settings import S3Sink
 from penstock.connectors.writing.tables import read_records
 from penstock.engine.errors import Fenced, Held, Refused, SpecError, Temporary
-from penstock.engine.plan import Plan
+from tests.connectors.s3_world import (
+    PLAN,
+    WHO,
+    World,
+    elsewhere,
+    fill,
+    numbers,
+    once,
+    result,
+)
 
 if TYPE_CHECKING:
     from conftest import S3At
@@ -41,88 +46,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.s3
 
-WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
-PLAN = Plan("run", "name", {}, 1, (), {}, 0.0)
-Faults = Callable[[str], None]
-
-
-class World:
-    """A bucket of the test's own, and stores of one run in it."""
-
-    def __init__(self, endpoint: str, bucket: str) -> None:
-        self.endpoint = endpoint
-        self.bucket = bucket
-        self.s3 = s3_client.client(endpoint, "us-east-1")
-        self.sinks: dict[SinkName, S3Sink] = {"results": self.sink("out/results/"), "costs": self.sink("out/costs/")}
-
-    def sink(self, prefix: str, **options: object) -> S3Sink:
-        return S3Sink(self.bucket, prefix, self.endpoint, "us-east-1", **options)  # pyright: ignore[reportArgumentType]
-
-    def place(self, run_id: str = "run") -> S3Place:
-        return S3Place(self.sinks, run_id)
-
-    def store(self, faults: Faults = no_faults, beat_s: float = 0.05) -> S3Store:
-        store = self.place().open()
-        life = store._life  # pyright: ignore[reportPrivateUsage]
-        return S3Store(life, store.outputs, beat_s=beat_s, owner_wait_s=0.0, faults=faults)
-
-    def keys(self, prefix: str = "") -> list[str]:
-        return [one.key for page in self.s3.pages(self.bucket, prefix) for one in page]
-
-    def seen(self, prefix: str = "out/") -> list[str]:
-        """What readers of data sets see: names that start with a dot or a low line are passed over."""
-        return [k for k in self.keys(prefix) if not any(part[:1] in "._" for part in k.split("/"))]
-
-    def committed(self, sink: SinkName = "results") -> list[bytes]:
-        return list(self.place().committed(sink))
-
 
 @pytest.fixture
 def world(s3_server: S3Server | S3At, s3_keys: None, new_bucket: Callable[..., str]) -> World:
     return World(s3_server.endpoint, new_bucket("store"))
-
-
-def result(n: int, **ours: object) -> OutRecord:
-    told = {"item_id": f"i{n}", "tier": n % 2 + 1, "task": "t", "model": "m", "finished_at": "2026-11-24T00:00:00.000Z"}
-    return OutRecord(0, n, json.dumps({"n": n, "answer": "a", "penstock": told | ours}).encode())
-
-
-def numbers(values: list[bytes]) -> list[int]:
-    return [json.loads(value)["n"] for value in values]
-
-
-def once(step: str, action: Callable[[], object]) -> Faults:
-    """`Faults` that runs `action` the first time that `step` is reached."""
-    left = [action]
-
-    def faults(name: str) -> None:
-        if name == step and left:
-            left.pop()()
-
-    return faults
-
-
-def elsewhere(what: Callable[[], Awaitable[object]]) -> object:
-    """Run it in another thread with its own loop: the hook stands within a running one."""
-    found: list[object] = []
-
-    async def run() -> None:
-        found.append(await what())
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    thread.join()
-    return found[0] if found else None
-
-
-async def fill(store: S3Store, commits: int, lane: int = 0, each: int = 2) -> None:
-    """Commits of `each` records, to all sinks of the store; numbers go on from `lane * 1000`."""
-    taken = await store.take(lane, (1, 1))
-    for seq in range(taken.seq + 1, taken.seq + commits + 1):
-        rows = [result(lane * 1000 + seq * each + i) for i in range(each)]
-        records = {sink: rows for sink in store.outputs if sink != "dead_letters"}
-        await store.commit(lane, (1, 1), seq, records, {"progress": b"%d" % seq})
-    await store.release(lane)
 
 
 # owners
@@ -331,8 +258,12 @@ async def test_merged_parts_and_a_manifest_are_all_that_readers_see(world: World
 
 
 @pytest.mark.parametrize("step", FINISH_STEPS)
-async def test_a_crash_at_any_step_of_finishing_loses_and_doubles_nothing(world: World, step: str) -> None:
+async def test_a_crash_at_any_step_of_finishing_loses_and_doubles_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     """The next command finishes, and readers see each record once, whether they follow the manifest or the names."""
+    monkeypatch.setattr(told, "LIST_FILES", 1)
+    all_of_it = [*range(2, 8), *range(1002, 1008)]
     world.sinks["dead_letters"] = world.sink("out/dead.jsonl")
 
     def die() -> None:
@@ -340,14 +271,15 @@ async def test_a_crash_at_any_step_of_finishing_loses_and_doubles_nothing(world:
 
     store = world.store(once(step, die))
     await fill(store, 3)
+    await fill(store, 3, lane=1)
     with pytest.raises(RuntimeError):
         await store.finish(PLAN)
-    assert sorted(numbers(world.committed())) == list(range(2, 8))
+    assert sorted(numbers(world.committed())) == all_of_it
     other = world.store()
     [url] = (await other.finish(PLAN))["results"]
-    assert sorted(numbers(list(read_records(url)))) == list(range(2, 8))
+    assert sorted(numbers(list(read_records(url)))) == all_of_it
     data = [world.s3.get(world.bucket, key).data for key in world.seen("out/results/")]
-    assert sorted(numbers(b"".join(data).splitlines())) == list(range(2, 8))
+    assert sorted(numbers(b"".join(data).splitlines())) == all_of_it
 
 
 async def test_a_lane_merges_while_it_goes_and_its_next_owner_ends_what_a_dead_one_began(
@@ -535,7 +467,7 @@ def owner_process(world: World, run: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def told(process: subprocess.Popen[str]) -> list[str]:
+def said(process: subprocess.Popen[str]) -> list[str]:
     assert process.stdout is not None
     return process.stdout.readline().split()
 
@@ -547,9 +479,9 @@ async def test_kill_nine_at_random_moments_loses_and_doubles_nothing(world: Worl
     for run in range(1, 6):
         process = owner_process(world, run)
         try:
-            assert told(process)[0] == "taken"
+            assert said(process)[0] == "taken"
             for _ in range(chance.randrange(1, 20)):
-                acknowledged = int(told(process)[2])
+                acknowledged = int(said(process)[2])
             await asyncio.sleep(chance.random() * 0.02)
         finally:
             process.kill()
@@ -567,7 +499,7 @@ async def test_a_stopped_owner_that_wakes_up_writes_nothing_that_counts(world: W
     process = owner_process(world, 1)
     try:
         for _ in range(5):
-            told(process)
+            said(process)
         process.send_signal(signal.SIGSTOP)
         new = world.store()
         taken = await new.take(0, (2, 1))

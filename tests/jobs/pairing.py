@@ -177,7 +177,9 @@ class PairingRun:
 
     def _objects(self, sink: str, prefix: str) -> list[bytes]:
         """Of exactly the objects that the manifest names, which must hold as many rows as it says."""
-        files: list[dict[str, Any]] = json.loads(self._get(f"{prefix}_manifest.json"))["files"]
+        manifest = json.loads(self._get(f"{prefix}_manifest.json"))
+        lists = [json.loads(self._get(one["key"])) for one in manifest["lists"]]
+        files: list[dict[str, Any]] = [file for one in [*lists, manifest] for file in one["files"]]
         parts = [self._lines(sink, self._get(file["key"])) for file in files]
         assert [len(part) for part in parts] == [file["rows"] for file in files]
         return [line for part in parts for line in part]

@@ -9,6 +9,7 @@ from penstock.connectors.filestore import assembly
 from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.store.home import Home
+from penstock.connectors.s3.store.leftovers import drop_uploads
 from penstock.connectors.s3.store.merge import temp_folder
 from penstock.connectors.s3.store.parts import Spools, fetched, lanes, whole
 from penstock.connectors.s3.store.run import Life
@@ -35,6 +36,7 @@ def assemble_object(life: Life, sink: str, output: S3Sink) -> bool:
             return False
         kind = assembly.format_of(FilesSink(output.prefix, output.format))
         stored = Stored(_TYPES[kind], output.sse, output.sse_kms_key_id)
+        drop_uploads(home.s3, home.bucket, output.prefix, output.prefix.__eq__)
         try:
             upload(home.s3, home.bucket, output.prefix, made, stored, before.etag if before is not None else None)
         except Lost as error:

@@ -52,6 +52,8 @@ TAKE_STEPS = ("take.begin", "take.read", "take.swapped", "take.loaded")
 COMMIT_STEPS = ("commit.begin", "commit.packed", "commit.put", "commit.swapped")
 GARBAGE = 100
 """Objects that nothing names any more are deleted in calls of so many."""
+SILENT_S = 5.0
+"""After so long without a commit an owner looks first whether it still is one."""
 _READINGS = 5
 """A reader may meet a progress whose chunks its owner has just replaced: look again."""
 
@@ -97,7 +99,10 @@ class Lane:
         """Sinks whose parts are merged into objects that readers see."""
         self._faults = faults
         self._chunks = Chunks({}, state)
-        self._garbage: list[str] = []
+        self._deleted: set[str] = set()
+        """Of what the progress says is dropped."""
+        self._seen_at = time.monotonic()
+        """When the lane was last seen to be ours."""
         self._lost: PenstockError | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -154,9 +159,9 @@ class Lane:
             if seq > last + 1:
                 raise Corrupt(f"{self}: commit {seq} cannot follow commit {last}. Take the lane anew.")
             async with self._uncertain(f"commit {seq}"):
-                if seq <= last:
+                if seq <= last or self._is_silent():
                     await self._look()
-                else:
+                if seq > last:
                     await self._commit(seq, records, chunks)
 
     async def _commit(self, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
@@ -164,13 +169,13 @@ class Lane:
         new, objects = self._chunks.change(self.state, seq, self.epoch, chunks)
         new = self._with_records(new, seq, records, objects)
         new = self._with_short_lists(new, seq, objects)
+        dropped = (*new.dropped, *self._chunks.garbage)
+        self._chunks.garbage.clear()
         self._faults("commit.packed")
         await self._put(objects)
         self._faults("commit.put")
-        await self._swap(msgspec.structs.replace(new, seq=seq, epoch=self.epoch))
+        await self._swap(msgspec.structs.replace(new, seq=seq, epoch=self.epoch, dropped=dropped))
         self._faults("commit.swapped")
-        self._garbage += self._chunks.garbage
-        self._chunks.garbage.clear()
 
     def _with_records(self, new: Progress, seq: int, records: Records, objects: Objects) -> Progress:
         merged = {sink: rows for sink, rows in records.items() if rows and sink in self._merged}
@@ -219,20 +224,25 @@ class Lane:
         async with self._one_at_a_time:
             self._check()
             async with self._uncertain("a change of its parts"):
+                if self._is_silent():
+                    await self._look()
                 objects: Objects = []
                 new = to(self.state, objects)
                 await self._put(objects)
                 await self._swap(new)
 
     async def forget_garbage(self, at_least: int = GARBAGE) -> None:
-        """Delete objects that nothing names any more. At worst they stay."""
-        if self._garbage and len(self._garbage) >= at_least:
-            names, self._garbage = self._garbage, []
+        """Delete objects that nothing names any more; the next swap forgets their names. At worst they stay."""
+        names = [name for name in self.state.dropped if name not in self._deleted]
+        if names and len(names) >= at_least:
+            self._deleted.update(names)
             with contextlib.suppress(PenstockError):
                 await self._home.delete(folder(self.number) + name for name in names)
 
     async def sweep(self) -> None:
-        """Remove what dead owners put and never committed: all that lies behind the last commit and isn't ours."""
+        """Remove what dead owners left: what they put and never committed (all that lies behind the last commit and
+        isn't ours), and what they dropped and did not come to delete."""
+        await self.forget_garbage(1)
         here = folder(self.number)
         with contextlib.suppress(PenstockError):  # at worst they stay
             names = await self._home.names(here, f"{here}{self.state.seq + 1:010d}")
@@ -283,16 +293,24 @@ class Lane:
         await asyncio.gather(*(self._home.create(here + name, data) for name, data in objects))
 
     async def _swap(self, new: Progress) -> None:
+        gone = frozenset(self._deleted)
+        new = msgspec.structs.replace(new, dropped=tuple(name for name in new.dropped if name not in gone))
         try:
             self._etag = await self._home.swap(progress_name(self.number), encode(new), self._etag)
         except Lost as error:
             raise self._taken_over(error.found) from error
-        self.state = new
+        self.state, self._seen_at = new, time.monotonic()
+        self._deleted -= gone
 
     async def _look(self) -> None:
         found = await self._home.etag(progress_name(self.number))
         if found != self._etag:
             raise self._taken_over(await self._home.read(progress_name(self.number)))
+        self._seen_at = time.monotonic()
+
+    def _is_silent(self) -> bool:
+        """It may have slept, and have been replaced: then it should leave nothing behind that nobody will name."""
+        return time.monotonic() - self._seen_at > SILENT_S
 
     def _taken_over(self, found: Got | None) -> PenstockError:
         if found is None:

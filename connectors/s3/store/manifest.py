@@ -1,38 +1,32 @@
 """`_manifest.json` below a prefix sink: exactly the objects that make it up. Who follows it never sees half a job.
 
-Several processes may publish: each reads the manifest, then what lanes have made, then swaps. What lanes have made only
-grows, so a later manifest never holds less than an earlier one.
+It is a copy of what is told (see `told`). Several processes may publish: each reads the manifest, then adds to the
+truth, then swaps the manifest; what is told only grows, so a later manifest never holds less than an earlier one.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from penstock.connectors.filestore.disk import Faults
 from penstock.connectors.s3 import fence
 from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.fence import Lost
-from penstock.connectors.s3.store.progress import Final
+from penstock.connectors.s3.store import told
+from penstock.connectors.s3.store.parts import Made
 from penstock.connectors.s3.store.run import Base, Life
-from penstock.connectors.settings import S3Sink
+from penstock.connectors.s3.store.told import LISTS, PUBLISH_STEPS, Entry, FileList, Told
 from penstock.engine.errors import PenstockError
 
 NAME = "_manifest.json"
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """key: of the whole bucket."""
-
-    key: str
-    rows: int
-    bytes: int
-    sink: str
+STEPS = (*PUBLISH_STEPS, "publish.written")
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """life: of the run (`run.RunMark`)."""
+    """life: of the run (`run.RunMark`). rows, bytes: of all files, those in lists too."""
 
     run_id: str
     life: str
@@ -40,6 +34,7 @@ class Manifest(msgspec.Struct, frozen=True):
     rows: int
     bytes: int
     files: list[Entry]
+    lists: list[FileList] = []
 
 
 def read(base: Base, key: str) -> tuple[Manifest | None, str | None]:
@@ -52,12 +47,15 @@ def read(base: Base, key: str) -> tuple[Manifest | None, str | None]:
     return None, found.etag
 
 
-def publish(life: Life, sink: str, output: S3Sink, finals: Callable[[], list[Final]], stored: Stored) -> str:
-    """Make the manifest tell of all finals; returns its key. Raises `Fenced` where the run was begun anew."""
-    base, key = life.base, f"{output.prefix}{NAME}"
+def publish(life: Life, sink: str, prefix: str, made: Mapping[int, Made], stored: Stored, faults: Faults) -> str:
+    """Make the manifest tell of what these lanes have made; returns its key. Raises `Fenced` where the run was begun
+    anew."""
+    base, key = life.base, f"{prefix}{NAME}"
     while True:
+        life.check()
         old, etag = read(base, key)
-        new = _manifest(life, sink, old, finals())
+        before = Told(lists=old.lists, files=old.files) if old is not None and old.life == life.name else Told()
+        new = _manifest(life, sink, told.tell(life, sink, prefix, made, before, stored, faults))
         if new == old:
             return key
         life.check()
@@ -66,22 +64,27 @@ def publish(life: Life, sink: str, output: S3Sink, finals: Callable[[], list[Fin
             fence.swap(base.s3, base.bucket, key, data, etag, stored)
         except Lost:
             continue
-        _remove_older(base, output, old, new)
+        faults("publish.written")
+        if old is not None and old.life != new.life:
+            _remove(base, prefix, old)
         return key
 
 
-def _manifest(life: Life, sink: str, old: Manifest | None, finals: list[Final]) -> Manifest:
-    entries = {e.key: e for e in old.files} if old is not None and old.life == life.name else {}
-    entries |= {f.key: Entry(f.key, f.rows, f.bytes, sink) for f in finals}
-    files = list(entries.values())
-    return Manifest(life.run_id, life.name, sink, sum(f.rows for f in files), sum(f.bytes for f in files), files)
+def _manifest(life: Life, sink: str, what: Told) -> Manifest:
+    both = [*what.lists, *what.files]
+    rows, size = sum(one.rows for one in both), sum(one.bytes for one in both)
+    return Manifest(life.run_id, life.name, sink, rows, size, what.files, what.lists)
 
 
-def _remove_older(base: Base, output: S3Sink, old: Manifest | None, new: Manifest) -> None:
+def keys(base: Base, of: Manifest) -> Iterator[str]:
+    """Of all objects that it tells of. Raises `Missing` where a list is gone."""
+    return told.keys(base.home(of.life), Told(lists=of.lists, files=of.files))
+
+
+def _remove(base: Base, prefix: str, old: Manifest) -> None:
     """What an earlier life of this run left to readers goes when there is something new."""
-    if old is None or old.life == new.life:
-        return
     ours = f"part-{old.life}-"
-    keys = [e.key for e in old.files if e.key.startswith(output.prefix) and e.key.rpartition("/")[2].startswith(ours)]
     with contextlib.suppress(PenstockError):  # at worst they stay, and no manifest names them
-        base.s3.delete(base.bucket, keys)
+        found = [key for key in keys(base, old) if key.rpartition("/")[2].startswith(ours)]
+        lists = [one.key for one in old.lists if one.key.startswith(f"{prefix}{LISTS}")]
+        base.s3.delete(base.bucket, [*(key for key in found if key.startswith(prefix)), *lists])

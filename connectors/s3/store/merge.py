@@ -3,6 +3,7 @@
 1. *Begin*: one swap of the progress moves the parts that wait into `merging`, with the name of this attempt.
 2. Write the finals, below each sink's own prefix, with that name in theirs.
 3. *End*: one swap names the finals and retires the parts.
+4. *Forget*, in a job without an end: once readers are told of the finals (`told`), the lane need not name them.
 
 Whoever dies between 1 and 3 leaves finals that nothing names; the lane's next owner removes those of the attempt that
 it finds in the progress and makes one of its own. Merged parts live on for a while for those who read them just now.
@@ -16,18 +17,17 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import msgspec
 
 from penstock.connectors.filestore import assembly
-from penstock.connectors.s3 import fence
-from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.store.chunks import Objects
 from penstock.connectors.s3.store.home import Home
 from penstock.connectors.s3.store.lane import Lane
-from penstock.connectors.s3.store.partitions import divider
+from penstock.connectors.s3.store.leftovers import is_named, remove_attempt
+from penstock.connectors.s3.store.partitions import Sinks, divider
 from penstock.connectors.s3.store.parts import Spools, fetched
 from penstock.connectors.s3.store.progress import (
     SEAL,
@@ -36,15 +36,12 @@ from penstock.connectors.s3.store.progress import (
     Merging,
     Progress,
     Retired,
-    all_finals,
     all_parts,
-    decode,
     folder,
-    progress_name,
     retired_names,
 )
 from penstock.connectors.s3.store.upload import upload
-from penstock.connectors.settings import FilesSink, S3Sink
+from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Fenced, PenstockError, Temporary
 
 MERGE_BYTES = 64 << 20
@@ -58,18 +55,6 @@ MERGE_STEPS = ("merge.begun", "merge.written", "merge.ended")
 
 class Stopped(Exception):
     """The merge was told to stop; the lane's next owner makes it anew."""
-
-
-class Sinks(msgspec.Struct, frozen=True):
-    """The prefix sinks of a store. life: stands in the names of their objects."""
-
-    outputs: Mapping[str, S3Sink]
-    life: str
-
-    def stored(self, sink: str) -> Stored:
-        output = self.outputs[sink]
-        kind = "application/vnd.apache.parquet" if output.format == "parquet" else "application/x-ndjson"
-        return Stored(kind, output.sse, output.sse_kms_key_id)
 
 
 def is_due(state: Progress, now: float, *, endless: bool) -> bool:
@@ -97,7 +82,8 @@ async def merge(lane: Lane, home: Home, sinks: Sinks, now: float, stop: threadin
         await _end(lane, merging, finals, now)
     except (Fenced, Stopped):  # not where the end is uncertain: it may come true, and name them; the next merge sees
         with contextlib.suppress(PenstockError):
-            await asyncio.to_thread(_withdraw, home, lane.number, sinks, merging.attempt)
+            if not await asyncio.to_thread(is_named, home, lane.number, sinks, merging.attempt):
+                await asyncio.to_thread(remove_attempt, home, sinks, merging.attempt)
         raise
     lane.step("merge.ended")
     return True
@@ -136,33 +122,30 @@ async def _end(lane: Lane, merging: Merging, finals: list[Final], now: float) ->
 
 
 async def collect(lane: Lane, home: Home, before: float) -> None:
-    """Delete parts that were merged before that time (unix seconds)."""
+    """Delete what was retired before that time (unix seconds)."""
     old = [one for one in lane.state.retired if one.at <= before]
     for one in old:
-        await asyncio.to_thread(_delete_retired, home, lane.number, one.head)
+        await asyncio.to_thread(_delete_retired, home, lane.number, one)
     if old:
         await lane.change(lambda s, _: msgspec.structs.replace(s, retired=tuple(r for r in s.retired if r not in old)))
 
 
-def _delete_retired(home: Home, lane: int, head: str) -> None:
-    for names in retired_names(home, lane, head):
+async def forget(lane: Lane, end: int, now: float) -> None:
+    """Let the lane forget its finals: readers are told of all up to number `end`, which is past the last."""
+
+    def to(state: Progress, _: Objects) -> Progress:
+        old = state.finals.sealed
+        retired = (*state.retired, Retired(now, old, finals=True)) if old else state.retired
+        return msgspec.structs.replace(state, finals=Chain(), told=end, retired=retired)
+
+    if not lane.state.finals.empty:
+        await lane.change(to)
+        lane.step("merge.forgotten")
+
+
+def _delete_retired(home: Home, lane: int, one: Retired) -> None:
+    for names in retired_names(home, lane, one):
         home.s3.delete(home.bucket, [home.key(folder(lane) + name) for name in names])
-
-
-def remove_attempt(home: Home, sinks: Sinks, attempt: str) -> None:
-    """Delete the finals of an attempt that never ended."""
-    for output in sinks.outputs.values():
-        for page in home.s3.pages(home.bucket, output.prefix):
-            name = f"part-{sinks.life}-{attempt}-"
-            home.s3.delete(home.bucket, [one.key for one in page if one.key.rpartition("/")[2].startswith(name)])
-
-
-def _withdraw(home: Home, lane: int, sinks: Sinks, attempt: str) -> None:
-    """Leave no finals that nothing will ever name: an owner that slept, and was fenced, may have put them just now."""
-    found = fence.read(home.s3, home.bucket, home.key(progress_name(lane)))
-    state = decode(found.data, f"{home}{progress_name(lane)}") if found is not None else Progress()
-    if not any(f"-{attempt}-" in final.key for final in all_finals(home, lane, state.finals)):
-        remove_attempt(home, sinks, attempt)
 
 
 # writing; in a thread of its own

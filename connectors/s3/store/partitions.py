@@ -1,4 +1,5 @@
-"""`partition_by`: the folder below a prefix sink that a record belongs in, in the form that Hive and Spark read."""
+"""The prefix sinks of a store, and `partition_by`: the folder below one that a record belongs in, in the form that Hive
+and Spark read."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from penstock.connectors.base import OutRecord
+from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.store.parts import Divide
 from penstock.connectors.settings import S3Sink
 
@@ -15,6 +17,18 @@ NOWHERE = "__HIVE_DEFAULT_PARTITION__"
 """Where Hive puts what has no value."""
 _PLAIN = " -_.~+@,;!()$&"
 """Characters that stand in a folder's name as they are."""
+
+
+class Sinks(msgspec.Struct, frozen=True):
+    """The prefix sinks of a store. life: stands in the names of their objects."""
+
+    outputs: Mapping[str, S3Sink]
+    life: str
+
+    def stored(self, sink: str) -> Stored:
+        output = self.outputs[sink]
+        kind = "application/vnd.apache.parquet" if output.format == "parquet" else "application/x-ndjson"
+        return Stored(kind, output.sse, output.sse_kms_key_id)
 
 
 class _Ours(msgspec.Struct, frozen=True):

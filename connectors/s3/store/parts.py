@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+
+import msgspec
 
 from penstock.connectors.base import OutRecord
 from penstock.connectors.filestore.spool import Spool, pack_batch, unpack_batch
@@ -35,31 +37,45 @@ Divide = Callable[[str, OutRecord], str]
 """Sink and record → the folder that it belongs in; "": the sink's own."""
 
 
+class Made(msgspec.Struct, frozen=True):
+    """A lane's finals that it has not forgotten. first: the number of the first; it numbers all that it ever makes."""
+
+    first: int
+    finals: list[Final]
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.finals)
+
+    def since(self, number: int) -> list[Final]:
+        return self.finals[max(0, number - self.first) :]
+
+
 def lanes(home: Home) -> dict[int, Progress]:
     """Every lane that started, with what is committed there."""
-    found: dict[int, Progress] = {}
-    for lane in lane_numbers(home):
+
+    def get(lane: int) -> Progress | None:
         got = fence.read(home.s3, home.bucket, home.key(progress_name(lane)))
-        if got is not None:
-            found[lane] = decode(got.data, f"{home}{progress_name(lane)}")
-    return found
+        return decode(got.data, f"{home}{progress_name(lane)}") if got is not None else None
+
+    numbers = lane_numbers(home)
+    return {lane: state for lane, state in zip(numbers, threads().map(get, numbers), strict=True) if state is not None}
 
 
 def lane_numbers(home: Home) -> list[int]:
     return [int(name.removeprefix("progress/")) for name in home.list("progress/")]
 
 
-def committed(home: Home, sink: str) -> Iterator[bytes]:
+def committed(home: Home, states: Mapping[int, Progress], sink: str) -> Iterator[bytes]:
     """Records of one sink that stand in parts, lane by lane, as they were decided."""
-    for lane, state in lanes(home).items():
+    for lane, state in states.items():
         located = ((lane, part) for part in itertools.chain(unmerged(home, lane, state), whole(home, lane, state)))
         yield from values(home, located, sink)
 
 
-def finals(home: Home) -> Iterator[Final]:
-    """All objects that readers may see, lane by lane, as they were made."""
-    for lane, state in lanes(home).items():
-        yield from all_finals(home, lane, state.finals)
+def made(home: Home, lane: int, state: Progress) -> Made:
+    """The lane's finals, as they were made."""
+    return Made(state.told, list(all_finals(home, lane, state.finals)))
 
 
 def whole(home: Home, lane: int, state: Progress) -> Iterator[Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from penstock.connectors.base import SinkName
 from penstock.connectors.s3 import fence
 from penstock.connectors.s3.client import Stored, client
-from penstock.connectors.s3.store import manifest, parts
+from penstock.connectors.s3.store import manifest, parts, told
 from penstock.connectors.s3.store import run as s3_run
 from penstock.connectors.s3.store.beacon import BEAT_S
 from penstock.connectors.s3.store.home import Home
@@ -79,19 +80,21 @@ class S3Place:
         if old is None:
             return
         home = self.base.home(old)
-        unlisted = self._unlisted(home)
         self.base.s3.delete(self.base.bucket, [home.key(name) for name in home.list("progress/")])
         for page in self.base.s3.pages(self.base.bucket, home.root):
             self.base.s3.delete(self.base.bucket, [one.key for one in page])
-        self.base.s3.delete(self.base.bucket, unlisted)
+        self._delete_unlisted(old)
 
-    def _unlisted(self, home: Home) -> list[str]:
-        """Objects that readers were never told of."""
-        told: set[str] = set()
+    def _delete_unlisted(self, life: str) -> None:
+        """Objects of that life that readers were never told of."""
+        shown: set[str] = set()
         for output in self._sinks.values():
             found, _ = manifest.read(self.base, f"{output.prefix}{manifest.NAME}")
-            told |= {entry.key for entry in found.files} if found is not None else set()
-        return [final.key for final in parts.finals(home) if final.key not in told]
+            shown |= set(manifest.keys(self.base, found)) if found is not None else set()
+        for output in self._sinks.values():
+            for page in self.base.s3.pages(self.base.bucket, output.prefix):
+                ours = [one.key for one in page if one.key.rpartition("/")[2].startswith(f"part-{life}-")]
+                self.base.s3.delete(self.base.bucket, [key for key in ours if key not in shown])
 
     def committed(self, sink: SinkName) -> Iterator[bytes]:
         from penstock.connectors.writing.tables import read_records
@@ -99,10 +102,11 @@ class S3Place:
         home, output = self._home(), self._sinks[sink]
         if home is None:
             return
-        for final in list(parts.finals(home)):
-            if final.sink == sink:
-                yield from read_records(Where(output.bucket, final.key, output.endpoint, output.region).url)
-        yield from parts.committed(home, sink)
+        seen = told.snapshot(home, sink)
+        untold = [final.key for final in told.untold(home, sink, seen)]
+        for key in itertools.chain(told.keys(home, seen.told), untold):
+            yield from read_records(Where(output.bucket, key, output.endpoint, output.region).url)
+        yield from parts.committed(home, seen.lanes, sink)
 
     def _home(self) -> Home | None:
         """None: nothing of this run is here."""

@@ -74,17 +74,20 @@ class Merging(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Retired(msgspec.Struct, frozen=True, array_like=True):
-    """Parts that were merged: deleted some time after `at` (unix seconds)."""
+    """A chain that nothing names any more: deleted some time after `at` (unix seconds). head: its last segment. finals:
+    of such, which stay, else of parts, which go too."""
 
     at: float
     head: str
+    finals: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     """owner: who may commit. beat: its process's sign of life, "" once it has let go. epoch: who made commit `seq`.
 
     parts: records of prefix sinks that are not merged yet; whole: those of single-object sinks. changes: small chunks
-    since `base`, an object with all small ones ("": none); refs: name of a large chunk → its object.
+    since `base`, an object with all small ones ("": none); refs: name of a large chunk → its object. told: finals that
+    came before `finals`, and were forgotten since readers know of them (`told`). dropped: objects to be deleted.
     """
 
     token: str = ""
@@ -97,11 +100,13 @@ class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
     whole: Chain[Part] = Chain()
     merging: Merging | None = None
     finals: Chain[Final] = Chain()
+    told: int = 0
     retired: tuple[Retired, ...] = ()
     base: str = ""
     base_size: int = 0
     changes: dict[str, bytes] = {}
     refs: dict[str, str] = {}
+    dropped: tuple[str, ...] = ()
     format: int = 1
 
 
@@ -168,18 +173,26 @@ def all_finals(home: Home, lane: int, chain: Chain[Final]) -> Iterator[Final]:
     yield from chain.recent
 
 
-def retired_names(home: Home, lane: int, head: str) -> Iterator[list[str]]:
-    """Names of the objects of merged parts, segment by segment, oldest first; each list ends with the segment itself.
+def retired_names(home: Home, lane: int, one: Retired) -> Iterator[list[str]]:
+    """Names of a retired chain's objects, segment by segment, oldest first; each list ends with the segment itself.
     What is gone was deleted before."""
     held: list[list[str]] = []
+    head = one.head
     while head:
         found = fence.read(home.s3, home.bucket, home.key(folder(lane) + head))
         if found is None:
             break
-        segment = _parts(found.data)
-        held.append([*(part.name for part in segment.entries), head])
-        head = segment.before
+        before, names = _names(found.data, finals=one.finals)
+        held.append([*names, head])
+        head = before
     yield from reversed(held)
+
+
+def _names(data: bytes, *, finals: bool) -> tuple[str, list[str]]:
+    if finals:
+        return _finals(data).before, []
+    segment = _parts(data)
+    return segment.before, [part.name for part in segment.entries]
 
 
 def _segments(home: Home, lane: int, name: str, decoded: object) -> Iterator[tuple[str, Segment[T]]]:

@@ -17,21 +17,25 @@ import msgspec
 from penstock.connectors.base import Holder, Records, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.s3.client import Stored
-from penstock.connectors.s3.store import manifest, parts
+from penstock.connectors.s3.store import leftovers, manifest, parts, told
 from penstock.connectors.s3.store import run as s3_run
 from penstock.connectors.s3.store.assembly import assemble_object
 from penstock.connectors.s3.store.beacon import BEAT_S, Beacon, is_alive
 from penstock.connectors.s3.store.home import call
 from penstock.connectors.s3.store.lane import Lane, peek, read_progress
-from penstock.connectors.s3.store.merge import GRACE_S, MERGE_STEPS, Sinks, collect, is_due, merge
-from penstock.connectors.s3.store.progress import Final, Progress, progress_name
+from penstock.connectors.s3.store.merge import GRACE_S, MERGE_STEPS, collect, forget, is_due, merge
+from penstock.connectors.s3.store.partitions import Sinks
+from penstock.connectors.s3.store.parts import Made
+from penstock.connectors.s3.store.progress import Progress, progress_name
 from penstock.connectors.s3.store.run import Life
 from penstock.connectors.s3.urls import Where
 from penstock.connectors.settings import S3Sink
 from penstock.engine.errors import Fenced, Held, PenstockError, Refused
 from penstock.engine.plan import Epoch, Plan
 
-FINISH_STEPS = ("finish.begin", *MERGE_STEPS, "finish.merged", "finish.published", "finish.assembled")
+FINISH_STEPS = (
+    "finish.begin", *MERGE_STEPS, "finish.merged", *manifest.STEPS, "finish.published", "finish.assembled"
+)  # fmt: skip
 MERGE_AGAIN_S = 60.0
 OWNER_WAIT_S = 10.0
 """How long a lane's live owner of the same command is waited for."""
@@ -85,6 +89,8 @@ class S3Store:
         owned = await Lane.take(self.home, lane, epoch, self.beacon.id, courtesy, self._merged, self._faults)
         self._lanes[lane] = owned
         await owned.sweep()
+        with contextlib.suppress(PenstockError):  # at worst they stay until the end of the run
+            await call(leftovers.drop_finals, self.home, self._sinks, lane)
         return owned.taken()
 
     async def _wait_for_owner(self, lane: int, before: Progress) -> None:
@@ -143,7 +149,9 @@ class S3Store:
             await merge(lane, self.home, self._sinks, self._now(), stop)
             await collect(lane, self.home, self._now() - GRACE_S)
             if await self._is_endless():
-                await self._publish()
+                made = await asyncio.to_thread(parts.made, self.home, lane.number, lane.state)
+                await self._publish({lane.number: made})
+                await forget(lane, made.end, self._now())
         except Exception:  # noqa: BLE001 - records are committed; a lane that was lost says so at its next commit
             self._merge_after[lane.number] = self._now() + MERGE_AGAIN_S
         finally:
@@ -156,15 +164,23 @@ class S3Store:
             stop.set()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _publish(self) -> dict[str, str]:
-        """Manifests that tell of all merged objects. Sink → key."""
-        return {sink: await asyncio.to_thread(self._publish_one, sink) for sink in self._sinks.outputs}
+    async def _publish(self, made: Mapping[int, Made]) -> dict[str, str]:
+        """Manifests that tell of all that these lanes have made. Sink → key."""
+        telling = (asyncio.to_thread(self._publish_one, sink, made) for sink in self._sinks.outputs)
+        keys = await asyncio.gather(*telling, return_exceptions=True)  # all have ended when one has failed
+        done: dict[str, str] = {}
+        for sink, key in zip(self._sinks.outputs, keys, strict=True):
+            if isinstance(key, BaseException):
+                raise key
+            done[sink] = key
+        return done
 
-    def _publish_one(self, sink: str) -> str:
-        def finals() -> list[Final]:
-            return [final for final in parts.finals(self.home) if final.sink == sink]
+    def _publish_one(self, sink: str, made: Mapping[int, Made]) -> str:
+        prefix, stored = self.outputs[sink].prefix, self._manifest_stored(sink)
+        return manifest.publish(self._life, sink, prefix, made, stored, self._faults)
 
-        return manifest.publish(self._life, sink, self.outputs[sink], finals, self._manifest_stored(sink))
+    def _made(self) -> dict[int, Made]:
+        return {lane: parts.made(self.home, lane, state) for lane, state in parts.lanes(self.home).items()}
 
     def _manifest_stored(self, sink: str) -> Stored:
         return msgspec.structs.replace(self._sinks.stored(sink), content_type="application/json")
@@ -223,7 +239,7 @@ class S3Store:
             await self._merge_rest(number)
         self._faults("finish.merged")
         await self._check_run()
-        done = await self._publish()
+        done = await self._publish(await asyncio.to_thread(self._made) if self._merged else {})
         self._faults("finish.published")
         for sink, output in self.outputs.items():
             if sink not in self._merged:
@@ -231,6 +247,7 @@ class S3Store:
                 if await asyncio.to_thread(assemble_object, self._life, sink, output):
                     done[sink] = output.prefix
                 self._faults("finish.assembled")
+        await self._sweep(plan)
         return {sink: self._urls(sink, done.get(sink)) for sink in self.outputs}
 
     async def _merge_rest(self, number: int) -> None:
@@ -240,6 +257,19 @@ class S3Store:
             pass
         if lane is not None:
             await collect(lane, self.home, self._now())
+
+    async def _sweep(self, plan: Plan) -> None:
+        """Remove what killed processes left where readers look. At worst it stays; so it does where a run has no end,
+        whose objects are too many to be looked through each time that it is stopped."""
+        with contextlib.suppress(PenstockError):
+            for sink, output in self._sinks.outputs.items():
+                await asyncio.to_thread(told.sweep, self._life, sink, output.prefix)
+            await call(leftovers.drop_finals, self.home, self._sinks)
+            left = await asyncio.to_thread(leftovers.unnamed, self.home, self._sinks) if plan.bounded else {}
+            for number, keys in left.items():
+                lane = await Lane.visit(self.home, number, self._merged, self._faults)
+                if lane is not None:
+                    await leftovers.remove(lane, self.home, self._sinks, keys)
 
     def _urls(self, sink: str, key: str | None) -> list[str]:
         output = self.outputs[sink]

@@ -26,8 +26,11 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
+    """Or one of the lists that it names."""
+
     files: list[_File]
-    rows: int
+    rows: int = 0
+    lists: list[_File] = []
 
 
 def kafka_values(records: Iterable[Seen]) -> list[bytes]:
@@ -46,11 +49,15 @@ def _letter(record: Seen) -> bytes:
 
 def s3_values(client: Any, bucket: str, prefix: str) -> list[bytes]:
     """Lines of exactly the objects that the manifest names, which must hold as many as it says."""
-    found = client.get_object(Bucket=bucket, Key=f"{prefix}{MANIFEST}")
-    manifest = msgspec.json.decode(found["Body"].read(), type=_Manifest)
+
+    def get(key: str) -> bytes:
+        return client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    manifest = msgspec.json.decode(get(f"{prefix}{MANIFEST}"), type=_Manifest)
+    lists = [msgspec.json.decode(get(one.key), type=_Manifest) for one in manifest.lists]
     lines: list[bytes] = []
-    for file in manifest.files:
-        data: bytes = client.get_object(Bucket=bucket, Key=file.key)["Body"].read()
+    for file in (file for one in [*lists, manifest] for file in one.files):
+        data = get(file.key)
         rows = data.splitlines()
         assert len(rows) == file.rows, f"{file.key}: the manifest says {file.rows} rows, it has {len(rows)}"
         lines += rows
