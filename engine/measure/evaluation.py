@@ -172,8 +172,9 @@ def _classes(name: str, i: int, rows: Sequence[Row], classes: Sequence[str]) -> 
     known = set(classes)
     confusion: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        if row.expected is not None and row.expected in known:
-            said = row.answers[i].said or ""
+        answer = row.answers[i]
+        if row.expected is not None and row.expected in known and (answer.failed or answer.said is not None):
+            said = answer.said or ""
             confusion[row.expected, said if said in known else OTHER] += 1
     lines = tuple(
         ClassLine(

@@ -48,8 +48,8 @@ class Item(msgspec.Struct):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """`rows`: those that count, in order, with no gap before them. `unasked`: rows that some candidate was never asked
-    (a wall, no money, a damaged row); they count for nobody. `judges_nano`: what judges cost, in all."""
+    """`rows`: those that count, in order, with no gap before them. `unasked`: rows that some candidate was never asked,
+    or was not scored on (a wall, no money, a damaged row); they count for nobody. `judges_nano`: what judges cost."""
 
     rows: tuple[Row, ...]
     ended: int
@@ -160,13 +160,14 @@ def _calls(outputs: Outputs) -> tuple[dict[str, dict[str, _Calls]], int, int]:
 def _answer(
     at: tuple[str, Item], model: str, scores: Mapping[tuple[str, str], Sample], calls: Mapping[str, _Calls]
 ) -> Answered | None:
-    """None: the candidate was never asked."""
+    """None: the candidate was never asked, or nobody scored what it said (a wall, a judge that gave no word)."""
     item_id, item = at
     paid = calls.get(model, _Calls())
     sample = scores.get((item_id, model))
     if sample is not None:
         return Answered(sample.score, False, sample.output, paid.nano, _took(item.attempts, paid.numbers))
-    if item.unasked or not (item.failed or paid.numbers or _tried(item, model)):
+    asked = item.failed or bool(paid.numbers) or _tried(item, model)
+    if item.unasked or not asked or _took(item.attempts, paid.numbers) is not None:
         return None
     return Answered(0.0, True, None, paid.nano)
 

@@ -202,8 +202,8 @@ def _notes(found: Found) -> Iterator[str]:
     seen = found.seen
     if seen.unasked:
         yield (
-            f"{counted(seen.unasked, 'row')} not counted: some candidate was never asked (a wall, no money, stopped "
-            "just then, a row that can't be read); penstock explain and dead-letters say which"
+            f"{counted(seen.unasked, 'row')} not counted: some candidate was never asked, or nobody scored it (a wall, "
+            "no money, a judge without a word, a row that can't be read); penstock explain says why"
         )
     if seen.judges_nano:
         yield f"judges cost {dollars(seen.judges_nano)}, not in the costs above"

@@ -60,7 +60,8 @@ def test_cost_of_an_accepted_answer_counts_what_was_paid_for_the_others() -> Non
 def test_classes_add_up_to_the_confusion_table() -> None:
     """Precision, recall and F1 by hand; an answer that is no class is one of its own."""
     told = [("a", "a"), ("a", "b"), ("b", "b"), ("b", None), ("c", "c"), ("c", "rubbish"), (None, "a")]
-    made = [Row(n, (Answered(said=said),), expected) for n, (expected, said) in enumerate(told)]
+    made = [Row(n, (Answered(said=said, failed=said is None),), expected) for n, (expected, said) in enumerate(told)]
+    made.append(Row(7, (Answered(1.0),), "a"))  # what was said may not be told
     (classes,) = evaluate(["x"], made, RULE, CLASSES).classes
     a, b, c = classes.classes
     assert (a.precision, a.recall, a.f1) == (1.0, 0.5, pytest.approx(2 / 3))

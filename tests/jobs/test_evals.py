@@ -280,3 +280,17 @@ def test_equal_requests_are_asked_once_and_count_for_each_row_that_expects_the_s
     index = [msgspec.structs.replace(each, expected=f"{each.row}") for each in index_of(prepared.place)]
     (prepared.place / "index.jsonl").write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in index))
     assert [row.number for row in made.seen().rows] == [0]
+
+
+def test_an_answer_that_nobody_scored_is_no_failure(base: RunSpec) -> None:
+    """A judge that gave no word, a wall that forbids samples: such a row counts for nobody."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    a = base.catalog.models["a"].live
+    made.result(0, [attempt(1, "primary", "a"), attempt(2, "shadow", "b"), attempt(3, "shadow", "b")])
+    for n, (model, version) in enumerate((("a", a), ("b", "v1"), ("b", "v2")), 1):
+        made.cost(0, n, "primary" if n == 1 else "shadow", model, version, 1e-6)
+    made.score(0, "a", a, 1.0)
+    made.score(0, "b", "v1", 1.0)
+    seen = made.seen()
+    assert (seen.rows, seen.unasked) == ((), 1)
