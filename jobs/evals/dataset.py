@@ -7,8 +7,9 @@ random, and the first hundred of a file are seldom like the rest. Each row stand
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.connectors.filestore.disk import publish
-from penstock.connectors.reading.intake import Intake, input_shape
+from penstock.connectors.reading.intake import ENDPOINT, Intake, input_shape
 from penstock.connectors.reading.records_from import records_from, to_the_end
 from penstock.connectors.registry import open_source
 from penstock.connectors.settings import FilesSource
@@ -50,6 +51,8 @@ class Labelled(msgspec.Struct, frozen=True):
     is_request: bool
     expected: Any
     slices: dict[str, str]
+    by_people: bool = False
+    """What is expected is what people said."""
 
 
 class Indexed(msgspec.Struct, frozen=True):
@@ -69,31 +72,50 @@ class Made(msgspec.Struct, frozen=True):
     left: dict[str, int]
 
 
-class _Sources(msgspec.Struct):
-    """Counts while rows are read."""
+class _Keeper:
+    """Takes rows as they are read, and keeps those that can be scored: of `most`, the first in the order by chance."""
 
-    left: Counter[str] = msgspec.field(default_factory=Counter[str])
-    people: int = 0
+    def __init__(self, task: Task, people: _People, most: int | None) -> None:
+        kinds = {scorer.type for scorer in task.scorers} or {"exact"}
+        self._needs_expected = not kinds & set(NEEDS_NONE)
+        self._people = people
+        self._most = most
+        self._heap: list[tuple[int, str, Labelled]] = []
+        self._kept = 0
+        self.left = Counter[str]()
+
+    def add(self, row: Labelled) -> None:
+        row = self._people.joined(row)
+        if row.expected is None and self._needs_expected:
+            self.left["without an expected answer"] += 1
+            return
+        self._kept += 1
+        place = -int(short_hash(f"eval {row.key}".encode()), 16)  # a heap has its smallest on top: the last in order
+        if self._most is None or len(self._heap) < self._most:
+            heapq.heappush(self._heap, (place, row.key, row))
+        else:
+            self.left["beyond --rows"] += 1
+            heapq.heappushpop(self._heap, (place, row.key, row))
+
+    def rows(self) -> list[Labelled]:
+        return [row for _, _, row in sorted(self._heap, key=lambda each: (-each[0], each[1]))]
 
 
 def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> Made:
     """Write `rows.jsonl` and `index.jsonl`. Raises `SpecError` where no row can be scored."""
     if outputs is not None and spec.catalog.walls:
         raise SpecError("quality samples don't say their sensitivity, and the job has walls: use the source's rows")
-    counts = _Sources()
-    task = spec.policy.tasks[asked.task]
-    found = _samples(outputs, asked, counts) if outputs is not None else _rows(spec, asked, counts)
-    people = _People(spec)
-    rows = [row for row in (people.joined(row, counts) for row in found) if _usable(row, task, asked, counts)]
-    rows.sort(key=lambda row: short_hash(f"eval {row.key}".encode()))
-    if asked.rows is not None and len(rows) > asked.rows:
-        counts.left["beyond --rows"] = len(rows) - asked.rows
-        rows = rows[: asked.rows]
+    keeper = _Keeper(spec.policy.tasks[asked.task], _People(spec), asked.rows)
+    if outputs is not None:
+        _samples(outputs, asked, keeper)
+    else:
+        asyncio.run(_read(spec, asked, keeper))
+    rows = keeper.rows()
     if not rows:
-        why = ", ".join(f"{n:,} {reason}" for reason, n in counts.left.items()) or "the source is empty"
+        why = ", ".join(f"{n:,} {reason}" for reason, n in keeper.left.items()) or "the source is empty"
         raise SpecError(f"no row of task {asked.task} can be scored ({why})")
     _write(place, rows, asked)
-    return Made(len(rows), rows[0].is_request, counts.people, dict(counts.left))
+    return Made(len(rows), rows[0].is_request, sum(row.by_people for row in rows), dict(keeper.left))
 
 
 def _write(place: Path, rows: list[Labelled], asked: Asked) -> None:
@@ -131,25 +153,12 @@ def index_of(place: Path) -> list[Indexed]:
         return [decoder.decode(line) for line in file]
 
 
-def _usable(row: Labelled, task: Task, asked: Asked, counts: _Sources) -> bool:
-    kinds = {scorer.type for scorer in task.scorers} or {"exact"}
-    if row.expected is None and not kinds & set(NEEDS_NONE):
-        counts.left["without an expected answer"] += 1
-        return False
-    return True
-
-
 # ---- where rows come from
 
 
-def _rows(spec: RunSpec, asked: Asked, counts: _Sources) -> list[Labelled]:
+async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
     """The job's source, row by row, as its own intake reads it."""
-    return asyncio.run(_read(spec, asked, counts))
-
-
-async def _read(spec: RunSpec, asked: Asked, counts: _Sources) -> list[Labelled]:
     source = open_source(to_the_end(spec.source))
-    found: list[Labelled] = []
     intakes: dict[str, Intake] = {}
     async for split, records in records_from(source, {}):
         shape = input_shape(split.format)
@@ -158,12 +167,11 @@ async def _read(spec: RunSpec, asked: Asked, counts: _Sources) -> list[Labelled]
         for raw in records:
             item = intakes[shape].item(raw, 0.0)
             if isinstance(item, DeadLetter):
-                counts.left[f"malformed ({item.reason})"] += 1
+                keeper.left[f"malformed ({item.reason})"] += 1
             elif (item.attributes.task or spec.policy.default_task) != asked.task:
-                counts.left["of another task"] += 1
+                keeper.left["of another task"] += 1
             else:
-                found.append(_of_item(item, raw, asked))
-    return found
+                keeper.add(_of_item(item, raw, asked))
 
 
 def _of_item(item: Item, raw: Raw, asked: Asked) -> Labelled:
@@ -197,24 +205,19 @@ class _SampleTold(msgspec.Struct, frozen=True):
 _sample = msgspec.json.Decoder(_SampleTold)
 
 
-def _samples(outputs: Outputs, asked: Asked, counts: _Sources) -> list[Labelled]:
+def _samples(outputs: Outputs, asked: Asked, keeper: _Keeper) -> None:
     """Quality samples of the job's run, each once, as requests."""
-    found: dict[str, Labelled] = {}
+    seen: set[str] = set()
     for line in outputs.records("quality"):
         sample = _sample.decode(line)
         if sample.task != asked.task:
-            counts.left["of another task"] += 1
+            keeper.left["of another task"] += 1
         elif sample.input is None:
-            counts.left["redacted by their wall"] += 1
-        elif sample.item_id not in found:
-            request = {
-                "custom_id": sample.item_id,
-                "method": "POST",
-                "url": "/v1/chat/completions",
-                "body": sample.input,
-            }
-            found[sample.item_id] = Labelled(sample.item_id, request, True, sample.expected, {})
-    return list(found.values())
+            keeper.left["redacted by their wall"] += 1
+        elif sample.item_id not in seen:
+            seen.add(sample.item_id)
+            request = {"custom_id": sample.item_id, "method": "POST", "url": ENDPOINT, "body": sample.input}
+            keeper.add(Labelled(sample.item_id, request, True, sample.expected, {}))
 
 
 class _People:
@@ -226,16 +229,8 @@ class _People:
         path = spec.source.path if isinstance(spec.source, FilesSource) else None
         self._rows = gold(Labels(state, name_of_rows(path)).said()) if path is not None else {}
 
-    def joined(self, row: Labelled, counts: _Sources) -> Labelled:
+    def joined(self, row: Labelled) -> Labelled:
         said = self._items.get(row.key)
         if said is None and self._rows and not row.is_request:
             said = self._rows.get(f"row-{short_hash(msgspec.json.encode(row.line, order='deterministic'))}")
-        if said is None:
-            return row
-        counts.people += 1
-        return msgspec.structs.replace(row, expected=said)
-
-
-def lines_of(place: Path) -> Iterator[bytes]:
-    with (place / "rows.jsonl").open("rb") as file:
-        yield from file
+        return row if said is None else msgspec.structs.replace(row, expected=said, by_people=True)
