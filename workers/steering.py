@@ -7,7 +7,7 @@ fails is told once: the lanes go on with what they were told last.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -18,10 +18,12 @@ from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import PenstockError
 from penstock.engine.flow.cells import Cell
+from penstock.engine.policy import Experiment
 from penstock.engine.steering import document, rollout
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import judged
 from penstock.engine.steering.rollout import Rollout
+from penstock.engine.steering.trials import broken
 from penstock.engine.steering.turn import Turn
 
 Tell = Callable[[bytes], Awaitable[None]]
@@ -45,10 +47,18 @@ def reading(url: str, run_id: str, own: Callable[[], Iterable[Cell]]) -> Reading
 class Steersman:
     """`tell`: the lanes; `reading`: the measured cells, of all jobs (called in a thread)."""
 
-    def __init__(self, url: str, catalog: Catalog, reading: Reading, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        catalog: Catalog,
+        reading: Reading,
+        note: Callable[[str], None],
+        experiments: Sequence[Experiment] = (),
+    ) -> None:
         self._file = SteeringFile(url)
         self._catalog = catalog
         self._reading = reading
+        self._experiments = [each for each in experiments if each.guardrails]
         self._note = note
         self._tag: Tag | None = None
         self._told = False
@@ -114,18 +124,35 @@ class Steersman:
         await asyncio.to_thread(self._file.pay, owed)
         running = [at for at in self.steering.rollouts.values() if at.state == "running"]
         mine = [at for at in running if at.model in self._catalog.models]
-        if mine and await asyncio.to_thread(self._decide, mine, now):
+        trials = [each for each in self._experiments if each.id not in self.steering.experiments]
+        if (mine or trials) and await asyncio.to_thread(self._decide, mine, trials, now):
             await self._read(tell)
             await asyncio.to_thread(self._file.pay, self.steering.owed)
 
-    def _decide(self, running: list[Rollout], now: float) -> bool:
+    def _decide(self, running: list[Rollout], trials: list[Experiment], now: float) -> bool:
         """Was anything decided? By us, or by somebody who was faster."""
         cells = list(self._reading())
         due = [at for at in running if rollout.see(at, judged(at, cells, bounds=False), now) is not None]
         moves = [(at, after) for at in due if (after := rollout.see(at, judged(at, cells), now)) is not None]
         if moves:
             self._file.change(lambda steering: _moved(steering, moves))
-        return bool(moves)
+        stops = [(each.id, why) for each in trials if (why := _broken(each, cells)) is not None]
+        for name, why in stops:
+            self._file.change(lambda steering, name=name, why=why: _stopped(steering, name, why, now))
+            self._note(f"experiment {name} is stopped, all get its first arm: {why}")
+        return bool(moves or stops)
+
+
+def _broken(experiment: Experiment, cells: list[Cell]) -> str | None:
+    """Which guardrail some arm has broken."""
+    told = broken(experiment, cells)
+    return next((f"arm {arm}: {e.why}" for arm, each in told.items() for e in each if e.decision == "fail"), None)
+
+
+def _stopped(steering: Steering, name: str, why: str, now: float) -> Steering | None:
+    if name in steering.experiments:
+        return None
+    return document.with_experiment(steering, name, document.Stopped(now, rollout.PENSTOCK, why))
 
 
 def _moved(steering: Steering, moves: list[tuple[Rollout, Rollout]]) -> Steering | None:

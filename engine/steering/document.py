@@ -107,11 +107,12 @@ def spoken(steering: Steering, model: str, word: Word, by: str, now: float, why:
     return with_rollout(steering, said(rollout, word, by, now, why))
 
 
-def with_experiment(steering: Steering, name: str, stopped: Stopped, facts: bytes) -> Steering:
+def with_experiment(steering: Steering, name: str, stopped: Stopped) -> Steering:
     """`name`: `job/experiment`. Raises `SpecError` where it was stopped before."""
     if name in steering.experiments:
         raise SpecError(f"experiment {name} was stopped already, by {steering.experiments[name].by}")
-    entry = Owed(f"{name}:stopped", stopped.at, stopped.by, "stage", "", msgspec.Raw(facts))
+    facts = msgspec.json.encode({"experiment": name, "what": "stopped", "why": stopped.why})
+    entry = Owed(f"{name}:stopped", stopped.at, stopped.by, "rollout_ended", "", msgspec.Raw(facts))
     return msgspec.structs.replace(
         steering,
         number=steering.number + 1,

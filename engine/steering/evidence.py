@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -60,22 +61,34 @@ def guards(names: Sequence[str], max_items: int | None = None) -> tuple[Guard, .
     return tuple(chosen)
 
 
+class View(NamedTuple):
+    """What a guard looks at. `bounds`: is `worst` asked for?"""
+
+    sides: Mapping[Key, Sides]
+    stage: int = 0
+    bounds: bool = True
+
+
 def judged(rollout: Rollout, cells: Iterable[Cell], *, bounds: bool = True) -> tuple[Told, ...]:
     """What each guard says now; of quality, by each scorer. `bounds=False`: without `worst`, and sooner."""
-    sides = _sides(rollout, cells)
+    return compared(rollout.guards, View(_sides(rollout, cells), rollout.stage, bounds))
+
+
+def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
+    """What each guard says of the other arm beside the base."""
     told: list[Told] = []
-    for guard in rollout.guards:
+    for guard in guards:
         match guard.name:
             case "quality":
-                told += _quality(rollout, guard, sides, bounds)
+                told += _quality(guard, view)
             case "error_rate":
-                told.append(_rate(rollout, guard, sides, _answered, bounds))
+                told.append(_rate(guard, view, _answered))
             case "refusals":
-                told.append(_rate(rollout, guard, sides, _not_refused, bounds))
+                told.append(_rate(guard, view, _not_refused))
             case "cost":
-                told.append(_size(rollout, guard, sides, Cell.log_cost))
+                told.append(_size(guard, view, Cell.log_cost))
             case _:
-                told.append(_size(rollout, guard, sides, Cell.log_ms))
+                told.append(_size(guard, view, Cell.log_ms))
     return tuple(told)
 
 
@@ -102,16 +115,14 @@ def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
 # ---- shares and scores
 
 
-def _rate(
-    rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callable[[Cell], Sample], bounds: bool
-) -> Told:
-    strata = {key: Stratum(merge(*map(of, each.base)), merge(*map(of, each.other))) for key, each in sides.items()}
-    return _arms(rollout, guard, strata, bounds)
+def _rate(guard: Guard, view: View, of: Callable[[Cell], Sample]) -> Told:
+    sides = view.sides.items()
+    return _arms(guard, view, {key: Stratum(merge(*map(of, e.base)), merge(*map(of, e.other))) for key, e in sides})
 
 
-def _arms(rollout: Rollout, guard: Guard, strata: Mapping[Key, Stratum], bounds: bool) -> Told:
-    here = [stratum for (stage, _), stratum in strata.items() if stage == rollout.stage]
-    return _told(guard.name, judge_arms(guard, list(strata.values()), here, bounds=bounds))
+def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Told:
+    here = [stratum for (stage, _), stratum in strata.items() if stage == view.stage]
+    return _told(guard.name, judge_arms(guard, list(strata.values()), here, bounds=view.bounds))
 
 
 def _answered(cell: Cell) -> Sample:
@@ -126,20 +137,26 @@ def _coins(good: int, items: int) -> Sample:
     return Sample(tuple(pair for pair in ((0, items - good), (STEPS, good)) if pair[1] > 0))
 
 
-def _quality(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], bounds: bool) -> list[Told]:
+def _quality(guard: Guard, view: View) -> list[Told]:
     """Scores count by the scorer's name and version. With none yet, the guard goes on."""
-    by_scorer: dict[str, dict[Key, Stratum]] = {}
+    found = scored(view.sides)
+    if not found:
+        return [Told(guard.name, "go on", 0, None, None, f"{guard.name}: no item was scored yet")]
+    shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(found))
+    return [
+        _arms(msgspec.structs.replace(shared, name=f"{guard.name} {scorer}"), view, strata)
+        for scorer, strata in sorted(found.items())
+    ]
+
+
+def scored(sides: Mapping[Key, Sides]) -> dict[str, dict[Key, Stratum]]:
+    """By scorer."""
+    found: dict[str, dict[Key, Stratum]] = {}
     for key, each in sides.items():
         for scorer in {name for cell in (*each.base, *each.other) for name in cell.scores}:
             base, other = (_scores(cells, scorer) for cells in (each.base, each.other))
-            by_scorer.setdefault(scorer, {})[key] = Stratum(base, other)
-    if not by_scorer:
-        return [Told(guard.name, "go on", 0, None, None, f"{guard.name}: no item was scored yet")]
-    shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(by_scorer))
-    return [
-        _arms(rollout, msgspec.structs.replace(shared, name=f"{guard.name} {scorer}"), strata, bounds)
-        for scorer, strata in sorted(by_scorer.items())
-    ]
+            found.setdefault(scorer, {})[key] = Stratum(base, other)
+    return found
 
 
 def _scores(cells: Sequence[Cell], scorer: str) -> Sample:
@@ -149,10 +166,10 @@ def _scores(cells: Sequence[Cell], scorer: str) -> Sample:
 # ---- sizes
 
 
-def _size(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callable[[Cell], Moments]) -> Told:
+def _size(guard: Guard, view: View, of: Callable[[Cell], Moments]) -> Told:
     """Harm is looked for in all stages together, and passing in the present one alone."""
-    every = _apart(sides.values(), of)
-    here = _apart((each for (stage, _), each in sides.items() if stage == rollout.stage), of)
+    every = apart(view.sides.values(), of)
+    here = apart((each for (stage, _), each in view.sides.items() if stage == view.stage), of)
     harm, safe = judge_moments(guard, every), judge_moments(guard, here)
     if harm.decision == "fail":
         return _told(guard.name, msgspec.structs.replace(harm, items=here.n))
@@ -161,8 +178,8 @@ def _size(rollout: Rollout, guard: Guard, sides: Mapping[Key, Sides], of: Callab
     return _told(guard.name, msgspec.structs.replace(safe, worst=harm.worst))
 
 
-def _apart(sides: Iterable[Sides], of: Callable[[Cell], Moments]) -> Moments:
-    """Candidate's mean less baseline's, as a mean of so many values as the smaller arm has."""
+def apart(sides: Iterable[Sides], of: Callable[[Cell], Moments]) -> Moments:
+    """Other's mean less base's, as a mean of so many values as the smaller arm has."""
     parts: list[Moments] = []
     for each in sides:
         base, other = (_moments(cells, of) for cells in (each.base, each.other))

@@ -1,0 +1,113 @@
+"""What the measured cells say of an experiment: each arm beside the first, and whether the arms got what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from penstock.engine.flow.cells import Cell, summed
+from penstock.engine.measure.allocated import bound_between, difference_between
+from penstock.engine.measure.intervals import anytime_interval
+from penstock.engine.measure.moments import asymptotic_interval
+from penstock.engine.measure.sample import merge
+from penstock.engine.measure.split import Mismatch, mismatch
+from penstock.engine.policy import Experiment
+from penstock.engine.quality import Interval
+from penstock.engine.steering.evidence import Key, Sides, View, apart, compared, guards, scored
+from penstock.engine.steering.rollout import Told
+
+CONFIDENCE = 0.95
+"""Of each interval by itself, however often it is looked at."""
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """Of one scorer in one arm. `effect`: less the first arm's; None: it is the first, or nothing is known yet."""
+
+    scorer: str
+    n: int
+    mean: Interval | None
+    effect: Interval | None = None
+
+
+class ArmSeen(msgspec.Struct, frozen=True):
+    name: str
+    share: float
+    """That was meant."""
+    answers: int
+    cost_nano: int
+    scores: tuple[Scores, ...] = ()
+    cost: Interval | None = None
+    """As a logarithm of the ratio to the first arm's; so is `latency`."""
+    latency: Interval | None = None
+    told: tuple[Told, ...] = ()
+    """By the guardrails."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    arms: tuple[ArmSeen, ...]
+    split: Mismatch | None
+    """None: no answers yet."""
+
+
+def look(experiment: Experiment, cells: Iterable[Cell]) -> Seen:
+    """All that is known of it."""
+    by_arm = _by_arm(experiment, cells)
+    told = broken(experiment, cells, by_arm)
+    whole = sum(arm.weight for arm in experiment.arms)
+    first = by_arm[experiment.arms[0].name]
+    arms = tuple(
+        _arm(arm.name, arm.weight / whole, first, by_arm[arm.name], told.get(arm.name, ())) for arm in experiment.arms
+    )
+    counts = [arm.answers for arm in arms]
+    split = mismatch(counts, [arm.share for arm in arms]) if any(counts) else None
+    return Seen(arms, split)
+
+
+def broken(
+    experiment: Experiment, cells: Iterable[Cell], by_arm: dict[str, list[Cell]] | None = None
+) -> dict[str, tuple[Told, ...]]:
+    """What the guardrails say of each arm but the first; the arms share a guardrail's alarm rate."""
+    found = _by_arm(experiment, cells) if by_arm is None else by_arm
+    first, *others = experiment.arms
+    chosen = [
+        msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(others))
+        for guard in guards(experiment.guardrails)
+    ]
+    return {
+        arm.name: compared(chosen, View(_beside(found[first.name], found[arm.name]), bounds=False)) for arm in others
+    }
+
+
+def _by_arm(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {arm.name: [] for arm in experiment.arms}
+    for cell in summed(cell for cell in cells if cell.experiment == experiment.id and cell.role == ""):
+        if cell.arm in found:
+            found[cell.arm].append(cell)
+    return found
+
+
+def _beside(first: list[Cell], other: list[Cell]) -> dict[Key, Sides]:
+    return {(0, ""): Sides(first, other)} if first or other else {}
+
+
+def _arm(name: str, share: float, first: list[Cell], own: list[Cell], told: tuple[Told, ...]) -> ArmSeen:
+    answers, cost = sum(cell.results for cell in own), sum(cell.cost_nano + cell.judge_nano for cell in own)
+    scorers = sorted({scorer for cell in own for scorer in cell.scores})
+    if own is first:
+        return ArmSeen(name, share, answers, cost, tuple(_scores(own, scorer) for scorer in scorers))
+    sides = _beside(first, own)
+    strata = {scorer: list(each.values()) for scorer, each in scored(sides).items()}
+    scores: list[Scores] = []
+    for scorer in scorers:
+        seen, chance = difference_between(strata[scorer]), (1.0 - CONFIDENCE) / 2
+        low, high = (bound_between(strata[scorer], chance, side) for side in ("up", "down"))
+        effect = None if seen is None else Interval(seen, low, high)
+        scores.append(msgspec.structs.replace(_scores(own, scorer), effect=effect))
+    dearer, slower = (asymptotic_interval(apart(sides.values(), of), CONFIDENCE) for of in (Cell.log_cost, Cell.log_ms))
+    return ArmSeen(name, share, answers, cost, tuple(scores), dearer, slower, told)
+
+
+def _scores(cells: list[Cell], scorer: str) -> Scores:
+    sample = merge(*(cell.scores[scorer].sample() for cell in cells if scorer in cell.scores))
+    return Scores(scorer, sample.n, anytime_interval(sample, CONFIDENCE))

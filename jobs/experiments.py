@@ -1,0 +1,76 @@
+"""Experiments of a state's jobs: found in the specs of their latest runs, seen in the cells, stopped for all."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from penstock.connectors.audit import actor_of
+from penstock.connectors.base import this_process
+from penstock.connectors.steering import SteeringFile
+from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.policy import Experiment
+from penstock.engine.steering import document
+from penstock.engine.steering.document import Steering, Stopped
+from penstock.engine.steering.trials import Seen, look
+from penstock.jobs import rollouts
+from penstock.jobs.history import open_history
+from penstock.jobs.run import command_line
+
+
+class Told(msgspec.Struct, frozen=True):
+    """One experiment. `stopped` None: it takes units."""
+
+    experiment: Experiment
+    stopped: Stopped | None
+    seen: Seen
+
+
+def known(url: str) -> dict[str, Experiment]:
+    """As the latest run of each job has them, the latest job first."""
+    found: dict[str, Experiment] = {}
+    history, jobs = open_history(url), set[str]()
+    for run in history.runs():
+        if run.name not in jobs:
+            jobs.add(run.name)
+            found |= {each.id: each for each in history.spec(run.run_id).policy.experiments if each.id not in found}
+    return found
+
+
+def find(url: str, name: str) -> Experiment:
+    """By `job/name`, or by the name alone where one job has it. Raises `SpecError`."""
+    there = known(url)
+    matches = [each for key, each in there.items() if name in (key, key.partition("/")[2])]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise SpecError(
+            f"{len(matches)} jobs have an experiment {name!r}: {', '.join(m.id for m in matches)}; say which"
+        )
+    known_names = (
+        ", ".join(there) or "none: a job file has them under `experiments:`, and its first run makes them known"
+    )
+    raise SpecError(f"no experiment {name!r} in {url}; experiments: {known_names}")
+
+
+def told(url: str, experiments: list[Experiment]) -> list[Told]:
+    cells, stopped = rollouts.measured(url), rollouts.steering(url).experiments
+    return [Told(each, stopped.get(each.id), look(each, cells)) for each in experiments]
+
+
+def stop(url: str, name: str, why: str) -> tuple[str, str | None]:
+    """(its full name, why it is not in the audit log yet). Raises `SpecError` where it is not known, or was stopped."""
+    experiment, by, now = find(url, name), actor_of(this_process(command_line())), time.time()
+
+    def decide(steering: Steering) -> Steering:
+        return document.with_experiment(steering, experiment.id, Stopped(now, by, why))
+
+    file = SteeringFile(url)
+    after = file.change(decide)
+    assert after is not None, "a person's word always changes something"
+    try:
+        file.pay(after.owed)
+    except PenstockError as error:  # it holds already, and a run that goes writes it down
+        return experiment.id, str(error)
+    return experiment.id, None
