@@ -23,7 +23,7 @@ import msgspec
 
 from penstock.engine.errors import SpecError
 from penstock.jobs import trial
-from penstock.jobs.feedback.following import following
+from penstock.jobs.feedback.following import Followed, following
 from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
 from penstock.jobs.progress import Display, Meter, Silent, View, done_items
 from penstock.jobs.result import JobResult
@@ -190,7 +190,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     display.show(_before_ray(spec, session.address))
     start = session.open_cluster or _real_cluster
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
-    feedback = following(spec.feedback, spec.state, display.say)
+    feedback = following(Followed(spec.feedback, spec.state, spec.run_id), display.say)
     with closing(display), interrupts(stop), start(session.address) as cluster, interrupts(stop), feedback:
         handle = cluster.launch(spec, options)
         try:

@@ -131,12 +131,9 @@ def _kept(state: str | None) -> tuple[Kept, str]:
 
 
 def _tell(took: Took, url: str, source: str, as_json: bool, run_id: str = "") -> int:
-    from penstock.jobs.audited import record
-    from penstock.jobs.history import open_history
+    from penstock.jobs.feedback.taking import write_down
 
-    if took.new or took.contradicted:
-        facts = {"source": source, "new": took.new, "repeated": took.repeated, "contradicted": took.contradicted}
-        record(open_history(url), "feedback", run_id, {**facts, "malformed": took.malformed})
+    write_down(took, url, source, run_id)
     if as_json:
         shared.print_json(took)
     else:

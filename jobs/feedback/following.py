@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+import msgspec
+
 from penstock.connectors.settings import SourceSettings
 from penstock.engine.errors import PenstockError
 
@@ -18,16 +20,23 @@ LAST_S = 15.0
 Say = Callable[[str], None]
 
 
+class Followed(msgspec.Struct, frozen=True):
+    """The run whose outcomes are taken. `state`: its state URL."""
+
+    source: SourceSettings | None
+    state: str
+    run_id: str
+    every_s: float = EVERY_S
+
+
 @contextmanager
-def following(settings: SourceSettings | None, state: str, say: Say, every_s: float = EVERY_S) -> Generator[None]:
+def following(run: Followed, say: Say) -> Generator[None]:
     """A source that can't be read stops no run: it is said once, and tried again."""
-    if settings is None:
+    if run.source is None:
         yield
         return
     over = threading.Event()
-    thread = threading.Thread(
-        target=_follow, args=(settings, state, say, every_s, over), name="penstock-feedback", daemon=True
-    )
+    thread = threading.Thread(target=_follow, args=(run, run.source, say, over), name="penstock-feedback", daemon=True)
     thread.start()
     try:
         yield
@@ -36,20 +45,21 @@ def following(settings: SourceSettings | None, state: str, say: Say, every_s: fl
         thread.join(LAST_S)
 
 
-def _follow(settings: SourceSettings, state: str, say: Say, every_s: float, over: threading.Event) -> None:
+def _follow(run: Followed, source: SourceSettings, say: Say, over: threading.Event) -> None:
     from penstock.connectors.state import open_state
-    from penstock.jobs.feedback.taking import Kept  # late: numpy comes with it
+    from penstock.jobs.feedback.taking import Kept, Took, added, write_down  # late: numpy comes with it
 
     kept: Kept | None = None
-    said = ""
-    ended = False
+    took, said, ended = Took(), "", False
     while not ended:
-        ended = over.wait(every_s)
+        ended = over.wait(run.every_s)
         try:
             if kept is None:
-                kept = Kept(open_state(state))
+                kept = Kept(open_state(run.state))
                 kept.load()
-            kept.pull(settings)
+            took = added(took, kept.pull(source))
+            if ended:
+                write_down(took, run.state, "feedback of the job", run.run_id)
             said = ""
         except PenstockError as error:
             if str(error) != said:

@@ -19,7 +19,9 @@ from penstock.connectors.settings import SourceSettings
 from penstock.engine.errors import Corrupt
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.outcomes import Outcome, Outcomes
+from penstock.jobs.audited import record
 from penstock.jobs.feedback.reading import read
+from penstock.jobs.history import open_history
 
 PREFIX = "outcomes/"
 EXAMPLES = 3
@@ -79,7 +81,7 @@ class Kept:
         cursors = msgspec.json.decode(found[0], type=dict[str, int]) if found is not None else {}
         took = Took()
         async for split, records in records_from(open_source(settings), cursors):
-            took = _sum(took, self._take(records))
+            took = added(took, self._take(records))
             cursors[split.object_id] = records[-1].position.position + 1
             self._state.put(f"{key}.json", msgspec.json.encode(cursors), None)
         return took
@@ -92,9 +94,15 @@ class Kept:
         return msgspec.structs.replace(self.take(good), malformed=len(bad), examples=tuple(bad[:EXAMPLES]))
 
 
-def _sum(a: Took, b: Took) -> Took:
-    counts = (Counter(_counts(a)) + Counter(_counts(b))) if a.total + b.total else Counter[str]()
+def added(a: Took, b: Took) -> Took:
+    counts = Counter(_counts(a)) + Counter(_counts(b))
     return Took(**counts, examples=(a.examples + b.examples)[:EXAMPLES])
+
+
+def write_down(took: Took, url: str, source: str, run_id: str) -> None:
+    """Into the audit log, where anything was learned. Raises `Temporary`, `Corrupt`."""
+    if took.new or took.contradicted:
+        record(open_history(url), "feedback", run_id, {"source": source, **_counts(took)})
 
 
 def _counts(took: Took) -> dict[str, int]:

@@ -18,7 +18,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
-from penstock.jobs.feedback.following import following
+from penstock.jobs.feedback.following import Followed, following
 from penstock.jobs.feedback.taking import Kept
 from penstock.jobs.history import open_history
 from penstock.workers.status import RunStatus
@@ -177,7 +177,7 @@ async def test_outcomes_come_from_a_topic_each_once(
 def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothing(tmp_path: Path) -> None:
     """Said once, tried again; what came in the last moment is taken at the end."""
     path, state, told = tmp_path / "o.jsonl", str(tmp_path / "state"), list[str]()
-    with following(FilesSource(str(path)), state, told.append, every_s=0.01):
+    with following(Followed(FilesSource(str(path)), state, "", every_s=0.01), told.append):
         until = time.monotonic() + 20
         while not told and time.monotonic() < until:
             time.sleep(0.01)
@@ -186,3 +186,4 @@ def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothin
     kept = Kept(open_state(state))
     kept.load()
     assert kept.known.join([]).unknown == 1
+    assert [json.loads(bytes(e.facts))["new"] for e in open_audit(state).entries()] == [1]
