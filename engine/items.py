@@ -183,6 +183,8 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     wall: str | None = None
     walled: int = 0
     """How many of the refused the wall forbids; they stand first."""
+    cascade: bool = False
+    """Its task's cascade: the candidates stand from cheap to good, and a doubtful answer goes on to the next."""
 
 
 class Call(msgspec.Struct, frozen=True, gc=False, array_like=True):

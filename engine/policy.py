@@ -72,6 +72,22 @@ class Explore(msgspec.Struct, frozen=True, omit_defaults=True):
     """At most, in one run."""
 
 
+Signal = Literal["validity", "logprob", "margin", "agreement"]
+
+
+class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The cheap answer is taken where its signal says that it is good; else the item goes on to the next model. The
+    last one's answer is taken as it is."""
+
+    models: tuple[str, ...]
+    """From cheap to good."""
+    signal: Signal
+    threshold: float = 0.0
+    """An answer whose signal is at least this is taken. (Of no use to `validity`.)"""
+    samples: int = 1
+    """Of `agreement`: how often each model but the last is asked at most."""
+
+
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     tier: int | None = None
@@ -91,6 +107,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     """Answer identical requests once even where the temperature is not 0."""
     shadow: Shadow | None = None
     explore: Explore | None = None
+    cascade: Cascade | None = None
 
     @property
     def sample_share(self) -> float:

@@ -113,6 +113,7 @@ class _Ask(msgspec.Struct, frozen=True):
     """Targets that the wall forbids."""
     explore: float = 0.0
     """Share of the items that try a model which is not known well enough."""
+    cascade: bool = False
     arms: int | None = None
     """Of rollouts (`Turn.arms`); None: a step, which is in none."""
     exposure: Exposure | None = None
@@ -285,8 +286,9 @@ class Router:
         names, why = self._names(request, task, tier, rule)
         if rule is not None:
             why = f"{why} (rule {index + 1})"
+        cascade = task.cascade is not None and names is task.cascade.models
         quality = _first(rule.min_quality if rule else None, attributes.min_quality, task.min_quality)
-        return _Ask(task, tier, names, why, quality, wall)
+        return _Ask(task, tier, names, why, None if cascade else quality, wall, cascade=cascade)
 
     def _tier(self, attributes: Attributes, task: Task, rule: Rule | None) -> int:
         for tier in (rule.tier if rule else None, attributes.tier, task.tier):
@@ -300,6 +302,8 @@ class Router:
             return (request.model,), "pinned by the request"
         if rule is not None and rule.use is not None:
             return rule.use, "named by a rule"
+        if task.cascade is not None and not (rule is not None and rule.tier is not None):
+            return task.cascade.models, f"cascade of task {task.name}"  # its signal stands for a quality asked for
         if task.models is not None and not (rule is not None and rule.tier is not None):
             return task.models, f"models of task {task.name}"
         return self._catalog.tiers.get(tier, ()), f"tier {tier}"
@@ -497,7 +501,8 @@ def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ..
 
 def _route(ask: _Ask, candidates: tuple[Candidate, ...], refused: tuple[Refusal, ...]) -> Route:
     wall = ask.wall.name if ask.wall else None
-    return Route(ask.task.name, ask.tier, candidates, refused, ask.why, wall, ask.walled)
+    cascade = ask.cascade and len(candidates) > 1
+    return Route(ask.task.name, ask.tier, candidates, refused, ask.why, wall, ask.walled, cascade)
 
 
 def _reject(reason: DeadLetterReason, message: str, ask: _Ask, refused: list[Refusal]) -> Rejection:
@@ -547,6 +552,7 @@ def _names(named: Mapping[str, object]) -> str:
 def _check_names(catalog: Catalog, policy: Policy) -> None:
     used = [(f"tier {tier}", names) for tier, names in catalog.tiers.items()]
     used += [(f"task {task.name}", task.models or ()) for task in policy.tasks.values()]
+    used += [(f"task {task.name}", task.cascade.models) for task in policy.tasks.values() if task.cascade is not None]
     used += [(f"rule {i + 1}", rule.use or ()) for i, rule in enumerate(policy.rules)]
     for where, names in used:
         for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from penstock.engine import signals
 from penstock.engine.budget import Reservation
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.ends import Costs
@@ -19,9 +20,9 @@ from penstock.engine.flow.settle import (
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import Tally
 from penstock.engine.flow.till import Till
-from penstock.engine.items import Answer, Call, Outcome, Result, Usage
+from penstock.engine.items import Answer, Call, Outcome, Request, Result, Usage
 from penstock.engine.judging import outputs
-from penstock.engine.policy import Output, Policy
+from penstock.engine.policy import Cascade, Output, Policy
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
     estimate_input_tokens,
@@ -75,11 +76,34 @@ class Calls:
     def move(self, slot: Slot, candidate: int) -> None:
         """To a candidate, whose own default ceiling of output counts."""
         slot.candidate, slot.ask_again_body = candidate, None
+        if slot.route.cascade:
+            slot.request = self._probing(slot)
         self._size(slot)
         task = self._tasks.get(slot.route.task)
         name = slot.model
         slot.max_output = output_ceiling(slot.request, task.max_tokens if task else None, self._models[name])
         slot.timeout_s = (task.timeout_s if task else None) or self._timeouts[name]
+
+    # -- cascades
+
+    def cascade(self, slot: Slot) -> Cascade:
+        """Of an item whose route says that it is one."""
+        cascade = self._tasks[slot.route.task].cascade
+        assert cascade is not None
+        return cascade
+
+    def _probing(self, slot: Slot) -> Request:
+        """The item's request, with the question for the signal where its answer may be doubted."""
+        last = slot.candidate == len(slot.route.candidates) - 1
+        if last or "logprobs" in self._models[slot.model].lacks:
+            return slot.item.request
+        return signals.asked(slot.item.request, self.cascade(slot).signal)
+
+    def untold(self, slot: Slot, answer: Answer) -> Answer:
+        """The answer without what only the cascade asked for."""
+        if slot.request is slot.item.request:
+            return answer
+        return msgspec.structs.replace(answer, body_json=signals.untold(answer.body_json))
 
     def worst_nano(self, slot: Slot) -> int:
         """The most that this call can cost."""

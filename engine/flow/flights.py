@@ -10,6 +10,7 @@ import msgspec
 
 from penstock.engine.flow.calls import Calls
 from penstock.engine.flow.chains import Chains
+from penstock.engine.flow.climb import Climb, Taken
 from penstock.engine.flow.copies import Copies, copy_of
 from penstock.engine.flow.ends import Ends
 from penstock.engine.flow.inherited import Inherited
@@ -18,7 +19,7 @@ from penstock.engine.flow.places import Places
 from penstock.engine.flow.settle import dead_letter_of
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
-from penstock.engine.flow.tally import count_fallback
+from penstock.engine.flow.tally import count_climb, count_fallback
 from penstock.engine.flow.till import Till
 from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
@@ -132,6 +133,11 @@ class Flights:
             self._steps.answered(slot, slot.pending, answer)
             self._go_on(slot, slot.pending, now)
             return
+        if slot.route.cascade:
+            taken = self._climb(slot, answer, now, valid=valid)
+            if taken is None:
+                return
+            answer = taken
         result = self._calls.result(slot, answer, now)
         if not valid:
             result = msgspec.structs.replace(result, status="invalid_output")
@@ -152,6 +158,25 @@ class Flights:
             if judged and copy.sampled and copy.item.attributes.expected_json == result.item.attributes.expected_json:
                 copy = msgspec.structs.replace(copy, scores=(*copy.scores, *judged))
             self._ends.result(copy, follower)
+
+    # -- up a cascade
+
+    def _climb(self, slot: Slot, answer: Answer, now: float, *, valid: bool) -> Answer | None:
+        """The answer to take; None: it is doubtful, and the item goes on."""
+        cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
+        climb = slot.climb = slot.climb or Climb()
+        word = climb.heard(cascade, source, answer, valid=valid, last=above is None)
+        if isinstance(word, Taken):
+            slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
+            return self._calls.untold(slot, word.answer)
+        if word == "up" and above is not None:
+            left = (*slot.history.left, slot.candidate)
+            self._places.move(slot, above)
+            slot.history = msgspec.structs.replace(slot.history, left=left)
+            count_climb(self._tally, source, slot.model)
+        slot.role = "cascade"
+        self.queue(slot, now)
+        return None
 
     # -- steps that an item owes after its answer
 
@@ -210,6 +235,9 @@ class Flights:
         on_invalid = task.output.on_invalid if task is not None and task.output is not None else "ask_again"
         if slot.pending is not None and (slot.step != "shadow" or on_invalid != "keep"):
             self._again(slot, failure, answer, now)
+            return
+        if slot.route.cascade and self._places.targets.above(slot) is not None:
+            self._succeed(slot, answer, now, valid=False)  # doubtful, whatever the signal
             return
         match on_invalid:
             case "keep":  # a shadow's answer as well: it is compared with one that was not asked for again either

@@ -34,7 +34,8 @@ def check(lane: Lane) -> None:
 def _check_step(slot: Slot) -> None:
     pending = slot.pending
     if pending is None:
-        assert slot.request is slot.item.request, "an item asks what a step would ask"
+        asks = slot.request is slot.item.request or slot.route.cascade
+        assert asks, "an item asks what a step would ask"
         return
     assert slot.state in ("ready", "held", "flying"), "an answer waits for no step"
     assert slot.role == pending.step.kind, "a step under another role"

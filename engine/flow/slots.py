@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from penstock.engine.budget import Reservation
+from penstock.engine.flow.climb import Climb
 from penstock.engine.flow.pending import Pending
 from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
 from penstock.engine.retry import History
@@ -31,6 +32,7 @@ class Slot:
         "attempts",
         "call_ms",
         "candidate",
+        "climb",
         "cost_nano",
         "est_input",
         "first_sent_at",
@@ -97,6 +99,8 @@ class Slot:
         self.followers: list[Slot] | None = None
         """Who waits for its answer; of one that owes steps, also for what judges say of it."""
         self.ask_again_body: bytes | None = None
+        self.climb: Climb | None = None
+        """Where its route is a cascade: what became of it so far."""
 
     @property
     def step(self) -> StepKind | None:

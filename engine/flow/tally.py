@@ -80,6 +80,8 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """`from|to`, models → items sent on."""
     flying: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Model → calls at workers when it was reported."""
+    climbed: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """`from|to`, models of a cascade → items whose answer was doubtful and that went on."""
     steps: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Judge or shadow → steps of items that were answered."""
     steps_failed: dict[str, int] = msgspec.field(default_factory=dict[str, int])
@@ -104,6 +106,7 @@ def merge(into: Tally, other: Tally) -> None:
         (into.retried, other.retried),
         (into.fallen, other.fallen),
         (into.flying, other.flying),
+        (into.climbed, other.climbed),
         (into.steps, other.steps),
         (into.steps_failed, other.steps_failed),
         (into.steps_nano, other.steps_nano),
@@ -125,6 +128,11 @@ def count_fallback(tally: Tally, source: str, to: str) -> None:
     tally.fallbacks += 1
     pair = f"{source}|{to}"
     tally.fallen[pair] = tally.fallen.get(pair, 0) + 1
+
+
+def count_climb(tally: Tally, source: str, to: str) -> None:
+    pair = f"{source}|{to}"
+    tally.climbed[pair] = tally.climbed.get(pair, 0) + 1
 
 
 def count_step(tally: Tally, kind: str) -> None:

@@ -34,6 +34,11 @@ class Targets:
                 return index
         return None
 
+    def above(self, slot: Slot) -> int | None:
+        """The next candidate of a cascade; None: it stands at the last that is of use."""
+        left, here = slot.history.left, slot.candidate
+        return next((i for i in range(here + 1, len(slot.route.candidates)) if i not in left), None)
+
     def usable_at(self, slot: Slot, now: float) -> float:
         """When to look again where no candidate is well."""
         return max(now + SOON_S, min(self._at(c, now) for c in self._of_use(slot)))

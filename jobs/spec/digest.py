@@ -61,6 +61,7 @@ def names_in_use(policy: Policy, catalog: Catalog) -> list[str]:
     """Models that tiers, tasks and rules name, in that order; others are reached by a pin only."""
     names = [n for tier in catalog.tiers.values() for n in tier]
     names += [n for task in policy.tasks.values() for n in task.models or ()]
+    names += [n for task in policy.tasks.values() if task.cascade is not None for n in task.cascade.models]
     names += [n for rule in policy.rules for n in rule.use or ()]
     names += [arm.model for each in policy.experiments for arm in each.arms if arm.model is not None]
     return list(dict.fromkeys(names))
@@ -80,6 +81,7 @@ def _task(task: Task) -> dict[str, object]:
         "output": task.output,
         "params": task.params_json,
         "routing": [task.tier, task.min_quality, task.models],
+        **({"cascade": task.cascade} if task.cascade is not None else {}),
     }
 
 

@@ -161,6 +161,17 @@ class ShadowFile(msgspec.Struct, frozen=True):
     share: Number
 
 
+class CascadeFile(msgspec.Struct, frozen=True):
+    """The cheap answer is taken where its signal passes; else the next model is asked."""
+
+    models: list[str]
+    """From cheap to good."""
+    signal: Literal["validity", "logprob", "margin", "agreement"]
+    threshold: Number | None = None
+    samples: int = 3
+    """Of `agreement`: answers of each model but the last."""
+
+
 class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     tier: int | None = None
     min_quality: Number | None = None
@@ -173,6 +184,7 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Number | None = None
     reuse: bool = False
     shadow: ShadowFile | None = None
+    cascade: CascadeFile | None = None
 
 
 class RowFile(msgspec.Struct, frozen=True):
@@ -267,6 +279,7 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     scorers: list[ScorerType | ScorerFile] = []
     reuse: bool = False
     shadow: ShadowFile | None = None
+    cascade: CascadeFile | None = None
 
 
 def schema() -> dict[str, Any]:

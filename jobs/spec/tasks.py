@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Output, Prompt, Task
 from penstock.jobs.spec.asked import Context, as_json, ceiling, checked_params, choices, share, template
+from penstock.jobs.spec.cascades import cascade
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.digest import digest
 from penstock.jobs.spec.fields import JobFile, OutputFile, PromptFile, TaskFile
@@ -17,7 +18,7 @@ from penstock.jobs.spec.tree import Doc, Path
 ONLY = "default"
 """Name of the task that the shorthand makes."""
 MAX_TASKS = 1_000
-_SHORT = ("prompt", "output", "params", "sample", "scorers", "tier", "min_quality", "reuse", "shadow")
+_SHORT = ("prompt", "output", "params", "sample", "scorers", "tier", "min_quality", "reuse", "shadow", "cascade")
 
 
 def compile_tasks(doc: Doc, job: JobFile, catalog: Catalog, values: Mapping[str, str]) -> dict[str, Task]:
@@ -58,6 +59,7 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         timeout_s=None if file.timeout_s is None else float(file.timeout_s),
         reuse=file.reuse,
         shadow=shadow(at, (*path, "shadow"), file),
+        cascade=cascade(at, (*path, "cascade"), file),
     )
 
 

@@ -1,4 +1,4 @@
-"""Shadows and judges in a run whose lanes die: pairs are whole, every call is billed under its role, nothing is lost."""
+"""Shadows and judges where a lane is killed: pairs are whole, each call is billed under its role, nothing is lost."""
 
 from __future__ import annotations
 

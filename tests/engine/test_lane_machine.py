@@ -35,7 +35,7 @@ from penstock.engine.items import (
 )
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Split
-from penstock.engine.policy import Output, Policy, Scorer, Shadow, Task
+from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
 from penstock.engine.router import Router
 
 KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)
@@ -89,6 +89,9 @@ STEPPED = msgspec.structs.replace(
             name: msgspec.structs.replace(POLICY.tasks[name], shadow=shadow, scorers=scorers, sample=sample)
             for name, (shadow, scorers, sample) in OWED.items()
         },
+        "drop": msgspec.structs.replace(
+            POLICY.tasks["drop"], cascade=Cascade(("alt", "mid", "big"), "agreement", 1.0, samples=2)
+        ),
     },
 )
 SHADOW_LIMIT = 6_000_000

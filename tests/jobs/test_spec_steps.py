@@ -8,7 +8,7 @@ import pytest
 
 from penstock.engine.budget import Budget
 from penstock.engine.errors import SpecError
-from penstock.engine.policy import Scorer, Shadow
+from penstock.engine.policy import Cascade, Scorer, Shadow
 from penstock.jobs import spec
 from penstock.workers.runspec import RunSpec
 
@@ -77,7 +77,46 @@ def test_what_only_measures_changes_no_answer(tmp_path: Path) -> None:
     assert not [line for line in spec.warnings(measured) if "in no tier" in line]
 
 
+def test_a_cascade_is_read_and_changes_answers(tmp_path: Path) -> None:
+    """Its models are candidates: the fingerprint holds it, and its threshold."""
+    text = "cascade: {{models: [b, sandbox/a], signal: agreement, threshold: {0}, samples: 5}}\n"
+    one, other = (job(tmp_path, text.format(threshold)) for threshold in (0.6, 0.8))
+    task = one.policy.tasks["default"]
+    assert task.cascade == Cascade(("b", "sandbox/a"), "agreement", 0.6, 5)
+    assert one.fingerprint != other.fingerprint
+    assert "model b" in one.fingerprint
+    valid = job(tmp_path, "cascade: {models: [b, sandbox/a], signal: validity}\noutput: {choices: [x, y]}\n")
+    assert valid.policy.tasks["default"].cascade == Cascade(("b", "sandbox/a"), "validity")
+
+
+def test_a_cascade_names_its_own_models(tmp_path: Path) -> None:
+    """Two lists would contradict each other."""
+    cascade = "{models: [b, judge], signal: logprob, threshold: 1}"
+    text = BASE.replace('prompt: "{{ text }}"\n', "") + f"tasks: {{t: {{models: [b], cascade: {cascade}}}}}\n"
+    (tmp_path / "job.yaml").write_text(text.replace("messages.csv", "messages.jsonl"))
+    with pytest.raises(SpecError, match="stands beside `models`"):
+        spec.load(tmp_path / "job.yaml")
+
+
 MISTAKES = {
+    "a cascade of one": (
+        "cascade: {models: [b], signal: logprob, threshold: 0.9}",
+        "cascade.models: name at least two",
+    ),
+    "no threshold": ("cascade: {models: [b, judge], signal: logprob}", "cascade: say its `threshold:`"),
+    "a threshold above one": (
+        "cascade: {models: [b, judge], signal: logprob, threshold: 95}",
+        "cascade.threshold: a signal lies between 0 and 1",
+    ),
+    "validity of anything": ("cascade: {models: [b, judge], signal: validity}", "validity needs an `output:`"),
+    "agreement with itself": (
+        "params: {temperature: 0}\ncascade: {models: [b, judge], signal: agreement, threshold: 0.6}",
+        "at temperature 0 answers always agree",
+    ),
+    "agreement of one": (
+        "cascade: {models: [b, judge], signal: agreement, threshold: 0.6, samples: 1}",
+        "cascade.samples: expected 2 to 20",
+    ),
     "a judge without a rubric": ("scorers: [{type: judge, model: judge}]", "a judge needs `rubric:`"),
     "a judge without a model": ("scorers: [{type: judge, rubric: x}]", "a judge needs `model:`"),
     "the bare word": ("scorers: [judge]", "a judge needs `model:`"),

@@ -1,0 +1,82 @@
+"""An item's way up a cascade: take the answer, ask the same model once more, or go on to the next. Pure.
+
+A cascade is no step: no answer counts before its signal passes. The cheap answers were paid for and stand among the
+attempts. What fails on the way up fails the item as ever: a doubtful answer is not given out for want of a better one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from penstock.engine import signals
+from penstock.engine.items import Answer
+from penstock.engine.policy import Cascade
+
+SURE = 1e-9
+"""Two shares that differ by less are equal."""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    answer: Answer
+    why: str
+
+
+More = Literal["again", "up"]
+"""Ask the same model once more (agreement), or the next one."""
+
+
+class Climb:
+    """What became of one item so far."""
+
+    __slots__ = ("answers", "doubts", "model")
+
+    def __init__(self) -> None:
+        self.model = ""
+        self.answers: list[Answer | None] = []
+        """Of the present model; None: one that keeps to no choice or schema."""
+        self.doubts: list[str] = []
+        """Why the models before it were not believed."""
+
+    def heard(self, cascade: Cascade, model: str, answer: Answer, *, valid: bool, last: bool) -> Taken | More:
+        """An answer came from `model`. `last`: nobody stands above it, its valid answer is taken."""
+        if last:
+            return Taken(answer, "; ".join([*self.doubts, f"answer of {model} taken: the last of the cascade"]))
+        if model != self.model:
+            self.model, self.answers = model, []
+        self.answers.append(answer if valid else None)
+        level, taken = self._level(cascade)
+        passes = level is not None and level >= cascade.threshold - SURE
+        said = _said(cascade, level, passes=passes)
+        if passes and taken is not None:
+            return Taken(taken, "; ".join([*self.doubts, f"answer of {model} accepted: {said}"]))
+        if cascade.signal == "agreement" and self._may_agree(cascade):
+            return "again"
+        self.doubts.append(f"answer of {model} doubtful: {said}")
+        return "up"
+
+    def _level(self, cascade: Cascade) -> tuple[float | None, Answer | None]:
+        """The signal so far, and the answer that it speaks for."""
+        newest = self.answers[-1]
+        match cascade.signal:
+            case "validity":
+                return float(newest is not None), newest
+            case "agreement":
+                count, first = signals.agreement([None if a is None else a.text for a in self.answers])
+                return count / cascade.samples, self.answers[first]
+            case "logprob" | "margin" as signal:
+                return (None if newest is None else signals.of_tokens(signal, newest.body_json)), newest
+
+    def _may_agree(self, cascade: Cascade) -> bool:
+        count, _ = signals.agreement([None if a is None else a.text for a in self.answers])
+        left = cascade.samples - len(self.answers)
+        return left > 0 and (count + left) / cascade.samples >= cascade.threshold - SURE
+
+
+def _said(cascade: Cascade, level: float | None, *, passes: bool) -> str:
+    if level is None:
+        return "it tells no " + cascade.signal
+    if cascade.signal == "validity":
+        return "valid" if level else "not valid"
+    return f"{cascade.signal} {level:.3g} {'≥' if passes else '<'} {cascade.threshold:g}"

@@ -1,0 +1,255 @@
+"""A cheap answer is taken where its signal passes; the doubtful go up, behind the same wall, from the same money."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from penstock.engine import signals
+from penstock.engine.budget import Budgets
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_check import check
+from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
+from penstock.engine.items import (
+    Answer,
+    Attributes,
+    Call,
+    Failure,
+    FailureKind,
+    Item,
+    Outcome,
+    Position,
+    Request,
+    Result,
+    Usage,
+)
+from penstock.engine.plan import Split
+from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Task
+from penstock.engine.router import Router
+
+PRICE = Price(input=10**9, output=10**9)
+
+
+def model(name: str, region: str, lacks: tuple[str, ...] = ()) -> Model:
+    versions = (Version("v1", name),)
+    return Model(
+        name,
+        versions,
+        "v1",
+        account=name,
+        price=PRICE,
+        context=8000,
+        regions=(region,),
+        lacks=lacks,
+        quality={"t": 0.1},
+    )
+
+
+MODELS = [model("small", "us"), model("mid", "eu"), model("top", "eu"), model("mute", "eu", ("logprobs",))]
+CATALOG = Catalog(
+    {m.name: Account(m.name, "openai", "http://localhost") for m in MODELS},
+    {m.name: m for m in MODELS},
+    {1: ("top",)},
+    {"public": Wall("public"), "eu-only": Wall("eu-only", regions=("eu",))},
+    "public",
+)
+LOGPROB = Cascade(("small", "mid", "top"), "logprob", 0.9)
+
+
+def said(text: str, *logprobs: float, top: float | None = None) -> Answer:
+    """An answer whose tokens have these log-probabilities; `top`: of the next likely token, everywhere."""
+    content = [
+        {
+            "token": "x",
+            "logprob": p,
+            "top_logprobs": [{"token": t, "logprob": q} for t, q in (("x", p), ("y", top)) if q],
+        }
+        for p in logprobs
+    ]
+    choice = {"index": 0, "message": {"content": text}, "logprobs": {"content": content} if logprobs else None}
+    return Answer(text, "stop", msgspec.json.encode({"id": "c", "choices": [choice]}))
+
+
+class Rig:
+    def __init__(self, cascade: Cascade, rules: tuple[Rule, ...] = (), **task: object) -> None:
+        whole = Task("t", tier=1, max_tokens=10, cascade=cascade, **task)  # type: ignore[arg-type]
+        policy = Policy({"t": whole}, default_task="t", rules=rules)
+        hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
+        self.lane = Lane(
+            LaneSettings(0, "r", horizon_floor=1000), Router(CATALOG, policy), CATALOG, policy, hooks, Budgets((), "r")
+        )
+        self.lane.begin([Split("s", "o", 0, 0, "u", 0, None, "rows")], {}, 0)
+        self.sent: list[Call] = []
+        self.now = 1000.0
+        self.commit()
+
+    def offer(self, attributes: Attributes | None = None, request: Request | None = None) -> None:
+        body = Request(b'{"messages":[]}', temperature=1.0, input_hash="h")
+        self.lane.offer(
+            Item("i", Position("s", 0, 0), attributes or Attributes(), request or body, b"x", self.now), self.now
+        )
+        self.commit()
+
+    def commit(self) -> CommitBatch:
+        batch = self.lane.commit(self.now)
+        self.lane.committed(self.now)
+        check(self.lane)
+        return batch
+
+    def run(self, answers: dict[str, list[Answer | FailureKind]]) -> CommitBatch:
+        """Until nobody is sent any more. Every model says what stands here for it, in turn."""
+        while calls := [c for m in MODELS for c in self.lane.take(f"api:{m.name}", 9, 1 << 30, "w", self.now)]:
+            (call,) = calls
+            self.sent.append(call)
+            word = answers[call.model].pop(0)
+            answer = word if isinstance(word, Answer) else said("bad") if word == "invalid_output" else None
+            failure = None if isinstance(word, Answer) else Failure(word, "m")
+            usage = Usage(10, output=1)
+            self.lane.outcome(Outcome("i", 0, call.attempt, self.now, 1.0, answer, failure, usage), self.now)
+            check(self.lane)
+        return self.commit()
+
+    def one(self, answers: dict[str, list[Answer | FailureKind]]) -> Result:
+        (result,) = self.run(answers).results
+        return result
+
+    def roles(self) -> list[tuple[str, str]]:
+        return [(call.role, call.model) for call in self.sent]
+
+
+def test_an_answer_that_its_model_is_sure_of_is_taken() -> None:
+    """The record says why; nobody else was asked, and what only the cascade wanted to know is not in the answer."""
+    rig = Rig(LOGPROB)
+    rig.offer()
+    result = rig.one({"small": [said("yes", math.log(0.93), math.log(0.93))]})
+    assert (result.answer.text, result.model) == ("yes", "small")
+    assert result.route.reason == "cascade of task t; answer of small accepted: logprob 0.93 ≥ 0.9"
+    assert rig.roles() == [("primary", "small")]
+    assert msgspec.json.decode(rig.sent[0].body_json) == {"messages": [], "logprobs": True}
+    assert b"logprobs" not in result.answer.body_json
+
+
+def test_a_doubtful_answer_goes_up_and_the_last_one_is_taken_as_it_is() -> None:
+    """All calls are in the cost; the last model is not asked how sure it is."""
+    rig = Rig(LOGPROB)
+    rig.offer()
+    result = rig.one({"small": [said("a", math.log(0.5))], "mid": [said("b", math.log(0.8))], "top": [said("c")]})
+    assert (result.answer.text, result.model) == ("c", "top")
+    assert rig.roles() == [("primary", "small"), ("cascade", "mid"), ("cascade", "top")]
+    assert result.route.reason.split("; ")[1:] == [
+        "answer of small doubtful: logprob 0.5 < 0.9",
+        "answer of mid doubtful: logprob 0.8 < 0.9",
+        "answer of top taken: the last of the cascade",
+    ]
+    assert result.cost_nano == sum(a.cost_nano for a in result.attempts) > 0
+    assert rig.lane.tally.climbed == {"small|mid": 1, "mid|top": 1}
+    assert b"logprobs" not in rig.sent[2].body_json
+
+
+def test_no_signal_is_a_doubt() -> None:
+    """A provider that tells no probabilities; a model that `lacks` them is not even asked."""
+    rig = Rig(Cascade(("mute", "small", "top"), "logprob", 0.1))
+    rig.offer()
+    result = rig.one({"mute": [said("a")], "small": [said("b")], "top": [said("c")]})
+    assert result.answer.text == "c"
+    assert "answer of mute doubtful: it tells no logprob" in result.route.reason
+    assert [b"logprobs" in call.body_json for call in rig.sent] == [False, True, False]
+
+
+def test_the_wall_takes_steps_out_of_a_cascade() -> None:
+    """What is left is a shorter cascade; of one model, its answer is taken. Declared qualities don't matter."""
+    rig = Rig(LOGPROB, min_quality=0.9)
+    rig.offer(Attributes(sensitivity="eu-only"))
+    result = rig.one({"mid": [said("b", math.log(0.8))], "top": [said("c")]})
+    assert (result.model, rig.roles()) == ("top", [("primary", "mid"), ("cascade", "top")])
+    assert [r.model for r in result.route.refused] == ["small"]
+
+
+def test_validity_sends_up_what_keeps_to_no_choice() -> None:
+    """It is not asked again at the same place; the last one is, as ever."""
+    rig = Rig(Cascade(("small", "top"), "validity"), output=Output(choices=("yes", "no")))
+    rig.offer()
+    result = rig.one({"small": ["invalid_output"], "top": ["invalid_output", said("yes")]})
+    assert rig.roles() == [("primary", "small"), ("cascade", "top"), ("retry", "top")]
+    assert (result.answer.text, result.status) == ("yes", "ok")
+    rig = Rig(Cascade(("small", "top"), "validity"), output=Output(choices=("yes", "no")))
+    rig.offer()
+    assert rig.one({"small": [said("no")]}).route.reason.endswith("answer of small accepted: valid")
+
+
+def test_agreement_asks_as_often_as_it_must() -> None:
+    """Two equal answers of three are enough for 0.6; when they can't agree any more, the item goes up."""
+    three = Cascade(("small", "top"), "agreement", 0.6, samples=3)
+    rig = Rig(three)
+    rig.offer()
+    result = rig.one({"small": [said("yes"), said("Yes ")]})
+    assert rig.roles() == [("primary", "small"), ("cascade", "small")]
+    assert (result.answer.text, "agreement 0.667 ≥ 0.6" in result.route.reason) == ("yes", True)
+    rig = Rig(three, output=Output(choices=("a", "b", "c")))
+    rig.offer()
+    result = rig.one({"small": [said("a"), "invalid_output", said("b")], "top": [said("c")]})
+    assert (result.answer.text, len(rig.sent)) == ("c", 4)
+    rig = Rig(three)
+    rig.offer()
+    result = rig.one({"small": [said("a"), said("b"), said("B")]})
+    assert result.answer.text == "b", "the first of those who agree"
+
+
+def test_the_margin_is_the_least_lead_of_a_token() -> None:
+    """Over the next likely one; a token that was not the likeliest has none."""
+    rig = Rig(Cascade(("small", "top"), "margin", 0.5))
+    rig.offer()
+    result = rig.one({"small": [said("yes", math.log(0.9), math.log(0.7), top=math.log(0.1))]})
+    assert "margin 0.6 ≥ 0.5" in result.route.reason
+    assert b'"top_logprobs":2' in rig.sent[0].body_json
+    unlikely = said("x", math.log(0.2), top=math.log(0.7))
+    assert signals.of_tokens("margin", unlikely.body_json) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"choices":[]}', b'{"choices":[{"logprobs":{"content":[]}}]}', b"[1]"])
+def test_a_body_without_probabilities_has_no_signal_and_stays_as_it_is_read(body: bytes) -> None:
+    """Whatever a provider sends."""
+    assert signals.of_tokens("logprob", body) is None
+    assert signals.of_tokens("margin", body) is None
+    signals.untold(body)
+
+
+def test_an_item_that_fails_on_its_way_up_is_no_result() -> None:
+    """The doubtful answer is not given out for want of a better one; nor is its model asked a second time."""
+    rig = Rig(Cascade(("small", "top"), "logprob", 0.9))
+    rig.offer()
+    batch = rig.run({"small": [said("a", math.log(0.5))], "top": ["refused"]})
+    (dead,) = batch.dead_letters
+    assert (dead.reason, rig.roles()) == ("refused", [("primary", "small"), ("cascade", "top")])
+    assert dead.cost_nano == sum(a.cost_nano for a in dead.attempts)
+
+
+def test_a_model_that_fails_is_passed_by() -> None:
+    """Then the next one's signal decides."""
+    rig = Rig(LOGPROB)
+    rig.offer()
+    result = rig.one({"small": ["refused"], "mid": [said("b", math.log(0.95))]})
+    assert (result.model, rig.roles()) == ("mid", [("primary", "small"), ("fallback", "mid")])
+    assert "answer of mid accepted" in result.route.reason
+
+
+def test_a_pin_or_a_rule_is_no_cascade() -> None:
+    """Who was named answers."""
+    rig = Rig(LOGPROB, (Rule(Condition("tenant", "eq", "t"), use=("small",)),))
+    rig.offer(Attributes(tenant="t"))
+    result = rig.one({"small": [said("a", math.log(0.1))]})
+    assert (result.answer.text, rig.roles()) == ("a", [("primary", "small")])
+    rig = Rig(LOGPROB)
+    rig.offer(request=Request(b'{"messages":[]}', model="small", temperature=1.0, input_hash="h"))
+    assert rig.one({"small": [said("a", math.log(0.1))]}).route.reason == "pinned by the request"
+
+
+def test_probabilities_that_the_request_asks_for_stay_in_the_answer() -> None:
+    """They are the user's."""
+    rig = Rig(LOGPROB)
+    rig.offer(request=Request(b'{"messages":[],"logprobs":true}', temperature=1.0, needs=("logprobs",), input_hash="h"))
+    result = rig.one({"small": [said("yes", math.log(0.95))]})
+    assert b"logprobs" in result.answer.body_json
