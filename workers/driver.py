@@ -76,12 +76,10 @@ class Driver:
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
         collect(self._log)
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
-        self._measuring = Measuring()
+        self._measuring = Measuring(self._spec, self._note)
         self._trail = Trail(self._spec, self._options, self._note)
         cells = reading(self._spec.state, self._spec.run_id, lambda: self._status.cells)
-        self._steersman = Steersman(
-            self._spec.state, self._spec.catalog, cells, self._note, self._spec.policy.experiments
-        )
+        self._steersman = Steersman(self._spec.state, self._spec.catalog, cells, self._note)
 
     def __repr__(self) -> str:
         return f"driver {self._spec.name}"
@@ -114,6 +112,7 @@ class Driver:
             await self._close(abort=True)
             await self._stores.primary.let_go()
             raise
+        self._measuring.hold(self._run_epoch, self._plan.created_at)
         self._log("info", "run accepted", epoch=self._run_epoch, lanes=self._plan.lanes, splits=len(self._plan.splits))
         self._main = asyncio.get_running_loop().create_task(self._run())
 
@@ -153,7 +152,8 @@ class Driver:
         ended = await all_ended(self._plan, self._stores.primary)
         if ended is None:
             return False
-        total, self._status.cells = ended
+        total, cells = ended
+        self._measuring.ended(self._status, cells)
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if self._bill.owed(total, self._run_epoch, time.time()):
             return False
@@ -195,6 +195,7 @@ class Driver:
             self._recruit(self._plan)
         if not spec.pinned:
             await self._steersman.first(self._crew.steer)
+        await self._measuring.first(self._crew.learn)
         for pool in first_pools(spec.catalog, self._steersman.pools()):
             self._fleet.want(pool)
         if self._status.resumed:
@@ -238,6 +239,7 @@ class Driver:
                     await self._steersman.look(self._crew.steer, now)
                 self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
                 self._measuring.see(self._status)
+                self._measuring.look(self._crew.learn, now)
                 idle = self._bill.idle_nano(self._status.tally, now)
                 await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())
                 await self._trail.look(self._status, now)
@@ -342,6 +344,7 @@ class Driver:
 
     async def _over(self, state: RunState, message: str) -> None:
         self._measuring.see(self._status)
+        await self._measuring.end(over=state == "done")
         await self._trail.ended(state, message, self._status.tally, time.time())
         self._status.ended_at = time.time()
         self._status.message = message

@@ -1,18 +1,51 @@
-"""What a run measured: its lanes' committed cells, added up."""
+"""What a run measured, added up and told to the registry; and what the registry says, told to the lanes.
+
+Measuring is no matter of money or of answers: where the state can't be reached, the run goes on by what it knew last,
+and says so once.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from penstock.connectors.measured import Registry
+from penstock.connectors.state import open_state
+from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.flow.cells import Cell, decoded, summed
+from penstock.engine.registry.document import Measured
+from penstock.engine.registry.standings import standings
 from penstock.workers.lanes.report import LaneReport
+from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
+
+LOOK_EVERY_S = 5.0
+"""Some requests to the state; a model is judged by hundreds of samples, which take longer to come."""
+LAST_WORD_S = 30.0
+"""For the last sums of a run that is over. What is not told then is told when it goes on."""
+
+Tell = Callable[[bytes], Awaitable[None]]
 
 
 class Measuring:
-    """Nothing is said before each lane has spoken: a part would look like less."""
+    """Nothing of the run is told before each of its lanes has spoken: a part would look like less."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: RunSpec, note: Callable[[str], None]) -> None:
+        self._spec = spec
+        self._note = note
         self._cells: dict[int, list[Cell]] = {}
+        self._own: list[Cell] | None = None
+        """The run's sums; None: not all of its lanes have spoken."""
         self._changed = False
+        self._registry: Registry | None = None
+        self._looked_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self._told = b""
+        self._trouble = ""
+
+    # -- of this run
 
     def heard(self, report: LaneReport) -> None:
         """A lane that changes hands says the same again, or more: what it told was committed."""
@@ -24,4 +57,59 @@ class Measuring:
         """Bring its cells up to date."""
         if self._changed and len(self._cells) == status.lanes:
             self._changed = False
-            status.cells = summed(*self._cells.values())
+            status.cells = self._own = summed(*self._cells.values())
+
+    def ended(self, status: RunStatus, cells: list[Cell]) -> None:
+        """There was nothing left to do: all lanes' cells as their progress holds them."""
+        status.cells = self._own = cells
+
+    # -- of all
+
+    def hold(self, epoch: int, life: float) -> None:
+        """The run is ours. `life`: when it was begun, as its plan says."""
+        self._registry = Registry(open_state(self._spec.state), self._spec.run_id, epoch, life)
+
+    async def first(self, tell: Tell) -> None:
+        """What others measured decides from the first item on."""
+        await self._look(tell)
+
+    def look(self, tell: Tell, now: float) -> None:
+        """Every few seconds, in the background."""
+        due = not 0 <= now - self._looked_at < LOOK_EVERY_S
+        if due and (self._looking is None or self._looking.done()):
+            self._looked_at = now
+            self._looking = asyncio.ensure_future(self._look(tell))
+
+    async def end(self, *, over: bool) -> None:
+        """The last word. `over`: every item of the run has ended."""
+        if self._registry is None or self._own is None:
+            return
+        last = self._registry.end if over else self._registry.tell
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                if self._looking is not None:  # two that tell at once could tell in the wrong order
+                    await self._looking
+                await asyncio.to_thread(last, self._own)
+        except Fenced:  # another command goes on, and tells all of it
+            return
+        except (PenstockError, TimeoutError) as error:
+            self._note(f"what this run measured last is not in the registry: {str(error) or 'the state is too slow'}")
+
+    async def _look(self, tell: Tell) -> None:
+        if self._registry is None:
+            return
+        try:
+            shared = await asyncio.to_thread(self._exchange, self._registry)
+        except PenstockError as error:
+            if str(error) != self._trouble:
+                self._note(f"what was measured can't be shared now; routes go by what was known last: {error}")
+            self._trouble = str(error)
+            return
+        self._trouble = ""
+        found = msgspec.msgpack.encode(standings(shared, self._spec.catalog, self._spec.policy))
+        if found != self._told:
+            await tell(found)
+            self._told = found
+
+    def _exchange(self, registry: Registry) -> Measured:
+        return registry.read() if self._own is None else registry.tell(self._own)

@@ -25,6 +25,7 @@ from penstock.engine.items import CostLine, OutputSpec
 from penstock.engine.judging import outputs
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
+from penstock.engine.registry.standing import Standing
 from penstock.engine.router import Router
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn
@@ -43,6 +44,7 @@ from penstock.workers.scoring import Scoring
 
 _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)
+_standings = msgspec.msgpack.Decoder(tuple[Standing, ...])
 _steering = msgspec.json.Decoder(Steering)
 
 
@@ -80,6 +82,7 @@ class LaneActor:
         self._turn = Turn(self._spec.catalog.models)
         self._stopped: set[str] = set()
         """Experiments."""
+        self._standings: tuple[Standing, ...] = ()
         self._label = label
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
@@ -140,6 +143,7 @@ class LaneActor:
             Budgets(spec.budgets, spec.run_id),
         )
         machine.router.steer(self._turn)
+        machine.router.learn(self._standings)
         return LaneShell(
             lane,
             epoch,
@@ -244,6 +248,12 @@ class LaneActor:
         for shell in self._shells.values():
             shell.machine.steer(self._turn, time.time())
             shell.wake()
+
+    async def learn(self, standings: bytes) -> None:
+        """How good the models are, as measured: what is read from now on goes by it."""
+        self._standings = _standings.decode(standings)
+        for shell in self._shells.values():
+            shell.machine.router.learn(self._standings)
 
     async def reprice(self, model: str, price: bytes) -> None:
         """An own engine's running rate."""

@@ -41,6 +41,7 @@ class _Actor:
         """Of the longest plan that it has."""
         self.steering = b""
         """The one that its lanes obey."""
+        self.standings = b""
 
 
 class Crew:
@@ -82,6 +83,7 @@ class Crew:
         self._draining = False
         self._paused: tuple[int, ...] = ()
         self._steering = b""
+        self._standings = b""
         self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
         self._reopening: dict[int, asyncio.Lock] = {}
         self._primary: Primary | None = None
@@ -301,8 +303,12 @@ class Crew:
                 if now - self._heard.get(lane, now) > LONE_SILENT_S:
                     reports.pop(lane, None)
                     self._hangs(lane, now)
-            if actor.plan_version < self._plan.version or actor.steering != self._steering:
+            if self._behind(actor):
                 self._spawn(self._catch_up(actor))
+
+    def _behind(self, actor: _Actor) -> bool:
+        known = (actor.steering, actor.standings)
+        return actor.plan_version < self._plan.version or known != (self._steering, self._standings)
 
     def _hangs(self, lane: int, now: float) -> None:
         self._heard[lane] = now
@@ -320,13 +326,16 @@ class Crew:
     async def _inform(self, actor: _Actor) -> None:
         """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know; one
         that opens by an older steering would send units to another version."""
-        plan, steering = self._plan, self._steering
+        plan, steering, standings = self._plan, self._steering, self._standings
         if actor.plan_version < plan.version:
             await actor.handle.extend.remote(encode(plan))  # pyright: ignore[reportAttributeAccessIssue]
             actor.plan_version = max(actor.plan_version, plan.version)
         if actor.steering != steering:
             await actor.handle.steer.remote(steering)  # pyright: ignore[reportAttributeAccessIssue]
             actor.steering = steering
+        if actor.standings != standings:
+            await actor.handle.learn.remote(standings)  # pyright: ignore[reportAttributeAccessIssue]
+            actor.standings = standings
 
     async def _catch_up(self, actor: _Actor) -> None:
         """In time; else `check` comes back to it, and no lane is opened before."""
@@ -350,6 +359,11 @@ class Crew:
     async def steer(self, steering: bytes) -> None:
         """Versions of models, and who gets which."""
         self._steering = steering
+        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+
+    async def learn(self, standings: bytes) -> None:
+        """How good the models are, as measured."""
+        self._standings = standings
         await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
 
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:

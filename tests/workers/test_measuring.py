@@ -1,0 +1,147 @@
+"""What lanes measured reaches the registry, what the registry says reaches the lanes, and neither holds up a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors.measured import DOCUMENT, Registry
+from penstock.connectors.settings import MemorySink, MemorySource, Row
+from penstock.connectors.state import FolderState
+from penstock.engine.catalog import Account, Catalog, Model, Version
+from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.flow.tally import Tally
+from penstock.engine.policy import Policy, Scorer, Task
+from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standings import scorer_of
+from penstock.workers.lanes.report import LaneReport
+from penstock.workers.measuring import Measuring
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
+
+TASK = Task("t", scorers=(Scorer("exact"),))
+CATALOG = Catalog(
+    {"a": Account("a", "openai", "http://localhost")}, {"m": Model("m", (Version("v1", "m"),), "v1", account="a")}, {}
+)
+
+
+class Desk:
+    """A driver's side of it: its notes, and what it told its lanes."""
+
+    def __init__(self, folder: Path, run: str = "r", epoch: int = 1, lanes: int = 2) -> None:
+        spec = RunSpec(
+            run, "n", {}, MemorySource("m"), None, Row(), CATALOG, Policy({"t": TASK}), {"results": MemorySink("m")},
+            state=str(folder),
+        )  # fmt: skip
+        self.notes: list[str] = []
+        self.told: list[tuple[Standing, ...]] = []
+        self.status = RunStatus(run, "n", "running", lanes=lanes)
+        self.measuring = Measuring(spec, self.notes.append)
+        self.measuring.hold(epoch, 0.0)
+
+    async def tell(self, standings: bytes) -> None:
+        self.told.append(msgspec.msgpack.decode(standings, type=tuple[Standing, ...]))
+
+    def hear(self, lane: int, n: int) -> None:
+        self.measuring.heard(LaneReport(lane, Tally(), cells=msgspec.msgpack.encode([cell(n)])))
+        self.measuring.see(self.status)
+
+    async def look(self, now: float) -> None:
+        self.measuring.look(self.tell, now)
+        if self.measuring._looking is not None:  # pyright: ignore[reportPrivateUsage]
+            await self.measuring._looking  # pyright: ignore[reportPrivateUsage]
+
+    def samples(self) -> int:
+        return self.told[-1][0].sample.n if self.told[-1] else 0
+
+
+def cell(n: int) -> Cell:
+    return Cell("t", "m", "v1", items=n, results=n, calls=n, scores={scorer_of(TASK) or "": Scored(n, {1000: n})})
+
+
+async def test_a_run_starts_on_what_others_measured_and_adds_its_own(tmp_path: Path) -> None:
+    Registry(FolderState(tmp_path), "earlier", 1).end([cell(40)])
+    desk = Desk(tmp_path)
+    await desk.measuring.first(desk.tell)
+    assert desk.samples() == 40
+    desk.hear(0, 5)
+    desk.hear(1, 7)
+    await desk.look(100.0)
+    assert desk.samples() == 52
+    desk.hear(1, 9)
+    await desk.measuring.end(over=True)
+    assert sum(each.items for each in Registry(FolderState(tmp_path)).read().cells) == 54
+    assert desk.status.cells[0].items == 14
+    assert desk.notes == []
+
+
+async def test_nothing_is_told_before_every_lane_has_spoken(tmp_path: Path) -> None:
+    """After a resume a part of the lanes would look as if items had been taken back."""
+    desk = Desk(tmp_path)
+    desk.hear(0, 5)
+    desk.hear(1, 5)
+    await desk.measuring.end(over=False)
+    again = Desk(tmp_path, epoch=2)
+    again.hear(0, 5)
+    await again.look(100.0)
+    assert again.samples() == 10
+    assert again.status.cells == []
+    again.hear(1, 6)
+    await again.look(200.0)
+    assert again.samples() == 11
+
+
+async def test_lanes_hear_only_what_is_new(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, lanes=1)
+    await desk.measuring.first(desk.tell)
+    for now in (100.0, 200.0):
+        await desk.look(now)
+    desk.hear(0, 5)
+    await desk.look(201.0)
+    assert len(desk.told) == 1
+    await desk.look(300.0)
+    assert [len(told) for told in desk.told] == [0, 1]
+
+
+async def test_a_registry_that_cannot_be_read_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / DOCUMENT).write_text("{")
+    desk = Desk(tmp_path, lanes=1)
+    await desk.measuring.first(desk.tell)
+    desk.hear(0, 5)
+    await desk.look(100.0)
+    assert len(desk.notes) == 1
+    assert "routes go by what was known last" in desk.notes[0]
+    (tmp_path / DOCUMENT).unlink()
+    await desk.look(200.0)
+    assert desk.samples() == 5
+
+
+async def test_a_command_that_was_replaced_leaves_the_last_word_to_the_other(tmp_path: Path) -> None:
+    old = Desk(tmp_path, lanes=1)
+    old.hear(0, 5)
+    await old.look(100.0)
+    new = Desk(tmp_path, epoch=2, lanes=1)
+    new.hear(0, 9)
+    await new.look(100.0)
+    old.hear(0, 6)
+    await old.measuring.end(over=False)
+    assert old.notes == []
+    assert sum(each.items for each in Registry(FolderState(tmp_path)).read().cells) == 9
+
+
+async def test_a_run_with_nothing_left_to_do_still_tells_what_it_measured(tmp_path: Path) -> None:
+    """Its last command was killed after its last commit, before its last word."""
+    desk = Desk(tmp_path)
+    desk.measuring.ended(desk.status, [cell(12)])
+    await desk.measuring.end(over=True)
+    assert Registry(FolderState(tmp_path)).read().cells[0].items == 12
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_sums_of_lanes_are_the_runs(shards: int, tmp_path: Path) -> None:
+    desk = Desk(tmp_path, lanes=shards)
+    for lane in range(shards):
+        desk.hear(lane, 10)
+    assert desk.status.cells[0].items == 10 * shards
