@@ -294,3 +294,36 @@ def test_an_answer_that_nobody_scored_is_no_failure(base: RunSpec) -> None:
     made.score(0, "b", "v1", 1.0)
     seen = made.seen()
     assert (seen.rows, seen.unasked) == ((), 1)
+
+
+REQUESTS = """\
+name: asked
+source: {type: files, path: requests.jsonl, format: openai-batch}
+tasks: {topic: {output: {choices: [billing, other]}, scorers: [exact]}}
+accounts: {sandbox: {}}
+models:
+  - {name: a, account: sandbox, model: m, price: {input_per_million: 1, output_per_million: 5}}
+  - {name: b, account: sandbox, model: n, price: {input_per_million: 1, output_per_million: 5}}
+sinks: out.jsonl
+"""
+
+
+def test_requests_are_rows_too_without_their_pin_and_haste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metadata that would choose among candidates goes; sensitivity and the user's own stay; variants make no sense."""
+    monkeypatch.chdir(tmp_path)
+    metadata = {"penstock-expected": "other", "penstock-min-quality": "0.9", "latency": "realtime", "shop": "north"}
+    body = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "metadata": {**metadata, "sensitivity": "x"}}
+    line = {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "job.yaml").write_text(REQUESTS)
+    base = job_spec.load("job.yaml")
+    models = models_of(base.catalog, ("a", "b"))
+    prepared = running.prepare("r", base, asked(models=models, slices=("shop",)), None)
+    (made,) = lines(prepared)
+    assert (made["custom_id"], made["body"]["model"]) == ("0~", "auto")
+    kept = {"shop": "north", "sensitivity": "x", "penstock-task": "topic", "penstock-expected": "other"}
+    assert made["body"]["metadata"] == kept
+    assert index_of(prepared.place)[0].slices == {"shop": "north"}
+    variants = {"": Variant(), "brief": Variant("Brief.")}
+    with pytest.raises(SpecError, match="variants need rows"):
+        running.prepare("v", base, asked(models=models, variants=variants), None)
