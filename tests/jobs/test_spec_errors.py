@@ -51,6 +51,34 @@ CASES = {
         "job.yaml:6: rules[0].use: expected a list, found text",
     ),
     "wrong word": ("shape: row", "job.yaml:5: shape: `row` is not known here; did you mean `rows`?"),
+    "arm of an unknown version": (
+        "experiments: [{name: e, arms: [{name: a}, {name: b, version: sandbox/a@v9}]}]",
+        "job.yaml:5: experiments[0].arms[1].version: sandbox/a has no version `v9`",
+    ),
+    "arm of no version": (
+        "experiments: [{name: e, arms: [{name: a}, {name: b, version: v2}]}]",
+        "job.yaml:5: experiments[0].arms[1].version: expected `model@version`, such as `small@v2`, not `v2`",
+    ),
+    "one arm": (
+        "experiments: [{name: e, arms: [{name: a}]}]",
+        "job.yaml:5: experiments[0].arms: wants 2 to 10 arms, found 1",
+    ),
+    "arms of one name": (
+        "experiments: [{name: e, arms: [{name: a}, {name: a}]}]",
+        "job.yaml:5: experiments[0].arms: two arms have the same name",
+    ),
+    "experiment on an unknown task": (
+        "experiments: [{name: e, task: defalt, arms: [{name: a}, {name: b}]}]",
+        "job.yaml:5: experiments[0].task: no task `defalt`; did you mean `default`?",
+    ),
+    "arm of an unknown model": (
+        "experiments: [{name: e, arms: [{name: a}, {name: b, model: sandbx/a}]}]",
+        "job.yaml:5: experiments[0].arms[1].model: no model `sandbx/a`; did you mean `sandbox/a`?",
+    ),
+    "two experiments on one task": (
+        "experiments: [{name: e, arms: [{name: a}, {name: b}]}, {name: f, arms: [{name: a}, {name: b}]}]",
+        "job.yaml:5: experiments[1].task: the task `default` is in another experiment already",
+    ),
     "unknown tier in a rule": (
         "rules: [{when: {tier: 1}, tier: 7}]",
         "job.yaml:5: rules[0].tier: no tier 7; there are",

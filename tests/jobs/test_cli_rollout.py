@@ -1,0 +1,147 @@
+"""What a person types about rollouts and experiments, and what they are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.steering import SteeringFile
+from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.steering.document import Steering
+from penstock.jobs.cli import call
+from penstock.jobs.history import open_history
+from penstock.jobs.spec import load
+from penstock.workers.status import RunStatus
+
+JOB = """\
+name: labels
+source: in.csv
+prompt: "{{ text }}"
+output: {choices: [a, b]}
+sample: 1.0
+scorers: [{type: exact, expected: "{{ label }}"}]
+accounts: {sand: {protocol: openai, base_url: "http://127.0.0.1:1", provider: sandbox}}
+models: [{name: small, account: sand, price: free, live: v1, versions: [{id: v1, model: m1}, {id: v2, model: m2}]}]
+sinks: out.jsonl
+experiments:
+  - {name: wording, arms: [{name: plain}, {name: kind, prompt: "Please: {{ text }}"}]}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "in.csv").write_text("text,label\nhello,a\n")
+    return tmp_path
+
+
+def steering(here: Path) -> Steering:
+    found = SteeringFile(str(here / ".penstock")).read()
+    assert found is not None
+    return found[0]
+
+
+def ran(here: Path, *cells: Cell) -> None:
+    """As a run leaves its history."""
+    spec = load(here / "job.yaml")
+    history = open_history(spec.state)
+    history.save_spec(spec)
+    status = RunStatus(run_id=spec.run_id, name=spec.name, state="done", started_at=1.0)
+    status.cells = list(cells)
+    history.save_status(status)
+
+
+def test_a_rollout_is_started_seen_to_and_taken_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["rollout", "start", "small", "v2", "--stages", "5,25,100", "--job", "job.yaml"]) == 0
+    assert "stage 1 of 2: 5 % of the units get v2" in capsys.readouterr().out
+    at = steering(here).rollouts["small"]
+    assert (at.baseline, at.candidate, at.stages) == ("v1", "v2", (0.05, 0.25))
+    assert call(["rollout", "pause", "small", "--why", "asking"]) == 0
+    assert call(["rollout", "resume", "small"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    assert call(["rollout", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 2, 25 %" in shown
+    assert call(["rollback", "small", "--why", "it swears"]) == 0
+    assert "rolled back; v1 is live for all" in capsys.readouterr().out
+    assert call(["audit", "list", "--json"]) == 0
+    kinds = [entry["kind"] for entry in json.loads(capsys.readouterr().out)]
+    assert kinds == ["rollout_started", "stage", "stage", "stage", "rollback"]
+    assert call(["audit", "verify"]) == 0
+
+
+def test_show_says_what_the_guards_say_and_why_it_came_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["rollout", "start", "small", "v2", "--guard", "quality,cost", "--job", "job.yaml"]) == 0
+    at = steering(here).rollouts["small"]
+    cells = [
+        Cell("default", "small", v, "", "", "", at.id, f"{side}-1", items=n, results=n)
+        for side, v, n in (("baseline", "v1", 3_600), ("candidate", "v2", 400))
+    ]
+    for cell, good in zip(cells, (3_060, 300), strict=True):
+        cell.scores["exact@1"] = Scored(counts={0: cell.items - good, 1_000: good})
+    ran(here, *cells)
+    capsys.readouterr()
+    assert call(["rollout", "show", "small"]) == 0
+    shown = capsys.readouterr().out
+    assert "small: v1 → v2  running  stage 1 of 3, 1 % of the units" in shown
+    assert "3,600 by v1, 400 by v2" in shown
+    assert "fail" in shown
+    assert "-10.0 points" in shown
+    assert call(["rollout", "show", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert [guard["decision"] for guard in told["guards"]] == ["fail", "go on"]
+
+
+def test_what_makes_no_sense_is_refused_with_the_way_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["rollout", "start", "small", "v2", "--job", "job.yaml"]
+    assert call([*start, "--stages", "5,1"]) == 2
+    assert call([*start, "--stages", "one"]) == 2
+    assert call([*start, "--guard", "luck"]) == 2
+    assert call(["rollout", "start", "small", "v9", "--job", "job.yaml"]) == 2
+    assert call(["rollout", "start", "small", "v2"]) == 2
+    assert call(["rollback", "small"]) == 2
+    assert call(start) == 0
+    assert call(start) == 2
+    said = capsys.readouterr().err
+    for words in (
+        "stages are 1 to 20 rising percentages below 100",
+        "expected percentages, such as 1,5,25,100",
+        "there is no guard 'luck'; guards: quality",
+        "small has no version 'v9' in the catalogue; versions: v1, v2",
+        "no model is named 'small'; models: none. --job names",
+        "small never had a rollout here",
+        "has a rollout already",
+    ):
+        assert words in said
+
+
+def test_the_latest_run_knows_the_model_where_no_file_is_named(here: Path) -> None:
+    ran(here)
+    assert call(["rollout", "start", "small", "v2"]) == 0
+    assert steering(here).rollouts["small"].candidate == "v2"
+
+
+def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        Cell("default", "small", "v1", p, "", "", "labels/wording", arm, items=n, results=n)
+        for arm, p, n in (("plain", "p", 500), ("kind", "k", 510))
+    ]
+    for cell, good in zip(cells, (400, 480), strict=True):
+        cell.scores["exact@1"] = Scored(counts={0: cell.items - good, 1_000: good})
+    ran(here, *cells)
+    assert call(["experiment", "list"]) == 0
+    assert "labels/wording" in capsys.readouterr().out
+    assert call(["experiment", "show", "wording"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "+14.1 points" in shown
+    assert "the arms got the shares that were meant" in shown
+    assert call(["experiment", "stop", "wording", "--why", "kind it is"]) == 0
+    assert steering(here).experiments["labels/wording"].why == "kind it is"
+    assert call(["experiment", "stop", "wording"]) == 2
+    assert call(["experiment", "show", "nothing"]) == 2
+    said = capsys.readouterr().err
+    assert "labels/wording was stopped already" in said
+    assert "no experiment 'nothing'" in said
