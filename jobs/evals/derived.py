@@ -98,15 +98,18 @@ def _stand_ins(models: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _task(base: Task, variant: str, what: Variant, asked: Asked) -> Task:
-    """Answers are kept as they came: what is measured is what a model says, not what it says when asked again."""
-    output = base.output and msgspec.structs.replace(base.output, on_invalid="keep")
-    task = msgspec.structs.replace(
-        base,
+    """What is asked is the task's; what would choose among candidates is not. Answers are kept as they came: what is
+    measured is what a model says, not what it says when asked again."""
+    task = Task(
         name=task_name(asked.task, variant),
-        tier=None,
-        min_quality=None,
         models=_stand_ins(asked.models),
-        output=output,
+        prompt=base.prompt,
+        output=base.output and msgspec.structs.replace(base.output, on_invalid="keep"),
+        params_json=base.params_json,
+        max_tokens=base.max_tokens,
+        temperature=base.temperature,
+        timeout_s=base.timeout_s,
+        reuse=base.reuse,
         sample=1.0,
         scorers=tuple(msgspec.structs.replace(scorer, expected=None) for scorer in base.scorers or (EXACT,)),
         shadow=Shadow(asked.models, 1.0, whole=True) if len(asked.models) > 1 else None,

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import termios
+import textwrap
 import tty
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def _cut(text: str, lines: int, width: int) -> Text:
     """As much as the screen shows, and how much it leaves out."""
     wrapped: list[str] = []
     for line in text.splitlines() or [""]:
-        wrapped += [line[i : i + width] for i in range(0, max(1, len(line)), max(1, width))]
+        wrapped += textwrap.wrap(line, max(1, width), replace_whitespace=False) or [""]
     left = len(wrapped) - lines
     return Text("\n".join(wrapped if left <= 0 else [*wrapped[: lines - 1], f"… {left + 1:,} lines more"]))
 
