@@ -23,21 +23,27 @@ LOW_SHARE = 0.25
 """A lease with less than this left is worth a successor. A guess: it lasts seconds, a ledger write milliseconds."""
 
 
+Purpose = StepKind | Literal["explore"]
+"""What may have a budget of its own: steps, and items that try a model which is not known well enough."""
+EXPLORING = "/for/explore"
+"""How the key of that budget ends."""
+
+
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     """A hard limit. `per` None: the whole run. `tenant` "*": one such budget for each tenant."""
 
     limit_nano: int
     per: Literal["day", "month"] | None = None
     tenant: str | None = None
-    role: StepKind | None = None
-    """Only for calls of this role; they must fit into the general ones as well."""
+    role: Purpose | None = None
+    """Only for calls of this kind; they must fit into the general ones as well."""
 
 
 # ---- which budgets an item falls under
 
 
 def budget_keys(
-    budgets: tuple[Budget, ...], run_id: str, tenant: str | None, now: float, role: StepKind | None = None
+    budgets: tuple[Budget, ...], run_id: str, tenant: str | None, now: float, role: Purpose | None = None
 ) -> list[tuple[str, int]]:
     """(key, limit) of every budget that a call of this tenant and role, now, must fit into. Days and months are UTC.
 
@@ -245,11 +251,11 @@ class Budgets:
     def __init__(self, budgets: tuple[Budget, ...], run_id: str) -> None:
         self._budgets = budgets
         self._run = run_id
-        self._keys: dict[str | tuple[str | None, StepKind] | None, tuple[tuple[str, int], ...]] = {}
+        self._keys: dict[str | tuple[str | None, Purpose] | None, tuple[tuple[str, int], ...]] = {}
         self._day = -1
         self.purse = Purse()
 
-    def keys(self, tenant: str | None, now: float, role: StepKind | None = None) -> tuple[tuple[str, int], ...]:
+    def keys(self, tenant: str | None, now: float, role: Purpose | None = None) -> tuple[tuple[str, int], ...]:
         if not self._budgets:
             return ()
         day = int(now // 86_400)
@@ -265,7 +271,7 @@ class Budgets:
         return keys
 
     def reserve(
-        self, tenant: str | None, nano: int, now: float, role: StepKind | None = None
+        self, tenant: str | None, nano: int, now: float, role: Purpose | None = None
     ) -> Reservation | NeedLease:
         """Money for one call of this tenant. Without budgets: an empty reservation."""
         return self.purse.reserve(self.keys(tenant, now, role), nano)

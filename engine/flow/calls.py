@@ -32,6 +32,7 @@ from penstock.engine.pricing import (
     worst_case_nano,
 )
 from penstock.engine.quality import sampled
+from penstock.engine.registry.choice import EXPLORE
 
 OWN_TIMEOUT_S = 3600.0
 """An own engine may hold a call as long as it makes progress; its shell finds hangs sooner. A guess."""
@@ -168,7 +169,7 @@ class Calls:
 
     def sample(self, result: Result) -> Result:
         """Whether it is a quality sample, and its scores."""
-        share = self._shares.get(result.route.task)
+        share = 1.0 if result.experiment == EXPLORE else self._shares.get(result.route.task)
         if share is None:
             return result
         item, task = result.item, self._tasks[result.route.task]

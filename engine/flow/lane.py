@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from penstock.engine.budget import Budgets
+from penstock.engine.budget import EXPLORING, Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.calls import Calls, first_price
 from penstock.engine.flow.cells import CELLS, Cells, cells_in
@@ -245,9 +245,13 @@ class Lane:
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
         """The run's own budget stops the run, its items stay undone. A day's or a month's holds the items of a run that
-        goes on tomorrow. Any other ends the item; of one that has its answer, never more than a step."""
+        goes on tomorrow. Any other ends the item; of one that has its answer, never more than a step. Exploring
+        ends with its own money, and the item goes on without."""
         ends_early = slot.pending is not None and not is_whole(slot.pending.task)
-        if no.of_the_run and not ends_early:
+        if no.key.endswith(EXPLORING):
+            self.places.move(slot, slot.candidate + 1)  # those that it would have tried anyway stand behind
+            self.flights.queue(slot, now)
+        elif no.of_the_run and not ends_early:
             self.spent_out = no.words
             self.flights.queue(slot, now)
             self.drain(now)

@@ -6,10 +6,11 @@ import heapq
 from collections.abc import Collection
 from typing import Literal
 
-from penstock.engine.budget import Reservation
+from penstock.engine.budget import Purpose, Reservation
 from penstock.engine.flow.climb import Climb
 from penstock.engine.flow.pending import Pending
 from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
+from penstock.engine.registry.choice import EXPLORE
 from penstock.engine.retry import History
 from penstock.engine.router import Rejection
 from penstock.engine.steering.turn import Turn
@@ -106,6 +107,13 @@ class Slot:
     def step(self) -> StepKind | None:
         """The kind of step that it owes now; None: it waits for the answer that counts."""
         return None if self.pending is None else self.pending.step.kind
+
+    @property
+    def purpose(self) -> Purpose | None:
+        """Whose budget it must fit into besides the general ones."""
+        if self.pending is not None:
+            return self.pending.step.kind
+        return "explore" if self.route.candidates[self.candidate].experiment == EXPLORE else None
 
     @property
     def pool(self) -> str:

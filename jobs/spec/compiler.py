@@ -16,6 +16,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import policy_version
 from penstock.engine.items import Attributes
 from penstock.engine.policy import Experiment, Policy, Task
+from penstock.engine.pricing import usd_to_nano
 from penstock.jobs.prices import nano
 from penstock.jobs.spec.accounts import Part
 from penstock.jobs.spec.asked import share
@@ -78,7 +79,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
         catalog=catalog,
         policy=policy,
         sinks=sinks,
-        budgets=_budgets(doc, job.budgets),
+        budgets=(*_budgets(doc, job.budgets), *_exploring(policy)),
         state=resolve.state(doc, job.state, base),
         on_duplicate=_on_duplicate(doc, job.on_duplicate, source),
         max_dead_letters=_fuse(doc, job.max_dead_letters),
@@ -181,6 +182,12 @@ def _budget(doc: Doc, index: int | None, file: BudgetFile) -> Budget:
     if file.tenant == "":
         raise doc.error((*path, "tenant"), 'empty; name a tenant, or "*" for one such budget each')
     return Budget(limit_nano=limit, per=None if file.per == "run" else file.per, tenant=file.tenant, role=file.role)
+
+
+def _exploring(policy: Policy) -> tuple[Budget, ...]:
+    """What exploring may cost is a budget like any other: leased before each call."""
+    usd = sum(task.explore.usd for task in policy.tasks.values() if task.explore is not None)
+    return (Budget(usd_to_nano(usd), role="explore"),) if usd else ()
 
 
 def _on_duplicate(doc: Doc, given: OnDuplicate | None, source: SourceSettings) -> OnDuplicate:

@@ -126,8 +126,12 @@ def _idle_models(spec: RunSpec) -> list[str]:
     return [f"model {n}: in no tier and no rule; only a pin reaches it" for n in spec.catalog.models if n not in used]
 
 
+_PURPOSES = {"judge": "judges", "shadow": "shadows", "explore": "exploring"}
+
+
 def _uneven_budgets(spec: RunSpec) -> list[str]:
-    return [] if spec.budgets else ["no budget is set; add `budgets: [{usd: 25}]` for a hard limit"]
+    limited = any(budget.role is None for budget in spec.budgets)
+    return [] if limited else ["no budget is set; add `budgets: [{usd: 25}]` for a hard limit"]
 
 
 def describe(spec: RunSpec) -> list[tuple[str, str]]:
@@ -145,7 +149,7 @@ def describe(spec: RunSpec) -> list[tuple[str, str]]:
     for budget in spec.budgets:
         scope = f" a {budget.per}" if budget.per else ""
         whom = f" for tenant {budget.tenant}" if budget.tenant else ""
-        whom += f" for {budget.role}s" if budget.role else ""
+        whom += f" for {_PURPOSES[budget.role]}" if budget.role else ""
         lines.append(("budget", f"${budget.limit_nano / NANO_PER_USD:,.2f}{scope}{whom}"))
     lines.append(("state", spec.state))
     return lines

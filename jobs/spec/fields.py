@@ -161,6 +161,14 @@ class ShadowFile(msgspec.Struct, frozen=True):
     share: Number
 
 
+class ExploreFile(msgspec.Struct, frozen=True):
+    """A share of the items tries models that are cheaper and not known well enough."""
+
+    share: Number
+    usd: Number
+    """At most, in one run."""
+
+
 class CascadeFile(msgspec.Struct, frozen=True):
     """The cheap answer is taken where its signal passes; else the next model is asked."""
 
@@ -184,6 +192,7 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Number | None = None
     reuse: bool = False
     shadow: ShadowFile | None = None
+    explore: ExploreFile | None = None
     cascade: CascadeFile | None = None
 
 
@@ -279,6 +288,7 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     scorers: list[ScorerType | ScorerFile] = []
     reuse: bool = False
     shadow: ShadowFile | None = None
+    explore: ExploreFile | None = None
     cascade: CascadeFile | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from penstock.engine.policy import Scorer, Shadow
+from penstock.engine.policy import Explore, Scorer, Shadow
 from penstock.jobs.spec.asked import Context, as_json, checked_params, choices, share, template
 from penstock.jobs.spec.fields import ScorerFile, ScorerType, TaskFile
 from penstock.jobs.spec.templates import check_json_schema, check_regex
@@ -111,6 +111,20 @@ def shadow(at: Context, path: Path, task: TaskFile) -> Shadow | None:
     if not portion:
         raise at.doc.error((*path, "share"), "a share of 0 shadows nothing; leave `shadow:` out")
     return Shadow(tuple(file.models), portion)
+
+
+def explore(at: Context, path: Path, task: TaskFile) -> Explore | None:
+    file = task.explore
+    if file is None:
+        return None
+    if all(isinstance(each, ScorerFile) and each.type == "judge" for each in task.scorers):
+        raise at.doc.error(path, "nothing measures what is explored; name `scorers:` that need no judge")
+    portion = share(at.doc, (*path, "share"), file.share)
+    if not portion:
+        raise at.doc.error((*path, "share"), "a share of 0 explores nothing; leave `explore:` out")
+    if not 0 < file.usd < 10**9:
+        raise at.doc.error((*path, "usd"), "must be more than 0: what exploring may cost in one run")
+    return Explore(portion, float(file.usd))
 
 
 def _known(at: Context, path: Path, target: str) -> None:

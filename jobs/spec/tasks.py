@@ -11,14 +11,26 @@ from penstock.jobs.spec.cascades import cascade
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.digest import digest
 from penstock.jobs.spec.fields import JobFile, OutputFile, PromptFile, TaskFile
-from penstock.jobs.spec.scoring import scorer, shadow
+from penstock.jobs.spec.scoring import explore, scorer, shadow
 from penstock.jobs.spec.templates import check_json_schema
 from penstock.jobs.spec.tree import Doc, Path
 
 ONLY = "default"
 """Name of the task that the shorthand makes."""
 MAX_TASKS = 1_000
-_SHORT = ("prompt", "output", "params", "sample", "scorers", "tier", "min_quality", "reuse", "shadow", "cascade")
+_SHORT = (
+    "prompt",
+    "output",
+    "params",
+    "sample",
+    "scorers",
+    "tier",
+    "min_quality",
+    "reuse",
+    "shadow",
+    "explore",
+    "cascade",
+)
 
 
 def compile_tasks(doc: Doc, job: JobFile, catalog: Catalog, values: Mapping[str, str]) -> dict[str, Task]:
@@ -59,6 +71,7 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         timeout_s=None if file.timeout_s is None else float(file.timeout_s),
         reuse=file.reuse,
         shadow=shadow(at, (*path, "shadow"), file),
+        explore=explore(at, (*path, "explore"), file),
         cascade=cascade(at, (*path, "cascade"), file),
     )
 

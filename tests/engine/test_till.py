@@ -3,14 +3,14 @@
 from penstock.engine.budget import Budget, Budgets
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.till import IDLE_LEASE_S, Till
-from penstock.engine.items import Attributes, Item, Position, Request, Route
+from penstock.engine.items import Attributes, Candidate, Item, Position, Request, Route
 
 NOW = 1_700_000_000.0
 
 
 def slot() -> Slot:
     item = Item("i", Position("s", 0, 0), Attributes(), Request(b"{}"), b"", NOW)
-    return Slot(item, Route("t", 3, (), (), ""), 1)
+    return Slot(item, Route("t", 3, (Candidate("m", "v1", "api:a"),), (), ""), 1)
 
 
 def test_a_lease_stays_while_the_next_budgets_lease_is_fetched() -> None:
