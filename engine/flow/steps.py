@@ -11,7 +11,7 @@ out and counted; it never costs the item its result. While they go on, the slot'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -60,7 +60,7 @@ class Steps:
             return None
         shadowed = task.shadow is not None and sampled(result.item.item_id, task.shadow.share)
         judged = result.sampled or any(sampled(each.item.item_id, task.sample_share) for each in followers)
-        own = (result.model, f"{result.model}@{result.model_version}")
+        own = (result.model, f"{result.model}@{result.model_version}", *_in_vain(slot))
         todo = [step for step in steps if _owes(step, own, shadowed=shadowed, judged=judged)]
         if not todo:
             return None
@@ -179,7 +179,15 @@ def is_whole(task: Task) -> bool:
     return task.shadow is not None and task.shadow.whole
 
 
-def _owes(step: Step, own: tuple[str, str], *, shadowed: bool, judged: bool) -> bool:
+def _in_vain(slot: Slot) -> Iterator[str]:
+    """Targets that the item was tried at before one of them answered: as shadows they would get a second chance."""
+    tried = {attempt.model for attempt in slot.attempts}
+    for candidate in slot.route.candidates[: slot.candidate]:
+        if candidate.model in tried:
+            yield from (candidate.model, f"{candidate.model}@{candidate.version}")
+
+
+def _owes(step: Step, own: tuple[str, ...], *, shadowed: bool, judged: bool) -> bool:
     """A model is no shadow of itself. What is about a shadow's answer is owed with it."""
     target = step.target if step.kind == "shadow" else step.about
     return (shadowed and target not in own) if target else judged

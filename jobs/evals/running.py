@@ -7,6 +7,9 @@ from pathlib import Path
 import msgspec
 
 from penstock.connectors.filestore.disk import publish
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.state import open_state
+from penstock.engine.budget import Budget, budget_keys
 from penstock.engine.errors import SpecError, Spent
 from penstock.engine.measure.evaluation import Evaluation, evaluate
 from penstock.engine.measure.stopping import Stop as Enough
@@ -73,8 +76,17 @@ def price(prepared: Prepared, budget_nano: int | None) -> tuple[Priced, RunSpec]
             f"the evaluation costs {dollars(round(cost.cost_nano.low))} or more, and the budget is "
             f"{dollars(budget_nano)}: take fewer rows (--rows) or candidates"
         )
-    limit = budget_nano if budget_nano is not None else round(cost.cost_nano.high * HEADROOM)
+    limit = budget_nano if budget_nano is not None else _by_price(prepared.spec, cost)
     return cost, derived.within(prepared.spec, limit or None)
+
+
+def _by_price(spec: RunSpec, cost: Priced) -> int:
+    """Where no budget was said. What a killed command had set aside counts as spent for ever, though hardly any of it
+    was: without room for it, a small evaluation that was killed could never go on."""
+    ((key, _),) = budget_keys((Budget(1),), spec.run_id, None, 0.0)
+    ledger = LedgerClient(open_state(spec.state), spec.run_id).read(key)
+    lost = ledger.forfeit_nano + ledger.leased_nano if ledger is not None else 0
+    return round(cost.cost_nano.high * HEADROOM) + lost
 
 
 def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *, to_the_end: bool) -> Found:

@@ -462,6 +462,15 @@ def test_a_lane_that_drains_ends_what_has_its_answer() -> None:
     assert not rig.lane.slots
 
 
+def test_a_model_that_failed_on_the_item_gets_no_second_chance_as_its_shadow() -> None:
+    """It refused; the next one answered; the third is compared."""
+    rig = Rig(msgspec.structs.replace(SHADOWED, models=("other", "main"), shadow=Shadow(("other@v1", "third"), 1.0)))
+    rig.fails["other"] = "refused"
+    rig.offer()
+    assert [s.model for s in rig.one().shadows] == ["third"]
+    assert rig.roles() == [("primary", "other"), ("fallback", "main"), ("shadow", "third")]
+
+
 WHOLE = msgspec.structs.replace(SHADOWED, shadow=Shadow(("other", "third"), 1.0, whole=True))
 
 
