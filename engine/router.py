@@ -163,7 +163,7 @@ class Router:
             self._plans.clear()
 
     def learn(self, standings: Iterable[Standing]) -> None:
-        """What is known of the models now. What was routed before stays as it is."""
+        """What is known of the models now. What was routed before: `flow.anew`."""
         self._standings = {(each.task, each.model, each.version): each for each in standings}
         self._plans.clear()
 

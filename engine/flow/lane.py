@@ -16,12 +16,13 @@ single items), `inherited` (what the last owner left at workers), `flights`, `en
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from penstock.engine.budget import EXPLORING, Budgets
 from penstock.engine.catalog import Catalog, Price
+from penstock.engine.flow.anew import routed_anew
 from penstock.engine.flow.calls import Calls, first_price
 from penstock.engine.flow.cells import CELLS, Cells, cells_in
 from penstock.engine.flow.chains import Chains
@@ -44,6 +45,7 @@ from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
 from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
+from penstock.engine.registry.standing import Standing
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.turn import Turn
 
@@ -321,6 +323,12 @@ class Lane:
         """From now on models have these versions. What is at a worker goes on; all else gets them before it is sent."""
         self.router.steer(turn)
         self.flights.steered(now)
+
+    def learn(self, standings: Iterable[Standing], now: float) -> None:
+        """How good the models are, as measured: what was not sent yet goes by it as well."""
+        self.router.learn(standings)
+        for slot in routed_anew(list(self.slots.values()), self.router, self._calls, self.places):
+            self.flights.queue(slot, now)
 
     def heard(self, worker: str, now: float) -> None:
         """The worker renewed its right: it lives, and has calls of this lane; they may wait there for a limit."""

@@ -108,6 +108,32 @@ def test_an_explored_model_that_fails_costs_no_item_its_result() -> None:
     assert 0 < sum(cell.items for cell in at(machine, EXPLORE)) < COUNT  # then its breaker opens
 
 
+def test_what_is_not_sent_yet_goes_where_it_would_go_now() -> None:
+    """A model turns out to be too poor: items that were read for it go elsewhere; what is out stays out."""
+    machine = lane(10**12, share=0.0)
+    machine.router.learn([standing("new", 950), standing("main", 980)])
+    machine.begin([Split("s", "o", 0, 0, "u", 0, COUNT)], {}, 0)
+    for n in range(COUNT):
+        machine.offer(Item(f"i{n}", Position("s", 0, n), Attributes(), Request(b"{}", input_hash=str(n)), b"o", 0.0), 1)
+    machine.commit(1.0)
+    machine.committed(1.0)
+    machine.leased("run/r", {"l": 10**14}, 1.0)
+    while not (out := machine.take("api:a", 4, 1 << 40, "w", 1.0)):
+        for wish in machine.wishes():
+            machine.leased(wish.key, {f"{wish.key}/l": wish.want_nano}, 1.0)
+    assert {call.model for call in out} == {"new"}
+    machine.learn([standing("new", 500), standing("main", 980)], 2.0)
+    check(machine)
+    machine.leased("run/r", {"m": 10**14}, 2.0)
+    later = machine.take("api:a", COUNT, 1 << 40, "w", 2.0)
+    assert (len(out) + len(later), {call.model for call in later}) == (COUNT, {"main"})
+    assert {slot.model for slot in machine.slots.values() if slot.state == "flying" and slot.sent_at == 1.0} == {"new"}
+
+
+def standing(name: str, good: int) -> Standing:
+    return Standing("t", name, "v1", (Sample(((0, 1000 - good), (1000, good))),))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_the_share_is_a_share_of_all_items(share: float) -> None:
     machine = lane(10**12, share=share)

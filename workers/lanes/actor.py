@@ -250,10 +250,11 @@ class LaneActor:
             shell.wake()
 
     async def learn(self, standings: bytes) -> None:
-        """How good the models are, as measured: what is read from now on goes by it."""
+        """How good the models are, as measured."""
         self._standings = _standings.decode(standings)
         for shell in self._shells.values():
-            shell.machine.router.learn(self._standings)
+            shell.machine.learn(self._standings, time.time())
+            shell.wake()
 
     async def reprice(self, model: str, price: bytes) -> None:
         """An own engine's running rate."""
