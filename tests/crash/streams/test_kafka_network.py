@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,6 +22,7 @@ from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
 from penstock.engine.plan import Plan, Split
 from tests.crash.streams import kafka_lines
 from tests.crash.streams.stage import Stage
+from tests.crash.streams.stream_bench import StreamShape, stream_bench
 
 pytestmark = pytest.mark.kafka
 
@@ -137,3 +140,23 @@ async def test_what_a_given_up_commit_still_sends_is_never_part_of_the_next_owne
     read = await asyncio.to_thread(run.committed)
     assert sorted(read) == sorted(b'{"n":%d}' % n for n in ((1, 2, 3) if taken.seq else (2, 3)))
     assert (await new.peek(0)).chunks == {"a": b"3"}
+
+
+@pytest.mark.soak
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_run_with_an_end_sits_out_a_broker_that_is_away_for_minutes(servers: Stage, tmp_path: Path) -> None:
+    """Nobody has to run it again, and it says what it waits for. (Seen: it gave up after one minute.)"""
+    with stream_bench(servers, tmp_path, StreamShape(items=600, model="sure")) as b:
+        command = b.start()
+        b.wait_served(100, command)
+        servers.network.cut()
+        b.kills.append("network cut")
+        time.sleep(150)
+        assert command.poll() is None, b.log(command)
+        servers.network.mend()
+        assert b.end(command) == 0, b.log(command)
+        said = " ".join(b.log(command).split())
+        assert "the run waits for up to 600 s (execution.outage_s)" in said
+        assert "what was away is back" in said
+        b.check(bound=2 * b.shape.lanes * 64 + b.shape.concurrency + round(b.fastest_rate() * 0.9))
