@@ -8,6 +8,7 @@ import msgspec
 from aiokafka import TopicPartition
 
 from penstock.connectors.base import SinkName
+from penstock.connectors.kafka.avro_sink import AvroRecords, registered
 from penstock.connectors.kafka.client import (
     Admin,
     abandon,
@@ -54,6 +55,8 @@ class Cluster(msgspec.Struct, frozen=True):
     sinks: dict[str, TopicFacts]
     replies: dict[str, TopicFacts]
     progress: TopicFacts
+    avro: AvroRecords | None = None
+    """How sinks are written that want Avro."""
 
     @property
     def batch_bytes(self) -> int:
@@ -80,7 +83,8 @@ async def open_cluster(
             raise SpecError(f"{describe(connection)} has no topic {missing[0]}, which reply_to allows. Make it first.")
         progress = await _progress_topic(admin, connection, sinks)
     partitions = await _frozen_partitions(connection, progress)
-    return Cluster(Scope(name, partitions), topics, replies, progress)
+    avro = await registered(connection, sinks)
+    return Cluster(Scope(name, partitions), topics, replies, progress, avro)
 
 
 async def _progress_topic(admin: Admin, connection: Connection, sinks: Mapping[SinkName, KafkaSink]) -> TopicFacts:

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from aiokafka.structs import ConsumerRecord
 
 from penstock.connectors.base import SinkName
+from penstock.connectors.kafka.avro_sink import fetched
 from penstock.connectors.kafka.client import cluster_key, ended, new_admin, new_consumer, opened, within
 from penstock.connectors.kafka.dead_letters import incoming
 from penstock.connectors.kafka.records import run_epoch_of
+from penstock.connectors.kafka.schemas import Codec
 from penstock.connectors.kafka.store import KafkaStore, Settings
 from penstock.connectors.kafka.topics import ends, look_up
 from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, SourceSettings
@@ -56,6 +58,8 @@ class KafkaPlace:
             mirror=(mirror.group or run_id) if mirror is not None else None,
         )
         self._large = self.settings.large
+        self._codecs: dict[tuple[SinkName, int], Codec] = {}
+        """Of the schemas met so far, by id."""
 
     def _is_here(self, source: KafkaSource) -> bool:
         theirs = source.connection if isinstance(source.connection, Connection) else Connection(source.bootstrap or "")
@@ -103,11 +107,19 @@ class KafkaPlace:
                     fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
                 for tp, records in fetched.items():
                     mine = [r for r in records if r.offset < last[tp] and run_epoch_of(r.headers, self._run_id) > fresh]
-                    yield [self._line(sink, record) for record in mine]
+                    yield [self._line(sink, record, await self._json(sink, record.value or b"")) for record in mine]
 
-    def _line(self, sink: SinkName, record: ConsumerRecord[bytes, bytes]) -> bytes:
+    async def _json(self, sink: SinkName, value: bytes) -> bytes:
+        """Of a sink that is written as Avro: by the schema that the record names."""
+        if self._sinks[sink].format != "avro" or value[:1] != b"\0":
+            return value
+        number = int.from_bytes(value[1:5])
+        if (sink, number) not in self._codecs:
+            self._codecs[sink, number] = await fetched(self._connection, sink, number)
+        return self._codecs[sink, number](value[5:])
+
+    def _line(self, sink: SinkName, record: ConsumerRecord[bytes, bytes], value: bytes) -> bytes:
         """A dead letter is made whole again, and a result that was too large is fetched."""
-        value = record.value or b""
         if sink == "dead_letters":
             return incoming(record.value, record.headers) or value
         return self._large.followed(value) if sink == "results" and self._large is not None else value

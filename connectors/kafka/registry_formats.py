@@ -16,7 +16,8 @@ import msgspec
 from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
 from penstock.connectors.kafka.partition import Record, raw, too_large
-from penstock.connectors.kafka.schemas import Codec, Compile, Schema, Schemas
+from penstock.connectors.kafka.registry import Schema
+from penstock.connectors.kafka.schemas import Codec, Compile, Schemas
 from penstock.connectors.reading.json_guard import decode, members
 from penstock.connectors.settings import Connection
 from penstock.engine.errors import BadRecord, SpecError

@@ -6,57 +6,27 @@ A record is never waited for: `get` says None while its schema is on the way.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import quote
 
-import aiohttp
-import msgspec
-
-from penstock.connectors.secrets import resolve
+from penstock.connectors.kafka.registry import RETRY_S, Registry, Schema
 from penstock.connectors.settings import Connection
-from penstock.engine.errors import BadRecord, PenstockError, Refused, SpecError, Temporary
+from penstock.engine.errors import BadRecord, PenstockError
 
 KEPT = 1_000
 """Schemas in memory. A topic has a few; a number keeps a flood of wrong ids from filling it."""
-REQUEST_S = 5.0
-RETRY_S = 1.0
 UNKNOWN_S = 60.0
 """So long an id that the registry does not know stays unknown: a registry's replicas may lag behind. A guess."""
-MOST_BYTES = 4_000_000
 MOST_REFERENCES = 200
 
 Codec = Callable[[bytes], bytes]
 """What follows a record's schema id → the row as JSON. Raises `BadRecord`."""
 
 
-class Reference(msgspec.Struct, frozen=True):
-    name: str
-    subject: str
-    version: int
-
-
-class Schema(msgspec.Struct, frozen=True):
-    """As the registry tells it. `schema`: its text; for Protobuf a `FileDescriptorProto` in base64."""
-
-    schema: str
-    schemaType: str = "AVRO"
-    references: tuple[Reference, ...] = ()
-
-
-class _Error(msgspec.Struct, frozen=True):
-    error_code: int
-
-
-_NOT_FOUND = (40401, 40402, 40403)
-"""Subject, version, schema: https://docs.confluent.io/platform/current/schema-registry/develop/api.html#errors"""
-
 Compile = Callable[[int, Schema, dict[str, Schema]], Codec]
 """Id, schema, and what it refers to by name, dependencies first. Raises anything where the schema can't be used."""
-
-_decode = msgspec.json.Decoder(Schema).decode
 
 
 class Schemas:
@@ -70,12 +40,9 @@ class Schemas:
         serialized: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        if connection.schema_registry is None:
-            raise SpecError("these records are read with a schema registry: name it as connections: … schema_registry")
         self.trouble: PenstockError | None = None
         """The registry can't be asked now, or refuses us."""
-        self._url = connection.schema_registry.rstrip("/")
-        self._headers = _headers(connection)
+        self._registry = Registry(connection)
         self._compile = compile
         self._suffix = "?format=serialized" if serialized else ""
         self._now = now
@@ -83,7 +50,6 @@ class Schemas:
         """Id → what it stands for, and until when."""
         self._task: asyncio.Task[None] | None = None
         self._not_before = 0.0
-        self._http: aiohttp.ClientSession | None = None
 
     def get(self, schema_id: int) -> Codec | BadRecord | None:
         """None: ask again; `trouble` says where that may take long."""
@@ -100,8 +66,7 @@ class Schemas:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._http is not None:
-            await self._http.close()
+        await self._registry.close()
 
     async def _learn(self, schema_id: int) -> None:
         try:
@@ -118,7 +83,7 @@ class Schemas:
 
     async def _fetched(self, schema_id: int) -> tuple[Codec | BadRecord, float]:
         forever = float("inf")
-        schema = await self._ask(f"/schemas/ids/{schema_id}{self._suffix}")
+        schema = await self._registry.ask(f"/schemas/ids/{schema_id}{self._suffix}")
         if schema is None:
             return BadRecord("malformed", f"the schema registry knows no schema {schema_id}"), UNKNOWN_S
         named: dict[str, Schema] = {}
@@ -140,47 +105,10 @@ class Schemas:
                 continue
             if len(named) >= MOST_REFERENCES:
                 raise BadRecord("malformed", f"the schema refers to more than {MOST_REFERENCES} others")
-            found = await self._ask(f"/subjects/{quote(one.subject, safe='')}/versions/{one.version}{self._suffix}")
+            found = await self._registry.ask(
+                f"/subjects/{quote(one.subject, safe='')}/versions/{one.version}{self._suffix}"
+            )
             if found is None:
                 raise BadRecord("malformed", f"the schema refers to {one.subject} {one.version}, which is not there")
             await self._refer(found, named)
             named[one.name] = found
-
-    async def _ask(self, path: str) -> Schema | None:
-        """None: there is none. Raises `Temporary`, `Refused`."""
-        if self._http is None:
-            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S), headers=self._headers)
-        where = f"the schema registry at {self._url}"
-        try:
-            async with self._http.get(self._url + path) as answer:
-                text = await answer.content.read(MOST_BYTES)
-                status = answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Temporary(
-                f"{where} can't be reached ({type(error).__name__}): is it up?", retry_after_s=RETRY_S
-            ) from error
-        if status == 404 and _not_found(text):
-            return None
-        if status in {401, 403}:
-            raise Refused(f"{where} refuses us ({status}): check schema_registry_auth (user:password)")
-        if status != 200:
-            raise Temporary(f"{where} answers {status} to {path}: is it the registry's address?", retry_after_s=RETRY_S)
-        try:
-            return _decode(text)
-        except msgspec.DecodeError as error:
-            raise Temporary(f"{where} says what can't be read: {error}", retry_after_s=RETRY_S) from error
-
-
-def _not_found(text: bytes) -> bool:
-    """Said by a registry, and not by some other server: then all records would die of a wrong address."""
-    try:
-        return msgspec.json.decode(text, type=_Error).error_code in _NOT_FOUND
-    except msgspec.DecodeError:
-        return False
-
-
-def _headers(connection: Connection) -> dict[str, str]:
-    secret = resolve(connection.schema_registry_auth)
-    if secret is None:
-        return {}
-    return {"Authorization": "Basic " + base64.b64encode(secret.reveal().encode()).decode()}  # RFC 7617

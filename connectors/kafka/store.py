@@ -225,7 +225,7 @@ class KafkaStore:
 
     def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> tuple[Row, Large | None]:
         replies = cluster.replies if sink == "results" else {}
-        record = outgoing(record) if sink == "dead_letters" else record
+        record = outgoing(record) if sink == "dead_letters" else _framed(cluster, sink, record)
         one = row(self._settings.run_id, run_epoch, cluster.sinks[sink], record, replies)
         if sink != "results" or self._large is None or one.too_large is None:
             return one, None
@@ -359,6 +359,11 @@ class KafkaStore:
             self._opened.heart.kill()
             self._opened.control.close()
             self._opened = None
+
+
+def _framed(cluster: Cluster, sink: str, record: OutRecord) -> OutRecord:
+    avro = cluster.avro
+    return record if avro is None else msgspec.structs.replace(record, value=avro.framed(sink, record.value))
 
 
 def _claim(cluster: Cluster, lane: int, claim: Claim) -> Row:

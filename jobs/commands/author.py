@@ -14,6 +14,7 @@ from penstock.jobs.commands import shared
 from penstock.jobs.wording import relative, secret_told
 
 if TYPE_CHECKING:
+    from penstock.connectors.base import SinkName
     from penstock.engine.catalog import Catalog, Model, Price, Wall
 
 JOBS = {"files": "job.yaml", "kafka": "kafka.yaml", "s3": "s3.yaml"}
@@ -169,8 +170,29 @@ def _permits(catalog: Catalog, wall: Wall, model: Model) -> bool:
 
 
 @click.command()
-def schema() -> None:
-    """The JSON Schema of a job file, for editors and machines."""
+@click.argument("what", type=click.Choice(["job", "records"]), default="job")
+@click.option("--format", "form", type=click.Choice(["json", "avro"]), default="json", show_default=True)
+@click.option(
+    "--sink",
+    type=click.Choice(["results", "costs", "quality", "dead_letters"]),
+    help="Only the schema of this sink's records.",
+)
+def schema(what: str, form: str, sink: SinkName | None) -> None:
+    """The JSON Schema of a job file, for editors and machines; or, with `records`, the JSON or Avro schemas of what a
+    run writes."""
+    if what == "job" and (form != "json" or sink is not None):
+        raise SpecError("a job file has a JSON Schema and no sinks; for a run's output: penstock schema records")
+    shared.print_json(_record_schemas(form, sink) if what == "records" else _job_schema())
+
+
+def _job_schema() -> object:
     from penstock.jobs import spec
 
-    shared.print_json(spec.schema())
+    return spec.schema()
+
+
+def _record_schemas(form: str, sink: SinkName | None) -> object:
+    from penstock.connectors.writing import record_schemas
+
+    made = record_schemas.json_schema if form == "json" else record_schemas.avro_schema
+    return made(sink) if sink is not None else {name: made(name) for name in record_schemas.SINKS}

@@ -13,7 +13,6 @@ from typing import Any
 
 import fastavro
 import pytest
-from aiohttp import web
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -28,55 +27,16 @@ from penstock.engine.items import DeadLetter, Item
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.jobs.dev.kafka import KafkaServer
+from tests.connectors.registry import Registry, running
 
 SPLIT = Split("t@x/0#0-", "t@x/0", 0, 0, "kafka://h/t/0", 0, None)
-
-
-class Registry:
-    """Subjects and schemas by id, as `GET /schemas/ids/{id}` and `GET /subjects/{subject}/versions/{version}`."""
-
-    def __init__(self) -> None:
-        self.schemas: dict[int, dict[str, Any]] = {}
-        self.subjects: dict[tuple[str, str], dict[str, Any]] = {}
-        self.asked: list[str] = []
-        self.status: int | None = None
-        self.url = ""
-
-    def application(self) -> web.Application:
-        app = web.Application()
-        app.router.add_get("/schemas/ids/{id}", self.by_id)
-        app.router.add_get("/subjects/{subject}/versions/{version}", self.by_subject)
-        return app
-
-    async def by_id(self, request: web.Request) -> web.Response:
-        return self.answer(request, self.schemas.get(int(request.match_info["id"])), 40403)
-
-    async def by_subject(self, request: web.Request) -> web.Response:
-        found = self.subjects.get((request.match_info["subject"], request.match_info["version"]))
-        return self.answer(request, found, 40401)
-
-    def answer(self, request: web.Request, found: dict[str, Any] | None, code: int) -> web.Response:
-        self.asked.append(request.path_qs)
-        if self.status is not None:
-            return web.Response(status=self.status)
-        if request.headers.get("Authorization") != "Basic " + base64.b64encode(b"me:secret").decode():
-            return web.json_response({"error_code": 401, "message": "Unauthorized"}, status=401)
-        if found is None:
-            return web.json_response({"error_code": code, "message": "not found"}, status=404)
-        return web.json_response(found)
 
 
 @pytest.fixture
 async def registry(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Registry]:
     monkeypatch.setenv("REGISTRY_AUTH", "me:secret")
-    found = Registry()
-    runner = web.AppRunner(found.application())
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield found
-    await runner.cleanup()
+    async with running() as found:
+        yield found
 
 
 def connection(registry: Registry, bootstrap: str = "nowhere:1") -> Connection:

@@ -177,6 +177,18 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["$schema"].startswith("https://json-schema.org/")
 
 
+def test_the_schemas_of_records_are_printed_as_json_and_as_avro(capsys: pytest.CaptureFixture[str]) -> None:
+    """All sinks', or one alone for tools that want a file."""
+    import json
+
+    assert cli.call(["schema", "records"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"results", "costs", "quality", "dead_letters"}
+    assert cli.call(["schema", "records", "--format", "avro", "--sink", "costs"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "CostRecord"
+    assert cli.call(["schema", "--sink", "costs"]) == 2
+    assert "penstock schema records" in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     """`penstock schema | head` is quiet."""
     command = f"{sys.executable} -m penstock.jobs.cli schema | head -c 10"

@@ -105,9 +105,18 @@ def sink(doc: Doc, path: Path, value: KafkaSink, known: Connections, base: str) 
         _check_create(doc, (*path, "create"), value.create)
     if value.too_large != "dead_letter":
         check_folder_url(doc, (*path, "too_large"), value.too_large, "`dead_letter` or s3://bucket/prefix/")
-    if value.format == "avro":
-        raise doc.error((*path, "format"), "records are written as JSON only so far; leave `format:` out")
-    return connect(doc, path, value, known, base)
+    made = connect(doc, path, value, known, base)
+    if made.format == "avro":
+        _check_avro(doc, path, made)
+    return made
+
+
+def _check_avro(doc: Doc, path: Path, made: KafkaSink) -> None:
+    if path[-1] == "dead_letters":
+        raise doc.error((*path, "format"), "a dead letter is its input's own bytes; leave `format:` out")
+    if made.too_large != "dead_letter":
+        raise doc.error((*path, "too_large"), "only JSON records can point to an object; leave `format:` out")
+    _check_registry(doc, path, made, True)
 
 
 def _check_create(doc: Doc, path: Path, create: CreateTopic) -> None:
@@ -117,11 +126,11 @@ def _check_create(doc: Doc, path: Path, create: CreateTopic) -> None:
         raise doc.error((*path, "replication"), "expected 1 or more copies; leave it out for the broker's default")
 
 
-def _check_registry(doc: Doc, path: Path, made: KafkaSource, wanted: bool) -> None:
+def _check_registry(doc: Doc, path: Path, made: KafkaSource | KafkaSink, wanted: bool) -> None:
     if wanted and not (isinstance(made.connection, Connection) and made.connection.schema_registry):
         raise doc.error(
             (*path, "format"),
-            f"`{made.format}` is read with a schema registry: name a `connection:` that has `schema_registry:`",
+            f"`{made.format}` goes with a schema registry: name a `connection:` that has `schema_registry:`",
         )
 
 

@@ -141,7 +141,8 @@ def beside(results: SinkSettings, name: str) -> SinkSettings:
         case MemorySink():
             return MemorySink(f"{results.name}.{name}")
         case KafkaSink():
-            return msgspec.structs.replace(results, topic=f"{results.topic}.{name}")
+            format = "json" if name == "dead_letters" else results.format
+            return msgspec.structs.replace(results, topic=f"{results.topic}.{name}", format=format)
         case S3Sink():
             parquet = files.is_parquet(results.prefix, results.format)
             return s3.beside(results, *files.path_beside(results.prefix, name, parquet))
