@@ -205,11 +205,11 @@ def retrieve(future: asyncio.Future[Any]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def within(seconds: float, connection: Connection, doing: str) -> AsyncGenerator[None]:
+async def within(seconds: float, connection: Connection, doing: str) -> AsyncGenerator[asyncio.Timeout]:
     """A deadline around calls of a client; foreign errors become ours. `doing` ends "while …" in messages."""
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        async with asyncio.timeout(seconds) as limit:
+            yield limit
     except (kafka.KafkaError, kafka.IllegalOperation, kafka.ConsumerStoppedError, OSError) as error:
         raise translated(error, connection, doing, seconds) from error
 

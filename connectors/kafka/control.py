@@ -24,6 +24,8 @@ from penstock.engine.plan import Epoch
 
 ALIVE_S = 6.0
 """Three beats: a process that has not moved its counter for so long is not alive."""
+DEAD_S = 3_600.0
+"""The last sign of life of a process that was killed is taken away after so long: far more than clocks differ."""
 POLL_S = 0.1
 
 HOLD, ALIVE, CLAIM, FRESH = "hold", "alive", "claim", "fresh"
@@ -59,6 +61,8 @@ class Control:
         self.claims: dict[int, Claim] = {}
         self.beats: dict[str, int] = {}
         """Process → its counter; one that ended in peace has none."""
+        self._beat_at: dict[str, float] = {}
+        """When it last moved, by its own clock (Unix seconds)."""
         self.partition = TopicPartition(topic, scope.control)
         self._connection = connection
         self._scope = scope
@@ -73,8 +77,8 @@ class Control:
             tail = self._tail or await self._open_tail()
             end = await self.end(self.partition)
             async with within(CALL_S, self._connection, "reading who owns what"):
-                async for key, value in records_below(tail, self.partition, end):
-                    self._see(key, value)
+                async for record in records_below(tail, self.partition, end):
+                    self._see(record.key, record.value, record.timestamp / 1000)
 
     async def end(self, partition: TopicPartition) -> int:
         """The offset behind the partition's last record, open transactions included."""
@@ -106,6 +110,10 @@ class Control:
                 return True
         return False
 
+    def dead(self, now: float) -> list[str]:
+        """Processes that were killed long ago. One that lives all the same, with a wrong clock, beats again at once."""
+        return [process for process, at in self._beat_at.items() if now - at > DEAD_S]
+
     async def _open_tail(self) -> AIOKafkaConsumer:
         consumer = new_consumer(self._connection, committed=False)
         await start(consumer, self._connection)
@@ -119,7 +127,7 @@ class Control:
         self._tail = consumer
         return consumer
 
-    def _see(self, key: bytes | None, value: bytes | None) -> None:
+    def _see(self, key: bytes | None, value: bytes | None, at: float) -> None:
         match self._scope.parts(key):
             case ["hold"]:
                 self.hold = _decoded(value, Hold)
@@ -135,8 +143,9 @@ class Control:
                 beat = _decoded(value, Beat)
                 if beat is None:
                     self.beats.pop(process, None)
+                    self._beat_at.pop(process, None)
                 else:
-                    self.beats[process] = beat.count
+                    self.beats[process], self._beat_at[process] = beat.count, at
             case _:
                 pass
 

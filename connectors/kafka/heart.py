@@ -28,6 +28,7 @@ class Heart:
         self.process = secrets.token_hex(8)
         self._connection = connection
         self._partition = partition
+        self._scope = scope
         self._key = scope.key(ALIVE, self.process)
         self._beat_s = beat_s
         self._count = 0
@@ -64,6 +65,15 @@ class Heart:
                 await self._send(producer, None, STOP_S)
             abandon(producer)
 
+    async def bury(self, processes: list[str]) -> None:
+        """Take away the signs of life of processes that are dead."""
+        producer = self._producer
+        if producer is None:
+            return
+        with contextlib.suppress(PenstockError):  # whoever comes next does it
+            for process in processes:
+                await self._send(producer, None, STOP_S, self._scope.key(ALIVE, process))
+
     def kill(self) -> None:
         """End as a killed process ends: the counter stands still, and nothing says why."""
         if self._task is not None:
@@ -83,9 +93,11 @@ class Heart:
         self._count += 1
         await self._send(producer, msgspec.msgpack.encode(Beat(self.process, self._count)), SEND_S)
 
-    async def _send(self, producer: AIOKafkaProducer, value: bytes | None, seconds: float) -> None:
+    async def _send(
+        self, producer: AIOKafkaProducer, value: bytes | None, seconds: float, key: bytes | None = None
+    ) -> None:
         topic, partition = self._partition
         async with within(seconds, self._connection, "telling that we live"):
-            sent = await producer.send(topic, value, self._key, partition)
+            sent = await producer.send(topic, value, key or self._key, partition)
             sent.add_done_callback(retrieve)
             await asyncio.shield(sent)

@@ -44,7 +44,7 @@ PROGRESS_TOPIC = CreateTopic(
         "delete.retention.ms": str(10 * 60 * 1000),
     },
 )
-_PARTITIONS = b"penstock\0partitions"
+PARTITIONS = b"penstock\0partitions"
 """Key of the record that freezes over how many partitions progress is spread: adding some must not move any."""
 
 
@@ -82,7 +82,7 @@ async def open_cluster(
         if missing := [topic for topic in reply_to if topic not in replies]:
             raise SpecError(f"{describe(connection)} has no topic {missing[0]}, which reply_to allows. Make it first.")
         progress = await _progress_topic(admin, connection, sinks)
-    partitions = await _frozen_partitions(connection, progress)
+    partitions = await frozen_partitions(connection, progress)
     avro = await registered(connection, sinks)
     return Cluster(Scope(name, partitions), topics, replies, progress, avro)
 
@@ -100,7 +100,8 @@ async def _progress_topic(admin: Admin, connection: Connection, sinks: Mapping[S
     return found
 
 
-async def _frozen_partitions(connection: Connection, topic: TopicFacts) -> int:
+async def frozen_partitions(connection: Connection, topic: TopicFacts) -> int:
+    """Over how many partitions progress is spread there; settled with the first use."""
     first = TopicPartition(topic.name, 0)
     async with opened(new_consumer(connection, committed=False, fetch_bytes=1024), connection) as consumer:
         begin = (await begins(consumer, connection, [first]))[first]
@@ -108,9 +109,9 @@ async def _frozen_partitions(connection: Connection, topic: TopicFacts) -> int:
         async with within(CALL_S, connection, f"reading {topic.name}"):
             consumer.assign([first])
             consumer.seek(first, begin)
-            async for key, value in records_below(consumer, first, end):
-                if key == _PARTITIONS and value is not None:
-                    return _known(int(value), topic)
+            async for record in records_below(consumer, first, end):
+                if record.key == PARTITIONS and record.value is not None:
+                    return _known(int(record.value), topic)
     await _freeze(connection, topic)
     return topic.partitions
 
@@ -128,6 +129,6 @@ async def _freeze(connection: Connection, topic: TopicFacts) -> None:
     await start(producer, connection)
     try:
         async with within(CALL_S, connection, f"writing to {topic.name}"):
-            await producer.send_and_wait(topic.name, str(topic.partitions).encode(), _PARTITIONS, 0)
+            await producer.send_and_wait(topic.name, str(topic.partitions).encode(), PARTITIONS, 0)
     finally:
         abandon(producer)

@@ -6,12 +6,14 @@ topic that deletes, a wrong restore) is `Corrupt` and never a smaller finished s
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.structs import ConsumerRecord
 
 from penstock.connectors.kafka.client import new_consumer, opened, within
 from penstock.connectors.kafka.keys import Scope
@@ -20,8 +22,9 @@ from penstock.engine.errors import Corrupt
 from penstock.engine.plan import Epoch
 
 READ_S = 40.0
-"""An open transaction of a process that died hides what is behind it until the coordinator ends it: after its own 10 s,
-looked for every 10 s (`transaction.abort.timed.out.transaction.cleanup.interval.ms`). Twice that."""
+"""Without a record. An open transaction of a process that died hides what is behind it until the coordinator ends it:
+after its own 10 s, for which it looks every 10 s (`transaction.abort.timed.out.transaction.cleanup.interval.ms`). Twice
+that."""
 FETCH_BYTES = 8 << 20
 POLL_MS = 20
 """A commit marker at the end moves the position but wakes nobody who waits for records."""
@@ -93,7 +96,7 @@ def assemble(scope: Scope, lane: int, rows: Mapping[bytes, bytes]) -> tuple[Stor
                 pieces.setdefault(name, {})[int(number)] = value
             case _:
                 pass
-    chunks = {name: _joined(name, parts) for name, parts in pieces.items() if 0 in parts}
+    chunks = {name: joined(name, parts) for name, parts in pieces.items() if 0 in parts}
     known = {name: (_PIECES.unpack_from(pieces[name][0])[0], _crc(name, value)) for name, value in chunks.items()}
     digest = 0
     for _, crc in known.values():
@@ -110,7 +113,8 @@ def _head(value: bytes, lane: int) -> Head:
         raise Corrupt(_damaged(f"lane {lane}", str(error))) from error
 
 
-def _joined(name: str, parts: Mapping[int, bytes]) -> bytes:
+def joined(name: str, parts: Mapping[int, bytes]) -> bytes:
+    """A chunk of its pieces. Raises `Corrupt`."""
     (count,) = _PIECES.unpack_from(parts[0])
     if any(n not in parts for n in range(count)):
         raise Corrupt(_damaged(f"chunk {name}", f"not all of its {count} pieces are there"))
@@ -128,24 +132,29 @@ async def read_rows(connection: Connection, partition: TopicPartition, end: int,
     rows: dict[bytes, bytes] = {}
     async with opened(new_consumer(connection, fetch_bytes=FETCH_BYTES), connection) as consumer:
         doing = f"reading progress in {partition.topic}/{partition.partition} up to {end}"
-        async with within(READ_S, connection, doing):
+        async with within(READ_S, connection, doing) as limit:
             consumer.assign([partition])
             await consumer.seek_to_beginning(partition)
-            async for key, value in records_below(consumer, partition, end):
+            async for record in records_below(consumer, partition, end, limit):
+                key = record.key
                 if key is None or scope.parts(key) is None:
                     continue
-                if value is None:
+                if record.value is None:
                     rows.pop(key, None)
                 else:
-                    rows[key] = value
+                    rows[key] = record.value
     return rows
 
 
 async def records_below(
-    consumer: AIOKafkaConsumer, partition: TopicPartition, end: int
-) -> AsyncIterator[tuple[bytes | None, bytes | None]]:
-    """Key and value of records from the consumer's position up to `end`."""
+    consumer: AIOKafkaConsumer, partition: TopicPartition, end: int, limit: asyncio.Timeout | None = None
+) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
+    """Records from the consumer's position up to `end`. `limit`: starts anew with each batch, so that a long partition
+    may take its time, and one that brings nothing may not."""
     while await consumer.position(partition) < end:
-        for record in (await consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, ()):
+        found = (await consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, [])
+        if found and limit is not None:
+            limit.reschedule(asyncio.get_running_loop().time() + READ_S)
+        for record in found:
             if record.offset < end:
-                yield record.key, record.value
+                yield record

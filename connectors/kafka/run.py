@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 
 import msgspec
 
@@ -47,6 +48,7 @@ class Run:
         epoch = (self._control.hold.epoch if self._control.hold else 0) + 1
         await self._write(driver, [self._hold_row(Hold(epoch, holder, self._heart.process))])
         self.epoch = epoch
+        await self._heart.bury(self._control.dead(time.time()))
         return epoch
 
     async def refuse_held(self) -> None:
