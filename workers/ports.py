@@ -43,8 +43,10 @@ class Kept(msgspec.Struct, frozen=True):
     """The model that each of `outcomes` answers for: what it cost, and what the record says, hangs on it."""
     roles: list[Role] = []
     """Of each of `outcomes`: a judge's word is no answer of its item."""
-    flying: list[tuple[str, int, int, str, Role]] = []
-    """(item_id, generation, attempt, model, role)."""
+    versions: list[str] = []
+    """Of each of these models."""
+    flying: list[tuple[str, int, int, str, Role, str]] = []
+    """(item_id, generation, attempt, model, role, version)."""
 
 
 CallName = tuple[str, int, int]

@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection
 
-from penstock.engine.items import CallChunk, Failure, Outcome
+from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
 from penstock.engine.plan import Epoch
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
 from penstock.workers.ports import BoardPort, CallName, Grant, Kept, LanePort
@@ -158,7 +158,8 @@ class Puller:
             [outcome for _, outcome in kept],
             [ticket.call.model for ticket, _ in kept],
             [ticket.call.role for ticket, _ in kept],
-            [(t.call.item_id, t.call.generation, t.call.attempt, t.call.model, t.call.role) for t in at.tickets],
+            [ticket.call.version for ticket, _ in kept],
+            [_known(ticket.call) for ticket in at.tickets],
         )
 
     def abort(self, job: str) -> None:
@@ -376,6 +377,10 @@ class Puller:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _known(call: Call) -> tuple[str, int, int, str, Role, str]:
+    return call.item_id, call.generation, call.attempt, call.model, call.role, call.version
 
 
 def _worth_keeping(outcome: Outcome) -> bool:

@@ -21,7 +21,7 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.tally import count_climb, count_fallback
 from penstock.engine.flow.till import Till
-from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome, Result, Score
+from penstock.engine.items import Answer, Candidate, DeadLetterReason, Failure, Outcome, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
 from penstock.engine.router import Router
 
@@ -66,6 +66,7 @@ class Flights:
         if claimed is not None:
             adopted, candidate = claimed
             self._places.move(slot, candidate)
+            _as_asked(slot, candidate, adopted.version)
             self.fly(slot, adopted.worker, now)
             if adopted.outcome is not None:
                 self.landed(adopted.outcome, now)
@@ -335,3 +336,14 @@ class Flights:
         self._turn(slot)
         if slot.pending is None or not self._waits_in_vain(slot, slot.pending, now):
             self._places.queue(slot, now, self._tally)
+
+
+def _as_asked(slot: Slot, place: int, version: str) -> None:
+    """The last owner may have sent it to another version than it would get now: then that one answers for it, outside
+    any comparison; what comes after goes by the versions of now."""
+    candidates = slot.route.candidates
+    asked = candidates[place]
+    if version and version != asked.version:
+        changed = Candidate(asked.model, version, asked.pool, asked.reason)
+        both = (*candidates[:place], changed, *candidates[place + 1 :])
+        slot.route, slot.turn = msgspec.structs.replace(slot.route, candidates=both), None

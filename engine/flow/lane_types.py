@@ -64,6 +64,8 @@ class Adopted(msgspec.Struct, frozen=True):
     worker: str
     outcome: Outcome | None = None
     role: Role = "primary"
+    version: str = ""
+    """Of the model, that was asked; empty: not told."""
 
 
 class ShelfEntry(msgspec.Struct, frozen=True):

@@ -6,15 +6,15 @@ A gambler who knows how many items are in each arm, but not which, bets on the p
 
 While the other's mean is the base's plus `margin` or more, the arms even each other out, whatever the mean of the
 moment is. So, unlike a comparison of two means, it stays right while the traffic itself gets harder or easier (by day
-and night, say). Many sizes b and centres c are bet on at once (`betting.py`); the order of items does not matter, so
-lanes count for themselves and their sums are added.
+and night, say). Many sizes b are bet at once (`betting.py`), around the mean c of both arms together. The order of
+items does not matter, so lanes count for themselves and their sums are added.
 
 It is a randomization test in the form of a bet (Ville 1939; for coins, the likelihood ratio of Turner, Ly & Grünwald,
 Generic E-variables for exact sequential k-sample tests, J. Stat. Plan. Inference 230, 2024). With the share that was
 meant it would be exact, and would take an arm whose items come in late, or not at all, for a worse one. With the share
-that was seen the gambler wins a few per cent on average; false alarms stay under the declared rate all the same
-(`benchmarks/rollout_sim.py`). Assumption: the arm is drawn for each item by itself. Items of one unit share theirs:
-many from one unit count for less than they seem.
+and the mean that were seen the gambler wins a few per cent on average; false alarms stay under the declared rate all
+the same (`benchmarks/rollout_sim.py`). Assumption: the arm is drawn for each item by itself. Items of one unit share
+theirs: many from one unit count for less than they seem.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ import msgspec
 import numpy as np
 
 from penstock.engine.measure.betting import BETS, Side
-from penstock.engine.measure.sample import UNIT, Floats, Sample, columns
+from penstock.engine.measure.sample import UNIT, Floats, Sample, columns, merge
 
-_CENTRES = np.array([0.1, 0.3, 0.5, 0.65, 0.75, 0.85, 0.92, 0.97])
-"""Means that bets are centred on. One far from the truth wins more slowly, and spoils no error rate."""
-_CENTRE_WEIGHTS = np.array([1, 1, 2, 3, 4, 4, 4, 3]) / 22
-"""Qualities and shares of good calls are mostly high. From tables of times to alarm (`benchmarks/rollout_sim.py`)."""
+_EDGE = 0.005
+"""A centre nearer to an end of the range is taken as this near: the bets stay bounded."""
 _SIZES = np.exp(np.linspace(np.log(0.002), np.log(0.99), BETS))
 """As a share of the largest possible bet."""
 _SIZE_LOGS = -0.5 * (np.log(_SIZES / 0.2) / 0.8) ** 2
 """Bets that suit a few hundred items of the smaller arm."""
-_LOG_WEIGHTS = np.log(_CENTRE_WEIGHTS)[:, np.newaxis] + _SIZE_LOGS - np.logaddexp.reduce(_SIZE_LOGS)
+_LOG_WEIGHTS = _SIZE_LOGS - np.logaddexp.reduce(_SIZE_LOGS)
 _HALVINGS = 12
 """Steps of the search for a bound: a twentieth of a point."""
 
@@ -55,11 +53,11 @@ class Stratum(msgspec.Struct, frozen=True):
 def log_evidence_between(strata: Sequence[Stratum], margin: float, side: Side) -> float:
     """That other's mean less base's lies on this side of `margin`: above log(1/a) by chance with at most a. Raises
     `SpecError` where a value leaves 0…1."""
-    capitals = np.zeros((len(_CENTRES), BETS))
+    capitals = np.zeros(BETS)
     for stratum in strata:
         if stratum.base.n and stratum.other.n:  # else there is nothing to compare
             capitals += _log_capitals(stratum, margin, side)
-    return float(np.logaddexp.reduce(capitals + _LOG_WEIGHTS, axis=None))
+    return float(np.logaddexp.reduce(capitals + _LOG_WEIGHTS))
 
 
 def bound_between(strata: Sequence[Stratum], chance: float, side: Side) -> float:
@@ -88,24 +86,20 @@ def difference_between(strata: Sequence[Stratum]) -> float | None:
 
 
 def _log_capitals(stratum: Stratum, margin: float, side: Side) -> Floats:
-    """Of each centre and size."""
-    centres = _CENTRES
-    sign = 1.0 if side == "up" else -1.0
-    share = stratum.share
+    """Of each size."""
+    sign, share = 1.0 if side == "up" else -1.0, stratum.share
     toward, away = sign * (1.0 - share), -sign * share
-    lowest = np.minimum(_lowest(toward, centres + margin), _lowest(away, centres))
-    bets = _SIZES / np.maximum(-lowest, 1e-9)[:, np.newaxis]
-    return _arm(stratum.other, bets, toward, centres + margin) + _arm(stratum.base, bets, away, centres)
+    mean = merge(stratum.base, stratum.other).mean or 0.0
+    centre = min(1.0 - _EDGE, max(_EDGE, mean - share * margin))
+    bets = _SIZES / max(1e-9, -min(_lowest(toward, centre + margin), _lowest(away, centre)))
+    return _arm(stratum.other, bets, toward, centre + margin) + _arm(stratum.base, bets, away, centre)
 
 
-def _lowest(slope: float, centres: Floats) -> Floats:
+def _lowest(slope: float, centre: float) -> float:
     """What a bet of size 1 loses at most, at either end of the range."""
-    return np.minimum(-slope * centres, slope * (1.0 - centres))
+    return min(-slope * centre, slope * (1.0 - centre))
 
 
-def _arm(sample: Sample, bets: Floats, slope: float, centres: Floats) -> Floats:
+def _arm(sample: Sample, bets: Floats, slope: float, centre: float) -> Floats:
     values, counts = columns(sample, UNIT)
-    if not values.size:
-        return np.zeros(bets.shape)
-    moved = slope * (values[np.newaxis, :] - centres[:, np.newaxis])
-    return np.log1p(bets[:, :, np.newaxis] * moved[:, np.newaxis, :]) @ counts
+    return np.log1p(np.outer(bets, slope * (values - centre))) @ counts

@@ -10,7 +10,7 @@ from hypothesis.stateful import invariant, rule
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
-from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.measure.guards import Guard
 from penstock.engine.plan import Split
@@ -132,3 +132,23 @@ def test_a_version_that_its_provider_does_not_know_stops_only_its_own_arm() -> N
     later = lane.take("api:a", 20, 1 << 30, "w", 0.1)
     assert {call.version for call in later} == {"v1"}
     assert lane.targets.health.opened() == [("a", "m@v2")]
+
+
+def test_a_call_that_outlived_its_owner_is_told_as_the_version_that_was_asked() -> None:
+    """It was sent to v2; meanwhile that was taken back, and its lane has a new owner."""
+    lane = two_versions()
+    answer = Answer("by v2", "stop", b"{}")
+    outcome = Outcome("i0", 0, 1, 0.0, 1.0, answer, None, Usage(1, output=1))
+    lane.adopt([Adopted("i0", 0, 1, "m", "w", outcome, "primary", "v2"), Adopted("i1", 0, 1, "m", "w", version="v2")])
+    for position in range(2):
+        lane.offer(Item(f"i{position}", Position("s", 0, position), Attributes(), Request(b"{}"), b"o", 0.0), 0.0)
+    lane.commit(0.0)
+    lane.committed(0.0)
+    failed = Failure("server_error", "boom")
+    lane.outcome(Outcome("i1", 0, 1, 0.0, 1.0, None, failed, None), 0.0)
+    (result,) = lane.commit(0.0).results
+    assert (result.model_version, result.experiment, result.attempts[0].model_version) == ("v2", "", "v2")
+    lane.committed(0.0)
+    lane.tick(60.0)
+    (again,) = lane.take("api:a", 9, 1 << 30, "w", 60.0)
+    assert (again.item_id, again.version) == ("i1", "v1")

@@ -179,7 +179,7 @@ async def test_answers_outlive_a_lane(world: World) -> None:
         ("a", "m"),
         ("c", "other"),
     ]
-    assert kept.flying == [("b", 0, 1, "m", "primary")]
+    assert kept.flying == [("b", 0, 1, "m", "primary", "v")]
     world.engine.land("b")
     await until(lambda: heir.got)
     assert heir.got == [((1, 2), ["b"])]

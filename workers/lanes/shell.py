@@ -146,14 +146,14 @@ class LaneShell:
         """Answers and calls that a worker still has of the last owner."""
         self.machine.adopt(
             [
-                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role)
-                for o, model, role in zip(kept.outcomes, kept.models, kept.roles, strict=True)
+                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role, version)
+                for o, model, role, version in zip(kept.outcomes, kept.models, kept.roles, kept.versions, strict=True)
             ]
         )
         self.machine.adopt(
             [
-                Adopted(item, generation, n, model, worker, None, role)
-                for item, generation, n, model, role in kept.flying
+                Adopted(item, generation, n, model, worker, None, role, version)
+                for item, generation, n, model, role, version in kept.flying
             ]
         )
 
