@@ -1,6 +1,7 @@
 """Tier 3 beside its rival: the same rows through `vllm.LLM.chat` and through Penstock, in output tokens per second.
 
     python benchmarks/tier3_vs_vllm.py [--rows 300] [--pairs 3] [--through engine|job] [--rival compiled|eager]
+                                       [--model FOLDER] [--engine JSON]
 
 Run it with the Python that has vLLM. Each side lives in a process of its own, loads once and then runs in turn with the
 other, so that a slow minute of the machine hits both. Time runs from the first row handed over to the last answer;
@@ -8,6 +9,10 @@ loading is told apart. Every round has a prefix of its own, so that no round pro
 
 The ratio of CPU time per row is told as well: with OMP_NUM_THREADS=1 it is steady even on a busy machine, where two
 threads that wait for each other at every layer lose more than their share.
+
+On a GPU both sides run vLLM's own defaults (compiled, CUDA graphs, the engine in a process of its own); give it rows
+enough for half a minute. `--model` names another model's folder, `--engine` more settings for both sides:
+`--engine '{"load_format": "dummy"}'` runs an architecture of which only the configuration and a tokenizer are there.
 
 Caveats: one small model on a CPU; the order within a pair alternates; what else runs on the machine is in the numbers.
 """
@@ -30,14 +35,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+GPU = any(Path("/dev").glob("nvidia[0-9]*"))
+CPU_SETTINGS: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 30, "block_size": 32}
+GPU_SETTINGS: dict[str, Any] = {"gpu_memory_utilization": 0.45}  # both sides are loaded at once
 SETTINGS: dict[str, Any] = {
     "max_model_len": 2048,
-    "max_num_seqs": 64,
-    "kv_cache_memory_bytes": 1 << 30,
-    "block_size": 32,
     "dtype": "bfloat16",
+    **(GPU_SETTINGS if GPU else CPU_SETTINGS),
 }
-"""Both sides run with these; --seats changes the sequences run at once."""
+"""Both sides run with these; --seats says how many sequences are run at once, --engine adds more."""
 
 
 def rows(count: int, round_number: int) -> list[tuple[list[dict[str, str]], int]]:
@@ -72,13 +78,14 @@ def tell(**fields: object) -> None:
     print("RESULT " + json.dumps(fields), flush=True)
 
 
-def serve_rival(folder: str, count: int, eager: bool, seats: int) -> None:
-    """The child that is vLLM alone."""
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
+def serve_rival(folder: str, count: int, eager: bool, settings: dict[str, Any]) -> None:
+    """The child that is vLLM alone. A process more for its engine is its fastest setting on a GPU, not on a CPU."""
+    processes = "1" if GPU else "0"
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING=processes, HF_HUB_OFFLINE="1", VLLM_LOGGING_LEVEL="ERROR")
     began = time.perf_counter()
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=folder, **{**SETTINGS, "max_num_seqs": seats}, enforce_eager=eager)
+    llm = LLM(model=folder, enforce_eager=eager, **settings)
     tell(load_s=time.perf_counter() - began)
     for line in sys.stdin:
         work = rows(count, int(line))
@@ -90,15 +97,14 @@ def serve_rival(folder: str, count: int, eager: bool, seats: int) -> None:
         tell(seconds=seconds, output=output, answers=len(answers), cpu_s=cpu)
 
 
-async def serve_engine(folder: str, count: int, seats: int) -> None:
+async def serve_engine(folder: str, count: int, settings: dict[str, Any]) -> None:
     """The child that is Penstock's engine, fed as a worker feeds it: as much as it has room for."""
     from penstock.engine.catalog import Model, Version
-    from penstock.workers.engines.vllm_inproc import VllmInprocEngine
+    from penstock.workers.engines.vllm import vllm_engine
 
-    settings = {**SETTINGS, "max_num_seqs": seats}
     model = Model(name="small", versions=(Version("v1", folder),), live="v1", worker="vllm", engine=settings)
     began = time.perf_counter()
-    engine = VllmInprocEngine(model, model.live_version)
+    engine = vllm_engine(model, model.live_version)
     await engine.start()
     tell(load_s=time.perf_counter() - began)
     loop = asyncio.get_running_loop()
@@ -152,7 +158,8 @@ class Child:
 
     def __init__(self, *arguments: str) -> None:
         command = [sys.executable, __file__, "--child", *arguments]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
         )
@@ -182,9 +189,10 @@ class Job:
     """The whole of Penstock: a job file, `penstock run`, an engine loaded anew each round. Time runs from the first
     call to the finished file; loading is told apart."""
 
-    def __init__(self, count: int, seats: int) -> None:
+    def __init__(self, model: str, count: int, settings: dict[str, Any]) -> None:
+        self._model = model
         self._count = count
-        self._engine = {**SETTINGS, "max_num_seqs": seats}
+        self._engine = settings
         self._folder = Path(tempfile.mkdtemp(prefix="tier3-"))
         self.load_s = 0.0
 
@@ -196,7 +204,7 @@ class Job:
                 body = {"model": "auto", "messages": messages, "max_tokens": ceiling, "temperature": 0}
                 line = {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
                 out.write(json.dumps(line) + "\n")
-        model = {"name": "small", "worker": "vllm", "model": model_folder(), "hour_usd": 0.1, "engine": self._engine}
+        model = {"name": "small", "worker": "vllm", "model": self._model, "hour_usd": 0.1, "engine": self._engine}
         job = {"name": f"round{round_number}", "source": "in.jsonl", "models": [model], "sinks": "out.jsonl"}
         (folder / "job.json").write_text(json.dumps(job))
         program = Path(sys.executable).parent / "penstock"
@@ -213,10 +221,13 @@ class Job:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def compare(count: int, pairs: int, rival: str, seats: int, through: str) -> None:
-    common = ["--rows", str(count), "--seats", str(seats), "--rival", rival]
+def compare(chosen: argparse.Namespace) -> None:
+    count, pairs, through = chosen.rows, chosen.pairs, chosen.through
+    model = chosen.model or model_folder()
+    settings = {**SETTINGS, "max_num_seqs": chosen.seats, **chosen.engine}
+    common = ["--rows", str(count), "--rival", chosen.rival, "--model", model, "--engine", json.dumps(settings)]
     theirs = Child("rival", *common)
-    ours = Job(count, seats) if through == "job" else Child("engine", *common)
+    ours = Job(model, count, settings) if through == "job" else Child("engine", *common)
     theirs.run(0), ours.run(0)  # once each for what is made on first use
     print(f"loaded in {theirs.load_s:.1f} s (vllm.LLM), {ours.load_s:.1f} s (Penstock's {through})")
     ratios: list[float] = []
@@ -240,17 +251,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--seats", type=int, default=SETTINGS["max_num_seqs"])
+    parser.add_argument("--seats", type=int, default=64)
+    parser.add_argument("--model", help="a folder that vLLM loads; SmolLM2-135M-Instruct where none is named")
+    parser.add_argument("--engine", type=json.loads, default={}, help="more settings of both engines, as JSON")
     parser.add_argument("--rival", choices=["eager", "compiled"], default="eager")
     parser.add_argument("--through", choices=["engine", "job"], default="engine")
     parser.add_argument("--child", choices=["rival", "engine"])
     chosen = parser.parse_args()
     if chosen.child is None:
-        compare(chosen.rows, chosen.pairs, chosen.rival, chosen.seats, chosen.through)
+        compare(chosen)
     elif chosen.child == "rival":
-        serve_rival(model_folder(), chosen.rows, chosen.rival == "eager", chosen.seats)
+        serve_rival(chosen.model, chosen.rows, chosen.rival == "eager", chosen.engine)
     else:
-        asyncio.run(serve_engine(model_folder(), chosen.rows, chosen.seats))
+        asyncio.run(serve_engine(chosen.model, chosen.rows, chosen.engine))
 
 
 if __name__ == "__main__":

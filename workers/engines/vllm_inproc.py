@@ -36,7 +36,14 @@ from penstock.workers.engines.vllm_requests import (
     outcome_of,
     refusal,
 )
-from penstock.workers.engines.vllm_settings import Settings, engine_args, has_gpu, prepare_environment, settings
+from penstock.workers.engines.vllm_settings import (
+    Settings,
+    batch_use,
+    engine_args,
+    has_gpu,
+    prepare_environment,
+    settings,
+)
 
 
 class Flying(msgspec.Struct):
@@ -157,7 +164,7 @@ class VllmInprocEngine:
             return 0, 0, 0.0
         scheduler = engine.engine_core.engine_core.scheduler
         running, waiting = scheduler.get_request_counts()
-        return running, waiting, float(scheduler.get_kv_cache_usage())
+        return running, waiting, float(scheduler.kv_cache_manager.usage)
 
     # What the engine's thread runs.
 
@@ -181,7 +188,7 @@ class VllmInprocEngine:
             from vllm.v1.engine.llm_engine import LLMEngine
 
             chosen = engine_args(self._settings, self._name)
-        engine: Any = LLMEngine.from_engine_args(chosen)
+        engine: Any = LLMEngine.from_engine_args(chosen, usage_context=batch_use())
         self._builder = Builder(engine.model_config, engine.renderer)
         self._seats = int(engine.vllm_config.scheduler_config.max_num_seqs)
         self._count_tokens(engine)

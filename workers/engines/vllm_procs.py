@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from penstock.engine.catalog import Model, Version
@@ -18,7 +19,7 @@ from penstock.workers.engines.base import EngineDead, Ticket
 from penstock.workers.engines.outbox import Done, Outbox
 from penstock.workers.engines.vllm_gauges import Counters
 from penstock.workers.engines.vllm_requests import BACKLOG, UNWANTED, BadCall, Builder, failed, outcome_of, refusal
-from penstock.workers.engines.vllm_settings import engine_args, has_gpu, prepare_environment, settings
+from penstock.workers.engines.vllm_settings import batch_use, engine_args, has_gpu, prepare_environment, settings
 
 
 class Load:
@@ -79,7 +80,8 @@ class VllmProcsEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = engine_args(self._settings, self._name, asynchronous=True)
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=[_stat_logger(self._load, self._count)])
+        loggers = [_stat_logger(self._load, self._count)]
+        return AsyncLLM.from_engine_args(arguments, usage_context=batch_use(), stat_loggers=loggers)
 
     def room(self) -> int:
         if self._builder is None or self._box.dead is not None:
@@ -185,7 +187,6 @@ class VllmProcsEngine:
 
     async def _generate(self, ticket: Ticket, prompt: Any, params: Any, priority: int) -> Any:
         """The finished output. Raises `BadCall`, `EngineDead`."""
-        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         request_id = f"{ticket.call.call_id}:{next(self._ids)}"
@@ -195,7 +196,7 @@ class VllmProcsEngine:
                 last = output
         except EngineDeadError as error:
             raise EngineDead(f"engine {self._name} died: {error}"[:500]) from error
-        except (VLLMClientError, ValueError, TypeError) as error:
+        except request_errors() as error:
             raise refusal(error) from error
         if last is None:
             raise EngineDead(f"engine {self._name} ended a request without an output")
@@ -203,6 +204,16 @@ class VllmProcsEngine:
 
     def _failed(self, ticket: Ticket, failure: Failure, now: float, began: float) -> Outcome:
         return failed(ticket.call, failure, now, (time.perf_counter() - began) * 1000, self._worker)
+
+
+@cache
+def request_errors() -> tuple[type[Exception], ...]:
+    """What vLLM raises about a request and not about itself: plain `ValueError`s in release 0.26, a class of their own
+    in 0.32."""
+    import vllm.exceptions as raised
+
+    own: type[Exception] = getattr(raised, "VLLMClientError", ValueError)
+    return own, ValueError, TypeError
 
 
 def _stat_logger(load: Load, count: Counters) -> Any:

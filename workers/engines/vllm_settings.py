@@ -94,6 +94,14 @@ def engine_args(chosen: Settings, name: str, *, asynchronous: bool = False) -> A
         raise SpecError(f"model {name}: vLLM refuses its engine settings: {error}") from error
 
 
+def batch_use() -> Any:
+    """How vLLM is told that it is used: it sizes its batches by that. Left to itself it takes 128 sequences and 2,048
+    tokens at once; as `vllm.LLM` does, 256 and 8,192, on a GPU of 70 GiB or more 1,024 and 16,384."""
+    from vllm.usage.usage_lib import UsageContext
+
+    return UsageContext.LLM_CLASS
+
+
 def _compact_json() -> Any:
     """Without this a small model may fill its answer with blanks between two tokens of JSON, for ever (seen).
     One backend serves an engine for life; guidance knows the most of JSON Schema."""
