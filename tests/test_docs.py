@@ -14,7 +14,7 @@ from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import COMMANDS
 from penstock.jobs.sandbox import read_settings
 from penstock.jobs.spec import fields
-from penstock.workers.runspec import Execution
+from penstock.workers.runspec import Execution, Review
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,6 +67,7 @@ STRUCTS: list[type[msgspec.Struct]] = [
     settings.S3Sink,
     Limits,
     Execution,
+    Review,
 ]
 
 
