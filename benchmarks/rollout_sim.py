@@ -116,7 +116,7 @@ def equal(rng: np.random.Generator, runs: int) -> None:
 
 def worse(rng: np.random.Generator, runs: int) -> None:
     print(f"\nWorse versions taken back, of {runs} rollouts, within so many of the candidate's scored items")
-    for stages in ((0.05, 0.25), (0.1, 0.5)):
+    for stages in (STAGES, (0.1, 0.5)):
         for quality, points, within in (
             (q, p, n) for p, n in ((0.10, 400), (0.05, 1_500)) for q in (0.8, 0.85, 0.9, 0.95)
         ):

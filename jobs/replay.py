@@ -81,21 +81,26 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     for run_id in [base, *earlier]:
         _refuse_unfinished(history, run_id)
     number = len(earlier) + 1
-    chosen = Chosen(_folder(history.url, base) / f"{number}.jsonl")
+    chosen = Chosen(folder(history.url, base) / f"{number}.jsonl")
     _write(chosen, _last_words(history, base, earlier), wants)
     if not chosen.sent:
         chosen.path.unlink()
         raise SpecError(_nothing(base, chosen))
+    return again(spec, number, chosen.path, batch=chosen.batch), chosen
+
+
+def again(spec: RunSpec, number: int, path: Path, *, batch: bool) -> RunSpec:
+    """The run that sends the records of a file again, beside the base run. `batch`: they are openai-batch lines."""
     mark = f"replay-{number}"
     return msgspec.structs.replace(
         spec,
-        run_id=f"{base}~{mark}",
-        source=FilesSource(str(chosen.path), "openai-batch" if chosen.batch else "jsonl", replay=True),
+        run_id=f"{base_of(spec.run_id)}~{mark}",
+        source=FilesSource(str(path), "openai-batch" if batch else "jsonl", replay=True),
         sinks={name: _sink(sink, mark) for name, sink in spec.sinks.items()},
         generation=number,
         on_duplicate="allow",  # who replays a duplicate means it
         limit=None,
-    ), chosen
+    )
 
 
 def _sink(sink: SinkSettings, mark: str) -> SinkSettings:
@@ -112,7 +117,7 @@ def _refuse_unfinished(history: History, run_id: str) -> None:
         )
 
 
-def _folder(state: str, base: str) -> Path:
+def folder(state: str, base: str) -> Path:
     if "://" in state:
         raise SpecError(f"replay writes its source into a state folder, and {state} is none yet; give --state a folder")
     return Path(state) / "replays" / base
@@ -162,7 +167,7 @@ def _write(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> None:
                     chosen.cut.append(letter.item_id)
                 else:
                     chosen.sent += 1
-                    chosen.batch = chosen.batch or _is_batch(letter.bytes)
+                    chosen.batch = chosen.batch or is_batch(letter.bytes)
                     file.write(line + b"\n")
     except OSError as error:
         raise Temporary(f"can't write {chosen.path}: {error.strerror}") from error
@@ -173,7 +178,7 @@ class _BatchLine(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
-def _is_batch(original: bytes) -> bool:
+def is_batch(original: bytes) -> bool:
     try:
         msgspec.json.decode(original, type=_BatchLine)
     except msgspec.DecodeError:

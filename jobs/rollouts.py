@@ -18,7 +18,7 @@ from penstock.engine.flow.cells import Cell
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged
-from penstock.engine.steering.rollout import Mode, Rollout, Told, Unit, Word, begin
+from penstock.engine.steering.rollout import Rollout, Told, Unit, Word, begin
 from penstock.jobs.history import open_history
 from penstock.jobs.run import command_line
 
@@ -33,7 +33,6 @@ class Ask(msgspec.Struct, frozen=True):
     items: int | None = None
     auto: bool = True
     unit: Unit = "unit"
-    mode: Mode = "live"
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -64,9 +63,7 @@ def start(url: str, ask: Ask, catalog: Catalog | None = None) -> Heard:
 
     def decide(steering: Steering) -> Steering:
         versions = (steering.live.get(ask.model, model.live), ask.version)
-        made = begin(
-            ask.model, versions, ask.stages, chosen, by=by, now=now, auto=ask.auto, unit=ask.unit, mode=ask.mode
-        )
+        made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, auto=ask.auto, unit=ask.unit)
         return document.started(steering, made)
 
     return _change(url, ask.model, decide)

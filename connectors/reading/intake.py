@@ -70,7 +70,7 @@ class Intake:
         stopped: Collection[str] = (),
     ) -> None:
         """`stopped`: experiments that take no new units; it may change while records are read."""
-        self._ids = _Ids(run_id)
+        self._ids = Ids(run_id)
         self._policy = policy
         self._models = frozenset(model_names)
         self._generation = generation
@@ -222,7 +222,7 @@ class Intake:
         return model
 
 
-class _Ids:
+class Ids:
     """item_id = blake2b-128 of run, object and position; the state after run and object is kept."""
 
     def __init__(self, run_id: str) -> None:

@@ -64,7 +64,6 @@ _KINDS: dict[What, Kind] = {
     "started": "rollout_started",
     "promoted": "rollout_ended",
     "rolled_back": "rollback",
-    "cancelled": "rollout_ended",
 }
 """Everything else is told as `stage`."""
 
@@ -73,11 +72,10 @@ def with_rollout(steering: Steering, rollout: Rollout) -> Steering:
     """The document after the rollout's last decision: versions moved, and its entry owed to the audit log."""
     live = dict(steering.live)
     last = rollout.decisions[-1]
-    if rollout.mode == "live":
-        if last.what == "promoted":
-            live[rollout.model] = rollout.candidate
-        elif last.what in ("started", "rolled_back", "cancelled"):
-            live[rollout.model] = rollout.baseline
+    if last.what == "promoted":
+        live[rollout.model] = rollout.candidate
+    elif last.what in ("started", "rolled_back"):
+        live[rollout.model] = rollout.baseline
     return msgspec.structs.replace(
         steering,
         number=steering.number + 1,

@@ -21,13 +21,12 @@ from penstock.engine.errors import SpecError
 from penstock.engine.measure.guards import Decision as Finding
 from penstock.engine.measure.guards import Guard
 
-State = Literal["running", "waiting", "paused", "promoted", "rolled_back", "cancelled"]
-Word = Literal["pause", "resume", "promote", "rollback", "cancel"]
+State = Literal["running", "waiting", "paused", "promoted", "rolled_back"]
+Word = Literal["pause", "resume", "promote", "rollback"]
 """What a person may say."""
-What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back", "cancelled"]
+What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back"]
 Unit = Literal["unit", "item"]
 """What sticks to an arm: the item's `unit` attribute (its own id where it has none), or each item by itself."""
-Mode = Literal["live", "shadow"]
 
 ACTIVE: frozenset[State] = frozenset({"running", "waiting", "paused"})
 MAX_STAGES = 20
@@ -80,7 +79,6 @@ class Rollout(msgspec.Struct, frozen=True):
     auto: bool = True
     """False: a stage that passed or failed waits for a person."""
     unit: Unit = "unit"
-    mode: Mode = "live"
 
     @property
     def active(self) -> bool:
@@ -91,7 +89,7 @@ class Rollout(msgspec.Struct, frozen=True):
         """Of the units that the candidate gets now."""
         if self.active:
             return self.stages[self.stage]
-        return 1.0 if self.state == "promoted" and self.mode == "live" else 0.0
+        return 1.0 if self.state == "promoted" else 0.0
 
     def arm(self, side: str) -> str:
         """As records and cells name it."""
@@ -114,7 +112,6 @@ def begin(
     now: float,
     auto: bool = True,
     unit: Unit = "unit",
-    mode: Mode = "live",
 ) -> Rollout:
     """`versions`: (baseline, candidate). A last stage of 1 is left out: it is the promotion. Raises `SpecError`."""
     baseline, candidate = versions
@@ -132,7 +129,7 @@ def begin(
     why = f"from {baseline} to {candidate}; guards: {', '.join(guard.name for guard in guards)}"
     first = Decision(now, by, "started", 0, below[0], why)
     name = f"{model}-{candidate}-{digest}"
-    return Rollout(name, model, baseline, candidate, below, tuple(guards), (first,), 0, "running", auto, unit, mode)
+    return Rollout(name, model, baseline, candidate, below, tuple(guards), (first,), 0, "running", auto, unit)
 
 
 def see(rollout: Rollout, told: Sequence[Told], now: float) -> Rollout | None:
@@ -169,8 +166,6 @@ def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Ro
             return _forward(rollout, by, now, why)
         case "rollback":
             return _next(rollout, "rolled_back", "rolled_back", stage, by, now, why)
-        case "cancel":
-            return _next(rollout, "cancelled", "cancelled", stage, by, now, why)
 
 
 def _forward(rollout: Rollout, by: str, now: float, why: str, told: Sequence[Told] = ()) -> Rollout:

@@ -49,7 +49,7 @@ class Turn:
         for name, version in steering.live.items():
             if name in models and self._knows(models[name], version):
                 self._live[name] = version
-        rollouts = (each for each in steering.rollouts.values() if each.active and each.mode == "live")
+        rollouts = (each for each in steering.rollouts.values() if each.active)
         known = [r for r in rollouts if r.model in models and self._knows_both(models[r.model], r)]
         self.gates = tuple(gate_of(rollout) for rollout in sorted(known, key=lambda each: each.id))
         self._at = {gate.rollout.model: bit for bit, gate in enumerate(self.gates)}

@@ -87,7 +87,7 @@ def _total_bytes(splits: Sequence[Split], taken: Sampled, rows: Interval) -> int
     return round(rows.likely * mean_interval([float(_size(raw)) for raw in taken.records]).likely)
 
 
-async def _next(reader: Reader, max_records: int, max_bytes: int) -> Batch:
+async def next_batch(reader: Reader, max_records: int, max_bytes: int) -> Batch:
     """The next batch that says something. A source over the network is asked again until it has connected."""
     waited = 0.0
     while True:
@@ -109,7 +109,7 @@ async def _count(source: Source, splits: Sequence[Split], sample: int, limit: in
     reader = await source.open([(split, split.start) for split in splits])
     try:
         while limit is None or taken.seen < limit:
-            batch = await _next(reader, *BATCH)
+            batch = await next_batch(reader, *BATCH)
             for record in batch.records[: None if limit is None else limit - taken.seen]:
                 _reservoir(taken, record, sample, chance)
             if batch.done:
@@ -138,7 +138,7 @@ async def _look(source: Source, splits: Sequence[Split], sample: int) -> Sampled
     for split, at in places:
         reader = await source.open([(split, at)])
         try:
-            read = (await _next(reader, each + 1, BATCH[1])).records
+            read = (await next_batch(reader, each + 1, BATCH[1])).records
         finally:
             await reader.close()
         taken.sizes += _sizes(split, read)

@@ -20,7 +20,7 @@ from penstock.engine.steering.rollout import Rollout, Told, Word, arm_of, begin,
 from penstock.engine.steering.turn import Turn
 
 GUARD = (Guard(name="quality"),)
-WORDS: list[Word] = ["pause", "resume", "promote", "rollback", "cancel"]
+WORDS: list[Word] = ["pause", "resume", "promote", "rollback"]
 SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account="a")
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from penstock.connectors.base import Raw
+from penstock.connectors.reading.intake import Intake
+from penstock.connectors.reading.replay import ReplayIntake
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.items import Item
 from penstock.engine.steering.document import Steering
+from penstock.jobs import requeue
 from penstock.jobs.cli import call
-from penstock.jobs.history import open_history
+from penstock.jobs.history import History, open_history
 from penstock.jobs.spec import load
+from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
 JOB = """\
@@ -145,3 +154,63 @@ def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "labels/wording was stopped already" in said
     assert "no experiment 'nothing'" in said
+
+
+def finished(here: Path) -> tuple[History, list[Item]]:
+    """A run of 30 rows as it stands in its history: every third answered by v2, after the rollout began."""
+    (here / "in.csv").write_text("text,label\n" + "".join(f"hello {n},a\n" for n in range(30)))
+    spec = load(here / "job.yaml")
+    intake = Intake(spec.run_id, "rows", spec.row, spec.policy, ["small"], job_vars=spec.vars)
+    items = [made for raw in asyncio.run(read(spec)) if isinstance(made := intake.item(raw, 0.0), Item)]
+    with (here / "out.jsonl").open("w") as file:
+        for n, item in enumerate(items):
+            told = {
+                "item_id": item.item_id,
+                "model": "small",
+                "model_version": "v1" if n % 3 else "v2",
+                "cost_usd": 0.5,
+            }
+            at = datetime.now(UTC).isoformat()
+            file.write(json.dumps({"text": "x", "answer": "a", "penstock": {**told, "finished_at": at}}) + "\n")
+    history = open_history(spec.state)
+    history.save_spec(spec)
+    outputs = {"results": [str(here / "out.jsonl")]}
+    history.save_status(
+        RunStatus(run_id=spec.run_id, name="labels", state="done", started_at=1.0, ended_at=9e9, outputs=outputs)
+    )
+    return history, items
+
+
+async def read(spec: RunSpec) -> list[Raw]:
+    return [raw async for raw in requeue.records(spec)]
+
+
+def test_what_the_bad_version_answered_is_sent_again_as_the_next_generation(here: Path) -> None:
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    history, items = finished(here)
+    assert call(["rollback", "small"]) == 0
+    (one,), going = requeue.touched(history, steering(here).rollouts["small"])
+    bad = items[::3]
+    assert going == []
+    assert set(one.generations) == {bytes.fromhex(item.item_id) for item in bad}
+    assert one.cost_nano == len(bad) * 500_000_000
+    made = requeue.prepare(history, one)
+    assert (made.sent, made.lost, made.spec.run_id) == (10, 0, f"{one.run_id}~replay-1")
+    again = ReplayIntake(Intake(made.spec.run_id, "rows", made.spec.row, made.spec.policy, ["small"]))
+    back = [again.item(raw, 0.0) for raw in asyncio.run(read(made.spec))]
+    assert [(each.item_id, each.generation) for each in back] == [(item.item_id, 1) for item in bad]
+    assert [each.request for each in back if isinstance(each, Item)] == [item.request for item in bad]
+
+
+def test_requeue_says_what_it_costs_and_asks(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    finished(here)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert call(["rollback", "small", "--requeue"]) == 0
+    said = capsys.readouterr().out
+    assert "10 items answered by small@v2" in said
+    assert "sending 10 items again costs about $5.00" in said
+    assert "Send them?" in said
+    assert not (here / "out.replay-1.jsonl").exists()

@@ -167,6 +167,13 @@ def test_a_rollback_by_hand_is_obeyed_by_a_running_job(one_ray: None, tmp_path: 
     assert place.calls("bad") - said_at[0] <= 5 * PER_S / 2 + CONCURRENCY
     assert place.rollout.decisions[-1].why == "it swears"
     assert place.calls("bad") + place.calls("good") == 6_000, "something was asked twice, or never"
+    bad = {r["item_id"] for r in place.results() if r["model_version"] == "v2"}
+    assert call(["rollback", "small", "--state", place.state, "--requeue", "--yes"]) == 0
+    again = [json.loads(line)["penstock"] for line in (tmp_path / "out.replay-1.jsonl").read_bytes().splitlines()]
+    assert {r["item_id"] for r in again} == bad
+    assert {(r["generation"], r["model_version"]) for r in again} == {(1, "v1")}
+    assert call(["rollback", "small", "--state", place.state, "--requeue", "--yes"]) == 0
+    assert not (tmp_path / "out.replay-2.jsonl").exists(), "it was sent again already"
 
 
 def test_a_command_that_is_killed_in_a_stage_goes_on_in_it_and_no_unit_changes_its_arm(

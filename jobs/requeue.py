@@ -1,0 +1,144 @@
+"""What a version touched, sent again: results that it gave, as a new generation of their items.
+
+By the same machinery as a replay of dead letters (`jobs.replay`): a run of its own over a file of records, whose
+originals are read again from the run's source. So a finished run is never opened again, and a reader of all outputs
+takes, for each `item_id`, the record of the highest generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from penstock.connectors.base import Raw
+from penstock.connectors.reading.envelope import seal
+from penstock.connectors.reading.intake import Ids
+from penstock.connectors.registry import open_source
+from penstock.connectors.writing.records import readable
+from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.items import NANO_PER_USD
+from penstock.engine.steering.rollout import Rollout
+from penstock.jobs import replay
+from penstock.jobs.forecasting.sampling import BATCH, next_batch
+from penstock.jobs.history import History, is_over
+from penstock.jobs.look import told
+from penstock.jobs.look.reading import Outputs
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Touched(msgspec.Struct):
+    """Items of one run whose last record is the version's. `generations`: item id (its bytes) → that record's."""
+
+    run_id: str
+    generations: dict[bytes, int] = {}
+    cost_nano: int = 0
+    """What their answers cost the first time."""
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    spec: RunSpec
+    sent: int
+    lost: int
+    """Items that are not in the source any more, or were kept only in part."""
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """As much of a dead-letter record as `ReplayIntake` needs."""
+
+    item_id: str
+    original: str
+    original_encoding: str
+    generation: int
+    envelope: str | None
+
+
+def touched(history: History, at: Rollout) -> tuple[list[Touched], list[str]]:
+    """(by run, those that go still). Of each item the record of the highest generation counts."""
+    found: list[Touched] = []
+    going: list[str] = []
+    for run in history.runs():
+        spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
+        if spec is None or at.model not in spec.catalog.models or (run.started_at and _ended_before(run, at)):
+            continue
+        if not is_over(run) or run.state in ("interrupted", "cancelled", "failed"):
+            going.append(run.run_id)
+            continue
+        one = _of_run(history, run.run_id, at)
+        if one.generations:
+            found.append(one)
+    return found, going
+
+
+def _ended_before(run: RunStatus, at: Rollout) -> bool:
+    return run.ended_at is not None and run.ended_at < at.decisions[0].at
+
+
+def _of_run(history: History, run_id: str, at: Rollout) -> Touched:
+    found, since, paid = Touched(run_id, {}), at.decisions[0].at, dict[bytes, int]()
+    for name in [run_id, *replay.replays(history, run_id)]:
+        outputs = Outputs(history.spec(name), history.status(name))
+        for record in told.blocks(outputs.records("results")):
+            item = bytes.fromhex(record.item_id)
+            late = record.finished_at is not None and record.finished_at.timestamp() >= since
+            if late and (record.model, record.model_version) == (at.model, at.candidate):
+                found.generations[item], paid[item] = record.generation, round(record.cost_usd * NANO_PER_USD)
+            else:  # a later generation was answered by another
+                found.generations.pop(item, None)
+    found.cost_nano = sum(paid[item] for item in found.generations)
+    return found
+
+
+def prepare(history: History, of: Touched) -> Prepared:
+    """Write the file of records, and make the spec of the run that sends them. Raises `SpecError`, `Temporary`."""
+    spec = history.spec(of.run_id)
+    if spec.endless:
+        raise SpecError(f"{of.run_id} reads a stream without an end: what it touched can't be read again from there")
+    number = len(replay.replays(history, of.run_id)) + 1
+    path = replay.folder(history.url, of.run_id) / f"{number}.jsonl"
+    sent, batch = 0, False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for line, original in asyncio.run(_collect(spec, of)):
+                file.write(line + b"\n")
+                sent, batch = sent + 1, batch or replay.is_batch(original)
+    except OSError as error:
+        raise Temporary(f"can't write {path}: {error.strerror}") from error
+    if not sent:
+        path.unlink()
+        raise SpecError(f"none of the {len(of.generations):,} items of {of.run_id} is in its source any more")
+    return Prepared(replay.again(spec, number, path, batch=batch), sent, len(of.generations) - sent)
+
+
+async def _collect(spec: RunSpec, of: Touched) -> list[tuple[bytes, bytes]]:
+    """(line, original) of each. Held in memory: what a bad version touched is a share of the run."""
+    ids, lines = Ids(spec.run_id), list[tuple[bytes, bytes]]()
+    async for raw in records(spec):
+        item_id = ids.of(raw)
+        generation = of.generations.get(bytes.fromhex(item_id))
+        original = raw.data or raw.row_json or b""
+        if generation is not None and raw.length <= len(original):
+            text, encoding = readable(original)
+            lines.append((_encode(_Line(item_id, text, encoding, generation, seal(raw.key, raw.headers))), original))
+    return lines
+
+
+async def records(spec: RunSpec) -> AsyncIterator[Raw]:
+    """The whole input of a run, once more."""
+    source = open_source(spec.source)
+    splits = await source.splits(1)
+    reader = await source.open([(split, split.start) for split in splits])
+    try:
+        while True:
+            batch = await next_batch(reader, *BATCH)
+            for raw in batch.records:
+                yield raw
+            if batch.done:
+                return
+    finally:
+        await reader.close()
