@@ -57,7 +57,7 @@ COMMANDS: dict[str, Entry] = {
     "publish": Entry("Stream", "stream:publish", "Publish rows of a file to a Kafka topic"),
     "tail": Entry("Stream", "stream:tail", "Print committed records of a topic or a job as they come"),
     "prune": Entry("Stream", "prune:prune", "Delete the progress of finished runs from a Kafka cluster"),
-    "models": Entry("Know", "author:models", "The catalogue: tiers, prices, declared quality, walls"),
+    "models": Entry("Know", "author:models", "The catalogue: tiers, prices, walls; quality as declared or measured"),
     "schema": Entry("Know", "author:schema", "The schema of a job file, or of the records that a run writes"),
     "sandbox": Entry("Know", "extras:sandbox", "A provider to rehearse jobs against, without keys"),
     "dev": Entry("Know", "dev:dev", "Kafka, S3 and the sandbox provider in the background of this machine"),

@@ -103,9 +103,26 @@ def plan(job: str, sets: tuple[str, ...], as_json: bool, limit: int | None) -> i
 @click.argument("job", required=False, metavar="[JOB]")
 @shared.sets_option
 @shared.json_option
-def models(job: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+@click.option("--task", help="What was measured of each model for this task of JOB, and where its items would go.")
+@click.option("--sensitivity", help="With --task: of the items; what their wall forbids is not chosen.")
+@click.option("--plot", metavar="FILE", help="With --task: quality against cost, as .svg or .html.")
+def models(
+    job: str | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+    task: str | None,
+    sensitivity: str | None,
+    plot: str | None,
+) -> None:
     """The catalogue of JOB (job.yaml by default; a catalogue file does too) as a table: tier, price, declared quality,
-    walls that allow it."""
+    walls that allow it. With --task: how good each model is as measured, and what an accepted item costs."""
+    if task is not None:
+        from penstock.jobs.commands.standing import tell
+
+        tell(job or "job.yaml", sets, task, sensitivity, plot, as_json)
+        return
+    if sensitivity is not None or plot is not None:
+        raise click.UsageError("--sensitivity and --plot go with --task")
     from penstock.jobs.spec import load_catalog
 
     catalog = load_catalog(job or "job.yaml", sets=shared.parse_sets(sets))
@@ -122,7 +139,7 @@ def models(job: str | None, sets: tuple[str, ...], as_json: bool) -> None:
         table.add_row(*row)
     out = shared.console()
     out.print(table)
-    out.print("\nin, out: $ per million tokens; quality: declared, until measured", style="dim")
+    out.print("\nin, out: $ per million tokens; quality: declared (measured: --task)", style="dim")
 
 
 _COLUMNS = ("tier", "model", "served by", "in", "out", "quality", "walls")

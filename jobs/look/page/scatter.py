@@ -52,15 +52,15 @@ class Box(msgspec.Struct, frozen=True):
         return self.left >= LEFT and self.right <= RIGHT and self.top >= TOP - 8 and self.bottom <= BOTTOM
 
 
-def scatter(points: list[Point]) -> Markup:
-    """`points`: at least one."""
+def scatter(points: list[Point], of: str = "results, all attempts") -> Markup:
+    """`points`: at least one. `of`: what costs are told of, by the thousand."""
     means = [point.cost[0] for point in points]
     log = min(means) > 0 and max(means) / min(means) > APART
     across = scale_of((cost for point in points for cost in _drawn(point, log)), LEFT, RIGHT, log=log)
     up = Scale(0.0, 1.0, BOTTOM, TOP)
     tasks = list(dict.fromkeys(point.task for point in points))
     places = [(across.at(point.cost[0]), up.at(point.score[0])) for point in points]
-    parts = [*_axes(across, up, log), *_legend(tasks)]
+    parts = [*_axes(across, up, of, log=log), *_legend(tasks)]
     faint = " faint" if len(points) >= CROWD else ""
     for point, place in zip(points, places, strict=True):
         parts += _bars(point, place, across, up, f"bar b{min(tasks.index(point.task), COLOURS)}{faint}")
@@ -77,7 +77,7 @@ def _drawn(point: Point, log: bool) -> list[float]:
     return [mean, max(low, mean / 10) if log else low, high]
 
 
-def _axes(across: Scale, up: Scale, log: bool) -> list[Markup]:
+def _axes(across: Scale, up: Scale, of: str, *, log: bool) -> list[Markup]:
     parts: list[Markup] = []
     for tick in up.ticks():
         y = up.at(tick)
@@ -85,7 +85,7 @@ def _axes(across: Scale, up: Scale, log: bool) -> list[Markup]:
     for tick in across.ticks(6):
         x = across.at(tick)
         parts += [line(x, TOP, x, BOTTOM, "grid"), text(x, BOTTOM + 15, _usd(tick), anchor="middle")]
-    axis = "US$ per 1,000 results, all attempts" + (" (logarithmic)" if log else "")
+    axis = f"US$ per 1,000 {of}" + (" (logarithmic)" if log else "")
     parts += [line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"), text((LEFT + RIGHT) / 2, BOTTOM + 34, axis, anchor="middle")]
     return [*parts, text(4, 12, "mean score")]
 
