@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,7 +20,8 @@ from penstock.connectors.base import OutRecord, Records, SinkName
 from penstock.connectors.registry import open_stores
 from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.catalog import Catalog
+from penstock.engine.catalog import Catalog, Model, Price, Version
+from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import (
     Answer,
     Attempt,
@@ -37,8 +39,10 @@ from penstock.engine.items import (
     Usage,
 )
 from penstock.engine.plan import Plan
-from penstock.engine.policy import Policy
+from penstock.engine.policy import Cascade, Policy, Task
+from penstock.engine.pricing import cost_nano
 from penstock.engine.quality import proportion_interval
+from penstock.jobs import rollouts
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
 from penstock.jobs.look.page import timeline
@@ -139,7 +143,7 @@ def make(
 
 def records(made: Made) -> Records:
     encoder = Encoder(RUN, "rows")
-    out: dict[SinkName, list[OutRecord]] = {"results": [], "costs": [], "quality": [], "dead_letters": []}
+    out: dict[str, list[OutRecord]] = {"results": [], "costs": [], "quality": [], "dead_letters": []}
     for n, one in enumerate(made.results):
         out["results"].append(OutRecord(0, n, encoder.result(one)))
         out["quality"] += [OutRecord(0, n, encoder.quality(one, score)) for score in one.scores]
@@ -156,18 +160,26 @@ async def commit(made: Made, sinks: dict[SinkName, SinkSettings], finish: bool) 
     return await stores.finish(Plan(RUN, "n", {}, 1, (), {}, 0.0)) if finish else {}
 
 
-def write(folder: Path, made: Made, *, name: str = "job", finish: bool = True) -> Path:
+def write(
+    folder: Path,
+    made: Made,
+    *,
+    name: str = "job",
+    finish: bool = True,
+    catalog: Catalog = Catalog({}, {}, {}),  # noqa: B008 # frozen
+    policy: Policy = Policy({}),  # noqa: B008
+    cells: Iterable[Cell] = (),
+    state: str | None = None,
+) -> Path:
     """Commit the records, save the run's history, and ask for its page."""
     sinks: dict[SinkName, SinkSettings] = {
         sink: FilesSink(str(folder / f"{sink}.jsonl")) for sink in ("results", "costs", "quality", "dead_letters")
     }
     outputs = asyncio.run(commit(made, sinks, finish))
-    state = str(folder / ".penstock")
+    state = state or str(folder / ".penstock")
     history = open_history(state)
     source = FilesSource(str(folder / "rows.jsonl"))
-    history.save_spec(
-        RunSpec(RUN, name, {}, source, None, Row(), Catalog({}, {}, {}), Policy({}), dict(sinks), state=state)
-    )
+    history.save_spec(RunSpec(RUN, name, {}, source, None, Row(), catalog, policy, dict(sinks), state=state))
     tally = Tally(
         results=len(made.results),
         dead_letters=dict(Counter(dead.reason for dead in made.letters)),
@@ -186,6 +198,7 @@ def write(folder: Path, made: Made, *, name: str = "job", finish: bool = True) -
             ended_at=AT + 61 if finish else None,
             tally=tally,
             outputs=outputs,
+            cells=list(cells),
         )
     )
     page = folder / "report.html"
@@ -304,9 +317,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert len(page.raw) < 400_000
 
 
-def write_in(folder: Path, made: Made) -> Path:
+def write_in(folder: Path, made: Made, **more: Any) -> Path:
     folder.mkdir()
-    return write(folder, made)
+    return write(folder, made, **more)
 
 
 def test_a_page_asks_for_nothing_from_anywhere(tmp_path: Path) -> None:
@@ -359,6 +372,48 @@ def test_experiments_and_cascades_are_told_of_where_they_are(tmp_path: Path) -> 
         page.rows("Sent on")[0] | {"results": "1", "first asked": "small", "answered by": "large"}
         == page.rows("Sent on")[0]
     )
+
+
+def test_a_cascade_is_set_against_its_top_model(tmp_path: Path) -> None:
+    """What was paid, judges and doubtful answers included, beside the top model's price for the same tokens."""
+    made = make(20, models=["small", "opus"], tasks=["topic"])
+    tasks = {"topic": Task("topic", cascade=Cascade(("small", "opus"), "validity"))}
+    price = Price(input=5_000_000_000, output=25_000_000_000, version="2026-11")
+    models = {"opus": Model("opus", (Version("v1", "opus"),), "v1", price=price)}
+    page = write(tmp_path, made, catalog=Catalog({}, models, {}), policy=Policy(tasks))
+    (row,) = Page(page).rows("Against its top model")
+    paid = sum(one.cost_nano for one in made.results)
+    alone = sum(cost_nano(one.usage, price) for one in made.results)
+    assert (row["task"], row["top model"], row["results"]) == ("topic", "opus", "20")
+    assert (row["paid"], row["top model alone, about"]) == (dollars(paid), dollars(alone))
+    assert row["saved"].startswith(dollars(alone - paid))
+
+
+def test_decisions_about_versions_stand_on_the_page_with_who_answered(tmp_path: Path) -> None:
+    """From the audit log, whichever run of the state it was; a rollout's arms are no experiment."""
+    made = make(40, models=["small"], tasks=["topic"])
+    small = Model("small", (Version("v1", "m1"), Version("v2", "m2")), "v1", price=Price(version="free"))
+    catalog, state = Catalog({}, {"small": small}, {}), str(tmp_path / ".penstock")
+    page = write(tmp_path, made, finish=False, catalog=catalog)
+    assert "Rollouts" not in Page(page).text
+    assert call(["rollout", "start", "small", "v2", "--stages", "25,100", "--state", state]) == 0
+    assert call(["rollback", "small", "--why", "it swears", "--state", state]) == 0
+    (at,) = rollouts.standing(state, "small")
+    arms = (("baseline-1", "v1", 30, 27), ("candidate-1", "v2", 10, 6))
+    cells = [
+        Cell("topic", "small", version, experiment=at.rollout.id, arm=arm, items=n, results=n,
+             scores={"exact@s1": Scored(right, {0: n - right, 1000: right})})
+        for arm, version, n, right in arms
+    ]  # fmt: skip
+    page = write_in(tmp_path / "after", made, finish=False, catalog=catalog, cells=cells, state=state)
+    decided = [(row["decision"], row["from"], row["to"], row["why"]) for row in Page(page).rows("Decisions")]
+    assert [row[:3] for row in decided] == [("started", "v1", "v2"), ("taken back", "v1", "v2")]
+    assert decided[1][3] == "it swears"
+    answered = Page(page).rows("Who answered, by stage")
+    assert [(row["version"], row["items"], row["of the run"], row["mean score"]) for row in answered] == [
+        ("v1", "30", "75 %", "90.0 %"),
+        ("v2", "10", "25 %", "60.0 %"),
+    ]
 
 
 def test_arms_of_an_experiment_have_their_cost_and_quality(tmp_path: Path) -> None:

@@ -63,15 +63,18 @@ def cost_interval(cost: Sum) -> Interval | None:
     return around and Interval(around.mean * scale, around.low * scale, around.high * scale)
 
 
-def section(marks: Marks) -> Section:
+def section(marks: Marks, measured: Table | None = None) -> Section:
+    """`measured`: what all runs know of these models."""
+    more = () if measured is None else (measured,)
     costs = Table("What a result costs, by task and model", columns(*COST_COLUMNS), _cost_rows(marks), note=COST_NOTE)
     if not marks.scores:
-        return Section("quality", "Quality", "No result was sampled for quality.", (costs,) if marks.costs else ())
+        mine = (costs,) if marks.costs else ()
+        return Section("quality", "Quality", "No result was sampled for quality.", (*mine, *more))
     rows = _rows(marks)
     quality = _quality(marks, [cells for _, cells in rows])
     points = [point for point, _ in rows if point is not None]
     figures = (Figure("Quality against cost", scatter(points), PLOT_NOTE),) if points else ()
-    return Section("quality", "Quality", INTRO, (*figures, quality, costs))
+    return Section("quality", "Quality", INTRO, (*figures, quality, *more, costs))
 
 
 COLUMNS = ("#no.", "task", "model", "scorer", "#n", "#sampled", "#mean score", "#95 % interval", "#passed", "note")

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from penstock.connectors.base import SinkName
 from penstock.engine.errors import SpecError
-from penstock.jobs.look.page import about, marks, money, routing, speed, trials, troubles
+from penstock.jobs.look.page import about, beside, compared, marks, money, routing, speed, steered, trials, troubles
+from penstock.jobs.look.page.beside import Beside
 from penstock.jobs.look.page.gather import Facts, gather
 from penstock.jobs.look.page.parts import Section, shown, when
 from penstock.jobs.look.reading import Outputs
@@ -33,25 +34,31 @@ def page(outputs: Outputs, now: float) -> str:
         state=status.state.replace("_", " "),
         made=when(now),
         headlines=about.headlines(facts, status),
-        sections=_sections(facts, outputs),
+        sections=_sections(facts, outputs, beside.gather(outputs)),
     )
 
 
-def _sections(facts: Facts, outputs: Outputs) -> list[Section]:
+def _sections(facts: Facts, outputs: Outputs, known: Beside) -> list[Section]:
     status = outputs.status
     places = [(sink, outputs.where(sink)) for sink in SINKS if sink in outputs.spec.sinks]
     return [
         about.section(facts, status, places),
         money.section(facts.money),
-        marks.section(facts.marks),
-        routing.section(facts.routing),
-        *trials.sections(facts.trials),
+        marks.section(facts.marks, compared.measured(known.measured)),
+        *_there(compared.evaluations(known)),
+        routing.section(facts.routing, [each.at for each in known.decisions]),
+        *_there(steered.section(known, status.cells)),
+        *trials.sections(facts.trials, outputs.spec, known.rollouts),
         speed.section(facts.speed),
         troubles.calls_section(facts.troubles),
         troubles.refused_section(facts.troubles, status),
         troubles.letters_section(facts.troubles),
         troubles.twice_section(facts.troubles, status),
     ]
+
+
+def _there(section: Section | None) -> list[Section]:
+    return [] if section is None else [section]
 
 
 def write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -18,7 +19,7 @@ SERIES = 6
 """Versions that have a colour of their own: more can't be told apart safely."""
 REST = "others"
 LEFT, RIGHT = 46.0, WIDTH - 8.0
-TOP, MIDDLE = 10.0, 190.0
+TOP, MIDDLE = 14.0, 190.0
 LOWER, BOTTOM = 206.0, 250.0
 LINE = 18.0
 LONGEST = 300.0
@@ -62,7 +63,8 @@ def _why(block: Told) -> str:
     return "the order of preference" if block.route_reason == f"tier {block.tier}" else named(block.route_reason)
 
 
-def section(routing: Routing) -> Section:
+def section(routing: Routing, marks: Sequence[float] = ()) -> Section:
+    """`marks`: Unix seconds at which something was decided; they are numbered from 1."""
     if not routing.versions:
         return Section("routing", "Routing", "No result yet.")
     ranked = [key[0] for key, _ in routing.versions.ranked(lambda seen: seen.n)]
@@ -71,7 +73,9 @@ def section(routing: Routing) -> Section:
     parts: list[Figure | Table] = []
     if buckets:
         note = f"Results by when they were finished, {_span(routing.timeline.width_s)} a bar; times are UTC."
-        svg = _shares(buckets, series, routing.timeline.width_s)
+        if drawn := [(n, at) for n, at in enumerate(marks, 1) if _within(at, buckets, routing.timeline.width_s)]:
+            note += " Lines with numbers are decisions, told under Rollouts."
+        svg = _shares(buckets, series, routing.timeline.width_s, drawn)
         parts += [Figure("Shares of model versions over time", svg, note), _numbers(buckets, series)]
     parts += [_seen("Model versions", ("model version",), routing.versions)]
     parts += [_seen("Tiers and why", ("tier", "why"), routing.tiers)]
@@ -115,7 +119,11 @@ def _numbers(buckets: list[Bucket], series: list[str]) -> Table:
 # ---- the figure
 
 
-def _shares(buckets: list[Bucket], series: list[str], width_s: int) -> Markup:
+def _within(at: float, buckets: list[Bucket], width_s: int) -> bool:
+    return buckets[0].start <= at <= buckets[-1].start + width_s
+
+
+def _shares(buckets: list[Bucket], series: list[str], width_s: int, marks: list[tuple[int, float]]) -> Markup:
     legend = _legend(series)
     parts = [*_grid(), *legend[0]]
     volume = scale_of((bucket.total for bucket in buckets), BOTTOM, LOWER)
@@ -125,7 +133,8 @@ def _shares(buckets: list[Bucket], series: list[str], width_s: int) -> Markup:
         parts += _stack(bucket, series, x, step)
         title = f"{when(bucket.start)}: {counted(bucket.total, 'result')}"
         parts.append(rect(x, volume.at(bucket.total), step - 1, BOTTOM - volume.at(bucket.total), "volume", title))
-    parts += [*_volume_axis(volume), *_times(buckets, step, width_s)]
+    across = Scale(buckets[0].start, buckets[-1].start + width_s, LEFT, LEFT + len(buckets) * step)
+    parts += [*_volume_axis(volume), *_times(buckets, step, width_s), *_decided(marks, across)]
     return figure(legend[1], "Shares of model versions over time", parts)
 
 
@@ -140,6 +149,17 @@ def _stack(bucket: Bucket, series: list[str], x: float, step: float) -> list[Mar
             top, base = up.at(done + count), up.at(done)
             parts.append(rect(x, top, step - 1, base - top - 0.5, _style(i, name), title))
         done += count
+    return parts
+
+
+def _decided(marks: list[tuple[int, float]], across: Scale) -> list[Markup]:
+    parts, free = list[Markup](), 0.0
+    for number, at in marks:
+        x = across.at(at)
+        parts.append(line(x, TOP, x, BOTTOM, "decided"))
+        if x >= free:
+            parts.append(text(x, TOP - 2, str(number), anchor="middle", style="label"))
+            free = x + width(str(number)) + 3
     return parts
 
 

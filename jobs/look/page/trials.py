@@ -1,16 +1,23 @@
-"""Experiments and cascades: only where records tell of them."""
+"""Experiments, and cascades with what they saved: only where records tell of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
+from penstock.engine.items import Usage
+from penstock.engine.policy import Cascade
+from penstock.engine.pricing import cost_nano, price_of
+from penstock.engine.steering.rollout import arm_of
 from penstock.jobs.look.page.groups import Groups, Sum, named, sums
 from penstock.jobs.look.page.marks import Sampled, cost_interval
 from penstock.jobs.look.page.parts import Section, Table, columns, milliseconds, percent, shown, spread
 from penstock.jobs.look.page.sketch import Sketch
 from penstock.jobs.look.report import interval
-from penstock.jobs.look.told import SampleTold, Told, nano
+from penstock.jobs.look.told import SampleTold, TokensTold, Told, nano
 from penstock.jobs.wording import dollars, share
+from penstock.workers.runspec import RunSpec
 
 
 class Arm(msgspec.Struct):
@@ -18,17 +25,35 @@ class Arm(msgspec.Struct):
     call: Sketch = msgspec.field(default_factory=Sketch)
 
 
+class Used(msgspec.Struct):
+    """Tokens of answers."""
+
+    usage: Usage = Usage()
+
+    def add(self, tokens: TokensTold) -> None:
+        self.usage = Usage(
+            input=self.usage.input + tokens.input,
+            cached=self.usage.cached + tokens.cached,
+            cache_write=self.usage.cache_write + tokens.cache_write,
+            output=self.usage.output + tokens.output,
+        )
+
+
 class Trials:
-    """`cascaded`: results with a call of a cascade, by (task, first model, model that answered)."""
+    """`cascaded`: results with a call of a cascade, by (task, first model, model that answered).
+    `used`: tokens of the answers that were taken, by task."""
 
     def __init__(self) -> None:
         self.arms: Groups[Arm] = Groups(Arm)
         self.scores: Groups[Sampled] = Groups(Sampled)
         self.cascaded: Groups[Sum] = sums()
         self.tasks: Groups[Sum] = sums()
+        self.used: Groups[Used] = Groups(Used)
 
     def result(self, block: Told) -> None:
         paid = nano(block.cost_usd)
+        if block.tokens is not None:
+            self.used.at(named(block.task)).add(block.tokens)
         if block.experiment is not None or block.arm is not None:
             arm = self.arms.at(named(block.experiment), named(block.arm))
             arm.cost.add(paid)
@@ -43,22 +68,26 @@ class Trials:
             self.scores.at(named(sample.task), named(sample.arm), named(sample.scorer)).add(sample)
 
 
-def sections(trials: Trials) -> list[Section]:
-    return [section for section in (_experiments(trials), _cascades(trials)) if section is not None]
+def sections(trials: Trials, spec: RunSpec, rollouts: frozenset[str]) -> list[Section]:
+    """`rollouts`: ids of those that are told of elsewhere; their arms are no experiment's."""
+    return [section for section in (_experiments(trials, rollouts), _cascades(trials, spec)) if section is not None]
 
 
-def _experiments(trials: Trials) -> Section | None:
-    if not trials.arms:
+def _experiments(trials: Trials, rollouts: frozenset[str]) -> Section | None:
+    seen_arms = sorted(trials.arms.ranked(lambda seen: seen.cost.n), key=lambda kv: kv[0])
+    arms = [(key, seen) for key, seen in seen_arms if key[0] not in rollouts]
+    if not arms:
         return None
     costs = [
         (shown(experiment), shown(arm), f"{seen.cost.n:,}", *_cost(seen.cost), milliseconds(seen.call.quantile(0.5)))
-        for (experiment, arm), seen in sorted(trials.arms.ranked(lambda seen: seen.cost.n))
+        for (experiment, arm), seen in arms
     ]
     names = columns("experiment", "arm", "#results", "#$ per 1,000", "#95 % interval", "#called p50")
     tables = [Table("Cost and latency by arm", names, costs)]
     scores = [
         (*map(shown, key), f"{seen.tally.n:,}", percent(seen.mean), spread(interval(seen.tally)))
         for key, seen in sorted(trials.scores.ranked(lambda seen: seen.tally.n), key=lambda kv: kv[0])
+        if not (rollouts and arm_of(key[1]))
     ]
     if scores:
         named_so = columns("task", "arm", "scorer", "#n", "#mean score", "#95 % interval")
@@ -73,17 +102,46 @@ def _cost(cost: Sum) -> tuple[str, str]:
     return dollars(cost.nano * 1000 // cost.n), low_high
 
 
-def _cascades(trials: Trials) -> Section | None:
-    if not trials.cascaded:
-        return None
+def _cascades(trials: Trials, spec: RunSpec) -> Section | None:
     tasks = {key[0]: seen for key, seen in trials.tasks.ranked(lambda seen: seen.n)}
+    saved = [_saved(name, cascade.models[-1], tasks[name], trials, spec) for name, cascade in _declared(spec, tasks)]
+    parts = [Table("Against its top model", columns(*SAVED), saved, note=SAVED_NOTE)] if saved else []
     rows = [
         (*map(shown, key), f"{seen.n:,}", share(seen.n, tasks[key[0]].n), *_cost(seen))
         for key, seen in trials.cascaded.ranked(lambda seen: seen.n)
         if key[0] in tasks
     ]
-    names = columns("task", "first asked", "answered by", "#results", "#of the task", "#$ per 1,000", "#95 % interval")
+    if rows:
+        parts.append(Table("Sent on", columns(*SENT_ON), rows))
+    if not parts:
+        return None
     intro = (
         "Rows whose first answer was not sure enough, so that a stronger model was asked. Their cost holds both calls."
     )
-    return Section("cascades", "Cascades", intro, (Table("Sent on", names, rows),))
+    return Section("cascades", "Cascades", intro, tuple(parts))
+
+
+SENT_ON = ("task", "first asked", "answered by", "#results", "#of the task", "#$ per 1,000", "#95 % interval")
+SAVED = ("task", "top model", "#results", "#paid", "#top model alone, about", "#saved")
+SAVED_NOTE = (
+    "“Paid” is all calls of these results, judges included. The top model alone is an estimate: its price for the "
+    "tokens of the answers that were taken; it might have said more, or less, and counts tokens in its own way."
+)
+
+
+def _declared(spec: RunSpec, seen: Mapping[str, Sum]) -> list[tuple[str, Cascade]]:
+    tasks = spec.policy.tasks.items()
+    return [(name, task.cascade) for name, task in tasks if task.cascade is not None and name in seen]
+
+
+def _saved(name: str, top: str, paid: Sum, trials: Trials, spec: RunSpec) -> tuple[str, ...]:
+    """Says so where it cost more."""
+    model = spec.catalog.models.get(top)
+    price = price_of(model) if model is not None else None
+    known = shown(name), shown(top), f"{paid.n:,}", dollars(paid.nano)
+    if price is None:
+        return (*known, "–", "–")
+    alone = cost_nano(trials.used.at(name).usage, price)
+    saved = alone - paid.nano
+    told = f"{dollars(saved)} ({share(saved, alone)})" if saved > 0 else f"nothing: {dollars(-saved)} more"
+    return (*known, dollars(alone), told)

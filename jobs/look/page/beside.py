@@ -1,0 +1,131 @@
+"""What the state URL knows beside a run's records: rollouts that were decided meanwhile, evaluations of its job, and
+what all runs measured of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from penstock.connectors.audit import open_audit
+from penstock.connectors.measured import Registry
+from penstock.connectors.state import open_state
+from penstock.engine.audit import Entry
+from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standings import standings
+from penstock.engine.steering.rollout import Told
+from penstock.jobs.evals import running
+from penstock.jobs.evals.asked import recalled
+from penstock.jobs.evals.running import Found
+from penstock.jobs.history import open_history
+from penstock.jobs.look.reading import Outputs
+
+KINDS = frozenset({"rollout_started", "stage", "rollback", "rollout_ended"})
+EVALUATIONS = 5
+"""The latest ones: each is read from its records."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """One of a rollout, as the audit log has it. `at`: Unix seconds. `share`: of the units, from then on."""
+
+    at: float
+    by: str
+    id: str
+    rollout: str
+    model: str
+    what: str
+    baseline: str
+    candidate: str
+    share: float
+    why: str
+    guards: tuple[Told, ...] = ()
+
+
+class Beside(msgspec.Struct, frozen=True):
+    decisions: tuple[Decision, ...] = ()
+    evaluations: tuple[Found, ...] = ()
+    measured: tuple[Standing, ...] = ()
+
+    @property
+    def rollouts(self) -> frozenset[str]:
+        return frozenset(each.rollout for each in self.decisions)
+
+
+def gather(outputs: Outputs) -> Beside:
+    """Raises `Corrupt`, `Temporary`."""
+    spec = outputs.spec
+    shared = Registry(open_state(spec.state)).read()
+    return Beside(
+        tuple(_decisions(outputs)), tuple(_evaluations(outputs)), standings(shared, spec.catalog, spec.policy)
+    )
+
+
+# ---- rollouts
+
+
+def _decisions(outputs: Outputs) -> list[Decision]:
+    """Of rollouts of the run's models that had begun before it ended, and had not ended before it began. One may stand
+    in the log twice, under one id."""
+    status, models = outputs.status, outputs.spec.catalog.models
+    log = open_audit(outputs.spec.state)
+    found = {each.id: each for each in _told(log.entries()) if each.model in models}
+    by_rollout: dict[str, list[Decision]] = {}
+    for each in sorted(found.values(), key=lambda each: each.at):
+        by_rollout.setdefault(each.rollout, []).append(each)
+    end = status.ended_at or float("inf")
+    during = [seen for seen in by_rollout.values() if seen[0].at <= end and _last(seen) >= status.started_at]
+    return sorted((each for seen in during for each in seen), key=lambda each: each.at)
+
+
+def _last(seen: list[Decision]) -> float:
+    """When a rollout had its last word; one that goes on has none."""
+    return seen[-1].at if seen[-1].what in ("promoted", "rolled_back", "cancelled") else float("inf")
+
+
+def _told(entries: Iterable[Entry]) -> Iterator[Decision]:
+    """Entries of a newer Penstock that say something else are left out."""
+    for entry in entries:
+        if entry.kind in KINDS:
+            try:
+                facts = msgspec.json.decode(entry.facts, type=_Facts)
+            except msgspec.DecodeError:
+                continue
+            at = datetime.fromisoformat(entry.at).timestamp()
+            yield Decision(at=at, by=entry.actor.partition("/")[0], **msgspec.structs.asdict(facts))
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    id: str
+    rollout: str
+    model: str
+    what: str
+    baseline: str
+    candidate: str
+    share: float
+    why: str = ""
+    guards: tuple[Told, ...] = ()
+
+
+# ---- evaluations
+
+
+def _evaluations(outputs: Outputs) -> Iterator[Found]:
+    """Of this job, or the one that the run is."""
+    state, history = outputs.spec.state, open_history(outputs.spec.state)
+    for place in _places(state)[:EVALUATIONS]:
+        asked = recalled(place)
+        if asked is not None and outputs.status.name in (asked.job, f"eval {place.name}"):
+            prepared = running.remembered(place.name, state)
+            yield running.find(prepared, history)
+
+
+def _places(state: str) -> list[Path]:
+    """Of evaluations that were run, the latest first. They live in a state that is a folder."""
+    if "://" in state and not state.startswith("file://"):
+        return []
+    ran = {run.name for run in open_history(state).runs()}
+    there = Path(state.removeprefix("file://"), "evals").glob("*/made.json")
+    mine = [file for file in there if f"eval {file.parent.name}" in ran]
+    return [file.parent for file in sorted(mine, key=lambda file: -file.stat().st_mtime)]

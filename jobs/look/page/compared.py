@@ -1,0 +1,70 @@
+"""Evaluations of the job, and what all runs of the state measured of its models: with intervals that may be looked at
+any time."""
+
+from __future__ import annotations
+
+from penstock.engine.measure.evaluation import Line
+from penstock.engine.measure.intervals import anytime_interval
+from penstock.engine.quality import Interval
+from penstock.engine.registry.standing import Standing, cost_per_accepted
+from penstock.jobs.evals import view
+from penstock.jobs.evals.running import Found
+from penstock.jobs.look.page.beside import Beside
+from penstock.jobs.look.page.parts import Section, Table, columns, milliseconds, percent, shown, spread
+from penstock.jobs.wording import counted, dollars, share
+
+MEASURED_NOTE = (
+    "By all runs of this state, with the job's own prompt and its first scorer that is no judge. Intervals may be "
+    "looked at any time (95 %); that of an accepted one is rough. Failures, judges and idle hours are in its cost."
+)
+INTRO = (
+    "Candidates answered the same rows, and an answer that failed scores 0. Quality intervals may be looked at any "
+    "time; those of costs are approximate. No winner does not mean that candidates are equal."
+)
+
+
+def measured(standings: tuple[Standing, ...]) -> Table | None:
+    """For the section of quality. None: nothing was scored yet."""
+    rows = [_standing(at) for at in standings if at.sample.n]
+    names = columns("task", "model", "#n", "#mean score", "#surely between", "#an accepted one", "#95 % interval")
+    return Table("Quality and cost as all runs measured it", names, rows, note=MEASURED_NOTE) if rows else None
+
+
+def _standing(at: Standing) -> tuple[str, ...]:
+    mean = at.sample.mean or 0.0
+    around, cost = anytime_interval(at.sample), cost_per_accepted(at)
+    paid = ("–", "–") if cost is None else (dollars(round(cost.mean)), _money(cost))
+    model = f"{shown(at.model)}@{shown(at.version)}"
+    return (shown(at.task), model, f"{at.sample.n:,}", percent(mean), spread(around), *paid)
+
+
+def _money(around: Interval | None) -> str:
+    return "–" if around is None else f"{dollars(round(max(0.0, around.low)))}–{dollars(round(around.high))}"
+
+
+def evaluations(beside: Beside) -> Section | None:
+    tables = [_table(found) for found in beside.evaluations if found.evaluation is not None]
+    return Section("evaluations", "Evaluations", INTRO, tuple(tables)) if tables else None
+
+
+def _table(found: Found) -> Table:
+    assert found.evaluation is not None
+    words = view.Words(found.prepared.asked.names)
+    rows = [_line(line, words) for line in found.evaluation.lines]
+    name, asked = found.prepared.name, found.prepared.asked
+    caption = f"{shown(name)}: {counted(len(found.seen.rows), 'row')}, scored by {shown(asked.scorer)}"
+    return Table(caption, columns(*NAMES), rows, note=view.verdict(found))
+
+
+NAMES = (
+    "candidate", "#quality", "#surely between", "#failed", "#cost an item", "#an accepted one", "#95 % interval",
+    "#called p50", "#p95",
+)  # fmt: skip
+
+
+def _line(line: Line, words: view.Words) -> tuple[str, ...]:
+    quality = ("–", "–") if line.quality is None else (percent(line.quality.mean), spread(line.quality))
+    failed = share(line.failed, line.rows) if line.failed else "none"
+    accepted = "–" if line.per_accepted_nano is None else dollars(round(line.per_accepted_nano))
+    costs = dollars(round(line.per_item_nano)), accepted, _money(line.per_accepted)
+    return (shown(words[line.name]), *quality, failed, *costs, milliseconds(line.median_ms), milliseconds(line.p95_ms))
