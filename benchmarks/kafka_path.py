@@ -1,6 +1,7 @@
 """Kafka → instant answers → Kafka, exactly once, one lane, beside a bare aiokafka loop with the same transactions.
 
     python benchmarks/kafka_path.py [--records 40000] [--pairs 3] [--lanes 2] [--latency-rate 500 --latency-s 20]
+    python benchmarks/kafka_path.py --pairs 0 --records 100        only the latency
 
 Both read 500-byte requests from one partition of a real broker of their own and write a result for each, in one
 transaction every 200 ms that also commits how far they are. The rival decodes each request, writes a fixed answer of
@@ -353,16 +354,19 @@ async def run(options: argparse.Namespace, bootstrap: str) -> bool:
         mine = await ours(bootstrap, source, options.records)
         ratios.append(mine / theirs)
         print(f"bare aiokafka {theirs:8,.0f}/s   penstock {mine:8,.0f}/s   ratio {ratios[-1]:.2f}", flush=True)
-    print(f"median ratio {statistics.median(ratios):.2f} (promised: {PROMISE})")
-    good = statistics.median(ratios) >= PROMISE
+    good = not ratios or statistics.median(ratios) >= PROMISE
+    if ratios:
+        print(f"median ratio {statistics.median(ratios):.2f} (promised: {PROMISE})")
     if options.lanes > 1:
         await scaling(options, bootstrap)
     if options.latency_rate:
         waits = await latency(bootstrap, options.latency_rate, options.latency_s)
         p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
+        p999 = waits[int(len(waits) * 0.999)]
         print(
             f"publish → committed result visible, {len(waits):,} items at {options.latency_rate:g}/s: "
-            f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms (promised: {PROMISE_P99_S * 1000:.0f} ms)"
+            f"p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms, p99.9 {p999 * 1000:.0f} ms "
+            f"(promised: p99 {PROMISE_P99_S * 1000:.0f} ms)"
         )
         good = good and p99 <= PROMISE_P99_S
     return good
