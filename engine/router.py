@@ -465,7 +465,7 @@ def _explored(plan: _Plan, attributes: Attributes, request: Request, item_id: st
         arm=target.model.name,
         propensity=plan.ask.explore / len(plan.explore),
     )
-    reason = f"{route.reason}; {tried.model} is explored"
+    reason = f"{route.reason}; {tried.model} is explored, {target.candidate.reason}"
     return msgspec.structs.replace(route, candidates=(tried, *route.candidates), reason=reason)
 
 
@@ -500,9 +500,12 @@ def _plan_of(ask: _Ask, targets: tuple[_Target, ...], refused: tuple[Refusal, ..
 
 
 def _route(ask: _Ask, candidates: tuple[Candidate, ...], refused: tuple[Refusal, ...]) -> Route:
-    wall = ask.wall.name if ask.wall else None
+    """Where a quality was asked for, the reason tells the numbers of the first candidate."""
+    wall, why = ask.wall.name if ask.wall else None, ask.why
+    if candidates and candidates[0].reason:
+        why = f"{why}: {candidates[0].model}, {candidates[0].reason}"
     cascade = ask.cascade and len(candidates) > 1
-    return Route(ask.task.name, ask.tier, candidates, refused, ask.why, wall, ask.walled, cascade)
+    return Route(ask.task.name, ask.tier, candidates, refused, why, wall, ask.walled, cascade)
 
 
 def _reject(reason: DeadLetterReason, message: str, ask: _Ask, refused: list[Refusal]) -> Rejection:

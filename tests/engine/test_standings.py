@@ -78,6 +78,7 @@ def test_the_cheapest_whose_lower_bound_clears_goes_first_and_the_route_shows_th
     assert "n = 1,000) measured" in route.candidates[0].reason
     assert route.refused[0].model == "cheap"
     assert "not shown to reach 0.8" in route.refused[0].reason
+    assert route.reason.endswith(f"those with quality ≥ 0.8: mid, {route.candidates[0].reason}")
 
 
 def test_where_nothing_is_measured_what_is_declared_decides_and_says_so() -> None:
