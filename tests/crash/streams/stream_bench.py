@@ -235,6 +235,21 @@ def stream_bench(stage: Stage, folder: Path, shape: StreamShape) -> Iterator[Str
         stage.heal()
 
 
+@contextlib.contextmanager
+def suspended(command: subprocess.Popen[bytes]) -> Iterator[None]:
+    """SIGSTOP for all of a command, SIGCONT at the end."""
+    stopped = [psutil.Process(command.pid), *below(command.pid)]
+    for process in stopped:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
 def line(label: str, shape: StreamShape) -> bytes:
     messages = [{"role": "user", "content": f"Tell me about {label}, please, in a few words."}]
     body = {"model": "m", "messages": messages, "max_tokens": shape.output_tokens}

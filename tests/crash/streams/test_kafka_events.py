@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from tests.crash.bench import SINKS, below
+from tests.crash.bench import SINKS
 from tests.crash.streams import kafka_lines
 from tests.crash.streams.stage import Stage
 from tests.crash.streams.storms import UNCOMMITTED_S
-from tests.crash.streams.stream_bench import StreamBench, StreamShape, stream_bench
+from tests.crash.streams.stream_bench import StreamBench, StreamShape, stream_bench, suspended
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
-
-
-@contextlib.contextmanager
-def suspended(command: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGSTOP for all of a command, SIGCONT at the end."""
-    stopped = [psutil.Process(command.pid), *below(command.pid)]
-    for process in stopped:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.suspend()
-    try:
-        yield
-    finally:
-        for process in stopped:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
 
 
 def everything(b: StreamBench) -> dict[str, list[kafka_lines.Seen]]:
