@@ -336,7 +336,8 @@ class Score(msgspec.Struct, frozen=True, gc=False):
 
 
 class ShadowAnswer(msgspec.Struct, frozen=True, gc=False):
-    """What another model answered to the same request: quality samples come of it, never a result."""
+    """What another model answered to the same request, a shadow or one of a cascade that was not believed: quality
+    samples come of it, never a result."""
 
     model: str
     model_version: str
@@ -346,7 +347,10 @@ class ShadowAnswer(msgspec.Struct, frozen=True, gc=False):
     cost_nano: int
     ms: float
     share: float
-    """Of the items that are shadowed."""
+    """Of the items of which such an answer is told."""
+    role: Literal["shadow", "cascade"] = "shadow"
+    signal: float | None = None
+    """Of a cascade: how sure it was."""
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -385,6 +389,10 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     arm: str = ""
     propensity: float = 1.0
     shadows: tuple[ShadowAnswer, ...] = ()
+    doubted: tuple[ShadowAnswer, ...] = ()
+    """Of a sampled item: answers of its cascade that were not believed."""
+    signal: float | None = None
+    """Of a cascade, how sure the answer was; None also of its last model's."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

@@ -86,6 +86,11 @@ class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
     """An answer whose signal is at least this is taken. (Of no use to `validity`.)"""
     samples: int = 1
     """Of `agreement`: how often each model but the last is asked at most."""
+    thresholds: dict[str, float] = {}
+    """Model → its own threshold, as it was calibrated."""
+
+    def bar(self, model: str) -> float:
+        return self.thresholds.get(model, self.threshold)
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):

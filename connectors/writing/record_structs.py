@@ -139,8 +139,10 @@ class QualityRecord(msgspec.Struct, frozen=True, gc=False):
     prompt_version: str
     consent: str | None
     at: str
-    role: Literal["primary", "shadow"] = "primary"
-    """Of the answer: the item's own, or another model's to the same request."""
+    role: Literal["primary", "shadow", "cascade"] = "primary"
+    """Of the answer: the item's own; another model's to the same request; one that its cascade did not believe."""
+    signal: float | None = None
+    """Of a cascade: how sure the answer was (`engine.signals`)."""
 
 
 class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):

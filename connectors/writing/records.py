@@ -185,7 +185,8 @@ class Encoder:
                 prompt_version=result.prompt_version,
                 consent=item.attributes.consent,
                 at=self._stamps.iso(result.finished_at),
-                role="primary" if shadow is None else "shadow",
+                role="primary" if shadow is None else shadow.role,
+                signal=result.signal if shadow is None else shadow.signal,
             )
         )
 

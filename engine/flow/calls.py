@@ -7,6 +7,7 @@ import msgspec
 from penstock.engine import signals
 from penstock.engine.budget import Reservation
 from penstock.engine.catalog import Catalog, Price
+from penstock.engine.flow.climb import Climb, Doubted
 from penstock.engine.flow.ends import Costs
 from penstock.engine.flow.lane_types import Hooks
 from penstock.engine.flow.settle import (
@@ -20,7 +21,7 @@ from penstock.engine.flow.settle import (
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import Tally
 from penstock.engine.flow.till import Till
-from penstock.engine.items import Answer, Call, Outcome, Request, Result, Usage
+from penstock.engine.items import STEP_ROLES, Answer, Call, Outcome, Request, Result, ShadowAnswer, Usage
 from penstock.engine.judging import outputs
 from penstock.engine.policy import Cascade, Output, Policy
 from penstock.engine.pricing import (
@@ -99,6 +100,27 @@ class Calls:
         if last or "logprobs" in self._models[slot.model].lacks:
             return slot.item.request
         return signals.asked(slot.item.request, self.cascade(slot).signal)
+
+    def climbed(self, slot: Slot, climb: Climb, result: Result) -> Result:
+        """How sure the answer was; of a sample also what its cascade did not believe, scored like the answer."""
+        doubted = tuple(self._doubted(slot, each) for each in climb.doubted) if result.sampled else ()
+        return msgspec.structs.replace(result, signal=climb.signal, doubted=doubted)
+
+    def _doubted(self, slot: Slot, doubted: Doubted) -> ShadowAnswer:
+        target, task = slot.route.candidates[doubted.candidate], self._tasks[slot.route.task]
+        mine = [a for a in slot.attempts if a.model == target.model and a.role not in STEP_ROLES]
+        return ShadowAnswer(
+            target.model,
+            target.version,
+            doubted.answer.text,
+            self.hooks.score(slot.item, doubted.answer, task),
+            mine[-1].usage or Usage() if mine else Usage(),
+            sum(a.cost_nano for a in mine),
+            sum(a.ms for a in mine),
+            task.sample_share,
+            "cascade",
+            doubted.signal,
+        )
 
     def untold(self, slot: Slot, answer: Answer) -> Answer:
         """The answer without what only the cascade asked for."""

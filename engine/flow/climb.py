@@ -23,6 +23,14 @@ class Taken(msgspec.Struct, frozen=True):
     why: str
 
 
+class Doubted(msgspec.Struct, frozen=True):
+    """The newest answer of a model that was not believed."""
+
+    candidate: int
+    answer: Answer
+    signal: float | None
+
+
 More = Literal["again", "up"]
 """Ask the same model once more (agreement), or the next one."""
 
@@ -30,7 +38,7 @@ More = Literal["again", "up"]
 class Climb:
     """What became of one item so far."""
 
-    __slots__ = ("answers", "doubts", "model")
+    __slots__ = ("answers", "doubted", "doubts", "model", "signal")
 
     def __init__(self) -> None:
         self.model = ""
@@ -38,8 +46,13 @@ class Climb:
         """Of the present model; None: one that keeps to no choice or schema."""
         self.doubts: list[str] = []
         """Why the models before it were not believed."""
+        self.doubted: list[Doubted] = []
+        self.signal: float | None = None
+        """Of the answer that was taken."""
 
-    def heard(self, cascade: Cascade, model: str, answer: Answer, *, valid: bool, last: bool) -> Taken | More:
+    def heard(
+        self, cascade: Cascade, candidate: int, model: str, answer: Answer, *, valid: bool, last: bool
+    ) -> Taken | More:
         """An answer came from `model`. `last`: nobody stands above it, its valid answer is taken."""
         if last:
             return Taken(answer, "; ".join([*self.doubts, f"answer of {model} taken: the last of the cascade"]))
@@ -47,12 +60,14 @@ class Climb:
             self.model, self.answers = model, []
         self.answers.append(answer if valid else None)
         level, taken = self._level(cascade)
-        passes = level is not None and level >= cascade.threshold - SURE
-        said = _said(cascade, level, passes=passes)
+        passes = level is not None and level >= cascade.bar(model) - SURE
+        said = _said(cascade, model, level, passes=passes)
         if passes and taken is not None:
+            self.signal = level
             return Taken(taken, "; ".join([*self.doubts, f"answer of {model} accepted: {said}"]))
-        if cascade.signal == "agreement" and self._may_agree(cascade):
+        if cascade.signal == "agreement" and self._may_agree(cascade, model):
             return "again"
+        self.doubted.append(Doubted(candidate, taken or answer, level))
         self.doubts.append(f"answer of {model} doubtful: {said}")
         return "up"
 
@@ -68,15 +83,15 @@ class Climb:
             case "logprob" | "margin" as signal:
                 return (None if newest is None else signals.of_tokens(signal, newest.body_json)), newest
 
-    def _may_agree(self, cascade: Cascade) -> bool:
+    def _may_agree(self, cascade: Cascade, model: str) -> bool:
         count, _ = signals.agreement([None if a is None else a.text for a in self.answers])
         left = cascade.samples - len(self.answers)
-        return left > 0 and (count + left) / cascade.samples >= cascade.threshold - SURE
+        return left > 0 and (count + left) / cascade.samples >= cascade.bar(model) - SURE
 
 
-def _said(cascade: Cascade, level: float | None, *, passes: bool) -> str:
+def _said(cascade: Cascade, model: str, level: float | None, *, passes: bool) -> str:
     if level is None:
         return "it tells no " + cascade.signal
     if cascade.signal == "validity":
         return "valid" if level else "not valid"
-    return f"{cascade.signal} {level:.3g} {'≥' if passes else '<'} {cascade.threshold:g}"
+    return f"{cascade.signal} {level:.3g} {'≥' if passes else '<'} {cascade.bar(model):g}"

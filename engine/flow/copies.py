@@ -88,6 +88,7 @@ def copy_of(result: Result, leader: Slot, follower: Slot) -> Result:
         sampled=False,
         scores=(),
         shadows=(),
+        doubted=(),
     )
 
 

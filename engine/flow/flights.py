@@ -144,7 +144,9 @@ class Flights:
             result = msgspec.structs.replace(result, status="invalid_output")
         followers = self._copies.disband(slot)
         result = self._calls.sample(result)
-        pending = self._steps.begin(slot, result, followers)
+        if slot.climb is not None:
+            result = self._calls.climbed(slot, slot.climb, result)
+        pending = self._steps.begin(slot, result, followers) if result.route.task in self._steps.tasks else None
         if pending is None:
             self._end(slot, result, followers)
         else:
@@ -166,7 +168,7 @@ class Flights:
         """The answer to take; None: it is doubtful, and the item goes on."""
         cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
         climb = slot.climb = slot.climb or Climb()
-        word = climb.heard(cascade, source, answer, valid=valid, last=above is None)
+        word = climb.heard(cascade, slot.candidate, source, answer, valid=valid, last=above is None)
         if isinstance(word, Taken):
             slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
             return self._calls.untold(slot, word.answer)

@@ -43,6 +43,7 @@ class Steps:
         scripts = {name: script(task) for name, task in self._tasks.items()}
         self._scripts: dict[str, tuple[Step, ...]] = {name: steps for name, steps in scripts.items() if steps}
         """Task → what its items may owe. Tasks without steps are not in it."""
+        self.tasks = frozenset(self._scripts)
         self._untold = frozenset(name for name, wall in catalog.walls.items() if wall.sample == "never")
         """Walls of which no quality record is ever written: nothing is asked for it either."""
         self.stopped = False

@@ -66,7 +66,10 @@ def alone(spec: RunSpec, model: str) -> RunSpec:
     """The same with one candidate, as `plan` prices it."""
     name, _, version = model.partition("@")
     models = {**spec.catalog.models, name: msgspec.structs.replace(spec.catalog.models[name], live=version)}
-    tasks = {key: msgspec.structs.replace(task, models=(name,), shadow=None) for key, task in spec.policy.tasks.items()}
+    tasks = {
+        key: msgspec.structs.replace(task, models=(name,), shadow=None, cascade=None)
+        for key, task in spec.policy.tasks.items()
+    }
     policy = msgspec.structs.replace(spec.policy, tasks=tasks)
     catalog = msgspec.structs.replace(spec.catalog, models=models)
     return msgspec.structs.replace(spec, catalog=catalog, policy=policy, budgets=())
@@ -113,6 +116,7 @@ def _task(base: Task, variant: str, what: Variant, asked: Asked) -> Task:
         sample=1.0,
         scorers=tuple(msgspec.structs.replace(scorer, expected=None) for scorer in base.scorers or (EXACT,)),
         shadow=Shadow(asked.models, 1.0, whole=True) if len(asked.models) > 1 else None,
+        cascade=None,
     )
     return _varied(task, what)
 

@@ -119,6 +119,7 @@ def _lines(status: RunStatus, named: str) -> Table:
         *(("quality", line) for line in _quality(status.cells)),
         *(("slowest", _slow(slow)) for slow in tally.slowest[:3]),
         ("dead letters", _dead(tally, named)),
+        *(("steps", line) for line in _steps(tally)),
         ("walls", f"targets refused: {tallied(tally.refused)}" if tally.refused else ""),
         ("ledger", ledger_line(status)),
         *_files(status),
@@ -178,6 +179,23 @@ def interval(task: TaskTally) -> Interval | None:
     if task.score == task.score2 == task.passed:
         return proportion_interval(task.passed, task.n)
     return mean_interval(task.n, task.score, task.score2)
+
+
+def _steps(tally: Tally) -> list[str]:
+    """Judges, shadows, and cascades: what they did and cost, and what was left out."""
+    kinds = [kind for kind in ("shadow", "judge") if kind in tally.steps_nano or _left_out(tally, kind)]
+    lines = [f"{kind}s: {counted(tally.steps.get(kind, 0), 'answer')}, {_cost(tally, kind)}" for kind in kinds]
+    climbs = ", ".join(f"{pair.replace('|', ' to ')} {n:,}" for pair, n in sorted(tally.climbed.items()))
+    return [*lines, *([f"doubtful answers sent up: {climbs}"] if climbs else [])]
+
+
+def _cost(tally: Tally, kind: str) -> str:
+    return dollars(tally.steps_nano.get(kind, 0)) + _left_out(tally, kind)
+
+
+def _left_out(tally: Tally, kind: str) -> str:
+    whys = {pair.partition("|")[2]: n for pair, n in tally.steps_failed.items() if pair.startswith(kind + "|")}
+    return f"; left out: {tallied(whys)}" if whys else ""
 
 
 def _slow(slow: Slow) -> str:

@@ -175,7 +175,9 @@ class SampleTold(msgspec.Struct, frozen=True):
     model: str | None = None
     model_version: str | None = None
     role: str = "primary"
-    """`shadow`: of another model's answer to the same request."""
+    """`shadow`: of another model's answer to the same request; `cascade`: of one that was not believed."""
+    signal: float | None = None
+    """Of a cascade: how sure the answer was."""
 
 
 def nano(usd: float) -> int:

@@ -28,6 +28,8 @@ class Context(msgspec.Struct, frozen=True):
     doc: Doc
     catalog: Catalog
     vars: Mapping[str, str]
+    state: str = ""
+    """The state's URL."""
 
 
 def template(at: Context, path: Path, text: str) -> str:

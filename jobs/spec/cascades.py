@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from penstock.engine.policy import Cascade
 from penstock.jobs.spec.asked import Context
 from penstock.jobs.spec.catalogue import refer
@@ -9,9 +11,11 @@ from penstock.jobs.spec.fields import CascadeFile, TaskFile
 from penstock.jobs.spec.tree import Path
 
 MAX_SAMPLES = 20
+NEVER = 2.0
+"""Above every signal."""
 
 
-def cascade(at: Context, path: Path, task: TaskFile) -> Cascade | None:
+def cascade(at: Context, path: Path, name: str, task: TaskFile) -> Cascade | None:
     """Raises `SpecError`."""
     file = task.cascade
     if file is None:
@@ -21,7 +25,7 @@ def cascade(at: Context, path: Path, task: TaskFile) -> Cascade | None:
     models = refer(at.doc, (*path, "models"), file.models, at.catalog.models)
     if len(models) < 2:
         raise at.doc.error((*path, "models"), "name at least two models, from cheap to good")
-    threshold = _threshold(at, path, file)
+    threshold, thresholds = _threshold(at, path, name, file)
     match file.signal:
         case "validity" if task.output is None:
             raise at.doc.error((*path, "signal"), "validity needs an `output:` that an answer can miss")
@@ -29,19 +33,40 @@ def cascade(at: Context, path: Path, task: TaskFile) -> Cascade | None:
             _check_samples(at, path, file, task.params.get("temperature"))
         case _:
             pass
-    return Cascade(models, file.signal, threshold, file.samples if file.signal == "agreement" else 1)
+    return Cascade(models, file.signal, threshold, file.samples if file.signal == "agreement" else 1, thresholds)
 
 
-def _threshold(at: Context, path: Path, file: CascadeFile) -> float:
+def _threshold(at: Context, path: Path, name: str, file: CascadeFile) -> tuple[float, dict[str, float]]:
+    """For all, and for some models."""
     if file.signal == "validity":
         if file.threshold is not None:
             raise at.doc.error((*path, "threshold"), "validity has none: an answer is valid or not")
-        return 0.0
+        return 0.0, {}
+    if file.threshold == "calibrated":
+        return NEVER, _calibrated(at, (*path, "threshold"), name, file)
     if file.threshold is None:
         raise at.doc.error(path, f"say its `threshold:`; an answer whose {file.signal} is at least this is taken")
     if not -1 <= file.threshold <= 1:
         raise at.doc.error((*path, "threshold"), "a signal lies between 0 and 1 (a margin also below 0)")
-    return float(file.threshold)
+    return float(file.threshold), {}
+
+
+def _calibrated(at: Context, path: Path, name: str, file: CascadeFile) -> dict[str, float]:
+    """Models without a threshold of their own are never believed."""
+    from penstock.connectors.calibrations import read_calibration
+    from penstock.connectors.state import open_state
+
+    found = read_calibration(open_state(at.state), name)
+    if found is None:
+        raise at.doc.error(path, f"task {name} was never calibrated at {at.state}: penstock cascade calibrate")
+    if found.signal != file.signal:
+        raise at.doc.error(path, f"the calibration is of the signal {found.signal}; calibrate it again")
+    versions = {model.name: model.live for model in at.catalog.models.values()}
+    return {
+        each.model: math.nextafter(each.threshold.above, math.inf)
+        for each in found.models
+        if each.threshold is not None and versions.get(each.model) == each.version
+    }
 
 
 def _check_samples(at: Context, path: Path, file: CascadeFile, temperature: object) -> None:

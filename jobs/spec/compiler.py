@@ -60,7 +60,8 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     job = decode(doc, JobFile)
     parts = [*_shared(doc, job, base), Part(doc, job, base)]
     catalog = compile_catalog(parts)
-    tasks = compile_tasks(doc, job, catalog, values)
+    state = resolve.state(doc, job.state, base)
+    tasks = compile_tasks(doc, job, catalog, values, state)
     name = _name(doc, job.name, default_name)
     policy = _policy(doc, job, catalog, tasks, compile_experiments(doc, job, name, catalog, tasks, values))
     site = resolve.Site(doc, base, compile_connections(parts))
@@ -80,7 +81,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
         policy=policy,
         sinks=sinks,
         budgets=(*_budgets(doc, job.budgets), *_exploring(policy)),
-        state=resolve.state(doc, job.state, base),
+        state=state,
         on_duplicate=_on_duplicate(doc, job.on_duplicate, source),
         max_dead_letters=_fuse(doc, job.max_dead_letters),
         execution=_execution(doc, job.execution),

@@ -175,7 +175,8 @@ class CascadeFile(msgspec.Struct, frozen=True):
     models: list[str]
     """From cheap to good."""
     signal: Literal["validity", "logprob", "margin", "agreement"]
-    threshold: Number | None = None
+    threshold: Number | Literal["calibrated"] | None = None
+    """`calibrated`: as `penstock cascade calibrate` found it, model by model."""
     samples: int = 3
     """Of `agreement`: answers of each model but the last."""
 

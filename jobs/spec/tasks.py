@@ -33,9 +33,11 @@ _SHORT = (
 )
 
 
-def compile_tasks(doc: Doc, job: JobFile, catalog: Catalog, values: Mapping[str, str]) -> dict[str, Task]:
+def compile_tasks(
+    doc: Doc, job: JobFile, catalog: Catalog, values: Mapping[str, str], state: str = ""
+) -> dict[str, Task]:
     """Raises `SpecError`."""
-    at = Context(doc, catalog, values)
+    at = Context(doc, catalog, values, state)
     short = [name for name in _SHORT if name in doc.data]
     if job.tasks and short:
         raise doc.error((short[0],), "stands beside `tasks:`; move it into the task that it is for")
@@ -72,7 +74,7 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         reuse=file.reuse,
         shadow=shadow(at, (*path, "shadow"), file),
         explore=explore(at, (*path, "explore"), file),
-        cascade=cascade(at, (*path, "cascade"), file),
+        cascade=cascade(at, (*path, "cascade"), name, file),
     )
 
 

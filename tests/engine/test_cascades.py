@@ -27,7 +27,8 @@ from penstock.engine.items import (
     Usage,
 )
 from penstock.engine.plan import Split
-from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Task
+from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Scorer, Task
+from penstock.engine.quality import score_all
 from penstock.engine.router import Router
 
 PRICE = Price(input=10**9, output=10**9)
@@ -77,7 +78,11 @@ class Rig:
     def __init__(self, cascade: Cascade, rules: tuple[Rule, ...] = (), **task: object) -> None:
         whole = Task("t", tier=1, max_tokens=10, cascade=cascade, **task)  # type: ignore[arg-type]
         policy = Policy({"t": whole}, default_task="t", rules=rules)
-        hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
+        hooks = Hooks(
+            lambda: 0.5,
+            lambda item, answer, task: score_all(task.scorers, answer.text, "c"),
+            lambda body, answer, message: body,
+        )
         self.lane = Lane(
             LaneSettings(0, "r", horizon_floor=1000), Router(CATALOG, policy), CATALOG, policy, hooks, Budgets((), "r")
         )
@@ -234,6 +239,31 @@ def test_a_model_that_fails_is_passed_by() -> None:
     result = rig.one({"small": ["refused"], "mid": [said("b", math.log(0.95))]})
     assert (result.model, rig.roles()) == ("mid", [("primary", "small"), ("fallback", "mid")])
     assert "answer of mid accepted" in result.route.reason
+
+
+def test_of_a_sampled_item_each_answer_is_scored_with_its_signal() -> None:
+    """Also those that were not believed: from both kinds a threshold can be found. None of them is a shadow."""
+    rig = Rig(LOGPROB, sample=1.0, scorers=(Scorer("exact"),))
+    rig.offer()
+    result = rig.one({"small": [said("a", math.log(0.5))], "mid": [said("c", math.log(0.8))], "top": [said("c")]})
+    assert (result.signal, [s.score for s in result.scores], result.shadows) == (None, [1.0], ())
+    told = [(d.role, d.model, d.model_version, d.signal, [s.score for s in d.scores]) for d in result.doubted]
+    assert told == [
+        ("cascade", "small", "v1", pytest.approx(0.5), [0.0]),
+        ("cascade", "mid", "v1", pytest.approx(0.8), [1.0]),
+    ]
+    rig = Rig(LOGPROB, sample=1.0, scorers=(Scorer("exact"),))
+    rig.offer()
+    result = rig.one({"small": [said("c", math.log(0.95))]})
+    assert (result.signal, result.doubted) == (pytest.approx(0.95), ())
+
+
+def test_a_calibrated_model_has_a_threshold_of_its_own() -> None:
+    """And one that has none is never believed."""
+    rig = Rig(Cascade(("small", "mid", "top"), "logprob", 2.0, thresholds={"mid": 0.7}))
+    rig.offer()
+    result = rig.one({"small": [said("a", math.log(0.99))], "mid": [said("b", math.log(0.8))]})
+    assert (result.model, "accepted: logprob 0.8 ≥ 0.7" in result.route.reason) == ("mid", True)
 
 
 def test_a_pin_or_a_rule_is_no_cascade() -> None:

@@ -111,6 +111,21 @@ def test_money_that_nobody_can_account_for_is_named_by_its_cause() -> None:
     assert "ledger" not in plain(RunStatus("job-1", "job", "done"))
 
 
+def test_steps_and_cascades_are_told_with_what_was_left_out() -> None:
+    """Nothing is said of them where there were none."""
+    tally = Tally(
+        steps={"judge": 1200},
+        steps_nano={"judge": 3_000_000},
+        steps_failed={"judge|wall": 2, "judge|invalid_output": 5, "shadow|budget": 9},
+        climbed={"small|mid": 40, "mid|top": 8},
+    )
+    text = plain(RunStatus("job-1", "job", "done", tally=tally), 120)
+    assert "judges: 1,200 answers, $0.003000; left out: 5 invalid_output, 2 wall" in text
+    assert "shadows: 0 answers, $0; left out: 9 budget" in text
+    assert "doubtful answers sent up: mid to top 8, small to mid 40" in text
+    assert "steps" not in plain(finished())
+
+
 def test_names_with_brackets_are_shown_as_they_are() -> None:
     """What a user calls things is never read as markup."""
     status = RunStatus("job-1", "[red]job[/red]", "failed", message="disk [/dev/sda] is full")

@@ -101,17 +101,17 @@ class LaneCommit:
         for result in batch.results:
             item = result.item
             results.append(self._encoded.pop((item.item_id, item.generation), None) or self._result(result))
-            if result.scores or result.shadows:
+            if result.scores or result.shadows or result.doubted:
                 quality += self._samples(result)
         return results, quality
 
     def _samples(self, result: Result) -> list[OutRecord]:
-        """Of the answer, and of its shadows'."""
+        """Of the answer, of its shadows', and of those that its cascade did not believe."""
         redact = self._machine.redacts(result.route.wall)
         if redact is None:
             return []
         scored = [(score, None) for score in result.scores]
-        scored += [(score, shadow) for shadow in result.shadows for score in shadow.scores]
+        scored += [(score, other) for other in (*result.shadows, *result.doubted) for score in other.scores]
         return [self._quality(result, each, shadow, sub, redact=redact) for sub, (each, shadow) in enumerate(scored)]
 
     def _result(self, result: Result) -> OutRecord:

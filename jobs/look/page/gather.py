@@ -31,6 +31,8 @@ class Facts:
         self.trials.result(block)
 
     def sample(self, sample: told.SampleTold) -> None:
+        if sample.role == "cascade":
+            return  # only the doubtful ones of their model: no measure of it
         self.marks.see(sample)
         self.trials.sample(sample)
 

@@ -1,0 +1,130 @@
+"""From a run's scored answers to thresholds, and back into a job: refused where too few labels support one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors.calibrations import read_calibration, write_calibration
+from penstock.connectors.documents import Conflict
+from penstock.connectors.state import ABSENT, open_state
+from penstock.engine.errors import SpecError
+from penstock.jobs import cascades, spec
+from penstock.jobs.look.reading import Outputs
+from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
+
+JOB = """\
+source: messages.csv
+models:
+  - {name: small, account: sandbox, model: s, price: free}
+  - {name: mid, account: sandbox, model: m, price: free}
+  - {name: top, account: sandbox, model: t, price: free}
+tiers: {1: [top]}
+sinks: out.jsonl
+prompt: "{{ text }}"
+sample: 1
+scorers: [{type: exact, expected: "{{ label }}"}]
+cascade: {models: [small, mid, top], signal: logprob, threshold: THRESHOLD}
+"""
+
+
+def job(folder: Path, threshold: str = "0.9") -> RunSpec:
+    (folder / "job.yaml").write_text(JOB.replace("THRESHOLD", threshold))
+    return spec.load(folder / "job.yaml")
+
+
+def outputs(folder: Path, rows: list[dict[str, object]]) -> Outputs:
+    """A run whose quality records are these."""
+    path = folder / "out.quality.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    loaded = job(folder)
+    return Outputs(loaded, RunStatus(loaded.run_id, loaded.name, "done", outputs={"quality": [str(path)]}))
+
+
+def sample(n: int, model: str, signal: float | None, score: float, role: str = "primary") -> dict[str, object]:
+    said = {"item_id": f"i{n}", "task": "default", "scorer": "exact", "score": score, "passed": score > 0.5}
+    return {**said, "model": model, "model_version": model[0], "role": role, "signal": signal}
+
+
+def answers(n: int, seed: int = 1) -> list[dict[str, object]]:
+    """A small model that is right as often as it is sure, believed from 0.9 on; a top one without a signal."""
+    dice, rows = random.Random(seed), list[dict[str, object]]()
+    for i in range(n):
+        sure = dice.random()
+        right = float(dice.random() < sure**0.2)
+        rows.append(sample(i, "small", sure, right, "primary" if sure >= 0.9 else "cascade"))
+        rows += [sample(i, "top", None, 1.0)] if sure < 0.9 else []
+        rows.append(sample(i, "other", 0.99, 0.0, "shadow"))
+    return rows
+
+
+def test_a_threshold_is_found_from_answers_that_were_believed_and_that_were_not(tmp_path: Path) -> None:
+    """It goes to the state, and from there into a job that asks for it; a model without one is never believed."""
+    run = outputs(tmp_path, answers(1000))
+    made = cascades.found(run, None, None, 0.9, 0.95)
+    (small,) = made.models
+    assert (small.model, small.threshold is not None) == ("small", True)
+    assert small.threshold is not None
+    assert small.threshold.rows == 1000, "of both kinds, and of nobody else"
+    assert small.threshold.quality > 0.9
+    kept = write_calibration(open_state(run.spec.state), made)
+    assert kept.version == 1
+    cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
+    assert cascade is not None
+    assert cascade.bar("small") == pytest.approx(small.threshold.above)
+    assert cascade.bar("small") > small.threshold.above, "above it, not at it"
+    assert cascade.bar("mid") > 1.0
+    assert job(tmp_path, "calibrated").fingerprint != job(tmp_path).fingerprint
+
+
+def test_too_few_labels_are_refused_with_how_many_are_needed(tmp_path: Path) -> None:
+    """Then nothing is believed: each item goes up."""
+    run = outputs(tmp_path, answers(25))
+    made = cascades.found(run, "default", "exact", 0.9, 0.95)
+    (small,) = made.models
+    assert small.threshold is None
+    assert small.refused is not None
+    assert (small.refused.labels_needed or 0) > 25
+    write_calibration(open_state(run.spec.state), made)
+    cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
+    assert cascade is not None
+    assert cascade.bar("small") > 1.0
+
+
+def test_a_calibration_is_of_one_version_of_a_model(tmp_path: Path) -> None:
+    """Another version is sure of other things."""
+    rows = [{**row, "model_version": "0"} for row in answers(1000)]
+    run = outputs(tmp_path, rows)
+    write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
+    assert cascade is not None
+    assert cascade.bar("small") > 1.0
+
+
+def test_what_cant_be_calibrated_is_told(tmp_path: Path) -> None:
+    """No scores, no signal, another scorer, no calibration, a calibration of another signal."""
+    with pytest.raises(SpecError, match="has a signal and a score"):
+        cascades.found(outputs(tmp_path, [sample(1, "small", None, 1.0)]), None, None, 0.9, 0.95)
+    with pytest.raises(SpecError, match="--scorer: exact"):
+        cascades.found(outputs(tmp_path, answers(10)), None, "regex", 0.9, 0.95)
+    with pytest.raises(SpecError, match="never calibrated"):
+        job(tmp_path, "calibrated")
+    run = outputs(tmp_path, answers(300))
+    made = write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    write_calibration(open_state(run.spec.state), msgspec.structs.replace(made, signal="margin"))
+    with pytest.raises(SpecError, match="of the signal margin"):
+        job(tmp_path, "calibrated")
+
+
+def test_a_calibration_is_numbered_and_never_overwritten_unseen(tmp_path: Path) -> None:
+    """Two at once: the second is told."""
+    run = outputs(tmp_path, answers(300))
+    state, made = open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95)
+    assert [write_calibration(state, made).version for _ in range(2)] == [1, 2]
+    assert read_calibration(state, "default") == msgspec.structs.replace(made, version=2)
+    with pytest.raises(Conflict):
+        state.put("cascades/default.json", b"{}", ABSENT)
