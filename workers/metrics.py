@@ -14,11 +14,13 @@ from typing import Literal, Protocol, cast
 
 import msgspec
 
-from penstock.engine.flow.cells import Cell, quality_rows
+from penstock.engine.flow.cells import Cell
 from penstock.engine.flow.lane_types import CommitBatch
-from penstock.engine.flow.tally import Tally, TaskTally
+from penstock.engine.flow.tally import Tally
 from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result
-from penstock.engine.quality import Interval, mean_interval, proportion_interval
+from penstock.engine.measure.intervals import anytime_interval
+from penstock.engine.measure.sample import Sample, merge
+from penstock.engine.quality import Interval
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
@@ -280,7 +282,7 @@ class DriverMetrics:
 
     def see(self, status: RunStatus, gpu_idle_nano: int | None, second_payments: int) -> None:
         """`gpu_idle_nano`: None where there are no own engines with a price. `second_payments`: the most that
-        lost lanes and commands explain. May take half a second once (scipy)."""
+        lost lanes and commands explain."""
         tally = status.tally
         self._metrics.set("second_payments_bound", second_payments, self._job)
         money = {
@@ -299,23 +301,15 @@ class DriverMetrics:
 
 
 def _bounds(cells: list[Cell]) -> dict[tuple[str, str], Interval]:
-    """Of results by (task, model version); several scorers of one task count together. Two samples at least."""
-    rows: dict[tuple[str, str], TaskTally] = {}
-    for row in quality_rows(cell for cell in cells if not cell.role):
-        into = rows.setdefault((row.task, row.model), TaskTally(row.task, row.model))
-        into.n += row.n
-        into.score += row.score
-        into.score2 += row.score2
-        into.passed += row.passed
-    found = {key: _interval(row) for key, row in rows.items()}
+    """Of results by (task, model version); several scorers of one task count together. Somebody always looks, so the
+    bounds are those that hold at any time."""
+    samples: dict[tuple[str, str], Sample] = {}
+    for cell in cells:
+        key = (cell.task, f"{cell.model}@{cell.version}")
+        for scored in cell.scores.values() if not cell.role else ():
+            samples[key] = merge(samples.get(key, Sample()), scored.sample())
+    found = {key: anytime_interval(sample) for key, sample in samples.items()}
     return {key: around for key, around in found.items() if around is not None}
-
-
-def _interval(row: TaskTally) -> Interval | None:
-    """Scores that are all 0 or 1 are a proportion; others a mean."""
-    if row.score == row.score2 == row.passed:
-        return proportion_interval(row.passed, row.n)
-    return mean_interval(row.n, row.score, row.score2)
 
 
 class ApiMetrics:
