@@ -64,11 +64,9 @@ async def test_a_lane_whose_store_is_slow_goes_on_to_report(monkeypatch: pytest.
     assert await lane.told() == {"r1": ["result"]}
 
 
-async def test_a_run_does_not_wait_an_interval_for_the_last_commit_of_its_lanes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """To S3 that is two seconds, and with the input at its end nothing more can join the commit."""
-    monkeypatch.setattr(lane_shell, "HASTE", 0.0)
+async def test_a_run_does_not_wait_an_interval_for_the_last_commit_of_its_lanes() -> None:
+    """To S3 that is two seconds, and with the input at its end nothing more can join the commit. Nor do workers that
+    have nothing to do wait longer the longer the interval is."""
     lane = rig.Rig(rig.MemoryPlace("last"), rig.source("last", [rig.line(n) for n in range(3)]))
     shell, driver = lane.shell(lane.place.open())
     shell._commit_s = 3600.0

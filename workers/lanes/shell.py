@@ -40,9 +40,10 @@ REPORT_EVERY_S = 0.25
 CELLS_EVERY_S = 2.0
 """Some kilobytes; whoever reads them looks every few seconds."""
 SWEEP_EVERY_S = 5.0
-HASTE = 0.1
-"""Least time between commits when somebody waits for one, as a share of the usual one: workers that are short of
-dispatchable items, or the run for its last lane. (Seen: to S3, 2 of 4.5 s were spent waiting for the last commit.)"""
+HASTE, HASTE_S = 0.1, 0.1
+"""Least time between commits when somebody waits for one, as a share of the usual one, and at most: workers that are
+short of dispatchable items, or the run for its last lane. (Seen: to S3, 2 of 4.5 s were spent waiting for the last
+commit, and 1 s until the horizon had grown to what workers could do.)"""
 
 
 class DriverPort(Protocol):
@@ -297,7 +298,8 @@ class LaneShell:
 
     def _due(self, now: float) -> bool:
         machine, age = self.machine, since(self._out.at, now)
-        if (machine.thirsty or (machine.finished_all and self._unsaved())) and age >= HASTE * self._commit_s:
+        hurried = machine.thirsty or (machine.finished_all and self._unsaved())
+        if hurried and age >= min(HASTE_S, HASTE * self._commit_s):
             return True
         return age >= self._commit_s and (machine.dirty or self._unsaved() or machine.held_up(now))
 
