@@ -97,7 +97,8 @@ def report(run: shared.Named, state: str | None, as_json: bool, html: str | None
     """The summary of RUN (the latest by default), as it stood at its end, or as it stands.
 
     With --html: a page of its own, with cost, quality and latency by task and model, routing
-    over time, refusals and dead letters. It holds labels, but no prompt and no answer.
+    over time, rollouts, evaluations, what cascades saved, refusals and dead letters. It holds
+    labels, but no prompt and no answer.
     """
     if html is not None:
         return _page(run, state, as_json, html)

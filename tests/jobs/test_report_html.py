@@ -433,6 +433,7 @@ def test_arms_of_an_experiment_have_their_cost_and_quality(tmp_path: Path) -> No
         paid = [one.cost_nano for one in made.results[n::2]]
         assert (arms[arm]["results"], arms[arm]["$ per 1,000"]) == ("20", dollars(sum(paid) * 1000 // 20))
     assert sum(int(row["n"]) for row in Page(page).rows("Quality by arm")) == 40
+    assert "Shares of arms over time" in Page(page).text
 
 
 def test_a_file_that_is_no_report_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 from markupsafe import Markup
 
+from penstock.engine.steering.rollout import arm_of
 from penstock.jobs.look.page.draw import WIDTH, Scale, figure, fitted, line, rect, scale_of, text, width
 from penstock.jobs.look.page.groups import Groups, named, versioned
 from penstock.jobs.look.page.parts import Figure, Section, Table, columns, shown, when
@@ -46,6 +47,8 @@ class Routing:
         self.settings: Groups[Seen] = Groups(Seen)
         self.tiers: Groups[Seen] = Groups(Seen)
         self.timeline = Timeline()
+        self.arms: Groups[Seen] = Groups(Seen)
+        self.arms_timeline = Timeline()
 
     def see(self, block: Told) -> None:
         at = block.finished_at.timestamp() if block.finished_at else 0.0
@@ -56,6 +59,14 @@ class Routing:
             self.settings.at(kind, named(getattr(block, f"{kind}_version"))).add(at)
         if at:
             self.timeline.add(at, self.versions.kept(label)[0])
+            self._arm(block, at)
+
+    def _arm(self, block: Told, at: float) -> None:
+        """Of an experiment. A rollout's arms are versions, and drawn as such."""
+        if block.arm is not None and arm_of(block.arm) is None:
+            label = f"{named(block.experiment)} {block.arm}"
+            self.arms.at(label).add(at)
+            self.arms_timeline.add(at, self.arms.kept(label)[0])
 
 
 def _why(block: Told) -> str:
@@ -67,20 +78,29 @@ def section(routing: Routing, marks: Sequence[float] = ()) -> Section:
     """`marks`: Unix seconds at which something was decided; they are numbered from 1."""
     if not routing.versions:
         return Section("routing", "Routing", "No result yet.")
-    ranked = [key[0] for key, _ in routing.versions.ranked(lambda seen: seen.n)]
-    series = ranked if len(ranked) <= SERIES else [*ranked[: SERIES - 1], REST]
-    buckets = [_folded(bucket, series) for bucket in routing.timeline.buckets()]
-    parts: list[Figure | Table] = []
-    if buckets:
-        note = f"Results by when they were finished, {_span(routing.timeline.width_s)} a bar; times are UTC."
-        if drawn := [(n, at) for n, at in enumerate(marks, 1) if _within(at, buckets, routing.timeline.width_s)]:
-            note += " Lines with numbers are decisions, told under Rollouts."
-        svg = _shares(buckets, series, routing.timeline.width_s, drawn)
-        parts += [Figure("Shares of model versions over time", svg, note), _numbers(buckets, series)]
+    parts = _over_time("Shares of model versions over time", routing.versions, routing.timeline, marks)
+    if routing.arms:
+        parts += _over_time("Shares of arms over time", routing.arms, routing.arms_timeline, ())
     parts += [_seen("Model versions", ("model version",), routing.versions)]
     parts += [_seen("Tiers and why", ("tier", "why"), routing.tiers)]
     parts += [_seen("Versions of prompts, policy and prices", ("of", "version"), routing.settings)]
     return Section("routing", "Routing", "", tuple(parts))
+
+
+def _over_time(caption: str, groups: Groups[Seen], timeline: Timeline, marks: Sequence[float]) -> list[Figure | Table]:
+    """The figure and its numbers; nothing where no time is known."""
+    ranked = [key[0] for key, _ in groups.ranked(lambda seen: seen.n)]
+    series = ranked if len(ranked) <= SERIES else [*ranked[: SERIES - 1], REST]
+    buckets = [_folded(bucket, series) for bucket in timeline.buckets()]
+    if not buckets:
+        return []
+    width_s = timeline.width_s
+    note = f"Results by when they were finished, {_span(width_s)} a bar; times are UTC."
+    drawn = [(n, at) for n, at in enumerate(marks, 1) if _within(at, buckets, width_s)]
+    if drawn:
+        note += " Lines with numbers are decisions, told under Rollouts."
+    svg = _shares(caption, buckets, series, width_s, drawn)
+    return [Figure(caption, svg, note), _numbers(buckets, series)]
 
 
 def _span(width_s: int) -> str:
@@ -123,7 +143,9 @@ def _within(at: float, buckets: list[Bucket], width_s: int) -> bool:
     return buckets[0].start <= at <= buckets[-1].start + width_s
 
 
-def _shares(buckets: list[Bucket], series: list[str], width_s: int, marks: list[tuple[int, float]]) -> Markup:
+def _shares(
+    caption: str, buckets: list[Bucket], series: list[str], width_s: int, marks: list[tuple[int, float]]
+) -> Markup:
     legend = _legend(series)
     parts = [*_grid(), *legend[0]]
     volume = scale_of((bucket.total for bucket in buckets), BOTTOM, LOWER)
@@ -135,7 +157,7 @@ def _shares(buckets: list[Bucket], series: list[str], width_s: int, marks: list[
         parts.append(rect(x, volume.at(bucket.total), step - 1, BOTTOM - volume.at(bucket.total), "volume", title))
     across = Scale(buckets[0].start, buckets[-1].start + width_s, LEFT, LEFT + len(buckets) * step)
     parts += [*_volume_axis(volume), *_times(buckets, step, width_s), *_decided(marks, across)]
-    return figure(legend[1], "Shares of model versions over time", parts)
+    return figure(legend[1], caption, parts)
 
 
 def _stack(bucket: Bucket, series: list[str], x: float, step: float) -> list[Markup]:

@@ -36,7 +36,7 @@ def section(beside: Beside, cells: list[Cell]) -> Section | None:
     return Section("rollouts", "Rollouts", INTRO, tuple(parts))
 
 
-DECIDED = ("#no.", "when (UTC)", "model", "from", "to", "decision", "#share from then", "by", "why")
+DECIDED = ("#no.", "#when (UTC)", "model", "from", "to", "decision", "#share from then", "by", "why")
 SAID = ("#no.", "guard", "says", "#candidate's items", "#difference", "#may be as bad as")
 ANSWERED = (
     "model", "stage", "version", "#items", "#results", "#of the run", "#$ per 1,000", "scorer", "#n", "#mean score",
