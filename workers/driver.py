@@ -419,6 +419,7 @@ class Driver:
     async def _pool_down(self, pool: str, why: str) -> None:
         self._note(f"{pool} is down: {why}")
         await self._crew.pool_down(pool, why)
+        await self._steersman.pool_down(self._crew.steer, pool, why, time.time())
 
     def _worker_changed(self, what: str, worker: Worker, why: str) -> None:
         replica = f"{worker.pool}#{worker.number}"

@@ -96,6 +96,20 @@ class Steersman:
         """Of own engines: whose version was in use, and is not any more."""
         return self._pools - self.pools()
 
+    async def pool_down(self, tell: Tell, pool: str, why: str, now: float) -> None:
+        """An own engine can't be started: a version under trial that can't is taken back, for no guard would ever see
+        an item of it. Never raises: where the state can't be written now, a person has to say it."""
+        models = self._catalog.models
+        mine = (at for at in self.steering.rollouts.values() if at.auto and at.active and at.model in models)
+        for at in [at for at in mine if models[at.model].pool_of(at.candidate) == pool and pool.startswith("vllm:")]:
+            moved = rollout.said(at, "rollback", rollout.PENSTOCK, now, f"its engine can't be started: {why}")
+            try:
+                await asyncio.to_thread(self._file.change, lambda now, at=at, moved=moved: _moved(now, [(at, moved)]))
+                await self._read(tell)
+                await asyncio.to_thread(self._file.pay, self.steering.owed)
+            except PenstockError as error:
+                self._note(f"{at.model}@{at.candidate} can't be taken back now: {error}; penstock rollback {at.model}")
+
     async def _read(self, tell: Tell) -> None:
         found = await asyncio.to_thread(self._file.read, self._tag)
         if found is None:

@@ -157,6 +157,29 @@ async def test_a_driver_that_starts_tells_its_lanes_before_they_send_and_refuses
     assert len(seat.notes) == 1  # what can't be read now is told once; the lanes go on as they were told
 
 
+async def test_a_version_whose_engine_cannot_be_started_is_taken_back(tmp_path: Path) -> None:
+    """No guard would ever see an item of it. Another pool's trouble is no reason, nor where a person decides."""
+    own = msgspec.structs.replace(SMALL, account=None, worker="vllm")
+    catalog = msgspec.structs.replace(CATALOG, models={"small": own})
+    for auto, pool, state in (
+        (True, "vllm:small@v2", "rolled_back"),
+        (True, "vllm:small@v1", "running"),
+        (False, "vllm:small@v2", "running"),
+    ):
+        url = str(tmp_path / f"{auto}-{pool[-2:]}")
+        at = msgspec.structs.replace(rolling(), auto=auto)
+        SteeringFile(url).change(lambda now, at=at: document.started(now, at))
+        lanes, notes = Lanes(), list[str]()
+        hand = Steersman(url, catalog, list, notes.append)
+        await hand.first(lanes.steer)
+        assert hand.pools() == {"vllm:small@v1", "vllm:small@v2"}
+        await hand.pool_down(lanes.steer, pool, "no such folder", 5.0)
+        last = lanes.told[-1].rollouts["small"]
+        assert last.state == state
+        assert hand.left() == ({"vllm:small@v2"} if state == "rolled_back" else set())
+        assert (last.decisions[-1].why == "its engine can't be started: no such folder") == (state == "rolled_back")
+
+
 async def test_a_job_whose_catalogue_lacks_the_version_says_so_once(tmp_path: Path) -> None:
     at = msgspec.structs.replace(rolling(), candidate="v9")
     SteeringFile(str(tmp_path)).change(lambda now: document.started(now, at))
