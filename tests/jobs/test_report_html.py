@@ -38,15 +38,24 @@ from penstock.engine.items import (
     Score,
     Usage,
 )
+from penstock.engine.measure.evaluation import Answered, evaluate
+from penstock.engine.measure.evaluation import Row as EvalRow
+from penstock.engine.measure.stopping import StopRule
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Cascade, Policy, Task
 from penstock.engine.pricing import cost_nano
 from penstock.engine.quality import proportion_interval
 from penstock.jobs import rollouts
 from penstock.jobs.cli import call
+from penstock.jobs.evals.asked import Asked, Variant
+from penstock.jobs.evals.dataset import Made as EvalMade
+from penstock.jobs.evals.records import Seen as EvalSeen
+from penstock.jobs.evals.running import Found, Prepared
 from penstock.jobs.history import open_history
-from penstock.jobs.look.page import timeline
+from penstock.jobs.look.page import compared, timeline
+from penstock.jobs.look.page.beside import Beside
 from penstock.jobs.look.page.groups import MOST
+from penstock.jobs.look.page.parts import Table
 from penstock.jobs.look.page.sketch import Sketch
 from penstock.jobs.look.page.timeline import MOST_BUCKETS, Timeline
 from penstock.jobs.wording import dollars
@@ -414,6 +423,28 @@ def test_decisions_about_versions_stand_on_the_page_with_who_answered(tmp_path: 
         ("v1", "30", "75 %", "90.0 %"),
         ("v2", "10", "25 %", "60.0 %"),
     ]
+
+
+def test_evaluations_of_the_job_are_told_with_their_verdict() -> None:
+    """As `penstock eval show` tells them: the best is called a winner only where that is shown."""
+    rows = tuple(
+        EvalRow(n, (Answered(1.0, cost_nano=2_000, ms=90.0), Answered(float(n % 3 > 0), cost_nano=9_000, ms=300.0)))
+        for n in range(200)
+    )
+    asked = Asked("job", "topic", ("small@v1", "opus@v1"), {"": Variant()}, "exact")
+    spec = RunSpec(RUN, "eval one", {}, FilesSource("r"), None, Row(), Catalog({}, {}, {}), Policy({}), {})
+    prepared = Prepared("one", Path("evals/one"), asked, EvalMade(200, False, 0, {}), spec, True)
+    whole = evaluate(asked.names, rows, StopRule())
+    found = Found(prepared, EvalSeen(rows, 200, 0, 0, 2_200_000), whole, None, RunStatus(RUN, "eval one", "done"))
+    section = compared.evaluations(Beside(evaluations=(found,)))
+    assert section is not None
+    (table,) = section.parts
+    assert isinstance(table, Table)
+    assert table.caption == "one: 200 rows, scored by exact"
+    assert [row[:2] for row in table.rows] == [("small", "100.0 %"), ("opus", "66.5 %")]
+    assert table.note.startswith("the winner is small (wrong in at most 5 of 100")
+    nobody = msgspec.structs.replace(found, evaluation=None)
+    assert compared.evaluations(Beside(evaluations=(nobody,))) is None
 
 
 def test_arms_of_an_experiment_have_their_cost_and_quality(tmp_path: Path) -> None:
