@@ -18,7 +18,9 @@ from penstock.connectors.settings import KafkaSource, SourceSettings, is_endless
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.errors import Spent
+from penstock.engine.flow.pending import script
 from penstock.engine.items import DeadLetter, Item
+from penstock.engine.policy import Task
 from penstock.engine.pricing import DEFAULT_MAX_TOKENS, price_of
 from penstock.jobs.forecasting.forecast import (
     ZERO,
@@ -258,5 +260,21 @@ def _notes(spec: RunSpec, reading: Reading, survey: Survey, models: Iterable[Mod
     for made in models:
         if spec.catalog.models[made.model].hour_usd is not None:
             yield f"{made.model}: its hours are spread over the tokens it serves; loading and idling come on top"
+    for task in spec.policy.tasks.values():
+        yield from _on_top(task)
     if spec.budgets:
         yield "what earlier runs have already spent of a budget is not counted here"
+
+
+def _on_top(task: Task) -> Iterable[str]:
+    """What a task costs beyond its items' first answers."""
+    shadowed = task.shadow.share if task.shadow is not None else 0.0
+    steps = script(task)
+    of_shadows = [step for step in steps if step.kind == "shadow" or step.about]
+    calls = 1_000 * (shadowed * len(of_shadows) + task.sample_share * (len(steps) - len(of_shadows)))
+    if calls:
+        told = f"about {calls:,.0f} calls for 1,000 rows; they are not counted"
+        yield f"{task.name}: judges and shadows come on top, {told}"
+    if task.cascade is not None:
+        first = task.cascade.models[0]
+        yield f"{task.name}: counted as if each answer of {first} were taken; doubtful ones are asked again, for more"

@@ -19,7 +19,7 @@ from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, Version, Wall
 from penstock.engine.errors import Spent
 from penstock.engine.items import Attributes, DeadLetter, Item, Request
-from penstock.engine.policy import Output, Policy, Task
+from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
 from penstock.jobs import spec as job_spec
 from penstock.jobs.forecasting import forecast, planning
 from penstock.jobs.forecasting.forecast import Interval, Measured
@@ -118,6 +118,18 @@ def test_a_large_input_is_estimated_and_the_truth_lies_inside(tmp_path: Path, mo
     assert plan.rows.low < 60_000 < plan.rows.high
     assert plan.rows.high < 70_000
     assert any("estimated from bytes" in note for note in plan.notes)
+
+
+def test_what_comes_on_top_of_the_first_answers_is_told(tmp_path: Path) -> None:
+    """Judges, shadows and the way up a cascade are not in the sum: a plan says so, and how many calls that are."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello"}] * 10)
+    judge = Scorer("judge", model="opus", rubric="Good?", choices=("1", "2"))
+    measured = Task("write", tier=1, sample=0.1, scorers=(judge,), shadow=Shadow(("cheap",), 0.05))
+    notes = _plan(_spec(path, measured)).notes
+    assert "write: judges and shadows come on top, about 200 calls for 1,000 rows; they are not counted" in notes
+    climbing = _plan(_spec(path, Task("up", cascade=Cascade(("cheap", "opus"), "logprob", 0.9))))
+    assert any(note.startswith("up: counted as if each answer of cheap were taken") for note in climbing.notes)
+    assert not any("on top, about" in note for note in _plan(_spec(path)).notes)
 
 
 def test_cost_follows_from_tokens_and_price(tmp_path: Path) -> None:
