@@ -20,6 +20,8 @@ from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import guards, judged
 from penstock.engine.steering.rollout import Rollout, begin, said
+from penstock.engine.steering.turn import Turn
+from penstock.workers.fleet import first_pools
 from penstock.workers.steering import JUDGE_EVERY_S, OWED_S, Steersman
 
 SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account="a")
@@ -238,3 +240,18 @@ def test_a_word_on_a_model_without_a_rollout_says_which_had_one(tmp_path: Path) 
     file = SteeringFile(str(tmp_path))
     with pytest.raises(SpecError, match="large never had a rollout here; models that had one: none yet"):
         file.change(lambda now: document.spoken(now, "large", "rollback", "ann", 1.0))
+
+
+def test_engines_are_started_of_versions_that_are_in_use_and_of_no_others() -> None:
+    """What the catalogue calls live may have been replaced; accounts serve all their models' versions."""
+    own = msgspec.structs.replace(SMALL, name="own", account=None, worker="vllm")
+    catalog = msgspec.structs.replace(CATALOG, models={"small": SMALL, "own": own}, tiers={2: ("small",), 3: ("own",)})
+    at = begin("own", ("v1", "v2"), (0.1,), guards(["cost"]), by="ann", now=1.0)
+    began = document.started(Steering(), at)
+    for steering, pools in (
+        (Steering(), ["api:a", "vllm:own@v1"]),
+        (began, ["api:a", "vllm:own@v1", "vllm:own@v2"]),
+        (document.with_rollout(began, said(at, "promote", "ann", 2.0)), ["api:a", "vllm:own@v2"]),
+    ):
+        turn = Turn(catalog.models, steering)
+        assert first_pools(catalog, {own.pool_of(version) for version in turn.versions(own)}) == pools
