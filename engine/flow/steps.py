@@ -171,7 +171,7 @@ class Steps:
         if usable_at is None:
             pending.blocked_at = None
             return False
-        pending.blocked_at = now if pending.blocked_at is None else pending.blocked_at
+        pending.blocked_at = now if pending.blocked_at is None else min(now, pending.blocked_at)  # clocks go back too
         return usable_at - pending.blocked_at > PATIENCE_S
 
 

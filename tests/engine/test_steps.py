@@ -387,6 +387,19 @@ def test_a_judge_whose_pool_is_down_is_left_out_at_once() -> None:
     assert rig.failed == {"judge|no_candidate": 3}
 
 
+def test_a_judge_that_is_down_again_and_again_is_not_waited_for_in_small_pieces() -> None:
+    """Each probe is soon; together they are an outage, also where the clock goes back in it."""
+    rig = Rig(GRADED)
+    rig.fails["judge"] = "server_error"
+    rig.offer(30)
+    ended = len(rig.run(4))
+    rig.now -= 3600.0
+    rig.lane.set_back(3600.0)
+    began = rig.now
+    assert ended + len(rig.run(60)) == 30
+    assert rig.now < began + 10 * 60.0
+
+
 def test_a_judge_that_is_away_for_a_moment_is_waited_for() -> None:
     """A rate limit of seconds is no reason to lose a score."""
     rig = Rig(GRADED)
