@@ -25,9 +25,11 @@ def experiment() -> None:
     """One task done in several ways, compared on live traffic: prompts, parameters, models, versions.
 
     \b
-      experiments:                       in the job file
+      experiments:                    in the job file
         - name: wording
-          arms: [{name: plain, weight: 9}, {name: kind, prompt: "Please … {{ text }}"}]
+          arms:
+            - {name: plain, weight: 9}
+            - {name: kind, weight: 1, prompt: "Please … {{ text }}"}
 
     Units (a customer, say) stick to their arm. Look as often as you like: the intervals allow it, so a difference that
     is shown may be acted upon at once.

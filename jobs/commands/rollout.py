@@ -30,8 +30,8 @@ def rollout() -> None:
 
     \b
       penstock rollout start small v2 --stages 1,5,25,100
-      penstock rollout show small        what the guards say, and every decision so far
-      penstock rollback small            take it back: running jobs obey within 5 s
+      penstock rollout show small     what the guards say, and every decision
+      penstock rollback small         take it back: running jobs obey within 5 s
 
     Every job that uses this state obeys, endless and bounded ones. Units (a customer, say) keep their version while a
     stage lasts, and those of a smaller stage keep it in a larger one. A stage passes when every guard passes, and fails
