@@ -414,8 +414,9 @@ class Driver:
 
     # -- workers come and go
 
-    async def _worker_lost(self, name: str) -> None:
-        self._note(f"worker {name} was lost; another takes its place")
+    async def _worker_lost(self, name: str, replaced: bool) -> None:
+        if replaced:
+            self._note(f"worker {name} was lost; another takes its place")
         await self._crew.worker_lost(name)
 
     async def _pool_down(self, pool: str, why: str) -> None:

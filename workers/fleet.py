@@ -52,7 +52,7 @@ def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
 
 
 class Fleet:
-    """`on_lost(name)`, `on_down(pool, why)`, `on_change(what, worker, why)` tell the driver, `note` the person."""
+    """`on_lost(name, replaced)`, `on_down(pool, why)`, `on_change(what, worker, why)` tell the driver, `note` the person."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Fleet:
         job: str,
         driver: object,
         dispatchers: int,
-        on_lost: Callable[[str], Awaitable[None]],
+        on_lost: Callable[[str, bool], Awaitable[None]],
         on_down: Callable[[str, str], Awaitable[None]],
         on_change: Callable[[str, Worker, str], None],
         note: Callable[[str], None],
@@ -168,7 +168,7 @@ class Fleet:
             await self._until_lost(worker)
             self._on_change("lost", worker, "")
             lost, worker.handle = worker.name, None
-            await self._on_lost(lost)
+            await self._on_lost(lost, not worker.released)
             if worker.released:
                 del self.workers[worker.pool, worker.number]
                 return
