@@ -13,10 +13,11 @@ import msgspec
 
 from penstock.connectors.measured import Registry
 from penstock.connectors.state import open_state
-from penstock.engine.errors import Fenced, PenstockError
+from penstock.engine.errors import Fenced
 from penstock.engine.flow.cells import Cell, decoded, summed
 from penstock.engine.registry.document import Measured
 from penstock.engine.registry.standings import standings
+from penstock.workers.cluster import words
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
@@ -88,25 +89,27 @@ class Measuring:
         try:
             async with asyncio.timeout(LAST_WORD_S):
                 if self._looking is not None:  # two that tell at once could tell in the wrong order
-                    await self._looking
+                    await asyncio.wait({self._looking})
                 await asyncio.to_thread(last, self._own)
         except Fenced:  # another command goes on, and tells all of it
             return
-        except (PenstockError, TimeoutError) as error:
-            self._note(f"what this run measured last is not in the registry: {str(error) or 'the state is too slow'}")
+        except TimeoutError:
+            self._note("what this run measured last is not in the registry: the state is too slow")
+        except Exception as error:  # noqa: BLE001 - told; a run ends whatever becomes of its statistics
+            self._note(f"what this run measured last is not in the registry: {words(error)}")
 
     async def _look(self, tell: Tell) -> None:
         if self._registry is None:
             return
         try:
             shared = await asyncio.to_thread(self._exchange, self._registry)
-        except PenstockError as error:
-            if str(error) != self._trouble:
-                self._note(f"what was measured can't be shared now; routes go by what was known last: {error}")
-            self._trouble = str(error)
+            found = msgspec.msgpack.encode(standings(shared, self._spec.catalog, self._spec.policy))
+        except Exception as error:  # noqa: BLE001 - told once; the run goes on
+            if (told := words(error)) != self._trouble:
+                self._note(f"what was measured can't be shared now; routes go by what was known last: {told}")
+            self._trouble = told
             return
         self._trouble = ""
-        found = msgspec.msgpack.encode(standings(shared, self._spec.catalog, self._spec.policy))
         if found != self._told:
             await tell(found)
             self._told = found

@@ -118,6 +118,22 @@ async def test_a_registry_that_cannot_be_read_is_told_once_and_stops_nothing(tmp
     assert desk.samples() == 5
 
 
+async def test_a_slip_of_the_statistics_keeps_no_run_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slips(_registry: Registry, _cells: list[Cell]) -> None:
+        raise ZeroDivisionError("of all things")
+
+    desk = Desk(tmp_path, lanes=1)
+    desk.hear(0, 5)
+    for name in ("tell", "end"):
+        monkeypatch.setattr(Registry, name, slips)
+    await desk.look(100.0)
+    await desk.measuring.end(over=True)
+    assert len(desk.notes) == 2
+    assert all("of all things" in note for note in desk.notes)
+
+
 async def test_a_command_that_was_replaced_leaves_the_last_word_to_the_other(tmp_path: Path) -> None:
     old = Desk(tmp_path, lanes=1)
     old.hear(0, 5)
