@@ -7,21 +7,26 @@ same intake and the same router as the run's items. Nothing is called.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from penstock.connectors.base import Raw
+from penstock.connectors.measured import Registry
 from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.registry import open_source
 from penstock.connectors.settings import KafkaSource, SourceSettings, is_endless
+from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
-from penstock.engine.errors import Spent
+from penstock.engine.errors import PenstockError, Spent
 from penstock.engine.flow.pending import script
 from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
 from penstock.engine.pricing import DEFAULT_MAX_TOKENS, price_of
+from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standings import standings
 from penstock.jobs.forecasting.forecast import (
     ZERO,
     Interval,
@@ -53,11 +58,18 @@ PER_ITEMS = 1_000
 
 def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
     """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
-    survey = Survey(spec.catalog, spec.policy)
+    survey = Survey(spec.catalog, spec.policy, _standings(spec))
     reading = asyncio.run(_read(spec, sample))
     for found in reading.found:
         survey.add(found)
     return report(spec, reading, survey, history or {})
+
+
+def _standings(spec: RunSpec) -> tuple[Standing, ...]:
+    """The run would go by what is measured. Where that can't be read, the plan goes by what is declared."""
+    with contextlib.suppress(PenstockError):
+        return standings(Registry(open_state(spec.state)).read(), spec.catalog, spec.policy)
+    return ()
 
 
 async def _read(spec: RunSpec, sample: int) -> Reading:

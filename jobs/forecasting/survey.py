@@ -6,6 +6,7 @@ Pure: items in, sums out. `jobs.planning` reads the sample and makes the plan of
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -21,6 +22,7 @@ from penstock.engine.pricing import (
     price_of,
     worst_case_nano,
 )
+from penstock.engine.registry.standing import Standing
 from penstock.engine.router import Rejection, Router
 
 CHOICE_BYTES_PER_TOKEN = 2
@@ -48,11 +50,13 @@ class Group(msgspec.Struct):
 class Survey:
     """Add outcomes of the intake one by one; read the sums afterwards."""
 
-    def __init__(self, catalog: Catalog, policy: Policy) -> None:
-        """Raises `SpecError` where a tier, task or rule names a model that doesn't exist."""
+    def __init__(self, catalog: Catalog, policy: Policy, standings: Iterable[Standing] = ()) -> None:
+        """`standings`: what is measured of the models. Raises `SpecError` where a tier, task or rule names a model that
+        doesn't exist."""
         self._catalog = catalog
         self._policy = policy
         self._router = Router(catalog, policy)
+        self._router.learn(standings)
         self._made: dict[tuple[int, str, str], Group] = {}
         self.n = 0
         self.dead: Counter[str] = Counter()

@@ -112,6 +112,11 @@ def test_what_cannot_be_done_is_told(
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_plan_goes_by_what_is_measured_as_the_run_would(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["plan", str(job), "--json"]) == 0
+    assert [model["model"] for model in json.loads(capsys.readouterr().out)["models"]] == ["good"]
+
+
 def test_nothing_measured_yet_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
     (tmp_path / "job.yaml").write_text(JOB.format(folder=tmp_path))
