@@ -15,7 +15,7 @@ from penstock.jobs.wording import counted, dollars, share
 
 MEASURED_NOTE = (
     "By all runs of this state, with the job's own prompt and its first scorer that is no judge. Intervals may be "
-    "looked at any time (95 %); that of an accepted one is rough. Failures, judges and idle hours are in its cost."
+    "looked at any time (95 %); that of the cost is rough. Failures, judges and idle hours are in its cost."
 )
 INTRO = (
     "Candidates answered the same rows, and an answer that failed scores 0. Quality intervals may be looked at any "
@@ -26,20 +26,24 @@ INTRO = (
 def measured(standings: tuple[Standing, ...]) -> Table | None:
     """For the section of quality. None: nothing was scored yet."""
     rows = [_standing(at) for at in standings if at.sample.n]
-    names = columns("task", "model", "#n", "#mean score", "#surely between", "#an accepted one", "#95 % interval")
+    names = columns("task", "model", "#n", "#mean score", "#surely between", "#$ per 1,000 accepted", "#95 % interval")
     return Table("Quality and cost as all runs measured it", names, rows, note=MEASURED_NOTE) if rows else None
 
 
 def _standing(at: Standing) -> tuple[str, ...]:
     mean = at.sample.mean or 0.0
     around, cost = anytime_interval(at.sample), cost_per_accepted(at)
-    paid = ("–", "–") if cost is None else (dollars(round(cost.mean)), _money(cost))
+    paid = ("–", "–") if cost is None else (_thousand(cost.mean), _money(cost))
     model = f"{shown(at.model)}@{shown(at.version)}"
     return (shown(at.task), model, f"{at.sample.n:,}", percent(mean), spread(around), *paid)
 
 
 def _money(around: Interval | None) -> str:
-    return "–" if around is None else f"{dollars(round(max(0.0, around.low)))}–{dollars(round(around.high))}"
+    return "–" if around is None else f"{_thousand(max(0.0, around.low))}–{_thousand(around.high)}"
+
+
+def _thousand(nano: float) -> str:
+    return dollars(round(1000 * nano))
 
 
 def evaluations(beside: Beside) -> Section | None:
@@ -57,7 +61,7 @@ def _table(found: Found) -> Table:
 
 
 NAMES = (
-    "candidate", "#quality", "#surely between", "#failed", "#cost an item", "#an accepted one", "#95 % interval",
+    "candidate", "#quality", "#surely between", "#failed", "#$ per 1,000", "#per 1,000 accepted", "#95 % interval",
     "#called p50", "#p95",
 )  # fmt: skip
 
@@ -65,6 +69,6 @@ NAMES = (
 def _line(line: Line, words: view.Words) -> tuple[str, ...]:
     quality = ("–", "–") if line.quality is None else (percent(line.quality.mean), spread(line.quality))
     failed = share(line.failed, line.rows) if line.failed else "none"
-    accepted = "–" if line.per_accepted_nano is None else dollars(round(line.per_accepted_nano))
-    costs = dollars(round(line.per_item_nano)), accepted, _money(line.per_accepted)
+    accepted = "–" if line.per_accepted_nano is None else _thousand(line.per_accepted_nano)
+    costs = _thousand(line.per_item_nano), accepted, _money(line.per_accepted)
     return (shown(words[line.name]), *quality, failed, *costs, milliseconds(line.median_ms), milliseconds(line.p95_ms))
