@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def demo(quick: bool) -> int:
     """See the whole thing run on this machine: plan, tiers, a kill -9 and the resume, costs, quality.
 
+    Then an evaluation of models of planted quality, and a rollout of a worse version that is taken back by itself.
+
     Needs no keys and pays nobody: prices that are pretended say so.
     """
     from penstock.jobs import demo as theatre

@@ -1,4 +1,4 @@
-"""`python -m penstock.jobs.demo real FOLDER`: act two, by the Python that has vLLM."""
+"""`python -m penstock.jobs.demo real FOLDER`: act three, by the Python that has vLLM."""
 
 from __future__ import annotations
 

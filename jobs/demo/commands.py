@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -26,13 +27,17 @@ class Stats(msgspec.Struct):
     served: int = 0
 
 
-def start(arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """`penstock …` in `folder`, on our screen."""
+def start(
+    arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, out: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """`penstock …` in `folder`, on our screen or into a file."""
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *arguments],
         cwd=folder,
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
     )
 
 
@@ -60,12 +65,19 @@ def kill_when_served(process: subprocess.Popen[bytes], url: str, calls: int, wit
 
     None: the command ended by itself, or `within_s` seconds passed (then it is left running).
     """
+    seen = wait_until_served(process, url, calls, within_s)
+    if seen is not None:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    return seen
+
+
+def wait_until_served(process: subprocess.Popen[bytes], url: str, calls: int, within_s: float) -> int | None:
+    """Until the sandbox has answered so many calls; returns how many it had. None: as above."""
     until = time.monotonic() + within_s
     while process.poll() is None and time.monotonic() < until:
         seen = served(url)
         if seen >= calls:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
             return seen
         time.sleep(POLL_S)
     return None

@@ -34,7 +34,7 @@ def checkout() -> Path | None:
 
 
 class Install:
-    """The install under way. `python` is what runs act two."""
+    """The install under way. `python` is what runs act three."""
 
     def __init__(self, python: Path, process: subprocess.Popen[bytes] | None, log: Path | None) -> None:
         self.python = python

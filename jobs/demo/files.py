@@ -9,6 +9,7 @@ from pathlib import Path
 from penstock.connectors.base import SinkName
 from penstock.engine.errors import SpecError
 from penstock.jobs import demo_data
+from penstock.jobs.sandbox import cases
 
 MARK = ".penstock-demo"
 """Only a folder with this file in it is ever emptied."""
@@ -101,21 +102,63 @@ walls: {{public: {{}}, eu-only: {{regions: [eu]}}}}       # a sensitivity that i
 """
 
 
+def planted_catalog(url: str) -> str:
+    """Three models at the sandbox that are right as often as was planted; one of them has a worse version."""
+    return f"""\
+# Every address below is the sandbox on this machine; nobody is paid. The prices are pretended.
+accounts:
+  open: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: 32}}}}
+models:
+  - {{name: little, account: open, model: pretend-little,
+     price: {{input_per_million: 0.02, output_per_million: 0.04, version: pretend}}}}
+  - name: clerk
+    account: open
+    live: v1
+    versions:
+      - {{id: v1, model: pretend-clerk-v1}}
+      - {{id: v2, model: pretend-clerk-v2}}  # what the provider would like everybody to use
+    price: {{input_per_million: 0.6, output_per_million: 0.8, version: pretend}}
+  - {{name: large, account: open, model: pretend-large,
+     price: {{input_per_million: 5, output_per_million: 25, version: pretend}}}}
+tiers: {{3: [clerk]}}
+"""
+
+
+PLANTED_JOB = f"""\
+name: demo-quality
+catalog: catalog.yaml
+source: messages.jsonl
+row:
+  id: "{{{{ id }}}}"
+  keep: [id, label]
+tasks:
+  department:
+    models: [clerk]
+    prompt: "Which department handles this message? {{{{ text }}}}"
+    output: {{choices: [{", ".join(cases.CHOICES)}]}}
+    params: {{max_tokens: 8, temperature: 0}}
+    sample: 1.0                             # every answer is scored: the rows say what is right
+    scorers: [{{type: exact, expected: "{{{{ label }}}}"}}]
+sinks: results.jsonl
+budgets: [{{usd: 5}}]
+"""
+
+
 def real_catalog(url: str, model: Path, tier1: str | None) -> str:
-    """Tier 3 on vLLM here; Tier 1 at the sandbox, or a real provider (`provider/model`)."""
+    """Tier 3 on vLLM here; Tier 1 at the sandbox, or a real provider (`provider/model`). Two more to compare with."""
     large = (
         f"  - {tier1}\n"
         if tier1
         else f"  - {{name: large, account: closed, model: pretend-large, price: {_LARGE}}}          # the sandbox\n"
     )
-    account = (
-        ""
-        if tier1
-        else f'accounts:\n  closed: {{protocol: anthropic, base_url: "{url}", limits: {{concurrency: 4}}}}\n'
-    )
+    closed = "" if tier1 else f'  closed: {{protocol: anthropic, base_url: "{url}", limits: {{concurrency: 4}}}}\n'
     return f"""\
-{account}models:
-{large}  - name: small
+accounts:
+{closed}  open: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: 8}}}}
+models:
+{large}  - {{name: {PLANTED[0]}, account: open, model: pretend-fair, price: {_CHEAP}}}    # the sandbox
+  - {{name: {PLANTED[1]}, account: open, model: pretend-good, price: {_CHEAP}}}
+  - name: small
     worker: vllm
     model: {_quoted(model)}
     hour_usd: 0.10                          # pretended: what an hour of this machine might cost
@@ -125,6 +168,9 @@ walls: {{public: {{}}}}
 """
 
 
+PLANTED = ("fair", "good")
+"""Pretended models beside the real one: it is known how often they are right."""
+_CHEAP = "{input_per_million: 0.6, output_per_million: 0.8, version: pretend}"
 _LARGE = "{input_per_million: 5, output_per_million: 25, version: pretend}"
 
 

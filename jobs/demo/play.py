@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from penstock.jobs.demo import extra, files, rehearsal
+from penstock.jobs.demo import extra, files, rehearsal, versions
 from penstock.jobs.demo.stage import Stage
 from penstock.jobs.wording import duration
 
@@ -22,6 +22,8 @@ def main(quick: bool = False) -> int:
     try:
         code = rehearsal.play(stage, folder)
         stage.say(f"\n[dim]the sandbox part took {duration(time.monotonic() - began)}[/]")
+        if not quick:
+            code = code or _versions(stage, folder)
         if code == 0 and install is not None:
             code = _real(stage, install, folder)
     finally:
@@ -29,6 +31,13 @@ def main(quick: bool = False) -> int:
             install.stop()
     if code == 0:
         _next(stage, folder, quick or install is None)
+    return code
+
+
+def _versions(stage: Stage, folder: Path) -> int:
+    began = time.monotonic()
+    code = versions.play(stage, folder)
+    stage.say(f"\n[dim]the part about quality took {duration(time.monotonic() - began)}[/]")
     return code
 
 
@@ -46,4 +55,5 @@ def _next(stage: Stage, folder: Path, quick: bool) -> None:
     stage.say(f"  {f'less {part}/job.yaml':<42}  # the job that just ran; change it, run it")
     stage.say("  penstock init my-job                        # one of your own")
     if quick:
-        stage.say("  make demo                                   # the same, and then a real model on vLLM")
+        more = "quality: an evaluation, a rollout; then a real model"
+        stage.say(f"  {'make demo':<42}  # the same, and {more}")

@@ -1,4 +1,5 @@
-"""Act two: a small real model on vLLM labels topics, scored against true labels. Runs in the Python that has vLLM."""
+"""Act three: a small real model on vLLM labels topics, scored against true labels and set beside pretended
+models. Runs in the Python that has vLLM."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ from pathlib import Path
 from penstock.engine.errors import Temporary
 from penstock.jobs import demo_data
 from penstock.jobs import spec as job_spec
-from penstock.jobs.demo import commands, extra, files, sums
+from penstock.jobs.demo import commands, extra, files, sums, versions
 from penstock.jobs.demo.stage import Stage
 from penstock.jobs.forecasting import planning
 from penstock.jobs.look.committed import read_outputs
 from penstock.jobs.look.verify import check
 from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
+from penstock.jobs.sandbox.cases import Truth
+from penstock.jobs.sandbox.planted import Planted
 from penstock.jobs.wording import counted
+from penstock.workers.runspec import RunSpec
 
 REWRITES = 6
 """Descriptions for Tier 1: cents, where a real provider answers."""
@@ -27,6 +31,9 @@ PRETEND_BUDGET_USD = 0.5
 """The sandbox's pretended Tier 1 is five times as dear."""
 PROVIDERS = (("ANTHROPIC_API_KEY", "anthropic/claude-haiku-4-5"), ("OPENAI_API_KEY", "openai/gpt-4.1-mini"))
 """Key variable → what rewrites for it: each host's small, cheap, non-reasoning model."""
+PLANTED = (0.55, 0.92)
+"""How often the two pretended models beside it are right."""
+EVAL = "topics"
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 """Nothing is fetched; 1 GB of key-value cache is plenty for 64 short requests."""
 
@@ -44,7 +51,7 @@ def play(stage: Stage, folder: Path) -> int:
         f"The input: {counted(topics, 'package')} whose classifiers name one clear topic, for SmolLM2-135M on vLLM; "
         f"{counted(len(rows) - topics, 'description')} to rewrite, for Tier 1."
     )
-    with running_sandbox(Settings(default=Behaviour(latency_ms=300.0)), process=True) as url:
+    with running_sandbox(_sandbox(part / "packages.jsonl"), process=True) as url:
         catalog = files.real_catalog(url, model, tier1)
         files.write(part, {"catalog.yaml": catalog, "job.yaml": files.job("demo-real", files.TASKS, budget)})
         stage.act("penstock plan job.yaml")
@@ -52,9 +59,47 @@ def play(stage: Stage, folder: Path) -> int:
         stage.parts(planning.render(planning.make_plan(spec)))
         stage.act("penstock run job.yaml")
         code = commands.run(["run", "job.yaml"], part, ENVIRONMENT)
+        if code:
+            stage.bad(f"`penstock run` ended with exit code {code}: see above, and {part}")
+            return code
+        code = _told(stage, part, rows, spec, tier1) or _evaluate(stage, part)
+    if code == 0:
+        stage.act("where it is")
+        sums.where(stage, files.outputs(part), Path.cwd())
+    return code
+
+
+def _sandbox(rows: Path) -> Settings:
+    """Beside the pretended Tier 1: models that know the true topics, and say them as often as was planted."""
+    planted = {f"pretend-{name}": quality for name, quality in zip(files.PLANTED, PLANTED, strict=True)}
+    return Settings(
+        default=Behaviour(latency_ms=300.0),
+        models={name: Behaviour(latency_ms=100.0, planted=Planted(quality)) for name, quality in planted.items()},
+        truth=Truth(str(rows)),
+    )
+
+
+def _evaluate(stage: Stage, part: Path) -> int:
+    """The same rows for the real model and for two pretended ones."""
+    candidates = ("small", *files.PLANTED)
+    fair, good = files.PLANTED
+    arguments = ["eval", "job.yaml", "--task", "topic", "--name", EVAL, "--budget-usd", f"{PRETEND_BUDGET_USD:g}"]
+    for model in candidates:
+        arguments += ["--model", model]
+    stage.act("penstock eval job.yaml: the same rows for other models")
+    stage.say(
+        f"{fair} and {good} are pretended, at pretended prices: the sandbox knows the true topics, and has {fair} be "
+        f"right in {100 * PLANTED[0]:.0f} % and {good} in {100 * PLANTED[1]:.0f} %. small is the real one."
+    )
+    stage.say(f"\n$ penstock {' '.join(arguments)}")
+    code = commands.run(arguments, part, ENVIRONMENT)
     if code:
-        stage.bad(f"`penstock run` ended with exit code {code}: see above, and {part}")
+        stage.bad(f"`penstock eval` ended with exit code {code}: see above, and {part}")
         return code
+    return versions.tell_winner(stage, versions.winner(part, EVAL), good)
+
+
+def _told(stage: Stage, part: Path, rows: Sequence[demo_data.Row], spec: RunSpec, tier1: str | None) -> int:
     stage.act("how good, and what it cost")
     outputs = read_outputs(files.outputs(part), "id")
     report = check((row.id for row in rows), outputs)
@@ -69,8 +114,6 @@ def play(stage: Stage, folder: Path) -> int:
         "" if tier1 else "; large: pretended prices"
     )
     sums.cost_table(stage, sums.bills(outputs.costs, spec.catalog, tier1 or "large"), sums.tiers_of(spec.catalog), note)
-    stage.act("where it is")
-    sums.where(stage, files.outputs(part), Path.cwd())
     return 0
 
 

@@ -13,14 +13,16 @@ import pytest
 from rich.console import Console
 
 from penstock.engine.errors import SpecError
-from penstock.jobs import demo_data
+from penstock.jobs import demo_data, rollouts
 from penstock.jobs import spec as job_spec
-from penstock.jobs.demo import commands, extra, files, rehearsal, sums
+from penstock.jobs.demo import commands, extra, files, real, rehearsal, sums, versions
 from penstock.jobs.demo.stage import Stage
+from penstock.jobs.history import open_history
 from penstock.jobs.look.committed import Line, Outputs, Sample
 from penstock.jobs.look.verify import Report
-from penstock.jobs.sandbox import running_sandbox
+from penstock.jobs.sandbox import cases, running_sandbox
 from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
 
 
 @pytest.fixture
@@ -60,6 +62,85 @@ def test_the_real_parts_job_is_valid(tmp_path: Path, tier1: str | None) -> None:
     assert "public" in spec.catalog.walls
     assert spec.catalog.models["small"].worker == "vllm"
     assert spec.catalog.models["small"].live_version.model == str(tmp_path / "a model")
+
+
+def test_the_real_part_has_two_pretended_models_of_known_quality_to_compare_with(tmp_path: Path) -> None:
+    """At pretended prices, and the sandbox knows the true topics of the very rows."""
+    spec = _spec(tmp_path, files.real_catalog("http://127.0.0.1:1", tmp_path / "a model", None), files.TASKS)
+    for name in files.PLANTED:
+        price = spec.catalog.models[name].price
+        assert price is not None
+        assert price.version == "pretend"
+    settings = real._sandbox(tmp_path / "packages.jsonl")
+    planted = [settings.models[spec.catalog.models[name].live_version.model].planted for name in files.PLANTED]
+    assert [plan.quality for plan in planted if plan is not None] == list(real.PLANTED)
+    assert settings.truth is not None
+    assert settings.truth.path == str(tmp_path / "packages.jsonl")
+
+
+def _planted_spec(folder: Path) -> RunSpec:
+    files.write(folder, {"catalog.yaml": files.planted_catalog("http://127.0.0.1:1"), "job.yaml": files.PLANTED_JOB})
+    return job_spec.load(folder / "job.yaml")
+
+
+def test_the_part_about_quality_has_a_worse_version_and_pretended_prices(tmp_path: Path) -> None:
+    """Every answer is scored, each version's quality is planted, and the best candidate is the one that is named."""
+    (tmp_path / "messages.jsonl").write_bytes(msgspec.json.encode(next(cases.rows(1))) + b"\n")
+    spec = _planted_spec(tmp_path)
+    assert {model.price.version for model in spec.catalog.models.values() if model.price} == {"pretend"}
+    assert spec.policy.tasks["department"].sample == 1.0
+    served = {v.model for model in spec.catalog.models.values() for v in model.versions}
+    assert served == set(versions.PLANTED)
+    assert versions.PLANTED["pretend-clerk-v2"] < versions.PLANTED["pretend-clerk-v1"]
+    best = max((name for name in versions.PLANTED), key=versions.PLANTED.__getitem__)
+    assert best == "pretend-clerk-v1"
+    assert versions.BEST in versions.CANDIDATES
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        ("clerk@v1", 0, "the right winner: clerk"),
+        (None, 0, "no winner was named: too few rows to tell"),
+        ("large", 1, "the evaluation named large, and clerk@v1 is the best one"),
+    ],
+)
+def test_a_wrong_winner_fails_the_demo_and_none_is_said(stage: Stage, found: str | None, code: int, said: str) -> None:
+    """What was found stands beside what was planted."""
+    assert versions.tell_winner(stage, found, versions.BEST) == code
+    assert said in " ".join(_said(stage).split())
+
+
+def test_a_rollback_is_told_with_the_share_that_saw_the_bad_version(tmp_path: Path, stage: Stage) -> None:
+    """From the decisions and from the committed samples; a worse version that stayed fails the demo."""
+    (tmp_path / "messages.jsonl").write_bytes(msgspec.json.encode(next(cases.rows(1))) + b"\n")
+    history = open_history(str(tmp_path / ".penstock"))
+    history.save_spec(_planted_spec(tmp_path))
+    history.save_status(RunStatus("demo-quality-1", "demo-quality", "running", started_at=1.0))
+    state = str(tmp_path / ".penstock")
+    ask = rollouts.Ask("clerk", "v2", (0.1, 0.5), ("quality",), unit="item")
+    going = rollouts.start(state, ask, _planted_spec(tmp_path).catalog).rollout
+    lines = [(f"i{n}", "v2" if n < 4 else "v1", n not in (0, 1, 4)) for n in range(40)]
+    (tmp_path / "results.quality.jsonl").write_bytes(
+        b"".join(
+            msgspec.json.encode({"item_id": item, "model_version": version, "scorer": "exact", "passed": passed})
+            + b"\n"
+            for item, version, passed in lines
+        )
+    )
+    seen = versions.sides(tmp_path)
+    assert seen == {"v1": versions.Side(36, 35), "v2": versions.Side(4, 2)}
+    assert versions.tell_change(stage, going, seen) == 1
+    assert "v2 was not taken back" in _said(stage)
+    back = rollouts.speak(state, "clerk", "rollback", "it [swears]").rollout
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as job:
+        versions.watch(stage, state, job)
+    assert "it [swears] the job runs on; what it sends from now on goes to v1" in " ".join(_said(stage).split())
+    assert versions.tell_change(stage, back, seen) == 0
+    shown = " ".join(_said(stage).split())
+    assert "4 of 40 items (10 %) saw the worse version" in shown
+    assert "v1: 35 of 36 right, 97 %; planted 92 %" in shown
+    assert "v2: 2 of 4 right, 50 %; planted 70 %" in shown
 
 
 def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
