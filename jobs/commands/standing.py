@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from penstock.jobs.look.standing import Known, Standings
 
 COLUMNS = ("", "model", "n", "quality (95 %)", "$ per 1,000", "accepted (95 %)", "latency", "known")
+WIDE = 105
+"""Columns of a terminal that hold a line of usual names; on a narrower one intervals stand under their means."""
 
 
 def tell(job: str, sets: tuple[str, ...], task: str, sensitivity: str | None, plot: str | None, as_json: bool) -> None:
@@ -35,20 +37,21 @@ def tell(job: str, sets: tuple[str, ...], task: str, sensitivity: str | None, pl
         shared.print_json(found)
         return
     out = shared.console()
-    out.print(_table(found))
+    out.print(_table(found, narrow=out.width < WIDE))
     for line in _words(found, plot):
         out.print(line, style="dim", markup=False)
 
 
-def _table(found: Standings) -> Table:
+def _table(found: Standings, *, narrow: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in COLUMNS:
         right = name in ("n", "$ per 1,000", "latency")
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("", "n"))
+        head = name.replace(" (", "\n(").replace("per ", "per\n") if narrow else name
+        table.add_column(head, justify="right" if right else "left", overflow="fold", no_wrap=name != "model")
     for row in found.models:
-        table.add_row(*_cells(row))
+        table.add_row(*(cell.replace(" (", "\n(") if narrow else cell for cell in _cells(row)))
     return table
 
 
