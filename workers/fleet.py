@@ -52,7 +52,8 @@ def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
 
 
 class Fleet:
-    """`on_lost(name, replaced)`, `on_down(pool, why)`, `on_change(what, worker, why)` tell the driver; `note` all."""
+    """`on_lost(name, replaced)`, `on_down(pool, why)`, `on_change(what, worker, why)` tell the driver, `note` tells
+    people."""
 
     def __init__(
         self,
