@@ -85,8 +85,13 @@ def scorer_name(scorer: Scorer) -> str:
 
 @lru_cache(maxsize=256)
 def scorer_version(scorer: Scorer) -> str:
-    """Hash of all settings of a scorer. (Not of a function's code: that is the user's to version.)"""
-    return short_hash(msgspec.json.encode(scorer, order="deterministic"))
+    """Hash of all settings of a scorer, but for where the right answer is found: an evaluation scores the same rows as
+    the job does, and brings their answers itself. (Not of a function's code: that is the user's to version.)"""
+    plain = msgspec.structs.asdict(Scorer(scorer.type))
+    # by value: msgspec leaves a default out only where it is the very object, which differs from process to process
+    told = {name: value for name, value in msgspec.structs.asdict(scorer).items() if value != plain[name]}
+    told.pop("expected", None)
+    return short_hash(msgspec.json.encode({"type": scorer.type, **told}, order="deterministic"))
 
 
 # ---- exact, numeric, regex

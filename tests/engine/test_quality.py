@@ -3,6 +3,7 @@
 import contextlib
 import time
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +129,19 @@ def test_a_scorers_version_changes_with_its_settings() -> None:
     """The same settings, the same hash."""
     assert scorer_version(Scorer("numeric", tolerance=0.1)) == scorer_version(Scorer("numeric", tolerance=0.1))
     assert scorer_version(Scorer("numeric", tolerance=0.1)) != scorer_version(Scorer("numeric", tolerance=0.2))
+
+
+def test_where_the_right_answer_is_found_makes_no_other_scorer() -> None:
+    """What an evaluation measures, which brings its rows' answers itself, is what the job's own routes go by."""
+    assert scorer_version(Scorer("exact", expected="{{ label }}")) == scorer_version(Scorer("exact"))
+
+
+def test_a_scorer_has_the_same_version_in_every_process() -> None:
+    """Said or left out, a default is the same; msgspec tells them apart by which object it is."""
+    sent = msgspec.json.decode(b'{"type":"numeric","tolerance":0.0,"params_json":"e30=","samples":1}', type=Scorer)
+    assert sent == Scorer("numeric")
+    versions = [scorer_version.__wrapped__(each) for each in (sent, Scorer("numeric"))]
+    assert versions[0] == versions[1]
 
 
 @given(st.integers(1, 10_000), st.data())

@@ -12,6 +12,7 @@ import pytest
 from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError, Spent
 from penstock.engine.measure.evaluation import Answered
+from penstock.engine.registry import standings
 from penstock.jobs import spec as job_spec
 from penstock.jobs.evals import running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
@@ -122,6 +123,16 @@ def test_the_run_pins_its_candidates_and_keeps_walls_and_shared_budgets(base: Ru
     assert [budget.per for budget in spec.budgets] == ["day"]
     assert spec.pinned
     assert spec.state == base.state
+
+
+def test_what_an_evaluation_measures_is_what_the_jobs_routes_go_by(base: RunSpec) -> None:
+    """The same task, prompt and scorer in the registry; a variant's prompt is another one."""
+    (task,) = prepare(base).spec.policy.tasks.values()
+    mine = base.policy.tasks["topic"]
+    assert standings.scorer_of(task) == standings.scorer_of(mine)
+    assert task.prompt is not None
+    assert mine.prompt is not None
+    assert (task.name, task.prompt.version) == (mine.name, mine.prompt.version)
 
 
 def test_a_variant_asks_every_row_again_with_its_own_prompt_and_parameters(base: RunSpec) -> None:
