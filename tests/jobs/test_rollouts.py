@@ -202,3 +202,42 @@ def test_a_command_that_is_killed_in_a_stage_goes_on_in_it_and_no_unit_changes_i
     assert {unit: sorted(seen) for unit, seen in versions.items()} == {
         unit: ["v2" if gate.lets(unit.encode()) else "v1"] for unit in versions
     }
+
+
+EXPERIMENT = """\
+execution: {lanes: 1, window: 500}  # what is read already keeps its arm
+experiments:
+  - name: wording
+    arms:
+      - {name: plain, weight: 3}
+      - {name: rude, prompt: "Hurry up! {{ text }}"}
+    guardrails: [quality]
+"""
+
+
+def test_an_arm_that_breaks_a_guardrail_stops_its_experiment_in_a_running_job(one_ray: None, tmp_path: Path) -> None:
+    """Both arms are told in the records, with the prompt that was shown; once it is stopped, all get the first arm."""
+    planted = Planted(quality=GOOD, words={"Hurry up!": -0.4})
+    with running_sandbox(
+        Settings(models={"good": Behaviour(latency_ms=LATENCY_MS, planted=planted)}), process=True
+    ) as url:
+        place = Place(tmp_path, url, 6_000)
+        job = tmp_path / "job.yaml"
+        job.write_text(job.read_text() + EXPERIMENT)
+        assert place.run() == 0
+    results = place.results()
+    assert len(results) == 6_000
+    stopped = rollouts.steering(place.state).experiments["rolling/wording"]
+    assert stopped.by == "penstock"
+    assert "quality exact" in stopped.why
+    units: defaultdict[str, set[tuple[str | None, str]]] = defaultdict(set)
+    for r in results:
+        units[r["unit"]].add((r["arm"], r["prompt_version"]))
+        if r["arm"] is not None:
+            assert (r["experiment"], r["propensity"]) == ("rolling/wording", {"plain": 0.75, "rude": 0.25}[r["arm"]])
+    versions = {arm: version for seen in units.values() for arm, version in seen}
+    assert versions.keys() == {"plain", "rude", None}
+    assert versions["plain"] == versions[None] != versions["rude"]
+    assert all(len({arm for arm, _ in seen} - {None}) <= 1 for seen in units.values()), "a unit switched its arm"
+    assert sum(r["arm"] == "rude" for r in results) < 0.25 * 6_000 * 0.8
+    assert call(["experiment", "show", "wording", "--state", place.state]) == 0
