@@ -13,14 +13,13 @@ import time
 import msgspec
 
 from penstock.connectors.base import this_process
-from penstock.connectors.ledger import LedgerClient
-from penstock.connectors.registry import Stores, discard_stores, open_stores, refuse_held
-from penstock.connectors.state import open_state
+from penstock.connectors.registry import Stores, open_stores
 from penstock.engine.errors import PenstockError, Temporary
-from penstock.engine.plan import MAX_LANES, Plan
+from penstock.engine.plan import Plan
 from penstock.workers.asked import ask_for, forget_wishes
-from penstock.workers.board import Board
+from penstock.workers.clearing import make_way
 from penstock.workers.cluster import words
+from penstock.workers.desk import Desk
 from penstock.workers.discovery import Discovery
 from penstock.workers.ends import early_end, taken_over
 from penstock.workers.fleet import Fleet, Worker, first_pools
@@ -35,21 +34,19 @@ from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
 from penstock.workers.planner import all_ended, durable_plan
-from penstock.workers.ports import Post, encode
-from penstock.workers.runspec import RunOptions, RunSpec, window_of
+from penstock.workers.ports import encode
+from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 from penstock.workers.steering import Steersman, reading
-from penstock.workers.sums import sum_up
+from penstock.workers.sums import second_payments_bound, sum_up
 from penstock.workers.trail import Trail
 
-ASK_WAIT_S = 1.0
 TICK_S = 0.1
 CANCEL_POLL_S = 1.0
 REPRICE_EVERY_S = 5.0
 REUNITE_S = 1.0
 """Workers that run already answer at once; new ones are not waited for longer than this."""
 
-_posts = msgspec.msgpack.Decoder(list[Post])
 _report = msgspec.msgpack.Decoder(LaneReport)
 
 
@@ -61,11 +58,9 @@ class Driver:
         self._spec = msgspec.msgpack.decode(spec, type=RunSpec)
         self._options = msgspec.msgpack.decode(options, type=RunOptions)
         self._cores = cores
-        self._status = RunStatus(
-            run_id=self._spec.run_id, name=self._spec.name, state="starting", started_at=time.time()
-        )
-        self._board = Board()
-        self._work = asyncio.Event()
+        self._status = RunStatus(self._spec.run_id, self._spec.name, "starting", started_at=time.time())
+        self._desk = Desk()
+        self._board = self._desk.board
         self._reports: dict[int, LaneReport] = {}
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
@@ -91,14 +86,7 @@ class Driver:
     async def accept(self) -> None:
         """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
         spec, options = self._spec, self._options
-        if options.fresh:
-            await refuse_held(spec.sinks, spec.run_id)
-            await self._trail.deletes(time.time())
-            if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
-                await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, MAX_LANES)
-            await discard_stores(spec.sinks, spec.run_id)
-        elif spec.budgets:
-            await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).check)
+        await make_way(spec, self._trail, fresh=options.fresh)
         self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
         if options.take_over:
@@ -124,9 +112,8 @@ class Driver:
         )
         await self._stores.tell(made.plan)
         await self._trail.began(self._run_epoch, made, time.time())
-        self._status.resumed = made.resumed
         self._status.notes.extend(made.notes)
-        self._status.lanes = made.plan.lanes
+        self._status.resumed, self._status.lanes = made.resumed, made.plan.lanes
         self._status.endless = not made.plan.bounded
         self._status.total_bytes = sum(split.size_bytes for split in made.plan.splits) if made.plan.bounded else 0
         return made.plan
@@ -144,7 +131,7 @@ class Driver:
                 state, message = await self._settle_up()
             await self._finish(state, message)
         except PenstockError as error:
-            await self._fail(await self._taken_over() or words(error))
+            await self._fail(await taken_over(self._stores.primary, self._run_epoch) or words(error))
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
             self._log("error", "driver failed", error=words(error))
             await self._fail(f"unexpected: {type(error).__name__}: {words(error)}")
@@ -168,18 +155,8 @@ class Driver:
         import ray
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
-        self._fleet = Fleet(
-            spec.catalog,
-            spec.run_id,
-            me,
-            spec.execution.dispatchers,
-            self._worker_lost,
-            self._pool_down,
-            self._worker_changed,
-            self._note,
-            spec.execution.keep_s,
-            spec.state,
-        )
+        hear, how = (self._worker_lost, self._pool_down, self._worker_changed, self._note), spec.execution
+        self._fleet = Fleet(spec.catalog, spec.run_id, me, how.dispatchers, *hear, how.keep_s, spec.state)
         self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
 
     async def _warm_up(self) -> None:
@@ -203,8 +180,7 @@ class Driver:
         if self._status.resumed:
             await self._fleet.reunite(REUNITE_S)
         self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
-        force = self._options.take_over
-        primary = self._stores.primary
+        force, primary = self._options.take_over, self._stores.primary
         await self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
         if not self._plan.started:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
@@ -243,7 +219,8 @@ class Driver:
                 self._measuring.see(self._status)
                 self._measuring.look(self._crew.learn, now)
                 idle = self._bill.idle_nano(self._status.tally, now)
-                await asyncio.to_thread(metrics.see, self._status, idle, self._second_payments_bound())
+                bound = second_payments_bound(self._spec, self._run_epoch, self._plan.lanes, self._crew.reopenings)
+                await asyncio.to_thread(metrics.see, self._status, idle, bound)
                 await self._trail.look(self._status, now)
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
@@ -257,11 +234,6 @@ class Driver:
                     return self._ending
                 if self._plan.bounded and all(report.done for report in self._reports.values()):
                     return "done", ""
-
-    def _second_payments_bound(self) -> int:
-        """One window for every lane that was lost, and for every lane of every command before this one."""
-        lost = (self._run_epoch - 1) * self._plan.lanes + self._crew.reopenings
-        return lost * window_of(self._spec.execution, self._plan.lanes)
 
     def _all_settled(self) -> bool:
         gone = self._crew.gone
@@ -312,13 +284,8 @@ class Driver:
             await asyncio.sleep(TICK_S)
         return "done", ""
 
-    async def _taken_over(self) -> str | None:
-        with contextlib.suppress(PenstockError):
-            return await taken_over(self._stores.primary, self._run_epoch)
-        return None
-
     async def _finish(self, state: RunState, message: str) -> None:
-        if (why := await self._taken_over()) is not None:
+        if (why := await taken_over(self._stores.primary, self._run_epoch)) is not None:
             await self._fail(why)
             return
         self._status.state = "assembling"
@@ -348,9 +315,7 @@ class Driver:
         self._measuring.see(self._status)
         await self._measuring.end(over=state == "done")
         await self._trail.ended(state, message, self._status.tally, time.time())
-        self._status.ended_at = time.time()
-        self._status.message = message
-        self._status.state = state
+        self._status.ended_at, self._status.message, self._status.state = time.time(), message, state
         self._log("info", "run over", state=state, reason=message[:500])
 
     # -- what the command asks
@@ -375,9 +340,7 @@ class Driver:
     # -- what lanes tell
 
     async def post(self, posts: bytes, owner: int) -> None:
-        for post in _posts.decode(posts):
-            if self._board.post(post, owner):
-                self._work.set()
+        self._desk.post(posts, owner)
 
     async def report(self, data: bytes, owner: int) -> None:
         report = _report.decode(data)
@@ -396,18 +359,7 @@ class Driver:
     # -- what workers ask
 
     async def ask(self, worker: str, pool: str, room: int) -> tuple[int, int, int, int] | None:
-        """The board's answer, waiting up to a second for work."""
-        ends = time.time() + ASK_WAIT_S
-        while True:
-            grant = self._board.grant(worker, pool, room, time.time())
-            if grant is not None:
-                return grant.lane, grant.owner, grant.n, grant.max_tokens
-            left = ends - time.time()
-            if left <= 0:
-                return None
-            self._work.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), left)
+        return await self._desk.ask(worker, pool, room)
 
     async def lane_handle(self, lane: int) -> tuple[int, object] | None:
         return self._crew.handle(lane)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from penstock.connectors.base import Primary
+from penstock.engine.errors import PenstockError
 from penstock.engine.flow.tally import Tally
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.outages import Outages
@@ -41,9 +42,12 @@ def _blown(allowed: int | float | None, dead: int, finished: int) -> bool:
 
 
 async def taken_over(primary: Primary, epoch: int) -> str | None:
-    """Who has the run of this epoch now, in words; None: nobody took it over."""
-    if await primary.run_epoch() <= epoch:
+    """Who has the run of this epoch now, in words; None: nobody took it over, or that can't be read."""
+    try:
+        if await primary.run_epoch() <= epoch:
+            return None
+        who = await primary.holder()
+    except PenstockError:
         return None
-    who = await primary.holder()
     by = f"{who.user}@{who.host}, process {who.pid} ({who.command})" if who else "a command that has ended"
     return f"taken over by {by}; this command wrote and sent nothing more"

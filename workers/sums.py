@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from penstock.engine.flow.tally import Tally, merge
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.runspec import RunSpec
+from penstock.workers.runspec import RunSpec, window_of
 from penstock.workers.status import RunStatus
 
 
@@ -26,3 +26,8 @@ def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], la
     run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None and b.role is None]
     status.budget_limit_nano = min(run_budgets, default=None)
     status.budget_spent_nano = total.cost_nano + total.forfeit_nano
+
+
+def second_payments_bound(spec: RunSpec, epoch: int, lanes: int, reopenings: int) -> int:
+    """One window for every lane that was lost, and for every lane of every command before this one."""
+    return ((epoch - 1) * lanes + reopenings) * window_of(spec.execution, lanes)
