@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from rich.markup import escape
 
-from penstock.engine.steering.rollout import Decision, Rollout
+from penstock.engine.steering.rollout import Rollout
 from penstock.jobs import rollouts
 from penstock.jobs.demo import commands, files
 from penstock.jobs.demo.stage import Stage
@@ -163,19 +163,21 @@ def watch(stage: Stage, state: str, process: subprocess.Popen[bytes]) -> None:
             told_at = time.monotonic()
             stage.say(f"{duration(told_at - began):>10}  {_words(at)}")
         time.sleep(POLL_S)
-    last = rollouts.standing(state, "clerk")[0].rollout.decisions[-1]
+    rollout = rollouts.standing(state, "clerk")[0].rollout
+    last = rollout.decisions[-1]
     if last.what == "rolled_back":
         stage.say(f"{duration(time.monotonic() - began):>10}  [bold red]taken back by {last.by.partition('/')[0]}[/]")
-        for line in (_numbers(last), escape(last.why), "the job runs on; what it sends from now on goes to v1"):
+        for line in (_numbers(rollout), escape(last.why), "the job runs on; what it sends from now on goes to v1"):
             stage.say(f"{'':>10}  {line}")
 
 
-def _numbers(decision: Decision) -> str:
+def _numbers(rollout: Rollout) -> str:
     """What the guard of quality had seen when it was decided; for a person's word there is nothing to be told."""
-    said = next((each for each in decision.told if each.guard.startswith("quality")), None)
+    last = rollout.decisions[-1]
+    said = next((each for each in last.told if each.guard.startswith("quality")), None)
     if said is None or said.mean is None:
-        return f"{decision.share:.0%} of the items get the new version"
-    return f"quality of the new version: {100 * said.mean:+.1f} points, from {said.items:,} scored items of it"
+        return f"{100 * last.share:g} % of the items get {rollout.candidate}"
+    return f"quality of {rollout.candidate}: {100 * said.mean:+.1f} points, from {said.items:,} scored items"
 
 
 def _words(at: rollouts.Standing) -> str:
