@@ -51,9 +51,12 @@ def _real(stage: Stage, install: extra.Install, folder: Path) -> int:
 def _next(stage: Stage, folder: Path, quick: bool) -> None:
     stage.act("next")
     part = f"{folder.name}/sandbox" if quick else f"{folder.name}/real"
-    stage.say(f"  {f'cd {part} && penstock explain ID':<42}  # one item's whole story, by the id in its record")
-    stage.say(f"  {f'less {part}/job.yaml':<42}  # the job that just ran; change it, run it")
-    stage.say("  penstock init my-job                        # one of your own")
+    lines = [
+        (f"cd {part} && penstock explain ID", "one item's story, by its id"),
+        (f"less {part}/job.yaml", "the job that ran: change it, run it"),
+        ("penstock init my-job", "one of your own"),
+    ]
     if quick:
-        more = "quality: an evaluation, a rollout; then a real model"
-        stage.say(f"  {'make demo':<42}  # the same, and {more}")
+        lines.append(("make demo", "this, then quality and a real model"))
+    for command, what in lines:
+        stage.say(f"  {command:<40}# {what}")

@@ -15,7 +15,7 @@ from rich.console import Console
 from penstock.engine.errors import SpecError
 from penstock.jobs import demo_data, rollouts
 from penstock.jobs import spec as job_spec
-from penstock.jobs.demo import commands, extra, files, real, rehearsal, sums, versions
+from penstock.jobs.demo import commands, extra, files, play, real, rehearsal, sums, versions
 from penstock.jobs.demo.stage import Stage
 from penstock.jobs.history import open_history
 from penstock.jobs.look.committed import Line, Outputs, Sample
@@ -141,6 +141,15 @@ def test_a_rollback_is_told_with_the_share_that_saw_the_bad_version(tmp_path: Pa
     assert "4 of 40 items (10 %) saw the worse version" in shown
     assert "v1: 35 of 36 right, 97 %; planted 92 %" in shown
     assert "v2: 2 of 4 right, 50 %; planted 70 %" in shown
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_comes_next_fits_eighty_columns(stage: Stage, quick: bool) -> None:
+    """One line each, and the short demo says what the long one has more."""
+    play._next(stage, Path("demo"), quick)
+    lines = [line for line in _said(stage).splitlines() if line.startswith("  ")]
+    assert all(len(line) <= 80 and "#" in line for line in lines)
+    assert ("make demo" in _said(stage)) == quick
 
 
 def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
