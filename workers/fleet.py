@@ -191,6 +191,8 @@ class Fleet:
 
     async def _until_lost(self, worker: Worker) -> None:
         """Returns when its process is gone, or has not answered for long."""
+        from ray.exceptions import RayTaskError
+
         handle = worker.handle
         gone = asyncio.ensure_future(_await(handle.lost.remote()))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         heard = time.monotonic()
@@ -206,6 +208,8 @@ class Fleet:
                     if time.monotonic() - heard > SILENT_S:
                         kill(handle)
                         return
+                except RayTaskError:  # it answers: gauges that can't be read are no reason to pay for its calls again
+                    heard = time.monotonic()
                 except Exception:  # noqa: BLE001 - its process is gone: `gone` says so in a moment
                     await asyncio.wait([gone], timeout=1.0)
                     return
