@@ -18,6 +18,7 @@ from penstock.engine.registry.standings import standings
 from penstock.engine.steering.rollout import Told
 from penstock.jobs.evals import running
 from penstock.jobs.evals.asked import recalled
+from penstock.jobs.evals.derived import run_id_of
 from penstock.jobs.evals.running import Found
 from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
@@ -122,10 +123,10 @@ def _evaluations(outputs: Outputs) -> Iterator[Found]:
 
 
 def _places(state: str) -> list[Path]:
-    """Of evaluations that were run, the latest first. They live in a state that is a folder."""
+    """Of evaluations that were run here, the latest first. They live in a state that is a folder; one that was moved
+    is known by its old place only."""
     if "://" in state and not state.startswith("file://"):
         return []
-    ran = {run.name for run in open_history(state).runs()}
-    there = Path(state.removeprefix("file://"), "evals").glob("*/made.json")
-    mine = [file for file in there if f"eval {file.parent.name}" in ran]
+    history, there = open_history(state), Path(state.removeprefix("file://"), "evals").glob("*/made.json")
+    mine = [file for file in there if history.knows(run_id_of(file.parent.name, file.parent))]
     return [file.parent for file in sorted(mine, key=lambda file: -file.stat().st_mtime)]
