@@ -30,7 +30,9 @@ _decode = msgspec.json.Decoder(_Letter).decode
 
 
 class Intake(Protocol):
-    def item(self, raw: Raw, now: float) -> Item | DeadLetter: ...
+    def item(self, raw: Raw, now: float, item_id: str | None = None) -> Item | DeadLetter:
+        """`item_id`: of the record that died, where the raw one stands for it."""
+        ...
 
 
 class ReplayIntake:
@@ -39,7 +41,8 @@ class ReplayIntake:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
 
-    def item(self, raw: Raw, now: float) -> Item | DeadLetter:
+    def item(self, raw: Raw, now: float, item_id: str | None = None) -> Item | DeadLetter:
+        """`item_id` is the letter's own."""
         if raw.error is not None:
             return self._intake.item(raw, now)
         try:
@@ -53,5 +56,5 @@ class ReplayIntake:
         except (msgspec.DecodeError, ValueError):
             return self._intake.item(raw, now)
         inner = msgspec.structs.replace(raw, data=original, length=0, key=key, headers=headers)
-        made = self._intake.item(inner, now, letter.item_id)
+        made = self._intake.item(inner, now, item_id or letter.item_id)
         return msgspec.structs.replace(made, generation=letter.generation + 1)
