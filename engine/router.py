@@ -121,15 +121,16 @@ class Router:
         return route if candidates == route.candidates else msgspec.structs.replace(route, candidates=candidates)
 
     def _at(self, candidate: Candidate, arms: int | None, exposure: Exposure | None) -> Candidate:
-        """At the version that its rollout says, or its experiment; an item that is in both is told by the latter."""
-        if candidate.experiment == EXPLORE:
-            return candidate
+        """At the version that its rollout says, or its experiment; an item that is in both is told by the latter, and
+        one that explores by that: it must not go to a version that was taken back either."""
         model = self._catalog.models[candidate.model]
         version, experiment, arm, propensity = self.turn.pick(model, arms)
         if exposure is not None:
             experiment, arm, propensity = exposure.experiment, exposure.arm, exposure.propensity
             if exposure.version is not None and exposure.version[0] == model.name:
                 version = exposure.version[1]
+        if candidate.experiment == EXPLORE:
+            experiment, arm, propensity = candidate.experiment, candidate.arm, candidate.propensity
         pool = model.pool_of(version)
         return Candidate(candidate.model, version, pool, candidate.reason, experiment, arm, propensity)
 
@@ -289,6 +290,8 @@ class Router:
         refused += [refused_for(t, short_of(grades[i], ask, asked)) for i, t in enumerate(targets) if i not in kept]
         if chosen is None:
             return reject("no_candidate", f"no candidate is known to reach quality {asked:g}", ask, refused)
+        if key not in self._chosen and len(self._chosen) >= MAX_PLANS:  # each item may ask for a quality of its own
+            del self._chosen[next(iter(self._chosen))]
         self._chosen[key] = targets[chosen.first].model.name
         named = [with_reason(target, grade.words) for target, grade in zip(targets, grades, strict=True)]
         first = named[chosen.first]

@@ -151,6 +151,8 @@ def _apply(into: Measured, cells: list[Cell], now: float) -> None:
     into.rows = [row for row in into.rows if _anything(row.cell)]
     while len(into.rows) > MAX_ROWS:
         _shrink(into)
+    known = {(at.task, at.model, at.version, at.prompt) for at in (row.cell for row in into.rows)}
+    into.recent = [e for e in into.recent if (e.task, e.model, e.version, e.prompt) in known]  # old prompts go too
 
 
 def _anything(cell: Cell) -> bool:

@@ -183,7 +183,9 @@ def test_without_experiments_the_cells_that_are_oldest_go(tmp_path: Path, monkey
     state = FolderState(tmp_path)
     for number in range(5):
         Registry(state, f"r{number}", 1, now=lambda number=number: float(number)).end([cell(1, 1, f"p{number}")])
-    assert [each.prompt for each in total(Registry(state).read())] == ["p3", "p4"]
+    shared = Registry(state).read()
+    assert [each.prompt for each in total(shared)] == ["p3", "p4"]
+    assert [each.prompt for each in shared.recent] == ["p3", "p4"]  # their scores with them: the document stays small
 
 
 # ---- faults

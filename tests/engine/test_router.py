@@ -9,7 +9,8 @@ from penstock.engine.errors import SpecError
 from penstock.engine.items import Attributes, Candidate, Exposure, Item, Position, Request, Route
 from penstock.engine.measure.guards import Guard
 from penstock.engine.measure.sample import Sample
-from penstock.engine.policy import Condition, Policy, Rule, Task
+from penstock.engine.policy import Condition, Explore, Policy, Rule, Task
+from penstock.engine.registry.choice import EXPLORE
 from penstock.engine.registry.standing import Standing
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering import document
@@ -319,3 +320,32 @@ def test_an_arm_of_an_experiment_puts_its_model_first_at_its_version_and_is_name
         assert ("small", "v2") in {f[:2] for f in found}
     behind = Router(catalog(walls=WALLS), policy())
     assert names(behind.route(Attributes(sensitivity="eu"), ASK, "x", arm)) == ["small"]  # no arm passes a wall
+
+
+def test_what_explores_is_turned_to_the_versions_of_now_as_well_and_still_told_as_exploring() -> None:
+    """A version that was taken back is not tried out of curiosity: also not by items that were read before."""
+    task = Task("t", models=("small", "opus"), min_quality=0.8, explore=Explore(1.0, 1.0))
+    router = Router(
+        catalog(models={**{m.name: m for m in MODELS}, "small": SMALL}), Policy({"t": task}, default_task="t")
+    )
+    router.learn([Standing("t", "opus", "v1", (Sample(((0, 20), (1000, 980))),))])
+    router.steer(Turn({"small": SMALL}, Steering(live={"small": "v2"})))
+    before = router.route(Attributes(), ASK, "x")
+    assert isinstance(before, Route)
+    assert (first(before).version, first(before).experiment) == ("v2", EXPLORE)
+    assert router.turned(before, ITEM) is before
+    router.steer(Turn({"small": SMALL}, Steering(live={"small": "v1"})))
+    after = first(router.turned(before, ITEM))
+    assert (after.model, after.version, after.pool) == ("small", "v1", "vllm:small@v1")
+    assert (after.experiment, after.arm, after.propensity) == (EXPLORE, "small", 1.0)
+
+
+def test_what_is_remembered_of_chosen_models_is_bounded_where_each_item_asks_for_a_quality_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.engine.router.MAX_PLANS", 8)
+    router = Router(catalog(), policy())
+    router.learn([Standing("t", name, "v1", (Sample(((1000, 2000),)),)) for name in ("fast", "opus", "small")])
+    for n in range(40):
+        router.route(Attributes(min_quality=0.5 + n / 1000), ASK)
+    assert len(router._chosen) <= 8  # pyright: ignore[reportPrivateUsage]
