@@ -125,7 +125,7 @@ def folder(state: str, base: str) -> Path:
 
 def _last_words(history: History, base: str, earlier: list[str]) -> Iterator[bytes]:
     """Letters whose item was not sent again by a later replay."""
-    sent_by = [_sent_ids(history, run_id) for run_id in earlier]
+    sent_by = [sent_ids(history, run_id) for run_id in earlier]
     for at, run_id in enumerate([base, *earlier]):
         later = sent_by[at:]
         outputs = Outputs(history.spec(run_id), history.status(run_id))
@@ -146,7 +146,7 @@ def _item(line: bytes) -> str:
     return _id.decode(line).item_id
 
 
-def _sent_ids(history: History, run_id: str) -> frozenset[bytes]:
+def sent_ids(history: History, run_id: str) -> frozenset[bytes]:
     source = history.spec(run_id).source
     path = Path(source.path) if isinstance(source, FilesSource) else Path()
     try:

@@ -58,30 +58,40 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def touched(history: History, at: Rollout) -> tuple[list[Touched], list[str]]:
-    """(by run, those that go still). Of each item the record of the highest generation counts."""
+    """(by run, those that go still, replays among them). Of each item the record of the highest generation counts."""
     found: list[Touched] = []
     going: list[str] = []
     for run in history.runs():
         spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
-        if spec is None or at.model not in spec.catalog.models or (run.started_at and _ended_before(run, at)):
+        if spec is None or at.model not in spec.catalog.models:
             continue
-        if not is_over(run) or run.state in ("interrupted", "cancelled", "failed"):
-            going.append(run.run_id)
+        runs = [run, *map(history.status_or_starting, replay.replays(history, run.run_id))]
+        if all(_ended_before(each, at) for each in runs):
             continue
-        one = _of_run(history, run.run_id, at)
+        going += (unfinished := [each.run_id for each in runs if not _is_finished(each)])
+        if unfinished:  # what it has under way may end well: sent again now, it would be paid for twice
+            continue
+        one = _of_run(history, runs, at)
         if one.generations:
             found.append(one)
     return found, going
 
 
+def _is_finished(run: RunStatus) -> bool:
+    return is_over(run) and run.state not in ("interrupted", "cancelled", "failed")
+
+
 def _ended_before(run: RunStatus, at: Rollout) -> bool:
-    return run.ended_at is not None and run.ended_at < at.decisions[0].at
+    return bool(run.started_at) and run.ended_at is not None and run.ended_at < at.decisions[0].at
 
 
-def _of_run(history: History, run_id: str, at: Rollout) -> Touched:
-    found, since, paid = Touched(run_id, {}), at.decisions[0].at, dict[bytes, int]()
-    for name in [run_id, *replay.replays(history, run_id)]:
-        outputs = Outputs(history.spec(name), history.status(name))
+def _of_run(history: History, runs: list[RunStatus], at: Rollout) -> Touched:
+    """`runs`: one, and its replays in order. What a replay sent is told by its own records alone."""
+    found, since, paid = Touched(runs[0].run_id, {}), at.decisions[0].at, dict[bytes, int]()
+    for run in runs:
+        for item in replay.sent_ids(history, run.run_id) if run is not runs[0] else ():
+            found.generations.pop(item, None)
+        outputs = Outputs(history.spec(run.run_id), run)
         for record in told.blocks(outputs.records("results")):
             item = bytes.fromhex(record.item_id)
             late = record.finished_at is not None and record.finished_at.timestamp() >= since

@@ -214,3 +214,24 @@ def test_requeue_says_what_it_costs_and_asks(
     assert "sending 10 items again costs about $5.00" in said
     assert "Send them?" in said
     assert not (here / "out.replay-1.jsonl").exists()
+
+
+def test_what_an_earlier_replay_has_under_way_or_sent_is_not_sent_and_paid_for_once_more(here: Path) -> None:
+    """The replay was killed, and goes on some day; once it ended, its own records tell of its items, letters too."""
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    history, _ = finished(here)
+    assert call(["rollback", "small"]) == 0
+    at = steering(here).rollouts["small"]
+    (one,), _ = requeue.touched(history, at)
+    made = requeue.prepare(history, one)
+    history.save_spec(made.spec)
+    assert requeue.touched(history, at) == ([], [made.spec.run_id])
+    nothing = here / "nothing.jsonl"
+    nothing.touch()
+    outputs = {"results": [str(nothing)]}
+    status = RunStatus(made.spec.run_id, "labels", "interrupted", started_at=2.0, outputs=outputs)
+    history.save_status(status)
+    assert requeue.touched(history, at) == ([], [made.spec.run_id])
+    status.state, status.ended_at = "done", 9e9
+    history.save_status(status)
+    assert requeue.touched(history, at) == ([], [])
