@@ -112,12 +112,15 @@ class Fleet:
         nothing."""
         for worker in self.workers.values():
             if worker.pool in pools and worker.handle is not None and not worker.released:
-                worker.released = True
+                worker.released, worker.gauges = True, {}
+                self._on_change("left", worker, "")  # other jobs may use it for hours: those are not on our bill
                 self._spawn(_await(worker.handle.leave.remote(self._job)))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _take_back(self, worker: Worker) -> None:
         if worker.released and worker.handle is not None:
-            worker.released = False
+            worker.released, worker.gauges = False, {}
+            for what in ("starting", "ready"):  # what others bear of it is counted anew as well
+                self._on_change(what, worker, "")
             self._spawn(_await(self._serve(worker.handle)))
 
     async def reunite(self, seconds: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,9 +11,11 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
-from penstock.workers.gpu_bill import GpuBill, Shares
+from penstock.workers.fleet import Fleet, Worker
+from penstock.workers.gpu_bill import BillKeeper, GpuBill, Shares
 
 OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", hour_usd=3.6)}, {3: ("own",)})
 
@@ -74,3 +78,41 @@ def test_what_others_bear_of_a_replica_is_not_on_this_bill() -> None:
     lane = Lane(LaneSettings(0, "r"), Router(OWN, policy), OWN, policy, hooks, Budgets((), "r"))
     lines = made.closing_lines(lane.tally, "r", 1, 1960.0)
     assert sum(line.cost_nano for line in lines) == (60 + 900 - 400) * 1_000_000
+
+
+class Hands:
+    """Stands where a worker's handle would: every call goes well."""
+
+    def __getattr__(self, name: str) -> Hands:
+        return self
+
+    async def remote(self, *arguments: object) -> None:
+        """Nothing to do."""
+
+
+async def test_an_engine_that_was_let_go_is_not_on_this_bill_while_other_jobs_go_on_to_use_it() -> None:
+    """Its version is not in use here any more. The process lives on for others; taken back, it counts from then on."""
+    keeper, now = BillKeeper(OWN, "", "r"), 1000.0
+
+    def changed(what: str, worker: Worker, why: str) -> None:
+        keeper.changed(what, worker.pool, f"{worker.pool}#{worker.number}", now)
+
+    async def heard(*_: object) -> None:
+        """Nobody listens."""
+
+    fleet = Fleet(OWN, "r", None, 1, heard, heard, changed, print)
+    worker = fleet.workers["vllm:own@v1", 0] = Worker("vllm:own@v1", 0)
+    worker.handle, worker.gauges = Hands(), {"others_s": 30.0}
+    changed("starting", worker, "")
+    changed("ready", worker, "")
+    now = 1100.0
+    keeper.shared(fleet.borne())
+    fleet.let_go(["vllm:own@v1"])
+    now = 8000.0
+    keeper.shared(fleet.borne())
+    fleet.want("vllm:own@v1")
+    await asyncio.gather(*fleet._tasks)  # pyright: ignore[reportPrivateUsage]
+    keeper.shared(fleet.borne())
+    now = 8010.0
+    assert sum(line.cost_nano for line in keeper.owed(Tally(), 1, now)) == (100 - 30 + 10) * 1_000_000
+    await fleet.close()
