@@ -22,10 +22,12 @@ from penstock.connectors.reading.records_from import records_from, to_the_end
 from penstock.connectors.registry import open_source
 from penstock.connectors.settings import FilesSource
 from penstock.connectors.state import open_state
+from penstock.engine.catalog import Catalog, Wall
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
+from penstock.engine.walls import wall_of
 from penstock.jobs.evals.asked import Asked
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.people.labels import Labels, gold
@@ -170,8 +172,16 @@ async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
                 keeper.left[f"malformed ({item.reason})"] += 1
             elif (item.attributes.task or spec.policy.default_task) != asked.task:
                 keeper.left["of another task"] += 1
+            elif _is_untold(spec.catalog, item):
+                keeper.left["behind a wall that says sample: never"] += 1
             else:
                 keeper.add(_of_item(item, raw, asked))
+
+
+def _is_untold(catalog: Catalog, item: Item) -> bool:
+    """Nothing of it is ever scored, or written down beside its result: it would be paid for and count for nobody."""
+    wall = wall_of(catalog, item.attributes.sensitivity)
+    return isinstance(wall, Wall) and wall.sample == "never"
 
 
 def _of_item(item: Item, raw: Raw, asked: Asked) -> Labelled:

@@ -50,12 +50,15 @@ class Kept:
         self._state = state
         self._log = Appending(state, PREFIX)
         self.known = Outcomes()
+        self._doubtful = False
+        """An append failed: some of what is known may not be kept."""
 
     def load(self) -> Outcomes:
         """All that are kept. Raises `Corrupt`."""
         self.known = Outcomes()
         for outcome in self._all():
             self.known.add(outcome)
+        self._doubtful = False
         return self.known
 
     def _all(self) -> Iterator[Outcome]:
@@ -66,10 +69,13 @@ class Kept:
                 raise Corrupt(f"an outcome under {PREFIX} can't be read ({error}); was it changed?") from error
 
     def take(self, outcomes: list[Outcome]) -> Took:
-        """Keep the new ones, durable when it returns. Raises `Temporary`."""
-        before = (self.known.repeated, self.known.contradicted)
+        """Keep the new ones, durable when it returns. Raises `Temporary`, and then takes the same ones again."""
+        if self._doubtful:
+            self.load()
+        before, self._doubtful = (self.known.repeated, self.known.contradicted), True
         new = [outcome for outcome in outcomes if self.known.add(outcome)]
         self._log.append([msgspec.json.encode(outcome) for outcome in new])
+        self._doubtful = False
         return Took(len(new), self.known.repeated - before[0], self.known.contradicted - before[1])
 
     def pull(self, settings: SourceSettings) -> Took:

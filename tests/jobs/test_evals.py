@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from penstock.connectors.state import open_state
+from penstock.engine.catalog import Wall
 from penstock.engine.errors import SpecError, Spent
 from penstock.engine.measure.evaluation import Answered
 from penstock.engine.registry import standings
@@ -186,6 +187,18 @@ def test_quality_samples_never_pass_a_wall_that_they_don_t_name(base: RunSpec) -
     """They carry no sensitivity: where walls are declared, they are refused as rows."""
     with pytest.raises(SpecError, match="sensitivity"):
         running.prepare("s", base, asked(samples=True), Outputs(base, RunStatus(base.run_id, "sort", "done")))
+
+
+def test_rows_that_may_never_be_sampled_are_not_copied_into_the_state_nor_paid_for(base: RunSpec) -> None:
+    """Nobody may score them, so they could only cost."""
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()[:-1]]
+    rows[0]["class"] = "eu"
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    walls = {**base.catalog.walls, "eu": Wall("eu", regions=("eu",), sample="never")}
+    closed = msgspec.structs.replace(base, catalog=msgspec.structs.replace(base.catalog, walls=walls))
+    prepared = prepare(closed)
+    assert prepared.made.left["behind a wall that says sample: never"] == 1
+    assert "r0" not in {row["id"] for row in lines(prepared)}
 
 
 # ---- reading

@@ -7,15 +7,16 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import pytest
 
 from penstock.connectors.audit import open_audit
+from penstock.connectors.documents import Absent, Tag
 from penstock.connectors.settings import FilesSource
-from penstock.connectors.state import open_state
-from penstock.engine.errors import SpecError
+from penstock.connectors.state import FolderState, open_state
+from penstock.engine.errors import SpecError, Temporary
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
 from penstock.jobs.feedback.following import Followed, following
@@ -148,6 +149,30 @@ def test_a_topic_is_read_on_where_it_was_left(tmp_path: Path) -> None:
     took = again.pull(source)
     assert (took.new, took.repeated) == (0, 1)
     assert len(list(again._all())) == 1  # pyright: ignore[reportPrivateUsage]
+
+
+class Away(FolderState):
+    """Can't be written for a moment."""
+
+    away = True
+
+    def put(self, key: str, value: bytes, expect: Tag | Literal[Absent.ABSENT] | None) -> Tag:
+        if self.away:
+            raise Temporary("the state is away")
+        return super().put(key, value, expect)
+
+
+def test_what_could_not_be_kept_is_taken_again_and_not_for_a_repetition(tmp_path: Path) -> None:
+    """The same reader goes on: what it only knows of is not what is kept."""
+    source, state = FilesSource(str(tmp_path / "o.jsonl")), Away(tmp_path / "state")
+    write(tmp_path / "o.jsonl", [{"item_id": "a", "metric": "ok", "value": 1, "id": "1"}])
+    kept = Kept(state)
+    with pytest.raises(Temporary):
+        kept.pull(source)
+    state.away = False
+    took = kept.pull(source)
+    assert (took.new, took.repeated) == (1, 0)
+    assert len(list(kept._all())) == 1  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.kafka
