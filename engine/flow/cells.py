@@ -31,6 +31,9 @@ CELLS = "cells"
 """Name of the chunk that holds a lane's cells."""
 MAX_CELLS = 128
 """Of one lane; some 300 bytes each go with every commit. Beyond it a new one counts without prompt, price and arm."""
+IN_USE = 2
+"""Experiments and rollouts whose arms are told apart for sure: an item may be in so many at once. Beyond `MAX_CELLS`
+the arms of the one that nobody added to for longest are merged."""
 MAX_VALUES = 128
 """Different scores that one scorer may give in a cell, in thousandths; beyond it they are counted in hundredths."""
 HUNDREDTH = 10
@@ -161,6 +164,8 @@ class Cells:
         self._priced = priced or {}
         self._prompts = prompts or {}
         self._by_key = {cell.key: cell for cell in self.rows}
+        self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)
+        """Experiments and rollouts, the one that was added to last at the end."""
 
     def result(self, result: Result) -> None:
         attempts = result.attempts
@@ -196,10 +201,16 @@ class Cells:
         at.cost_nano += line.cost_nano
 
     def at(self, key: Key) -> Cell:
+        experiment = key[6]
+        if experiment:
+            self._recent.pop(experiment, None)
+            self._recent[experiment] = None
         cell = self._by_key.get(key)
         return cell if cell is not None else self._new(key)
 
     def _new(self, key: Key) -> Cell:
+        while len(self.rows) >= MAX_CELLS and key[6] and len(self._recent) > IN_USE:
+            self._merge(next(iter(self._recent)))
         if len(self.rows) >= MAX_CELLS:
             task, model, version, _, _, role, _, _ = key
             key = (task, model, version, REST, REST, role, REST, REST)
@@ -208,6 +219,15 @@ class Cells:
         cell = self._by_key[key] = Cell(*key)
         self.rows.append(cell)
         return cell
+
+    def _merge(self, experiment: str) -> None:
+        """Tell the arms of an experiment or rollout apart no more: it is over for long, and another one, whose guards
+        see its cells alone, needs the room."""
+        del self._recent[experiment]
+        gone = [cell for cell in self.rows if cell.experiment == experiment]
+        self._by_key = {cell.key: cell for cell in self.rows if cell.experiment != experiment}
+        add(self._by_key, (msgspec.structs.replace(cell, experiment="", arm="") for cell in gone))
+        self.rows = list(self._by_key.values())
 
     def _key(self, task: str, model: str, version: str, prompt: str, role: CellRole, *arm: str) -> Key:
         at = self._priced.get(model)

@@ -165,6 +165,28 @@ def test_a_job_of_ever_new_prompts_keeps_a_bounded_number_of_cells_and_loses_no_
     assert sum(cell.items for cell in cells.rows) == 3 * MAX_CELLS
 
 
+def test_the_hundredth_rollout_of_a_run_without_an_end_is_still_seen_by_its_guards() -> None:
+    """Arms of rollouts that are over for long make room; nothing that was counted is lost, and one that goes stays."""
+    cells, count = Cells(), 0
+    for number in range(100):
+        for arm in ("baseline-1", "candidate-1"):
+            for name in ("job/always", f"m-v{number}"):
+                one = msgspec.structs.replace(attempt(), experiment=name, arm=arm)
+                cells.result(result(one, experiment=name, arm=arm))
+                count += 1
+            failed = msgspec.structs.replace(attempt("other", outcome="server_error"), experiment="job/always", arm=arm)
+            cells.result(result(failed, one, experiment=name, arm=arm))
+            count += 2  # an item counts once at each model that was asked
+    assert len(cells.rows) <= MAX_CELLS
+    assert sum(cell.items for cell in cells.rows) == count
+    assert not any(cell.arm == "*" for cell in cells.rows)
+    arms = {(cell.experiment, cell.arm): cell.items for cell in cells.rows if cell.model == "m"}
+    assert arms["m-v99", "candidate-1"] == 2
+    assert arms["job/always", "candidate-1"] == 100
+    assert sum(cell.calls for cell in summed(cells.rows)) == count
+    assert [Cells(cells.rows).at(cell.key) for cell in cells.rows] == cells.rows
+
+
 def test_scores_of_many_values_are_kept_in_hundredths() -> None:
     scored = Scored()
     for step in range(1001):
