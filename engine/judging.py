@@ -75,9 +75,9 @@ def request(scorer: Scorer, judged: Judged) -> Request:
     parts = [f"Rubric:\n{scorer.rubric or ''}", f"<{mark}>\n{data.decode()}\n</{mark}>", _question(scorer)]
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
     params = msgspec.json.decode(scorer.params_json, type=dict[str, Any])
-    ceiling = params.pop("max_tokens", MAX_TOKENS)
+    ceiling = params.pop("max_completion_tokens", None) or params.pop("max_tokens", MAX_TOKENS)
     body = msgspec.json.encode({"messages": messages, **params})
-    return Request(body, max_tokens=ceiling, temperature=params.get("temperature"))
+    return Request(body, max_tokens=ceiling, temperature=params.get("temperature"), n=params.get("n") or 1)
 
 
 def _question(scorer: Scorer) -> str:

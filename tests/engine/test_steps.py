@@ -340,6 +340,19 @@ def test_what_is_judged_cant_leave_its_quotation() -> None:
     assert rig.sent[1].task in judging.outputs(rig.lane.policy), "its answer is held to its grades"
 
 
+def test_money_is_set_aside_for_all_that_a_judges_parameters_ask_for() -> None:
+    """Several answers, or a long one under either name of the ceiling: else a hard budget would be overrun."""
+    asked = judging.Judged(Item("i", Position("s", 0, 0), Attributes(), Request(b'{"messages":[]}'), b"o", 0.0), "yes")
+    for params, ceiling, n in (
+        (b"{}", 16, 1),
+        (b'{"max_tokens":9,"n":3}', 9, 3),
+        (b'{"max_completion_tokens":900}', 900, 1),
+    ):
+        made = judging.request(msgspec.structs.replace(GRADE, params_json=params), asked)
+        assert (made.max_tokens, made.n) == (ceiling, n)
+        assert b"max_" not in made.body_json
+
+
 def test_copies_of_an_answer_get_the_judges_word_for_nothing() -> None:
     """Equal requests are asked, and judged, once; one of which another answer was expected gets no score of it."""
     rig = Rig(msgspec.structs.replace(GRADED, reuse=True))
