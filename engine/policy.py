@@ -87,10 +87,11 @@ class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
     samples: int = 1
     """Of `agreement`: how often each model but the last is asked at most."""
     thresholds: dict[str, float] = {}
-    """Model → its own threshold, as it was calibrated."""
+    """`model@version` → its own threshold, as it was calibrated: another version is sure of other things."""
 
-    def bar(self, model: str) -> float:
-        return self.thresholds.get(model, self.threshold)
+    def bar(self, target: str) -> float:
+        """`target`: `model@version`."""
+        return self.thresholds.get(target, self.threshold)
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):

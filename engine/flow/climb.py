@@ -38,10 +38,10 @@ More = Literal["again", "up"]
 class Climb:
     """What became of one item so far."""
 
-    __slots__ = ("answers", "doubted", "doubts", "model", "signal")
+    __slots__ = ("answers", "doubted", "doubts", "signal", "target")
 
     def __init__(self) -> None:
-        self.model = ""
+        self.target = ""
         self.answers: list[Answer | None] = []
         """Of the present model; None: one that keeps to no choice or schema."""
         self.doubts: list[str] = []
@@ -51,21 +51,23 @@ class Climb:
         """Of the answer that was taken."""
 
     def heard(
-        self, cascade: Cascade, candidate: int, model: str, answer: Answer, *, valid: bool, last: bool
+        self, cascade: Cascade, candidate: int, target: str, answer: Answer, *, valid: bool, last: bool
     ) -> Taken | More:
-        """An answer came from `model`. `last`: nobody stands above it, its valid answer is taken."""
+        """An answer came from `target`, a `model@version`. `last`: nobody stands above it, its valid answer is
+        taken."""
+        model = target.rpartition("@")[0]
         if last:
             return Taken(answer, "; ".join([*self.doubts, f"answer of {model} taken: the last of the cascade"]))
-        if model != self.model:
-            self.model, self.answers = model, []
+        if target != self.target:
+            self.target, self.answers = target, []
         self.answers.append(answer if valid else None)
         level, taken = self._level(cascade)
-        passes = level is not None and level >= cascade.bar(model) - SURE
-        said = _said(cascade, model, level, passes=passes)
+        passes = level is not None and level >= cascade.bar(target) - SURE
+        said = _said(cascade, target, level, passes=passes)
         if passes and taken is not None:
             self.signal = level
             return Taken(taken, "; ".join([*self.doubts, f"answer of {model} accepted: {said}"]))
-        if cascade.signal == "agreement" and self._may_agree(cascade, model):
+        if cascade.signal == "agreement" and self._may_agree(cascade, target):
             return "again"
         self.doubted.append(Doubted(candidate, taken or answer, level))
         self.doubts.append(f"answer of {model} doubtful: {said}")
@@ -83,15 +85,15 @@ class Climb:
             case "logprob" | "margin" as signal:
                 return (None if newest is None else signals.of_tokens(signal, newest.body_json)), newest
 
-    def _may_agree(self, cascade: Cascade, model: str) -> bool:
+    def _may_agree(self, cascade: Cascade, target: str) -> bool:
         count, _ = signals.agreement([None if a is None else a.text for a in self.answers])
         left = cascade.samples - len(self.answers)
-        return left > 0 and (count + left) / cascade.samples >= cascade.bar(model) - SURE
+        return left > 0 and (count + left) / cascade.samples >= cascade.bar(target) - SURE
 
 
-def _said(cascade: Cascade, model: str, level: float | None, *, passes: bool) -> str:
+def _said(cascade: Cascade, target: str, level: float | None, *, passes: bool) -> str:
     if level is None:
         return "it tells no " + cascade.signal
     if cascade.signal == "validity":
         return "valid" if level else "not valid"
-    return f"{cascade.signal} {level:.3g} {'≥' if passes else '<'} {cascade.bar(model):g}"
+    return f"{cascade.signal} {level:.3g} {'≥' if passes else '<'} {cascade.bar(target):g}"

@@ -168,7 +168,8 @@ class Flights:
         """The answer to take; None: it is doubtful, and the item goes on."""
         cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
         climb = slot.climb = slot.climb or Climb()
-        word = climb.heard(cascade, slot.candidate, source, answer, valid=valid, last=above is None)
+        target = f"{source}@{slot.route.candidates[slot.candidate].version}"
+        word = climb.heard(cascade, slot.candidate, target, answer, valid=valid, last=above is None)
         if isinstance(word, Taken):
             slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
             return self._calls.untold(slot, word.answer)

@@ -52,7 +52,7 @@ def _threshold(at: Context, path: Path, name: str, file: CascadeFile) -> tuple[f
 
 
 def _calibrated(at: Context, path: Path, name: str, file: CascadeFile) -> dict[str, float]:
-    """Models without a threshold of their own are never believed."""
+    """Versions without a threshold of their own are never believed: a rollout may bring one while the job runs."""
     from penstock.connectors.calibrations import read_calibration
     from penstock.connectors.state import open_state
 
@@ -61,11 +61,10 @@ def _calibrated(at: Context, path: Path, name: str, file: CascadeFile) -> dict[s
         raise at.doc.error(path, f"task {name} was never calibrated at {at.state}: penstock cascade calibrate")
     if found.signal != file.signal:
         raise at.doc.error(path, f"the calibration is of the signal {found.signal}; calibrate it again")
-    versions = {model.name: model.live for model in at.catalog.models.values()}
     return {
-        each.model: math.nextafter(each.threshold.above, math.inf)
+        f"{each.model}@{each.version}": math.nextafter(each.threshold.above, math.inf)
         for each in found.models
-        if each.threshold is not None and versions.get(each.model) == each.version
+        if each.threshold is not None
     }
 
 

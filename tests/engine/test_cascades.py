@@ -259,8 +259,8 @@ def test_of_a_sampled_item_each_answer_is_scored_with_its_signal() -> None:
 
 
 def test_a_calibrated_model_has_a_threshold_of_its_own() -> None:
-    """And one that has none is never believed."""
-    rig = Rig(Cascade(("small", "mid", "top"), "logprob", 2.0, thresholds={"mid": 0.7}))
+    """And one that has none is never believed; nor is another version, which a rollout may bring at any time."""
+    rig = Rig(Cascade(("small", "mid", "top"), "logprob", 2.0, thresholds={"small@v0": 0.1, "mid@v1": 0.7}))
     rig.offer()
     result = rig.one({"small": [said("a", math.log(0.99))], "mid": [said("b", math.log(0.8))]})
     assert (result.model, "accepted: logprob 0.8 ≥ 0.7" in result.route.reason) == ("mid", True)

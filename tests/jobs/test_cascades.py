@@ -75,9 +75,9 @@ def test_a_threshold_is_found_from_answers_that_were_believed_and_that_were_not(
     assert kept.version == 1
     cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
     assert cascade is not None
-    assert cascade.bar("small") == pytest.approx(small.threshold.above)
-    assert cascade.bar("small") > small.threshold.above, "above it, not at it"
-    assert cascade.bar("mid") > 1.0
+    assert cascade.bar("small@s") == pytest.approx(small.threshold.above)
+    assert cascade.bar("small@s") > small.threshold.above, "above it, not at it"
+    assert cascade.bar("mid@m") > 1.0
     assert job(tmp_path, "calibrated").fingerprint != job(tmp_path).fingerprint
 
 
@@ -92,7 +92,7 @@ def test_too_few_labels_are_refused_with_how_many_are_needed(tmp_path: Path) -> 
     write_calibration(open_state(run.spec.state), made)
     cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
     assert cascade is not None
-    assert cascade.bar("small") > 1.0
+    assert cascade.bar("small@s") > 1.0
 
 
 def test_a_calibration_is_of_one_version_of_a_model(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_calibration_is_of_one_version_of_a_model(tmp_path: Path) -> None:
     write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
     cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
     assert cascade is not None
-    assert cascade.bar("small") > 1.0
+    assert cascade.bar("small@s") > 1.0
 
 
 def test_what_cant_be_calibrated_is_told(tmp_path: Path) -> None:
