@@ -243,7 +243,8 @@ class Lane:
         """The ledger's no."""
         if not wish.spare:
             for slot in self.till.refused(wish, words):
-                self._cannot_pay(slot, self.till.why(wish.key), now)
+                if slot.state != "finished":  # the one before it may have drained the lane, which ends steps
+                    self._cannot_pay(slot, self.till.why(wish.key), now)
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
         """The run's own budget stops the run, its items stay undone. A day's or a month's holds the items of a run that

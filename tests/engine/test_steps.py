@@ -488,6 +488,24 @@ def test_a_lane_that_drains_ends_what_has_its_answer() -> None:
     assert not rig.lane.slots
 
 
+def test_a_step_that_waits_for_money_behind_an_item_ends_once_where_the_run_has_none() -> None:
+    """The item's refusal drains the lane, and so ends the step: it is in no queue any more."""
+    rig = Rig(GRADED, (Budget(10**9),))
+    rig.offer(2)
+    assert rig.take() == []
+    (wish,) = rig.lane.wishes()
+    rig.lane.leased(wish.key, {"l": wish.floor_nano}, rig.now)
+    (first,) = rig.take()
+    rig.land(first)
+    assert rig.take() == []
+    assert rig.lane.till.waiting == 2
+    (wish,) = rig.lane.wishes()
+    rig.lane.refused(wish, "spent", rig.now)
+    assert [r.item.item_id for r in rig.commit().results] == ["i0"]
+    assert [slot.item.item_id for slot in rig.lane.ready.slots()] == ["i1"]
+    assert rig.failed == {"judge|cancelled": 1}
+
+
 def test_a_model_that_failed_on_the_item_gets_no_second_chance_as_its_shadow() -> None:
     """It refused; the next one answered; the third is compared."""
     rig = Rig(msgspec.structs.replace(SHADOWED, models=("other", "main"), shadow=Shadow(("other@v1", "third"), 1.0)))
