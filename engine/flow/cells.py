@@ -4,8 +4,9 @@ A lane counts an item here once, when it ends, so its cells are part of its comm
 is lost with its lane is counted by the next owner. Sums of lanes, runs and jobs add up in any order, and a run's sums
 can be taken out again (`connectors.measured`). A copied answer is no new evidence and is not counted.
 
-Who is measured is told by the cell's `role`: "" answered for the record, "shadow" was only compared, "judge" scored
-others (its price stands in theirs too, as `judge_nano`), "idle" are hours of own engines that no call was charged for.
+Who is measured is told by the cell's `role`: "" answered for the record, "shadow" was only compared (or not believed by
+a cascade), "judge" scored others (its price stands in theirs too, as `judge_nano`), "idle" are hours of own engines
+that no call was charged for.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ CELLS = "cells"
 """Name of the chunk that holds a lane's cells."""
 MAX_CELLS = 128
 """Of one lane; some 300 bytes each go with every commit. Beyond it a new one counts without prompt, price and arm."""
-IN_USE = 2
-"""Experiments and rollouts whose arms are told apart for sure: an item may be in so many at once. Beyond `MAX_CELLS`
-the arms of the one that nobody added to for longest are merged."""
+IN_USE = 4
+"""Experiments and rollouts whose arms are told apart for sure: one item's calls are in fewer. Beyond `MAX_CELLS` the
+arms of the one that nobody added to for longest are merged."""
 MAX_VALUES = 128
 """Different scores that one scorer may give in a cell, in thousandths; beyond it they are counted in hundredths."""
 HUNDREDTH = 10
@@ -183,6 +184,10 @@ class Cells:
             own.judge_nano += self._several(task, prompt, attempts)
         for score in result.scores:
             _score(own, score)
+        for doubted in result.doubted:  # else its model would look as good as the answers that it was sure of
+            at = self.at(self._key(task, doubted.model, doubted.model_version, prompt, "shadow"))
+            for score in doubted.scores:
+                _score(at, score)
         for shadow in result.shadows:
             at = self.at(self._key(task, shadow.model, shadow.model_version, prompt, "shadow"))
             at.results += 1

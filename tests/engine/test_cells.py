@@ -165,6 +165,21 @@ def test_a_job_of_ever_new_prompts_keeps_a_bounded_number_of_cells_and_loses_no_
     assert sum(cell.items for cell in cells.rows) == 3 * MAX_CELLS
 
 
+def test_a_model_of_a_cascade_is_measured_by_what_was_believed_of_it_and_by_what_was_not() -> None:
+    """Else its quality would be that of the answers it was sure of, and routes would go by it. What was delivered is
+    told apart."""
+    cells = Cells()
+    small = msgspec.structs.replace(attempt("small"), experiment="r", arm="candidate-1")
+    doubted = ShadowAnswer("small", "v1", "no", (score(0.0),), Usage(), 1_000, 100.0, 1.0, "cascade", 0.3)
+    cells.result(result(small, attempt("top", role="cascade"), scores=(score(1.0),), doubted=(doubted,)))
+    cells.result(result(small, model="small", scores=(score(1.0),), experiment="r", arm="candidate-1"))
+    own, apart = (cell for cell in cells.rows if cell.model == "small")
+    assert (own.role, own.items, own.results, own.scores["exact@1"].counts) == ("", 2, 1, {1000: 1})
+    assert (apart.role, apart.items, apart.results, apart.scores["exact@1"].counts) == ("shadow", 0, 0, {0: 1})
+    (of_top,) = [cell for cell in cells.rows if cell.model == "top"]
+    assert of_top.scores["exact@1"].counts == {1000: 1}
+
+
 def test_the_hundredth_rollout_of_a_run_without_an_end_is_still_seen_by_its_guards() -> None:
     """Arms of rollouts that are over for long make room; nothing that was counted is lost, and one that goes stays."""
     cells, count = Cells(), 0
