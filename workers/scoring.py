@@ -40,7 +40,7 @@ def _by_schema(scorer: Scorer, answer: str, expected: object) -> float:
 def _by_function(scorer: Scorer, answer: str, expected: object) -> float:
     try:
         return float(load(scorer.function or "")(answer, expected))  # pyright: ignore[reportArgumentType]
-    except Exception:  # noqa: BLE001 - the user's own code: whatever it does, this sample scores 0
+    except (Exception, SystemExit):  # noqa: BLE001 - the user's own code: whatever it does, this sample scores 0
         return 0.0
 
 
