@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.connectors.audit import actor_of
 from penstock.connectors.base import this_process
-from penstock.connectors.measured import Registry
+from penstock.connectors.measured import SUMS, Registry
 from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog, Model
@@ -92,9 +92,12 @@ def standing(url: str, model: str | None) -> list[Standing]:
 
 
 def measured(url: str) -> list[Cell]:
-    """What all runs of this state have committed: as the registry has it, and runs that it does not know."""
-    shared = Registry(open_state(url)).read()
-    others = (run for run in open_history(url).runs() if run.run_id not in shared.runs)
+    """What all runs of this state have committed: as the registry has it, and runs that it does not know. (One that it
+    knew and forgot is in its sums: it left sums of its own.)"""
+    state = open_state(url)
+    shared = Registry(state).read()
+    known = {*shared.runs, *(key.removeprefix(SUMS).removesuffix(".json") for key in state.list(SUMS))}
+    others = (run for run in open_history(url).runs() if run.run_id not in known)
     return [*shared.cells, *(cell for run in others for cell in run.cells)]
 
 

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from penstock.connectors.base import Raw
+from penstock.connectors.measured import Registry
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.reading.replay import ReplayIntake
+from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import Item
+from penstock.engine.registry import document as registry_document
 from penstock.engine.steering.document import Steering
-from penstock.jobs import requeue
+from penstock.jobs import requeue, rollouts
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
 from penstock.jobs.spec import load
@@ -235,3 +238,14 @@ def test_what_an_earlier_replay_has_under_way_or_sent_is_not_sent_and_paid_for_o
     status.state, status.ended_at = "done", 9e9
     history.save_status(status)
     assert requeue.touched(history, at) == ([], [])
+
+
+def test_a_run_that_the_registry_knew_and_forgot_is_counted_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells are in the shared sums; its history has them too."""
+    monkeypatch.setattr(registry_document, "MAX_RUNS", 0)
+    one = Cell("default", "small", "v1", items=5, results=5)
+    ran(here, one)
+    spec = load(here / "job.yaml")
+    Registry(open_state(spec.state), spec.run_id, 1).end([one])
+    assert Registry(open_state(spec.state)).read().runs == {}
+    assert sum(cell.items for cell in rollouts.measured(spec.state)) == 5
