@@ -30,7 +30,7 @@ demo-quick: install      ## only the first part: about a minute
 	@.venv/bin/penstock demo --quick
 
 test: install-vllm       ## everything that CI runs, real servers and real kills included
-	$(PYTEST)
+	$(PYTEST) -n 2 --dist loadfile
 
 fast: install            ## the pure part
 	.venv/bin/pytest tests/engine

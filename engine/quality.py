@@ -30,8 +30,8 @@ MAX_REGEX_TEXT = 4_096
 MAX_PATTERN = 1_000
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 
-Check = Callable[[Scorer, str, object], float]
-"""(scorer, answer, expected) → 0…1. Promise: never raises; what goes wrong inside is a 0."""
+Check = Callable[[Scorer, str, object], float | None]
+"""(scorer, answer, expected) → 0…1. Promise: never raises; what goes wrong inside is a 0. None: nobody can say."""
 Checks = Mapping[Literal["json_schema", "function"], Check]
 
 
@@ -70,7 +70,7 @@ def _value(scorer: Scorer, answer: str, expected: object, checks: Checks) -> flo
             return float(pattern_of(scorer).search(answer[:MAX_REGEX_TEXT]) is not None)
         case "json_schema" | "function" as kind:
             check = checks.get(kind)
-            return None if check is None else float(check(scorer, answer, expected))
+            return None if check is None else check(scorer, answer, expected)
         case "judge":
             return None  # it takes a call: `engine.flow.steps`
         case _:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -16,6 +18,10 @@ from penstock.engine.quality import Checks, score_all
 from penstock.workers.answers import check
 
 Function = Callable[[str, object], object]
+
+PATIENCE_S = 4.0
+"""A function of the user's may take so long over one answer: the lane waits, and one that is silent for 10 s is
+replaced, which pays for its window again."""
 
 
 class Scoring:
@@ -37,9 +43,29 @@ def _by_schema(scorer: Scorer, answer: str, expected: object) -> float:
     return float(check(answer, OutputSpec(json_schema=scorer.json_schema))[0])
 
 
-def _by_function(scorer: Scorer, answer: str, expected: object) -> float:
+_hung: set[str] = set()
+"""Functions that did not come back in time: they score nothing any more in this process."""
+
+
+def _by_function(scorer: Scorer, answer: str, expected: object) -> float | None:
+    name = scorer.function or ""
+    if name in _hung:
+        return None
+    scores: list[float] = []
+    # A thread can't be ended, only left behind; a daemon holds up no end of the process.
+    thread = threading.Thread(target=lambda: scores.append(_called(name, answer, expected)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    if not scores:
+        _hung.add(name)
+        logging.getLogger(__name__).error("scorer %s took over %g s and is not asked again here", name, PATIENCE_S)
+        return None
+    return scores[0]
+
+
+def _called(name: str, answer: str, expected: object) -> float:
     try:
-        return float(load(scorer.function or "")(answer, expected))  # pyright: ignore[reportArgumentType]
+        return float(load(name)(answer, expected))  # pyright: ignore[reportArgumentType]
     except (Exception, SystemExit):  # noqa: BLE001 - the user's own code: whatever it does, this sample scores 0
         return 0.0
 
