@@ -96,7 +96,7 @@ def _start(stage: Stage, root: Path, uv: str, folder: Path) -> Install | None:
         return None
     stage.say(f"vLLM installs meanwhile in {ENVIRONMENT}: {SIZE_GB} GB, {free:.0f} GB are free.")
     log = folder / "install.log"
-    command = [uv, "sync", "--frozen", "--inexact", "--no-dev", "--extra", "cpu"]
+    command = [uv, "sync", "--frozen", "--extra", "cpu"]
     nice = shutil.which("nice")
     with log.open("wb") as out:
         process = subprocess.Popen(
