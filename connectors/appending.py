@@ -8,11 +8,9 @@ All calls block: call them in a thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
-from penstock.connectors.documents import ABSENT, Conflict, State
-from penstock.engine.errors import Temporary
+from penstock.connectors.documents import ABSENT, State, until_won
 
 SEGMENT_BYTES = 256_000
 """An append writes its whole segment: a quarter of a megabyte is a few milliseconds to a disk, some 50 to S3."""
@@ -32,7 +30,7 @@ class Appending:
     def append(self, lines: Sequence[bytes]) -> None:
         """Add lines (without line breaks), in this order. Raises `Temporary`."""
         for part in _parts(lines):
-            self._append(part)
+            until_won(lambda part=part: self._append(part), self._prefix, TRIES, PAUSE_S)
 
     def lines(self) -> Iterator[bytes]:
         """All of them, oldest first."""
@@ -41,21 +39,13 @@ class Appending:
             yield from (line for line in (found[0] if found else b"").split(b"\n") if line)
 
     def _append(self, data: bytes) -> None:
-        for lost in range(TRIES):
-            number = self._last or self._newest()
-            found = self._state.get(self._key(number))
-            before, tag = found if found is not None else (b"", ABSENT)
-            if before and len(before) + len(data) > SEGMENT_BYTES:
-                before, tag, number = b"", ABSENT, number + 1
-            try:
-                self._state.put(self._key(number), before + data, tag)
-            except Conflict:
-                self._last = 0
-                time.sleep(PAUSE_S * min(lost, 20))
-                continue
-            self._last = number
-            return
-        raise Temporary(f"{self._prefix} is too busy: lost {TRIES} races in a row. Try again.")
+        number, self._last = self._last or self._newest(), 0
+        found = self._state.get(self._key(number))
+        before, tag = found if found is not None else (b"", ABSENT)
+        if before and len(before) + len(data) > SEGMENT_BYTES:
+            before, tag, number = b"", ABSENT, number + 1
+        self._state.put(self._key(number), before + data, tag)
+        self._last = number
 
     def _newest(self) -> int:
         keys = self._state.list(self._prefix)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from penstock.connectors.base import Holder
+from penstock.connectors.documents import until_won
 from penstock.connectors.state import ABSENT, Absent, Conflict, State, Tag, open_state
 from penstock.engine import audit
 from penstock.engine.audit import MAX_AHEAD, Broken, Draft, Entry, Head, Kept, Line, Verdict, Walk
@@ -56,19 +56,14 @@ class AuditLog:
 
         Raises `Temporary`, and `Corrupt` where the log's end is not as it was left: nothing is written behind that.
         """
-        for lost in range(TRIES):
-            head = self._try(drafts)
-            if head is not None:
-                return head
-            time.sleep(PAUSE_S * min(lost, 20))
-        raise Temporary(f"the audit log in {self._url} is too busy: lost {TRIES} races in a row. Try again.")
+        return until_won(lambda: self._try(drafts), f"the audit log in {self._url}", TRIES, PAUSE_S)
 
-    def _try(self, drafts: Sequence[Draft]) -> Head | None:
-        """None: something had to be mended, or somebody else was faster."""
+    def _try(self, drafts: Sequence[Draft]) -> Head:
+        """Raises `Conflict` where something had to be mended first, or somebody else was faster."""
         found = self._head()
         if found is None:
             self._begin()
-            return None
+            raise Conflict("the log was begun just now")
         before, tag = found
         try:
             tail = self._tail(before)
@@ -76,15 +71,12 @@ class AuditLog:
             now = self._head()
             if now is None or now[1] == tag:
                 raise
-            return None  # others have written since the head was read
+            raise Conflict("others have written since the head was read") from None
         if tail.head.count > before.count:
             self._advance(tail.head)
-            return None
+            raise Conflict("the head stood behind the log's end")
         lines, head = audit.append(before, drafts)
-        try:
-            self._state.put(_key(_segment(before.count + 1)), tail.data + lines, tail.expected)
-        except Conflict:
-            return None
+        self._state.put(_key(_segment(before.count + 1)), tail.data + lines, tail.expected)
         with contextlib.suppress(Temporary):  # the entries stand; the next writer moves the head
             self._advance(head)
         return head

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
-from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.errors import PenstockError, SpecError, Temporary
 
+T = TypeVar("T")
 Tag = str
 """Names one content of one key. Compared, never read."""
 
@@ -39,6 +42,17 @@ class State(Protocol):
     def list(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""
         ...
+
+
+def until_won(attempt: Callable[[], T], what: str, tries: int, pause_s: float) -> T:
+    """`attempt` reads, decides and puts; where `put` raises `Conflict`, it is made again after a pause that grows with
+    each lost race. Raises `Temporary` after so many."""
+    for lost in range(tries):
+        try:
+            return attempt()
+        except Conflict:
+            time.sleep(pause_s * min(lost + 1, 20))
+    raise Temporary(f"{what} is too busy: lost {tries} races in a row. Try again.")
 
 
 _PART = re.compile(r"[A-Za-z0-9_%=~@+-][A-Za-z0-9_.%=~@+-]{0,199}")

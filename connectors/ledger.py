@@ -7,15 +7,15 @@ the number of processes. All calls block (a few milliseconds): call them in a th
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from penstock.connectors.state import ABSENT, Conflict, State
+from penstock.connectors.documents import until_won
+from penstock.connectors.state import ABSENT, State
 from penstock.engine import leases
 from penstock.engine.budget import NeedLease
-from penstock.engine.errors import Corrupt, Temporary
+from penstock.engine.errors import Corrupt
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Epoch
 
@@ -143,25 +143,20 @@ class LedgerClient:
         return self._swap_at(document(key), swap, empty)
 
     def _swap_at(self, name: str, swap: Swap, empty: Ledger | None) -> Ledger:
-        """Read, decide, write if nobody wrote meanwhile; else again. `empty`: where there is no document yet."""
-        for lost in range(TRIES):
-            found = self._state.get(name)
-            before = empty if found is None else _decode(name, found[0])
-            if before is None:
-                raise Corrupt(
-                    f"the budget ledger {name} is gone from the state. Restore it; nothing is paid without it."
-                )
-            after = swap(before)
-            if after == before and found is not None:
-                return after
+        """`empty`: where there is no document yet."""
+        return until_won(lambda: self._try_at(name, swap, empty), f"the budget ledger {name}", TRIES, PAUSE_S)
+
+    def _try_at(self, name: str, swap: Swap, empty: Ledger | None) -> Ledger:
+        """Read, decide, write. Raises `Conflict` where somebody wrote meanwhile."""
+        found = self._state.get(name)
+        before = empty if found is None else _decode(name, found[0])
+        if before is None:
+            raise Corrupt(f"the budget ledger {name} is gone from the state. Restore it; nothing is paid without it.")
+        after = swap(before)
+        if after != before or found is None:
             after.check()
-            try:
-                self._state.put(name, msgspec.json.encode(after), ABSENT if found is None else found[1])
-            except Conflict:
-                time.sleep(PAUSE_S * min(lost + 1, 20))
-            else:
-                return after
-        raise Temporary(f"the budget ledger {name} is too busy: lost {TRIES} races in a row. Try again.")
+            self._state.put(name, msgspec.json.encode(after), ABSENT if found is None else found[1])
+        return after
 
 
 def document(key: str) -> str:

@@ -6,22 +6,20 @@ dies in between leaves it `owed`, and the next one who looks writes it. It may t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import msgspec
 
 from penstock.connectors.audit import open_audit
-from penstock.connectors.documents import ABSENT, Conflict, State, Tag
+from penstock.connectors.documents import ABSENT, State, Tag, until_won
 from penstock.connectors.state import open_state
 from penstock.engine.audit import MAX_AHEAD, Draft
-from penstock.engine.errors import Corrupt, Temporary
+from penstock.engine.errors import Corrupt
 from penstock.engine.steering.document import Owed, Steering, settled
 
 KEY = "steering.json"
 TRIES = 100
 PAUSE_S = 0.01
-"""Grows with each lost race."""
 
 Decide = Callable[[Steering], Steering | None]
 """What follows from what stands there; None: nothing. Asked anew after a lost race."""
@@ -45,18 +43,14 @@ class SteeringFile:
     def change(self, decide: Decide) -> Steering | None:
         """What stands there now, where `decide` had something to decide. Raises what it raises, `Corrupt`, and
         `Temporary`: then it is uncertain whether it was written."""
-        for lost in range(TRIES):
-            found = self._state.get(KEY)
-            after = decide(Steering() if found is None else self._decode(found[0]))
-            if after is None:
-                return None
-            try:
-                self._state.put(KEY, msgspec.json.encode(after), ABSENT if found is None else found[1])
-            except Conflict:
-                time.sleep(PAUSE_S * min(lost, 20))
-                continue
-            return after
-        raise Temporary(f"{KEY} in {self._url} is too busy: lost {TRIES} races in a row. Try again.")
+        return until_won(lambda: self._change(decide), f"{KEY} in {self._url}", TRIES, PAUSE_S)
+
+    def _change(self, decide: Decide) -> Steering | None:
+        found = self._state.get(KEY)
+        after = decide(Steering() if found is None else self._decode(found[0]))
+        if after is not None:
+            self._state.put(KEY, msgspec.json.encode(after), ABSENT if found is None else found[1])
+        return after
 
     def pay(self, owed: tuple[Owed, ...]) -> None:
         """Put these decisions into the audit log. Raises `Corrupt`, `Temporary`: they stay owed."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -31,9 +31,6 @@ from penstock.connectors.writing.record_structs import (
     Tokens,
 )
 from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer, Usage
-
-if TYPE_CHECKING:
-    pass
 
 Shape = Literal["rows", "openai-batch"]
 
