@@ -104,6 +104,11 @@ class Router:
             self._prices[model] = price
             self._plans.clear()
 
+    @property
+    def by_quality(self) -> bool:
+        """Something was asked for with a quality: where its items go hangs on what is learned."""
+        return bool(self._chosen)
+
     def learn(self, standings: Iterable[Standing]) -> None:
         """What is known of the models now. What was routed before: `flow.anew`."""
         self._standings = {(each.task, each.model, each.version): each for each in standings}

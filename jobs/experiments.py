@@ -6,17 +6,13 @@ import time
 
 import msgspec
 
-from penstock.connectors.audit import actor_of
-from penstock.connectors.base import this_process
-from penstock.connectors.steering import SteeringFile
-from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.errors import SpecError
 from penstock.engine.policy import Experiment
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering, Stopped
 from penstock.engine.steering.trials import Seen, look
 from penstock.jobs import rollouts
 from penstock.jobs.history import open_history
-from penstock.jobs.run import command_line
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -61,16 +57,10 @@ def told(url: str, experiments: list[Experiment]) -> list[Told]:
 
 def stop(url: str, name: str, why: str) -> tuple[str, str | None]:
     """(its full name, why it is not in the audit log yet). Raises `SpecError` where it is not known, or was stopped."""
-    experiment, by, now = find(url, name), actor_of(this_process(command_line())), time.time()
+    experiment, by, now = find(url, name), rollouts.me(), time.time()
 
     def decide(steering: Steering) -> Steering:
         return document.with_experiment(steering, experiment.id, Stopped(now, by, why))
 
-    file = SteeringFile(url)
-    after = file.change(decide)
-    assert after is not None, "a person's word always changes something"
-    try:
-        file.pay(after.owed)
-    except PenstockError as error:  # it holds already, and a run that goes writes it down
-        return experiment.id, str(error)
-    return experiment.id, None
+    _, untold = rollouts.decided(url, decide)
+    return experiment.id, untold

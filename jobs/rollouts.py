@@ -59,7 +59,7 @@ def start(url: str, ask: Ask, catalog: Catalog | None = None) -> Heard:
             f"{ask.model} has no version {ask.version!r} in the catalogue; versions: {', '.join(known)}. "
             "Add it under `versions:` there first, and run the jobs with it"
         )
-    chosen, by, now = guards(ask.guards, ask.items), _me(), time.time()
+    chosen, by, now = guards(ask.guards, ask.items), me(), time.time()
 
     def decide(steering: Steering) -> Steering:
         versions = (steering.live.get(ask.model, model.live), ask.version)
@@ -71,7 +71,7 @@ def start(url: str, ask: Ask, catalog: Catalog | None = None) -> Heard:
 
 def speak(url: str, model: str, word: Word, why: str = "") -> Heard:
     """Raises `SpecError` where the word makes no sense now."""
-    by, now = _me(), time.time()
+    by, now = me(), time.time()
     return _change(url, model, lambda steering: document.spoken(steering, model, word, by, now, why))
 
 
@@ -101,15 +101,22 @@ def measured(url: str) -> list[Cell]:
     return [*shared.cells, *(cell for run in others for cell in run.cells)]
 
 
-def _change(url: str, model: str, decide: Callable[[Steering], Steering]) -> Heard:
+def decided(url: str, decide: Callable[[Steering], Steering]) -> tuple[Steering, str | None]:
+    """A person's word, which always changes something: what stands there now, and why it is not in the audit log yet.
+    Raises what `decide` raises, `Corrupt`, `Temporary`."""
     file = SteeringFile(url)
     after = file.change(decide)
     assert after is not None, "a person's word always changes something"
     try:
         file.pay(after.owed)
     except PenstockError as error:  # it holds already, and a run that goes writes it down
-        return Heard(after.rollouts[model], str(error))
-    return Heard(after.rollouts[model])
+        return after, str(error)
+    return after, None
+
+
+def _change(url: str, model: str, decide: Callable[[Steering], Steering]) -> Heard:
+    after, untold = decided(url, decide)
+    return Heard(after.rollouts[model], untold)
 
 
 def _model(url: str, name: str, catalog: Catalog | None) -> Model:
@@ -128,5 +135,6 @@ def _catalogs(url: str) -> Iterable[Catalog]:
     return (history.spec(run.run_id).catalog for run in history.runs())
 
 
-def _me() -> str:
+def me() -> str:
+    """Who says it, for the audit log."""
     return actor_of(this_process(command_line()))

@@ -15,7 +15,6 @@ from penstock.connectors.measured import Registry
 from penstock.connectors.state import open_state
 from penstock.engine.errors import Fenced
 from penstock.engine.flow.cells import Cell, decoded, summed
-from penstock.engine.registry.document import Measured
 from penstock.engine.registry.standings import standings
 from penstock.workers.cluster import words
 from penstock.workers.lanes.report import LaneReport
@@ -102,8 +101,7 @@ class Measuring:
         if self._registry is None:
             return
         try:
-            shared = await asyncio.to_thread(self._exchange, self._registry)
-            found = msgspec.msgpack.encode(standings(shared, self._spec.catalog, self._spec.policy))
+            found = await asyncio.to_thread(self._exchange, self._registry)
         except Exception as error:  # noqa: BLE001 - told once; the run goes on
             if (told := words(error)) != self._trouble:
                 self._note(f"what was measured can't be shared now; routes go by what was known last: {told}")
@@ -114,5 +112,7 @@ class Measuring:
             await tell(found)
             self._told = found
 
-    def _exchange(self, registry: Registry) -> Measured:
-        return registry.read() if self._own is None else registry.tell(self._own)
+    def _exchange(self, registry: Registry) -> bytes:
+        """Standings, for the lanes. In a thread: they take milliseconds of the driver's loop."""
+        shared = registry.read() if self._own is None else registry.tell(self._own)
+        return msgspec.msgpack.encode(standings(shared, self._spec.catalog, self._spec.policy))

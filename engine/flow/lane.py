@@ -328,6 +328,8 @@ class Lane:
     def learn(self, standings: Iterable[Standing], now: float) -> None:
         """How good the models are, as measured: what was not sent yet goes by it as well."""
         self.router.learn(standings)
+        if not self.router.by_quality:
+            return
         for slot in routed_anew(list(self.slots.values()), self.router, self._calls, self.places):
             self.flights.queue(slot, now)
 

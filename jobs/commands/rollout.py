@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from penstock.engine.steering.rollout import Decision, Told
+    from penstock.engine.steering.rollout import Decision, Told, Unit, Word
     from penstock.jobs.history import History
     from penstock.jobs.requeue import Touched
     from penstock.jobs.rollouts import Heard, Standing
@@ -66,7 +66,7 @@ def start(
     guard: str,
     items: int | None,
     manual: bool,
-    unit: str,
+    unit: Unit,
     job: str | None,
     state: str | None,
 ) -> int:
@@ -81,7 +81,7 @@ def start(
     from penstock.jobs.spec import load_catalog
 
     names = tuple(name.strip() for name in guard.split(",") if name.strip())
-    ask = rollouts.Ask(model, version, _shares(stages), names, items, not manual, unit)  # type: ignore[arg-type]
+    ask = rollouts.Ask(model, version, _shares(stages), names, items, not manual, unit)
     heard = rollouts.start(shared.state_url(state), ask, None if job is None else load_catalog(job))
     return _say(heard)
 
@@ -248,10 +248,10 @@ def _send(history: History, one: Touched, address: str | None) -> int:
     return result.exit_code
 
 
-def _speak(model: str, word: str, why: str, state: str | None) -> int:
+def _speak(model: str, word: Word, why: str, state: str | None) -> int:
     from penstock.jobs import rollouts
 
-    return _say(rollouts.speak(shared.state_url(state), model, word, why))  # type: ignore[arg-type]
+    return _say(rollouts.speak(shared.state_url(state), model, word, why))
 
 
 _WORDS = {"stage": "one stage further", "rolled_back": "rolled back"}

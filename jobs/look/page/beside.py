@@ -28,11 +28,7 @@ EVALUATIONS = 5
 """The latest ones: each is read from its records."""
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """One of a rollout, as the audit log has it. `at`: Unix seconds. `share`: of the units, from then on."""
-
-    at: float
-    by: str
+class _Facts(msgspec.Struct, frozen=True):
     id: str
     rollout: str
     model: str
@@ -40,8 +36,15 @@ class Decision(msgspec.Struct, frozen=True):
     baseline: str
     candidate: str
     share: float
-    why: str
+    why: str = ""
     guards: tuple[Told, ...] = ()
+
+
+class Decision(_Facts, frozen=True, kw_only=True):
+    """One of a rollout, as the audit log has it. `at`: Unix seconds. `share`: of the units, from then on."""
+
+    at: float
+    by: str
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -82,7 +85,7 @@ def _decisions(outputs: Outputs) -> list[Decision]:
 
 def _last(seen: list[Decision]) -> float:
     """When a rollout had its last word; one that goes on has none."""
-    return seen[-1].at if seen[-1].what in ("promoted", "rolled_back", "cancelled") else float("inf")
+    return seen[-1].at if seen[-1].what in ("promoted", "rolled_back") else float("inf")
 
 
 def _told(entries: Iterable[Entry]) -> Iterator[Decision]:
@@ -95,18 +98,6 @@ def _told(entries: Iterable[Entry]) -> Iterator[Decision]:
                 continue
             at = datetime.fromisoformat(entry.at).timestamp()
             yield Decision(at=at, by=entry.actor.partition("/")[0], **msgspec.structs.asdict(facts))
-
-
-class _Facts(msgspec.Struct, frozen=True):
-    id: str
-    rollout: str
-    model: str
-    what: str
-    baseline: str
-    candidate: str
-    share: float
-    why: str = ""
-    guards: tuple[Told, ...] = ()
 
 
 # ---- evaluations
