@@ -43,6 +43,30 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     reap(name, keep=before)
 
 
+@contextlib.contextmanager
+def ray_of_a_file(environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """One Ray: commands join the Ray that their process has. `environment`: for its workers, too. Nothing that was
+    started meanwhile outlives it."""
+    from penstock.workers.cluster import open_cluster
+
+    before, name = own_children(), secrets.token_hex(8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, name)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        for variable, value in (environment or {}).items():
+            patch.setenv(variable, value)
+        with open_cluster():
+            yield
+    reap(name, keep=before)
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """One Ray for the whole file."""
+    with ray_of_a_file():
+        yield
+
+
 def own_children() -> set[int]:
     """Processes that a reaper must leave alone: what runs already, and multiprocessing's own tracker, which lives as
     long as we do (seen: reaped with a module's sandbox, it failed the next module's first test)."""

@@ -8,15 +8,12 @@ import msgspec
 import pytest
 
 from penstock.engine import signals
-from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
-from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
-from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
+from penstock.engine.flow.lane_types import CommitBatch, Hooks
 from penstock.engine.items import (
     Answer,
     Attributes,
-    Call,
     Failure,
     FailureKind,
     Item,
@@ -26,10 +23,9 @@ from penstock.engine.items import (
     Result,
     Usage,
 )
-from penstock.engine.plan import Split
 from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Scorer, Task
 from penstock.engine.quality import score_all
-from penstock.engine.router import Router
+from tests.engine.one_lane import OneLane
 
 PRICE = Price(input=10**9, output=10**9)
 
@@ -74,7 +70,7 @@ def said(text: str, *logprobs: float, top: float | None = None) -> Answer:
     return Answer(text, "stop", msgspec.json.encode({"id": "c", "choices": [choice]}))
 
 
-class Rig:
+class Rig(OneLane):
     def __init__(self, cascade: Cascade, rules: tuple[Rule, ...] = (), **task: object) -> None:
         whole = Task("t", tier=1, max_tokens=10, cascade=cascade, **task)  # type: ignore[arg-type]
         policy = Policy({"t": whole}, default_task="t", rules=rules)
@@ -83,13 +79,7 @@ class Rig:
             lambda item, answer, task: score_all(task.scorers, answer.text, "c"),
             lambda body, answer, message: body,
         )
-        self.lane = Lane(
-            LaneSettings(0, "r", horizon_floor=1000), Router(CATALOG, policy), CATALOG, policy, hooks, Budgets((), "r")
-        )
-        self.lane.begin([Split("s", "o", 0, 0, "u", 0, None, "rows")], {}, 0)
-        self.sent: list[Call] = []
-        self.now = 1000.0
-        self.commit()
+        super().__init__(CATALOG, policy, hooks)
 
     def offer(self, attributes: Attributes | None = None, request: Request | None = None) -> None:
         body = Request(b'{"messages":[]}', temperature=1.0, input_hash="h")
@@ -97,12 +87,6 @@ class Rig:
             Item("i", Position("s", 0, 0), attributes or Attributes(), request or body, b"x", self.now), self.now
         )
         self.commit()
-
-    def commit(self) -> CommitBatch:
-        batch = self.lane.commit(self.now)
-        self.lane.committed(self.now)
-        check(self.lane)
-        return batch
 
     def run(self, answers: dict[str, list[Answer | FailureKind]]) -> CommitBatch:
         """Until nobody is sent any more. Every model says what stands here for it, in turn."""
@@ -120,9 +104,6 @@ class Rig:
     def one(self, answers: dict[str, list[Answer | FailureKind]]) -> Result:
         (result,) = self.run(answers).results
         return result
-
-    def roles(self) -> list[tuple[str, str]]:
-        return [(call.role, call.model) for call in self.sent]
 
 
 def test_an_answer_that_its_model_is_sure_of_is_taken() -> None:

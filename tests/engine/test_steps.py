@@ -7,11 +7,10 @@ import msgspec
 import pytest
 
 from penstock.engine import judging
-from penstock.engine.budget import Budget, Budgets
+from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
-from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
-from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
+from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.steps import PATIENCE_S
 from penstock.engine.items import (
     Answer,
@@ -27,10 +26,9 @@ from penstock.engine.items import (
     Score,
     Usage,
 )
-from penstock.engine.plan import Split
 from penstock.engine.policy import Output, Policy, Scorer, Shadow, Task
 from penstock.engine.quality import score_all
-from penstock.engine.router import Router
+from tests.engine.one_lane import OneLane
 
 PRICE = Price(input=10**9, output=10**9)
 GRADE = Scorer("judge", model="judge", rubric="Is it polite?", choices=("1", "2", "3", "4", "5"))
@@ -60,7 +58,7 @@ SHADOWED = Task("t", tier=1, max_tokens=10, shadow=Shadow(("other",), 1.0), scor
 GRADED = Task("t", tier=1, max_tokens=10, sample=1.0, scorers=(GRADE,))
 
 
-class Rig:
+class Rig(OneLane):
     """One lane; `says` is what each model answers, a failure's kind where it fails."""
 
     def __init__(self, task: Task, budgets: tuple[Budget, ...] = (), *, by_key: bool = False) -> None:
@@ -72,18 +70,10 @@ class Rig:
 
         hooks = Hooks(lambda: 0.5, score, lambda body, answer, message: body + b" " * 10)
         settings = LaneSettings(0, "r", 1000, horizon_floor=1000, by_key=by_key)
-        self.lane = Lane(settings, Router(CATALOG, policy), CATALOG, policy, hooks, Budgets(budgets, "r"))
+        super().__init__(CATALOG, policy, hooks, budgets, settings)
         self.says: dict[str, str] = {"main": "yes", "other": "no", "third": "well", "judge": "4"}
         self.fails: dict[str, FailureKind] = {}
-        self.sent: list[Call] = []
-        self.now = 1000.0
         self.read = 0
-        self.begin({}, 0)
-
-    def begin(self, chunks: dict[str, bytes], seq: int, adopted: list[Adopted] | None = None) -> None:
-        self.lane.begin([Split("s", "o", 0, 0, "u", 0, None, "rows")], chunks, seq)
-        self.commit()
-        self.lane.adopt(adopted or [])
 
     def offer(
         self, n: int = 1, attributes: Attributes | None = None, text: str = "hello", at: int | None = None
@@ -98,12 +88,6 @@ class Rig:
             )
             self.lane.offer(item, self.now)
         self.commit()
-
-    def commit(self) -> CommitBatch:
-        batch = self.lane.commit(self.now)
-        self.lane.committed(self.now)
-        check(self.lane)
-        return batch
 
     def take(self) -> list[Call]:
         calls = [
@@ -146,8 +130,16 @@ class Rig:
         assert not self.lane.slots
         return result
 
-    def roles(self) -> list[tuple[str, str]]:
-        return [(call.role, call.model) for call in self.sent]
+    def drain_with_a_step_out(self, pool: str) -> tuple[Call, Call]:
+        """Three items: one has its answer, and waits for its step; one's step is at a worker of this pool; the third's
+        own call is. Then the lane drains. Returns the two calls."""
+        self.offer(3)
+        first, second, third = self.take()
+        self.land(first)
+        self.land(second)
+        (flying,) = self.lane.take(pool, 1, 1 << 30, "w", self.now)
+        self.lane.drain(self.now)
+        return flying, third
 
     @property
     def failed(self) -> dict[str, int]:
@@ -474,12 +466,7 @@ def test_a_shadow_has_its_own_money_and_must_fit_the_jobs_as_well() -> None:
 def test_a_lane_that_drains_ends_what_has_its_answer() -> None:
     """It was paid for; asking again for the sake of a score would pay twice."""
     rig = Rig(GRADED)
-    rig.offer(3)
-    first, second, third = rig.take()
-    rig.land(first)
-    rig.land(second)
-    (flying,) = rig.lane.take("api:j", 1, 1 << 30, "w", rig.now)
-    rig.lane.drain(rig.now)
+    flying, third = rig.drain_with_a_step_out("api:j")
     assert [r.item.item_id for r in rig.commit().results] == ["i1"], "the one whose judge was not asked yet"
     rig.land(flying)
     rig.land(third)
@@ -521,12 +508,7 @@ WHOLE = msgspec.structs.replace(SHADOWED, shadow=Shadow(("other", "third"), 1.0,
 def test_a_row_that_wants_all_its_answers_stays_undone_where_the_lane_drains() -> None:
     """Nothing more is sent, nothing ends without a pair; the next owner asks it anew, and counts on."""
     rig = Rig(WHOLE)
-    rig.offer(3)
-    first, second, third = rig.take()
-    rig.land(first)
-    rig.land(second)
-    (flying,) = rig.lane.take("api:b", 1, 1 << 30, "w", rig.now)
-    rig.lane.drain(rig.now)
+    flying, third = rig.drain_with_a_step_out("api:b")
     rig.land(flying)
     rig.land(third)
     batch = rig.commit()

@@ -20,8 +20,7 @@ import pytest
 import penstock as ps
 from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Settings, running_sandbox
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
+from tests.conftest import ray_of_a_file
 
 pytestmark = pytest.mark.ray
 
@@ -31,17 +30,8 @@ WRONG_KEY = "sk-wrong-0123456789abcdef"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    """One Ray for this file: commands join the Ray that their process has. Nothing of it outlives the file."""
-    before = own_children()
-    name = secrets.token_hex(8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.setenv("E2E_KEY", "good")
-        patch.setenv("E2E_WRONG_KEY", WRONG_KEY)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with open_cluster():
-            yield
-    reap(name, keep=before)
+    with ray_of_a_file({"E2E_KEY": "good", "E2E_WRONG_KEY": WRONG_KEY}):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -21,27 +20,12 @@ from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from penstock.jobs.sandbox.ledger import read_journal
 from penstock.jobs.sandbox.planted import Planted
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 Json = dict[str, Any]
 WINDOW = 64
 ROWS = 1_500
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    """One Ray for this file: commands join the Ray that their process has. Nothing of it outlives the file."""
-    before = own_children()
-    name = secrets.token_hex(8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with open_cluster():
-            yield
-    reap(name, keep=before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,10 @@ import pytest
 
 import penstock as ps
 from penstock.jobs.sandbox import running_sandbox
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
 from tests.jobs.test_end_to_end import calls
 
 TEXTS = ["a parcel is late", "the bill is wrong", "", "a third message"]
 CHOICES = ["delivery", "billing"]
-
-
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    before, name = own_children(), secrets.token_hex(8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with open_cluster():
-            yield
-    reap(name, keep=before)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,8 @@ from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Settings, running_sandbox
 from penstock.jobs.sandbox.planted import Planted
 from penstock.jobs.sandbox.settings import Behaviour
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 JOB = """\
 name: {name}
@@ -40,18 +36,6 @@ sinks: {out}
 state: {state}
 execution: {{lanes: 1}}
 """  # noqa: E501 - as people write it
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    before = own_children()
-    name = secrets.token_hex(8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with open_cluster():
-            yield
-    reap(name, keep=before)
 
 
 def run(folder: Path, name: str, url: str, count: int, seed: int) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,7 @@ import pytest
 import penstock as ps
 from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Settings, running_sandbox
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
+from tests.conftest import ray_of_a_file
 from tests.jobs.pairing import LACKING, MALFORMED, ROWS, Pairing, PairingRun, Servers
 
 if TYPE_CHECKING:
@@ -52,17 +50,10 @@ def servers(
     kafka_server: KafkaServer | KafkaAt, s3_server: S3Server | S3At, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Servers]:
     """One Ray and one pretend provider for this file; Ray's workers find S3's keys in the environment."""
-    before = own_children()
-    name = secrets.token_hex(8)
     journal = tmp_path_factory.mktemp("pairings") / "journal.jsonl"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for variable, value in s3_server.keys.environment.items():
-            patch.setenv(variable, value)
-        with running_sandbox(Settings(journal=str(journal)), process=True) as sandbox, open_cluster():
-            yield Servers(kafka_server.bootstrap, s3_server.endpoint, s3_server.client(), sandbox, journal)
-    reap(name, keep=before)
+    settings = Settings(journal=str(journal))
+    with ray_of_a_file(s3_server.keys.environment), running_sandbox(settings, process=True) as sandbox:
+        yield Servers(kafka_server.bootstrap, s3_server.endpoint, s3_server.client(), sandbox, journal)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS, ids=str)

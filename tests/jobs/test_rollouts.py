@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -28,8 +27,6 @@ from penstock.jobs.sandbox import Settings, running_sandbox
 from penstock.jobs.sandbox.cases import rows as labelled
 from penstock.jobs.sandbox.planted import Planted
 from penstock.jobs.sandbox.settings import Behaviour
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
 
 pytestmark = pytest.mark.ray
 
@@ -53,18 +50,6 @@ models: [{{name: small, account: sand, price: {{input_per_million: 1, output_per
           versions: [{{id: v1, model: good}}, {{id: v2, model: bad}}]}}]
 sinks: {{results: out.jsonl}}
 """
-
-
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    before = own_children()
-    name = secrets.token_hex(8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with open_cluster():
-            yield
-    reap(name, keep=before)
 
 
 @pytest.fixture

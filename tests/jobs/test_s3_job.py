@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,7 @@ from penstock.connectors.s3 import client as s3_client
 from penstock.jobs.cli import call
 from penstock.jobs.dev.kafka import CONSOLE_PRODUCER, CONSUMER_GROUPS
 from penstock.jobs.sandbox import running_sandbox
-from penstock.workers.cluster import open_cluster
-from tests.conftest import MARK, own_children, reap
+from tests.conftest import ray_of_a_file
 
 if TYPE_CHECKING:
     from penstock.jobs.dev.kafka import KafkaServer
@@ -48,16 +46,8 @@ state: "s3://{bucket}/state?endpoint={s3}"
 @pytest.fixture(scope="module")
 def ray_and_keys(s3_server: S3Server | S3At) -> Iterator[None]:
     """One Ray for this file; its workers find the credentials in the environment, as on a machine of AWS."""
-    before = own_children()
-    name = secrets.token_hex(8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARK, name)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for variable, value in s3_server.keys.environment.items():
-            patch.setenv(variable, value)
-        with open_cluster():
-            yield
-    reap(name, keep=before)
+    with ray_of_a_file(s3_server.keys.environment):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -248,6 +248,22 @@ def suspended(command: subprocess.Popen[bytes]) -> Iterator[None]:
         for process in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def stopped_and_taken_over(b: StreamBench, calls: int, everything: Callable[[StreamBench], object]) -> None:
+    """All of a command is stopped after so many calls, with its own Ray; a second one with --take-over finishes the
+    run; the first wakes up: not a call more, nothing else in `everything`, and it says that it was taken over."""
+    first = b.penstock("run", "job.yaml", shared_ray=False)
+    b.wait_served(calls, first)
+    with suspended(first):
+        second = b.start("--take-over")
+        assert b.end(second) == 0, b.log(second)
+        paid, written = b.paid(), everything(b)
+    assert b.end(first, 90.0) == 4, b.log(first)
+    assert "taken over" in b.log(first)
+    assert b.paid() == paid
+    assert everything(b) == written
+    b.kills.append("stopped command")
 
 
 def line(label: str, shape: StreamShape) -> bytes:

@@ -15,7 +15,7 @@ from tests.crash.bench import SINKS
 from tests.crash.streams import kafka_lines
 from tests.crash.streams.stage import Stage
 from tests.crash.streams.storms import UNCOMMITTED_S
-from tests.crash.streams.stream_bench import StreamBench, StreamShape, stream_bench, suspended
+from tests.crash.streams.stream_bench import StreamBench, StreamShape, stopped_and_taken_over, stream_bench
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
 
@@ -38,20 +38,9 @@ def drained(b: StreamBench, calls: int) -> None:
 
 @pytest.mark.soak
 def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(servers: Stage, tmp_path: Path) -> None:
-    """All of a command is stopped, with its own Ray; a second one with --take-over finishes the run; the first wakes
-    up: not a call more, not a record more, and it says that it was taken over."""
+    """Not a record more."""
     with stream_bench(servers, tmp_path, StreamShape(items=1_500, model="sure")) as b:
-        first = b.penstock("run", "job.yaml", shared_ray=False)
-        b.wait_served(300, first)
-        with suspended(first):
-            second = b.start("--take-over")
-            assert b.end(second) == 0, b.log(second)
-            paid, written = b.paid(), everything(b)
-        assert b.end(first, 90.0) == 4, b.log(first)
-        assert "taken over" in b.log(first)
-        assert b.paid() == paid
-        assert everything(b) == written
-        b.kills.append("stopped command")
+        stopped_and_taken_over(b, 300, everything)
         b.check(bound=bound(b, owners=2))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.crash.streams.stage import Stage
 from tests.crash.streams.storms import UNCOMMITTED_S
-from tests.crash.streams.stream_bench import StreamBench, StreamShape, stream_bench, suspended
+from tests.crash.streams.stream_bench import StreamBench, StreamShape, stopped_and_taken_over, stream_bench
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
 
@@ -24,18 +24,7 @@ def everything(b: StreamBench) -> dict[str, str]:
 def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(
     calls: int, servers: Stage, tmp_path: Path
 ) -> None:
-    """All of a command is stopped, with its own Ray; a second one with --take-over finishes the run; the first wakes
-    up: not a call more, not an object more or another, and it says that it was taken over."""
+    """Not an object more, or another."""
     with stream_bench(servers, tmp_path, StreamShape(1_500, source="s3", results="s3", others="s3", model="sure")) as b:
-        first = b.penstock("run", "job.yaml", shared_ray=False)
-        b.wait_served(calls, first)
-        with suspended(first):
-            second = b.start("--take-over")
-            assert b.end(second) == 0, b.log(second)
-            paid, written = b.paid(), everything(b)
-        assert b.end(first, 90.0) == 4, b.log(first)
-        assert "taken over" in b.log(first)
-        assert b.paid() == paid
-        assert everything(b) == written
-        b.kills.append("stopped command")
+        stopped_and_taken_over(b, calls, everything)
         b.check(bound=2 * round(b.shape.concurrency + b.fastest_rate() * UNCOMMITTED_S["s3"]))
