@@ -18,7 +18,7 @@ from penstock.connectors.documents import ABSENT, Absent, Conflict, State, Tag, 
 from penstock.connectors.filestore.disk import publish
 from penstock.engine.errors import SpecError, Temporary
 
-__all__ = ["ABSENT", "Absent", "Conflict", "FolderState", "State", "Tag", "check_key", "open_state"]
+__all__ = ["ABSENT", "Absent", "Conflict", "FolderState", "State", "Tag", "check_key", "folder_of", "open_state"]
 
 
 def open_state(url: str) -> State:
@@ -28,11 +28,19 @@ def open_state(url: str) -> State:
         from penstock.connectors.s3.urls import parsed
 
         return S3State(parsed(url))
-    if "://" in url and not url.startswith("file://"):
+    folder = folder_of(url)
+    if folder is None:
         raise SpecError(
             f"state {url}: no such kind of state. Give a folder, such as .penstock/, or s3://bucket/prefix."
         )
-    return FolderState(Path(url.removeprefix("file://")))
+    return FolderState(folder)
+
+
+def folder_of(url: str) -> Path | None:
+    """Where the state is a folder of this machine: a path, or `file://`. None: it is elsewhere."""
+    if "://" in url and not url.startswith("file://"):
+        return None
+    return Path(url.removeprefix("file://"))
 
 
 class FolderState:

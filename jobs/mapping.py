@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from penstock.connectors.state import folder_of
 from penstock.engine.errors import Permanent, SpecError, Spent, Temporary
 
 if TYPE_CHECKING:
@@ -205,9 +206,10 @@ def _output(output: Sequence[str] | Mapping[str, object] | None) -> Mapping[str,
 
 
 def _folder(state: str) -> Path:
-    if "://" in state and not state.startswith("file://"):
+    there = folder_of(state)
+    if there is None:
         raise SpecError(f"penstock.map keeps its rows on this machine: give a folder as state, not {state}")
-    return Path(state.removeprefix("file://")).absolute() / "maps"
+    return there.absolute() / "maps"
 
 
 def _job(

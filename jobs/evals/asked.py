@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from penstock.connectors.state import folder_of
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.jobs.spec.tree import nearest
@@ -54,9 +55,10 @@ def folder(state: str, name: str) -> Path:
     """Where an evaluation lives. Raises `SpecError` for a name that is none, or a state that is no folder."""
     if not _NAME.fullmatch(name):
         raise SpecError(f"an evaluation's name has letters, digits and _ . -, not {name[:60]!r}")
-    if "://" in state and not state.startswith("file://"):
+    there = folder_of(state)
+    if there is None:
         raise SpecError(f"an evaluation keeps its rows in a state folder, and {state} is none; give --state a folder")
-    return Path(state.removeprefix("file://")) / "evals" / name
+    return there / "evals" / name
 
 
 def models_of(catalog: Catalog, given: tuple[str, ...]) -> tuple[str, ...]:

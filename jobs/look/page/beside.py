@@ -11,7 +11,7 @@ import msgspec
 
 from penstock.connectors.audit import open_audit
 from penstock.connectors.measured import Registry
-from penstock.connectors.state import open_state
+from penstock.connectors.state import folder_of, open_state
 from penstock.engine.audit import Entry
 from penstock.engine.registry.standing import Standing
 from penstock.engine.registry.standings import standings
@@ -116,8 +116,9 @@ def _evaluations(outputs: Outputs) -> Iterator[Found]:
 def _places(state: str) -> list[Path]:
     """Of evaluations that were run here, the latest first. They live in a state that is a folder; one that was moved
     is known by its old place only."""
-    if "://" in state and not state.startswith("file://"):
+    there = folder_of(state)
+    if there is None:
         return []
-    history, there = open_history(state), Path(state.removeprefix("file://"), "evals").glob("*/made.json")
-    mine = [file for file in there if history.knows(run_id_of(file.parent.name, file.parent))]
+    history = open_history(state)
+    mine = [file for file in there.glob("evals/*/made.json") if history.knows(run_id_of(file.parent.name, file.parent))]
     return [file.parent for file in sorted(mine, key=lambda file: -file.stat().st_mtime)]
