@@ -19,7 +19,7 @@ import msgspec
 
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.settle import Priced
-from penstock.engine.flow.tally import TaskTally
+from penstock.engine.flow.tally import TaskTally, add_counts
 from penstock.engine.items import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
@@ -310,11 +310,6 @@ def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) 
         add_counts(mine.failures, cell.failures, sign)
         for scorer, scored in cell.scores.items():
             add_scores(mine.scores.setdefault(scorer, Scored()), scored, sign)
-
-
-def add_counts(into: dict[str, int], counts: Mapping[str, int], sign: Literal[1, -1] = 1) -> None:
-    for kind, n in counts.items():
-        into[kind] = into.get(kind, 0) + sign * n
 
 
 def add_scores(into: Scored, scored: Scored, sign: Literal[1, -1] = 1) -> None:

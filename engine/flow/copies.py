@@ -48,9 +48,11 @@ class Copies:
         on, for those who still want what it was sent for."""
         freed: list[Slot] = []
         for leader in self.leaders():
-            followers = leader.followers or []
-            freed += [slot for slot in followers if changed(slot)]
-            leader.followers = [slot for slot in followers if not changed(slot)] or None
+            gone, stay = list[Slot](), list[Slot]()
+            for slot in leader.followers or ():
+                (gone if changed(slot) else stay).append(slot)
+            freed += gone
+            leader.followers = stay or None
             if leader.state != "flying" and changed(leader):
                 freed += self.disband(leader)
         return freed

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar
 
 import msgspec
+
+K = TypeVar("K", int, str)
 
 
 class ModelTally(msgspec.Struct, omit_defaults=True):
@@ -111,7 +114,7 @@ def merge(into: Tally, other: Tally) -> None:
         (into.steps_failed, other.steps_failed),
         (into.steps_nano, other.steps_nano),
     ):
-        _add_counts(mine, theirs)  # pyright: ignore[reportArgumentType]
+        add_counts(mine, theirs)  # pyright: ignore[reportArgumentType]
     for key, model in other.models.items():
         _merge_model(into.models.setdefault(key, ModelTally(model=model.model, version=model.version)), model)
     into.slowest = sorted([*into.slowest, *other.slowest], key=lambda slow: -slow.seconds)[:SLOWEST_KEPT]
@@ -119,29 +122,29 @@ def merge(into: Tally, other: Tally) -> None:
 
 def count_refused(tally: Tally, wall: str, models: Iterable[str]) -> None:
     for model in models:
-        tally.refused[wall] = tally.refused.get(wall, 0) + 1
-        pair = f"{wall}|{model}"
-        tally.refused_models[pair] = tally.refused_models.get(pair, 0) + 1
+        _one_more(tally.refused, wall)
+        _one_more(tally.refused_models, f"{wall}|{model}")
 
 
 def count_fallback(tally: Tally, source: str, to: str) -> None:
     tally.fallbacks += 1
-    pair = f"{source}|{to}"
-    tally.fallen[pair] = tally.fallen.get(pair, 0) + 1
+    _one_more(tally.fallen, f"{source}|{to}")
 
 
 def count_climb(tally: Tally, source: str, to: str) -> None:
-    pair = f"{source}|{to}"
-    tally.climbed[pair] = tally.climbed.get(pair, 0) + 1
+    _one_more(tally.climbed, f"{source}|{to}")
 
 
 def count_step(tally: Tally, kind: str) -> None:
-    tally.steps[kind] = tally.steps.get(kind, 0) + 1
+    _one_more(tally.steps, kind)
 
 
 def count_step_left_out(tally: Tally, kind: str, why: str) -> None:
-    pair = f"{kind}|{why}"
-    tally.steps_failed[pair] = tally.steps_failed.get(pair, 0) + 1
+    _one_more(tally.steps_failed, f"{kind}|{why}")
+
+
+def _one_more(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
 
 
 SLOWEST_KEPT = 5
@@ -152,13 +155,14 @@ _SUMS = (
 )  # fmt: skip
 
 
-def _add_counts(into: dict[str, int] | dict[int, int], other: dict[str, int] | dict[int, int]) -> None:
-    for key, count in other.items():
-        into[key] = into.get(key, 0) + count  # pyright: ignore[reportArgumentType, reportCallIssue]
+def add_counts(into: dict[K, int], counts: Mapping[K, int], sign: Literal[1, -1] = 1) -> None:
+    """Add them to `into`, or (-1) take them out again."""
+    for key, count in counts.items():
+        into[key] = into.get(key, 0) + sign * count
 
 
 def _merge_model(into: ModelTally, other: ModelTally) -> None:
     for name in ("calls", "items", "cost_nano", "input_tokens", "cached_tokens", "output_tokens", "ms"):
         setattr(into, name, getattr(into, name) + getattr(other, name))
     into.basis = other.basis
-    _add_counts(into.failures, other.failures)
+    add_counts(into.failures, other.failures)
