@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from penstock.engine.errors import SpecError
 from penstock.engine.items import Position
 from penstock.engine.plan import Epoch, Plan, Split
 
@@ -206,6 +207,14 @@ def this_process(command: str = "") -> Holder:
     except (OSError, KeyError):  # a container may run as a user without a name
         user = str(os.getuid())
     return Holder(host=socket.gethostname(), pid=os.getpid(), user=user, since=time.time(), command=command)
+
+
+def gone(where: str) -> SpecError:
+    """A finished output that is not where its run left it."""
+    return SpecError(
+        f"{where} is not there any more: the run wrote it, and it was moved or deleted since. Put it back there; or "
+        "run the job again with --fresh, which makes it anew, and pays for it anew"
+    )
 
 
 class Primary(Store, Protocol):

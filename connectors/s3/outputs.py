@@ -8,11 +8,12 @@ from typing import BinaryIO
 
 import msgspec
 
+from penstock.connectors.base import gone
 from penstock.connectors.s3.client import S3, Listed, client
 from penstock.connectors.s3.errors import Missing, NotAsExpected
 from penstock.connectors.s3.ranges import Seekable
 from penstock.connectors.s3.urls import Where, parsed
-from penstock.engine.errors import Corrupt, SpecError, Temporary
+from penstock.engine.errors import Corrupt, Temporary
 
 READ_BYTES = 4 << 20
 """Fetched at once: S3's first byte takes as long as 4 MB do on a link of some 100 MB/s."""
@@ -44,7 +45,7 @@ def _files(where: Where) -> Iterator[str]:
         data = client(where.endpoint, where.region).get(where.bucket, where.key).data
         found = msgspec.json.decode(data, type=_Manifest)
     except Missing as error:
-        raise SpecError(f"{where.url} is not there any more.") from error
+        raise gone(where.url) from error
     except msgspec.MsgspecError as error:
         raise Corrupt(f"{where.url} cannot be read ({error}). Run the same command again.") from error
     for one in found.lists:
@@ -64,7 +65,7 @@ def opened(url: str) -> BinaryIO:
     s3 = client(where.endpoint, where.region)
     found = s3.head(where.bucket, where.key)
     if found is None:
-        raise SpecError(f"{url} is not there any more.")
+        raise gone(url)
     return io.BufferedReader(_Ranges(s3, where.bucket, found), READ_BYTES)
 
 

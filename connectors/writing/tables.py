@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from penstock.connectors.base import gone
 from penstock.connectors.writing.records import usd
 from penstock.connectors.writing.table_columns import (
     BATCH,
@@ -219,7 +220,8 @@ def _cell(column: Column, value: object) -> str:
 
 
 def read_records(path: str) -> Iterator[bytes]:
-    """One finished output as nested JSON lines. `path`: a file, or an `s3://` URL of an object or a manifest."""
+    """One finished output as nested JSON lines. `path`: a file, or an `s3://` URL of an object or a manifest. Raises
+    `SpecError` where it is gone."""
     for one in finished_files(path):
         with opened(one) as file:
             match suffix(one):
@@ -250,11 +252,15 @@ def suffix(path: str) -> str:
 
 
 def opened(path: str) -> BinaryIO:
-    if not path.startswith("s3://"):
-        return Path(path).open("rb")
-    from penstock.connectors.s3 import outputs
+    """Raises `SpecError` where it was moved or deleted since it was finished."""
+    if path.startswith("s3://"):
+        from penstock.connectors.s3 import outputs
 
-    return outputs.opened(path)
+        return outputs.opened(path)
+    try:
+        return Path(path).open("rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise gone(path) from error
 
 
 _encode = msgspec.json.Encoder().encode

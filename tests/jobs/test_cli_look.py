@@ -326,3 +326,19 @@ def test_a_run_cut_off_is_read_from_what_is_committed(folder: Path, capsys: pyte
     history = save(folder, outputs)
     history.save_status(msgspec.structs.replace(history.status("job-1"), state="interrupted", outputs={}))
     assert "nothing was paid yet" in said(capsys, "costs")
+
+
+@pytest.mark.parametrize("argv", [["report", "-o", "page.html"], ["explain", FIRST], ["costs"]])
+def test_outputs_that_were_moved_are_missed_by_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    """Which file, and what to do; no half a page. The summary needs no records, and is told as ever."""
+    (folder / "moved").mkdir()
+    for name in ("results", "costs"):
+        (folder / f"{name}.jsonl").rename(folder / "moved" / f"{name}.jsonl")
+    assert call(argv) == 2
+    error = capsys.readouterr().err
+    assert f"{argv[0] if argv[0] == 'costs' else 'results'}.jsonl is not there any more" in error
+    assert "Put it back there" in error
+    assert not Path("page.html").exists()
+    assert "job-1" in said(capsys, "report", "job-1")
