@@ -74,6 +74,11 @@ class Made(msgspec.Struct, frozen=True):
     left: dict[str, int]
 
 
+def _place(line: Fields) -> int:
+    """By what the row says, not by where it lies: whoever evaluates the same rows elsewhere asks the same ones."""
+    return int(short_hash(b"eval " + msgspec.json.encode(line, order="deterministic")), 16)
+
+
 class _Keeper:
     """Takes rows as they are read, and keeps those that can be scored: of `most`, the first in the order by chance."""
 
@@ -92,7 +97,7 @@ class _Keeper:
             self.left["without an expected answer"] += 1
             return
         self._kept += 1
-        place = -int(short_hash(f"eval {row.key}".encode()), 16)  # a heap has its smallest on top: the last in order
+        place = -_place(row.line)  # a heap has its smallest on top: the last in order
         if self._most is None or len(self._heap) < self._most:
             heapq.heappush(self._heap, (place, row.key, row))
         else:
