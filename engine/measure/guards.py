@@ -63,6 +63,8 @@ class Verdict(msgspec.Struct, frozen=True):
     worst: float
     """The worst mean that `alarm_rate` can't rule out: what may still be wrong with one that passes."""
     why: str
+    shown: bool = False
+    """False: it goes on, or ended at `max_items` with nothing shown."""
 
 
 def beyond(value: float, line: float) -> float:
@@ -77,14 +79,14 @@ def judge(guard: Guard, sample: Sample) -> Verdict:
     def shown(mean: float | None, side: Side, chance: float) -> bool:
         return mean is not None and log_evidence(sample, mean, side, guard.support) >= math.log(1.0 / chance)
 
-    decision, why = _decide(
+    decision, shown_at_all, why = _decide(
         guard,
         sample.n,
         shown(guard.fail_beyond, bad, guard.alarm_rate),
         shown(guard.pass_within, good, guard.miss_rate),
     )
     worst = bound(sample, guard.alarm_rate, good, guard.support)
-    return Verdict(decision, sample.n, sample.mean, worst, why)
+    return Verdict(decision, sample.n, sample.mean, worst, why, shown_at_all)
 
 
 def judge_moments(guard: Guard, seen: Moments) -> Verdict:
@@ -95,14 +97,14 @@ def judge_moments(guard: Guard, seen: Moments) -> Verdict:
     def shown(line: float | None, towards: float, chance: float) -> bool:
         return line is not None and towards * (seen.mean - line) > asymptotic_margin(seen, chance)
 
-    decision, why = _decide(
+    decision, shown_at_all, why = _decide(
         guard,
         seen.n,
         shown(guard.fail_beyond, -sign, guard.alarm_rate),
         shown(guard.pass_within, sign, guard.miss_rate),
     )
     worst = seen.mean - sign * asymptotic_margin(seen, guard.alarm_rate)
-    return Verdict(decision, seen.n, seen.mean if seen.n >= FEWEST else None, worst, why)
+    return Verdict(decision, seen.n, seen.mean if seen.n >= FEWEST else None, worst, why, shown_at_all)
 
 
 def items_needed(effect: float, variance: float, alarm_rate: float = 0.01, power: float = 1.645) -> int:
@@ -117,15 +119,15 @@ def _sides(guard: Guard) -> tuple[Side, Side]:
     return ("down", "up") if guard.worse == "lower" else ("up", "down")
 
 
-def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision, str]:
+def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision, bool, str]:
     """Harm goes first: a mean that is both worse than one line and better than the other fails."""
     if harm:
-        return "fail", f"{guard.name}: worse than {guard.fail_beyond:g}, shown after {items} items"
+        return "fail", True, f"{guard.name}: worse than {guard.fail_beyond:g}, shown after {items} items"
     if safe:
-        return "pass", f"{guard.name}: better than {guard.pass_within:g}, shown after {items} items"
+        return "pass", True, f"{guard.name}: better than {guard.pass_within:g}, shown after {items} items"
     if items >= guard.max_items:
-        return guard.at_limit, f"{guard.name}: nothing shown within {guard.max_items} items"
-    return "go on", f"{guard.name}: not decided after {items} items"
+        return guard.at_limit, False, f"{guard.name}: nothing shown within {guard.max_items} items"
+    return "go on", False, f"{guard.name}: not decided after {items} items"
 
 
 def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum], *, bounds: bool = True) -> Verdict:
@@ -139,11 +141,11 @@ def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum],
         return line is not None and log_evidence_between(of, line, side) >= math.log(1.0 / chance)
 
     items = sum(stratum.other.n for stratum in here)
-    decision, why = _decide(
+    decision, shown_at_all, why = _decide(
         guard,
         items,
         shown(strata, guard.fail_beyond, bad, guard.alarm_rate),
         shown(here, guard.pass_within, good, guard.miss_rate),
     )
     worst = bound_between(strata, guard.alarm_rate, good) if bounds and items else math.inf
-    return Verdict(decision, items, difference_between(strata), worst, why)
+    return Verdict(decision, items, difference_between(strata), worst, why, shown_at_all)

@@ -25,6 +25,7 @@ from penstock.engine.measure.allocated import Stratum
 from penstock.engine.measure.guards import Guard, Verdict, judge_arms, judge_moments
 from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
+from penstock.engine.steering import words
 from penstock.engine.steering.rollout import BASELINE, Rollout, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
@@ -62,16 +63,17 @@ def guards(names: Sequence[str], max_items: int | None = None) -> tuple[Guard, .
 
 
 class View(NamedTuple):
-    """What a guard looks at. `bounds`: is `worst` asked for?"""
+    """What a guard looks at. `base`: what the base is called. `bounds`: is `worst` asked for?"""
 
     sides: Mapping[Key, Sides]
+    base: str
     stage: int = 0
     bounds: bool = True
 
 
 def judged(rollout: Rollout, cells: Iterable[Cell], *, bounds: bool = True) -> tuple[Told, ...]:
     """What each guard says now; of quality, by each scorer. `bounds=False`: without `worst`, and sooner."""
-    return compared(rollout.guards, View(_sides(rollout, cells), rollout.stage, bounds))
+    return compared(rollout.guards, View(_sides(rollout, cells), rollout.baseline, rollout.stage, bounds))
 
 
 def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
@@ -117,12 +119,14 @@ def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
 
 def _rate(guard: Guard, view: View, of: Callable[[Cell], Sample]) -> Told:
     sides = view.sides.items()
-    return _arms(guard, view, {key: Stratum(merge(*map(of, e.base)), merge(*map(of, e.other))) for key, e in sides})
+    strata = {key: Stratum(merge(*map(of, e.base)), merge(*map(of, e.other))) for key, e in sides}
+    verdict = _arms(guard, view, strata)
+    return _told(guard.name, verdict, words.of_shares(guard, verdict, words.means(strata.values()), view.base))
 
 
-def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Told:
+def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Verdict:
     here = [stratum for (stage, _), stratum in strata.items() if stage == view.stage]
-    return _told(guard.name, judge_arms(guard, list(strata.values()), here, bounds=view.bounds))
+    return judge_arms(guard, list(strata.values()), here, bounds=view.bounds)
 
 
 def _answered(cell: Cell) -> Sample:
@@ -143,10 +147,12 @@ def _quality(guard: Guard, view: View) -> list[Told]:
     if not found:
         return [Told(guard.name, "go on", 0, None, None, f"{guard.name}: no item was scored yet")]
     shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(found))
-    return [
-        _arms(msgspec.structs.replace(shared, name=f"{guard.name} {scorer}"), view, strata)
-        for scorer, strata in sorted(found.items())
-    ]
+    told: list[Told] = []
+    for scorer, strata in sorted(found.items()):
+        verdict, seen = _arms(shared, view, strata), words.means(strata.values())
+        why = words.of_scores(shared, verdict, seen, scorer, view.base)
+        told.append(_told(f"{guard.name} {scorer}", verdict, why))
+    return told
 
 
 def scored(sides: Mapping[Key, Sides]) -> dict[str, dict[Key, Stratum]]:
@@ -172,10 +178,12 @@ def _size(guard: Guard, view: View, of: Callable[[Cell], Moments]) -> Told:
     here = apart((each for (stage, _), each in view.sides.items() if stage == view.stage), of)
     harm, safe = judge_moments(guard, every), judge_moments(guard, here)
     if harm.decision == "fail":
-        return _told(guard.name, msgspec.structs.replace(harm, items=here.n))
-    if safe.decision == "fail":  # the stage alone is more extreme than the whole, which is what counts
-        return _told(guard.name, msgspec.structs.replace(safe, decision="go on", why=f"{guard.name}: not decided"))
-    return _told(guard.name, msgspec.structs.replace(safe, worst=harm.worst))
+        verdict, n = msgspec.structs.replace(harm, items=here.n), every.n
+    elif safe.decision == "fail":  # the stage alone is more extreme than the whole, which is what counts
+        verdict, n = msgspec.structs.replace(safe, decision="go on"), here.n
+    else:
+        verdict, n = msgspec.structs.replace(safe, worst=harm.worst), here.n
+    return _told(guard.name, verdict, words.of_sizes(guard, verdict, n, view.base))
 
 
 def apart(sides: Iterable[Sides], of: Callable[[Cell], Moments]) -> Moments:
@@ -201,6 +209,6 @@ def _moments(cells: Sequence[Cell], of: Callable[[Cell], Moments]) -> Moments:
     return total
 
 
-def _told(name: str, verdict: Verdict) -> Told:
+def _told(name: str, verdict: Verdict, why: str) -> Told:
     worst = verdict.worst if math.isfinite(verdict.worst) else None
-    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, verdict.why)
+    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, why)

@@ -75,7 +75,8 @@ def broken(
         for guard in guards(experiment.guardrails)
     ]
     return {
-        arm.name: compared(chosen, View(_beside(found[first.name], found[arm.name]), bounds=False)) for arm in others
+        arm.name: compared(chosen, View(_beside(found[first.name], found[arm.name]), f"arm {first.name}", bounds=False))
+        for arm in others
     }
 
 

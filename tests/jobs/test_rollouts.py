@@ -214,7 +214,7 @@ def test_an_arm_that_breaks_a_guardrail_stops_its_experiment_in_a_running_job(on
     assert len(results) == 6_000
     stopped = rollouts.steering(place.state).experiments["rolling/wording"]
     assert stopped.by == "penstock"
-    assert "quality exact" in stopped.why
+    assert "quality by scorer exact" in stopped.why
     units: defaultdict[str, set[tuple[str | None, str]]] = defaultdict(set)
     for r in results:
         units[r["unit"]].add((r["arm"], r["prompt_version"]))

@@ -78,19 +78,41 @@ def test_a_guard_sees_only_its_own_rollout_and_each_scorer_by_itself() -> None:
     cells = [cell(at, "baseline", 3_600, 3_100), cell(at, "candidate", 400, 300), cell(other, "candidate", 400, 399)]
     (told,) = judged(at, cells)
     assert (told.guard, told.decision, told.items) == ("quality exact@1", "fail", 400)
+    assert told.why == (
+        "quality by scorer exact: 0.75 against 0.86 of v1 over 400 scored items; "
+        "a loss is shown (chance of a false alarm at most 1 %)"
+    )
     assert judged(at, [])[0].why == "quality: no item was scored yet"
 
 
 @pytest.mark.parametrize(
-    ("guard", "worse"),
+    ("guard", "worse", "said"),
     [
-        ("error_rate", {"results": 900}),
-        ("refusals", {"failures": {"refused": 100}}),
-        ("cost", {"cost_n": 1_000, "cost_ln": 1_000 * 7_300, "cost_ln2": 1_000 * 7_300**2 + 10**7}),
-        ("latency", {"ms_ln": 1_000 * 7_500, "ms_ln2": 1_000 * 7_500**2 + 10**8}),
+        (
+            "error_rate",
+            {"results": 900},
+            "10.0 % against 0.0 % of v1 over 1,000 items; a rise of more than 1 point is shown",
+        ),
+        (
+            "refusals",
+            {"failures": {"refused": 100}},
+            "10.0 % against 0.0 % of v1 over 1,000 items; a rise of more than 1 point is shown",
+        ),
+        (
+            "cost",
+            {"cost_n": 1_000, "cost_ln": 1_000 * 7_300, "cost_ln2": 1_000 * 7_300**2 + 10**7},
+            "1.35 times that of v1 over 1,000 items; more than 1.1 times as much is shown",
+        ),
+        (
+            "latency",
+            {"ms_ln": 1_000 * 7_500, "ms_ln2": 1_000 * 7_500**2 + 10**8},
+            "1.65 times that of v1 over 1,000 items; more than 1.25 times as much is shown",
+        ),
     ],
 )
-def test_each_cheap_guard_finds_what_it_is_for_and_nothing_in_equal_arms(guard: str, worse: dict[str, object]) -> None:
+def test_each_cheap_guard_finds_what_it_is_for_and_nothing_in_equal_arms(
+    guard: str, worse: dict[str, object], said: str
+) -> None:
     at = rolling(guard)
     same = {"cost_n": 1_000, "cost_ln": 7_000_000, "cost_ln2": 1_000 * 7_000**2 + 10**7} | {
         "ms_ln": 7_000_000,
@@ -99,9 +121,11 @@ def test_each_cheap_guard_finds_what_it_is_for_and_nothing_in_equal_arms(guard: 
     base = cell(at, "baseline", 1_000, 900, **same)
     (equal,) = judged(at, [base, cell(at, "candidate", 1_000, 900, **same)])
     assert equal.decision in ("pass", "go on")
+    assert "shown (chance" not in equal.why
     (bad,) = judged(at, [base, cell(at, "candidate", 1_000, 900, **(same | worse))])
     assert bad.decision == "fail", bad
     assert bad.guard == guard
+    assert bad.why == f"{guard}: {said} (chance of a false alarm at most 1 %)"
 
 
 # ---- drivers
