@@ -23,6 +23,8 @@ class Calibrated(msgspec.Struct, frozen=True):
 
 class Calibration(msgspec.Struct, frozen=True):
     task: str
+    judge: str = ""
+    """Of the signal `judge`: the judge's version."""
     signal: Signal
     scorer: str
     """What said that an answer is right."""

@@ -351,6 +351,8 @@ class ShadowAnswer(msgspec.Struct, frozen=True, gc=False):
     role: Literal["shadow", "cascade"] = "shadow"
     signal: float | None = None
     """Of a cascade: how sure it was."""
+    signal_by: str = ""
+    """Of a judge that was its signal: the judge's version."""
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -393,6 +395,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     """Of a sampled item: answers of its cascade that were not believed."""
     signal: float | None = None
     """Of a cascade, how sure the answer was; None also of its last model's."""
+    signal_by: str = ""
+    """Of a judge that was its signal: the judge's version."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

@@ -18,12 +18,14 @@ import msgspec
 
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import Item, Request
-from penstock.engine.policy import Output, Policy, Scorer
+from penstock.engine.policy import Output, Policy, Scorer, Task
 
 PROMPT_VERSION = 1
 """Part of the judge's version: raise it when a word below changes."""
 MAX_TOKENS = 16
 """Of a judge's answer, where its `params` don't say: one word. One that reasons first needs more."""
+SIGNAL = -1
+"""The place of a judge that is no scorer: its word is a cascade's signal."""
 BETTER = ("A", "B", "tie")
 TIE = 0.5
 
@@ -49,9 +51,19 @@ def outputs(policy: Policy) -> dict[str, Output]:
     return {
         output_name(task.name, place): Output(BETTER if scorer.pairwise else scorer.choices)
         for task in policy.tasks.values()
-        for place, scorer in enumerate(task.scorers)
-        if scorer.type == "judge"
+        for place, scorer in judges(task)
     }
+
+
+def judges(task: Task) -> list[tuple[int, Scorer]]:
+    """(place, judge): those among its scorers, and the one that is its cascade's signal."""
+    found = [(place, scorer) for place, scorer in enumerate(task.scorers) if scorer.type == "judge"]
+    signal = task.cascade.judge if task.cascade is not None else None
+    return found if signal is None else [*found, (SIGNAL, signal)]
+
+
+def judge_at(task: Task, place: int) -> Scorer:
+    return dict(judges(task))[place]
 
 
 def output_name(task: str, place: int) -> str:

@@ -72,7 +72,7 @@ class Explore(msgspec.Struct, frozen=True, omit_defaults=True):
     """At most, in one run."""
 
 
-Signal = Literal["validity", "logprob", "margin", "agreement"]
+Signal = Literal["validity", "logprob", "margin", "agreement", "judge"]
 
 
 class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -87,11 +87,18 @@ class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
     samples: int = 1
     """Of `agreement`: how often each model but the last is asked at most."""
     thresholds: dict[str, float] = {}
-    """`model@version` → its own threshold, as it was calibrated: another version is sure of other things."""
+    """`target_name` → its own threshold, as it was calibrated: another version is sure of other things."""
+    judge: Scorer | None = None
+    """Whose score of the answer is the signal `judge`."""
 
-    def bar(self, target: str) -> float:
-        """`target`: `model@version`."""
-        return self.thresholds.get(target, self.threshold)
+    def bar(self, target: str, by: str = "") -> float:
+        """`target`: `model@version`. `by`: the judge's version."""
+        return self.thresholds.get(target_name(target, by), self.threshold)
+
+
+def target_name(target: str, by: str) -> str:
+    """What a threshold was calibrated for: answers of this `model@version`, judged by this version of the judge."""
+    return f"{target} by {by}" if by else target
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -5,6 +5,7 @@ on labelled rows (`measure.cascade`).
 `margin`     the smallest lead of a token over the next likely one
 `agreement`  the share of several answers that say the same
 `validity`   the answer keeps to the choices or the schema
+`judge`      what a judge scores the answer (`judging`; it is asked by `flow.steps`)
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from penstock.engine.quality import normal
 
 OF_TOKENS = frozenset({"logprob", "margin"})
 """Signals for which the request asks for the tokens' probabilities."""
+GRADED = OF_TOKENS | {"judge"}
+"""Signals whose threshold can be found on labelled rows."""
 
 
 class _Top(msgspec.Struct, frozen=True):

@@ -9,12 +9,12 @@ from penstock.connectors.calibrations import Calibrated, Calibration
 from penstock.engine.errors import SpecError
 from penstock.engine.measure.cascade import Threshold, calibrate
 from penstock.engine.policy import Cascade, Task
-from penstock.engine.signals import OF_TOKENS
+from penstock.engine.signals import GRADED
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.look.told import SampleTold, samples
 
-Pairs = dict[tuple[str, str], list[tuple[float, float]]]
-"""(model, version) → (signal, score) of its answers, believed or not."""
+Pairs = dict[tuple[str, str, str], list[tuple[float, float]]]
+"""(model, version, the judge's version) → (signal, score) of its answers, believed or not."""
 
 
 def found(outputs: Outputs, task: str | None, scorer: str | None, min_quality: float, confidence: float) -> Calibration:
@@ -37,8 +37,8 @@ def _asked(outputs: Outputs, task: str | None, scorer: str | None) -> tuple[str,
         raise SpecError(f"say the task with a cascade: {', '.join(tasks) or 'this run has none'}")
     cascade = tasks[task].cascade
     assert cascade is not None
-    if cascade.signal not in OF_TOKENS:
-        raise SpecError(f"the signal {cascade.signal} has no threshold to be found; logprob and margin have")
+    if cascade.signal not in GRADED:
+        raise SpecError(f"the signal {cascade.signal} has no threshold to be found; {', '.join(sorted(GRADED))} have")
     return task, cascade, _scorer(tasks[task], scorer)
 
 
@@ -58,18 +58,18 @@ def _pairs(told: Iterable[SampleTold], task: str, scorer: str) -> Pairs:
     for sample in told:
         of_cascade = sample.role in ("primary", "cascade") and sample.signal is not None
         if of_cascade and sample.signal is not None and (sample.task, sample.scorer) == (task, scorer):
-            key = (sample.model or "", sample.model_version or "")
+            key = (sample.model or "", sample.model_version or "", sample.signal_by or "")
             pairs.setdefault(key, []).append((sample.signal, sample.score))
     return pairs
 
 
 def _calibrated(model: str, pairs: Pairs, min_quality: float, confidence: float) -> list[Calibrated]:
     made: list[Calibrated] = []
-    for (name, version), rows in pairs.items():
+    for (name, version, judge), rows in pairs.items():
         if name == model:
             signals, scores = zip(*rows, strict=True)
             answer = calibrate(signals, scores, min_quality, confidence)
             threshold = answer if isinstance(answer, Threshold) else None
             refused = None if isinstance(answer, Threshold) else answer
-            made.append(Calibrated(model, version, threshold, refused))
+            made.append(Calibrated(model, version, threshold, refused, judge))
     return made

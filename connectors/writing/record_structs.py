@@ -143,6 +143,8 @@ class QualityRecord(msgspec.Struct, frozen=True, gc=False):
     """Of the answer: the item's own; another model's to the same request; one that its cascade did not believe."""
     signal: float | None = None
     """Of a cascade: how sure the answer was (`engine.signals`)."""
+    signal_by: str | None = None
+    """Of a judge that was its signal: the judge's version."""
 
 
 class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):

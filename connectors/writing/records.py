@@ -184,6 +184,7 @@ class Encoder:
                 at=self._stamps.iso(result.finished_at),
                 role="primary" if shadow is None else shadow.role,
                 signal=result.signal if shadow is None else shadow.signal,
+                signal_by=(result if shadow is None else shadow).signal_by or None,
             )
         )
 

@@ -104,7 +104,7 @@ class Calls:
     def climbed(self, slot: Slot, climb: Climb, result: Result) -> Result:
         """How sure the answer was; of a sample also what its cascade did not believe, scored like the answer."""
         doubted = tuple(self._doubted(slot, each) for each in climb.doubted) if result.sampled else ()
-        return msgspec.structs.replace(result, signal=climb.signal, doubted=doubted)
+        return msgspec.structs.replace(result, signal=climb.signal, signal_by=climb.by, doubted=doubted)
 
     def _doubted(self, slot: Slot, doubted: Doubted) -> ShadowAnswer:
         target, task = slot.route.candidates[doubted.candidate], self._tasks[slot.route.task]
@@ -120,6 +120,7 @@ class Calls:
             task.sample_share,
             "cascade",
             doubted.signal,
+            doubted.by,
         )
 
     def untold(self, slot: Slot, answer: Answer) -> Answer:

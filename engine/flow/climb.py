@@ -6,7 +6,7 @@ attempts. What fails on the way up fails the item as ever: a doubtful answer is 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -29,7 +29,17 @@ class Doubted(msgspec.Struct, frozen=True):
     candidate: int
     answer: Answer
     signal: float | None
+    by: str = ""
 
+
+class Word(NamedTuple):
+    """A judge's, where it is the signal. `level` None: it said nothing of use. `by`: its version."""
+
+    level: float | None = None
+    by: str = ""
+
+
+SILENT = Word()
 
 More = Literal["again", "up"]
 """Ask the same model once more (agreement), or the next one."""
@@ -38,7 +48,7 @@ More = Literal["again", "up"]
 class Climb:
     """What became of one item so far."""
 
-    __slots__ = ("answers", "doubted", "doubts", "signal", "target")
+    __slots__ = ("answers", "by", "doubted", "doubts", "signal", "target")
 
     def __init__(self) -> None:
         self.target = ""
@@ -49,31 +59,41 @@ class Climb:
         self.doubted: list[Doubted] = []
         self.signal: float | None = None
         """Of the answer that was taken."""
+        self.by = ""
 
     def heard(
-        self, cascade: Cascade, candidate: int, target: str, answer: Answer, *, valid: bool, last: bool
+        self,
+        cascade: Cascade,
+        candidate: int,
+        target: str,
+        answer: Answer,
+        *,
+        valid: bool,
+        last: bool,
+        judged: Word = SILENT,
     ) -> Taken | More:
         """An answer came from `target`, a `model@version`. `last`: nobody stands above it, its valid answer is
-        taken."""
+        taken. `judged`: what a judge says of it, where that is the signal."""
         model = target.rpartition("@")[0]
         if last:
             return Taken(answer, "; ".join([*self.doubts, f"answer of {model} taken: the last of the cascade"]))
         if target != self.target:
             self.target, self.answers = target, []
         self.answers.append(answer if valid else None)
-        level, taken = self._level(cascade)
-        passes = level is not None and level >= cascade.bar(target) - SURE
-        said = _said(cascade, target, level, passes=passes)
+        level, taken = self._level(cascade, judged)
+        bar = cascade.bar(target, judged.by)
+        passes = level is not None and level >= bar - SURE
+        said = _said(cascade, level, bar, valid=valid)
         if passes and taken is not None:
-            self.signal = level
+            self.signal, self.by = level, judged.by
             return Taken(taken, "; ".join([*self.doubts, f"answer of {model} accepted: {said}"]))
         if cascade.signal == "agreement" and self._may_agree(cascade, target):
             return "again"
-        self.doubted.append(Doubted(candidate, taken or answer, level))
+        self.doubted.append(Doubted(candidate, taken or answer, level, judged.by))
         self.doubts.append(f"answer of {model} doubtful: {said}")
         return "up"
 
-    def _level(self, cascade: Cascade) -> tuple[float | None, Answer | None]:
+    def _level(self, cascade: Cascade, judged: Word) -> tuple[float | None, Answer | None]:
         """The signal so far, and the answer that it speaks for."""
         newest = self.answers[-1]
         match cascade.signal:
@@ -84,6 +104,8 @@ class Climb:
                 return count / cascade.samples, self.answers[first]
             case "logprob" | "margin" as signal:
                 return (None if newest is None else signals.of_tokens(signal, newest.body_json)), newest
+            case "judge":
+                return judged.level, newest
 
     def _may_agree(self, cascade: Cascade, target: str) -> bool:
         count, _ = signals.agreement([None if a is None else a.text for a in self.answers])
@@ -91,9 +113,17 @@ class Climb:
         return left > 0 and (count + left) / cascade.samples >= cascade.bar(target) - SURE
 
 
-def _said(cascade: Cascade, target: str, level: float | None, *, passes: bool) -> str:
-    if level is None:
-        return "it tells no " + cascade.signal
+def _said(cascade: Cascade, level: float | None, bar: float, *, valid: bool) -> str:
     if cascade.signal == "validity":
         return "valid" if level else "not valid"
-    return f"{cascade.signal} {level:.3g} {'≥' if passes else '<'} {cascade.bar(target):g}"
+    if level is None:
+        return (
+            "not valid"
+            if not valid
+            else "no judge spoke"
+            if cascade.signal == "judge"
+            else f"it tells no {cascade.signal}"
+        )
+    if bar > 1.0:
+        return f"{cascade.signal} {level:.3g}, and no threshold holds for it"
+    return f"{cascade.signal} {level:.3g} {'≥' if level >= bar - SURE else '<'} {bar:g}"

@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.engine.flow.calls import Calls
 from penstock.engine.flow.chains import Chains
-from penstock.engine.flow.climb import Climb, Taken
+from penstock.engine.flow.climb import SILENT, Climb, Taken, Word
 from penstock.engine.flow.copies import Copies, copy_of
 from penstock.engine.flow.ends import Ends
 from penstock.engine.flow.inherited import Inherited
@@ -135,10 +135,12 @@ class Flights:
             self._go_on(slot, slot.pending, now)
             return
         if slot.route.cascade:
-            taken = self._climb(slot, answer, now, valid=valid)
-            if taken is None:
-                return
-            answer = taken
+            self._climb(slot, answer, now, valid=valid)
+        else:
+            self._count(slot, answer, now, valid=valid)
+
+    def _count(self, slot: Slot, answer: Answer, now: float, *, valid: bool = True) -> None:
+        """This answer is the item's."""
         result = self._calls.result(slot, answer, now)
         if not valid:
             result = msgspec.structs.replace(result, status="invalid_output")
@@ -164,15 +166,24 @@ class Flights:
 
     # -- up a cascade
 
-    def _climb(self, slot: Slot, answer: Answer, now: float, *, valid: bool) -> Answer | None:
-        """The answer to take; None: it is doubtful, and the item goes on."""
+    def _climb(self, slot: Slot, answer: Answer, now: float, *, valid: bool) -> None:
+        """A judge is asked first where it is the signal."""
+        judge = self._calls.cascade(slot).judge
+        if judge is not None and valid and self._places.targets.above(slot) is not None:
+            self._go_on(slot, self._steps.begin_trial(slot, self._calls.result(slot, answer, now), judge), now)
+        else:
+            self._believe(slot, answer, SILENT, now, valid=valid)
+
+    def _believe(self, slot: Slot, answer: Answer, judged: Word, now: float, *, valid: bool = True) -> None:
+        """Take the answer, or go on for another."""
         cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
         climb = slot.climb = slot.climb or Climb()
         target = f"{source}@{slot.route.candidates[slot.candidate].version}"
-        word = climb.heard(cascade, slot.candidate, target, answer, valid=valid, last=above is None)
+        word = climb.heard(cascade, slot.candidate, target, answer, valid=valid, last=above is None, judged=judged)
         if isinstance(word, Taken):
             slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
-            return self._calls.untold(slot, word.answer)
+            self._count(slot, self._calls.untold(slot, word.answer), now, valid=valid)
+            return
         if word == "up" and above is not None:
             left = (*slot.history.left, slot.candidate)
             self._places.move(slot, above)
@@ -180,13 +191,15 @@ class Flights:
             count_climb(self._tally, source, slot.model)
         slot.role = "cascade"
         self.queue(slot, now)
-        return None
 
     # -- steps that an item owes after its answer
 
     def _go_on(self, slot: Slot, pending: Pending, now: float) -> None:
         if self._steps.next(slot, pending):
             self.queue(slot, now)
+        elif pending.trial is not None:
+            judged = self._steps.end_trial(slot, pending, pending.trial)
+            self._believe(slot, pending.result.answer, judged, now)
         else:
             result, judged = self._steps.finish(slot, pending, now)
             followers, slot.followers = slot.followers or [], None
@@ -318,7 +331,10 @@ class Flights:
     # -- ends without a result
 
     def dead_letter(self, slot: Slot, reason: DeadLetterReason, message: str, now: float) -> None:
-        """The item ends without a result. One that has its answer only loses a step; past its deadline, all."""
+        """The item ends without a result. One that has its answer only loses a step; past its deadline, all. An answer
+        on trial is none yet."""
+        if slot.pending is not None and slot.pending.trial is not None and reason == "deadline":
+            self._steps.end_trial(slot, slot.pending, slot.pending.trial)
         if slot.pending is not None:
             self._steps.fail(slot.pending, reason, all_of_them=reason == "deadline")
             self._go_on(slot, slot.pending, now)

@@ -41,6 +41,7 @@ def _check_step(slot: Slot) -> None:
     assert slot.role == pending.step.kind, "a step under another role"
     assert len(slot.route.candidates) == 1, "a step with a fallback"
     assert all(each.state == "following" for each in slot.followers or ()), "who waits for its scores went on alone"
+    assert pending.trial is None or pending.trial.route.cascade, "an answer on trial outside a cascade"
 
 
 def _under_horizon(lane: Lane, place: Position) -> bool:

@@ -1,4 +1,7 @@
-"""What an item owes after the answer that counts (`Step`), and what came of it so far (`Pending`). Pure data."""
+"""What an item owes after the answer that counts (`Step`), and what came of it so far (`Pending`). Pure data.
+
+A cascade whose signal is a judge owes the judge's calls before an answer counts: then the answer is on `Trial`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.engine import judging
-from penstock.engine.items import Item, Refusal, Request, Result, Score, ShadowAnswer, StepKind
-from penstock.engine.judging import Judged
+from penstock.engine.items import Item, Refusal, Request, Result, Role, Route, Score, ShadowAnswer, StepKind, Usage
+from penstock.engine.judging import SIGNAL, Judged
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import PASS_MARK, scorer_name
+from penstock.engine.retry import History
 
 Votes = dict[tuple[int, str], list[float]]
 """(a judge's place among the task's scorers, whose answer) → what it said, in the order asked."""
@@ -22,7 +26,7 @@ class Step(msgspec.Struct, frozen=True):
     target: str
     """A model by its name in the catalogue, with `@version` where it is not the live one."""
     scorer: int = -1
-    """Of a judge: its place among the task's scorers."""
+    """Of a judge: its place among the task's scorers, or `SIGNAL`."""
     about: str = ""
     """Of a judge: the shadow whose answer is scored, or compared; empty: the answer that counts."""
     swapped: bool = False
@@ -47,14 +51,45 @@ def _of_judge(scorer: Scorer, place: int, shadows: tuple[str, ...]) -> list[Step
     return [Step("judge", target, place, about) for about in ("", *shadows) for _ in times]
 
 
+def trial_script(judge: Scorer) -> tuple[Step, ...]:
+    """What an answer of a cascade owes before it counts."""
+    return (Step("judge", judge.model or "", SIGNAL),) * judge.samples
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """Where an item stood when an answer of its cascade came that a judge has to believe first. Judging is neither part
+    of the answer's usage nor of its time."""
+
+    route: Route
+    candidate: int
+    request: Request
+    role: Role
+    history: History
+    usage: Usage
+    call_ms: float
+
+
 class Pending:
-    """An answer that counts, while its item owes steps."""
+    """An answer that counts, while its item owes steps; or, on `trial`, one that may count once it is judged."""
 
-    __slots__ = ("attempts", "blocked_at", "refused", "result", "shadows", "step", "task", "todo", "versions", "votes")
+    __slots__ = (
+        "attempts",
+        "blocked_at",
+        "refused",
+        "result",
+        "shadows",
+        "step",
+        "task",
+        "todo",
+        "trial",
+        "versions",
+        "votes",
+    )
 
-    def __init__(self, task: Task, result: Result, todo: Sequence[Step]) -> None:
+    def __init__(self, task: Task, result: Result, todo: Sequence[Step], trial: Trial | None = None) -> None:
         self.task = task
         self.result = result
+        self.trial = trial
         self.todo = deque(todo)
         self.step = Step("shadow", "")
         """The one under way."""
@@ -76,7 +111,7 @@ class Pending:
 
     @property
     def scorer(self) -> Scorer:
-        return self.task.scorers[self.step.scorer]
+        return judging.judge_at(self.task, self.step.scorer)
 
     def request(self, item: Item) -> Request | None:
         """What the step under way asks. None: nothing, since an answer that it is about never came, or is the same."""

@@ -7,6 +7,9 @@ comparison; a `judge` scores an answer.
 Each step is routed behind the item's own wall and paid from the same budgets, and from those of its kind. It has one
 target: another model's answer would be no comparison. One that is forbidden, fails for good or finds no money is left
 out and counted; it never costs the item its result. While they go on, the slot's `route` and `request` are the step's.
+
+Of a cascade whose signal is a judge, an answer is tried before it counts: `begin_trial`, the judge's calls,
+`end_trial`. An answer that the judge did not speak of as often as it should is doubtful.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from penstock.engine import judging
 from penstock.engine.catalog import Catalog
 from penstock.engine.flow.calls import Calls
-from penstock.engine.flow.pending import Pending, Step, script, verdicts
+from penstock.engine.flow.climb import SILENT, Word
+from penstock.engine.flow.pending import Pending, Step, Trial, script, trial_script, verdicts
 from penstock.engine.flow.slots import FIRST, Slot
 from penstock.engine.flow.tally import Tally, count_refused, count_step, count_step_left_out
 from penstock.engine.items import Answer, Failure, Refusal, Request, Result, Score, ShadowAnswer, Usage
-from penstock.engine.policy import Task
+from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import sampled
 from penstock.engine.retry import MENDED, Again, RetrySettings, Stop
 from penstock.engine.router import Rejection, Router
@@ -68,9 +73,33 @@ class Steps:
         slot.pending, slot.followers = Pending(task, result, todo), followers
         return slot.pending
 
+    def begin_trial(self, slot: Slot, result: Result, judge: Scorer) -> Pending:
+        """`result`: the item's, if the answer is believed. Behind a wall of which no sample is written no judge is
+        asked."""
+        todo = () if result.route.wall in self._untold else trial_script(judge)
+        trial = Trial(slot.route, slot.candidate, slot.request, slot.role, slot.history, slot.usage, slot.call_ms)
+        slot.pending = Pending(self._tasks[result.route.task], result, todo, trial)
+        return slot.pending
+
+    def end_trial(self, slot: Slot, pending: Pending, trial: Trial) -> Word:
+        """What the judge says. The slot is its own again."""
+        route = trial.route
+        new = tuple(each for each in pending.refused if each not in route.refused)
+        slot.pending, slot.route = (
+            None,
+            msgspec.structs.replace(route, refused=(*route.refused, *new)) if new else route,
+        )
+        slot.candidate, slot.request, slot.role = trial.candidate, trial.request, trial.role
+        slot.history, slot.usage, slot.call_ms = trial.history, trial.usage, trial.call_ms
+        judge = judging.judge_at(pending.task, judging.SIGNAL)
+        votes = pending.votes.get((judging.SIGNAL, ""), [])
+        if len(votes) < judge.samples:
+            return SILENT
+        return Word(judging.verdict(judge, votes), judging.judge_version(judge, pending.versions[judge.model or ""]))
+
     def gives_up(self, pending: Pending) -> bool:
-        """Nothing is sent any more, and the item ends with what it has."""
-        return self.stopped and not is_whole(pending.task)
+        """Nothing is sent any more, and the item ends with what it has. One whose answer is on trial has none yet."""
+        return self.stopped and pending.trial is None and not is_whole(pending.task)
 
     def next(self, slot: Slot, pending: Pending) -> bool:
         """Make the slot ready for its next step. False: nothing is left to do."""

@@ -81,7 +81,8 @@ def _tell(made: Calibration, *, as_json: bool) -> None:
         f"in {made.min_quality:g} or more, with confidence {made.confidence:g}; from run {made.run_id}, {made.at}"
     )
     for each in made.models:
-        click.echo(f"  {each.model}@{each.version}: {_words(each)}")
+        judged = f", judged by version {each.judge}" if each.judge else ""
+        click.echo(f"  {each.model}@{each.version}{judged}: {_words(each)}")
 
 
 def _words(each: Calibrated) -> str:

@@ -288,5 +288,8 @@ def _on_top(task: Task) -> Iterable[str]:
         told = f"about {calls:,.0f} calls for 1,000 rows; they are not counted"
         yield f"{task.name}: judges and shadows come on top, {told}"
     if task.cascade is not None:
-        first = task.cascade.models[0]
+        first, judge = task.cascade.models[0], task.cascade.judge
+        if judge is not None:
+            told = f"{1_000 * judge.samples:,} calls or more for 1,000 rows; they are not counted"
+            yield f"{task.name}: {judge.model} judges each answer of {first} before it is taken: {told}"
         yield f"{task.name}: counted as if each answer of {first} were taken; doubtful ones are asked again, for more"

@@ -179,6 +179,8 @@ class SampleTold(msgspec.Struct, frozen=True):
     signal: float | None = None
     """Of a cascade: how sure the answer was."""
 
+    signal_by: str | None = None
+    """Of a judge that was its signal: the judge's version."""
 
 def nano(usd: float) -> int:
     """Dollars as a record writes them (nine decimals at most) → whole nano-dollars."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from penstock.engine.policy import Cascade
+from penstock.engine.policy import Cascade, Scorer, target_name
 from penstock.jobs.spec.asked import Context
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.fields import CascadeFile, TaskFile
+from penstock.jobs.spec.scoring import judge
 from penstock.jobs.spec.tree import Path
 
 MAX_SAMPLES = 20
@@ -33,7 +34,20 @@ def cascade(at: Context, path: Path, name: str, task: TaskFile) -> Cascade | Non
             _check_samples(at, path, file, task.params.get("temperature"))
         case _:
             pass
-    return Cascade(models, file.signal, threshold, file.samples if file.signal == "agreement" else 1, thresholds)
+    samples = file.samples if file.signal == "agreement" else 1
+    return Cascade(models, file.signal, threshold, samples, thresholds, _judge(at, (*path, "judge"), file))
+
+
+def _judge(at: Context, path: Path, file: CascadeFile) -> Scorer | None:
+    if (file.signal == "judge") != (file.judge is not None):
+        raise at.doc.error(path, "says who judges where `signal: judge` stands, and only there")
+    if file.judge is None:
+        return None
+    if file.judge.type not in (None, "judge"):
+        raise at.doc.error((*path, "type"), f"is judge here, not {file.judge.type}")
+    if file.judge.pairwise:
+        raise at.doc.error((*path, "pairwise"), "there is no other answer yet: a judge of a cascade gives grades")
+    return judge(at, path, file.judge)
 
 
 def _threshold(at: Context, path: Path, name: str, file: CascadeFile) -> tuple[float, dict[str, float]]:
@@ -62,7 +76,7 @@ def _calibrated(at: Context, path: Path, name: str, file: CascadeFile) -> dict[s
     if found.signal != file.signal:
         raise at.doc.error(path, f"the calibration is of the signal {found.signal}; calibrate it again")
     return {
-        f"{each.model}@{each.version}": math.nextafter(each.threshold.above, math.inf)
+        target_name(f"{each.model}@{each.version}", each.judge): math.nextafter(each.threshold.above, math.inf)
         for each in found.models
         if each.threshold is not None
     }

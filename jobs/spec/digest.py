@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.connectors.settings import Row
+from penstock.engine import judging
 from penstock.engine.catalog import Account, Catalog, Model
 from penstock.engine.policy import Policy, Task
 
@@ -71,7 +72,7 @@ def names_called(policy: Policy, catalog: Catalog) -> list[str]:
     """The same, and those whose answers are no results: shadows and judges."""
     tasks = policy.tasks.values()
     shadows = [name.partition("@")[0] for task in tasks if task.shadow is not None for name in task.shadow.models]
-    judges = [scorer.model for task in tasks for scorer in task.scorers if scorer.model is not None]
+    judges = [judge.model for task in tasks for _, judge in judging.judges(task) if judge.model is not None]
     return list(dict.fromkeys([*names_in_use(policy, catalog), *shadows, *judges]))
 
 

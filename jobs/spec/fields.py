@@ -174,11 +174,13 @@ class CascadeFile(msgspec.Struct, frozen=True):
 
     models: list[str]
     """From cheap to good."""
-    signal: Literal["validity", "logprob", "margin", "agreement"]
+    signal: Literal["validity", "logprob", "margin", "agreement", "judge"]
     threshold: Number | Literal["calibrated"] | None = None
     """`calibrated`: as `penstock cascade calibrate` found it, model by model."""
     samples: int = 3
     """Of `agreement`: answers of each model but the last."""
+    judge: ScorerFile | None = None
+    """Of `judge`: who scores an answer before it is taken; fields as of a scorer of this type."""
 
 
 class TaskFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ def scorer(at: Context, path: Path, file: ScorerType | ScorerFile) -> Scorer:
         if (getattr(file, name) is not None) != (kind == owner):
             raise doc.error(path, f"`{name}` belongs to a scorer of type {owner}, and there it is needed")
     if kind == "judge":
-        return _judge(at, path, file)
+        return judge(at, path, file)
     for name in _OF_JUDGES:
         if getattr(file, name) != getattr(ScorerFile(), name):
             raise doc.error((*path, name), "belongs to a scorer of type judge")
@@ -52,7 +52,7 @@ def scorer(at: Context, path: Path, file: ScorerType | ScorerFile) -> Scorer:
 # ---- judges
 
 
-def _judge(at: Context, path: Path, file: ScorerFile) -> Scorer:
+def judge(at: Context, path: Path, file: ScorerFile) -> Scorer:
     doc = at.doc
     if file.model is None or file.rubric is None:
         missing = "model" if file.model is None else "rubric"

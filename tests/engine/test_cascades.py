@@ -7,13 +7,15 @@ import math
 import msgspec
 import pytest
 
-from penstock.engine import signals
+from penstock.engine import judging, signals
+from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import CommitBatch, Hooks
 from penstock.engine.items import (
     Answer,
     Attributes,
+    Call,
     Failure,
     FailureKind,
     Item,
@@ -23,7 +25,7 @@ from penstock.engine.items import (
     Result,
     Usage,
 )
-from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Scorer, Task
+from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Scorer, Task, target_name
 from penstock.engine.quality import score_all
 from tests.engine.one_lane import OneLane
 
@@ -42,6 +44,7 @@ def model(name: str, region: str, lacks: tuple[str, ...] = ()) -> Model:
         regions=(region,),
         lacks=lacks,
         quality={"t": 0.1},
+        licence="free" if name != "top" else "dear",
     )
 
 
@@ -50,7 +53,12 @@ CATALOG = Catalog(
     {m.name: Account(m.name, "openai", "http://localhost") for m in MODELS},
     {m.name: m for m in MODELS},
     {1: ("top",)},
-    {"public": Wall("public"), "eu-only": Wall("eu-only", regions=("eu",))},
+    {
+        "public": Wall("public"),
+        "eu-only": Wall("eu-only", regions=("eu",)),
+        "free": Wall("free", licence=("free",)),
+        "unsampled": Wall("unsampled", sample="never"),
+    },
     "public",
 )
 LOGPROB = Cascade(("small", "mid", "top"), "logprob", 0.9)
@@ -71,7 +79,9 @@ def said(text: str, *logprobs: float, top: float | None = None) -> Answer:
 
 
 class Rig(OneLane):
-    def __init__(self, cascade: Cascade, rules: tuple[Rule, ...] = (), **task: object) -> None:
+    def __init__(
+        self, cascade: Cascade, rules: tuple[Rule, ...] = (), budgets: tuple[Budget, ...] = (), **task: object
+    ) -> None:
         whole = Task("t", tier=1, max_tokens=10, cascade=cascade, **task)  # type: ignore[arg-type]
         policy = Policy({"t": whole}, default_task="t", rules=rules)
         hooks = Hooks(
@@ -79,7 +89,7 @@ class Rig(OneLane):
             lambda item, answer, task: score_all(task.scorers, answer.text, "c"),
             lambda body, answer, message: body,
         )
-        super().__init__(CATALOG, policy, hooks)
+        super().__init__(CATALOG, policy, hooks, budgets)
 
     def offer(self, attributes: Attributes | None = None, request: Request | None = None) -> None:
         body = Request(b'{"messages":[]}', temperature=1.0, input_hash="h")
@@ -88,10 +98,28 @@ class Rig(OneLane):
         )
         self.commit()
 
+    def answer(self, model: str, answer: Answer) -> None:
+        """To the one call that this model has."""
+        (call,) = self.lane.take(f"api:{model}", 9, 1 << 30, "w", self.now)
+        self.lane.outcome(Outcome("i", 0, call.attempt, self.now, 1.0, answer, None, Usage(10, output=1)), self.now)
+        check(self.lane)
+
+    def _call(self) -> Call | None:
+        """The next one. Judges' own money is spent; all else is paid for."""
+        for _ in range(9):
+            for m in MODELS:
+                for call in self.lane.take(f"api:{m.name}", 9, 1 << 30, "w", self.now):
+                    return call
+            for n, wish in enumerate(self.lane.wishes()):
+                if wish.key.endswith("/for/judge"):
+                    self.lane.refused(wish, "spent", self.now)
+                else:
+                    self.lane.leased(wish.key, {f"{len(self.sent)}-{n}": 10**9}, self.now)
+        return None
+
     def run(self, answers: dict[str, list[Answer | FailureKind]]) -> CommitBatch:
         """Until nobody is sent any more. Every model says what stands here for it, in turn."""
-        while calls := [c for m in MODELS for c in self.lane.take(f"api:{m.name}", 9, 1 << 30, "w", self.now)]:
-            (call,) = calls
+        while call := self._call():
             self.sent.append(call)
             word = answers[call.model].pop(0)
             answer = word if isinstance(word, Answer) else said("bad") if word == "invalid_output" else None
@@ -245,6 +273,127 @@ def test_a_calibrated_model_has_a_threshold_of_its_own() -> None:
     rig.offer()
     result = rig.one({"small": [said("a", math.log(0.99))], "mid": [said("b", math.log(0.8))]})
     assert (result.model, "accepted: logprob 0.8 ≥ 0.7" in result.route.reason) == ("mid", True)
+
+
+GRADE = Scorer("judge", model="top", rubric="Is it right?", choices=("1", "2", "3", "4", "5"))
+JUDGED = Cascade(("small", "mid"), "judge", 0.75, judge=GRADE)
+
+
+def test_a_judge_speaks_before_a_cheap_answer_is_taken() -> None:
+    """Its call is the item's: its cost, its record, its role. What it says is no score of the item."""
+    rig = Rig(JUDGED, sample=1.0, scorers=(Scorer("exact"),))
+    rig.offer()
+    result = rig.one({"small": [said("yes")], "top": [said("4")]})
+    assert (result.answer.text, result.model, result.signal) == ("yes", "small", 0.75)
+    assert result.route.reason == "cascade of task t; answer of small accepted: judge 0.75 ≥ 0.75"
+    assert rig.roles() == [("primary", "small"), ("judge", "top")]
+    assert b"yes" in rig.sent[1].body_json
+    assert rig.sent[1].task == judging.output_name("t", judging.SIGNAL)
+    assert result.cost_nano == sum(a.cost_nano for a in result.attempts)
+    assert result.usage == Usage(10, output=1), "what was judged with is no part of the answer"
+    assert rig.lane.tally.steps == {"judge": 1}
+    assert rig.lane.tally.steps_nano == {"judge": result.attempts[1].cost_nano}
+    assert result.signal_by == judging.judge_version(GRADE, "v1")
+    assert [score.scorer for score in result.scores] == ["exact"]
+    assert judging.outputs(rig.lane.policy)[rig.sent[1].task] == Output(GRADE.choices)
+
+
+def test_what_the_judge_does_not_believe_goes_up_and_the_last_answer_is_not_judged() -> None:
+    """Of a sample the record keeps the judge's word on the answer that was not taken."""
+    rig = Rig(JUDGED, sample=1.0, scorers=(Scorer("exact"),))
+    rig.offer()
+    result = rig.one({"small": [said("a")], "top": [said("2")], "mid": [said("c")]})
+    assert (result.answer.text, rig.roles()) == ("c", [("primary", "small"), ("judge", "top"), ("cascade", "mid")])
+    (doubted,) = result.doubted
+    assert (doubted.signal, doubted.signal_by) == (0.25, judging.judge_version(GRADE, "v1"))
+    assert "answer of small doubtful: judge 0.25 < 0.75" in result.route.reason
+
+
+@pytest.mark.parametrize(
+    ("judge", "why"),
+    [
+        (["refused"], "refused"),
+        (["auth"], "no_candidate"),
+        (["invalid_output", "invalid_output"], "invalid_output"),
+        ([said("splendid")], "invalid_output"),
+    ],
+)
+def test_a_judge_that_fails_or_talks_nonsense_has_believed_nothing(judge: list[Answer | FailureKind], why: str) -> None:
+    """The answer is doubtful; the item goes up, and is judged no more where it ends."""
+    rig = Rig(JUDGED)
+    rig.offer()
+    result = rig.one({"small": [said("a")], "top": judge, "mid": [said("c")]})
+    assert (result.answer.text, result.signal) == ("c", None)
+    assert "answer of small doubtful: no judge spoke" in result.route.reason
+    assert rig.lane.tally.steps_failed == {f"judge|{why}": 1}
+    assert rig.lane.tally.dead_letters == {}
+
+
+def test_a_judge_that_is_asked_thrice_has_to_speak_thrice() -> None:
+    """The mean counts; a word that is missing makes a doubt."""
+    thrice = msgspec.structs.replace(JUDGED, judge=msgspec.structs.replace(GRADE, samples=3))
+    rig = Rig(thrice)
+    rig.offer()
+    result = rig.one({"small": [said("a")], "top": [said("5"), said("3"), said("4")]})
+    assert "accepted: judge 0.75 ≥ 0.75" in result.route.reason
+    rig = Rig(thrice)
+    rig.offer()
+    result = rig.one({"small": [said("a")], "top": [said("5"), "refused", said("5")], "mid": [said("c")]})
+    assert "no judge spoke" in result.route.reason
+
+
+def test_an_answer_that_is_not_valid_is_not_worth_a_judge() -> None:
+    rig = Rig(JUDGED, output=Output(choices=("a", "c")))
+    rig.offer()
+    result = rig.one({"small": ["invalid_output"], "mid": [said("c")]})
+    assert rig.roles() == [("primary", "small"), ("cascade", "mid")]
+    assert "answer of small doubtful: not valid" in result.route.reason
+
+
+@pytest.mark.parametrize("sensitivity", ["free", "unsampled"])
+def test_a_judge_behind_the_wall_is_not_asked(sensitivity: str) -> None:
+    """One that the wall forbids, or any where the wall keeps samples away: nothing is believed. The record names it."""
+    rig = Rig(JUDGED)
+    rig.offer(Attributes(sensitivity=sensitivity))
+    result = rig.one({"small": [said("a")], "mid": [said("c")]})
+    assert (result.model, rig.roles()) == ("mid", [("primary", "small"), ("cascade", "mid")])
+    named = [(refusal.model, refusal.reason[:9]) for refusal in result.route.refused]
+    assert named == ([("top", "as judge:")] if sensitivity == "free" else [])
+
+
+def test_without_money_for_the_judge_an_answer_goes_up() -> None:
+    """Judges have a budget of their own; when it is spent the cascade costs more, and stays right."""
+    rig = Rig(JUDGED, budgets=(Budget(10**9), Budget(1, role="judge")))
+    rig.offer()
+    result = rig.one({"small": [said("a")], "mid": [said("c")]})
+    assert result.model == "mid"
+    assert rig.lane.tally.steps_failed == {"judge|budget": 1}
+
+
+def test_an_item_on_trial_has_no_answer_yet() -> None:
+    """Past its deadline it is a dead letter; in a lane that drains it stays undone, for whoever goes on."""
+    rig = Rig(JUDGED)
+    rig.offer(Attributes(deadline=rig.now + 5))
+    rig.answer("small", said("a"))
+    rig.now += 6
+    rig.lane.tick(rig.now)
+    (dead,) = rig.commit().dead_letters
+    assert (dead.reason, [a.role for a in dead.attempts]) == ("deadline", ["primary"])
+    rig = Rig(JUDGED)
+    rig.offer()
+    rig.answer("small", said("a"))
+    rig.lane.drain(rig.now)
+    batch = rig.commit()
+    assert (batch.results, batch.dead_letters, len(rig.lane.slots)) == ([], [], 1)
+
+
+def test_a_threshold_is_of_one_version_of_the_judge() -> None:
+    """Another judge is another measure."""
+    of = target_name("small@v1", judging.judge_version(GRADE, "v1"))
+    for known, model in ((of, "small"), (target_name("small@v1", "another"), "mid"), ("small@v1", "mid")):
+        rig = Rig(msgspec.structs.replace(JUDGED, threshold=2.0, thresholds={known: 0.5}))
+        rig.offer()
+        assert rig.one({"small": [said("a")], "top": [said("4")], "mid": [said("c")]}).model == model
 
 
 def test_a_pin_or_a_rule_is_no_cascade() -> None:

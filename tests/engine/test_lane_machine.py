@@ -92,6 +92,13 @@ STEPPED = msgspec.structs.replace(
         "drop": msgspec.structs.replace(
             POLICY.tasks["drop"], cascade=Cascade(("alt", "mid", "big"), "agreement", 1.0, samples=2)
         ),
+        "same": msgspec.structs.replace(
+            POLICY.tasks["same"],
+            cascade=Cascade(("alt", "mid"), "judge", 0.5, judge=JUDGE),
+            shadow=OWED["same"][0],
+            scorers=(JUDGE,),
+            sample=0.7,
+        ),
     },
 )
 SHADOW_LIMIT = 6_000_000
@@ -422,6 +429,10 @@ class LaneMachine(RuleBasedStateMachine):
         assert self.steps or not (any(roles) or result.shadows)
         assert not result.attempts or result.copied_from or not all(roles), "a result without an answer of its own"
         assert result.sampled or not result.scores
+        if result.route.task == "same" and result.route.cascade:
+            accepted = "accepted: judge" in result.route.reason or "the last of the cascade" in result.route.reason
+            assert result.copied_from or accepted, "an answer that no judge believed"
+            assert result.signal is None or result.signal >= 0.5
         shadow = self.policy.tasks[result.route.task].shadow
         named = {name.partition("@")[0] for name in shadow.models} if shadow is not None else set[str]()
         assert {s.model for s in result.shadows} <= named - ({result.model} - {"shade"})

@@ -14,6 +14,7 @@ from penstock.connectors.state import ABSENT, open_state
 from penstock.engine.errors import SpecError
 from penstock.jobs import cascades, spec
 from penstock.jobs.look.reading import Outputs
+from penstock.jobs.spec.digest import names_called
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
@@ -28,20 +29,20 @@ sinks: out.jsonl
 prompt: "{{ text }}"
 sample: 1
 scorers: [{type: exact, expected: "{{ label }}"}]
-cascade: {models: [small, mid, top], signal: logprob, threshold: THRESHOLD}
+cascade: {models: [small, mid, top], signal: SIGNAL, threshold: THRESHOLD}
 """
 
 
-def job(folder: Path, threshold: str = "0.9") -> RunSpec:
-    (folder / "job.yaml").write_text(JOB.replace("THRESHOLD", threshold))
+def job(folder: Path, threshold: str = "0.9", signal: str = "logprob") -> RunSpec:
+    (folder / "job.yaml").write_text(JOB.replace("THRESHOLD", threshold).replace("SIGNAL", signal))
     return spec.load(folder / "job.yaml")
 
 
-def outputs(folder: Path, rows: list[dict[str, object]]) -> Outputs:
+def outputs(folder: Path, rows: list[dict[str, object]], signal: str = "logprob") -> Outputs:
     """A run whose quality records are these."""
     path = folder / "out.quality.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    loaded = job(folder)
+    loaded = job(folder, signal=signal)
     return Outputs(loaded, RunStatus(loaded.run_id, loaded.name, "done", outputs={"quality": [str(path)]}))
 
 
@@ -79,6 +80,25 @@ def test_a_threshold_is_found_from_answers_that_were_believed_and_that_were_not(
     assert cascade.bar("small@s") > small.threshold.above, "above it, not at it"
     assert cascade.bar("mid@m") > 1.0
     assert job(tmp_path, "calibrated").fingerprint != job(tmp_path).fingerprint
+
+
+JUDGED = "judge, judge: {model: top, rubric: 'Is it right?'}"
+
+
+def test_a_judge_has_a_threshold_for_each_of_its_versions(tmp_path: Path) -> None:
+    """Another rubric, or model, is another measure: under a new judge nothing is believed before it is calibrated."""
+    rows = [{**row, "signal_by": "j1" if row["model"] == "small" else None} for row in answers(1000)]
+    made = cascades.found(outputs(tmp_path, rows, JUDGED), None, None, 0.9, 0.95)
+    assert [(each.judge, each.threshold is not None) for each in made.models] == [("j1", True)]
+    loaded = job(tmp_path, "0.9", JUDGED)
+    write_calibration(open_state(loaded.state), made)
+    asked = job(tmp_path, "calibrated", JUDGED)
+    cascade = asked.policy.tasks["default"].cascade
+    assert cascade is not None
+    assert cascade.judge is not None
+    assert (cascade.judge.model, cascade.judge.choices) == ("top", ("1", "2", "3", "4", "5"))
+    assert cascade.bar("small@s", "j1") < 1.0 < cascade.bar("small@s", "j2")
+    assert "top" in names_called(asked.policy, asked.catalog)
 
 
 def test_too_few_labels_are_refused_with_how_many_are_needed(tmp_path: Path) -> None:

@@ -129,6 +129,8 @@ def test_what_comes_on_top_of_the_first_answers_is_told(tmp_path: Path) -> None:
     assert "write: judges and shadows come on top, about 200 calls for 1,000 rows; they are not counted" in notes
     climbing = _plan(_spec(path, Task("up", cascade=Cascade(("cheap", "opus"), "logprob", 0.9))))
     assert any(note.startswith("up: counted as if each answer of cheap were taken") for note in climbing.notes)
+    believed = Task("up", cascade=Cascade(("cheap", "opus"), "judge", 0.9, judge=judge))
+    assert any(note.startswith("up: opus judges each answer of cheap") for note in _plan(_spec(path, believed)).notes)
     assert not any("on top, about" in note for note in _plan(_spec(path)).notes)
 
 

@@ -117,6 +117,23 @@ MISTAKES = {
         "cascade: {models: [b, judge], signal: agreement, threshold: 0.6, samples: 1}",
         "cascade.samples: expected 2 to 20",
     ),
+    "a judge as signal without a judge": (
+        "cascade: {models: [b, judge], signal: judge, threshold: 0.6}",
+        "cascade.judge: says who judges where `signal: judge` stands",
+    ),
+    "a judge of another signal": (
+        "cascade: {models: [b, judge], signal: logprob, threshold: 0.6, judge: {model: judge, rubric: x}}",
+        "cascade.judge: says who judges where `signal: judge` stands",
+    ),
+    "a signal by pairs": (
+        "cascade: {models: [b, judge], signal: judge, threshold: 0.6, "
+        "judge: {model: judge, rubric: x, pairwise: true}}",
+        "cascade.judge.pairwise: there is no other answer yet",
+    ),
+    "a signal that nobody gives": (
+        "cascade: {models: [b, judge], signal: judge, threshold: 0.6, judge: {model: judge}}",
+        "cascade.judge: a judge needs `rubric:`",
+    ),
     "a judge without a rubric": ("scorers: [{type: judge, model: judge}]", "a judge needs `rubric:`"),
     "a judge without a model": ("scorers: [{type: judge, rubric: x}]", "a judge needs `model:`"),
     "the bare word": ("scorers: [judge]", "a judge needs `model:`"),
