@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from penstock.engine.errors import Corrupt, Fenced, PenstockError, Refused, SpecError, Spent, Temporary
-from penstock.workers.status import RunStatus
+
+if TYPE_CHECKING:  # every command imports this module, and a status brings the statistics (numpy) with it
+    from penstock.workers.status import RunStatus
 
 DONE: Final = 0
 UNEXPECTED: Final = 1
