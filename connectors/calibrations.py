@@ -1,15 +1,19 @@
-"""Thresholds of cascades as they were calibrated: `cascades/<task>.json` at the state, for all jobs."""
+"""What was held against labels, for all jobs of a state: thresholds of cascades (`cascades/<task>.json`), and judges
+(`judges.json`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import quote
 
 import msgspec
 
+from penstock.connectors.documents import until_won
 from penstock.connectors.state import ABSENT, State
 from penstock.engine.errors import Corrupt
 from penstock.engine.measure.cascade import NoThreshold, Threshold
 from penstock.engine.policy import Signal
+from penstock.engine.steering import judges
 
 
 class Calibrated(msgspec.Struct, frozen=True):
@@ -19,12 +23,12 @@ class Calibrated(msgspec.Struct, frozen=True):
     version: str
     threshold: Threshold | None = None
     refused: NoThreshold | None = None
+    judge: str = ""
+    """Of the signal `judge`: the judge's version."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
     task: str
-    judge: str = ""
-    """Of the signal `judge`: the judge's version."""
     signal: Signal
     scorer: str
     """What said that an answer is right."""
@@ -60,3 +64,36 @@ def write_calibration(state: State, calibration: Calibration) -> Calibration:
 
 def _key(task: str) -> str:
     return f"cascades/{quote(task, safe='')}.json"
+
+
+# ---- judges
+
+JUDGES = "judges.json"
+TRIES = 100
+PAUSE_S = 0.01
+
+
+def read_judges(state: State) -> dict[str, judges.Calibration]:
+    """By `judge@version`. Raises `Corrupt`, and what the state raises."""
+    found = state.get(JUDGES)
+    return {} if found is None else _judges(found[0])
+
+
+def write_judges(state: State, found: Iterable[judges.Calibration]) -> None:
+    """The newest of each judge holds; the others stay. Raises `Corrupt`, `Temporary`."""
+    new = {each.scorer: each for each in found}
+
+    def attempt() -> None:
+        there = state.get(JUDGES)
+        before = {} if there is None else _judges(there[0])
+        data = msgspec.json.format(msgspec.json.encode({**before, **new}))
+        state.put(JUDGES, data, ABSENT if there is None else there[1])
+
+    until_won(attempt, JUDGES, TRIES, PAUSE_S)
+
+
+def _judges(data: bytes) -> dict[str, judges.Calibration]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, judges.Calibration])
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{JUDGES} can't be read ({error}); delete it, and calibrate the judges again") from error

@@ -28,6 +28,8 @@ PASS_MARK = 0.5
 MAX_REGEX_TEXT = 4_096
 """Characters of an answer that a pattern sees: bounds the time of a pattern that backtracks."""
 MAX_PATTERN = 1_000
+JUDGES = ("judge", "judge pairwise")
+"""What scorers are named that are models. No function has such a name: theirs hold a colon."""
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 
 Check = Callable[[Scorer, str, object], float | None]
@@ -79,7 +81,7 @@ def _value(scorer: Scorer, answer: str, expected: object, checks: Checks) -> flo
 
 def scorer_name(scorer: Scorer) -> str:
     if scorer.type == "judge":
-        return "judge pairwise" if scorer.pairwise else "judge"
+        return JUDGES[scorer.pairwise]
     return scorer.function if scorer.type == "function" and scorer.function else scorer.type
 
 

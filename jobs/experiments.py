@@ -51,8 +51,8 @@ def find(url: str, name: str) -> Experiment:
 
 
 def told(url: str, experiments: list[Experiment]) -> list[Told]:
-    cells, stopped = rollouts.measured(url), rollouts.steering(url).experiments
-    return [Told(each, stopped.get(each.id), look(each, cells)) for each in experiments]
+    cells, stopped, judges = rollouts.measured(url), rollouts.steering(url).experiments, rollouts.judges(url)
+    return [Told(each, stopped.get(each.id), look(each, cells, judges)) for each in experiments]
 
 
 def stop(url: str, name: str, why: str) -> tuple[str, str | None]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from penstock.connectors.audit import actor_of
 from penstock.connectors.base import this_process
+from penstock.connectors.calibrations import read_judges
 from penstock.connectors.measured import SUMS, Registry
 from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog, Model
 from penstock.engine.errors import PenstockError, SpecError
 from penstock.engine.flow.cells import Cell
+from penstock.engine.policy import Policy
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged
+from penstock.engine.steering.judges import decides, trusted
 from penstock.engine.steering.rollout import Rollout, Told, Unit, Word, begin
 from penstock.jobs.history import open_history
 from penstock.jobs.run import command_line
@@ -44,15 +48,25 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """What came of a word. `untold`: why it is not in the audit log yet."""
+    """What came of a word. `untold`: why it is not in the audit log yet. `undecided`: why no guard can decide about
+    quality as things are."""
 
     rollout: Rollout
     untold: str | None = None
+    undecided: str | None = None
 
 
-def start(url: str, ask: Ask, catalog: Catalog | None = None) -> Heard:
+class Job(NamedTuple):
+    """What a job file says. `policy` None: it is a catalogue by itself."""
+
+    catalog: Catalog
+    policy: Policy | None
+
+
+def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
     """Raises `SpecError` where the model or version is not known, or has a rollout."""
-    model = _model(url, ask.model, catalog)
+    jobs = _jobs(url) if job is None else [job]
+    model = _model(jobs, ask.model)
     known = [version.id for version in model.versions]
     if ask.version not in known:
         raise SpecError(
@@ -66,7 +80,27 @@ def start(url: str, ask: Ask, catalog: Catalog | None = None) -> Heard:
         made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, auto=ask.auto, unit=ask.unit)
         return document.started(steering, made)
 
-    return _change(url, ask.model, decide)
+    heard = _change(url, ask.model, decide)
+    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs if job is None else [job, *_jobs(url)]))
+
+
+def _undecided(url: str, ask: Ask, jobs: Sequence[Job]) -> str | None:
+    """Why the guard of quality can't decide; None: it can, or was not asked for, or no job is known yet."""
+    policies = [job.policy for job in jobs if job.policy is not None and ask.model in job.catalog.models]
+    if "quality" not in ask.guards or not policies:
+        return None
+    live, tasks = steering(url).live, [task for policy in policies for task in policy.tasks.values()]
+    scorers = [scorer for task in tasks if task.sample_share > 0 for scorer in task.scorers]
+    versions = {name: live.get(name, model.live) for job in jobs for name, model in job.catalog.models.items()}
+    may = judges(url)
+    if any(decides(scorer, versions.get(scorer.model or "", ""), may) for scorer in scorers):
+        return None
+    if scorers:
+        return (
+            "only judges score, and none is known to agree with people well enough; calibrate one (penstock label "
+            "calibrate), or leave quality out of --guard"
+        )
+    return "no task has both `sample:` and `scorers:`; give one both, or leave quality out of --guard"
 
 
 def speak(url: str, model: str, word: Word, why: str = "") -> Heard:
@@ -86,9 +120,14 @@ def standing(url: str, model: str | None) -> list[Standing]:
     there = steering(url).rollouts
     if model is not None and model not in there:
         raise SpecError(f"{model} never had a rollout in {url}; models that had one: {', '.join(there) or 'none'}")
-    cells = measured(url)
+    cells, may_decide = measured(url), judges(url)
     picked = there.values() if model is None else [there[model]]
-    return [Standing(at, judged(at, cells), counts(at, cells)) for at in picked]
+    return [Standing(at, judged(at, cells, may_decide), counts(at, cells)) for at in picked]
+
+
+def judges(url: str) -> frozenset[str]:
+    """Those that may decide, as `judge@version`."""
+    return trusted(read_judges(open_state(url)).values())
 
 
 def measured(url: str) -> list[Cell]:
@@ -119,20 +158,23 @@ def _change(url: str, model: str, decide: Callable[[Steering], Steering]) -> Hea
     return Heard(after.rollouts[model], untold)
 
 
-def _model(url: str, name: str, catalog: Catalog | None) -> Model:
-    """From the catalogue that was named; else as the latest run that has it knows it."""
-    seen: list[str] = []
-    for each in [catalog] if catalog is not None else _catalogs(url):
-        if name in each.models:
-            return each.models[name]
-        seen += each.models
-    known = ", ".join(dict.fromkeys(seen)) or "none"
+def _model(jobs: Sequence[Job], name: str) -> Model:
+    """As the first job that has it knows it."""
+    for job in jobs:
+        if name in job.catalog.models:
+            return job.catalog.models[name]
+    known = ", ".join(dict.fromkeys(each for job in jobs for each in job.catalog.models)) or "none"
     raise SpecError(f"no model is named {name!r}; models: {known}. --job names the job or catalogue file that has it")
 
 
-def _catalogs(url: str) -> Iterable[Catalog]:
-    history = open_history(url)
-    return (history.spec(run.run_id).catalog for run in history.runs())
+def _jobs(url: str) -> list[Job]:
+    """Of each job's latest run, the latest first."""
+    history, found = open_history(url), dict[str, Job]()
+    for run in history.runs():
+        if run.name not in found:
+            spec = history.spec(run.run_id)
+            found[run.name] = Job(spec.catalog, spec.policy)
+    return list(found.values())
 
 
 def me() -> str:

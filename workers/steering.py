@@ -7,10 +7,11 @@ fails is told once: the lanes go on with what they were told last.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import msgspec
 
+from penstock.connectors.calibrations import read_judges
 from penstock.connectors.documents import Tag
 from penstock.connectors.measured import Registry
 from penstock.connectors.state import open_state
@@ -22,6 +23,7 @@ from penstock.engine.policy import Experiment
 from penstock.engine.steering import document, rollout
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import judged
+from penstock.engine.steering.judges import trusted
 from penstock.engine.steering.rollout import Rollout
 from penstock.engine.steering.trials import broken
 from penstock.engine.steering.turn import Turn
@@ -55,6 +57,7 @@ class Steersman:
         note: Callable[[str], None],
         experiments: Sequence[Experiment] = (),
     ) -> None:
+        self._url = url
         self._file = SteeringFile(url)
         self._catalog = catalog
         self._reading = reading
@@ -145,22 +148,23 @@ class Steersman:
 
     def _decide(self, running: list[Rollout], trials: list[Experiment], now: float) -> bool:
         """Was anything decided? By us, or by somebody who was faster."""
-        cells = list(self._reading())
-        due = [at for at in running if rollout.see(at, judged(at, cells, bounds=False), now) is not None]
-        moves = [(at, after) for at in due if (after := rollout.see(at, judged(at, cells), now)) is not None]
+        cells, judges = list(self._reading()), trusted(read_judges(open_state(self._url)).values())
+        due = [at for at in running if rollout.see(at, judged(at, cells, judges, bounds=False), now) is not None]
+        moves = [(at, after) for at in due if (after := rollout.see(at, judged(at, cells, judges), now)) is not None]
         if moves:
             self._file.change(lambda steering: _moved(steering, moves))
-        stops = [(each.id, why) for each in trials if (why := _broken(each, cells)) is not None]
+        stops = [(each.id, why) for each in trials if (why := _broken(each, cells, judges)) is not None]
         for name, why in stops:
             self._file.change(lambda steering, name=name, why=why: _stopped(steering, name, why, now))
             self._note(f"experiment {name} is stopped, all get its first arm: {why}")
         return bool(moves or stops)
 
 
-def _broken(experiment: Experiment, cells: list[Cell]) -> str | None:
+def _broken(experiment: Experiment, cells: list[Cell], judges: Collection[str]) -> str | None:
     """Which guardrail some arm has broken."""
-    told = broken(experiment, cells)
-    return next((f"arm {arm}: {e.why}" for arm, each in told.items() for e in each if e.decision == "fail"), None)
+    told = broken(experiment, cells, judges)
+    failed = ((arm, e) for arm, each in told.items() for e in each if e.decision == "fail" and not e.informs)
+    return next((f"arm {arm}: {e.why}" for arm, e in failed), None)
 
 
 def _stopped(steering: Steering, name: str, why: str, now: float) -> Steering | None:

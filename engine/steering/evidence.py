@@ -14,7 +14,7 @@ Of cells whose `experiment` is the rollout and whose `arm` is `baseline-N` or `c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -26,6 +26,7 @@ from penstock.engine.measure.guards import Guard, Verdict, judge_arms, judge_mom
 from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
 from penstock.engine.steering import words
+from penstock.engine.steering.judges import is_judge
 from penstock.engine.steering.rollout import BASELINE, Rollout, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
@@ -63,17 +64,22 @@ def guards(names: Sequence[str], max_items: int | None = None) -> tuple[Guard, .
 
 
 class View(NamedTuple):
-    """What a guard looks at. `base`: what the base is called. `bounds`: is `worst` asked for?"""
+    """What a guard looks at. `base`: what the base is called. `bounds`: is `worst` asked for? `trusted`: judges that
+    may decide, as `judge@version`; others inform."""
 
     sides: Mapping[Key, Sides]
     base: str
     stage: int = 0
     bounds: bool = True
+    trusted: Collection[str] = ()
 
 
-def judged(rollout: Rollout, cells: Iterable[Cell], *, bounds: bool = True) -> tuple[Told, ...]:
-    """What each guard says now; of quality, by each scorer. `bounds=False`: without `worst`, and sooner."""
-    return compared(rollout.guards, View(_sides(rollout, cells), rollout.baseline, rollout.stage, bounds))
+def judged(
+    rollout: Rollout, cells: Iterable[Cell], trusted: Collection[str] = (), *, bounds: bool = True
+) -> tuple[Told, ...]:
+    """What each guard says now; of quality, by each scorer. `trusted`: judges that may decide. `bounds=False`: without
+    `worst`, and sooner."""
+    return compared(rollout.guards, View(_sides(rollout, cells), rollout.baseline, rollout.stage, bounds, trusted))
 
 
 def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
@@ -142,16 +148,15 @@ def _coins(good: int, items: int) -> Sample:
 
 
 def _quality(guard: Guard, view: View) -> list[Told]:
-    """Scores count by the scorer's name and version. With none yet, the guard goes on."""
+    """Scores count by the scorer's name and version. With none that may decide, the guard goes on."""
     found = scored(view.sides)
-    if not found:
-        return [Told(guard.name, "go on", 0, None, None, f"{guard.name}: no item was scored yet")]
-    shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(found))
-    told: list[Told] = []
+    deciding = [scorer for scorer in found if not is_judge(scorer) or scorer in view.trusted]
+    shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / max(1, len(deciding)))
+    told = [] if deciding else [Told(guard.name, "go on", 0, None, None, words.undecidable(guard, judges=bool(found)))]
     for scorer, strata in sorted(found.items()):
         verdict, seen = _arms(shared, view, strata), words.means(strata.values())
         why = words.of_scores(shared, verdict, seen, scorer, view.base)
-        told.append(_told(f"{guard.name} {scorer}", verdict, why))
+        told.append(_told(f"{guard.name} {scorer}", verdict, why, informs=scorer not in deciding))
     return told
 
 
@@ -209,6 +214,8 @@ def _moments(cells: Sequence[Cell], of: Callable[[Cell], Moments]) -> Moments:
     return total
 
 
-def _told(name: str, verdict: Verdict, why: str) -> Told:
+def _told(name: str, verdict: Verdict, why: str, *, informs: bool = False) -> Told:
     worst = verdict.worst if math.isfinite(verdict.worst) else None
-    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, why)
+    if informs:
+        why += words.INFORMS
+    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, why, informs)

@@ -50,6 +50,8 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     worst: float | None
     """That can't be ruled out. None: nothing is known."""
     why: str
+    informs: bool = False
+    """It decides nothing: its scorer is a judge that was not calibrated (`judges.py`)."""
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -134,15 +136,16 @@ def begin(
 
 def see(rollout: Rollout, told: Sequence[Told], now: float) -> Rollout | None:
     """The guards were asked. None: nothing is to be decided."""
-    if rollout.state != "running" or not told:
+    deciding = [each for each in told if not each.informs]
+    if rollout.state != "running" or not deciding:
         return None
-    failed = [each for each in told if each.decision == "fail"]
+    failed = [each for each in deciding if each.decision == "fail"]
     if failed:
         why = "; ".join(each.why for each in failed)
         if rollout.auto:
             return _next(rollout, "rolled_back", "rolled_back", rollout.stage, PENSTOCK, now, why, told)
         return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
-    if any(each.decision != "pass" for each in told):
+    if any(each.decision != "pass" for each in deciding):
         return None
     if rollout.auto:
         return _forward(rollout, PENSTOCK, now, "every guard passed", told)

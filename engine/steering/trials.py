@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -50,10 +50,10 @@ class Seen(msgspec.Struct, frozen=True):
     """None: no answers yet."""
 
 
-def look(experiment: Experiment, cells: Iterable[Cell]) -> Seen:
-    """All that is known of it."""
+def look(experiment: Experiment, cells: Iterable[Cell], trusted: Collection[str] = ()) -> Seen:
+    """All that is known of it. `trusted`: judges that may decide."""
     by_arm = _by_arm(experiment, cells)
-    told = broken(experiment, cells, by_arm)
+    told = broken(experiment, cells, trusted, by_arm)
     whole = sum(arm.weight for arm in experiment.arms)
     first = by_arm[experiment.arms[0].name]
     arms = tuple(
@@ -65,7 +65,10 @@ def look(experiment: Experiment, cells: Iterable[Cell]) -> Seen:
 
 
 def broken(
-    experiment: Experiment, cells: Iterable[Cell], by_arm: dict[str, list[Cell]] | None = None
+    experiment: Experiment,
+    cells: Iterable[Cell],
+    trusted: Collection[str] = (),
+    by_arm: dict[str, list[Cell]] | None = None,
 ) -> dict[str, tuple[Told, ...]]:
     """What the guardrails say of each arm but the first; the arms share a guardrail's alarm rate."""
     found = _by_arm(experiment, cells) if by_arm is None else by_arm
@@ -74,10 +77,11 @@ def broken(
         msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / len(others))
         for guard in guards(experiment.guardrails)
     ]
-    return {
-        arm.name: compared(chosen, View(_beside(found[first.name], found[arm.name]), f"arm {first.name}", bounds=False))
-        for arm in others
-    }
+
+    def view(arm: str) -> View:
+        return View(_beside(found[first.name], found[arm]), f"arm {first.name}", bounds=False, trusted=trusted)
+
+    return {arm.name: compared(chosen, view(arm.name)) for arm in others}
 
 
 def _by_arm(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, list[Cell]]:

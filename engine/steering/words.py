@@ -14,6 +14,8 @@ from typing import NamedTuple
 from penstock.engine.measure.allocated import Stratum
 from penstock.engine.measure.guards import Guard, Verdict
 
+INFORMS = "; it informs only, for this judge is not calibrated on people's labels"
+
 
 class Means(NamedTuple):
     """Of the two arms. `n`: values of the other one."""
@@ -41,6 +43,13 @@ def of_scores(guard: Guard, verdict: Verdict, seen: Means | None, scorer: str, b
         return f"{name}: nothing to compare yet"
     numbers = f"{seen.other:.2f} against {seen.base:.2f} of {base} over {seen.n:,} scored items"
     return f"{name}: {numbers}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
+
+
+def undecidable(guard: Guard, *, judges: bool) -> str:
+    """No scorer may decide. `judges`: there are scores of judges that inform."""
+    if judges:
+        return f"{guard.name}: no scorer may decide, only judges that are not calibrated (penstock label calibrate)"
+    return f"{guard.name}: no item was scored yet"
 
 
 def of_shares(guard: Guard, verdict: Verdict, seen: Means | None, base: str) -> str:

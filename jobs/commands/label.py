@@ -55,6 +55,7 @@ def label() -> None:
       penstock label job.yaml                 what the job's `review:` chose
       penstock label rows.jsonl --choices a,b rows, for a set of true answers
       penstock label show job.yaml            who said what; how far they agree
+      penstock label calibrate job.yaml       which judges may decide about a rollout
       penstock label export job.yaml out.csv  for another labelling tool, and
       penstock label import job.yaml out.csv  back again
     """
@@ -102,6 +103,43 @@ def show(run: shared.Named, state: str | None, as_json: bool, choices: str | Non
         return exits.DONE
     _tell_unshown(at)
     for part in told.parts(summary):
+        shared.console().print(part)
+    return exits.DONE
+
+
+@label.command()
+@shared.run_argument
+@shared.state_option
+@shared.json_option
+@by_option
+def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> int:
+    """Hold the judges of RUN (the latest by default) against what people said of the same answers, and keep it.
+
+    A judge that agrees with people decides about rollouts and experiments from then on, in running jobs too; any other
+    informs only. The bar: at least 50 labelled answers, 10 right and 10 wrong ones among them, and kappa's lower end at
+    0.6 or above. A new model, rubric or prompt of the judge needs a new calibration.
+    """
+    from penstock.connectors.calibrations import write_judges
+    from penstock.connectors.state import open_state
+    from penstock.engine.steering.judges import lacks
+    from penstock.jobs.feedback.reading import stamp
+    from penstock.jobs.people import calibrating
+
+    at = _work(run, state, None)
+    if not at.run_id:
+        raise SpecError(
+            "a judge is held against labels of a run's answers: name the run or its job, not a file of rows"
+        )
+    said = at.labels.said()
+    found = calibrating.calibrated(outputs_of(run, state), at.listed, said, by, stamp(time.time()))
+    if not found:
+        raise SpecError(f"{at.name}: no judge scored an answer that people labelled; `penstock label` labels them")
+    write_judges(open_state(at.url), found)
+    _record(at, by, len(said), "calibration", {each.scorer: lacks(each) or "may decide" for each in found})
+    if as_json:
+        shared.print_json(found)
+        return exits.DONE
+    for part in calibrating.parts(found):
         shared.console().print(part)
     return exits.DONE
 
@@ -164,10 +202,12 @@ def _tell_unshown(at: _Work) -> None:
         click.echo(f"{at.listed.more:,} more were chosen than one list holds", err=True)
 
 
-def _record(at: _Work, by: str, count: int, source: str) -> None:
+def _record(at: _Work, by: str, count: int, source: str, judges: dict[str, str] | None = None) -> None:
+    """`judges`: `judge@version` → whether it may decide."""
     from penstock.jobs.audited import record
     from penstock.jobs.history import open_history
 
     if count:
-        facts = {"of": at.name, "by": by, "labels": count, "all": len(at.labels.history()), "source": source}
+        facts: dict[str, object] = {"of": at.name, "by": by, "labels": count, "all": len(at.labels.history())}
+        facts |= {"source": source} | ({"judges": judges} if judges is not None else {})
         record(open_history(at.url), "label", at.run_id, facts)

@@ -78,12 +78,11 @@ def start(
     100 at the end of --stages is the promotion: where all have the new version, nobody is left to compare it with.
     """
     from penstock.jobs import rollouts
-    from penstock.jobs.spec import load_catalog
+    from penstock.jobs.spec import load_either
 
     names = tuple(name.strip() for name in guard.split(",") if name.strip())
     ask = rollouts.Ask(model, version, _shares(stages), names, items, not manual, unit)
-    heard = rollouts.start(shared.state_url(state), ask, None if job is None else load_catalog(job))
-    return _say(heard)
+    return _say(rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job))))
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -270,6 +269,8 @@ def _say(heard: Heard) -> int:
     click.echo(f"{at.model} {at.baseline} → {at.candidate}: {_WORDS.get(last.what, last.what)}; {now}")
     if heard.untold is not None:
         click.echo(f"note: this is not in the audit log yet; the next run writes it: {heard.untold}", err=True)
+    if heard.undecided is not None:
+        click.echo(f"note: the guard of quality can pass or fail no stage: {heard.undecided}", err=True)
     if at.active:
         click.echo(f"next: penstock rollout show {at.model}, penstock rollback {at.model}")
     return exits.DONE
@@ -304,7 +305,8 @@ def _guards(told: Iterable[Told]) -> RenderableType:
     for name in ("guard", "says", "items", "difference", "may be as bad as"):
         table.add_column(name, justify="right" if name == "items" else "left")
     for each in told:
-        table.add_row(each.guard, each.decision, f"{each.items:,}", *_numbers(each))
+        says = f"{each.decision} (informs only)" if each.informs else each.decision
+        table.add_row(each.guard, says, f"{each.items:,}", *_numbers(each))
     return table
 
 

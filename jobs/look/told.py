@@ -167,6 +167,7 @@ class SampleTold(msgspec.Struct, frozen=True):
     item_id: str
     task: str | None = None
     scorer: str = ""
+    scorer_version: str = ""
     score: float = 0.0
     passed: bool = False
     judge_model: str | None = None
@@ -178,9 +179,9 @@ class SampleTold(msgspec.Struct, frozen=True):
     """`shadow`: of another model's answer to the same request; `cascade`: of one that was not believed."""
     signal: float | None = None
     """Of a cascade: how sure the answer was."""
-
     signal_by: str | None = None
     """Of a judge that was its signal: the judge's version."""
+
 
 def nano(usd: float) -> int:
     """Dollars as a record writes them (nine decimals at most) → whole nano-dollars."""

@@ -14,6 +14,7 @@ import msgspec
 from penstock.connectors.settings import Connection
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
+from penstock.engine.policy import Policy
 from penstock.jobs.spec import compiler
 from penstock.jobs.spec.describe import describe, missing_secrets, warnings
 from penstock.jobs.spec.digest import changed
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "load_catalog",
     "load_connection",
+    "load_either",
     "missing_secrets",
     "schema",
     "warnings",
@@ -54,11 +56,19 @@ def load(
 
 def load_catalog(path: str | os.PathLike[str], *, sets: Mapping[str, str] | None = None) -> Catalog:
     """The catalogue of a job file, or a catalogue file by itself (it has no `source`). Raises `SpecError`."""
+    return load_either(path, sets=sets)[0]
+
+
+def load_either(
+    path: str | os.PathLike[str], *, sets: Mapping[str, str] | None = None
+) -> tuple[Catalog, Policy | None]:
+    """The same, with the policy where it is a job file. Raises `SpecError`."""
     name = os.fspath(path)
     doc = compiler.read(name)
     if "source" in doc.data or "catalog" in doc.data:
-        return load(path, sets=sets).catalog
-    return compiler.compile_shared(doc, os.path.dirname(os.path.abspath(name)))
+        spec = load(path, sets=sets)
+        return spec.catalog, spec.policy
+    return compiler.compile_shared(doc, os.path.dirname(os.path.abspath(name))), None
 
 
 def load_connection(path: str | os.PathLike[str], name: str) -> Connection:

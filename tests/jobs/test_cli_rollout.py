@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.connectors.base import Raw
+from penstock.connectors.calibrations import write_judges
 from penstock.connectors.measured import Registry
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.reading.replay import ReplayIntake
@@ -18,8 +19,11 @@ from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import Item
+from penstock.engine.judging import judge_version
+from penstock.engine.measure.agreement import agreement
 from penstock.engine.registry import document as registry_document
 from penstock.engine.steering.document import Steering
+from penstock.engine.steering.judges import Calibration
 from penstock.jobs import requeue, rollouts
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
@@ -105,6 +109,46 @@ def test_show_says_what_the_guards_say_and_why_it_came_here(here: Path, capsys: 
     assert call(["rollout", "show", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert [guard["decision"] for guard in told["guards"]] == ["fail", "go on"]
+
+
+JUDGE = "{type: judge, model: small, rubric: Kind.}"
+
+
+@pytest.mark.parametrize(
+    ("measured", "word"),
+    [
+        ("sample: 1.0\nscorers: [exact]", None),
+        (f"sample: 1.0\nscorers: [{JUDGE}, exact]", None),
+        (f"sample: 1.0\nscorers: [{JUDGE}]", "penstock label calibrate"),
+        ("scorers: [exact]", "no task has both `sample:` and `scorers:`"),
+        ("sample: 1.0", "no task has both `sample:` and `scorers:`"),
+    ],
+)
+def test_a_rollout_that_nothing_can_decide_about_is_told_so_when_it_starts(
+    here: Path, capsys: pytest.CaptureFixture[str], measured: str, word: str | None
+) -> None:
+    there = 'sample: 1.0\nscorers: [{type: exact, expected: "{{ label }}"}]'
+    assert there in JOB
+    (here / "job.yaml").write_text(JOB.replace(there, measured))
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    assert ("note: the guard of quality can pass or fail no stage" in (said := capsys.readouterr().err)) == bool(word)
+    assert word is None or word in said
+    assert call(["rollback", "small"]) == 0
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml", "--guard", "cost"]) == 0
+    assert "guard of quality" not in capsys.readouterr().err
+
+
+def test_a_judge_that_is_calibrated_decides_and_no_word_is_needed(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "job.yaml").write_text(JOB.replace('{type: exact, expected: "{{ label }}"}', JUDGE))
+    spec, agreed = load(here / "job.yaml"), agreement([[60, 0], [0, 40]])
+    (scorer,) = spec.policy.tasks["default"].scorers
+    assert agreed is not None
+    known = Calibration(f"judge@{judge_version(scorer, 'v1')}", "small", 60, 40, agreed, "run", "now", "ann")
+    write_judges(open_state(spec.state), [known])
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    assert "guard of quality" not in capsys.readouterr().err
 
 
 def test_what_makes_no_sense_is_refused_with_the_way_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,10 @@ import msgspec
 import pytest
 
 from penstock.connectors.audit import open_audit
+from penstock.connectors.calibrations import read_judges
 from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError
+from penstock.jobs import rollouts
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
@@ -267,6 +269,39 @@ def test_agreement_is_told_between_people_and_with_the_judge(folder: Path, capsy
         "item-2": "other",
         "item-3": "delivery",
     }
+
+
+def judged_run(folder: Path, wrong: int, noticed: int) -> None:
+    """A hundred answers, of which ann calls so many wrong, and the judge notices so many of these."""
+    write(folder / "out.jsonl", [result(n, "billing") for n in range(100)])
+    made = [sample(n, float(n >= noticed), "billing", judge_model="opus", scorer="judge") for n in range(100)]
+    made += [sample(n, 1.0, "billing", judge_model="opus", scorer="judge pairwise") for n in range(100)]
+    write(folder / "quality.jsonl", [{**each, "scorer_version": "abc"} for each in made])
+    put(folder, "ann", {n: "other" if n < wrong else "billing" for n in range(100)})
+    put(folder, "ben", {n: "other" for n in range(2)})  # the same says of some: an answer counts once
+
+
+@pytest.mark.parametrize(
+    ("noticed", "verdict"), [(28, "yes"), (10, "opus informs only: the lower end of its kappa is 0.23")]
+)
+def test_a_judge_is_held_against_labels_and_may_decide_where_it_agrees_with_people(
+    folder: Path, capsys: pytest.CaptureFixture[str], noticed: int, verdict: str
+) -> None:
+    judged_run(folder, 30, noticed)
+    assert call(["label", "calibrate", "job.yaml"]) == 0
+    assert verdict in " ".join(capsys.readouterr().out.split())
+    state = job_spec.load("job.yaml").state
+    (found,) = read_judges(open_state(state)).values()  # the judge of pairs is not among them
+    assert (found.scorer, found.model, found.right, found.wrong) == ("judge@abc", "opus", 70, 30)
+    assert (rollouts.judges(state) == {"judge@abc"}) == (noticed == 28)
+    last = list(open_audit(state).entries())[-1]
+    assert last.kind == "label"
+    assert b'"judge@abc"' in bytes(last.facts)
+
+
+def test_a_judge_nobody_labelled_can_not_be_calibrated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["label", "calibrate", "job.yaml"]) != 0
+    assert "no judge scored an answer that people labelled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out-labels.jsonl"])

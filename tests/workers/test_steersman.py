@@ -10,15 +10,18 @@ import msgspec
 import pytest
 
 from penstock.connectors.audit import open_audit
+from penstock.connectors.calibrations import write_judges
 from penstock.connectors.documents import Absent, Tag
 from penstock.connectors.state import FolderState, open_state
 from penstock.connectors.steering import KEY, SteeringFile
 from penstock.engine.catalog import Account, Catalog, Model, Version
 from penstock.engine.errors import Corrupt, SpecError, Temporary
 from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.measure.agreement import agreement
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import guards, judged
+from penstock.engine.steering.judges import Calibration
 from penstock.engine.steering.rollout import Rollout, begin, said
 from penstock.engine.steering.turn import Turn
 from penstock.workers.fleet import first_pools
@@ -149,6 +152,28 @@ async def test_a_worse_version_is_taken_back_by_whoever_looks_first_and_told_to_
     entries = [entry for entry in open_audit(url).entries() if entry.kind == "rollback"]
     assert len(entries) == 1
     assert b'"guard":"quality exact@1"' in bytes(entries[0].facts)
+
+
+async def test_a_judge_decides_from_the_moment_on_that_it_is_calibrated(tmp_path: Path) -> None:
+    """Calibrated or not is read with each look: running jobs hear of it. Until then it informs."""
+    at, url = rolling(), str(tmp_path)
+    SteeringFile(url).change(lambda now: document.started(now, at))
+    cells = [cell(at, "baseline", 3_600, 3_100), cell(at, "candidate", 400, 300)]
+    for each in cells:
+        each.scores = {"judge@1": each.scores["exact@1"]}
+    seat = Seat(url, cells)
+    await seat.hand.first(seat.lanes.steer)
+    await seat.look()
+    assert seat.last == at
+    agreed = agreement([[60, 0], [0, 40]])
+    assert agreed is not None
+    known = Calibration("judge@1", "opus", 60, 40, agreed, "run", "now", "ann")
+    write_judges(open_state(url), [msgspec.structs.replace(known, scorer="judge@2")])
+    await seat.look()
+    assert seat.last == at  # that is another judge
+    write_judges(open_state(url), [known])
+    await seat.look()
+    assert seat.last.state == "rolled_back"
 
 
 async def test_stages_go_forward_one_by_one_however_many_drivers_look(tmp_path: Path) -> None:

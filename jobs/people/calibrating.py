@@ -1,0 +1,74 @@
+"""Judges held against people: each judge's verdicts beside what people said of the same answers of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from penstock.engine.measure.agreement import agreement, tally_labels
+from penstock.engine.quality import JUDGES, normal
+from penstock.engine.steering.judges import Calibration, lacks
+from penstock.jobs.feedback.told import sure
+from penstock.jobs.look import told
+from penstock.jobs.look.reading import Outputs
+from penstock.jobs.people.labels import Said, is_right
+from penstock.jobs.people.review import Listed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Judge = tuple[str, str]
+"""(`judge@version`, its model)."""
+_WORDS = ("right", "wrong")
+
+
+def calibrated(outputs: Outputs, listed: Listed, said: Said, by: str, at: str) -> list[Calibration]:
+    """Of each judge that scored an answer which people labelled. `at`: ISO 8601, UTC.
+
+    A judge of pairs is none of them: it says which of two answers is better, and people were not asked that.
+    """
+    people = _people(listed, said)
+    found: list[Calibration] = []
+    for (scorer, model), passed in sorted(_verdicts(outputs).items()):
+        pairs = [(_WORDS[not right], _WORDS[not passed[item]]) for item, right in people.items() if item in passed]
+        agreed = agreement(tally_labels(pairs, _WORDS))
+        if agreed is not None:
+            right = sum(word == "right" for word, _ in pairs)
+            found.append(Calibration(scorer, model, right, len(pairs) - right, agreed, outputs.status.run_id, at, by))
+    return found
+
+
+def _people(listed: Listed, said: Said) -> dict[str, bool]:
+    """Item → do most people call its answer right? Evenly split ones are left out."""
+    answers, votes = {item.item_id: item.answer for item in listed.items}, dict[str, int]()
+    for (item, _), label in said.items():
+        if item in answers:
+            votes[item] = votes.get(item, 0) + (1 if is_right(label, answers[item], normal) else -1)
+    return {item: vote > 0 for item, vote in votes.items() if vote}
+
+
+def _verdicts(outputs: Outputs) -> dict[Judge, dict[str, bool]]:
+    """Of judges of single answers, on results: item → did it pass?"""
+    models = {block.item_id: (block.model, block.model_version) for block in told.blocks(outputs.records("results"))}
+    found: dict[Judge, dict[str, bool]] = {}
+    for sample in told.samples(outputs.records("quality")):
+        of_result = models.get(sample.item_id) == (sample.model, sample.model_version)
+        if sample.scorer == JUDGES[0] and sample.judge_model and of_result:
+            judge = f"{sample.scorer}@{sample.scorer_version}", sample.judge_model
+            found.setdefault(judge, {})[sample.item_id] = sample.passed
+    return found
+
+
+def parts(found: list[Calibration]) -> Iterator[Table | str]:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("judge", "version", "answers", "same", "beyond chance (kappa)", "may decide"):
+        table.add_column(name, overflow="fold")
+    for each in found:
+        kappa, rate = each.agreement.kappa, each.agreement.rate
+        beyond = "–" if kappa is None else sure(kappa.mean, kappa)
+        version, verdict = each.scorer.partition("@")[2], "yes" if lacks(each) is None else "no"
+        table.add_row(each.model, version, f"{each.agreement.items:,}", sure(rate.mean, rate), beyond, verdict)
+    yield table
+    yield from (f"{each.model} informs only: {why}" for each in found if (why := lacks(each)) is not None)
