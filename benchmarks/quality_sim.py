@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.engine.flow.cells import Scored
 from penstock.engine.measure.betting import Side, log_factors, log_mixed
 from penstock.engine.measure.cascade import Threshold, calibrate
 from penstock.engine.measure.differences import arms_interval
@@ -25,6 +26,8 @@ from penstock.engine.measure.moments import FEWEST, TUNED_FOR
 from penstock.engine.measure.sample import DIFFERENCE, STEPS, UNIT, Sample, Support, sample_of
 from penstock.engine.measure.split import mismatch
 from penstock.engine.quality import proportion_interval
+from penstock.engine.registry.standing import fallen
+from penstock.engine.registry.windows import Window, grow
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, int], Floats]
@@ -224,6 +227,23 @@ def drift(rng: np.random.Generator, runs: int) -> None:
     for after in (0.92, 0.90, 0.85):
         delays = [_delay(fresh, rng, after) for _ in range(short)]
         print(f"  falls to {after}: noticed after {np.median(delays):.0f} items (median), 95 % by {_p95(delays):.0f}")
+    print("  the same by the registry's windows, as cascades are watched:")
+    cried = np.mean([_fallen_after(rng, 0.95, 10_000) is not None for _ in range(short)])
+    print(f"  true quality 0.95 for 10,000 items: {cried:.1%} cried out ({short} runs)")
+    for after in (0.92, 0.90, 0.85):
+        delays = [_fallen_after(rng, after, 10_000, before=1_000) or math.inf for _ in range(short)]
+        print(f"  falls to {after}: noticed after {np.median(delays):.0f} items (median), 95 % by {_p95(delays):.0f}")
+
+
+def _fallen_after(rng: np.random.Generator, quality: float, most: int, *, before: int = 0) -> int | None:
+    """Looked at every 20 items, after so many of 0.97."""
+    windows: list[Window] = []
+    for n in range(20, before + most + 1, 20):
+        right = int(rng.binomial(20, 0.97 if n <= before else quality))
+        grow(windows, Scored(right, {step: k for step, k in ((1000, right), (0, 20 - right)) if k}), 0.0)
+        if n > before and fallen([window.scores.sample() for window in windows], 0.95) is not None:
+            return n - before
+    return None
 
 
 def _delay(fresh: Watch, rng: np.random.Generator, after: float) -> float:

@@ -72,7 +72,21 @@ class Explore(msgspec.Struct, frozen=True, omit_defaults=True):
     """At most, in one run."""
 
 
+NEVER = 2.0
+"""A threshold above every signal."""
 Signal = Literal["validity", "logprob", "margin", "agreement", "judge"]
+
+
+class Promise(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a calibration promised of the answers that its cascade accepts."""
+
+    calibration: int
+    """Its version."""
+    scorer: str
+    """Who says what is right: `name@version`, as cells name it."""
+    min_quality: float
+    stops: bool = True
+    """Once it is shown not to hold, no answer but the last model's is taken."""
 
 
 class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -90,6 +104,8 @@ class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
     """`target_name` → its own threshold, as it was calibrated: another version is sure of other things."""
     judge: Scorer | None = None
     """Whose score of the answer is the signal `judge`."""
+    promise: Promise | None = None
+    """Of a calibration that the thresholds came from."""
 
     def bar(self, target: str, by: str = "") -> float:
         """`target`: `model@version`. `by`: the judge's version."""

@@ -7,6 +7,7 @@ and says so once.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -15,9 +16,11 @@ from penstock.connectors.measured import Registry
 from penstock.connectors.state import open_state
 from penstock.engine.errors import Fenced
 from penstock.engine.flow.cells import Cell, decoded, summed
+from penstock.engine.registry.standing import Known
 from penstock.engine.registry.standings import standings
 from penstock.workers.cluster import words
 from penstock.workers.lanes.report import LaneReport
+from penstock.workers.promises import Promises
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
@@ -40,6 +43,9 @@ class Measuring:
         """The run's sums; None: not all of its lanes have spoken."""
         self._changed = False
         self._registry: Registry | None = None
+        self._promises = Promises(spec)
+        self._said: set[str] = set()
+        """Tasks of which it was told that their calibration does not hold."""
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._told = b""
@@ -54,7 +60,8 @@ class Measuring:
             self._changed = True
 
     def see(self, status: RunStatus) -> None:
-        """Bring its cells up to date."""
+        """Bring its cells up to date, and whose calibration does not hold."""
+        status.drifted = {task: drift.why for task, drift in self._promises.broken.items()}
         if self._changed and len(self._cells) == status.lanes:
             self._changed = False
             status.cells = self._own = summed(*self._cells.values())
@@ -70,7 +77,11 @@ class Measuring:
         self._registry = Registry(open_state(self._spec.state), self._spec.run_id, epoch, life)
 
     async def first(self, tell: Tell) -> None:
-        """What others measured decides from the first item on."""
+        """What others measured decides from the first item on. Raises `Corrupt`, `Temporary` where a cascade's
+        calibration may not hold, and that can't be read."""
+        await asyncio.to_thread(self._promises.read)
+        if self._promises.broken:
+            await self._pass_on(msgspec.msgpack.encode(Known((), self._promises.stopped)), tell)
         await self._look(tell)
 
     def look(self, tell: Tell, now: float) -> None:
@@ -108,11 +119,20 @@ class Measuring:
             self._trouble = told
             return
         self._trouble = ""
+        await self._pass_on(found, tell)
+
+    async def _pass_on(self, found: bytes, tell: Tell) -> None:
+        for task, drift in self._promises.broken.items():
+            if task not in self._said:
+                self._said.add(task)
+                self._note(self._promises.told(drift))
         if found != self._told:
             await tell(found)
             self._told = found
 
     def _exchange(self, registry: Registry) -> bytes:
-        """Standings, for the lanes. In a thread: they take milliseconds of the driver's loop."""
+        """`Known`, for the lanes. In a thread: standings take milliseconds of the driver's loop."""
         shared = registry.read() if self._own is None else registry.tell(self._own)
-        return msgspec.msgpack.encode(standings(shared, self._spec.catalog, self._spec.policy))
+        self._promises.look(shared, time.time())
+        known = Known(standings(shared, self._spec.catalog, self._spec.policy), self._promises.stopped)
+        return msgspec.msgpack.encode(known)

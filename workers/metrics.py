@@ -67,6 +67,9 @@ LANE: dict[Name, Declared] = {
 DRIVER: dict[Name, Declared] = {
     "budget_usd": Declared("gauge", "The run's money: limit, spent, forfeit", ("job", "state")),
     "quality": Declared("gauge", "Mean score of the samples, 95 % bounds", ("task", "model_version", "bound")),
+    "cascade_drifted": Declared(
+        "gauge", "1: accepted answers fall short of what calibration promised", ("job", "task")
+    ),
     "gpu_idle_usd": Declared("gauge", "Hours of own engines that no call has paid for"),
     "second_payments_bound": Declared("gauge", "The most second payments that this run's crashes explain", ("job",)),
 }
@@ -298,6 +301,8 @@ class DriverMetrics:
         for (task, model), around in _bounds(status.cells).items():
             for bound, value in (("mean", around.mean), ("low", around.low), ("high", around.high)):
                 self._metrics.set("quality", value, task, model, bound)
+        for task in status.drifted:
+            self._metrics.set("cascade_drifted", 1, self._job, task)
 
 
 def _bounds(cells: list[Cell]) -> dict[tuple[str, str], Interval]:

@@ -58,5 +58,7 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     resumed: bool = False
     notes: list[str] = msgspec.field(default_factory=list[str])
     """Things worth telling: a lane moved, an engine restarted, a budget nearly used."""
+    drifted: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    """Task → why the calibration of its cascade does not hold any more."""
     epoch: int = 0
     """Of the command that tells this: what an older one says, after it was taken over, is not news."""

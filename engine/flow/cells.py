@@ -23,6 +23,7 @@ from penstock.engine.flow.tally import TaskTally, add_counts
 from penstock.engine.items import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
+from penstock.engine.policy import Promise
 
 CellRole = Literal["", "shadow", "judge", "idle"]
 Key = tuple[str, str, str, str, str, CellRole, str, str]
@@ -117,6 +118,8 @@ class Cell(msgspec.Struct, omit_defaults=True):
 
     @property
     def key(self) -> Key:
+    accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
+    """Version of a cascade's calibration → scores of those that it accepted, by the scorer that it names."""
         return self.task, self.model, self.version, self.prompt, self.price, self.role, self.experiment, self.arm
 
     @property
@@ -136,7 +139,9 @@ class Cell(msgspec.Struct, omit_defaults=True):
         return Moments(self.items, mean, max(0.0, self.cost_square - mean * self.cost_nano))
 
 
-_SUMS = tuple(name for name in Cell.__struct_fields__[8:] if name not in ("failures", "scores"))
+COUNTED = frozenset({"failures", "scores", "accepted"})
+"""Fields that are counts by name."""
+_SUMS = tuple(name for name in Cell.__struct_fields__[8:] if name not in COUNTED)
 
 
 def cells_in(chunks: Mapping[str, bytes]) -> list[Cell]:
@@ -153,7 +158,8 @@ def decoded(data: bytes) -> list[Cell]:
 
 
 class Cells:
-    """A lane's cells. `rows` is what its progress holds; `prompts`: task → prompt version."""
+    """A lane's cells. `rows` is what its progress holds; `prompts`: task → prompt version; `promises`: task → what its
+    cascade's calibration promised."""
 
     def __init__(
         self,
@@ -168,10 +174,12 @@ class Cells:
         self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)
         """Experiments and rollouts, the one that was added to last at the end."""
 
+        promises: Mapping[str, Promise] | None = None,
     def result(self, result: Result) -> None:
         attempts = result.attempts
         if not attempts:
             return
+        self._promises = promises or {}
         task, prompt, price = result.route.task, result.prompt_version, result.price_version
         key: Key = (task, result.model, result.model_version, prompt, price, "", result.experiment, result.arm)
         own = self.at(key)
@@ -193,6 +201,11 @@ class Cells:
             at.results += 1
             for score in shadow.scores:
                 _score(at, score)
+        promise = self._promises.get(task) if result.signal is not None else None
+        if promise is not None:
+            for score in result.scores:
+                if f"{score.scorer}@{score.scorer_version}" == promise.scorer:
+                    own.accepted.setdefault(promise.calibration, Scored()).add(score)
 
     def dead(self, dead: DeadLetter) -> None:
         """An item without a result counts as one at each model that was asked."""
@@ -333,6 +346,8 @@ def summed(*parts: Iterable[Cell]) -> list[Cell]:
 
 
 def quality_rows(cells: Iterable[Cell]) -> list[TaskTally]:
+        for calibration, scored in cell.accepted.items():
+            add_scores(mine.accepted.setdefault(calibration, Scored()), scored, sign)
     """Scores by (task, model@version, scorer), in this order; prompts, prices and arms together, shadows apart."""
     rows: dict[tuple[str, str, str], TaskTally] = {}
     for cell in cells:

@@ -116,6 +116,8 @@ class Climb:
 def _said(cascade: Cascade, level: float | None, bar: float, *, valid: bool) -> str:
     if cascade.signal == "validity":
         return "valid" if level else "not valid"
+    if bar > 1.0 and valid:
+        return "no threshold holds for it" + (f" ({cascade.signal} {level:.3g})" if level is not None else "")
     if level is None:
         return (
             "not valid"
@@ -124,6 +126,4 @@ def _said(cascade: Cascade, level: float | None, bar: float, *, valid: bool) -> 
             if cascade.signal == "judge"
             else f"it tells no {cascade.signal}"
         )
-    if bar > 1.0:
-        return f"{cascade.signal} {level:.3g}, and no threshold holds for it"
     return f"{cascade.signal} {level:.3g} {'≥' if level >= bar - SURE else '<'} {bar:g}"

@@ -168,8 +168,8 @@ class Flights:
 
     def _climb(self, slot: Slot, answer: Answer, now: float, *, valid: bool) -> None:
         """A judge is asked first where it is the signal."""
-        judge = self._calls.cascade(slot).judge
-        if judge is not None and valid and self._places.targets.above(slot) is not None:
+        judge, last = self._calls.cascade(slot).judge, self._places.targets.above(slot) is None
+        if judge is not None and valid and not last and self._calls.may_judge(slot):
             self._go_on(slot, self._steps.begin_trial(slot, self._calls.result(slot, answer, now), judge), now)
         else:
             self._believe(slot, answer, SILENT, now, valid=valid)

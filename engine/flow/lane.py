@@ -16,7 +16,7 @@ single items), `inherited` (what the last owner left at workers), `flights`, `en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -45,7 +45,7 @@ from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
 from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
-from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standing import Known
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.turn import Turn
 
@@ -102,7 +102,7 @@ class Lane:
         self.adjusted = saved.adjusted
         self.plan_version = saved.plan_version
         self.chains = Chains() if self.settings.by_key else None
-        self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.prompts)
+        self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.prompts, self._calls.promises)
         self.ends = Ends(self.progress, self.shelf, tally, self.cells, first_price(self.catalog), self.chains)
         self.slots = self.ends.slots
         steps = Steps(self.router, self._calls, self.catalog, tally)
@@ -325,9 +325,11 @@ class Lane:
         self.router.steer(turn)
         self.flights.steered(now)
 
-    def learn(self, standings: Iterable[Standing], now: float) -> None:
-        """How good the models are, as measured: what was not sent yet goes by it as well."""
-        self.router.learn(standings)
+    def learn(self, known: Known, now: float) -> None:
+        """How good the models are, as measured: what was not sent yet goes by it as well. And whose cascade's
+        calibration does not hold any more."""
+        self._calls.drifted = frozenset(known.drifted)
+        self.router.learn(known.standings)
         if not self.router.by_quality:
             return
         for slot in routed_anew(list(self.slots.values()), self.router, self._calls, self.places):

@@ -70,6 +70,10 @@ class Row(msgspec.Struct):
     cell: Cell
 
 
+Watched = tuple[str, str, str, str, str, int]
+"""Of whom scores are kept in the order they came: the fields of `Recent` but its windows."""
+
+
 class Recent(msgspec.Struct):
     """Scores of a model in the order they came, by results and shadows, of all prices and arms."""
 
@@ -79,6 +83,12 @@ class Recent(msgspec.Struct):
     prompt: str
     scorer: str
     windows: list[Window] = msgspec.field(default_factory=list[Window])
+    accepted: int = 0
+    """Version of a cascade's calibration: only those that it accepted, by the scorer that it names. 0: all."""
+
+    @property
+    def key(self) -> Watched:
+        return self.task, self.model, self.version, self.prompt, self.scorer, self.accepted
 
 
 class Measured(msgspec.Struct):
@@ -161,22 +171,24 @@ def _anything(cell: Cell) -> bool:
 
 def _prune(cell: Cell) -> None:
     """What was taken back whole leaves no trace."""
-    for scored in cell.scores.values():
+    for scored in (*cell.scores.values(), *cell.accepted.values()):
         scored.counts = {step: n for step, n in scored.counts.items() if n}
+    cell.accepted = {version: scored for version, scored in cell.accepted.items() if scored.counts}
     cell.scores = {name: scored for name, scored in cell.scores.items() if scored.counts}
     cell.failures = {kind: n for kind, n in cell.failures.items() if n}
 
 
 def _watch(into: Measured, cells: list[Cell], now: float) -> None:
-    more: dict[tuple[str, str, str, str, str], Scored] = {}
+    more: dict[Watched, Scored] = {}
     for cell in cells:
         for scorer, scored in cell.scores.items():
-            key = (cell.task, cell.model, cell.version, cell.prompt, scorer)
-            add_scores(more.setdefault(key, Scored()), scored)
-    known = {(one.task, one.model, one.version, one.prompt, one.scorer): one for one in into.recent}
+            add_scores(more.setdefault((*at, scorer, 0), Scored()), scored)
+        for calibration, scored in cell.accepted.items():
+            add_scores(more.setdefault((*at, "", calibration), Scored()), scored)
+    known = {one.key: one for one in into.recent}
     for key, scored in more.items():
         if key not in known:
-            known[key] = Recent(*key)
+            known[key] = Recent(*key[:-1], accepted=key[-1])
             into.recent.append(known[key])
         grow(known[key].windows, scored, now)
     into.recent = [one for one in into.recent if one.windows]

@@ -63,6 +63,13 @@ class Standing(msgspec.Struct, frozen=True):
         return (self.results / self.items if self.items else 1.0) * (1.0 if passed is None else max(passed, 1e-6))
 
 
+class Known(msgspec.Struct, frozen=True):
+    """What lanes are told of what was measured. `drifted`: tasks whose cascade accepts nothing any more."""
+
+    standings: tuple[Standing, ...] = ()
+    drifted: tuple[str, ...] = ()
+
+
 class Reading(msgspec.Struct, frozen=True):
     """A standing, read against a quality that is asked for."""
 
@@ -82,15 +89,24 @@ def read(standing: Standing, asked: float) -> Reading:
 
 def changed_at(windows: Sequence[Sample], asked: float) -> int:
     """The window from which on the quality is another than before: below `asked`. 0: nothing shows that."""
-    if len(windows) < 2:
-        return 0
+    return (_fallen_at(windows, asked) or 0) if len(windows) > 1 else 0
+
+
+def fallen(windows: Sequence[Sample], asked: float) -> Sample | None:
+    """Scores that show the quality to be below `asked`: all since the likeliest place of a change. None: nothing shows
+    it."""
+    first = _fallen_at(windows, asked)
+    return None if first is None else merge(*windows[first:])
+
+
+def _fallen_at(windows: Sequence[Sample], asked: float) -> int | None:
     bets, later = list[float](), Sample()
     for window in reversed(windows):
         later = merge(later, window)
         bets.append(log_evidence(later, asked, "down", UNIT))
     bets.reverse()
-    if float(np.logaddexp.reduce(bets)) < math.log(ALARM):
-        return 0
+    if not bets or float(np.logaddexp.reduce(bets)) < math.log(ALARM):
+        return None
     return max(range(len(bets)), key=bets.__getitem__)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from penstock.engine.catalog import Catalog, Model, Price
-from penstock.engine.flow.cells import Cell, add
+from penstock.engine.flow.cells import COUNTED, Cell, add
 from penstock.engine.items import Usage
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import Sample
@@ -86,7 +86,7 @@ def _standing(
 
 
 def _sums(cell: Cell) -> dict[str, object]:
-    names = ("failures", "scores", "task", "model", "version", "prompt", "price", "role", "experiment", "arm")
+    names = (*COUNTED, "task", "model", "version", "prompt", "price", "role", "experiment", "arm")
     return {name: getattr(cell, name) for name in Cell.__struct_fields__ if name not in names}
 
 

@@ -59,9 +59,11 @@ def calibrate(
 @shared.state_option
 @shared.json_option
 def show(task: str, state: str | None, as_json: bool) -> int:
-    """The calibration of TASK that jobs use now."""
+    """The calibration of TASK that jobs use now, and whether it still holds."""
     from penstock.connectors.calibrations import read_calibration
+    from penstock.connectors.drifts import Drifts
     from penstock.connectors.state import open_state
+    from penstock.jobs.wording import moment
 
     url = shared.state_url(state)
     found = read_calibration(open_state(url), task)
@@ -69,6 +71,9 @@ def show(task: str, state: str | None, as_json: bool) -> int:
         click.echo(f"task {task} was never calibrated at {url}: penstock cascade calibrate RUN", err=True)
         return exits.USAGE
     _tell(found, as_json=as_json)
+    drift = Drifts(url).read(task, found.version)
+    if drift is not None and not as_json:
+        click.echo(f"  since {moment(drift.at)}: {drift.why}")
     return exits.DONE
 
 

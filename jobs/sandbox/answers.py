@@ -16,7 +16,12 @@ _PIECE = re.compile(r"\s*(?:\w{1,4}|[^\w\s])")
 
 def tokens(text: str) -> int:
     """Tokens of a text: word pieces of at most four characters, each mark by itself. Close to what real ones count."""
-    return len(_PIECE.findall(text))
+    return len(pieces(text))
+
+
+def pieces(text: str) -> list[str]:
+    """The text's tokens."""
+    return _PIECE.findall(text)
 
 
 def cut(text: str, most: int) -> tuple[str, int, bool]:
@@ -56,6 +61,8 @@ class Ask(msgspec.Struct):
     output_config: dict[str, Any] | None = None
     temperature: float | None = None
     seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     @property
     def ceiling(self) -> int:

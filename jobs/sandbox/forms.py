@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
+
+from penstock.jobs.sandbox.answers import pieces
 
 _encode = msgspec.json.Encoder().encode
 
@@ -22,19 +25,24 @@ class Said(msgspec.Struct, frozen=True, gc=False):
     cut: bool
     refused: bool
     created: int
+    sure: float | None = None
+    """Probability of each of its tokens, where the request asks for it."""
+    others: int = 0
+    """How many of the likeliest tokens are told of each place."""
 
 
 def openai_answer(said: Said) -> bytes:
     reason = "content_filter" if said.refused else ("length" if said.cut else "stop")
     message: dict[str, Any] = {"role": "assistant", "content": None if said.refused else said.text}
     message["refusal"] = "I can't help with that." if said.refused else None
+    told = None if said.sure is None or said.refused else {"content": _tokens(said.text, said.sure, said.others)}
     return _encode(
         {
             "id": f"chatcmpl-{said.id}",
             "object": "chat.completion",
             "created": said.created,
             "model": said.model,
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+            "choices": [{"index": 0, "message": message, "logprobs": told, "finish_reason": reason}],
             "usage": {
                 "prompt_tokens": said.input,
                 "completion_tokens": said.output,
@@ -45,6 +53,20 @@ def openai_answer(said: Said) -> bytes:
             "system_fingerprint": "fp_sandbox",
         }
     )
+
+
+def _tokens(text: str, sure: float, others: int) -> list[dict[str, Any]]:
+    """Each as sure as all; what is left goes to one other token."""
+    found: list[dict[str, Any]] = []
+    for token in pieces(text):
+        likely = sorted(((sure, token), (1.0 - sure, "…")), reverse=True)[:others]
+        top = [{"token": name, "logprob": _log(share), "bytes": None} for share, name in likely]
+        found.append({"token": token, "logprob": _log(sure), "bytes": None, "top_logprobs": top})
+    return found
+
+
+def _log(share: float) -> float:
+    return math.log(max(share, 1e-9))
 
 
 def anthropic_answer(said: Said) -> bytes:

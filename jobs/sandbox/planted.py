@@ -78,6 +78,13 @@ def _unit(*parts: str) -> float:
     return number(*parts) / 2**64
 
 
+def sureness(ask: Ask, key: str, right: bool | None, seed: int) -> float:
+    """How sure the model is of this answer, in 0…1. It knows something of itself, and not all: of two chances the
+    higher one where it is right, the lower one where it is wrong. `right` None: the truth is not known."""
+    one, other = (_unit(str(seed), key, ask.model, f"sure {n}") for n in (1, 2))
+    return one if right is None else max(one, other) if right else min(one, other)
+
+
 def planted_answer(ask: Ask, known: Known, right: bool) -> str:
     """The true answer, or a wrong one of the same form (the same wrong one of every model)."""
     _, choices = split_choices(last_prompt(ask))

@@ -19,7 +19,7 @@ from penstock.jobs.sandbox.behaving import Behaviours
 from penstock.jobs.sandbox.cases import Book
 from penstock.jobs.sandbox.ledger import Ledger, Who, who
 from penstock.jobs.sandbox.limits import ModelLimits
-from penstock.jobs.sandbox.planted import is_right, planted_answer
+from penstock.jobs.sandbox.planted import is_right, planted_answer, sureness
 from penstock.jobs.sandbox.settings import Behaviour, Settings
 
 MAX_REQUEST_BYTES = 32_000_000
@@ -175,9 +175,11 @@ class Sandbox:
         self, form: Form, ask: Ask, payer: Who, request_id: str, amount: int, fault: str | None, limits: ModelLimits
     ) -> web.StreamResponse:
         refused = fault == "refuse"
-        text, output, was_cut = cut(self._text(ask), ask.ceiling) if not refused else ("", 1, False)
+        whole, sure = self._text(ask) if not refused else ("", 0.0)
+        text, output, was_cut = cut(whole, ask.ceiling) if not refused else ("", 1, False)
         limits.answered(output)
-        said = forms.Said(request_id[4:], ask.model, text, amount, output, was_cut, refused, int(time.time()))
+        told = (sure, ask.top_logprobs or 0) if ask.logprobs else (None, 0)
+        said = forms.Said(request_id[4:], ask.model, text, amount, output, was_cut, refused, int(time.time()), *told)
         body = _ANSWERS[form](said)
         if fault == "invalid_json":
             body = body[: len(body) // 2]
@@ -185,15 +187,16 @@ class Sandbox:
         self.ledger.charge(payer, request_id, ask.model, (amount, output), fault or "ok")
         return _json(200, body, self._headers(form, request_id, limits))
 
-    def _text(self, ask: Ask) -> str:
-        """By what was planted, where that was and the truth is known; else an answer that makes sense."""
+    def _text(self, ask: Ask) -> tuple[str, float]:
+        """By what was planted, where that was and the truth is known; else an answer that makes sense. And how sure the
+        model is of it."""
         planted = self._behaviours.of(ask.model).planted
         known = self._book.find(last_prompt(ask)) if planted is not None else None
         if planted is None or known is None:
-            return answer(ask)
+            return answer(ask), sureness(ask, last_prompt(ask), None, self.settings.seed)
         right = is_right(ask, known, planted, self.ledger.calls(ask.model), self.settings.seed)
         self.ledger.knew(ask.model, right)
-        return planted_answer(ask, known, right)
+        return planted_answer(ask, known, right), sureness(ask, known.key, right, self.settings.seed)
 
     def _fail(
         self, form: Form, kind: str, request_id: str, limits: ModelLimits | None = None, wait_s: float | None = None

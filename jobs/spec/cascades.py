@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from penstock.engine.policy import Cascade, Scorer, target_name
+from penstock.engine.policy import NEVER, Cascade, Promise, Scorer, target_name
+from penstock.engine.quality import scorer_name, scorer_version
 from penstock.jobs.spec.asked import Context
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.fields import CascadeFile, TaskFile
 from penstock.jobs.spec.scoring import judge
 from penstock.jobs.spec.tree import Path
 
+if TYPE_CHECKING:
+    from penstock.connectors.calibrations import Calibration
+
 MAX_SAMPLES = 20
-NEVER = 2.0
-"""Above every signal."""
 
 
-def cascade(at: Context, path: Path, name: str, task: TaskFile) -> Cascade | None:
-    """Raises `SpecError`."""
+def cascade(at: Context, path: Path, name: str, task: TaskFile, scorers: Sequence[Scorer]) -> Cascade | None:
+    """`scorers`: of the task. Raises `SpecError`."""
     file = task.cascade
     if file is None:
         return None
@@ -26,7 +30,13 @@ def cascade(at: Context, path: Path, name: str, task: TaskFile) -> Cascade | Non
     models = refer(at.doc, (*path, "models"), file.models, at.catalog.models)
     if len(models) < 2:
         raise at.doc.error((*path, "models"), "name at least two models, from cheap to good")
-    threshold, thresholds = _threshold(at, path, name, file)
+    calibration = _calibration(at, (*path, "threshold"), name, file) if file.threshold == "calibrated" else None
+    if calibration is None:
+        threshold, thresholds = _threshold(at, path, file), dict[str, float]()
+    else:  # versions without a threshold of their own are never believed: a rollout may bring one while the job runs
+        threshold, thresholds = NEVER, _thresholds(calibration)
+    if file.on_drift is not None and calibration is None:
+        raise at.doc.error((*path, "on_drift"), "goes with `threshold: calibrated`: else nothing was promised")
     match file.signal:
         case "validity" if task.output is None:
             raise at.doc.error((*path, "signal"), "validity needs an `output:` that an answer can miss")
@@ -35,7 +45,9 @@ def cascade(at: Context, path: Path, name: str, task: TaskFile) -> Cascade | Non
         case _:
             pass
     samples = file.samples if file.signal == "agreement" else 1
-    return Cascade(models, file.signal, threshold, samples, thresholds, _judge(at, (*path, "judge"), file))
+    judged = _judge(at, (*path, "judge"), file)
+    promise = None if calibration is None else _promise(calibration, scorers, stops=file.on_drift != "tell")
+    return Cascade(models, file.signal, threshold, samples, thresholds, judged, promise)
 
 
 def _judge(at: Context, path: Path, file: CascadeFile) -> Scorer | None:
@@ -50,23 +62,22 @@ def _judge(at: Context, path: Path, file: CascadeFile) -> Scorer | None:
     return judge(at, path, file.judge)
 
 
-def _threshold(at: Context, path: Path, name: str, file: CascadeFile) -> tuple[float, dict[str, float]]:
-    """For all, and for some models."""
+def _threshold(at: Context, path: Path, file: CascadeFile) -> float:
+    """For all models."""
     if file.signal == "validity":
         if file.threshold is not None:
             raise at.doc.error((*path, "threshold"), "validity has none: an answer is valid or not")
-        return 0.0, {}
-    if file.threshold == "calibrated":
-        return NEVER, _calibrated(at, (*path, "threshold"), name, file)
-    if file.threshold is None:
+        return 0.0
+    if not isinstance(file.threshold, int | float):
         raise at.doc.error(path, f"say its `threshold:`; an answer whose {file.signal} is at least this is taken")
     if not -1 <= file.threshold <= 1:
         raise at.doc.error((*path, "threshold"), "a signal lies between 0 and 1 (a margin also below 0)")
-    return float(file.threshold), {}
+    return float(file.threshold)
 
 
-def _calibrated(at: Context, path: Path, name: str, file: CascadeFile) -> dict[str, float]:
-    """Versions without a threshold of their own are never believed: a rollout may bring one while the job runs."""
+def _calibration(at: Context, path: Path, name: str, file: CascadeFile) -> Calibration:
+    if file.signal == "validity":
+        raise at.doc.error(path, "validity has none: an answer is valid or not")
     from penstock.connectors.calibrations import read_calibration
     from penstock.connectors.state import open_state
 
@@ -75,11 +86,22 @@ def _calibrated(at: Context, path: Path, name: str, file: CascadeFile) -> dict[s
         raise at.doc.error(path, f"task {name} was never calibrated at {at.state}: penstock cascade calibrate")
     if found.signal != file.signal:
         raise at.doc.error(path, f"the calibration is of the signal {found.signal}; calibrate it again")
+    return found
+
+
+def _thresholds(calibration: Calibration) -> dict[str, float]:
     return {
         target_name(f"{each.model}@{each.version}", each.judge): math.nextafter(each.threshold.above, math.inf)
-        for each in found.models
+        for each in calibration.models
         if each.threshold is not None
     }
+
+
+def _promise(calibration: Calibration, scorers: Sequence[Scorer], *, stops: bool) -> Promise:
+    """Where no scorer of the task is the one that it was calibrated by, nobody sees whether it holds."""
+    mine = (scorer for scorer in scorers if scorer_name(scorer) == calibration.scorer)
+    named = next((f"{scorer_name(scorer)}@{scorer_version(scorer)}" for scorer in mine), "")
+    return Promise(calibration.version, named, calibration.min_quality, stops)
 
 
 def _check_samples(at: Context, path: Path, file: CascadeFile, temperature: object) -> None:

@@ -181,6 +181,9 @@ class CascadeFile(msgspec.Struct, frozen=True):
     """Of `agreement`: answers of each model but the last."""
     judge: ScorerFile | None = None
     """Of `judge`: who scores an answer before it is taken; fields as of a scorer of this type."""
+    on_drift: Literal["stop", "tell"] | None = None
+    """Of a calibrated one: what follows where accepted answers are shown to be worse than promised; `stop` unless
+    said."""
 
 
 class TaskFile(msgspec.Struct, frozen=True, kw_only=True):

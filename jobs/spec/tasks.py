@@ -58,6 +58,7 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         raise at.doc.error((*path, "timeout_s"), "must be more than 0 seconds")
     params = checked_params(at.doc, (*path, "params"), file.params)
     models = None if file.models is None else refer(at.doc, (*path, "models"), file.models, at.catalog.models)
+    scorers = tuple(scorer(at, (*path, "scorers", i), s) for i, s in enumerate(file.scorers))
     return Task(
         name=name,
         tier=file.tier,
@@ -69,12 +70,12 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         max_tokens=ceiling(params),
         temperature=params.get("temperature"),
         sample=share(at.doc, (*path, "sample"), file.sample) or 0.0,
-        scorers=tuple(scorer(at, (*path, "scorers", i), s) for i, s in enumerate(file.scorers)),
+        scorers=scorers,
         timeout_s=None if file.timeout_s is None else float(file.timeout_s),
         reuse=file.reuse,
         shadow=shadow(at, (*path, "shadow"), file),
         explore=explore(at, (*path, "explore"), file),
-        cascade=cascade(at, (*path, "cascade"), name, file),
+        cascade=cascade(at, (*path, "cascade"), name, file, scorers),
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from penstock.engine import judging, signals
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
+from penstock.engine.flow.cells import cells_in
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import CommitBatch, Hooks
 from penstock.engine.items import (
@@ -25,8 +26,9 @@ from penstock.engine.items import (
     Result,
     Usage,
 )
-from penstock.engine.policy import Cascade, Condition, Output, Policy, Rule, Scorer, Task, target_name
-from penstock.engine.quality import score_all
+from penstock.engine.policy import Cascade, Condition, Output, Policy, Promise, Rule, Scorer, Task, target_name
+from penstock.engine.quality import score_all, scorer_version
+from penstock.engine.registry.standing import Known
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(input=10**9, output=10**9)
@@ -394,6 +396,50 @@ def test_a_threshold_is_of_one_version_of_the_judge() -> None:
         rig = Rig(msgspec.structs.replace(JUDGED, threshold=2.0, thresholds={known: 0.5}))
         rig.offer()
         assert rig.one({"small": [said("a")], "top": [said("4")], "mid": [said("c")]}).model == model
+
+
+def test_where_a_calibration_does_not_hold_nobody_is_believed_but_the_last() -> None:
+    """From the next answer on, also of items that are on their way."""
+    rig = Rig(msgspec.structs.replace(LOGPROB, promise=Promise(3, "exact@1", 0.9)))
+    rig.offer()
+    rig.lane.learn(Known(drifted=("t",)), rig.now)
+    result = rig.one({"small": [said("a", math.log(0.99))], "mid": [said("b", math.log(0.99))], "top": [said("c")]})
+    assert result.answer.text == "c"
+    assert "answer of small doubtful: no threshold holds for it (logprob 0.99)" in result.route.reason
+
+
+def test_a_judge_is_spared_where_nobody_would_be_believed() -> None:
+    """But of samples: from them a new threshold can be found."""
+    rig = Rig(JUDGED)
+    rig.offer()
+    rig.lane.learn(Known(drifted=("t",)), rig.now)
+    rig.one({"small": [said("a")], "mid": [said("c")]})
+    assert rig.roles() == [("primary", "small"), ("cascade", "mid")]
+    rig = Rig(JUDGED, sample=1.0, scorers=(Scorer("exact"),))
+    rig.offer()
+    rig.lane.learn(Known(drifted=("t",)), rig.now)
+    result = rig.one({"small": [said("a")], "top": [said("5")], "mid": [said("c")]})
+    assert [(each.model, each.signal) for each in result.doubted] == [("small", 1.0)]
+
+
+def test_scores_of_accepted_answers_are_counted_by_their_calibration() -> None:
+    """Those by the scorer that it was made with; not those of the last model, nor of answers that were not believed."""
+    exact = Scorer("exact")
+    promise = Promise(3, f"exact@{scorer_version(exact)}", 0.9)
+    cascade = msgspec.structs.replace(LOGPROB, promise=promise)
+    told: dict[str, dict[int, dict[int, int]]] = {}
+    for answers in (
+        {"small": [said("c", math.log(0.95))]},
+        {"small": [said("c", math.log(0.5))], "mid": [said("no", math.log(0.95))]},
+        {"small": [said("c", math.log(0.5))], "mid": [said("c", math.log(0.5))], "top": [said("c")]},
+    ):
+        rig = Rig(cascade, sample=1.0, scorers=(exact, Scorer("numeric")))
+        rig.offer()
+        batch = rig.run(answers)  # pyright: ignore[reportArgumentType]
+        for cell in cells_in(batch.chunks):
+            for version, scored in cell.accepted.items():
+                told.setdefault(cell.model, {})[version] = scored.counts
+    assert told == {"small": {3: {1000: 1}}, "mid": {3: {0: 1}}}
 
 
 def test_a_pin_or_a_rule_is_no_cascade() -> None:

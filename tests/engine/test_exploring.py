@@ -15,7 +15,7 @@ from penstock.engine.measure.sample import Sample
 from penstock.engine.plan import Split
 from penstock.engine.policy import Explore, Policy, Scorer, Task
 from penstock.engine.registry.choice import EXPLORE
-from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standing import Known, Standing
 from penstock.engine.router import Router
 
 COUNT = 40
@@ -122,7 +122,7 @@ def test_what_is_not_sent_yet_goes_where_it_would_go_now() -> None:
         for wish in machine.wishes():
             machine.leased(wish.key, {f"{wish.key}/l": wish.want_nano}, 1.0)
     assert {call.model for call in out} == {"new"}
-    machine.learn([standing("new", 500), standing("main", 980)], 2.0)
+    machine.learn(Known((standing("new", 500), standing("main", 980))), 2.0)
     check(machine)
     machine.leased("run/r", {"m": 10**14}, 2.0)
     later = machine.take("api:a", COUNT, 1 << 40, "w", 2.0)

@@ -10,9 +10,13 @@ import pytest
 
 from penstock.connectors.calibrations import read_calibration, write_calibration
 from penstock.connectors.documents import Conflict
+from penstock.connectors.drifts import Drift, Drifts
 from penstock.connectors.state import ABSENT, open_state
 from penstock.engine.errors import SpecError
+from penstock.engine.policy import Promise
+from penstock.engine.quality import scorer_version
 from penstock.jobs import cascades, spec
+from penstock.jobs.cli import call
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.spec.digest import names_called
 from penstock.workers.runspec import RunSpec
@@ -113,6 +117,31 @@ def test_too_few_labels_are_refused_with_how_many_are_needed(tmp_path: Path) -> 
     cascade = job(tmp_path, "calibrated").policy.tasks["default"].cascade
     assert cascade is not None
     assert cascade.bar("small@s") > 1.0
+
+
+def test_a_job_knows_what_its_calibration_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By which scorer, and what follows where it does not hold; `cascade show` says that it does not."""
+    run = outputs(tmp_path, answers(1000))
+    write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    task = job(tmp_path, "calibrated").policy.tasks["default"]
+    assert task.cascade is not None
+    assert task.cascade.promise == Promise(1, f"exact@{scorer_version(task.scorers[0])}", 0.9, stops=True)
+    told = job(tmp_path, "calibrated, on_drift: tell").policy.tasks["default"].cascade
+    assert told is not None
+    assert told.promise is not None
+    assert not told.promise.stops
+    plain = job(tmp_path).policy.tasks["default"].cascade
+    assert plain is not None
+    assert plain.promise is None
+    with pytest.raises(SpecError, match="goes with `threshold: calibrated`"):
+        job(tmp_path, "0.9, on_drift: stop")
+    url = run.spec.state
+    Drifts(url).add(Drift("default", 1, "small@s", "exact@1", 0.9, 240, 0.71, 1_795_525_200.0, "job", "job-1"))
+    assert call(["cascade", "show", "default", "--state", url]) == 0
+    assert "240 accepted answers of small@s are right (by exact) in 0.710" in capsys.readouterr().out
+    write_calibration(open_state(url), cascades.found(run, None, None, 0.9, 0.95))
+    assert call(["cascade", "show", "default", "--state", url]) == 0
+    assert "does not hold" not in capsys.readouterr().out
 
 
 def test_a_calibration_is_of_one_version_of_a_model(tmp_path: Path) -> None:

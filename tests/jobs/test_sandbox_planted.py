@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from penstock.engine import signals
 from penstock.engine.errors import SpecError
 from penstock.engine.items import OutputSpec
 from penstock.jobs.cli import call
@@ -155,6 +156,25 @@ def test_a_served_model_is_worse_on_command_and_the_count_of_right_answers_is_to
         with urllib.request.urlopen(f"{url}/stats") as response:
             told = json.load(response)["models"]["planted:1.0:v2"]
     assert (told["known"], told["right"], told["calls"]) == (40, 20, 40)
+
+
+def test_a_model_that_is_asked_tells_how_sure_it_is_and_is_surer_of_what_is_right() -> None:
+    """As a chat completion has it: each token with its probability. Nobody else is told."""
+    told: dict[bool, list[float]] = {True: [], False: []}
+    with running_sandbox(Settings(token="t")) as url:
+        for row in ROWS:
+            messages = [{"role": "user", "content": ask(row).messages[0].content}]
+            body = {"model": "planted:0.5", "messages": messages, "logprobs": True, "top_logprobs": 2}
+            reply = post(url, "/v1/chat/completions", body)
+            signal = signals.of_tokens("logprob", msgspec.json.encode(reply))
+            assert signal is not None
+            lead = signals.of_tokens("margin", msgspec.json.encode(reply))
+            assert lead == pytest.approx(2 * signal - 1, abs=1e-6)
+            told[reply["choices"][0]["message"]["content"] == row["label"]].append(signal)
+        plain = post(url, "/v1/chat/completions", {"model": "planted:0.5", "messages": messages})
+    assert plain["choices"][0]["logprobs"] is None
+    right, wrong = (sum(each) / len(each) for each in told.values())
+    assert right > wrong + 0.2
 
 
 def test_a_command_changes_what_it_names_and_leaves_the_rest() -> None:

@@ -73,6 +73,7 @@ PROMISED = {
     "second_payments": "",
     "wall_refusals": "wall",
     "quality": "task model_version bound",
+    "cascade_drifted": "job task",
     "gpu_idle_usd": "",
     "vllm_running": "model",
     "vllm_waiting": "model",
@@ -284,6 +285,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     tally = Tally(cost_nano=2 * 10**9, forfeit_nano=10**9)
     cell = Cell("t", "m", "v1", scores={name: Scored(40, {1000: 40, 0: 10}) for name in "ab"})
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
+    status.drifted = {"t": "its calibration does not hold any more"}
     DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096)
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
     low, mean, high = (sheet.of("quality", "t", "m@v1", bound) for bound in ("low", "mean", "high"))
@@ -291,6 +293,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     assert 0.6 < low < mean < high < 0.95
     assert sheet.of("gpu_idle_usd") == 3
     assert sheet.of("second_payments_bound", "mail") == 4096
+    assert sheet.of("cascade_drifted", "mail", "t") == 1
 
 
 def test_workers_tell_limits_throttles_and_vllms_own_load() -> None:

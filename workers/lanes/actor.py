@@ -25,7 +25,7 @@ from penstock.engine.items import CostLine, OutputSpec
 from penstock.engine.judging import outputs
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
-from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standing import Known
 from penstock.engine.router import Router
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn
@@ -44,7 +44,7 @@ from penstock.workers.scoring import Scoring
 
 _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)
-_standings = msgspec.msgpack.Decoder(tuple[Standing, ...])
+_known = msgspec.msgpack.Decoder(Known)
 _steering = msgspec.json.Decoder(Steering)
 
 
@@ -82,7 +82,7 @@ class LaneActor:
         self._turn = Turn(self._spec.catalog.models)
         self._stopped: set[str] = set()
         """Experiments."""
-        self._standings: tuple[Standing, ...] = ()
+        self._known = Known()
         self._label = label
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
@@ -143,7 +143,7 @@ class LaneActor:
             Budgets(spec.budgets, spec.run_id),
         )
         machine.router.steer(self._turn)
-        machine.router.learn(self._standings)
+        machine.learn(self._known, now())
         return LaneShell(
             lane,
             epoch,
@@ -249,11 +249,11 @@ class LaneActor:
             shell.machine.steer(self._turn, time.time())
             shell.wake()
 
-    async def learn(self, standings: bytes) -> None:
-        """How good the models are, as measured."""
-        self._standings = _standings.decode(standings)
+    async def learn(self, known: bytes) -> None:
+        """How good the models are, as measured, and which cascades accept nothing any more."""
+        self._known = _known.decode(known)
         for shell in self._shells.values():
-            shell.machine.learn(self._standings, time.time())
+            shell.machine.learn(self._known, time.time())
             shell.wake()
 
     async def reprice(self, model: str, price: bytes) -> None:
