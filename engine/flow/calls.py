@@ -56,7 +56,6 @@ class Calls:
         }
         self.prompts = {name: task.prompt.version if task.prompt else "" for name, task in policy.tasks.items()}
         """Task → prompt version."""
-        self._wire_extra = {task.name: _wire_extra(task.output) for task in policy.tasks.values()}
         cascades = {name: task.cascade for name, task in policy.tasks.items() if task.cascade is not None}
         self.promises = {name: each.promise for name, each in cascades.items() if each.promise is not None}
         self.drifted: frozenset[str] = frozenset()
@@ -64,6 +63,7 @@ class Calls:
         self._closed = {
             name: msgspec.structs.replace(each, threshold=NEVER, thresholds={}) for name, each in cascades.items()
         }
+        self._wire_extra = {task.name: _wire_extra(task.output) for task in policy.tasks.values()}
         self._wire_extra |= {name: _wire_extra(output) for name, output in outputs(policy).items()}
         """Task, or judge → bytes that the wire may add to a request: choices or schema, and the words around them."""
 
@@ -97,19 +97,19 @@ class Calls:
 
     def cascade(self, slot: Slot) -> Cascade:
         """Of an item whose route says that it is one."""
-        cascade = self._tasks[slot.route.task].cascade
         if slot.route.task in self.drifted:
             return self._closed[slot.route.task]
+        cascade = self._tasks[slot.route.task].cascade
         assert cascade is not None
         return cascade
 
-    def _probing(self, slot: Slot) -> Request:
     def may_judge(self, slot: Slot) -> bool:
         """Is a judge's word on an answer of its cascade of any use? Where no threshold holds, only to find one."""
         if slot.route.task not in self.drifted:
             return True
         return sampled(slot.item.item_id, self._shares.get(slot.route.task, 0.0))
 
+    def _probing(self, slot: Slot) -> Request:
         """The item's request, with the question for the signal where its answer may be doubted."""
         last = slot.candidate == len(slot.route.candidates) - 1
         if last or "logprobs" in self._models[slot.model].lacks:

@@ -115,11 +115,11 @@ class Cell(msgspec.Struct, omit_defaults=True):
     """Of x = 1,000 · ln(milliseconds of an item's calls here), one an item."""
     scores: dict[str, Scored] = msgspec.field(default_factory=dict[str, Scored])
     """`scorer@version` → scores of answers from here."""
+    accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
+    """Version of a cascade's calibration → scores of those that it accepted, by the scorer that it names."""
 
     @property
     def key(self) -> Key:
-    accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
-    """Version of a cascade's calibration → scores of those that it accepted, by the scorer that it names."""
         return self.task, self.model, self.version, self.prompt, self.price, self.role, self.experiment, self.arm
 
     @property
@@ -166,20 +166,20 @@ class Cells:
         rows: Iterable[Cell] = (),
         priced: Mapping[str, Priced] | None = None,
         prompts: Mapping[str, str] | None = None,
+        promises: Mapping[str, Promise] | None = None,
     ) -> None:
         self.rows = list(rows)
         self._priced = priced or {}
         self._prompts = prompts or {}
+        self._promises = promises or {}
         self._by_key = {cell.key: cell for cell in self.rows}
         self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)
         """Experiments and rollouts, the one that was added to last at the end."""
 
-        promises: Mapping[str, Promise] | None = None,
     def result(self, result: Result) -> None:
         attempts = result.attempts
         if not attempts:
             return
-        self._promises = promises or {}
         task, prompt, price = result.route.task, result.prompt_version, result.price_version
         key: Key = (task, result.model, result.model_version, prompt, price, "", result.experiment, result.arm)
         own = self.at(key)
@@ -192,6 +192,11 @@ class Cells:
             own.judge_nano += self._several(task, prompt, attempts)
         for score in result.scores:
             _score(own, score)
+        promise = self._promises.get(task) if result.signal is not None else None
+        if promise is not None:
+            for score in result.scores:
+                if f"{score.scorer}@{score.scorer_version}" == promise.scorer:
+                    own.accepted.setdefault(promise.calibration, Scored()).add(score)
         for doubted in result.doubted:  # else its model would look as good as the answers that it was sure of
             at = self.at(self._key(task, doubted.model, doubted.model_version, prompt, "shadow"))
             for score in doubted.scores:
@@ -201,11 +206,6 @@ class Cells:
             at.results += 1
             for score in shadow.scores:
                 _score(at, score)
-        promise = self._promises.get(task) if result.signal is not None else None
-        if promise is not None:
-            for score in result.scores:
-                if f"{score.scorer}@{score.scorer_version}" == promise.scorer:
-                    own.accepted.setdefault(promise.calibration, Scored()).add(score)
 
     def dead(self, dead: DeadLetter) -> None:
         """An item without a result counts as one at each model that was asked."""
@@ -323,6 +323,8 @@ def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) 
         add_counts(mine.failures, cell.failures, sign)
         for scorer, scored in cell.scores.items():
             add_scores(mine.scores.setdefault(scorer, Scored()), scored, sign)
+        for calibration, scored in cell.accepted.items():
+            add_scores(mine.accepted.setdefault(calibration, Scored()), scored, sign)
 
 
 def add_scores(into: Scored, scored: Scored, sign: Literal[1, -1] = 1) -> None:
@@ -346,8 +348,6 @@ def summed(*parts: Iterable[Cell]) -> list[Cell]:
 
 
 def quality_rows(cells: Iterable[Cell]) -> list[TaskTally]:
-        for calibration, scored in cell.accepted.items():
-            add_scores(mine.accepted.setdefault(calibration, Scored()), scored, sign)
     """Scores by (task, model@version, scorer), in this order; prompts, prices and arms together, shadows apart."""
     rows: dict[tuple[str, str, str], TaskTally] = {}
     for cell in cells:
