@@ -181,6 +181,7 @@ def _prune(cell: Cell) -> None:
 def _watch(into: Measured, cells: list[Cell], now: float) -> None:
     more: dict[Watched, Scored] = {}
     for cell in cells:
+        at = cell.task, cell.model, cell.version, cell.prompt
         for scorer, scored in cell.scores.items():
             add_scores(more.setdefault((*at, scorer, 0), Scored()), scored)
         for calibration, scored in cell.accepted.items():
