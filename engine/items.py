@@ -104,7 +104,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     needs: tuple[str, ...] = ()
     """Capabilities a target must have: `tools`, `images`, `json_schema`, `logprobs`."""
     input_hash: str = ""
-    """blake2b-128 (hex) of `body_json` and the pin: equal requests have equal hashes."""
+    """SHA-256, its first 128 bits (hex), of `body_json` and the pin: equal requests have equal hashes."""
 
 
 class Exposure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -353,6 +353,9 @@ class ShadowAnswer(msgspec.Struct, frozen=True, gc=False):
     """Of a cascade: how sure it was."""
     signal_by: str = ""
     """Of a judge that was its signal: the judge's version."""
+    experiment: str = ""
+    """The rollout in whose shadow stage it was asked; empty: none."""
+    arm: str = ""
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -397,6 +400,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     """Of a cascade, how sure the answer was; None also of its last model's."""
     signal_by: str = ""
     """Of a judge that was its signal: the judge's version."""
+    unpaid: bool = False
+    """A rollout's candidate was to answer as well, and the money of that shadow stage was spent."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

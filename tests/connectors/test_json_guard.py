@@ -1,0 +1,50 @@
+"""What is refused in JSON from strangers, in short texts and in long ones: they are looked at in two ways."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.connectors.reading.json_guard import LONG, MAX_DEPTH, decode, members, told_once
+from penstock.engine.errors import BadRecord
+
+PADDING = pytest.mark.parametrize("padding", [0, 2 * LONG])
+
+
+@PADDING
+def test_nesting_is_bounded_in_short_and_long_texts(padding: int) -> None:
+    def nested(levels: int) -> bytes:
+        return b"[" * levels + b'"' + b"x" * padding + b'"' + b"]" * levels
+
+    assert decode(nested(MAX_DEPTH))
+    with pytest.raises(BadRecord, match="nested deeper"):
+        decode(nested(MAX_DEPTH + 1))
+    objects = b'{"a":' * (MAX_DEPTH + 1) + b'"' + b"x" * padding + b'"' + b"}" * (MAX_DEPTH + 1)
+    with pytest.raises(BadRecord, match="nested deeper"):
+        decode(objects)
+
+
+@PADDING
+def test_many_brackets_side_by_side_are_not_deep(padding: int) -> None:
+    assert decode(json.dumps([[{}] * 500, "[{" * 500 + "x" * padding]).encode())
+
+
+@PADDING
+def test_a_key_that_comes_twice_is_refused(padding: int) -> None:
+    once = b'{"a":"' + b"x" * padding + b'","b":1}'
+    twice = b'{"a":"' + b"x" * padding + b'","a":1}'
+    assert told_once(once, 2)
+    assert not told_once(twice, 1)
+    assert members(once).keys() == {"a", "b"}
+    with pytest.raises(BadRecord, match="comes twice"):
+        members(twice)
+
+
+@given(st.lists(st.sampled_from([b'"', b":", b'":', b"x", b"{", b"\\"]), max_size=40), st.sampled_from([0, LONG]))
+def test_keys_are_counted_alike_however_long_the_text(parts: list[bytes], padding: int) -> None:
+    text = b"".join(parts) + b"x" * padding
+    assert told_once(text, text.count(b'":'))
+    assert not told_once(text, text.count(b'":') + 1)
