@@ -25,6 +25,8 @@ LOW_SHARE = 0.25
 
 Purpose = StepKind | Literal["explore"]
 """What may have a budget of its own: steps, and items that try a model which is not known well enough."""
+Keys = tuple[tuple[str, int], ...]
+"""(key, limit in nano-dollars) of budgets."""
 EXPLORING = "/for/explore"
 """How the key of that budget ends."""
 
@@ -151,7 +153,7 @@ class Purse:
         held = self._by_id[lease_id] = _Held(key, lease_id, amount_nano)
         self._leases.setdefault(key, []).append(held)
 
-    def reserve(self, keys: list[tuple[str, int]] | tuple[tuple[str, int], ...], nano: int) -> Reservation | NeedLease:
+    def reserve(self, keys: list[tuple[str, int]] | Keys, nano: int) -> Reservation | NeedLease:
         """Set `nano` (a call's worst case) aside under every key, or say which key lacks a lease. All or nothing."""
         found: list[_Held] = []
         for key, limit in keys:
@@ -251,11 +253,11 @@ class Budgets:
     def __init__(self, budgets: tuple[Budget, ...], run_id: str) -> None:
         self._budgets = budgets
         self._run = run_id
-        self._keys: dict[str | tuple[str | None, Purpose] | None, tuple[tuple[str, int], ...]] = {}
+        self._keys: dict[str | tuple[str | None, Purpose] | None, Keys] = {}
         self._day = -1
         self.purse = Purse()
 
-    def keys(self, tenant: str | None, now: float, role: Purpose | None = None) -> tuple[tuple[str, int], ...]:
+    def keys(self, tenant: str | None, now: float, role: Purpose | None = None) -> Keys:
         if not self._budgets:
             return ()
         day = int(now // 86_400)
@@ -271,10 +273,12 @@ class Budgets:
         return keys
 
     def reserve(
-        self, tenant: str | None, nano: int, now: float, role: Purpose | None = None
+        self, tenant: str | None, nano: int, now: float, role: Purpose | None = None, fund: Keys = ()
     ) -> Reservation | NeedLease:
-        """Money for one call of this tenant. Without budgets: an empty reservation."""
-        return self.purse.reserve(self.keys(tenant, now, role), nano)
+        """Money for one call of this tenant. `fund`: what it must fit into beside the job's budgets. Without either:
+        an empty reservation."""
+        keys = self.keys(tenant, now, role)
+        return self.purse.reserve((*keys, *fund) if fund else keys, nano)
 
 
 MAX_TENANTS_KEPT = 10_000

@@ -59,6 +59,7 @@ from penstock.engine.routes import (
     common_cost,
     explored,
     first_said,
+    in_arm,
     kept_of,
     lacking,
     no_task,
@@ -71,7 +72,7 @@ from penstock.engine.routes import (
 )
 from penstock.engine.routes import Rejection as Rejection
 from penstock.engine.rules import compile_rules
-from penstock.engine.steering.turn import Turn
+from penstock.engine.steering.turn import Rehearsal, Turn
 from penstock.engine.walls import WallUnknown, refusal, wall_of
 
 DEFAULT_TIER = 3
@@ -175,14 +176,24 @@ class Router:
         return weigh(plan, attributes, request)
 
     def route_step(
-        self, attributes: Attributes, request: Request, route: Route, role: StepKind, target: str
+        self,
+        attributes: Attributes,
+        request: Request,
+        route: Route,
+        role: StepKind,
+        target: str,
+        rehearsal: Rehearsal | None = None,
     ) -> Route | Rejection:
         """A judge or a shadow of an item that has `route`: the one target, a model or `model@version`, behind the same
-        wall. What the item asks of its own answer (latency, quality, cost) it does not ask of a step."""
-        key = (role, target, route.task, route.tier, attributes.sensitivity, request.needs)
+        wall. What the item asks of its own answer (latency, quality, cost) it does not ask of a step. `rehearsal`: the
+        shadow stage of a rollout that it is asked for."""
+        key = (role, target, route.task, route.tier, attributes.sensitivity, request.needs, rehearsal)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._remember(key, self._plan_step(attributes, request, route, role, target))
+            plan = self._plan_step(attributes, request, route, role, target)
+            if rehearsal is not None and isinstance(plan, Choice):
+                plan = in_arm(plan, rehearsal.rollout, rehearsal.arm)
+            self._remember(key, plan)
         if isinstance(plan, Rejection):
             return plan
         return weigh(plan, _NOTHING_ASKED, request)

@@ -194,6 +194,13 @@ def short_of(grade: Grade, ask: Ask, asked: float) -> str:
     return f"{grade.words}, {'not shown to reach' if grade.state == 'unsure' else 'under'} {asked:g}"
 
 
+def in_arm(plan: Choice, experiment: str, arm: str) -> Choice:
+    """The same plan of one target, asked for a rollout."""
+    (target,) = plan.targets
+    candidate = msgspec.structs.replace(target.candidate, experiment=experiment, arm=arm)
+    return choice_of(plan.ask, (msgspec.structs.replace(target, candidate=candidate),), plan.refused)
+
+
 def at_version(plan: Choice, version: str) -> Choice:
     """The same plan for another version of its one model than the live one."""
     (target,) = plan.targets

@@ -22,7 +22,7 @@ from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged
 from penstock.engine.steering.judges import decides, trusted
-from penstock.engine.steering.rollout import Rollout, Told, Unit, Word, begin
+from penstock.engine.steering.rollout import How, Rollout, Told, Word, begin
 from penstock.jobs.history import open_history
 from penstock.jobs.run import command_line
 
@@ -35,8 +35,7 @@ class Ask(msgspec.Struct, frozen=True):
     stages: tuple[float, ...]
     guards: tuple[str, ...]
     items: int | None = None
-    auto: bool = True
-    unit: Unit = "unit"
+    how: How = How()
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -77,7 +76,7 @@ def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
 
     def decide(steering: Steering) -> Steering:
         versions = (steering.live.get(ask.model, model.live), ask.version)
-        made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, auto=ask.auto, unit=ask.unit)
+        made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, how=ask.how)
         return document.started(steering, made)
 
     heard = _change(url, ask.model, decide)
@@ -90,7 +89,8 @@ def _undecided(url: str, ask: Ask, jobs: Sequence[Job]) -> str | None:
     if "quality" not in ask.guards or not policies:
         return None
     live, tasks = steering(url).live, [task for policy in policies for task in policy.tasks.values()]
-    scorers = [scorer for task in tasks if task.sample_share > 0 for scorer in task.scorers]
+    only_pairs = ask.how.shadow is not None and not ask.stages  # these are scored, sampled or not
+    scorers = [scorer for task in tasks if task.sample_share > 0 or only_pairs for scorer in task.scorers]
     versions = {name: live.get(name, model.live) for job in jobs for name, model in job.catalog.models.items()}
     may = judges(url)
     if any(decides(scorer, versions.get(scorer.model or "", ""), may) for scorer in scorers):
@@ -100,7 +100,8 @@ def _undecided(url: str, ask: Ask, jobs: Sequence[Job]) -> str | None:
             "only judges score, and none is known to agree with people well enough; calibrate one (penstock label "
             "calibrate), or leave quality out of --guard"
         )
-    return "no task has both `sample:` and `scorers:`; give one both, or leave quality out of --guard"
+    needed = "`scorers:`; give one some" if only_pairs else "both `sample:` and `scorers:`; give one both"
+    return f"no task has {needed}, or leave quality out of --guard"
 
 
 def speak(url: str, model: str, word: Word, why: str = "") -> Heard:

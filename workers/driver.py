@@ -74,9 +74,7 @@ class Driver:
         self._measuring = Measuring(self._spec, self._note)
         self._trail = Trail(self._spec, self._options, self._note)
         cells = reading(self._spec.state, self._spec.run_id, lambda: self._status.cells)
-        self._steersman = Steersman(
-            self._spec.state, self._spec.catalog, cells, self._note, self._spec.policy.experiments
-        )
+        self._steersman = Steersman(self._spec.state, self._spec.catalog, cells, self._note, self._spec.policy)
 
     def __repr__(self) -> str:
         return f"driver {self._spec.name}"

@@ -7,7 +7,7 @@ fails is told once: the lanes go on with what they were told last.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import msgspec
 
@@ -19,10 +19,10 @@ from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import PenstockError
 from penstock.engine.flow.cells import Cell
-from penstock.engine.policy import Experiment
+from penstock.engine.policy import Experiment, Policy
 from penstock.engine.steering import document, rollout
 from penstock.engine.steering.document import Steering
-from penstock.engine.steering.evidence import judged
+from penstock.engine.steering.evidence import judged, unpaid
 from penstock.engine.steering.judges import trusted
 from penstock.engine.steering.rollout import Rollout
 from penstock.engine.steering.trials import broken
@@ -55,13 +55,14 @@ class Steersman:
         catalog: Catalog,
         reading: Reading,
         note: Callable[[str], None],
-        experiments: Sequence[Experiment] = (),
+        policy: Policy | None = None,
     ) -> None:
         self._url = url
         self._file = SteeringFile(url)
         self._catalog = catalog
         self._reading = reading
-        self._experiments = [each for each in experiments if each.guardrails]
+        self._experiments = [each for each in policy.experiments if each.guardrails] if policy is not None else []
+        self._named = named_pools(catalog, policy) if policy is not None else frozenset[str]()
         self._note = note
         self._tag: Tag | None = None
         self._told = False
@@ -96,8 +97,8 @@ class Steersman:
         return {model.pool_of(version) for model in own for version in turn.versions(model)}
 
     def left(self) -> set[str]:
-        """Of own engines: whose version was in use, and is not any more."""
-        return self._pools - self.pools()
+        """Of own engines: whose version was in use, and is not any more. Those that a task names for itself stay."""
+        return self._pools - self.pools() - self._named
 
     async def pool_down(self, tell: Tell, pool: str, why: str, now: float) -> None:
         """An own engine can't be started: a version under trial that can't is taken back, for no guard would ever see
@@ -149,8 +150,12 @@ class Steersman:
     def _decide(self, running: list[Rollout], trials: list[Experiment], now: float) -> bool:
         """Was anything decided? By us, or by somebody who was faster."""
         cells, judges = list(self._reading()), trusted(read_judges(open_state(self._url)).values())
-        due = [at for at in running if rollout.see(at, judged(at, cells, judges, bounds=False), now) is not None]
-        moves = [(at, after) for at in due if (after := rollout.see(at, judged(at, cells, judges), now)) is not None]
+
+        def seen(at: Rollout, *, bounds: bool) -> Rollout | None:
+            return rollout.see(at, judged(at, cells, judges, bounds=bounds), now, unpaid(at, cells))
+
+        due = [at for at in running if seen(at, bounds=False) is not None]
+        moves = [(at, after) for at in due if (after := seen(at, bounds=True)) is not None]
         if moves:
             self._file.change(lambda steering: _moved(steering, moves))
         stops = [(each.id, why) for each in trials if (why := _broken(each, cells, judges)) is not None]
@@ -158,6 +163,14 @@ class Steersman:
             self._file.change(lambda steering, name=name, why=why: _stopped(steering, name, why, now))
             self._note(f"experiment {name} is stopped, all get its first arm: {why}")
         return bool(moves or stops)
+
+
+def named_pools(catalog: Catalog, policy: Policy) -> frozenset[str]:
+    """Whose version is named by a shadow or an experiment's arm: asked for whatever is live."""
+    shadows = (name for task in policy.tasks.values() if task.shadow is not None for name in task.shadow.models)
+    targets = [(name, version) for name, _, version in (each.partition("@") for each in shadows) if version]
+    targets += [arm.version for each in policy.experiments for arm in each.arms if arm.version is not None]
+    return frozenset(catalog.models[name].pool_of(version) for name, version in targets)
 
 
 def _broken(experiment: Experiment, cells: list[Cell], judges: Collection[str]) -> str | None:
@@ -185,5 +198,5 @@ def _moved(steering: Steering, moves: list[tuple[Rollout, Rollout]]) -> Steering
 def told(at: Rollout) -> str:
     """A rollout's last decision in one line, for people."""
     last = at.decisions[-1]
-    where = f"stage {last.stage + 1} of {len(at.stages)} ({last.share:.3g} of units)" if at.active else at.state
+    where = at.where if at.active else at.state
     return f"rollout {at.model} {at.baseline} → {at.candidate}: {last.what}, {where}; by {last.by}: {last.why}"

@@ -175,7 +175,7 @@ class Encoder:
                 output=None if redact else said,
                 expected=_NULL if redact or expected is None else Json(one_line(expected)),
                 sample_probability=result.sample_probability if shadow is None else shadow.share,
-                arm=result.arm or None,
+                arm=(shadow.arm if shadow is not None and shadow.experiment else result.arm) or None,
                 propensity=result.propensity if result.experiment else None,
                 model=(shadow or result).model,
                 model_version=(shadow or result).model_version,

@@ -34,6 +34,7 @@ from penstock.engine.pricing import (
 )
 from penstock.engine.quality import sampled
 from penstock.engine.registry.choice import EXPLORE
+from penstock.engine.steering.turn import Rehearsal
 
 OWN_TIMEOUT_S = 3600.0
 """An own engine may hold a call as long as it makes progress; its shell finds hangs sooner. A guess."""
@@ -200,14 +201,21 @@ class Calls:
 
     def result(self, slot: Slot, answer: Answer, now: float) -> Result:
         at = self.priced[slot.model]
+        version = slot.route.candidates[slot.candidate].version
+        return result_of(slot, answer, at, version, self.versions(slot), now)
+
+    def versions(self, slot: Slot) -> tuple[str, str]:
+        """(policy, prompt): of an experiment's arm, or the task's own."""
         exposure = slot.item.exposure
         prompt = (exposure.prompt_version if exposure is not None else "") or self.prompts.get(slot.route.task, "")
-        version = slot.route.candidates[slot.candidate].version
-        return result_of(slot, answer, at, version, (self.policy.version, prompt), now)
+        return self.policy.version, prompt
 
-    def sample(self, result: Result) -> Result:
-        """Whether it is a quality sample, and its scores."""
+    def sample(self, result: Result, rehearsal: Rehearsal | None = None) -> Result:
+        """Whether it is a quality sample, and its scores. `rehearsal`: the shadow stage of a rollout for which it is
+        compared: then it is one too."""
         share = 1.0 if result.experiment == EXPLORE else self._shares.get(result.route.task)
+        if rehearsal is not None:
+            share = max(share or 0.0, rehearsal.share)
         if share is None:
             return result
         item, task = result.item, self._tasks[result.route.task]

@@ -61,11 +61,14 @@ class Scored(msgspec.Struct, omit_defaults=True):
         return Sample(tuple(sorted((step, n) for step, n in self.counts.items() if n > 0)))
 
     def add(self, score: Score) -> None:
-        step = round(score.score * STEPS)
+        self.passed += score.passed
+        self.count(score.score)
+
+    def count(self, value: float) -> None:
+        step = round(value * STEPS)
         if self.coarse:
             step = _hundredths(step)
         self.counts[step] = self.counts.get(step, 0) + 1
-        self.passed += score.passed
         if len(self.counts) > MAX_VALUES:
             self.coarsen()
 
@@ -115,6 +118,11 @@ class Cell(msgspec.Struct, omit_defaults=True):
     """Of x = 1,000 · ln(milliseconds of an item's calls here), one an item."""
     scores: dict[str, Scored] = msgspec.field(default_factory=dict[str, Scored])
     """`scorer@version` → scores of answers from here."""
+    pairs: dict[str, Scored] = msgspec.field(default_factory=dict[str, Scored])
+    """Of a rollout's candidate in its shadow stage: `scorer@version` → score less that of the baseline's answer to the
+    same item, from -1,000 to 1,000."""
+    unpaid: int = 0
+    """Items answered from here that were to have such a shadow, and its money was spent."""
     accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
     """Version of a cascade's calibration → scores of those that it accepted, by the scorer that it names."""
 
@@ -139,7 +147,7 @@ class Cell(msgspec.Struct, omit_defaults=True):
         return Moments(self.items, mean, max(0.0, self.cost_square - mean * self.cost_nano))
 
 
-COUNTED = frozenset({"failures", "scores", "accepted"})
+COUNTED = frozenset({"failures", "scores", "pairs", "accepted"})
 """Fields that are counts by name."""
 _SUMS = tuple(name for name in Cell.__struct_fields__[8:] if name not in COUNTED)
 
@@ -184,6 +192,7 @@ class Cells:
         key: Key = (task, result.model, result.model_version, prompt, price, "", result.experiment, result.arm)
         own = self.at(key)
         own.results += 1
+        own.unpaid += result.unpaid
         if len(attempts) == 1:
             one = attempts[0]
             _call(own, one)
@@ -202,16 +211,19 @@ class Cells:
             for score in doubted.scores:
                 _score(at, score)
         for shadow in result.shadows:
-            at = self.at(self._key(task, shadow.model, shadow.model_version, prompt, "shadow"))
+            arm = shadow.experiment, shadow.arm
+            at = self.at(self._key(task, shadow.model, shadow.model_version, prompt, "shadow", *arm))
             at.results += 1
             for score in shadow.scores:
                 _score(at, score)
+            if shadow.experiment:
+                _pair(at, result.scores, shadow.scores)
 
     def dead(self, dead: DeadLetter) -> None:
         """An item without a result counts as one at each model that was asked."""
         if dead.attempts and dead.route is not None:
             task = dead.route.task
-            self._several(task, self._prompts.get(task, ""), dead.attempts)
+            self._several(task, dead.prompt_version, dead.attempts)
 
     def adjust(self, line: CostLine) -> None:
         """A closing line of own engines: hours that belong to no item."""
@@ -253,13 +265,14 @@ class Cells:
         return task, model, version, prompt, at.price.version if at is not None else "", role, experiment, name
 
     def _several(self, task: str, prompt: str, attempts: Sequence[Attempt]) -> int:
-        """The item counts once at each model that it was sent to. Returns what judges cost."""
+        """The item counts once at each model that it was sent to. Returns what judges cost; those of a rollout's
+        shadow stage are on its bill alone."""
         spent: dict[Key, tuple[int, float]] = {}
         judged = 0
         for attempt in attempts:
             role: CellRole = attempt.role if attempt.role in ("judge", "shadow") else ""
-            judged += attempt.cost_nano if role == "judge" else 0
-            arm = () if role else (attempt.experiment, attempt.arm)
+            judged += attempt.cost_nano if role == "judge" and not attempt.experiment else 0
+            arm = attempt.experiment, attempt.arm
             key = self._key(task, attempt.model, attempt.model_version, prompt, role, *arm)
             _call(self.at(key), attempt)
             cost, ms = spent.get(key, (0, 0.0))
@@ -306,6 +319,16 @@ def _score(cell: Cell, score: Score) -> None:
     scored.add(score)
 
 
+def _pair(cell: Cell, base: Sequence[Score], other: Sequence[Score]) -> None:
+    """By each scorer that scored both."""
+    scores = {(score.scorer, score.scorer_version): score.score for score in base}
+    for score in other:
+        mine = scores.get((score.scorer, score.scorer_version))
+        if mine is not None:
+            name = f"{score.scorer}@{score.scorer_version}"
+            cell.pairs.setdefault(name, Scored()).count(score.score - mine)
+
+
 _decoder = msgspec.msgpack.Decoder(list[Cell])
 
 
@@ -323,6 +346,8 @@ def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) 
         add_counts(mine.failures, cell.failures, sign)
         for scorer, scored in cell.scores.items():
             add_scores(mine.scores.setdefault(scorer, Scored()), scored, sign)
+        for scorer, scored in cell.pairs.items():
+            add_scores(mine.pairs.setdefault(scorer, Scored()), scored, sign)
         for calibration, scored in cell.accepted.items():
             add_scores(mine.accepted.setdefault(calibration, Scored()), scored, sign)
 

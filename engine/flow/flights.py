@@ -4,7 +4,7 @@ or a dead letter."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 import msgspec
 
@@ -87,7 +87,9 @@ class Flights:
 
     def steered(self, now: float) -> None:
         """Other versions are to be asked from now on (`Router.steer`). What is at a worker goes on; what is ready, or
-        follows another, starts anew where it gets another one; all else is turned when it is queued."""
+        follows another, starts anew where it gets another one; all else is turned when it is queued. What waits for a
+        shadow stage that is over is not sent."""
+        self._let_go(self._steps.is_over, now)
         freed = self._copies.part(self._turns)
         ready = self._places.ready
         stopped = [slot for slot in ready.slots() if self._turns(slot)]
@@ -145,10 +147,12 @@ class Flights:
         if not valid:
             result = msgspec.structs.replace(result, status="invalid_output")
         followers = self._copies.disband(slot)
-        result = self._calls.sample(result)
+        rehearsal = self._steps.rehearsal(result) if result.experiment else None
+        result = self._calls.sample(result, rehearsal)
         if slot.climb is not None:
             result = self._calls.climbed(slot, slot.climb, result)
-        pending = self._steps.begin(slot, result, followers) if result.route.task in self._steps.tasks else None
+        owes = rehearsal is not None or result.route.task in self._steps.tasks
+        pending = self._steps.begin(slot, result, followers, rehearsal) if owes else None
         if pending is None:
             self._end(slot, result, followers)
         else:
@@ -208,7 +212,11 @@ class Flights:
     def stop_steps(self, now: float) -> None:
         """Nothing is sent any more: items that have their answer end with it, those at a worker when they land."""
         self._steps.stopped = True
-        slots = (s for s in self._ends.slots.values() if s.pending is not None and self._steps.gives_up(s.pending))
+        self._let_go(self._steps.gives_up, now)
+
+    def _let_go(self, of: Callable[[Pending], bool], now: float) -> None:
+        """Steps that wait and are not to be sent any more."""
+        slots = (s for s in self._ends.slots.values() if s.pending is not None and of(s.pending))
         waiting = {s for s in slots if s.state != "flying"}
         self._places.drop(waiting)
         self._till.drop(waiting)
@@ -219,7 +227,7 @@ class Flights:
         """A step whose target is down for long, or that may not be sent any more, is left out."""
         targets = self._places.targets
         usable_at = targets.usable_at(slot, now) if targets.blocked(slot, now) else None
-        if self._steps.gives_up(pending):
+        if self._steps.gives_up(pending) or self._steps.is_over(pending):
             self._steps.fail(pending, "cancelled")
         elif self._steps.out_of_patience(pending, usable_at, now):
             self._steps.fail(pending, "no_candidate")
@@ -340,7 +348,7 @@ class Flights:
             self._go_on(slot, slot.pending, now)
             return
         followers = self._copies.disband(slot)
-        self._ends.dead(dead_letter_of(slot, reason, message, self._calls.policy.version, now), slot)
+        self._ends.dead(dead_letter_of(slot, reason, message, self._calls.versions(slot), now), slot)
         for follower in followers:  # the first of them asks for itself, the others follow it
             if not self._copies.follows(follower):
                 self.queue(follower, now)

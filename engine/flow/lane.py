@@ -251,6 +251,8 @@ class Lane:
         goes on tomorrow. Any other ends the item; of one that has its answer, never more than a step. Exploring
         ends with its own money, and the item goes on without."""
         ends_early = slot.pending is not None and not is_whole(slot.pending.task)
+        if slot.pending is not None and no.key in dict(slot.fund):
+            slot.pending.unpaid = True
         if no.key.endswith(EXPLORING):
             self.places.move(slot, slot.candidate + 1)  # those that it would have tried anyway stand behind
             self.flights.queue(slot, now)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.engine import judging
+from penstock.engine.budget import Keys
 from penstock.engine.items import Item, Refusal, Request, Result, Role, Route, Score, ShadowAnswer, StepKind, Usage
 from penstock.engine.judging import SIGNAL, Judged
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import PASS_MARK, scorer_name
 from penstock.engine.retry import History
+from penstock.engine.steering.turn import Rehearsal
 
 Votes = dict[tuple[int, str], list[float]]
 """(a judge's place among the task's scorers, whose answer) → what it said, in the order asked."""
@@ -31,15 +33,29 @@ class Step(msgspec.Struct, frozen=True):
     """Of a judge: the shadow whose answer is scored, or compared; empty: the answer that counts."""
     swapped: bool = False
     """Of a pair: the other answer stands first."""
+    rehearsal: Rehearsal | None = None
+    """The shadow stage of a rollout that it belongs to, and whose money pays for it."""
+
+    @property
+    def answer(self) -> str:
+        """The shadow whose answer it is, or is about; empty: the answer that counts."""
+        return self.target if self.kind == "shadow" else self.about
+
+    def of(self, rehearsal: Rehearsal) -> Step:
+        return msgspec.structs.replace(self, rehearsal=rehearsal)
 
 
-def script(task: Task) -> tuple[Step, ...]:
+def script(task: Task, rehearsal: Rehearsal | None = None) -> tuple[Step, ...]:
     """All that an item of this task may owe, in order: answers first, then what judges say of them."""
     shadows = task.shadow.models if task.shadow is not None else ()
+    if rehearsal is not None:
+        shadows = tuple(dict.fromkeys((*shadows, rehearsal.target)))
     steps = [Step("shadow", target) for target in shadows]
     for place, scorer in enumerate(task.scorers):
         if scorer.type == "judge":
             steps += _of_judge(scorer, place, shadows)
+    if rehearsal is not None:
+        steps = [step.of(rehearsal) if step.answer == rehearsal.target else step for step in steps]
     return tuple(steps)
 
 
@@ -82,6 +98,7 @@ class Pending:
         "task",
         "todo",
         "trial",
+        "unpaid",
         "versions",
         "votes",
     )
@@ -102,6 +119,13 @@ class Pending:
         self.refused: list[Refusal] = []
         self.blocked_at: float | None = None
         """Since when the target of the step under way has been down."""
+        self.unpaid = False
+        """The money of a rollout's shadow stage did not reach for it."""
+
+    @property
+    def fund(self) -> Keys:
+        """Budgets that the step under way must fit into beside those of its item and kind: (key, limit)."""
+        return () if self.step.rehearsal is None else (self.step.rehearsal.fund,)
 
     @property
     def output(self) -> str:

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Collection
 from typing import Literal
 
-from penstock.engine.budget import Purpose, Reservation
+from penstock.engine.budget import Keys, Purpose, Reservation
 from penstock.engine.flow.climb import Climb
 from penstock.engine.flow.pending import Pending
 from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
@@ -114,6 +114,11 @@ class Slot:
         if self.pending is not None:
             return self.pending.step.kind
         return "explore" if self.route.candidates[self.candidate].experiment == EXPLORE else None
+
+    @property
+    def fund(self) -> Keys:
+        """Budgets of its own that it must fit into as well: (key, limit)."""
+        return () if self.pending is None else self.pending.fund
 
     @property
     def pool(self) -> str:

@@ -30,6 +30,7 @@ from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import sampled
 from penstock.engine.retry import MENDED, Again, RetrySettings, Stop
 from penstock.engine.router import Rejection, Router
+from penstock.engine.steering.turn import Rehearsal
 
 PATIENCE_S = 120.0
 """A step waits for its target at most so long at a time; the item's result waits with it. A guess: a minute's rate
@@ -49,6 +50,8 @@ class Steps:
         self._scripts: dict[str, tuple[Step, ...]] = {name: steps for name, steps in scripts.items() if steps}
         """Task → what its items may owe. Tasks without steps are not in it."""
         self.tasks = frozenset(self._scripts)
+        self._rehearsals: dict[tuple[str, Rehearsal], tuple[Step, ...]] = {}
+        """The same of tasks with the shadow stage of a rollout."""
         self._untold = frozenset(name for name, wall in catalog.walls.items() if wall.sample == "never")
         """Walls of which no quality record is ever written: nothing is asked for it either."""
         self.stopped = False
@@ -56,22 +59,39 @@ class Steps:
 
     # -- an item enters, goes from step to step, and leaves
 
-    def begin(self, slot: Slot, result: Result, followers: list[Slot]) -> Pending | None:
+    def rehearsal(self, result: Result) -> Rehearsal | None:
+        """The shadow stage for which a rollout's candidate is to answer this item as well. Of a cascade never: what it
+        accepts are answers that the baseline is sure of, and beside these an equal version would look worse."""
+        found = self._router.turn.rehearsals.get(result.experiment)
+        if found is None or self.stopped or result.route.cascade or result.route.wall in self._untold:
+            return None
+        return found if sampled(result.item.item_id, found.share) else None
+
+    def begin(
+        self, slot: Slot, result: Result, followers: list[Slot], rehearsal: Rehearsal | None = None
+    ) -> Pending | None:
         """What the item owes; None: nothing."""
-        steps = self._scripts.get(result.route.task)
-        if steps is None or result.route.wall in self._untold:
+        task = self._tasks.get(result.route.task)
+        if task is None or result.route.wall in self._untold or (self.stopped and not is_whole(task)):
             return None
-        task = self._tasks[result.route.task]
-        if self.stopped and not is_whole(task):
-            return None
-        shadowed = task.shadow is not None and sampled(result.item.item_id, task.shadow.share)
+        steps = self._scripts.get(task.name, ()) if rehearsal is None else self._rehearsed(task, rehearsal)
+        item_id = result.item.item_id
+        shadowed = task.shadow is not None and sampled(item_id, task.shadow.share)
         judged = result.sampled or any(sampled(each.item.item_id, task.sample_share) for each in followers)
         own = (result.model, f"{result.model}@{result.model_version}", *_in_vain(slot))
         todo = [step for step in steps if _owes(step, own, shadowed=shadowed, judged=judged)]
+        if rehearsal is not None and not sampled(item_id, task.sample_share):  # the answer is judged for it alone
+            todo = [step if step.answer else step.of(rehearsal) for step in todo]
         if not todo:
             return None
         slot.pending, slot.followers = Pending(task, result, todo), followers
         return slot.pending
+
+    def _rehearsed(self, task: Task, rehearsal: Rehearsal) -> tuple[Step, ...]:
+        key = task.name, rehearsal
+        if key not in self._rehearsals:
+            self._rehearsals[key] = script(task, rehearsal)
+        return self._rehearsals[key]
 
     def begin_trial(self, slot: Slot, result: Result, judge: Scorer) -> Pending:
         """`result`: the item's, if the answer is believed. Behind a wall of which no sample is written no judge is
@@ -101,6 +121,11 @@ class Steps:
         """Nothing is sent any more, and the item ends with what it has. One whose answer is on trial has none yet."""
         return self.stopped and pending.trial is None and not is_whole(pending.task)
 
+    def is_over(self, pending: Pending) -> bool:
+        """The step under way is for the shadow stage of a rollout, and that has ended."""
+        mine = pending.step.rehearsal
+        return mine is not None and self._router.turn.rehearsals.get(mine.rollout) != mine
+
     def next(self, slot: Slot, pending: Pending) -> bool:
         """Make the slot ready for its next step. False: nothing is left to do."""
         if self.gives_up(pending):
@@ -108,6 +133,9 @@ class Steps:
             pending.todo.clear()
         while pending.todo:
             pending.step = pending.todo.popleft()
+            if self.is_over(pending):
+                self.fail(pending, "cancelled")
+                continue
             request = pending.request(slot.item)
             if request is not None and self._enter(slot, pending, request):
                 return True
@@ -115,7 +143,7 @@ class Steps:
 
     def _enter(self, slot: Slot, pending: Pending, request: Request) -> bool:
         step, route = pending.step, pending.result.route
-        routed = self._router.route_step(slot.item.attributes, request, route, step.kind, step.target)
+        routed = self._router.route_step(slot.item.attributes, request, route, step.kind, step.target, step.rehearsal)
         if isinstance(routed, Rejection):
             self._refuse(pending, routed)
             return False
@@ -159,9 +187,11 @@ class Steps:
     def _shadow(self, slot: Slot, pending: Pending, answer: Answer) -> ShadowAnswer:
         task, target, calls = pending.task, slot.route.candidates[0], slot.attempts[pending.attempts :]
         scores = self._calls.hooks.score(slot.item, answer, task)
-        share = task.shadow.share if task.shadow is not None else 0.0
+        asked = pending.step.rehearsal or task.shadow
+        share = asked.share if asked is not None else 0.0
         cost, ms, usage = sum(c.cost_nano for c in calls), sum(c.ms for c in calls), calls[-1].usage
-        return ShadowAnswer(target.model, target.version, answer.text, scores, usage or Usage(), cost, ms, share)
+        made = ShadowAnswer(target.model, target.version, answer.text, scores, usage or Usage(), cost, ms, share)
+        return msgspec.structs.replace(made, experiment=target.experiment, arm=target.arm)
 
     def finish(self, slot: Slot, pending: Pending, now: float) -> tuple[Result, tuple[Score, ...]]:
         """The item's result, and what judges say of its answer. The slot is its own again."""
@@ -184,6 +214,7 @@ class Steps:
             finished_at=now,
             scores=(*result.scores, *of_answer) if result.sampled else (),
             shadows=shadows,
+            unpaid=pending.unpaid,
         )
         return whole, of_answer
 
@@ -219,5 +250,6 @@ def _in_vain(slot: Slot) -> Iterator[str]:
 
 def _owes(step: Step, own: tuple[str, ...], *, shadowed: bool, judged: bool) -> bool:
     """A model is no shadow of itself. What is about a shadow's answer is owed with it."""
-    target = step.target if step.kind == "shadow" else step.about
-    return (shadowed and target not in own) if target else judged
+    if not step.answer:
+        return judged
+    return (shadowed or step.rehearsal is not None) and step.answer not in own

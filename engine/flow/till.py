@@ -78,7 +78,7 @@ class Till:
             self._day = now // DAY_S
             self._refused.clear()
             self._refused_from.clear()
-        answer = self._budgets.reserve(slot.item.attributes.tenant, worst, now, slot.purpose)
+        answer = self._budgets.reserve(slot.item.attributes.tenant, worst, now, slot.purpose, slot.fund)
         if isinstance(answer, Reservation):
             slot.reservation = answer
             for held in answer.held:
@@ -125,7 +125,7 @@ class Till:
     def _keep_others(self, slot: Slot, now: float) -> None:
         """A call under several budgets gets its leases one after another. Each that comes renews those before it:
         else the first would be idle, and go back, by the time that the last is there."""
-        for key, _ in self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose):
+        for key, _ in (*self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose), *slot.fund):
             if key in self._drawn:
                 self._drawn[key] = (now, self._drawn[key][1])
 

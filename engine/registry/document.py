@@ -171,10 +171,11 @@ def _anything(cell: Cell) -> bool:
 
 def _prune(cell: Cell) -> None:
     """What was taken back whole leaves no trace."""
-    for scored in (*cell.scores.values(), *cell.accepted.values()):
+    for scored in (*cell.scores.values(), *cell.pairs.values(), *cell.accepted.values()):
         scored.counts = {step: n for step, n in scored.counts.items() if n}
     cell.accepted = {version: scored for version, scored in cell.accepted.items() if scored.counts}
     cell.scores = {name: scored for name, scored in cell.scores.items() if scored.counts}
+    cell.pairs = {name: scored for name, scored in cell.pairs.items() if scored.counts}
     cell.failures = {kind: n for kind, n in cell.failures.items() if n}
 
 

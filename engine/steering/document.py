@@ -64,6 +64,7 @@ _KINDS: dict[What, Kind] = {
     "started": "rollout_started",
     "promoted": "rollout_ended",
     "rolled_back": "rollback",
+    "passed": "rollout_ended",
 }
 """Everything else is told as `stage`."""
 

@@ -3,6 +3,10 @@
 Of cells whose `experiment` is the rollout and whose `arm` is `baseline-N` or `candidate-N`. Stages and tasks stay apart
 (their shares and their means differ); prompts and prices are added up.
 
+In a shadow stage the candidate's arm are the answers that it gave beside the baseline's. Its quality is compared in
+pairs, the score of its answer less that of the baseline's to the same item; all else as in any stage. An item is in
+both arms there, and what it is like is common to them: so an alarm is rarer than declared.
+
 | guard | an item's value |
 |---|---|
 | quality | its score, for each scorer by itself (they share the alarm rate) |
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -22,12 +27,12 @@ import msgspec
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, summed
 from penstock.engine.measure.allocated import Stratum
-from penstock.engine.measure.guards import Guard, Verdict, judge_arms, judge_moments
+from penstock.engine.measure.guards import Guard, Verdict, judge, judge_arms, judge_moments
 from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
 from penstock.engine.steering import words
 from penstock.engine.steering.judges import is_judge
-from penstock.engine.steering.rollout import BASELINE, Rollout, Told, arm_of
+from penstock.engine.steering.rollout import BASELINE, SHADOW, Rollout, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
     "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=750),
@@ -43,6 +48,10 @@ counted for, only a loss that matters: a point more of errors, a tenth more cost
 
 Key = tuple[int, str]
 """(stage, task)."""
+
+
+Asked = Callable[[Guard], tuple[Verdict, str]]
+"""What a guard says, and why."""
 
 
 class Sides(msgspec.Struct):
@@ -79,7 +88,17 @@ def judged(
 ) -> tuple[Told, ...]:
     """What each guard says now; of quality, by each scorer. `trusted`: judges that may decide. `bounds=False`: without
     `worst`, and sooner."""
-    return compared(rollout.guards, View(_sides(rollout, cells), rollout.baseline, rollout.stage, bounds, trusted))
+    view = View(_sides(rollout, cells), rollout.baseline, rollout.stage, bounds, trusted)
+    return compared([_at_stage(guard, rollout) for guard in rollout.guards], view)
+
+
+def _at_stage(guard: Guard, rollout: Rollout) -> Guard:
+    """Quality is tested in pairs, and then by arms: where both are to come, each has half of the alarm rate."""
+    if guard.name != "quality" or rollout.shadow is None:
+        return guard
+    rate = guard.alarm_rate / 2 if rollout.stages else guard.alarm_rate
+    most = rollout.shadow.pairs if rollout.stage == SHADOW else guard.max_items
+    return msgspec.structs.replace(guard, alarm_rate=rate, max_items=most)
 
 
 def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
@@ -109,9 +128,14 @@ def counts(rollout: Rollout, cells: Iterable[Cell]) -> dict[int, tuple[int, int]
     return found
 
 
+def unpaid(rollout: Rollout, cells: Iterable[Cell]) -> int:
+    """Items that the candidate was to answer beside the baseline, and for which its shadow's money was spent."""
+    return sum(cell.unpaid for cell in cells if cell.experiment == rollout.id)
+
+
 def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
     found: dict[Key, Sides] = {}
-    for cell in summed(cell for cell in cells if cell.experiment == rollout.id and cell.role == ""):
+    for cell in summed(cell for cell in cells if cell.experiment == rollout.id and cell.role in ("", "shadow")):
         arm = arm_of(cell.arm)
         if arm is None or arm[1] >= len(rollout.stages) or cell.model != rollout.model:
             continue
@@ -149,15 +173,37 @@ def _coins(good: int, items: int) -> Sample:
 
 def _quality(guard: Guard, view: View) -> list[Told]:
     """Scores count by the scorer's name and version. With none that may decide, the guard goes on."""
-    found = scored(view.sides)
+    found = _in_pairs(view) if view.stage == SHADOW else _in_arms(view)
     deciding = [scorer for scorer in found if not is_judge(scorer) or scorer in view.trusted]
     shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / max(1, len(deciding)))
     told = [] if deciding else [Told(guard.name, "go on", 0, None, None, words.undecidable(guard, judges=bool(found)))]
-    for scorer, strata in sorted(found.items()):
-        verdict, seen = _arms(shared, view, strata), words.means(strata.values())
-        why = words.of_scores(shared, verdict, seen, scorer, view.base)
+    for scorer in sorted(found):
+        verdict, why = found[scorer](shared)
         told.append(_told(f"{guard.name} {scorer}", verdict, why, informs=scorer not in deciding))
     return told
+
+
+def _in_arms(view: View) -> dict[str, Asked]:
+    """By scorer: both arms of all stages but the shadow, whose pairs were tested by themselves."""
+
+    def asked(scorer: str, strata: Mapping[Key, Stratum], guard: Guard) -> tuple[Verdict, str]:
+        verdict = _arms(guard, view, strata)
+        return verdict, words.of_scores(guard, verdict, words.means(strata.values()), scorer, view.base)
+
+    units = {key: sides for key, sides in view.sides.items() if key[0] != SHADOW}
+    return {scorer: partial(asked, scorer, strata) for scorer, strata in scored(units).items()}
+
+
+def _in_pairs(view: View) -> dict[str, Asked]:
+    """By scorer: the candidate's score less the baseline's on the same item, tasks together."""
+
+    def asked(scorer: str, guard: Guard) -> tuple[Verdict, str]:
+        pairs = merge(*(cell.pairs[scorer].sample() for cell in cells if scorer in cell.pairs))
+        verdict = judge(guard, pairs, bounds=view.bounds)
+        return verdict, words.of_pairs(guard, verdict, _scores(cells, scorer).mean, scorer, view.base)
+
+    cells = [cell for (stage, _), sides in view.sides.items() if stage == SHADOW for cell in sides.other]
+    return {scorer: partial(asked, scorer) for scorer in {name for cell in cells for name in cell.pairs}}
 
 
 def scored(sides: Mapping[Key, Sides]) -> dict[str, dict[Key, Stratum]]:

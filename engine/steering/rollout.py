@@ -3,7 +3,10 @@
     begin ─▶ running ──(all guards pass)──▶ next stage … ──▶ promoted ──(rollback)──▶ rolled_back
               │   ▲ └─(a guard fails)─▶ rolled_back                                        ▲
               │   └─resume── paused / waiting ──────────────(rollback)─────────────────────┘
-              └─(manual: a stage passed or failed)─▶ waiting
+              └─(manual: a stage passed or failed; its money is spent)─▶ waiting
+
+The first stage may be a shadow (`SHADOW`): the candidate answers a share of the baseline's items beside it, and nothing
+of it is a result. Where no other stage follows, a rollout that passes it has passed, and changes nothing.
 
 Pure: verdicts or a person's word in, the next `Rollout` out; its last decision is what is to be logged. Every decision
 grows `decisions` by one and keeps all before it, so a compare-and-swap on the whole lets one decider win.
@@ -18,13 +21,14 @@ from typing import Literal
 import msgspec
 
 from penstock.engine.errors import SpecError
+from penstock.engine.items import NANO_PER_USD
 from penstock.engine.measure.guards import Decision as Finding
 from penstock.engine.measure.guards import Guard
 
-State = Literal["running", "waiting", "paused", "promoted", "rolled_back"]
+State = Literal["running", "waiting", "paused", "promoted", "rolled_back", "passed"]
 Word = Literal["pause", "resume", "promote", "rollback"]
 """What a person may say."""
-What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back"]
+What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back", "passed"]
 Unit = Literal["unit", "item"]
 """What sticks to an arm: the item's `unit` attribute (its own id where it has none), or each item by itself."""
 
@@ -35,6 +39,10 @@ MAX_DECISIONS = 200
 PENSTOCK = "penstock"
 """Who decides where nobody does."""
 BASELINE, CANDIDATE = "baseline", "candidate"
+SHADOW = -1
+"""The stage before the first one, in which the candidate answers and nothing of it is a result."""
+UNPAID = 20
+"""Items without money for their shadow that end the stage: a single long one may find none while others still do."""
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -66,6 +74,25 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     told: tuple[Told, ...] = ()
 
 
+class Shadowing(msgspec.Struct, frozen=True):
+    """How a rollout's shadow stage is gone about."""
+
+    share: float
+    """Of the baseline's items, by a stable hash of their ids."""
+    limit_nano: int
+    """What it may cost in all jobs together, judges of its answers included."""
+    pairs: int = 1_000
+    """Scored ones, after which it ends if nothing was shown: 5 points are mostly found in as many (docs/quality.md)."""
+
+
+class How(msgspec.Struct, frozen=True):
+    """`auto`, `unit`, `shadow`: see `Rollout`."""
+
+    auto: bool = True
+    unit: Unit = "unit"
+    shadow: Shadowing | None = None
+
+
 class Rollout(msgspec.Struct, frozen=True):
     id: str
     model: str
@@ -81,17 +108,32 @@ class Rollout(msgspec.Struct, frozen=True):
     auto: bool = True
     """False: a stage that passed or failed waits for a person."""
     unit: Unit = "unit"
+    shadow: Shadowing | None = None
+    """None: it begins with its first stage."""
 
     @property
     def active(self) -> bool:
         return self.state in ACTIVE
 
     @property
+    def shadows(self) -> bool:
+        """It is in its shadow stage, and the candidate is asked."""
+        return self.stage == SHADOW and self.state in ("running", "paused")
+
+    @property
     def share(self) -> float:
         """Of the units that the candidate gets now."""
         if self.active:
-            return self.stages[self.stage]
+            return 0.0 if self.stage == SHADOW else self.stages[self.stage]
         return 1.0 if self.state == "promoted" else 0.0
+
+    @property
+    def where(self) -> str:
+        """The stage, for people."""
+        if self.stage == SHADOW:
+            asked = self.shadow.share if self.shadow is not None else 0.0
+            return f"shadow stage, {asked * 100:g} % of the items are answered by {self.candidate} as well"
+        return f"stage {self.stage + 1} of {len(self.stages)}, {self.share * 100:g} % of the units"
 
     def arm(self, side: str) -> str:
         """As records and cells name it."""
@@ -112,30 +154,56 @@ def begin(
     *,
     by: str,
     now: float,
-    auto: bool = True,
-    unit: Unit = "unit",
+    how: How | None = None,
 ) -> Rollout:
     """`versions`: (baseline, candidate). A last stage of 1 is left out: it is the promotion. Raises `SpecError`."""
+    how = how or How()
     baseline, candidate = versions
     if baseline == candidate:
         raise SpecError(f"{model} has {candidate} already: name another version")
     below = tuple(stages[:-1] if stages and stages[-1] == 1.0 else stages)
-    if not below or len(below) > MAX_STAGES or list(below) != sorted(set(below)) or not 0.0 < below[0] <= below[-1] < 1:
-        raise SpecError(
-            f"stages are 1 to {MAX_STAGES} rising percentages below 100 (100 at the end is the promotion), "
-            f"such as 1,5,25,100; not {','.join(f'{share * 100:g}' for share in stages)}"
-        )
+    if how.shadow is None or stages:
+        _check_stages(stages, below)
+    if how.shadow is not None:
+        _check_shadow(how.shadow)
     if not guards:
         raise SpecError("a rollout needs a guard, or nothing would ever end a stage")
     digest = blake2b(f"{model}\0{baseline}\0{candidate}\0{now!r}".encode(), digest_size=3).hexdigest()
     why = f"from {baseline} to {candidate}; guards: {', '.join(guard.name for guard in guards)}"
-    first = Decision(now, by, "started", 0, below[0], why)
-    name = f"{model}-{candidate}-{digest}"
-    return Rollout(name, model, baseline, candidate, below, tuple(guards), (first,), 0, "running", auto, unit)
+    begins, share = (0, below[0]) if how.shadow is None else (SHADOW, 0.0)
+    first = Decision(now, by, "started", begins, share, why)
+    return Rollout(
+        f"{model}-{candidate}-{digest}",
+        model,
+        baseline,
+        candidate,
+        below,
+        tuple(guards),
+        (first,),
+        begins,
+        auto=how.auto,
+        unit=how.unit,
+        shadow=how.shadow,
+    )
 
 
-def see(rollout: Rollout, told: Sequence[Told], now: float) -> Rollout | None:
-    """The guards were asked. None: nothing is to be decided."""
+def _check_stages(stages: Sequence[float], below: tuple[float, ...]) -> None:
+    if not below or len(below) > MAX_STAGES or list(below) != sorted(set(below)) or not 0.0 < below[0] <= below[-1] < 1:
+        raise SpecError(
+            f"stages are 1 to {MAX_STAGES} rising percentages below 100 (100 at the end is the promotion), such as "
+            f"1,5,25,100, with shadow in front or alone; not {','.join(f'{share * 100:g}' for share in stages)}"
+        )
+
+
+def _check_shadow(shadow: Shadowing) -> None:
+    if not 0.0 < shadow.share <= 1.0:
+        raise SpecError(f"a shadow answers more than 0 and at most 100 % of the items, not {shadow.share * 100:g}")
+    if shadow.limit_nano <= 0:
+        raise SpecError("a shadow stage needs money: more than $0")
+
+
+def see(rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0) -> Rollout | None:
+    """The guards were asked. `unpaid`: items whose shadow found no money. None: nothing is to be decided."""
     deciding = [each for each in told if not each.informs]
     if rollout.state != "running" or not deciding:
         return None
@@ -146,7 +214,7 @@ def see(rollout: Rollout, told: Sequence[Told], now: float) -> Rollout | None:
             return _next(rollout, "rolled_back", "rolled_back", rollout.stage, PENSTOCK, now, why, told)
         return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
     if any(each.decision != "pass" for each in deciding):
-        return None
+        return _spent(rollout, now, told) if rollout.stage == SHADOW and unpaid >= UNPAID else None
     if rollout.auto:
         return _forward(rollout, PENSTOCK, now, "every guard passed", told)
     return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, "every guard passed", told)
@@ -171,10 +239,19 @@ def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Ro
             return _next(rollout, "rolled_back", "rolled_back", stage, by, now, why)
 
 
+def _spent(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
+    """Too little was compared to pass, and nothing was shown: a person has to say what follows."""
+    usd = rollout.shadow.limit_nano / NANO_PER_USD if rollout.shadow is not None else 0.0
+    why = f"the shadow's money (${usd:,.2f}) is spent, and its guards are not decided: promote it, or roll it back"
+    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, why, told)
+
+
 def _forward(rollout: Rollout, by: str, now: float, why: str, told: Sequence[Told] = ()) -> Rollout:
-    """One stage further; after the last one it is promoted."""
+    """One stage further; after the last one it is promoted, unless that was a shadow."""
     if rollout.stage + 1 < len(rollout.stages):
         return _next(rollout, "running", "stage", rollout.stage + 1, by, now, why, told)
+    if rollout.stage == SHADOW:
+        return _next(rollout, "passed", "passed", rollout.stage, by, now, why, told)
     return _next(rollout, "promoted", "promoted", rollout.stage, by, now, why, told)
 
 
@@ -199,7 +276,9 @@ def check(before: Rollout, after: Rollout) -> None:
     assert (after.id, after.stages) == (before.id, before.stages), "it became another rollout"
     last = after.decisions[-1]
     assert after.stage - before.stage == (last.what == "stage"), "a stage was lost, repeated or skipped"
-    assert last.what != "promoted" or after.stage == len(after.stages) - 1, "a stage was skipped"
-    assert 0 <= after.stage < len(after.stages), "there is no such stage"
+    assert last.what != "promoted" or 0 <= after.stage == len(after.stages) - 1, "a stage was skipped"
+    assert last.what != "passed" or not after.stages, "a stage was skipped"
+    first = 0 if after.shadow is None else SHADOW
+    assert first <= after.stage < len(after.stages), "there is no such stage"
     assert before.active or (before.state == "promoted" and after.state == "rolled_back"), "an end was not the end"
     assert (last.stage, last.share) == (after.stage, after.share), "the log says something else"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -21,6 +22,32 @@ class Pick(NamedTuple):
     experiment: str = ""
     arm: str = ""
     propensity: float = 1.0
+
+
+class Rehearsal(msgspec.Struct, frozen=True):
+    """A rollout in its shadow stage: the candidate answers a share of the baseline's items as well."""
+
+    rollout: str
+    model: str
+    version: str
+    arm: str
+    share: float
+    fund: tuple[str, int]
+    """The budget that its calls must fit into besides those of the item: (key, limit in nano-dollars). All jobs share
+    it."""
+
+    @property
+    def target(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+def rehearsal_of(rollout: Rollout) -> Rehearsal | None:
+    """None: it is in no shadow stage."""
+    if not rollout.shadows or rollout.shadow is None:
+        return None
+    shadow, fund = rollout.shadow, f"rollout/{quote(rollout.id, safe='')}"
+    arm = rollout.arm(CANDIDATE)
+    return Rehearsal(rollout.id, rollout.model, rollout.candidate, arm, shadow.share, (fund, shadow.limit_nano))
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -53,6 +80,9 @@ class Turn:
         known = [r for r in rollouts if r.model in models and self._knows_both(models[r.model], r)]
         self.gates = tuple(gate_of(rollout) for rollout in sorted(known, key=lambda each: each.id))
         self._at = {gate.rollout.model: bit for bit, gate in enumerate(self.gates)}
+        found = (rehearsal_of(gate.rollout) for gate in self.gates)
+        self.rehearsals = {each.rollout: each for each in found if each is not None}
+        """By their rollout's id."""
 
     def _knows(self, model: Model, version: str) -> bool:
         if any(each.id == version for each in model.versions):

@@ -45,6 +45,15 @@ def of_scores(guard: Guard, verdict: Verdict, seen: Means | None, scorer: str, b
     return f"{name}: {numbers}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
 
 
+def of_pairs(guard: Guard, verdict: Verdict, other: float | None, scorer: str, base: str) -> str:
+    """`other`: mean score of the answers that stood beside the base's."""
+    name = f"{guard.name} by scorer {scorer.partition('@')[0]}"
+    if verdict.mean is None or other is None:
+        return f"{name}: nothing to compare yet"
+    numbers = f"{other:.2f} against {other - verdict.mean:.2f} of {base} on the same {verdict.items:,} items"
+    return f"{name}: {numbers}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
+
+
 def undecidable(guard: Guard, *, judges: bool) -> str:
     """No scorer may decide. `judges`: there are scores of judges that inform."""
     if judges:

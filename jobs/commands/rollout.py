@@ -11,11 +11,11 @@ from penstock.jobs import exits
 from penstock.jobs.commands import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rich.console import RenderableType
 
-    from penstock.engine.steering.rollout import Decision, Told, Unit, Word
+    from penstock.engine.steering.rollout import Decision, Shadowing, Told, Unit, Word
     from penstock.jobs.history import History
     from penstock.jobs.requeue import Touched
     from penstock.jobs.rollouts import Heard, Standing
@@ -30,6 +30,7 @@ def rollout() -> None:
 
     \b
       penstock rollout start small v2 --stages 1,5,25,100
+      penstock rollout start small v2 --shadow --shadow-usd 5    first beside the live one, unseen
       penstock rollout show small     what the guards say, and every decision
       penstock rollback small         take it back: running jobs obey within 5 s
 
@@ -44,7 +45,26 @@ def rollout() -> None:
 @click.argument("model")
 @click.argument("version")
 @click.option(
-    "--stages", default="1,5,25,100", show_default=True, metavar="PERCENT,…", help="Shares of the units, rising."
+    "--stages",
+    default="1,5,25,100",
+    show_default=True,
+    metavar="PERCENT,…",
+    help="Shares of the units, rising; `shadow` may stand in front, or alone.",
+)
+@click.option("--shadow", is_flag=True, help="Begin with a shadow stage, as `shadow` in front of --stages does.")
+@click.option(
+    "--shadow-share",
+    default=10.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="Of the live version's items, that VERSION answers as well.",
+)
+@click.option(
+    "--shadow-usd",
+    default=5.0,
+    show_default=True,
+    metavar="USD",
+    help="What the shadow stage may cost in all jobs together, never more.",
 )
 @click.option(
     "--guard", default=ALL_GUARDS, show_default=True, metavar="NAME,…", help="What may get no worse; see above."
@@ -63,6 +83,9 @@ def start(
     model: str,
     version: str,
     stages: str,
+    shadow: bool,
+    shadow_share: float,
+    shadow_usd: float,
     guard: str,
     items: int | None,
     manual: bool,
@@ -76,20 +99,41 @@ def start(
     got no answer there), refusals, cost, latency. Each may wrongly accuse an equal version in 1 rollout of 100.
 
     100 at the end of --stages is the promotion: where all have the new version, nobody is left to compare it with.
+
+    In a shadow stage VERSION answers a share of the live version's items beside it; nothing of that is a result. The
+    scores of both are compared item by item, which needs fewer items. With --stages shadow nothing follows: it has
+    passed or failed, and the live version stays. Calls pass the item's wall and budgets, and the money of the stage.
+    When that is spent, it waits for you.
     """
+    from penstock.engine.steering.rollout import How
     from penstock.jobs import rollouts
     from penstock.jobs.spec import load_either
 
     names = tuple(name.strip() for name in guard.split(",") if name.strip())
-    ask = rollouts.Ask(model, version, _shares(stages), names, items, not manual, unit)
+    first, _, rest = stages.partition(",")
+    in_front = first.strip() == "shadow"
+    beside = _shadowing(shadow_share, shadow_usd, items) if shadow or in_front else None
+    how = How(not manual, unit, beside)
+    ask = rollouts.Ask(model, version, _shares(rest if in_front else stages), names, items, how)
     return _say(rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job))))
 
 
+def _shadowing(percent: float, usd: float, items: int | None) -> Shadowing:
+    from penstock.engine.pricing import usd_to_nano
+    from penstock.engine.steering.rollout import Shadowing
+
+    made = Shadowing(percent / 100, usd_to_nano(usd))
+    return made if items is None else Shadowing(made.share, made.limit_nano, items)
+
+
 def _shares(text: str) -> tuple[float, ...]:
+    """None at all is what stands behind a lone `shadow`."""
+    if not text:
+        return ()
     try:
         return tuple(float(part.strip().rstrip("%")) / 100 for part in text.split(","))
     except ValueError as error:
-        raise SpecError(f"--stages {text!r}: expected percentages, such as 1,5,25,100") from error
+        raise SpecError(f"--stages {text!r}: expected percentages, such as 1,5,25,100 or shadow,5,100") from error
 
 
 @rollout.command()
@@ -121,6 +165,7 @@ def list_rollouts(state: str | None, as_json: bool) -> int:
     """The latest rollout of each model."""
     from rich.table import Table
 
+    from penstock.engine.steering.rollout import SHADOW
     from penstock.jobs import rollouts
     from penstock.jobs.wording import moment
 
@@ -136,7 +181,8 @@ def list_rollouts(state: str | None, as_json: bool) -> int:
     for name in ("model", "live", "rollout", "state", "stage", "since"):
         table.add_column(name)
     for name, at in sorted(steering.rollouts.items()):
-        stage = f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}" if at.active else "–"
+        numbered = "shadow" if at.stage == SHADOW else f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}"
+        stage = numbered if at.active else "–"
         live = steering.live.get(name, at.baseline)
         since = moment(at.decisions[-1].at)
         table.add_row(name, live, f"{at.baseline} → {at.candidate}", at.state.replace("_", " "), stage, since)
@@ -264,8 +310,12 @@ def _say(heard: Heard) -> int:
             now = f"{at.candidate} is live for all"
         case "rolled_back":
             now = f"{at.baseline} is live for all"
-        case _:
+        case "passed":
+            now = f"{at.candidate} passed its shadow stage; {at.baseline} stays live for all"
+        case _ if at.share:
             now = f"stage {at.stage + 1} of {len(at.stages)}: {_percent(at.share)} of the units get {at.candidate}"
+        case _:
+            now = at.where
     click.echo(f"{at.model} {at.baseline} → {at.candidate}: {_WORDS.get(last.what, last.what)}; {now}")
     if heard.untold is not None:
         click.echo(f"note: this is not in the audit log yet; the next run writes it: {heard.untold}", err=True)
@@ -283,19 +333,27 @@ def _standing(at: Standing) -> Iterable[RenderableType]:
     from rich.text import Text
 
     r = at.rollout
-    stage = f"stage {r.stage + 1} of {len(r.stages)}, {_percent(r.share)} of the units" if r.active else ""
+    stage = r.where if r.active else ""
     words = [f"{r.model}: {r.baseline} → {r.candidate}", r.state.replace("_", " "), stage, f"id {r.id}"]
     yield Text("  ".join(filter(None, words)), style="bold")
-    if at.items:
-        yield Text(_exposure(at), style="dim")
+    for line in _exposure(at):
+        yield Text(line, style="dim")
     if r.active:
         yield _guards(at.guards)
     yield _decisions(r.decisions)
 
 
-def _exposure(at: Standing) -> str:
-    base, other = (sum(pair[side] for pair in at.items.values()) for side in (0, 1))
-    return f"items so far: {base:,} by {at.rollout.baseline}, {other:,} by {at.rollout.candidate}"
+def _exposure(at: Standing) -> Iterator[str]:
+    """Who answered, and who stood beside."""
+    from penstock.engine.steering.rollout import SHADOW
+
+    r, stages = at.rollout, [pair for stage, pair in at.items.items() if stage != SHADOW]
+    if SHADOW in at.items:
+        base, other = at.items[SHADOW]
+        yield f"shadow stage: {base:,} items by {r.baseline}, {other:,} of them answered by {r.candidate} as well"
+    if stages:
+        base, other = (sum(pair[side] for pair in stages) for side in (0, 1))
+        yield f"items so far: {base:,} by {r.baseline}, {other:,} by {r.candidate}"
 
 
 def _guards(told: Iterable[Told]) -> RenderableType:

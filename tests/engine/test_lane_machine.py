@@ -360,7 +360,7 @@ class LaneMachine(RuleBasedStateMachine):
         for wish in self.lane.wishes():
             names = [f"{self.epoch}-{self.number + n}" for n in range(wish.count)]
             self.number += wish.count
-            ledger = self.disk.ledgers[wish.key]
+            ledger = self.disk.ledgers.get(wish.key) or Ledger(wish.key, wish.limit_nano)  # a rollout brings its own
             want = max(wish.want_nano, leases.remaining(ledger) // 100)
             owner = Owner("r", 0, (self.epoch, 0))
             answer = leases.open_leases(ledger, names, owner, want, wish.floor_nano, self.now)
@@ -426,7 +426,12 @@ class LaneMachine(RuleBasedStateMachine):
     def see_comparison(self, result: Result) -> None:
         """What steps leave in a result: scores of the answer, and of others; the answer is never one of theirs."""
         roles = [a.role in ("judge", "shadow") for a in result.attempts]
-        assert self.steps or not (any(roles) or result.shadows)
+        owed = [a for a in result.attempts if a.role in ("judge", "shadow") and not a.experiment]
+        beside = [shadow for shadow in result.shadows if shadow.experiment]  # a rollout's shadow stage owes these
+        assert self.steps or not (owed or len(result.shadows) > len(beside))
+        for shadow in beside:
+            assert (result.model, result.model_version, result.experiment) == (shadow.model, "v1", shadow.experiment)
+            assert (shadow.model_version, shadow.arm, result.route.cascade) == ("v2", "candidate-0", False)
         assert not result.attempts or result.copied_from or not all(roles), "a result without an answer of its own"
         assert result.sampled or not result.scores
         if result.route.task == "same" and result.route.cascade:
@@ -435,7 +440,7 @@ class LaneMachine(RuleBasedStateMachine):
             assert result.signal is None or result.signal >= 0.5
         shadow = self.policy.tasks[result.route.task].shadow
         named = {name.partition("@")[0] for name in shadow.models} if shadow is not None else set[str]()
-        assert {s.model for s in result.shadows} <= named - ({result.model} - {"shade"})
+        assert {s.model for s in result.shadows if s not in beside} <= named - ({result.model} - {"shade"})
         for score in (*result.scores, *(score for s in result.shadows for score in s.scores)):
             assert 0.0 <= score.score <= 1.0
             assert score.judge_model in ("judge", "mid")
@@ -552,10 +557,10 @@ class LaneMachine(RuleBasedStateMachine):
         assert sum(line.cost_nano for line in lines) == results + dead + unfinished, "the bill does not add up"
         of_steps = {kind: sum(line.cost_nano for line in lines if line.role == kind) for kind in ("judge", "shadow")}
         assert {k: v for k, v in of_steps.items() if v} == {k: v for k, v in self.lane.tally.steps_nano.items() if v}
+        for ledger in self.disk.ledgers.values():
+            assert ledger.overrun_nano == 0
+            assert ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano <= ledger.limit_nano
         if self.budgets:
-            for ledger in self.disk.ledgers.values():
-                assert ledger.overrun_nano == 0
-                assert ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano <= ledger.limit_nano
             assert sum(line.cost_nano for line in lines) <= LIMIT
             assert not self.steps or of_steps["shadow"] <= SHADOW_LIMIT
 

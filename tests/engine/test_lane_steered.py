@@ -11,6 +11,7 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
+from penstock.engine.flow.slots import Slot
 from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.measure.guards import Guard
 from penstock.engine.plan import Split
@@ -18,7 +19,7 @@ from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
-from penstock.engine.steering.rollout import begin
+from penstock.engine.steering.rollout import How, Shadowing, begin
 from penstock.engine.steering.turn import Turn
 from tests.engine import test_lane_machine as machine
 
@@ -29,6 +30,11 @@ def half(model: str) -> Steering:
     return document.started(Steering(), begin(model, ("v1", "v2"), (0.5,), GUARDS, by="ann", now=1.0))
 
 
+def shadowed(model: str, share: float) -> Steering:
+    how = How(shadow=Shadowing(share, machine.SHADOW_LIMIT))
+    return document.started(Steering(), begin(model, ("v1", "v2"), (0.5,), GUARDS, by="ann", now=1.0, how=how))
+
+
 STEERED = [
     Steering(),
     Steering(live={"mid": "v2"}),
@@ -36,6 +42,8 @@ STEERED = [
     half("alt"),
     document.with_rollout(half("mid"), half("big").rollouts["big"]),
     Steering(live={"mid": "v9", "nobody": "v2"}),
+    shadowed("mid", 1.0),
+    shadowed("alt", 0.5),
 ]
 
 
@@ -55,6 +63,8 @@ class SteeredLane(machine.LaneMachine):
         self.lane.steer(self.turn, self.now)
         assert len(self.lane.slots) == before, "an item ended by being steered"
         assert all(self.lane.slots[key].route is route for key, route in flying.items()), "a call under way was touched"
+        over = [slot for slot in self.lane.ready.slots() if slot.pending is not None and _is_over(slot, self.turn)]
+        assert not over, "a call for a shadow stage that is over may still be sent"
 
     @invariant()
     def what_may_be_sent_has_the_versions_of_now(self) -> None:
@@ -66,6 +76,11 @@ class SteeredLane(machine.LaneMachine):
         for leader in self.lane.copies.leaders():
             for follower in leader.followers or ():
                 assert follower.route.candidates == leader.route.candidates, "it gets an answer from another arm"
+
+
+def _is_over(slot: Slot, turn: Turn) -> bool:
+    rehearsal = slot.pending.step.rehearsal if slot.pending is not None else None
+    return rehearsal is not None and turn.rehearsals.get(rehearsal.rollout) != rehearsal
 
 
 TestSteeredLane = SteeredLane.TestCase

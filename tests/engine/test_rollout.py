@@ -16,16 +16,33 @@ from penstock.engine.items import Attributes
 from penstock.engine.measure.guards import Guard
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
-from penstock.engine.steering.rollout import Rollout, Told, Word, arm_of, begin, check, said, see
+from penstock.engine.steering.rollout import (
+    SHADOW,
+    UNPAID,
+    How,
+    Rollout,
+    Shadowing,
+    Told,
+    Word,
+    arm_of,
+    begin,
+    check,
+    said,
+    see,
+)
 from penstock.engine.steering.turn import Turn
 
 GUARD = (Guard(name="quality"),)
+BESIDE = Shadowing(0.5, 10**9)
 WORDS: list[Word] = ["pause", "resume", "promote", "rollback"]
 SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account="a")
 
 
-def rollout(stages: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0), *, auto: bool = True) -> Rollout:
-    return begin("small", ("v1", "v2"), stages, GUARD, by="ann@here/penstock rollout", now=1.0, auto=auto)
+def rollout(
+    stages: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0), *, auto: bool = True, shadow: Shadowing | None = None
+) -> Rollout:
+    how = How(auto, shadow=shadow)
+    return begin("small", ("v1", "v2"), stages, GUARD, by="ann@here/penstock rollout", now=1.0, how=how)
 
 
 def told(*decisions: str) -> tuple[Told, ...]:
@@ -102,6 +119,65 @@ def test_what_stands_in_the_document_is_read_back_as_it_was() -> None:
     assert msgspec.json.decode(msgspec.json.encode(at), type=Steering) == at
 
 
+# ---- a shadow in front, or alone
+
+
+def test_a_rollout_begins_with_its_shadow_and_goes_on_to_the_first_stage() -> None:
+    at, now = rollout((0.05, 1.0), shadow=BESIDE), steering(rollout((0.05, 1.0), shadow=BESIDE))
+    assert (at.stage, at.share, at.shadows) == (SHADOW, 0.0, True)
+    assert arm_of(at.arm("candidate")) == ("candidate", SHADOW)
+    after = see(at, told("pass"), 2.0)
+    assert after is not None
+    assert (after.stage, after.share, after.shadows) == (0, 0.05, False)
+    assert document.with_rollout(now, after).live == {"small": "v1"}
+
+
+@pytest.mark.parametrize(("found", "state"), [("pass", "passed"), ("fail", "rolled_back")])
+def test_a_lone_shadow_ends_with_a_word_and_the_live_version_stays(found: str, state: str) -> None:
+    at = rollout((), shadow=BESIDE)
+    after = see(at, told(found), 2.0)
+    assert after is not None
+    assert (after.state, after.active, after.share, after.shadows) == (state, False, 0.0, False)
+    ended = document.with_rollout(steering(at), after)
+    assert ended.live == {"small": "v1"}
+    assert ended.owed[-1].kind == ("rollout_ended" if found == "pass" else "rollback")
+    again = begin("small", ("v1", "v2"), (0.5,), GUARD, by="ann", now=9.0)
+    assert document.started(ended, again).rollouts["small"].active, "the next one may begin"
+    with pytest.raises(SpecError, match="can't rollback any more"):
+        said(after, "rollback", "ann", 3.0)
+
+
+def test_a_shadow_whose_money_is_spent_waits_for_a_person_and_asks_nobody_any_more() -> None:
+    at = rollout((0.5,), shadow=BESIDE)
+    assert see(at, told("go on"), 2.0, UNPAID - 1) is None
+    after = see(at, told("go on"), 2.0, UNPAID)
+    assert after is not None
+    assert (after.state, after.stage, after.shadows) == ("waiting", SHADOW, False)
+    assert "money ($1.00) is spent" in after.decisions[-1].why
+    passed = see(at, told("pass"), 2.0, UNPAID)
+    assert passed is not None
+    assert passed.stage == 0, "what was shown before it was spent counts"
+    assert said(after, "promote", "ann", 3.0).stage == 0
+    stage = said(after, "promote", "ann", 3.0)
+    assert see(stage, told("go on"), 4.0, UNPAID) is None
+
+
+@pytest.mark.parametrize("shadow", [Shadowing(0.0, 1), Shadowing(1.1, 1), Shadowing(0.5, 0)])
+def test_a_shadow_without_items_or_money_is_refused(shadow: Shadowing) -> None:
+    with pytest.raises(SpecError, match="shadow"):
+        rollout(shadow=shadow)
+
+
+def test_nobody_gets_the_candidate_in_a_shadow_stage_and_all_stand_beside_it() -> None:
+    turn = Turn({"small": SMALL}, steering(rollout(shadow=BESIDE)))
+    picks = {turn.pick(SMALL, turn.arms(Attributes(unit=f"u{n}"), "x")) for n in range(500)}
+    assert {(pick.version, pick.arm, pick.propensity) for pick in picks} == {("v1", "baseline-0", 1.0)}
+    (rehearsal,) = turn.rehearsals.values()
+    assert (rehearsal.target, rehearsal.share, rehearsal.fund[1]) == ("small@v2", 0.5, 10**9)
+    paused = Turn({"small": SMALL}, steering(said(rollout(shadow=BESIDE), "pause", "ann", 2.0)))
+    assert paused.rehearsals, "what is measured counts"
+
+
 # ---- who gets the candidate
 
 
@@ -159,9 +235,13 @@ class Deciders(RuleBasedStateMachine):
         self.seen: dict[str, tuple[int, Steering]] = {}
         self.tag = 0
 
-    @initialize(auto=st.booleans(), stages=st.sampled_from([(0.5,), (0.01, 0.5), (0.01, 0.05, 0.25, 1.0)]))
-    def start(self, auto: bool, stages: tuple[float, ...]) -> None:
-        first = rollout(stages, auto=auto)
+    @initialize(
+        auto=st.booleans(),
+        stages=st.sampled_from([(), (0.5,), (0.01, 0.5), (0.01, 0.05, 0.25, 1.0)]),
+        shadow=st.booleans(),
+    )
+    def start(self, auto: bool, stages: tuple[float, ...], shadow: bool) -> None:
+        first = rollout(stages, auto=auto, shadow=BESIDE if shadow or not stages else None)
         self.stored = steering(first)
         self.accepted.append(first)
 
@@ -170,11 +250,15 @@ class Deciders(RuleBasedStateMachine):
         self.seen[who] = (self.tag, self.stored)
 
     @precondition(lambda self: self.seen)
-    @rule(who=st.sampled_from(["one", "two"]), found=st.lists(st.sampled_from(["pass", "fail", "go on"]), max_size=3))
-    def decide(self, who: str, found: list[str]) -> None:
+    @rule(
+        who=st.sampled_from(["one", "two"]),
+        found=st.lists(st.sampled_from(["pass", "fail", "go on"]), max_size=3),
+        unpaid=st.sampled_from([0, UNPAID]),
+    )
+    def decide(self, who: str, found: list[str], unpaid: int) -> None:
         if who in self.seen:
             tag, at = self.seen.pop(who)
-            after = see(at.rollouts["small"], told(*found), 2.0)
+            after = see(at.rollouts["small"], told(*found), 2.0, unpaid)
             if after is not None:
                 self.swap(tag, at.rollouts["small"], document.with_rollout(at, after))
 

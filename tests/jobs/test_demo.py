@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from penstock.engine.errors import SpecError
+from penstock.engine.steering.rollout import How
 from penstock.jobs import demo_data, rollouts
 from penstock.jobs import spec as job_spec
 from penstock.jobs.demo import commands, extra, files, play, real, rehearsal, sums, versions
@@ -118,7 +119,7 @@ def test_a_rollback_is_told_with_the_share_that_saw_the_bad_version(tmp_path: Pa
     history.save_spec(_planted_spec(tmp_path))
     history.save_status(RunStatus("demo-quality-1", "demo-quality", "running", started_at=1.0))
     state = str(tmp_path / ".penstock")
-    ask = rollouts.Ask("clerk", "v2", (0.1, 0.5), ("quality",), unit="item")
+    ask = rollouts.Ask("clerk", "v2", (0.1, 0.5), ("quality",), how=How(unit="item"))
     going = rollouts.start(state, ask, rollouts.Job(_planted_spec(tmp_path).catalog, None)).rollout
     lines = [(f"i{n}", "v2" if n < 4 else "v1", n not in (0, 1, 4)) for n in range(40)]
     (tmp_path / "results.quality.jsonl").write_bytes(

@@ -85,7 +85,7 @@ def _decisions(outputs: Outputs) -> list[Decision]:
 
 def _last(seen: list[Decision]) -> float:
     """When a rollout had its last word; one that goes on has none."""
-    return seen[-1].at if seen[-1].what in ("promoted", "rolled_back") else float("inf")
+    return seen[-1].at if seen[-1].what in ("promoted", "rolled_back", "passed") else float("inf")
 
 
 def _told(entries: Iterable[Entry]) -> Iterator[Decision]:

@@ -13,7 +13,9 @@ from penstock.jobs.look.page.beside import Beside, Decision
 from penstock.jobs.look.page.parts import Section, Table, columns, percent, shown, spread, when
 from penstock.jobs.wording import dollars, share
 
-WORDS = {"stage": "one stage further", "rolled_back": "taken back", "promoted": "live for all"}
+WORDS = {
+    "stage": "one stage further", "rolled_back": "taken back", "promoted": "live for all", "passed": "shadow passed",
+}  # fmt: skip
 INTRO = (
     "Decisions stand in the audit log with the numbers that made them. Numbers are those of the marks in the figure "
     "under Routing. A guard that passed says that no harm beyond its bound was shown, not that there is none."
@@ -65,20 +67,27 @@ def _answered(beside: Beside, cells: list[Cell]) -> list[tuple[str, ...]]:
     by_id = {each.rollout: each for each in beside.decisions}
     sides: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        if cell.experiment in by_id and arm_of(cell.arm) is not None:
+        if cell.experiment in by_id and arm_of(cell.arm) is not None and cell.role != "judge":
             sides.setdefault((cell.experiment, cell.arm), []).append(cell)
     total = sum(cell.results for cell in cells if not cell.role)
     rows = [
-        (shown(by_id[rollout].model), arm.rpartition("-")[2], shown(of[0].version), *cells_told)
+        (shown(by_id[rollout].model), _stage(arm), shown(of[0].version), *cells_told)
         for (rollout, arm), of in sides.items()
         for cells_told in _cells(of, total)
     ]
     return sorted(rows)
 
 
+def _stage(arm: str) -> str:
+    number = arm.rpartition("-")[2]
+    return "shadow" if number == "0" else number
+
+
 def _cells(of: list[Cell], total: int) -> Iterator[tuple[str, ...]]:
+    """Answers of a shadow are no results of the run."""
     items, results, nano = (sum(getattr(cell, name) for cell in of) for name in ("items", "results", "cost_nano"))
-    counts = f"{items:,}", f"{results:,}", share(results, total), dollars(nano * 1000 // items) if items else "–"
+    part = "–" if of[0].role else share(results, total)
+    counts = f"{items:,}", f"{results:,}", part, dollars(nano * 1000 // items) if items else "–"
     scorers = sorted({name for cell in of for name in cell.scores})
     for name in scorers or [""]:
         sample = merge(*(cell.scores[name].sample() for cell in of if name in cell.scores))

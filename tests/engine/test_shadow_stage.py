@@ -1,0 +1,268 @@
+"""A rollout's shadow stage: the candidate answers beside the live version, is paid from its own money, and is compared
+in pairs; nothing of it is ever a result."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.engine.budget import Budget
+from penstock.engine.flow.cells import Cell, Scored, summed
+from penstock.engine.items import Attributes
+from penstock.engine.policy import Cascade, Shadow
+from penstock.engine.steering import document
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.evidence import counts, guards, judged, unpaid
+from penstock.engine.steering.rollout import How, Rollout, Shadowing, begin, said, see
+from penstock.engine.steering.turn import Turn
+from tests.engine.test_steps import CATALOG, GRADE, GRADED, PAIR, SHADOWED, Rig
+
+PLAIN = msgspec.structs.replace(SHADOWED, shadow=None)
+RIGHT, WRONG = Attributes(expected_json=b'"yes"'), Attributes(expected_json=b'"no"')
+
+
+def rolling(stages: tuple[float, ...] = (0.5,), share: float = 1.0, nano: int = 10**12, *names: str) -> Rollout:
+    how = How(shadow=Shadowing(share, nano))
+    return begin("main", ("v1", "v2"), stages, guards(names or ["quality"]), by="ann", now=1.0, how=how)
+
+
+def steer(rig: Rig, at: Rollout) -> None:
+    rig.lane.steer(Turn(CATALOG.models, document.with_rollout(Steering(), at)), rig.now)
+
+
+def test_the_candidate_answers_as_well_and_the_pair_is_measured() -> None:
+    rig, at = Rig(PLAIN), rolling()
+    steer(rig, at)
+    rig.offer(attributes=RIGHT)
+    result = rig.one()
+    assert (result.model, result.model_version, result.answer.text) == ("main", "v1", "yes")
+    assert (result.experiment, result.arm, result.propensity) == (at.id, "baseline-0", 1.0)
+    (shadow,) = result.shadows
+    assert (shadow.model, shadow.model_version, shadow.experiment, shadow.arm) == ("main", "v2", at.id, "candidate-0")
+    assert [(call.role, call.version) for call in rig.sent] == [("primary", "v1"), ("shadow", "v2")]
+    base, other = rig.lane.cells.rows
+    assert ((base.role, base.arm, base.items), (other.role, other.arm, other.items)) == (
+        ("", "baseline-0", 1),
+        ("shadow", "candidate-0", 1),
+    )
+    ((scorer, pairs),) = other.pairs.items()
+    assert scorer.startswith("exact@")
+    assert pairs.counts == {0: 1}  # both say yes
+    assert not base.pairs
+    assert counts(at, rig.lane.cells.rows) == {-1: (1, 1)}
+
+
+def test_its_share_is_scored_whatever_the_task_samples_and_no_item_beside_it_is_asked() -> None:
+    rig = Rig(msgspec.structs.replace(PLAIN, sample=0.0))
+    steer(rig, rolling(share=0.3))
+    rig.offer(200, attributes=RIGHT)
+    told = {(bool(r.shadows), r.sampled, bool(r.scores)) for r in rig.run()}
+    assert told == {(True, True, True), (False, False, False)}
+    asked = sum(call.role == "shadow" for call in rig.sent)
+    assert 30 < asked < 90
+
+
+def test_a_tasks_own_shadow_and_the_rollouts_are_asked_once_each() -> None:
+    rig = Rig(msgspec.structs.replace(SHADOWED, shadow=Shadow(("other", "main@v2"), 1.0)))
+    steer(rig, rolling())
+    rig.offer(attributes=RIGHT)
+    result = rig.one()
+    assert [(s.model, s.model_version, s.arm) for s in result.shadows] == [
+        ("other", "v1", ""),
+        ("main", "v2", "candidate-0"),
+    ]
+
+
+def test_judges_of_both_answers_are_paid_by_the_stage_and_not_by_the_live_version() -> None:
+    rig = Rig(msgspec.structs.replace(GRADED, sample=0.0))
+    steer(rig, rolling())
+    rig.says["main"] = "yes"
+    rig.offer(attributes=RIGHT)
+    result = rig.one()
+    assert [call.role for call in rig.sent] == ["primary", "shadow", "judge"]  # both said the same: asked once
+    assert len(result.scores) == len(result.shadows[0].scores) == 1
+    base = next(cell for cell in rig.lane.cells.rows if cell.role == "")
+    judge = next(cell for cell in rig.lane.cells.rows if cell.role == "judge")
+    assert (base.judge_nano, judge.arm) == (0, "candidate-0")
+
+
+def test_a_judge_of_pairs_sees_both_answers() -> None:
+    rig = Rig(msgspec.structs.replace(PLAIN, scorers=(PAIR,)))
+    steer(rig, rolling())
+    rig.offer()
+    result = rig.one()
+    assert result.shadows[0].scores[0].scorer == "judge pairwise"
+
+
+@pytest.mark.parametrize("sensitivity", ["silent", "eu-only"])
+def test_walls_hold_for_it(sensitivity: str) -> None:
+    """Of a wall without samples nobody is asked; else it stands behind the item's own wall, as the live one does."""
+    rig = Rig(PLAIN)
+    steer(rig, rolling())
+    rig.offer(attributes=Attributes(sensitivity=sensitivity))
+    result = rig.one()
+    assert bool(result.shadows) == (sensitivity == "eu-only")
+
+
+def test_what_a_fallback_or_a_cascade_answered_is_not_compared() -> None:
+    """Only the live version's own answers, and of these not only the ones that it is sure of."""
+    rig = Rig(msgspec.structs.replace(PLAIN, models=("main", "other")))
+    steer(rig, rolling())
+    rig.fails["main"] = "bad_request"
+    rig.offer()
+    assert rig.one().shadows == ()
+    sure = Cascade(("main", "other"), "validity")
+    rig = Rig(msgspec.structs.replace(PLAIN, cascade=sure))
+    steer(rig, rolling())
+    rig.offer()
+    result = rig.one()
+    assert (result.model, result.shadows) == ("main", ())
+
+
+def test_a_candidate_that_fails_costs_no_item_its_result_and_is_counted_against_it() -> None:
+    rig, at = Rig(PLAIN), rolling((), 1.0, 10**12, "error_rate")
+    steer(rig, at)
+    rig.offer(3, attributes=RIGHT)
+    for call in rig.take():
+        rig.land(call)
+    rig.fails["main"] = "bad_request"
+    results = rig.run()
+    assert [len(r.shadows) for r in results] == [0, 0, 0]
+    other = next(cell for cell in rig.lane.cells.rows if cell.role == "shadow")
+    assert (other.items, other.results) == (3, 0)
+
+
+# ---- its money
+
+
+@given(limit=st.integers(0, 60), items=st.integers(1, 12), general=st.booleans())
+def test_the_stage_never_costs_more_than_it_was_given_and_every_item_has_its_result(
+    limit: int, items: int, general: bool
+) -> None:
+    """`limit`: in thousands of nano-dollars; a call sets some 20 aside and costs 11. What finds no money is counted."""
+    at = rolling(nano=1 + limit * 1_000)
+    key = next(iter(Turn(CATALOG.models, document.with_rollout(Steering(), at)).rehearsals.values())).fund[0]
+    rig = Rig(PLAIN, (Budget(10**12),) if general else ())
+    steer(rig, at)
+    rig.offer(items, attributes=RIGHT)
+    left, results = at.shadow.limit_nano if at.shadow is not None else 0, list[object]()
+    for n in range(60):
+        for wish in rig.lane.wishes():
+            most = left if wish.key == key else 10**12
+            if wish.floor_nano > most:
+                rig.lane.refused(wish, "spent", rig.now)
+            else:
+                rig.lane.leased(wish.key, {f"l{n}{wish.key}": wish.floor_nano}, rig.now)
+                left -= wish.floor_nano if wish.key == key else 0
+        for call in rig.take():
+            rig.land(call)
+        results += rig.commit().results
+        for lease in rig.lane.till.purse.closable():
+            rig.lane.till.purse.closed(lease.lease_id)
+            assert lease.spent_nano <= 10**12
+    assert len(results) == items
+    spent = sum(cell.cost_nano for cell in rig.lane.cells.rows if cell.role == "shadow")
+    paired = sum(cell.items for cell in rig.lane.cells.rows if cell.role == "shadow")
+    assert spent <= 1 + limit * 1_000
+    assert paired + unpaid(at, rig.lane.cells.rows) == items
+    assert rig.lane.spent_out is None, "the run goes on"
+
+
+# ---- when it is over
+
+
+def test_calls_that_wait_when_the_stage_ends_are_not_sent() -> None:
+    rig, at = Rig(PLAIN), rolling()
+    steer(rig, at)
+    rig.offer(3, attributes=RIGHT)
+    first, second, third = rig.take()
+    for call in (first, second):
+        rig.land(call)
+    assert rig.lane.take("api:a", 9, 1 << 30, "w", rig.now) == [], "no money was leased yet"
+    for wish in rig.lane.wishes():
+        rig.lane.leased(wish.key, {"l": 10**6}, rig.now)
+    (flying,) = rig.lane.take("api:a", 1, 1 << 30, "w", rig.now)
+    steer(rig, said(at, "rollback", "ann", 2.0))
+    rig.land(flying)
+    rig.land(third)
+    results = {r.item.item_id: r for r in rig.run()}
+    assert [bool(results[f"i{n}"].shadows) for n in range(3)] == [flying.item_id == f"i{n}" for n in range(3)]
+    assert all(r.model_version == "v1" for r in results.values())
+    assert rig.failed == {"shadow|cancelled": 1}
+
+
+# ---- what the guards make of it
+
+
+def planted(at: Rollout, rng: np.random.Generator, pairs: int, base: float, lost: float, differ: float) -> list[Cell]:
+    """Of so many pairs a share `differ` differs, and the candidate's mean is `lost` lower."""
+    worse = int(rng.binomial(pairs, (differ + lost) / 2))
+    better = int(rng.binomial(pairs, (differ - lost) / 2))
+    cell = Cell("t", "main", "v2", "", "", "shadow", at.id, "candidate-0", items=pairs, results=pairs)
+    cell.pairs["exact@1"] = Scored(counts={-1_000: worse, 0: pairs - worse - better, 1_000: better})
+    right = round(pairs * (base - lost))
+    cell.scores["exact@1"] = Scored(counts={0: pairs - right, 1_000: right})
+    live = Cell("t", "main", "v1", "", "", "", at.id, "baseline-0", items=10 * pairs, results=10 * pairs)
+    live.scores["exact@1"] = Scored(counts={0: pairs, 1_000: 9 * pairs})
+    return [live, cell]
+
+
+def test_a_worse_version_fails_its_shadow_and_an_equal_one_goes_on() -> None:
+    rng = np.random.default_rng(1)
+    at = rolling()
+    after = see(at, judged(at, planted(at, rng, 400, 0.9, 0.1, 0.14)), 2.0)
+    assert after is not None
+    assert after.state == "rolled_back"
+    assert "on the same 400 items" in after.decisions[-1].why
+    after = see(at, judged(at, planted(at, rng, 1_000, 0.9, 0.0, 0.14)), 2.0)
+    assert after is not None
+    assert (after.state, after.stage) == ("running", 0)
+    few = judged(at, planted(at, rng, 8, 0.9, 0.0, 0.14))
+    assert see(at, few, 2.0) is None
+
+
+def test_what_the_shadow_showed_does_not_count_for_the_stages_after_it() -> None:
+    """Both may raise one false alarm in 200 rollouts, and together one in 100."""
+    rng, at = np.random.default_rng(2), rolling()
+    bad = planted(at, rng, 60, 0.9, 0.05, 0.2)
+    stage = said(at, "promote", "ann", 2.0)
+    assert [each.why for each in judged(stage, bad)] == ["quality: no item was scored yet"]
+    alone = rolling(())
+    told = [judged(each, planted(each, np.random.default_rng(3), 500, 0.9, 0.1, 0.14)) for each in (at, alone)]
+    assert ["at most 0.5 %" in each[0].why for each in told] == [True, False]
+
+
+@given(
+    lanes=st.lists(
+        st.dictionaries(st.integers(-1_000, 1_000), st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4
+    ),
+    data=st.data(),
+)
+def test_pairs_of_lanes_and_jobs_add_up_in_any_order_and_can_be_taken_out(
+    lanes: list[dict[int, int]], data: st.DataObject
+) -> None:
+    at = rolling()
+    cells = []
+    for counted in lanes:
+        cell = Cell("t", "main", "v2", "", "", "shadow", at.id, "candidate-0", items=sum(counted.values()))
+        cell.pairs["exact@1"] = Scored(counts=dict(counted))
+        cell.unpaid = 1
+        cells.append(cell)
+    mixed = data.draw(st.permutations(cells))
+    cut = data.draw(st.integers(0, len(cells)))
+    whole = judged(at, cells, bounds=False)
+    assert whole == judged(at, summed(summed(mixed[:cut]), summed(mixed[cut:])), bounds=False)
+    assert unpaid(at, summed(cells)) == len(lanes)
+
+
+def test_grades_are_compared_in_pairs_too() -> None:
+    rig, at = Rig(msgspec.structs.replace(PLAIN, scorers=(GRADE,))), rolling()
+    steer(rig, at)
+    rig.says["main"] = "yes"
+    rig.offer(2)
+    rig.run()
+    other = next(cell for cell in rig.lane.cells.rows if cell.role == "shadow")
+    assert [scored.counts for scored in other.pairs.values()] == [{0: 2}]
