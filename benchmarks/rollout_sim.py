@@ -2,8 +2,9 @@
 
     python benchmarks/rollout_sim.py [parts, or all of them] [--runs 500] [--seed 1]
 
-Parts: equal, worse, exposure. It is the real machine (`engine.steering`): cells in, verdicts, decisions; only the items
-are made up. A look is taken after every 20 of the candidate's items. No rival: each figure has a promise beside it.
+Parts: equal, worse, shadow, exposure. It is the real machine (`engine.steering`): cells in, verdicts, decisions; only
+the items are made up. A look is taken after every 20 of the candidate's items, or pairs. No rival: each figure has a
+promise beside it.
 Caveat: items are independent here, and every item is scored; with `sample: 0.1` ten times as many see the version.
 """
 
@@ -14,11 +15,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.steering.evidence import GUARDS, guards, judged
-from penstock.engine.steering.rollout import BASELINE, CANDIDATE, Rollout, begin, see
+from penstock.engine.steering.rollout import BASELINE, CANDIDATE, SHADOW, How, Rollout, Shadowing, begin, see
 
 PER_LOOK = 20
 """Of the candidate's items."""
@@ -28,13 +30,15 @@ Quality = Callable[[float], float]
 
 
 class World(NamedTuple):
-    """`worse`: points that the candidate loses. `late`: share of its items that come in too late to be seen."""
+    """`worse`: points that the candidate loses. `late`: share of its items that come in too late to be seen. `differ`:
+    share of a shadow stage's pairs in which one answer is right and the other wrong."""
 
     quality: Quality
     worse: float = 0.0
     errors: float = 0.0
     slower: float = 0.0
     late: float = 0.0
+    differ: float = 0.11
 
 
 class Run(NamedTuple):
@@ -42,6 +46,8 @@ class Run(NamedTuple):
     candidate: int
     """Items that saw it."""
     baseline: int
+    pairs: int = 0
+    """Of its shadow stage: nobody saw these answers."""
 
 
 def steady(quality: float) -> Quality:
@@ -79,10 +85,29 @@ def size(cell: Cell, rng: np.random.Generator, items: int, slower: float) -> Non
         setattr(cell, f"{name}_ln2", getattr(cell, f"{name}_ln2") + int((x * x).sum()))
 
 
-def roll(rng: np.random.Generator, world: World, stages: Sequence[float], names: Sequence[str]) -> Run:
-    at = begin("m", ("v1", "v2"), stages, guards(names), by="sim", now=float(rng.random()))
+def stand_beside(cell: Cell, rng: np.random.Generator, pairs: int, world: World) -> None:
+    """So many more items were answered by both."""
+    lost, won = (world.differ + world.worse) / 2, (world.differ - world.worse) / 2
+    same, better, worse = (int(n) for n in rng.multinomial(pairs, [1 - lost - won, won, lost]))
+    counts = cell.pairs.setdefault("exact@1", Scored(counts={-1_000: 0, 0: 0, 1_000: 0})).counts
+    for step, n in ((-1_000, worse), (0, same), (1_000, better)):
+        counts[step] += n
+    cell.items += pairs
+    cell.results += pairs
+
+
+def roll(
+    rng: np.random.Generator, world: World, stages: Sequence[float], names: Sequence[str], how: How | None = None
+) -> Run:
+    at = begin("m", ("v1", "v2"), stages, guards(names), by="sim", now=float(rng.random()), how=how)
     cells: list[Cell] = []
-    other = base = 0
+    other = base = pairs = 0
+    while at.active and at.stage == SHADOW:
+        if not cells:
+            cells.append(msgspec.structs.replace(cell_of(at, CANDIDATE), role="shadow"))
+        stand_beside(cells[0], rng, PER_LOOK, world)
+        pairs += PER_LOOK
+        at = see(at, judged(at, cells, bounds=False), 0.0) or at
     while at.active:
         if not cells or cells[-1].arm != at.arm(CANDIDATE):
             cells += [cell_of(at, BASELINE), cell_of(at, CANDIDATE)]
@@ -97,11 +122,18 @@ def roll(rng: np.random.Generator, world: World, stages: Sequence[float], names:
             size(cells[-2], rng, n - here, 0.0)
             size(cells[-1], rng, seen, world.slower)
         at = see(at, judged(at, cells, bounds=False), 0.0) or at
-    return Run(at.state, other, base)
+    return Run(at.state, other, base, pairs)
 
 
-def many(rng: np.random.Generator, runs: int, world: World, stages: Sequence[float], names: Sequence[str]) -> list[Run]:
-    return [roll(rng, world, stages, names) for _ in range(runs)]
+def many(
+    rng: np.random.Generator,
+    runs: int,
+    world: World,
+    stages: Sequence[float],
+    names: Sequence[str],
+    how: How | None = None,
+) -> list[Run]:
+    return [roll(rng, world, stages, names, how) for _ in range(runs)]
 
 
 def equal(rng: np.random.Generator, runs: int) -> None:
@@ -140,6 +172,30 @@ def worse(rng: np.random.Generator, runs: int) -> None:
         print(f"  {name:24} {guard:10}: {_back(found):6.1%}   median {items[len(items) // 2] if items else '–'} items")
 
 
+def shadow(rng: np.random.Generator, runs: int) -> None:
+    """Alone, and in front of stages: then its alarm rate is the half, so that both together keep theirs."""
+    how = How(shadow=Shadowing(0.1, 10**12))
+    for stages in ((), STAGES):
+        behind = f"in front of {_told(stages)}" if stages else "alone"
+        print(f"\nA shadow stage {behind}: equal versions taken back, of {4 * runs} rollouts (promise: at most 1 %)")
+        for differ in (0.07, 0.11, 0.2):
+            found = many(rng, 4 * runs, World(steady(0.9), differ=differ), stages, ["quality"], how)
+            pairs = sorted(r.pairs for r in found)
+            told = f"{_back(found):.2%} by quality alone   median pairs {pairs[2 * runs]}"
+            print(f"  pairs differ in {differ:4.0%}: {told}", flush=True)
+        print(f"A shadow stage {behind}: worse versions taken back, of {runs}, within so many pairs")
+        for points, within, shares in ((0.1, 400, (0.12, 0.14, 0.16, 0.2)), (0.05, 1_000, (0.07, 0.09, 0.11, 0.15))):
+            for differ in shares:
+                found = many(rng, runs, World(steady(0.9), points, differ=differ), stages, ["quality"], how)
+                soon = [r.pairs for r in found if r.candidate == 0 and r.state == "rolled_back" and r.pairs <= within]
+                part = len(soon) / runs
+                later = f"   taken back later: {_back(found) - part:6.1%}" if stages else ""
+                told = f"{part:6.1%}   median {sorted(soon)[len(soon) // 2] if soon else '–'}{later}"
+                print(
+                    f"  less {points * 100:.0f}, pairs differ in {differ:4.0%}, within {within:5}: {told}", flush=True
+                )
+
+
 def exposure(rng: np.random.Generator, runs: int) -> None:
     print("\nWho saw a version that is 10 points worse (0.90): items until it was taken back, and their share of all")
     for stages in (STAGES, (0.05, 0.25), (0.25,), (0.5,)):
@@ -161,7 +217,7 @@ def _told(stages: Sequence[float]) -> str:
     return ",".join(f"{share * 100:g}" for share in stages)
 
 
-PARTS = {"equal": equal, "worse": worse, "exposure": exposure}
+PARTS = {"equal": equal, "worse": worse, "exposure": exposure, "shadow": shadow}
 
 
 def main() -> int:

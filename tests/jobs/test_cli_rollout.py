@@ -24,6 +24,7 @@ from penstock.engine.measure.agreement import agreement
 from penstock.engine.registry import document as registry_document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.judges import Calibration
+from penstock.engine.steering.rollout import Shadowing
 from penstock.jobs import requeue, rollouts
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
@@ -109,6 +110,63 @@ def test_show_says_what_the_guards_say_and_why_it_came_here(here: Path, capsys: 
     assert call(["rollout", "show", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert [guard["decision"] for guard in told["guards"]] == ["fail", "go on"]
+
+
+def test_a_shadow_stage_is_started_in_front_of_stages_or_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ("--job", "job.yaml")
+    assert call(["rollout", "start", "small", "v2", "--shadow", "--shadow-usd", "0.5", "--stages", "5,100", *job]) == 0
+    assert "shadow stage, 10 % of the items are answered by v2 as well" in capsys.readouterr().out
+    at = steering(here).rollouts["small"]
+    assert (at.stages, at.shadow) == ((0.05,), Shadowing(0.1, 500_000_000))
+    assert call(["rollout", "list"]) == 0
+    assert "shadow" in capsys.readouterr().out
+    assert call(["rollout", "promote", "small"]) == 0
+    assert "stage 1 of 1: 5 % of the units get v2" in capsys.readouterr().out
+    assert call(["rollback", "small"]) == 0
+    assert call(["rollout", "start", "small", "v2", "--stages", "shadow", "--items", "300", *job]) == 0
+    at = steering(here).rollouts["small"]
+    assert (at.stages, at.shadow and at.shadow.pairs) == ((), 300)
+    capsys.readouterr()
+    assert call(["rollout", "promote", "small"]) == 0
+    assert "v2 passed its shadow stage; v1 stays live for all" in capsys.readouterr().out
+    assert steering(here).live == {"small": "v1"}
+    assert call(["rollout", "start", "small", "v2", "--stages", "shadow,10,100", "--shadow-share", "50", *job]) == 0
+    at = steering(here).rollouts["small"]
+    assert (at.stages, at.shadow) == ((0.1,), Shadowing(0.5, 5 * 10**9))
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (["--stages", "shadow,100"], "stages are 1 to"),
+        (["--stages", "5,shadow"], "such as 1,5,25,100 or shadow,5,100"),
+        (["--shadow", "--shadow-share", "0"], "more than 0 and at most 100 %"),
+        (["--shadow", "--shadow-usd", "0"], "a shadow stage needs money"),
+    ],
+)
+def test_a_shadow_that_makes_no_sense_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], given: list[str], word: str
+) -> None:
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml", *given]) != 0
+    assert word in " ".join(capsys.readouterr().err.split())
+
+
+def test_show_tells_pairs_and_who_stood_beside(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        call(["rollout", "start", "small", "v2", "--stages", "shadow", "--guard", "quality", "--job", "job.yaml"]) == 0
+    )
+    at = steering(here).rollouts["small"]
+    live = Cell("default", "small", "v1", "", "", "", at.id, "baseline-0", items=900, results=900)
+    beside = Cell("default", "small", "v2", "", "", "shadow", at.id, "candidate-0", items=90, results=90)
+    beside.pairs["exact@1"] = Scored(counts={-1_000: 20, 0: 70})
+    beside.scores["exact@1"] = Scored(counts={0: 30, 1_000: 60})
+    ran(here, live, beside)
+    capsys.readouterr()
+    assert call(["rollout", "show", "small"]) == 0
+    shown = capsys.readouterr().out
+    assert "900 items by v1, 90 of them answered by v2 as well" in shown
+    assert "-22.2 points" in shown
+    assert "fail" in shown
 
 
 JUDGE = "{type: judge, model: small, rubric: Kind.}"

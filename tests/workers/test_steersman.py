@@ -18,14 +18,15 @@ from penstock.engine.catalog import Account, Catalog, Model, Version
 from penstock.engine.errors import Corrupt, SpecError, Temporary
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.measure.agreement import agreement
+from penstock.engine.policy import Arm, Experiment, Policy, Shadow, Task
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import guards, judged
 from penstock.engine.steering.judges import Calibration
-from penstock.engine.steering.rollout import Rollout, begin, said
+from penstock.engine.steering.rollout import SHADOW, UNPAID, How, Rollout, Shadowing, begin, said
 from penstock.engine.steering.turn import Turn
 from penstock.workers.fleet import first_pools
-from penstock.workers.steering import JUDGE_EVERY_S, OWED_S, Steersman
+from penstock.workers.steering import JUDGE_EVERY_S, OWED_S, Steersman, named_pools
 
 SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account="a")
 CATALOG = Catalog({"a": Account("a", "openai", "http://localhost")}, {"small": SMALL}, {3: ("small",)})
@@ -193,6 +194,51 @@ async def test_stages_go_forward_one_by_one_however_many_drivers_look(tmp_path: 
     assert last.live == {"small": "v2"}
     assert [d.what for d in last.rollouts["small"].decisions] == ["started", "stage", "promoted"]
     assert [e.kind for e in open_audit(url).entries()] == ["rollout_started", "stage", "rollout_ended"]
+
+
+async def test_a_shadow_stage_is_judged_in_pairs_and_waits_for_a_person_when_its_money_is_spent(tmp_path: Path) -> None:
+    how = How(shadow=Shadowing(0.1, 10**9))
+    begun = begin("small", ("v1", "v2"), (0.5,), guards(["quality"]), by="ann", now=0.0, how=how)
+    for differs, unpaid, state, stage in (
+        ({-1_000: 60, 0: 340}, 0, "rolled_back", SHADOW),
+        ({-1_000: 40, 0: 920, 1_000: 40}, 0, "running", 0),
+        ({0: 20}, UNPAID, "waiting", SHADOW),
+        ({0: 20}, UNPAID - 1, "running", SHADOW),
+    ):
+        url = str(tmp_path / f"{state}-{unpaid}-{stage}")
+        SteeringFile(url).change(lambda now: document.started(now, begun))
+        live = Cell("t", "small", "v1", "", "", "", begun.id, "baseline-0", items=9_000, results=9_000, unpaid=unpaid)
+        beside = Cell("t", "small", "v2", "", "", "shadow", begun.id, "candidate-0", items=sum(differs.values()))
+        beside.pairs["exact@1"] = Scored(counts=differs)
+        seats = [Seat(url, [live, beside]) for _ in range(3)]
+        for seat in seats:
+            await seat.hand.first(seat.lanes.steer)
+            assert seat.hand.pools() == set()
+        for seat in seats:
+            await seat.look()
+        last = SteeringFile(url).read()[0].rollouts["small"]  # type: ignore[index]
+        assert (last.state, last.stage) == (state, stage)
+        assert len(last.decisions) == (1 if state == "running" and stage == SHADOW else 2)
+
+
+async def test_an_engine_that_a_task_names_for_itself_is_not_let_go_when_no_rollout_needs_it(tmp_path: Path) -> None:
+    """Its shadow or an arm of an experiment asks for it now and then: else it would come and go."""
+    own = msgspec.structs.replace(SMALL, account=None, worker="vllm")
+    catalog = msgspec.structs.replace(CATALOG, models={"small": own})
+    shadowed = Policy({"t": Task("t", shadow=Shadow(("small@v2",), 0.1))})
+    armed = Policy(
+        {"t": Task("t")}, experiments=(Experiment("j/x", "t", (Arm("a"), Arm("b", version=("small", "v2")))),)
+    )
+    assert named_pools(catalog, shadowed) == named_pools(catalog, armed) == {"vllm:small@v2"}
+    assert named_pools(catalog, Policy({"t": Task("t", shadow=Shadow(("small",), 0.1))})) == frozenset()
+    for policy, left in ((shadowed, set[str]()), (None, {"vllm:small@v2"})):
+        file, lanes = SteeringFile(str(tmp_path / str(len(left)))), Lanes()
+        file.change(lambda now: document.started(now, rolling()))
+        hand = Steersman(str(tmp_path / str(len(left))), catalog, list, list[str]().append, policy)
+        await hand.first(lanes.steer)
+        file.change(lambda now: document.spoken(now, "small", "rollback", "ann", 1.0))
+        await hand.look(lanes.steer, 1.0)
+        assert hand.left() == left
 
 
 async def test_a_driver_that_starts_tells_its_lanes_before_they_send_and_refuses_to_guess(tmp_path: Path) -> None:
