@@ -1,0 +1,97 @@
+"""A cheap model degrades in silence: its cascade believes it no longer, in this job and the next, until somebody
+calibrates it anew."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.connectors.audit import open_audit
+from penstock.connectors.drifts import Drifts
+from penstock.jobs.cli import call
+from penstock.jobs.history import open_history
+from penstock.jobs.sandbox import Settings, running_sandbox
+from penstock.jobs.sandbox.planted import Planted
+from penstock.jobs.sandbox.settings import Behaviour
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
+
+JOB = """\
+name: {name}
+accounts:
+  a: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: 24}}}}
+models:
+  - {{name: cheap, account: a, model: cheap, price: {{input_per_million: 1, output_per_million: 1}}}}
+  - {{name: top, account: a, model: top, price: {{input_per_million: 5, output_per_million: 5}}}}
+tiers: {{1: [top]}}
+source: {rows}
+prompt: "{{{{ text }}}}"
+params: {{max_tokens: 10}}
+sample: 1
+scorers: [{{type: exact, expected: "{{{{ number }}}}"}}]
+cascade: {{models: [cheap, top], signal: logprob, threshold: {threshold}}}
+sinks: {out}
+state: {state}
+execution: {{lanes: 1}}
+"""
+
+
+def run(folder: Path, name: str, url: str, count: int, threshold: str) -> list[str]:
+    """Who answered, in the order in which items finished."""
+    rows, out = folder / f"{name}.rows.jsonl", folder / f"{name}.jsonl"
+    assert call(["sandbox", "rows", str(count), "-o", str(rows), "--seed", str(len(name))]) == 0
+    job = folder / f"{name}.yaml"
+    job.write_text(JOB.format(name=name, url=url, rows=rows, out=out, state=folder / "state", threshold=threshold))
+    assert call(["run", str(job)]) == 0
+    results: list[Any] = [json.loads(line)["penstock"] for line in out.read_text().splitlines()]
+    return [each["model"] for each in sorted(results, key=lambda each: each["finished_at"])]
+
+
+def calibrate(folder: Path) -> None:
+    """From the labelled rows of the first run."""
+    job = str(folder / "labels.yaml")
+    assert call(["cascade", "calibrate", job, "--min-quality", "0.9"]) == 0
+
+
+def degrade(url: str, quality: float) -> None:
+    body = json.dumps({"planted": {"quality": quality}}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/behaviour?model=cheap", body)) as reply:
+        assert reply.status == 200
+
+
+def test_a_cascade_whose_cheap_model_degrades_stops_to_believe_it(tmp_path: Path) -> None:
+    behaviours = {
+        "cheap": Behaviour(latency_ms=200, planted=Planted(0.93)),
+        "top": Behaviour(latency_ms=50, planted=Planted(0.99)),
+    }
+    state = str(tmp_path / "state")
+    with running_sandbox(Settings(models=behaviours), process=True) as url:
+        run(tmp_path, "labels", url, 600, "0.5")
+        calibrate(tmp_path)
+        good = run(tmp_path, "good", url, 150, "calibrated")
+        degrade(url, 0.4)
+        falling = run(tmp_path, "falling", url, 1_800, "calibrated")
+        after = run(tmp_path, "afterwards", url, 60, "calibrated")
+        degrade(url, 0.93)
+        calibrate(tmp_path)
+        again = run(tmp_path, "recalibrated", url, 150, "calibrated")
+    assert good.count("cheap") > 75
+    assert "cheap" in falling[:200]
+    assert set(falling[-200:]) == {"top"}
+    assert set(after) == {"top"}, "the next job does not believe it either"
+    assert again.count("cheap") > 75
+    (entry,) = [each for each in open_audit(state).entries() if each.kind == "drift"]
+    facts = json.loads(bytes(entry.facts))
+    assert (facts["target"], facts["promised"]) == ("cheap@cheap", 0.9)
+    assert facts["mean"] < 0.9
+    history = open_history(state)
+    stories = {each.name: each for each in history.runs()}
+    assert "accepted answers of cheap@cheap" in stories["falling"].drifted["default"]
+    assert any("until penstock cascade calibrate" in note for note in stories["afterwards"].notes)
+    assert (stories["good"].drifted, stories["recalibrated"].drifted) == ({}, {})
+    assert Drifts(state).read("default", 1) is not None
+    assert Drifts(state).read("default", 2) is None
