@@ -8,8 +8,8 @@ object to a file and uploads it again, with boto3's own threads, and looks at no
 calls are answered at once in its own process: no Ray, no HTTP. It writes more than it reads: a result also says where
 it came from and what it cost, and each call has a line of costs. Both are counted in megabytes of input a second; CPU
 is that of this process, the server's apart.
-With `--memory`: peak resident memory of that process, a fresh one each, for two numbers of small objects and two sizes
-of one object.
+With `--memory`: peak resident memory of that process, a fresh one each, for numbers of small objects, and for sizes of
+one object with small and with large rows (up to 5 GB: 10 GB of disk for a while).
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ COMMIT_S = S3Sink.commit_ms / 1000
 BUCKET = "bench"
 SMALL_ROWS = 4
 """Rows of a small object."""
-OBJECTS = (1_000, 10_000)
-LARGE_MB = (50, 200)
+OBJECTS = (2_500, 5_000, 10_000)
+"""The smallest fills two windows (4,096 items each); below one window memory grows with whatever there is."""
+LARGE = ((50, 500), (200, 500), (1_000, 64_000), (5_000, 64_000))
+"""MB of one object, bytes of a row."""
 
 
 class Took(NamedTuple):
@@ -75,6 +77,7 @@ def put_large(s3: Any, folder: Path, prefix: str, mb: int, size: int) -> int:
     with path.open("wb") as file:
         file.writelines(rows(count, size))
     s3.upload_file(str(path), BUCKET, f"{prefix}large.jsonl")
+    path.unlink()
     return count
 
 
@@ -171,9 +174,10 @@ def memory(endpoint: str, s3: Any, folder: Path) -> None:
     for objects in OBJECTS:
         prefix = f"small-{objects}/"
         told(f"{objects:,} small objects", endpoint, prefix, put_small(s3, prefix, objects))
-    for mb in LARGE_MB:
-        prefix = f"large-{mb}/"
-        told(f"one object of {mb} MB", endpoint, prefix, put_large(s3, folder, prefix, mb, 500))
+    for mb, size in LARGE:
+        prefix = f"large-{mb}-{size}/"
+        count = put_large(s3, folder, prefix, mb, size)
+        told(f"one object of {mb:,} MB in rows of {size:,} bytes", endpoint, prefix, count)
 
 
 def told(what: str, endpoint: str, prefix: str, count: int) -> None:
