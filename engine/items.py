@@ -425,6 +425,8 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     original_hash: str = ""
     price_version: str = ""
     policy_version: str = ""
+    prompt_version: str = ""
+    """Of what its calls asked; empty: there were none."""
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     """Of the record, as the item's own are."""

@@ -176,3 +176,5 @@ class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):
     finished_at: str
     envelope: str | None = None
     """Key and headers of a topic's record (`connectors.reading.envelope`)."""
+    prompt_version: str | None = None
+    """Of what its calls asked."""

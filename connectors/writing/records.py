@@ -218,6 +218,7 @@ class Encoder:
                 policy_version=letter.policy_version,
                 finished_at=self._stamps.iso(letter.finished_at),
                 envelope=seal(came.key, came.headers),
+                prompt_version=letter.prompt_version or None,
             )
         )
 

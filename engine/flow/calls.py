@@ -55,7 +55,7 @@ class Calls:
             name: catalog.accounts[model.account].timeout_s if model.account in catalog.accounts else OWN_TIMEOUT_S
             for name, model in catalog.models.items()
         }
-        self.prompts = {name: task.prompt.version if task.prompt else "" for name, task in policy.tasks.items()}
+        self._prompts = {name: task.prompt.version if task.prompt else "" for name, task in policy.tasks.items()}
         """Task → prompt version."""
         cascades = {name: task.cascade for name, task in policy.tasks.items() if task.cascade is not None}
         self.promises = {name: each.promise for name, each in cascades.items() if each.promise is not None}
@@ -207,7 +207,7 @@ class Calls:
     def versions(self, slot: Slot) -> tuple[str, str]:
         """(policy, prompt): of an experiment's arm, or the task's own."""
         exposure = slot.item.exposure
-        prompt = (exposure.prompt_version if exposure is not None else "") or self.prompts.get(slot.route.task, "")
+        prompt = (exposure.prompt_version if exposure is not None else "") or self._prompts.get(slot.route.task, "")
         return self.policy.version, prompt
 
     def sample(self, result: Result, rehearsal: Rehearsal | None = None) -> Result:

@@ -166,19 +166,16 @@ def decoded(data: bytes) -> list[Cell]:
 
 
 class Cells:
-    """A lane's cells. `rows` is what its progress holds; `prompts`: task → prompt version; `promises`: task → what its
-    cascade's calibration promised."""
+    """A lane's cells. `rows` is what its progress holds; `promises`: task → what its cascade's calibration promised."""
 
     def __init__(
         self,
         rows: Iterable[Cell] = (),
         priced: Mapping[str, Priced] | None = None,
-        prompts: Mapping[str, str] | None = None,
         promises: Mapping[str, Promise] | None = None,
     ) -> None:
         self.rows = list(rows)
         self._priced = priced or {}
-        self._prompts = prompts or {}
         self._promises = promises or {}
         self._by_key = {cell.key: cell for cell in self.rows}
         self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)

@@ -102,7 +102,7 @@ class Lane:
         self.adjusted = saved.adjusted
         self.plan_version = saved.plan_version
         self.chains = Chains() if self.settings.by_key else None
-        self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.prompts, self._calls.promises)
+        self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.promises)
         self.ends = Ends(self.progress, self.shelf, tally, self.cells, first_price(self.catalog), self.chains)
         self.slots = self.ends.slots
         steps = Steps(self.router, self._calls, self.catalog, tally)

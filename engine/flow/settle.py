@@ -140,7 +140,10 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
     )
 
 
-def dead_letter_of(slot: Slot, reason: DeadLetterReason, message: str, policy_version: str, now: float) -> DeadLetter:
+def dead_letter_of(
+    slot: Slot, reason: DeadLetterReason, message: str, versions: tuple[str, str], now: float
+) -> DeadLetter:
+    """`versions`: (policy, prompt)."""
     item = slot.item
     return DeadLetter(
         item_id=item.item_id,
@@ -156,7 +159,8 @@ def dead_letter_of(slot: Slot, reason: DeadLetterReason, message: str, policy_ve
         cost_nano=slot.cost_nano,
         maybe_paid=slot.maybe_paid,
         finished_at=now,
-        policy_version=policy_version,
+        policy_version=versions[0],
+        prompt_version=versions[1] if slot.attempts else "",
         original_length=item.original_length,
         original_hash=item.original_hash,
     )
@@ -181,6 +185,7 @@ def too_large_of(result: Result, message: str) -> DeadLetter:
         finished_at=result.finished_at,
         price_version=result.price_version,
         policy_version=result.policy_version,
+        prompt_version=result.prompt_version,
         original_length=item.original_length,
         original_hash=item.original_hash,
     )

@@ -103,8 +103,9 @@ def test_an_item_counts_once_at_each_model_it_was_sent_to_and_as_a_result_at_the
 
 
 def test_an_item_without_a_result_counts_as_failed_at_each_model_that_was_asked() -> None:
-    cells = Cells(prompts={"sort": "p7"})
-    dead = DeadLetter("i", Position("s", 0, 1), "attempts_exhausted", "", b"", route=ROUTE)
+    """With the prompt that they were asked with."""
+    cells = Cells()
+    dead = DeadLetter("i", Position("s", 0, 1), "attempts_exhausted", "", b"", route=ROUTE, prompt_version="p7")
     cells.dead(msgspec.structs.replace(dead, attempts=(attempt("a", 0, outcome="timeout"),)))
     cells.dead(dead)
     (cell,) = cells.rows
