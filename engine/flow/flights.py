@@ -102,10 +102,13 @@ class Flights:
     def _turns(self, slot: Slot) -> bool:
         return slot.pending is None and self._router.turned(slot.route, slot.item) is not slot.route
 
-    def _turn(self, slot: Slot) -> None:
-        if slot.turn is not self._router.turn and slot.pending is None:
-            slot.turn = self._router.turn
-            slot.route = self._router.turned(slot.route, slot.item)
+    def _turn(self, slot: Slot) -> list[Slot]:
+        """Who waited for its answer, and would get one of another version or arm now."""
+        if slot.turn is self._router.turn or slot.pending is not None:
+            return []
+        slot.turn, before = self._router.turn, slot.route
+        slot.route = self._router.turned(before, slot.item)
+        return self._copies.disband(slot) if slot.route is not before else []
 
     def by_model(self) -> dict[str, int]:
         """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""
@@ -360,9 +363,12 @@ class Flights:
         self.dead_letter(slot, "deadline", words, now)
 
     def queue(self, slot: Slot, now: float) -> None:
-        self._turn(slot)
+        freed = self._turn(slot)
         if slot.pending is None or not self._waits_in_vain(slot, slot.pending, now):
             self._places.queue(slot, now, self._tally)
+        for each in freed:
+            if not self._copies.follows(each):
+                self.queue(each, now)
 
 
 def _as_asked(slot: Slot, place: int, version: str) -> None:

@@ -9,13 +9,14 @@ from hypothesis.stateful import invariant, rule
 
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.cells import cells_in
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.slots import Slot
-from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Usage
+from penstock.engine.items import Answer, Attributes, Exposure, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.measure.guards import Guard
 from penstock.engine.plan import Split
-from penstock.engine.policy import Policy, Task
+from penstock.engine.policy import Policy, Prompt, Task
 from penstock.engine.router import Router
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
@@ -93,7 +94,7 @@ def two_versions() -> Lane:
     versions = (Version("v1", "m1"), Version("v2", "m2"))
     model = Model("m", versions, "v1", account="a", price=Price(input=10**9, output=10**9))
     catalog = Catalog({"a": Account("a", "openai", "http://localhost")}, {"m": model}, {2: ("m",)})
-    policy = Policy({"t": Task("t")}, default_task="t")
+    policy = Policy({"t": Task("t", prompt=Prompt(user="{{ x }}", version="own"))}, default_task="t")
     hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
     made = Lane(LaneSettings(0, "r"), Router(catalog, policy), catalog, policy, hooks, Budgets((), "r"))
     made.begin([Split("s", "o", 0, 0, "u", 0, None)], {}, 0)
@@ -167,3 +168,53 @@ def test_a_call_that_outlived_its_owner_is_told_as_the_version_that_was_asked() 
     lane.tick(60.0)
     (again,) = lane.take("api:a", 9, 1 << 30, "w", 60.0)
     assert (again.item_id, again.version) == ("i1", "v1")
+
+
+def test_nobody_joins_one_that_was_sent_anew_to_another_version() -> None:
+    """It was known by the version that it was sent to first; who wants that one asks for itself."""
+    lane = two_versions()
+
+    def offer(position: int) -> None:
+        request = Request(b"{}", temperature=0.0, input_hash="same")
+        lane.offer(Item(f"i{position}", Position("s", 0, position), Attributes(), request, b"o", 0.0), 0.0)
+        lane.commit(0.0)
+        lane.committed(0.0)
+
+    def steer(version: str) -> None:
+        lane.steer(Turn(lane.catalog.models, Steering(live={"m": version})), 0.0)
+
+    offer(0)
+    (first,) = lane.take("api:a", 9, 1 << 30, "w", 0.0)
+    steer("v2")
+    lane.outcome(Outcome(first.item_id, 0, 1, 0.0, 1.0, failure=Failure("not_sent", "given back")), 0.0)
+    (again,) = lane.take("api:a", 9, 1 << 30, "w", 0.0)
+    steer("v1")
+    offer(1)
+    calls = [again, *lane.take("api:a", 9, 1 << 30, "w", 0.0)]
+    assert [(call.item_id, call.version) for call in calls] == [("i0", "v2"), ("i1", "v1")]
+    for call in calls:
+        answer = Answer(call.version, "stop", b"{}")
+        lane.outcome(Outcome(call.item_id, 0, call.attempt, 0.0, 1.0, answer, None, Usage(1, output=1)), 0.0)
+    results = lane.commit(0.0).results
+    assert [(each.answer.text, each.model_version, each.copied_from) for each in results] == [
+        ("v2", "v2", None),
+        ("v1", "v1", None),
+    ]
+
+
+def test_an_item_that_fails_counts_under_the_prompt_of_its_arm() -> None:
+    """Not under the task's own: else a bad prompt would look as good as its answers."""
+    lane = two_versions()
+    for position, prompt in enumerate(("kind", "")):
+        exposure = Exposure("job/wording", prompt or "plain", 0.5, prompt_version=prompt)
+        request = Request(b"{}", input_hash=str(position))
+        item = Item(f"i{position}", Position("s", 0, position), Attributes(), request, b"o", 0.0, exposure=exposure)
+        lane.offer(item, 0.0)
+    lane.commit(0.0)
+    lane.committed(0.0)
+    for call in lane.take("api:a", 9, 1 << 30, "w", 0.0):
+        lane.outcome(Outcome(call.item_id, 0, 1, 0.0, 1.0, failure=Failure("refused", "no")), 0.0)
+    batch = lane.commit(0.0)
+    assert [dead.prompt_version for dead in batch.dead_letters] == ["kind", "own"]
+    found = {(cell.prompt, cell.arm): cell.failures for cell in cells_in(batch.chunks)}
+    assert found == {("kind", "kind"): {"refused": 1}, ("own", "plain"): {"refused": 1}}
