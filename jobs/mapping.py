@@ -28,7 +28,7 @@ Columns = dict[str, list[Any]]
 ROW = "penstock_row"
 """The column that numbers the rows: by it answers find their row again."""
 ADDED = ("answer", "error", "model", "cost_usd")
-_SET_HERE = ("source", "sinks", "row", "shape", "name", "state")
+_SET_HERE = ("source", "sinks", "shape", "name")
 
 
 def map(
@@ -42,7 +42,7 @@ def map(
     vars: Mapping[str, str] | None = None,
     limit: int | None = None,
     budget_usd: float | None = None,
-    state: str = ".penstock",
+    state: str | None = None,
     progress: bool = True,
 ) -> Data:
     """Ask a model about every row; the same kind of table comes back, in order, with four more columns.
@@ -55,9 +55,11 @@ def map(
 
     prompt: a Jinja2 template over the row's columns, or `{system, user}`. models: in order of preference
     (`provider/model`, or entries as in the job file). output: the allowed answers, or `{choices: …}` or
-    `{json_schema: …}`. job: a job file (or mapping) whose models, tasks, walls and rules are used; its source and sinks
-    are not. id: a column that stands in the records (costs, `penstock explain`) beside the row's number.
-    limit: the first so many rows only; the others come back without an answer. budget_usd: never exceeded.
+    `{json_schema: …}`. job: a job file (or mapping) of which all is used but its source, sinks, name and `row`'s id and
+    keep: so its walls see the attributes (`row.attributes`: sensitivity, tenant, …) that they go by.
+    id: a column that stands in the records (costs, `penstock explain`) beside the row's number.
+    limit: the first so many rows only; the others come back without an answer. budget_usd: never exceeded; the job's
+    own budgets hold as well. state: a folder; else the job's, else `.penstock` here.
 
     The same call on the same rows is the same run: what was answered is not asked, nor paid for, again.
     Raises the errors of `penstock.engine.errors`: `Spent` where the budget ended it, `Temporary` where it was
@@ -72,8 +74,10 @@ def map(
     given = {"prompt": prompt, "models": [models] if isinstance(models, str) else models, "output": _output(output)}
     fields |= {name: value for name, value in given.items() if value is not None}
     if budget_usd is not None:
-        fields["budgets"] = [{"usd": budget_usd}]
-    folder = _folder(state)
+        fields["budgets"] = [*_budgets(fields.get("budgets")), {"usd": budget_usd}]
+    folder = _folder(state or ".penstock")
+    if state is not None or fields.get("state") is None:
+        fields["state"] = str(folder.parent)
     source, rows = _write(data, folder)
     spec = _job(fields, base, folder, source, id, vars)
     result = run(spec, limit=limit, progress=progress)
@@ -205,6 +209,17 @@ def _output(output: Sequence[str] | Mapping[str, object] | None) -> Mapping[str,
     return output if output is None or isinstance(output, Mapping) else {"choices": list(output)}
 
 
+def _budgets(given: object) -> Sequence[object]:
+    return [] if given is None else given if isinstance(given, Sequence) else [given]
+
+
+def _row(given: object, id: str | None) -> Mapping[str, object]:
+    """As the job reads a row, but known by its number. Attributes stay: walls, tenants and tasks go by them."""
+    if not isinstance(given, Mapping | None):
+        raise SpecError(f"the job's row is a {type(given).__name__}, not a mapping")
+    return {**(given or {}), "id": f"{{{{ {ROW} }}}}", "keep": [ROW, *([id] if id is not None else [])]}
+
+
 def _folder(state: str) -> Path:
     there = folder_of(state)
     if there is None:
@@ -217,7 +232,8 @@ def _job(
 ) -> RunSpec:
     from penstock.jobs import spec as job_spec
 
-    answers = {name: value for name, value in fields.items() if name != "budgets"}  # a larger one goes on with the run
+    # a larger budget goes on with the run, and so does one that finds its state elsewhere
+    answers = {name: value for name, value in fields.items() if name not in ("budgets", "state")}
     asked = {"id": id, "vars": dict(vars or {}), "base": base, "rows": source.name, "job": answers}
     try:
         digest = hashlib.blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=8).hexdigest()
@@ -227,11 +243,10 @@ def _job(
         **fields,
         "name": f"map-{digest}",
         "source": {"type": "files", "path": str(source)},
-        "row": {"id": f"{{{{ {ROW} }}}}", "keep": [ROW, *([id] if id is not None else [])]},
+        "row": _row(fields.get("row"), id),
         "shape": "rows",
         "sinks": str(folder / digest / "results.jsonl"),
         "on_duplicate": "allow",
-        "state": str(folder.parent),
     }
     return job_spec.from_mapping(whole, base, sets=vars)
 

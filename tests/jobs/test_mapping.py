@@ -12,7 +12,13 @@ import pyarrow as pa
 import pytest
 
 import penstock as ps
+from penstock.connectors.base import Raw
+from penstock.connectors.reading.intake import Intake
+from penstock.connectors.settings import FilesSource
+from penstock.engine.items import NANO_PER_USD, Item, Position
+from penstock.engine.router import Rejection, Router
 from penstock.jobs.sandbox import running_sandbox
+from penstock.workers.runspec import RunSpec
 from tests.jobs.test_end_to_end import calls
 
 TEXTS = ["a parcel is late", "the bill is wrong", "", "a third message"]
@@ -97,4 +103,54 @@ def test_what_is_no_table_and_columns_that_are_taken_are_refused_in_words(tmp_pa
         ps.map([{"a": 1}], id="b", prompt="x", models="groq/m", state=str(tmp_path))
     with pytest.raises(ps.SpecError, match="give a folder"):
         ps.map([{"a": 1}], prompt="x", models="groq/m", state="s3://bucket/x")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ps.SpecError, match="row is a str"):
+        ps.map([{"a": 1}], job={"prompt": "x", "models": ["groq/m"], "row": "id"}, state=str(tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
+
+
+WALLED = {
+    "accounts": {"us": {"protocol": "openai", "base_url": "https://us.example/v1", "regions": ["us"]}},
+    "models": [
+        {"name": "cloud", "account": "us", "model": "m", "price": "free"},
+        {"name": "own", "worker": "vllm", "model": "x/y", "hour_usd": 1, "regions": ["eu"]},
+    ],
+    "walls": {"public": {}, "health": {"self_hosted": True}},
+    "unknown_wall": "public",
+    "row": {"id": "{{ n }}", "attributes": {"sensitivity": "{{ class }}", "tenant": "{{ shop }}"}},
+    "tasks": {"t": {"models": ["cloud", "own"], "prompt": "say {{ text }}"}},
+    "state": "of-the-job",
+    "budgets": [{"usd": 5, "per": "day"}, {"usd": 1, "tenant": "*"}],
+}
+
+
+def test_the_jobs_walls_tenants_budgets_and_state_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ps.map(…, job=…)` would run: a row that the job would not send to the cloud isn't sent there."""
+    ran: list[RunSpec] = []
+
+    def caught(spec: RunSpec, **_: object) -> None:
+        ran.append(spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.jobs.run.run", caught)
+    monkeypatch.chdir(tmp_path)
+    row = {"n": 1, "text": "patient X", "class": "health", "shop": "a"}
+    for state in (None, "elsewhere"):
+        with pytest.raises(KeyboardInterrupt):
+            ps.map([row], job=WALLED, budget_usd=2, state=state)
+    spec, elsewhere = ran
+    line = Path(spec.source.path).read_bytes().strip() if isinstance(spec.source, FilesSource) else b""
+    item = Intake(spec.run_id, "rows", spec.row, spec.policy, spec.catalog.models, 0, spec.vars).item(
+        Raw(data=line, position=Position("a", 0, 0), object_id="o"), 0.0
+    )
+    assert isinstance(item, Item)
+    assert (item.attributes.sensitivity, item.attributes.tenant, item.custom_id) == ("health", "a", "0")
+    route = Router(spec.catalog, spec.policy).route(item.attributes, item.request, item.item_id)
+    assert not isinstance(route, Rejection)
+    assert [candidate.model for candidate in route.candidates] == ["own"]
+    assert {(b.limit_nano, b.per, b.tenant) for b in spec.budgets} == {
+        (5 * NANO_PER_USD, "day", None),
+        (1 * NANO_PER_USD, None, "*"),
+        (2 * NANO_PER_USD, None, None),
+    }
+    assert (spec.state, elsewhere.state) == (str(tmp_path / "of-the-job"), str(tmp_path / "elsewhere"))
+    assert spec.run_id == elsewhere.run_id
