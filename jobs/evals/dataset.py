@@ -41,6 +41,9 @@ ROW, VARIANT_MARK = "penstock_row", "~"
 EXPECTED, TASK = "penstock_expected", "penstock_task"
 ASKS = ("min_quality", "max_cost_usd", "tier", "latency", "deadline", "priority")
 """Attributes that would choose among candidates, or hurry: an evaluation asks all of them, in peace."""
+CARRIED = ("sensitivity", "tenant", "subject", "unit", "episode", "consent", "purpose")
+"""Attributes that every row takes along as they were read, wherever they stood (a header, metadata, a column): walls and
+tenants' budgets go by them."""
 NEEDS_NONE = ("regex", "json_schema", "function", "judge")
 """Scorers that can do without an expected answer."""
 
@@ -53,6 +56,8 @@ class Labelled(msgspec.Struct, frozen=True):
     is_request: bool
     expected: Any
     slices: dict[str, str]
+    attributes: dict[str, str] = {}
+    """Those of `CARRIED` that it has."""
     by_people: bool = False
     """What is expected is what people said."""
 
@@ -136,13 +141,19 @@ def _write(place: Path, rows: list[Labelled], asked: Asked) -> None:
 def _line(row: Labelled, number: int, task: str, variant: str) -> Fields:
     name = f"{number}{VARIANT_MARK}{variant}"
     if not row.is_request:
-        return {**row.line, ROW: name, TASK: task_name(task, variant), EXPECTED: row.expected}
+        told = {column_of(attribute): row.attributes.get(attribute) for attribute in CARRIED}
+        return {**row.line, ROW: name, TASK: task_name(task, variant), EXPECTED: row.expected, **told}
     body: Fields = dict(row.line["body"])
     metadata: Fields = {k: v for k, v in (body.get("metadata") or {}).items() if not _is_asking(k)}
+    metadata |= {f"penstock-{attribute}": value for attribute, value in row.attributes.items()}
     metadata["penstock-task"] = task_name(task, variant)
     if row.expected is not None:
         metadata["penstock-expected"] = row.expected
     return {**row.line, "custom_id": name, "body": {**body, "model": "auto", "metadata": metadata}}
+
+
+def column_of(attribute: str) -> str:
+    return f"penstock_{attribute}"
 
 
 def _is_asking(key: str) -> bool:
@@ -177,23 +188,25 @@ async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
                 keeper.left[f"malformed ({item.reason})"] += 1
             elif (item.attributes.task or spec.policy.default_task) != asked.task:
                 keeper.left["of another task"] += 1
-            elif _is_untold(spec.catalog, item):
-                keeper.left["behind a wall that says sample: never"] += 1
+            elif (rule := _hides(spec.catalog, item)) is not None:
+                keeper.left[f"behind a wall that says sample: {rule}"] += 1
             else:
                 keeper.add(_of_item(item, raw, asked))
 
 
-def _is_untold(catalog: Catalog, item: Item) -> bool:
-    """Nothing of it is ever scored, or written down beside its result: it would be paid for and count for nobody."""
+def _hides(catalog: Catalog, item: Item) -> str | None:
+    """What its wall says, where no copy of its text may stand in the state, as those of an evaluation do: its rows, and
+    what was answered. None: they may."""
     wall = wall_of(catalog, item.attributes.sensitivity)
-    return isinstance(wall, Wall) and wall.sample == "never"
+    return wall.sample if isinstance(wall, Wall) and wall.sample != "keep" else None
 
 
 def _of_item(item: Item, raw: Raw, asked: Asked) -> Labelled:
     line = msgspec.json.decode(raw.row_json or raw.data, type=Fields)
     expected_json = item.attributes.expected_json
     expected: Any = None if expected_json is None else msgspec.json.decode(expected_json)
-    return Labelled(item.item_id, line, item.is_request, expected, _slices(line, item, asked.slices))
+    carried = {name: value for name in CARRIED if (value := getattr(item.attributes, name)) is not None}
+    return Labelled(item.item_id, line, item.is_request, expected, _slices(line, item, asked.slices), carried)
 
 
 def _slices(line: Fields, item: Item, names: Iterable[str]) -> dict[str, str]:

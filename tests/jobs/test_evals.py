@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -189,16 +189,20 @@ def test_quality_samples_never_pass_a_wall_that_they_don_t_name(base: RunSpec) -
         running.prepare("s", base, asked(samples=True), Outputs(base, RunStatus(base.run_id, "sort", "done")))
 
 
-def test_rows_that_may_never_be_sampled_are_not_copied_into_the_state_nor_paid_for(base: RunSpec) -> None:
-    """Nobody may score them, so they could only cost."""
+@pytest.mark.parametrize("rule", ["never", "redact"])
+def test_rows_whose_text_may_stand_in_no_sample_are_not_copied_into_the_state_nor_paid_for(
+    base: RunSpec, rule: Literal["never", "redact"]
+) -> None:
+    """The rows of an evaluation and its answers stay there."""
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()[:-1]]
     rows[0]["class"] = "eu"
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    walls = {**base.catalog.walls, "eu": Wall("eu", regions=("eu",), sample="never")}
+    walls = {**base.catalog.walls, "eu": Wall("eu", regions=("eu",), sample=rule)}
     closed = msgspec.structs.replace(base, catalog=msgspec.structs.replace(base.catalog, walls=walls))
     prepared = prepare(closed)
-    assert prepared.made.left["behind a wall that says sample: never"] == 1
+    assert prepared.made.left[f"behind a wall that says sample: {rule}"] == 1
     assert "r0" not in {row["id"] for row in lines(prepared)}
+    assert not any(b'"r0"' in file.read_bytes() for file in Path(closed.state).rglob("*") if file.is_file())
 
 
 # ---- reading
