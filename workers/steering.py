@@ -68,6 +68,8 @@ class Steersman:
         self._told = False
         self._judged_at = 0.0
         self._unknown: set[str] = set()
+        self._unlike: set[tuple[str, str]] = set()
+        """(model, version) of which it was told that the catalogue says otherwise."""
         self._trouble = ""
         self.steering = Steering()
         self._pools: set[str] = set()
@@ -132,10 +134,27 @@ class Steersman:
             if name not in self._unknown:
                 self._unknown.add(name)
                 self._note(f"{name} is not in this job's catalogue: it goes on with its own live version")
+        for model, version in self.steering.live.items():
+            if model in self._catalog.models and (model, version) not in self._unlike:
+                self._say_unlike(model, version)
         for model, at in self.steering.rollouts.items():
             was = before.rollouts.get(model)
             if model in self._catalog.models and at.active | (was is not None) and at != was:
                 self._note(told(at))
+
+    def _say_unlike(self, model: str, version: str) -> None:
+        """Somebody may have written another version into the catalogue, and wait for it. One that is as it was before a
+        rollout was promoted was not written for that."""
+        own, at = self._catalog.models[model], self.steering.rollouts.get(model)
+        behind = at is not None and at.state == "promoted" and at.baseline == own.live
+        if version == own.live or behind or f"{model}@{version}" in self._unknown:
+            return
+        self._unlike.add((model, version))
+        by = f"the rollout {at.id} ({at.state.replace('_', ' ')})" if at is not None else "an earlier rollout"
+        self._note(
+            f"{model}: this job's catalogue says that {own.live} is live, and {by} that {version} is, which holds for "
+            f"all jobs; penstock rollout start {model} {own.live} moves it"
+        )
 
     async def _judge(self, tell: Tell, now: float) -> None:
         owed = tuple(each for each in self.steering.owed if now - each.at > OWED_S)

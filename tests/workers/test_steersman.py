@@ -277,6 +277,26 @@ async def test_a_version_whose_engine_cannot_be_started_is_taken_back(tmp_path: 
         assert (last.decisions[-1].why == "its engine can't be started: no such folder") == (state == "rolled_back")
 
 
+async def test_a_catalogue_that_names_another_live_version_than_a_rollout_left_is_told(tmp_path: Path) -> None:
+    """Who edits `live:` after a rollback waits for nothing; who left it as it was before a promotion does not."""
+    url, back = str(tmp_path), said(rolling(), "rollback", "ann", 1.0)
+    SteeringFile(url).change(lambda steering: document.with_rollout(document.with_rollout(steering, rolling()), back))
+    edited = msgspec.structs.replace(CATALOG, models={"small": msgspec.structs.replace(SMALL, live="v2")})
+    for catalog, told in ((edited, 1), (CATALOG, 0)):
+        notes: list[str] = []
+        hand = Steersman(url, catalog, list, notes.append)
+        await hand.first(Lanes().steer)
+        await hand.look(Lanes().steer, 100.0)
+        found = [note for note in notes if "says that v2 is live" in note]
+        assert len(found) == told
+        assert all("(rolled back) that v1 is" in note and "rollout start small v2" in note for note in found)
+    promoted = said(said(rolling(), "promote", "ann", 2.0), "promote", "ann", 3.0)
+    SteeringFile(url).change(lambda steering: document.with_rollout(steering, promoted))
+    notes = []
+    await Steersman(url, CATALOG, list, notes.append).first(Lanes().steer)
+    assert not [note for note in notes if "catalogue says" in note]
+
+
 async def test_a_job_whose_catalogue_lacks_the_version_says_so_once(tmp_path: Path) -> None:
     at = msgspec.structs.replace(rolling(), candidate="v9")
     SteeringFile(str(tmp_path)).change(lambda now: document.started(now, at))
