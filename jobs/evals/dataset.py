@@ -42,7 +42,7 @@ EXPECTED, TASK = "penstock_expected", "penstock_task"
 ASKS = ("min_quality", "max_cost_usd", "tier", "latency", "deadline", "priority")
 """Attributes that would choose among candidates, or hurry: an evaluation asks all of them, in peace."""
 CARRIED = ("sensitivity", "tenant", "subject", "unit", "episode", "consent", "purpose")
-"""Attributes that every row takes along as they were read, wherever they stood (a header, metadata, a column): walls and
+"""Attributes that a row takes along as they were read, wherever they stood (a header, metadata, a column): walls and
 tenants' budgets go by them."""
 NEEDS_NONE = ("regex", "json_schema", "function", "judge")
 """Scorers that can do without an expected answer."""
@@ -132,13 +132,13 @@ def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> M
 
 def _write(place: Path, rows: list[Labelled], asked: Asked) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    lines = (_line(row, n, asked.task, variant) for n, row in enumerate(rows) for variant in asked.variants)
+    lines = (line_of(row, n, asked.task, variant) for n, row in enumerate(rows) for variant in asked.variants)
     index = (Indexed(n, row.expected, row.slices) for n, row in enumerate(rows))
     publish(place / "index.jsonl", b"".join(msgspec.json.encode(each) + b"\n" for each in index))
     publish(place / "rows.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
-def _line(row: Labelled, number: int, task: str, variant: str) -> Fields:
+def line_of(row: Labelled, number: int, task: str, variant: str) -> Fields:
     name = f"{number}{VARIANT_MARK}{variant}"
     if not row.is_request:
         told = {column_of(attribute): row.attributes.get(attribute) for attribute in CARRIED}
@@ -191,7 +191,7 @@ async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
             elif (rule := _hides(spec.catalog, item)) is not None:
                 keeper.left[f"behind a wall that says sample: {rule}"] += 1
             else:
-                keeper.add(_of_item(item, raw, asked))
+                keeper.add(labelled(item, raw, asked))
 
 
 def _hides(catalog: Catalog, item: Item) -> str | None:
@@ -201,7 +201,7 @@ def _hides(catalog: Catalog, item: Item) -> str | None:
     return wall.sample if isinstance(wall, Wall) and wall.sample != "keep" else None
 
 
-def _of_item(item: Item, raw: Raw, asked: Asked) -> Labelled:
+def labelled(item: Item, raw: Raw, asked: Asked) -> Labelled:
     line = msgspec.json.decode(raw.row_json or raw.data, type=Fields)
     expected_json = item.attributes.expected_json
     expected: Any = None if expected_json is None else msgspec.json.decode(expected_json)

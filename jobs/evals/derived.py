@@ -16,7 +16,7 @@ from penstock.engine.fingerprints import policy_version
 from penstock.engine.policy import Policy, Prompt, Scorer, Shadow, Task
 from penstock.engine.quality import scorer_name
 from penstock.jobs.evals.asked import Asked, Variant
-from penstock.jobs.evals.dataset import ASKS, EXPECTED, ROW, TASK, task_name
+from penstock.jobs.evals.dataset import CARRIED, EXPECTED, ROW, TASK, column_of, task_name
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.workers.runspec import RunSpec
 
@@ -38,7 +38,7 @@ def spec_of(base: RunSpec, asked: Asked, place: Path, name: str, *, requests: bo
     }
     policy = Policy(tasks=tasks, default_task=None, max_attempts=base.policy.max_attempts)
     policy = msgspec.structs.replace(policy, version=policy_version(catalog, policy))
-    row = msgspec.structs.replace(base.row, id=f"{{{{ {ROW} }}}}", keep=(), attributes=_attributes(base))
+    row = msgspec.structs.replace(base.row, id=f"{{{{ {ROW} }}}}", keep=(), attributes=_attributes())
     sinks = {sink: FilesSink(str(place / f"{sink}.jsonl")) for sink in base.sinks}
     return msgspec.structs.replace(
         base,
@@ -140,10 +140,10 @@ def _prompt(said: str | dict[str, str]) -> Prompt:
     return Prompt(user=user, system=system, version=digest([user, system]))
 
 
-def _attributes(base: RunSpec) -> dict[str, str]:
-    """The job's own (sensitivity above all), but for those that would choose among candidates."""
-    kept = {name: template for name, template in base.row.attributes.items() if name not in ASKS}
-    return {**kept, "task": f"{{{{ {TASK} }}}}", "expected": f"{{{{ {EXPECTED} }}}}"}
+def _attributes() -> dict[str, str]:
+    """What each row was read with (sensitivity above all), but for that which would choose among candidates."""
+    carried = {name: f"{{{{ {column_of(name)} }}}}" for name in CARRIED}
+    return {**carried, "task": f"{{{{ {TASK} }}}}", "expected": f"{{{{ {EXPECTED} }}}}"}
 
 
 def within(spec: RunSpec, nano: int | None) -> RunSpec:

@@ -9,16 +9,19 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
+from penstock.connectors.base import Raw
+from penstock.connectors.reading.intake import Intake
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Wall
 from penstock.engine.errors import SpecError, Spent
+from penstock.engine.items import Item, Position
 from penstock.engine.measure.evaluation import Answered
 from penstock.engine.registry import standings
 from penstock.jobs import spec as job_spec
 from penstock.jobs.evals import running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
-from penstock.jobs.evals.dataset import index_of
-from penstock.jobs.evals.derived import scorer_of
+from penstock.jobs.evals.dataset import CARRIED, index_of, labelled, line_of
+from penstock.jobs.evals.derived import scorer_of, spec_of
 from penstock.jobs.evals.records import read
 from penstock.jobs.evals.running import Prepared
 from penstock.jobs.look.reading import Outputs
@@ -119,7 +122,7 @@ def test_the_run_pins_its_candidates_and_keeps_walls_and_shared_budgets(base: Ru
     assert task.output is not None
     assert task.output.on_invalid == "keep"
     assert spec.catalog.models["b@v2"].live == "v2"
-    assert set(spec.row.attributes) == {"task", "sensitivity", "unit", "expected"}
+    assert set(spec.row.attributes) == {"task", "expected", *CARRIED}
     assert spec.catalog.walls == base.catalog.walls
     assert [budget.per for budget in spec.budgets] == ["day"]
     assert spec.pinned
@@ -324,6 +327,37 @@ def test_an_answer_that_nobody_scored_is_no_failure(base: RunSpec) -> None:
     assert (seen.rows, seen.unasked) == ((), 1)
 
 
+ROW = b'{"id":"r1","kind":"topic","class":"","text":"hi","label":"other"}'
+REQUEST = (
+    b'{"custom_id":"r1","method":"POST","url":"/v1/chat/completions","body":{"model":"auto","messages":'
+    b'[{"role":"user","content":"hi"}],"metadata":{"penstock-task":"topic","penstock-unit":"r1"}}}'
+)
+
+
+@pytest.mark.parametrize("data", [ROW, REQUEST])
+def test_what_headers_said_of_a_record_holds_in_the_evaluation(base: RunSpec, data: bytes) -> None:
+    """Its wall above all: a row of the evaluation is read with the very attributes that the job read it with."""
+    requests = data is REQUEST
+    headers = (("penstock-sensitivity", b"eu"), ("penstock-tenant", b"acme"), ("penstock-consent", b"no"))
+    position = Position("a", 0, 0)
+    was = read_item(base, Raw(data=data, position=position, object_id="o", headers=headers), requests=requests)
+    prepared = prepare(base)
+    made = labelled(was, Raw(data=data, position=position, object_id="o", headers=headers), prepared.asked)
+    line = msgspec.json.encode(line_of(made, 0, "topic", ""))
+    spec = spec_of(base, prepared.asked, prepared.place, "e", requests=requests)
+    item = read_item(spec, Raw(data=line, position=position, object_id="p"), requests=requests)
+    attributes = [{name: getattr(each.attributes, name) for name in CARRIED} for each in (was, item)]
+    assert attributes[0] == attributes[1]
+    assert (item.attributes.sensitivity, item.attributes.tenant, item.attributes.unit) == ("eu", "acme", "r1")
+
+
+def read_item(spec: RunSpec, raw: Raw, *, requests: bool) -> Item:
+    shape = "openai-batch" if requests else "rows"
+    item = Intake(spec.run_id, shape, spec.row, spec.policy, spec.catalog.models, 0, spec.vars).item(raw, 0.0)
+    assert isinstance(item, Item), item
+    return item
+
+
 REQUESTS = """\
 name: asked
 source: {type: files, path: requests.jsonl, format: openai-batch}
@@ -349,8 +383,8 @@ def test_requests_are_rows_too_without_their_pin_and_haste(tmp_path: Path, monke
     prepared = running.prepare("r", base, asked(models=models, slices=("shop",)), None)
     (made,) = lines(prepared)
     assert (made["custom_id"], made["body"]["model"]) == ("0~", "auto")
-    kept = {"shop": "north", "sensitivity": "x", "penstock-task": "topic", "penstock-expected": "other"}
-    assert made["body"]["metadata"] == kept
+    kept = {"shop": "north", "sensitivity": "x", "penstock-sensitivity": "x"}
+    assert made["body"]["metadata"] == {**kept, "penstock-task": "topic", "penstock-expected": "other"}
     assert index_of(prepared.place)[0].slices == {"shop": "north"}
     variants = {"": Variant(), "brief": Variant("Brief.")}
     with pytest.raises(SpecError, match="variants need rows"):
