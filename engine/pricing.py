@@ -6,6 +6,7 @@ All arithmetic is on integers; a call is rounded up to one nano-dollar once. Pri
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -195,16 +196,13 @@ class GpuClock(msgspec.Struct):
 
     def price(self, now: float) -> Price:
         """The running rate: hours since ready over tokens so far; every token costs the same."""
-        if self.tokens < RATE_AFTER_TOKENS:
-            return own_price(self.hour_nano)
-        rate = _hours_nano(self.hour_nano, self._worked_ms(now)) * PER // self.tokens
-        return Price(input=rate, output=rate, version="amortised")
+        return price_together([self], now)
 
     def total_nano(self, now: float) -> int:
         """Hours × price so far."""
-        return _hours_nano(self.hour_nano, self.load_ms + _open(self.loading, now) + self._worked_ms(now))
+        return _hours_nano(self.hour_nano, self.load_ms + _open(self.loading, now) + self.worked_ms(now))
 
-    def _worked_ms(self, now: float) -> int:
+    def worked_ms(self, now: float) -> int:
         open_ms = (max(0, _ms(now) - since - self.borne.get(name, 0)) for name, since in self.working.items())
         return self.work_ms + sum(open_ms)
 
@@ -212,6 +210,15 @@ class GpuClock(msgspec.Struct):
         """Closing lines for what calls were charged in all. May be asked again: it changes nothing."""
         load = _hours_nano(self.hour_nano, self.load_ms + _open(self.loading, now))
         return Adjustments(load, self.total_nano(now) - load - charged_nano)
+
+
+def price_together(clocks: Sequence[GpuClock], now: float) -> Price:
+    """One running rate for engines that cost the same an hour: versions of one model."""
+    hour_nano, tokens = clocks[0].hour_nano, sum(clock.tokens for clock in clocks)
+    if tokens < RATE_AFTER_TOKENS:
+        return own_price(hour_nano)
+    rate = _hours_nano(hour_nano, sum(clock.worked_ms(now) for clock in clocks)) * PER // tokens
+    return Price(input=rate, output=rate, version="amortised")
 
 
 def own_price(hour_nano: int, tokens_per_s: float = OWN_TOKENS_PER_S) -> Price:

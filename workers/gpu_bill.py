@@ -16,7 +16,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CostLine, Usage
-from penstock.engine.pricing import GpuClock, usd_to_nano
+from penstock.engine.pricing import GpuClock, price_together, usd_to_nano
 
 
 class Shares:
@@ -48,13 +48,16 @@ class Shares:
 
 
 class GpuBill:
+    """A clock for each version, which has engines of its own. All of a model charge one rate."""
+
     def __init__(self, catalog: Catalog) -> None:
         self._clocks = {
-            name: GpuClock(usd_to_nano(model.hour_usd), loading={}, working={})
+            f"{name}@{version.id}": GpuClock(usd_to_nano(model.hour_usd), loading={}, working={})
             for name, model in catalog.models.items()
             if model.worker is not None and model.hour_usd
+            for version in model.versions
         }
-        self._versions = {name: model.live for name, model in catalog.models.items()}
+        """By `model@version`."""
 
     def __bool__(self) -> bool:
         return bool(self._clocks)
@@ -76,36 +79,35 @@ class GpuBill:
                 clock.stopped(replica, now)
         return msgspec.msgpack.encode(copies)
 
-    def starting(self, model: str, replica: str, now: float) -> None:
-        if model in self._clocks:
-            self._clocks[model].started(replica, now)
+    def starting(self, target: str, replica: str, now: float) -> None:
+        """`target`: `model@version`, as in what follows."""
+        if target in self._clocks:
+            self._clocks[target].started(replica, now)
 
-    def ready(self, model: str, replica: str, now: float) -> None:
-        if model in self._clocks:
-            self._clocks[model].ready(replica, now)
+    def ready(self, target: str, replica: str, now: float) -> None:
+        if target in self._clocks:
+            self._clocks[target].ready(replica, now)
 
-    def stopped(self, model: str, replica: str, now: float) -> None:
-        if model in self._clocks:
-            self._clocks[model].stopped(replica, now)
+    def stopped(self, target: str, replica: str, now: float) -> None:
+        if target in self._clocks:
+            self._clocks[target].stopped(replica, now)
 
-    def shared(self, model: str, replica: str, others_s: float) -> None:
-        if model in self._clocks:
-            self._clocks[model].shared(replica, others_s)
+    def shared(self, target: str, replica: str, others_s: float) -> None:
+        if target in self._clocks:
+            self._clocks[target].shared(replica, others_s)
 
     def prices(self, tally: Tally, now: float) -> dict[str, Price]:
-        """Running rates, from all tokens that the run's lanes were served so far."""
-        found: dict[str, Price] = {}
-        for name, clock in self._clocks.items():
-            clock.tokens = sum(
-                row.input_tokens + row.output_tokens for row in tally.models.values() if row.model == name
-            )
-            found[name] = clock.price(now)
-        return found
+        """Running rates by model, from all tokens that the run's lanes were served so far."""
+        of_model: dict[str, list[GpuClock]] = {}
+        for target, clock in self._clocks.items():
+            row = tally.models.get(target)
+            clock.tokens = row.input_tokens + row.output_tokens if row is not None else 0
+            of_model.setdefault(target.rpartition("@")[0], []).append(clock)
+        return {model: price_together(clocks, now) for model, clocks in of_model.items()}
 
     def idle_nano(self, tally: Tally, now: float) -> int:
         """Hours so far, loading left out, less what calls were charged. Stops nothing."""
-        charged = {name: sum(r.cost_nano for r in tally.models.values() if r.model == name) for name in self._clocks}
-        return sum(max(0, clock.close(charged[name], now).idle_nano) for name, clock in self._clocks.items())
+        return sum(max(0, clock.close(_charged(tally, name), now).idle_nano) for name, clock in self._clocks.items())
 
     def closing_lines(self, tally: Tally, run: str, epoch: int, now: float) -> list[CostLine]:
         """Adjustments after which the sum of the cost records is hours × price. Stops the clocks."""
@@ -113,14 +115,14 @@ class GpuBill:
         for name, clock in self._clocks.items():
             for replica in [*clock.loading, *clock.working]:
                 clock.stopped(replica, now)
-            charged = sum(row.cost_nano for row in tally.models.values() if row.model == name)
-            due = clock.close(charged, now)
+            due = clock.close(_charged(tally, name), now)
             for kind, nano in (("load", due.load_nano), ("idle", due.idle_nano)):
                 if nano:
                     lines.append(self._line(f"{run}:{epoch}:{name}:{kind}", name, nano, len(lines), now))
         return lines
 
-    def _line(self, entry_id: str, model: str, nano: int, number: int, now: float) -> CostLine:
+    def _line(self, entry_id: str, target: str, nano: int, number: int, now: float) -> CostLine:
+        model, _, version = target.rpartition("@")
         return CostLine(
             entry_id=entry_id,
             item_id=None,
@@ -128,7 +130,7 @@ class GpuBill:
             role="adjustment",
             account=None,
             model=model,
-            model_version=self._versions[model],
+            model_version=version,
             usage=Usage(),
             cost_nano=nano,
             basis="amortised",
@@ -138,6 +140,11 @@ class GpuBill:
             tier=None,
             at=now,
         )
+
+
+def _charged(tally: Tally, target: str) -> int:
+    row = tally.models.get(target)
+    return row.cost_nano if row is not None else 0
 
 
 class BillKeeper:
@@ -171,19 +178,19 @@ class BillKeeper:
 
     def changed(self, what: str, pool: str, replica: str, now: float) -> None:
         """A worker is `starting`, `ready`, or anything else that says that it is gone."""
-        model = _model(pool)
+        target = _target(pool)
         match what:
             case "starting":
-                self._bill.starting(model, replica, now)
+                self._bill.starting(target, replica, now)
             case "ready":
-                self._bill.ready(model, replica, now)
+                self._bill.ready(target, replica, now)
             case _:
-                self._bill.stopped(model, replica, now)
+                self._bill.stopped(target, replica, now)
 
     def shared(self, borne: Iterable[tuple[str, str, float]]) -> None:
         """(pool, replica, seconds of its time that other jobs bear) of the engines that serve this run."""
         for pool, replica, others_s in borne:
-            self._bill.shared(_model(pool), replica, others_s)
+            self._bill.shared(_target(pool), replica, others_s)
 
     def prices(self, tally: Tally, now: float) -> dict[str, Price]:
         return self._bill.prices(tally, now)
@@ -198,5 +205,5 @@ class BillKeeper:
         return lines if sum(line.cost_nano for line in lines) else []
 
 
-def _model(pool: str) -> str:
-    return pool.removeprefix("vllm:").rpartition("@")[0]
+def _target(pool: str) -> str:
+    return pool.removeprefix("vllm:")

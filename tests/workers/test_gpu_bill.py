@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
-from penstock.engine.flow.tally import Tally
+from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
 from penstock.workers.fleet import Fleet, Worker
@@ -22,8 +23,8 @@ OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm
 
 def bill() -> GpuBill:
     made = GpuBill(OWN)
-    made.starting("own", "own#0", 1000.0)
-    made.ready("own", "own#0", 1060.0)
+    made.starting("own@v1", "own@v1#0", 1000.0)
+    made.ready("own@v1", "own@v1#0", 1060.0)
     return made
 
 
@@ -39,6 +40,27 @@ def test_what_was_closed_once_owes_nothing_more() -> None:
     later = GpuBill(OWN)
     later.load(saved, 9000.0)
     assert sum(line.cost_nano for line in later.closing_lines(lane.tally, "r", 2, 9000.0)) == 0
+
+
+def test_each_version_has_closing_lines_of_its_own_and_one_rate_is_charged_for_all() -> None:
+    """A rollout runs two engines; who ran is told with what it cost, and the one that never did is not named."""
+    versions = (Version("v1", "x"), Version("v2", "y"), Version("v3", "z"))
+    catalog = msgspec.structs.replace(
+        OWN, models={"own": msgspec.structs.replace(OWN.models["own"], versions=versions)}
+    )
+    made = GpuBill(catalog)
+    for version, ready in (("v1", 1000.0), ("v2", 1100.0)):
+        made.starting(f"own@{version}", version, ready)
+        made.ready(f"own@{version}", version, ready)
+    tally = Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=900, input_tokens=10**6)})
+    assert made.prices(tally, 1200.0)["own"].input == (200 + 100) * 1_000_000
+    again = GpuBill(catalog)
+    again.load(made.dump(1200.0), 1200.0)
+    lines = again.closing_lines(tally, "r", 1, 1200.0)
+    assert [(line.entry_id, line.model, line.model_version, line.cost_nano) for line in lines] == [
+        ("r:1:own@v1:idle", "own", "v1", 200_000_000 - 900),
+        ("r:1:own@v2:idle", "own", "v2", 100_000_000),
+    ]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["in a", "in b", "in c", "out a", "out b", "out c"]), st.integers(0, 100))))
@@ -71,8 +93,8 @@ def test_jobs_that_share_an_engine_pay_for_it_once_together(events: list[tuple[s
 def test_what_others_bear_of_a_replica_is_not_on_this_bill() -> None:
     """An hour costs 3.60 dollars; of the 900 s since it was ready another job bore 400 s, heard late and twice."""
     made = bill()
-    made.shared("own", "own#0", 400.0)
-    made.shared("own", "own#0", 400.0)
+    made.shared("own@v1", "own@v1#0", 400.0)
+    made.shared("own@v1", "own@v1#0", 400.0)
     policy = Policy({"t": Task("t")})
     hooks = Hooks(lambda: 0.5, lambda _i, _a, _t: (), lambda body, _a, _w: body)
     lane = Lane(LaneSettings(0, "r"), Router(OWN, policy), OWN, policy, hooks, Budgets((), "r"))
