@@ -5,6 +5,8 @@ The numbers run without gaps per lane, so a follower's last applied number says 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from penstock.engine.flow.progress import OUTBOX
 
 MAX_BATCHES = 64
@@ -35,6 +37,13 @@ class Outbox:
     @property
     def trimmable(self) -> bool:
         return bool(self._applied)
+
+    def lacks(self, applied: int) -> Literal["ahead", "behind"] | None:
+        """What is wrong with a follower whose last batch has this number. Ahead: it has batches of another life of the
+        lane, and would take new ones for old. Behind: it lacks batches that are here no more."""
+        if applied >= self._next:
+            return "ahead"
+        return "behind" if applied < min(self._batches, default=self._next) - 1 else None
 
     def add(self, data: bytes) -> tuple[str, bytes]:
         """The chunk to commit with the primary."""

@@ -28,6 +28,9 @@ def test_numbers_run_without_gaps_across_crashes(steps: list[str]) -> None:
                 del disk[name]
         else:
             outbox = Outbox(disk, number)
+        assert outbox.lacks(len(follower)) is None
+        assert outbox.lacks(outbox.next_number) == "ahead"
+        assert outbox.lacks(len(follower) - 1) in ((None,) if len(follower) in dict(outbox.waiting()) else ("behind",))
     assert [n for n, _ in outbox.waiting()] == sorted(n for n, _ in outbox.waiting())
 
 

@@ -10,6 +10,7 @@ import msgspec
 from penstock.connectors.base import OutRecord, Records
 from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
+from penstock.engine.errors import Corrupt
 from penstock.engine.flow.cells import CELLS
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
@@ -68,15 +69,41 @@ class LaneCommit:
         return started
 
     async def take_followers(self, *, force: bool) -> None:
-        """Fence older owners there too, and learn how far each has come."""
+        """Fence older owners there too, and learn how far each has come. Raises `Corrupt` where a follower is not the
+        one that the batches were made for."""
         for key, store in self._stores.followers.items():
             self._applied[key] = (await store.take(self._lane, self._epoch, force=force)).seq
+            self._check(key)
         await self.apply_outbox()
+
+    def _check(self, key: str) -> None:
+        sinks = " and ".join(sink for sink, place in self._placement.items() if place == key)
+        has, last = self._applied[key], self._machine.outbox.next_number - 1
+        match self._machine.outbox.lacks(has):
+            case "ahead":
+                raise Corrupt(
+                    f"{sinks} at {key} have batch {has} of lane {self._lane}, the results only {last}: they are of "
+                    f"another life of this run (its results were moved, pruned or restored). What comes now would be "
+                    f"taken for what they have. Put the results back, or begin anew with --fresh."
+                )
+            case "behind":
+                raise Corrupt(
+                    f"{sinks} at {key} have batch {has} of lane {self._lane}, and the results go on behind {last}: the "
+                    f"sink was moved or emptied. Put it back where it was until the run has ended, or begin anew with "
+                    f"--fresh."
+                )
+            case None:
+                pass
 
     async def apply_outbox(self) -> None:
         """Bring followers up to date, batch by batch, each from where it stands."""
         for number, data in self._machine.outbox.waiting():
             batches = msgspec.msgpack.decode(data, type=dict[str, Batches])
+            if moved := [key for key in batches if key not in self._stores.followers]:
+                raise Corrupt(
+                    f"records wait for {', '.join(moved)}, which is no sink of this run any more. Put the sink back "
+                    f"where it was and run once, so that they get there; or begin anew with --fresh."
+                )
             for key, store in self._stores.followers.items():
                 if number > self._applied[key]:
                     records: Records = batches.get(key, {})
