@@ -18,6 +18,7 @@ Memory: 16 bytes and some of every item in earlier replays of the same run, noth
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     for run_id in [base, *earlier]:
         _refuse_unfinished(history, run_id)
     number = len(earlier) + 1
-    chosen = Chosen(folder(history.url, base) / f"{number}.jsonl")
+    chosen = Chosen(source_path(history.url, base, number))
     _write(chosen, _last_words(history, base, earlier), wants)
     if not chosen.sent:
         chosen.path.unlink()
@@ -121,6 +122,11 @@ def folder(state: str, base: str) -> Path:
     if "://" in state:
         raise SpecError(f"replay writes its source into a state folder, and {state} is none yet; give --state a folder")
     return Path(state) / "replays" / base
+
+
+def source_path(state: str, base: str, number: int) -> Path:
+    """Of a replay's records: no two commands write the same file, also where both began before either told its run."""
+    return folder(state, base) / f"{number}-{secrets.token_hex(4)}.jsonl"
 
 
 def _last_words(history: History, base: str, earlier: list[str]) -> Iterator[bytes]:

@@ -109,7 +109,7 @@ def prepare(history: History, of: Touched) -> Prepared:
     if spec.endless:
         raise SpecError(f"{of.run_id} reads a stream without an end: what it touched can't be read again from there")
     number = len(replay.replays(history, of.run_id)) + 1
-    path = replay.folder(history.url, of.run_id) / f"{number}.jsonl"
+    path = replay.source_path(history.url, of.run_id, number)
     sent, batch = 0, False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

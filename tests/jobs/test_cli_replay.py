@@ -76,7 +76,12 @@ def test_what_sending_again_may_help_is_sent(story: Story) -> None:
     assert [one.item_id for one in sent] == [LOST]
     assert (spec.run_id, spec.generation) == ("job-1~replay-1", 1)
     assert spec.sinks["results"] == FilesSink(str(story.folder / "out.results.replay-1.jsonl"))
-    assert spec.source == FilesSource(str(story.folder / "state/replays/job-1/1.jsonl"), "jsonl", replay=True)
+    assert isinstance(spec.source, FilesSource)
+    path = Path(spec.source.path)
+    assert spec.source == FilesSource(str(path), "jsonl", replay=True)
+    assert path.parent == story.folder / "state/replays/job-1"
+    other = replay.source_path(str(story.folder / "state"), "job-1", 1)
+    assert other != path  # of another command that began at the same time
 
 
 def test_a_reason_or_all_takes_others_too(story: Story) -> None:
