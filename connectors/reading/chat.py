@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from penstock.connectors.reading import members as allowed
 from penstock.connectors.reading.json_guard import Members, members
 from penstock.engine.errors import BadRecord
 from penstock.engine.items import Request
@@ -27,6 +28,7 @@ class Defaults:
     def __init__(self, task: Task) -> None:
         params = msgspec.json.decode(task.params_json, type=Members)
         self.params = {name: value for name, value in params.items() if name not in _NOT_OURS}
+        """Also the members that a line may have though Penstock doesn't know them."""
         self.values: dict[str, object] = {name: msgspec.json.decode(value) for name, value in self.params.items()}
         self.max_tokens = task.max_tokens
         self.temperature = task.temperature
@@ -44,6 +46,8 @@ def request_from_body(
         parts.pop(name, None)
     if defaults is not None and defaults.params:
         body = _fill(body, parts, defaults)
+    if odd := parts.keys() - allowed.PLAIN:
+        allowed.check(odd, body, () if defaults is None else defaults.params)
     return _request(_encode(parts), body, defaults, pin, images)
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from penstock.connectors.reading.members import refusal
 from penstock.connectors.state import folder_of
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
@@ -86,6 +87,9 @@ def read_variant(path: str) -> Variant:
         raise SpecError(f"a variant has `prompt` and `params`: {error}", path=path) from error
     if isinstance(variant.prompt, dict) and not variant.prompt.keys() <= {"system", "user"}:
         raise SpecError("a variant's prompt is a text, or has `system` and `user`", path=path)
+    for name, value in (variant.params or {}).items():
+        if (why := refusal(name, value)) is not None:
+            raise SpecError(f"the parameter {name} can't be sent: {why}", path=path)
     return variant
 
 

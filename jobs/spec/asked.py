@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.connectors.reading.members import refusal
 from penstock.engine.catalog import Catalog
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import Doc, Path, nearest
@@ -64,6 +65,9 @@ def checked_params(doc: Doc, path: Path, params: dict[str, Any]) -> dict[str, An
     for name, place in _RESERVED.items():
         if name in params:
             raise doc.error((*path, name), f"can't be a parameter; its place is {place}")
+    for name, value in params.items():
+        if (why := refusal(name, value)) is not None:
+            raise doc.error((*path, name), f"can't be sent: {why}")
     for name in ("max_tokens", "max_completion_tokens", "n"):
         value = params.get(name)
         if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):

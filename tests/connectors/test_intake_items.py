@@ -271,12 +271,78 @@ def test_task_parameters_are_defaults_under_the_line() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("service_tier", "priority"),
+        ("service_tier", "flex"),
+        ("web_search_options", {}),
+        ("search_parameters", {"mode": "on"}),
+        ("tools", [{"type": "web_search_20250305", "name": "web_search"}]),
+        ("tools", [{"type": "function", "function": {"name": "f"}}, {"google_search": {}}]),
+        ("tools", {}),
+        ("modalities", ["text", "audio"]),
+        ("models", ["deepseek/deepseek-chat"]),
+        ("provider", {"order": ["x"]}),
+        ("plugins", [{"id": "web"}]),
+        ("route", "fallback"),
+        ("transforms", ["middle-out"]),
+        ("extra_body", {"models": ["x"]}),
+        ("store", True),
+        ("prompt_cache_retention", "24h"),
+        ("chat_template", "{{ messages }}"),
+        ("a_knob_of_tomorrow", 1),
+    ],
+)
+def test_a_member_that_chooses_price_target_or_retention_is_refused(member: str, value: object) -> None:
+    """The job chooses these, its budgets and walls rest on it. What nobody here knows could be one of them."""
+    reason, message = dead(line({member: value}))
+    assert reason == "unsupported"
+    assert message.startswith(f"{member} ")
+    assert "is not sent: " in message
+
+
+def test_a_member_that_asks_for_nothing_is_harmless() -> None:
+    """Clients write every field that they know, as null or false; a tier by its plain name costs the plain price."""
+    nothing: dict[str, object] = {
+        "store": False,
+        "web_search_options": None,
+        "service_tier": "default",
+        "modalities": ["text"],
+        "knob": None,
+    }
+    assert msgspec.json.decode(item(line(nothing)).request.body_json) == {"messages": MESSAGES, **nothing}
+
+
+def test_what_other_engines_take_goes_along() -> None:
+    """The sampling members of vLLM and its kin change an answer, and its price by nothing but its tokens."""
+    extras: dict[str, object] = {
+        "guided_json": {"type": "object"},
+        "top_k": 20,
+        "min_p": 0.1,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reasoning_effort": "low",
+        "tools": [{"name": "f", "input_schema": {}}, {"type": "custom", "name": "g"}],
+    }
+    assert msgspec.json.decode(item(line(extras)).request.body_json) == {"messages": MESSAGES, **extras}
+
+
+def test_a_line_may_have_an_unknown_member_that_the_job_vouches_for() -> None:
+    """Who pays names it among the task's params; the line's own value stands. A forbidden one stays forbidden."""
+    params = b'{"knob":1,"store":true}'
+    policy = Policy(tasks={"main": Task(name="main", params_json=params)}, default_task="main")
+    made = item(line({"knob": 2, "store": False}), policy)
+    assert msgspec.json.decode(made.request.body_json)["knob"] == 2
+    assert dead(line({"other": 2, "store": False}), policy)[0] == "unsupported"
+    assert dead(line({"store": True}), policy)[0] == "unsupported"
+
+
 def test_needs_tell_what_a_target_must_be_able_to_do() -> None:
     """Tools, images, a JSON schema, log probabilities; an output of the task's own is not put into the body."""
     image = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
     body = {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, image, image]}],
-        "tools": [{}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
         "response_format": {"type": "json_schema", "json_schema": {}},
         "logprobs": True,
         "n": 2,

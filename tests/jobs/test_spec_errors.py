@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from penstock.engine.errors import SpecError
 from penstock.jobs import spec
+from penstock.jobs.evals.asked import read_variant
 from penstock.jobs.spec import fields
 
 BASE = """\
@@ -111,6 +112,19 @@ CASES = {
     ),
     "schema that fetches": ('output: {json_schema: {"$ref": "http://x.test/s"}}', "nothing is fetched"),
     "parameter of ours": ("params: {model: x}", "params.model: can't be a parameter; its place is models:"),
+    "another price": (
+        "params: {service_tier: priority}",
+        "params.service_tier: can't be sent: it changes what a call costs",
+    ),
+    "another target": (
+        "params: {models: [a/b]}",
+        "params.models: can't be sent: it chooses who answers, past the job's",
+    ),
+    "kept": ("params: {store: true}", "params.store: can't be sent: it has the provider keep the request"),
+    "server tool": (
+        "params: {tools: [{type: web_search}]}",
+        "params.tools: can't be sent: a tool that the provider runs",
+    ),
     "bad ceiling": ("params: {max_tokens: 0}", "params.max_tokens: expected a whole number, 1 or more"),
     "bad temperature": ("params: {temperature: hot}", "params.temperature: expected a number from 0 to 2"),
     "bad share": ("sample: 2", "job.yaml:5: sample: expected a share between 0 and 1"),
@@ -461,3 +475,11 @@ def test_a_sinks_name_does_not_promise_what_is_not_written(tmp_path: Path, path:
     assert told.replace("sinks.path", "sinks.results.path") in text
     load(tmp_path, BASE.replace("out.jsonl", "{results: {type: files, path: a.txt, format: csv}}"))
     load(tmp_path, BASE.replace("out.jsonl", "out.v1/"))
+
+
+def test_a_variant_of_an_evaluation_chooses_no_other_price(tmp_path: Path) -> None:
+    """Its params are sent like a task's."""
+    file = tmp_path / "fast.yaml"
+    file.write_text("params: {service_tier: priority}")
+    with pytest.raises(SpecError, match="the parameter service_tier can't be sent: it changes what a call costs"):
+        read_variant(str(file))
