@@ -95,3 +95,27 @@ def test_a_cascade_whose_cheap_model_degrades_stops_to_believe_it(tmp_path: Path
     assert (stories["good"].drifted, stories["recalibrated"].drifted) == ({}, {})
     assert Drifts(state).read("default", 1) is not None
     assert Drifts(state).read("default", 2) is None
+
+
+def test_a_judge_believes_or_sends_on_in_a_job_as_people_run_it(tmp_path: Path) -> None:
+    """Each of its calls is on the bill; what it did not believe was answered by the last model. (The sandbox gives a
+    row some grade of its own.)"""
+    rows, out, job = tmp_path / "rows.jsonl", tmp_path / "out.jsonl", tmp_path / "job.yaml"
+    assert call(["sandbox", "rows", "60", "-o", str(rows)]) == 0
+    judge = "judge, judge: {model: top, rubric: Is it right?, scale: [1, 5]}"
+    with running_sandbox(Settings(models={"top": Behaviour(planted=Planted(1.0))}), process=True) as url:
+        text = JOB.format(name="judged", url=url, rows=rows, out=out, state=tmp_path / "state", threshold=0.5)
+        job.write_text(text.replace("signal: logprob", f"signal: {judge}"))
+        assert call(["run", str(job)]) == 0
+    results: list[Any] = [json.loads(line)["penstock"] for line in out.read_text().splitlines()]
+    assert len(results) == 60
+    asked = [[each["role"] for each in result["attempts"]] for result in results]
+    assert {result["model"]: roles for result, roles in zip(results, asked, strict=True)} == {
+        "cheap": ["primary", "judge"],
+        "top": ["primary", "judge", "cascade"],
+    }
+    assert all(roles[:2] == ["primary", "judge"] for roles in asked)
+    costs: list[Any] = [json.loads(line) for line in (tmp_path / "out.costs.jsonl").read_text().splitlines()]
+    judged = [line for line in costs if line["role"] == "judge"]
+    assert (len(judged), {line["model"] for line in judged}) == (60, {"top"})
+    assert sum(result["cost_usd"] for result in results) == pytest.approx(sum(line["usd"] for line in costs))

@@ -179,6 +179,7 @@ def write(
     policy: Policy = Policy({}),  # noqa: B008
     cells: Iterable[Cell] = (),
     state: str | None = None,
+    drifted: dict[str, str] | None = None,
 ) -> Path:
     """Commit the records, save the run's history, and ask for its page."""
     sinks: dict[SinkName, SinkSettings] = {
@@ -208,6 +209,7 @@ def write(
             tally=tally,
             outputs=outputs,
             cells=list(cells),
+            drifted=drifted or {},
         )
     )
     page = folder / "report.html"
@@ -389,7 +391,9 @@ def test_a_cascade_is_set_against_its_top_model(tmp_path: Path) -> None:
     tasks = {"topic": Task("topic", cascade=Cascade(("small", "opus"), "validity"))}
     price = Price(input=5_000_000_000, output=25_000_000_000, version="2026-11")
     models = {"opus": Model("opus", (Version("v1", "opus"),), "v1", price=price)}
-    page = write(tmp_path, made, catalog=Catalog({}, models, {}), policy=Policy(tasks))
+    why = "cascade of task topic: its calibration 3 does not hold any more"
+    page = write(tmp_path, made, catalog=Catalog({}, models, {}), policy=Policy(tasks), drifted={"topic": why})
+    assert f"Note: {why}." in Page(page).text
     (row,) = Page(page).rows("Against its top model")
     paid = sum(one.cost_nano for one in made.results)
     alone = sum(cost_nano(one.usage, price) for one in made.results)

@@ -48,7 +48,7 @@ def _sections(facts: Facts, outputs: Outputs, known: Beside) -> list[Section]:
         *_there(compared.evaluations(known)),
         routing.section(facts.routing, [each.at for each in known.decisions]),
         *_there(steered.section(known, status.cells)),
-        *trials.sections(facts.trials, outputs.spec, known.rollouts),
+        *trials.sections(facts.trials, outputs, known.rollouts),
         speed.section(facts.speed),
         troubles.calls_section(facts.troubles),
         troubles.refused_section(facts.troubles, status),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +19,9 @@ from penstock.jobs.look.report import interval
 from penstock.jobs.look.told import SampleTold, TokensTold, Told, nano
 from penstock.jobs.wording import dollars, share
 from penstock.workers.runspec import RunSpec
+
+if TYPE_CHECKING:
+    from penstock.jobs.look.reading import Outputs
 
 
 class Arm(msgspec.Struct):
@@ -68,9 +72,10 @@ class Trials:
             self.scores.at(named(sample.task), named(sample.arm), named(sample.scorer)).add(sample)
 
 
-def sections(trials: Trials, spec: RunSpec, rollouts: frozenset[str]) -> list[Section]:
+def sections(trials: Trials, outputs: Outputs, rollouts: frozenset[str]) -> list[Section]:
     """`rollouts`: ids of those that are told of elsewhere; their arms are no experiment's."""
-    return [section for section in (_experiments(trials, rollouts), _cascades(trials, spec)) if section is not None]
+    found = _experiments(trials, rollouts), _cascades(trials, outputs.spec, outputs.status.drifted.values())
+    return [section for section in found if section is not None]
 
 
 def _experiments(trials: Trials, rollouts: frozenset[str]) -> Section | None:
@@ -102,7 +107,8 @@ def _cost(cost: Sum) -> tuple[str, str]:
     return dollars(cost.nano * 1000 // cost.n), low_high
 
 
-def _cascades(trials: Trials, spec: RunSpec) -> Section | None:
+def _cascades(trials: Trials, spec: RunSpec, drifted: Iterable[str]) -> Section | None:
+    """`drifted`: why calibrations don't hold any more."""
     tasks = {key[0]: seen for key, seen in trials.tasks.ranked(lambda seen: seen.n)}
     saved = [_saved(name, cascade.models[-1], tasks[name], trials, spec) for name, cascade in _declared(spec, tasks)]
     parts = [Table("Against its top model", columns(*SAVED), saved, note=SAVED_NOTE)] if saved else []
@@ -118,7 +124,7 @@ def _cascades(trials: Trials, spec: RunSpec) -> Section | None:
     intro = (
         "Rows whose first answer was not sure enough, so that a stronger model was asked. Their cost holds both calls."
     )
-    return Section("cascades", "Cascades", intro, tuple(parts))
+    return Section("cascades", "Cascades", " ".join((intro, *(f"Note: {why}." for why in drifted))), tuple(parts))
 
 
 SENT_ON = ("task", "first asked", "answered by", "#results", "#of the task", "#$ per 1,000", "#95 % interval")
@@ -137,7 +143,7 @@ def _declared(spec: RunSpec, seen: Mapping[str, Sum]) -> list[tuple[str, Cascade
 def _saved(name: str, top: str, paid: Sum, trials: Trials, spec: RunSpec) -> tuple[str, ...]:
     """Says so where it cost more."""
     model = spec.catalog.models.get(top)
-    price = price_of(model) if model is not None else None
+    price = price_of(model, model.live) if model is not None else None
     known = shown(name), shown(top), f"{paid.n:,}", dollars(paid.nano)
     if price is None:
         return (*known, "–", "–")
