@@ -40,6 +40,8 @@ class Calibration(msgspec.Struct, frozen=True):
     models: tuple[Calibrated, ...]
     version: int = 1
     """Grows with each."""
+    prompt: str = ""
+    """Version of the prompt that was asked: another one is answered otherwise."""
 
 
 def read_calibration(state: State, task: str) -> Calibration | None:

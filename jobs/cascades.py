@@ -20,13 +20,19 @@ Pairs = dict[tuple[str, str, str], list[tuple[float, float]]]
 def found(outputs: Outputs, task: str | None, scorer: str | None, min_quality: float, confidence: float) -> Calibration:
     """Raises `SpecError` where the run can't tell: no cascade, no signal of its own, no scored answers."""
     name, cascade, by = _asked(outputs, task, scorer)
-    pairs = _pairs(samples(outputs.records("quality")), name, by)
+    prompt = prompt_of(outputs.spec.policy.tasks[name])
+    mine = (sample for sample in samples(outputs.records("quality")) if (sample.prompt_version or "") == prompt)
+    pairs = _pairs(mine, name, by)
     if not pairs:
         raise SpecError(f"no answer of task {name} has a signal and a score by {by}; that needs `sample`, and labels")
     at = datetime.now(UTC).isoformat(timespec="seconds")
     run = outputs.spec.run_id
     models = tuple(made for model in cascade.models[:-1] for made in _calibrated(model, pairs, min_quality, confidence))
-    return Calibration(name, cascade.signal, by, min_quality, confidence, run, at, models)
+    return Calibration(name, cascade.signal, by, min_quality, confidence, run, at, models, prompt=prompt)
+
+
+def prompt_of(task: Task) -> str:
+    return task.prompt.version if task.prompt is not None else ""
 
 
 def _asked(outputs: Outputs, task: str | None, scorer: str | None) -> tuple[str, Cascade, str]:

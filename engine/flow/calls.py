@@ -98,15 +98,20 @@ class Calls:
 
     def cascade(self, slot: Slot) -> Cascade:
         """Of an item whose route says that it is one."""
-        if slot.route.task in self.drifted:
+        if slot.route.task in self.drifted or self._asked_otherwise(slot):
             return self._closed[slot.route.task]
         cascade = self._tasks[slot.route.task].cascade
         assert cascade is not None
         return cascade
 
+    def _asked_otherwise(self, slot: Slot) -> bool:
+        """An experiment asks it another prompt than its cascade was calibrated with."""
+        exposure = slot.item.exposure
+        return exposure is not None and bool(exposure.prompt_version) and slot.route.task in self.promises
+
     def may_judge(self, slot: Slot) -> bool:
         """Is a judge's word on an answer of its cascade of any use? Where no threshold holds, only to find one."""
-        if slot.route.task not in self.drifted:
+        if slot.route.task not in self.drifted and not self._asked_otherwise(slot):
             return True
         return sampled(slot.item.item_id, self._shares.get(slot.route.task, 0.0))
 

@@ -175,6 +175,7 @@ class SampleTold(msgspec.Struct, frozen=True):
     arm: str | None = None
     model: str | None = None
     model_version: str | None = None
+    prompt_version: str | None = None
     role: str = "primary"
     """`shadow`: of another model's answer to the same request; `cascade`: of one that was not believed."""
     signal: float | None = None

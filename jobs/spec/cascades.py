@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 MAX_SAMPLES = 20
 
 
-def cascade(at: Context, path: Path, name: str, task: TaskFile, scorers: Sequence[Scorer]) -> Cascade | None:
-    """`scorers`: of the task. Raises `SpecError`."""
+def cascade(
+    at: Context, path: Path, name: str, task: TaskFile, scorers: Sequence[Scorer], prompt: str
+) -> Cascade | None:
+    """`scorers`, `prompt` (its version): of the task. Raises `SpecError`."""
     file = task.cascade
     if file is None:
         return None
@@ -30,7 +32,11 @@ def cascade(at: Context, path: Path, name: str, task: TaskFile, scorers: Sequenc
     models = refer(at.doc, (*path, "models"), file.models, at.catalog.models)
     if len(models) < 2:
         raise at.doc.error((*path, "models"), "name at least two models, from cheap to good")
-    calibration = _calibration(at, (*path, "threshold"), name, file) if file.threshold == "calibrated" else None
+    place, calibration = (*path, "threshold"), None
+    if file.threshold == "calibrated":
+        calibration = _calibration(at, place, name, file)
+        if calibration.prompt != prompt:
+            raise at.doc.error(place, f"task {name} was calibrated with another prompt; calibrate it again")
     if calibration is None:
         threshold, thresholds = _threshold(at, path, file), dict[str, float]()
     else:  # versions without a threshold of their own are never believed: a rollout may bring one while the job runs

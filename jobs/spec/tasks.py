@@ -59,12 +59,14 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
     params = checked_params(at.doc, (*path, "params"), file.params)
     models = None if file.models is None else refer(at.doc, (*path, "models"), file.models, at.catalog.models)
     scorers = tuple(scorer(at, (*path, "scorers", i), s) for i, s in enumerate(file.scorers))
+    prompt = compile_prompt(at, (*path, "prompt"), file.prompt)
+    asked = prompt.version if prompt is not None else ""
     return Task(
         name=name,
         tier=file.tier,
         min_quality=share(at.doc, (*path, "min_quality"), file.min_quality),
         models=models,
-        prompt=compile_prompt(at, (*path, "prompt"), file.prompt),
+        prompt=prompt,
         output=_output(at.doc, (*path, "output"), file.output),
         params_json=as_json(params),
         max_tokens=ceiling(params),
@@ -75,7 +77,7 @@ def _task(at: Context, path: Path, name: str, file: TaskFile) -> Task:
         reuse=file.reuse,
         shadow=shadow(at, (*path, "shadow"), file),
         explore=explore(at, (*path, "explore"), file),
-        cascade=cascade(at, (*path, "cascade"), name, file, scorers),
+        cascade=cascade(at, (*path, "cascade"), name, file, scorers, asked),
     )
 
 

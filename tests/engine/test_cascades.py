@@ -17,6 +17,7 @@ from penstock.engine.items import (
     Answer,
     Attributes,
     Call,
+    Exposure,
     Failure,
     FailureKind,
     Item,
@@ -406,6 +407,17 @@ def test_where_a_calibration_does_not_hold_nobody_is_believed_but_the_last() -> 
     result = rig.one({"small": [said("a", math.log(0.99))], "mid": [said("b", math.log(0.99))], "top": [said("c")]})
     assert result.answer.text == "c"
     assert "answer of small doubtful: no threshold holds for it (logprob 0.99)" in result.route.reason
+
+
+def test_an_arm_with_another_prompt_is_not_believed_by_a_calibration_that_does_not_know_it() -> None:
+    """Another prompt is answered otherwise."""
+    rig = Rig(msgspec.structs.replace(LOGPROB, promise=Promise(3, "exact@1", 0.9)))
+    body = Request(b'{"messages":[]}', temperature=1.0, input_hash="h")
+    kind = Exposure("job/wording", "kind", 0.5, prompt_version="p2")
+    rig.lane.offer(Item("i", Position("s", 0, 0), Attributes(), body, b"x", rig.now, exposure=kind), rig.now)
+    rig.commit()
+    result = rig.one({"small": [said("a", math.log(0.99))], "mid": [said("b", math.log(0.99))], "top": [said("c")]})
+    assert result.answer.text == "c"
 
 
 def test_a_judge_is_spared_where_nobody_would_be_believed() -> None:

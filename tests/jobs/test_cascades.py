@@ -18,7 +18,7 @@ from penstock.engine.quality import scorer_version
 from penstock.jobs import cascades, spec
 from penstock.jobs.cli import call
 from penstock.jobs.look.reading import Outputs
-from penstock.jobs.spec.digest import names_called
+from penstock.jobs.spec.digest import digest, names_called
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
@@ -35,10 +35,12 @@ sample: 1
 scorers: [{type: exact, expected: "{{ label }}"}]
 cascade: {models: [small, mid, top], signal: SIGNAL, threshold: THRESHOLD}
 """
+PROMPT = digest("{{ text }}")
 
 
-def job(folder: Path, threshold: str = "0.9", signal: str = "logprob") -> RunSpec:
-    (folder / "job.yaml").write_text(JOB.replace("THRESHOLD", threshold).replace("SIGNAL", signal))
+def job(folder: Path, threshold: str = "0.9", signal: str = "logprob", text: str = "{{ text }}") -> RunSpec:
+    said = JOB.replace("THRESHOLD", threshold).replace("SIGNAL", signal).replace("{{ text }}", text)
+    (folder / "job.yaml").write_text(said)
     return spec.load(folder / "job.yaml")
 
 
@@ -52,6 +54,7 @@ def outputs(folder: Path, rows: list[dict[str, object]], signal: str = "logprob"
 
 def sample(n: int, model: str, signal: float | None, score: float, role: str = "primary") -> dict[str, object]:
     said = {"item_id": f"i{n}", "task": "default", "scorer": "exact", "score": score, "passed": score > 0.5}
+    said["prompt_version"] = PROMPT
     return {**said, "model": model, "model_version": model[0], "role": role, "signal": signal}
 
 
@@ -142,6 +145,21 @@ def test_a_job_knows_what_its_calibration_promised(tmp_path: Path, capsys: pytes
     write_calibration(open_state(url), cascades.found(run, None, None, 0.9, 0.95))
     assert call(["cascade", "show", "default", "--state", url]) == 0
     assert "does not hold" not in capsys.readouterr().out
+
+
+def test_a_calibration_is_of_one_prompt(tmp_path: Path) -> None:
+    """Answers to another one, of an experiment say, don't count for it; and a job that asks another is refused."""
+    other = [{**row, "prompt_version": "kind", "score": 0.0} for row in answers(500, seed=2)]
+    run = outputs(tmp_path, [*answers(1000), *other])
+    made = cascades.found(run, None, None, 0.9, 0.95)
+    assert made.prompt == PROMPT
+    (small,) = made.models
+    assert small.threshold is not None
+    assert small.threshold.rows == 1000
+    write_calibration(open_state(run.spec.state), made)
+    assert job(tmp_path, "calibrated").policy.tasks["default"].cascade is not None
+    with pytest.raises(SpecError, match="calibrated with another prompt"):
+        job(tmp_path, "calibrated", text="Kindly: {{ text }}")
 
 
 def test_a_calibration_is_of_one_version_of_a_model(tmp_path: Path) -> None:
