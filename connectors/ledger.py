@@ -104,6 +104,8 @@ class LedgerClient:
 
     def forfeit_run(self, lanes: int) -> int:
         """Close every lease of this run as spent: before `--fresh` throws away the progress that could prove less."""
+        if not self._state.list(PREFIX):
+            return 0
         return sum(self._forfeit(lane, _AFTER_ALL, {}) for lane in range(lanes))
 
     def _own(self, lease_id: str) -> str:

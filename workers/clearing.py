@@ -18,8 +18,8 @@ async def make_way(spec: RunSpec, trail: Trail, *, fresh: bool) -> None:
     if fresh:
         await refuse_held(spec.sinks, spec.run_id)
         await trail.deletes(time.time())
-        if spec.budgets:  # what the thrown-away progress could have proved unspent counts as spent
-            await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, MAX_LANES)
+        # what the thrown-away progress could have proved unspent counts as spent
+        await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, MAX_LANES)
         await discard_stores(spec.sinks, spec.run_id)
     elif spec.budgets:
         await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).check)

@@ -242,7 +242,7 @@ def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Ro
 def _spent(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
     """Too little was compared to pass, and nothing was shown: a person has to say what follows."""
     usd = rollout.shadow.limit_nano / NANO_PER_USD if rollout.shadow is not None else 0.0
-    why = f"the shadow's money (${usd:,.2f}) is spent, and its guards are not decided: promote it, or roll it back"
+    why = f"the shadow's money (${usd:g}) is spent, and its guards are not decided: promote it, or roll it back"
     return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, why, told)
 
 

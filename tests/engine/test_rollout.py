@@ -153,7 +153,7 @@ def test_a_shadow_whose_money_is_spent_waits_for_a_person_and_asks_nobody_any_mo
     after = see(at, told("go on"), 2.0, UNPAID)
     assert after is not None
     assert (after.state, after.stage, after.shadows) == ("waiting", SHADOW, False)
-    assert "money ($1.00) is spent" in after.decisions[-1].why
+    assert "money ($1) is spent" in after.decisions[-1].why
     passed = see(at, told("pass"), 2.0, UNPAID)
     assert passed is not None
     assert passed.stage == 0, "what was shown before it was spent counts"

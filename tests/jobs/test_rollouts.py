@@ -13,12 +13,14 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.connectors.audit import open_audit
+from penstock.engine.quality import sampled
 from penstock.engine.steering.rollout import Rollout
 from penstock.engine.steering.turn import gate_of
 from penstock.jobs import rollouts
@@ -52,13 +54,26 @@ sinks: {{results: out.jsonl}}
 """
 
 
-@pytest.fixture
-def sandbox() -> Iterator[str]:
+@contextmanager
+def answering(**qualities: float) -> Iterator[str]:
+    """A sandbox whose models are right that often."""
     models = {
-        name: Behaviour(latency_ms=LATENCY_MS, planted=Planted(quality=quality))
-        for name, quality in (("good", GOOD), ("bad", BAD))
+        name: Behaviour(latency_ms=LATENCY_MS, planted=Planted(quality=quality)) for name, quality in qualities.items()
     }
     with running_sandbox(Settings(models=models), process=True) as url:
+        yield url
+
+
+@pytest.fixture
+def sandbox() -> Iterator[str]:
+    with answering(good=GOOD, bad=BAD) as url:
+        yield url
+
+
+@pytest.fixture
+def equal() -> Iterator[str]:
+    """Two versions that are as good."""
+    with answering(good=GOOD, bad=GOOD) as url:
         yield url
 
 
@@ -92,7 +107,16 @@ class Place:
         return rollouts.steering(self.state).rollouts["small"]
 
     def results(self) -> list[dict[str, Any]]:
-        return [json.loads(line)["penstock"] for line in (self.folder / "out.jsonl").read_bytes().splitlines()]
+        return [each["penstock"] for each in self.records("out")]
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_bytes().splitlines()]
+
+    def beside(self) -> set[str]:
+        """Items that the candidate answered beside the live version, by their samples; each stands there once."""
+        found = [each["item_id"] for each in self.records("out.quality") if each["role"] == "shadow"]
+        assert len(found) == len(set(found))
+        return set(found)
 
     def calls(self, model: str) -> int:
         with urllib.request.urlopen(f"{self.url}/stats", timeout=10) as reply:
@@ -187,6 +211,97 @@ def test_a_command_that_is_killed_in_a_stage_goes_on_in_it_and_no_unit_changes_i
     assert {unit: sorted(seen) for unit, seen in versions.items()} == {
         unit: ["v2" if gate.lets(unit.encode()) else "v1"] for unit in versions
     }
+
+
+SHADOW = ("--guard", "quality", "--shadow-share", "30")
+
+
+def test_a_worse_version_is_stopped_in_its_shadow_stage_and_nobody_ever_sees_an_answer_of_it(
+    one_ray: None, tmp_path: Path, sandbox: str
+) -> None:
+    place = Place(tmp_path, sandbox, 4_000)
+    begun = place.start("shadow,30", *SHADOW, "--shadow-usd", "0.2")
+    assert place.run() == 0
+    at, results = place.rollout, place.results()
+    assert [d.what for d in at.decisions] == ["started", "rolled_back"]
+    (told,) = at.decisions[-1].told
+    assert (told.guard.split()[0], told.decision) == ("quality", "fail")
+    assert "on the same" in told.why
+    assert len(results) == 4_000
+    assert {r["model_version"] for r in results} == {"v1"}
+    assert {(r["experiment"], r["arm"]) for r in results} == {(begun.id, "baseline-0"), (None, None)}
+    beside = place.beside()
+    assert 0 < len(beside) < 0.3 * 4_000 * 0.8, "most of its share was never sent to it"
+    assert all(sampled(item_id, 0.3) for item_id in beside)
+    costs = [each for each in place.records("out.costs") if each["role"] == "shadow"]
+    assert {each["model_version"] for each in costs} == {"v2"}
+    assert 0 < sum(each["usd"] for each in costs) <= 0.2
+    assert [e.kind for e in open_audit(place.state).entries() if "roll" in e.kind] == ["rollout_started", "rollback"]
+    assert call(["report", "--state", place.state, "-o", str(tmp_path / "report.html")]) == 0
+    assert "shadow" in (tmp_path / "report.html").read_text()
+
+
+def test_a_version_that_is_as_good_goes_on_to_its_first_stage_after_the_shadow(
+    one_ray: None, tmp_path: Path, equal: str
+) -> None:
+    place = Place(tmp_path, equal, 4_000)
+    begun = place.start("shadow,50", *SHADOW, "--items", "200")
+    assert place.run() == 0
+    decisions = place.rollout.decisions
+    assert [d.what for d in decisions[:2]] == ["started", "stage"]
+    assert (decisions[1].stage, decisions[1].share) == (0, 0.5)
+    results, beside = place.results(), place.beside()
+    assert len(results) == 4_000
+    assert len(beside) >= 200
+    by_version = {(r["arm"], r["model_version"]) for r in results if r["experiment"] == begun.id}
+    assert {("baseline-0", "v1"), ("baseline-1", "v1"), ("candidate-1", "v2")} <= by_version
+    assert ("candidate-0", "v2") not in by_version
+    assert {r["arm"] for r in results if r["item_id"] in beside} <= {"baseline-0"}
+
+
+def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
+    one_ray: None, tmp_path: Path, equal: str
+) -> None:
+    """The money is that of all jobs together: the second one finds none, and says at last that the stage must wait."""
+    place = Place(tmp_path, equal, 1_000)
+    place.start("shadow", *SHADOW, "--items", "1000", "--shadow-usd", "0.01")
+    assert place.run() == 0
+    assert len(place.results()) == 1_000
+    asked = place.calls("bad")
+    assert 0 < asked < 0.3 * 1_000
+    assert 0 < sum(each["usd"] for each in place.records("out.costs") if each["role"] == "shadow") <= 0.01
+    job = tmp_path / "job.yaml"
+    job.write_text(job.read_text().replace("name: rolling", "name: other").replace("out.jsonl", "other.jsonl"))
+    assert place.run() == 0
+    assert len(place.records("other")) == 1_000
+    assert place.calls("bad") == asked
+    at = place.rollout
+    assert [d.what for d in at.decisions] == ["started", "waits"]
+    assert "the shadow's money ($0.01) is spent" in at.decisions[-1].why
+
+
+def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_counts_twice(
+    tmp_path: Path, equal: str
+) -> None:
+    place = Place(tmp_path, equal, 3_000)
+    begun = place.start("shadow,50", *SHADOW, "--items", "500")
+    command = [sys.executable, "-m", "penstock.jobs.cli", "run", str(tmp_path / "job.yaml")]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    until(lambda: place.calls("bad") > 100 or first.poll() is not None, "the candidate is asked")
+    assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert place.rollout == begun, "the stage goes on"
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False, timeout=300).returncode == 0
+    decisions, results = place.rollout.decisions, place.results()
+    assert [d.what for d in decisions[:2]] == ["started", "stage"]
+    assert decisions[1].told[0].items >= 200, "pairs of both lives count together"
+    assert len({r["item_id"] for r in results}) == len(results) == 3_000
+    (at,) = rollouts.standing(place.state, "small")
+    assert at.items[-1][1] == len(place.beside())
+    assert sum(pair[0] for stage, pair in at.items.items() if stage == -1) == sum(
+        r["arm"] == "baseline-0" for r in results
+    )
 
 
 EXPERIMENT = """\

@@ -291,7 +291,8 @@ def _outputs(policy: Policy) -> dict[str, OutputSpec]:
 
 
 def _ledger(spec: RunSpec) -> LedgerPort | None:
-    if not spec.budgets:
+    """None: no call ever needs money of a budget. A rollout brings its shadow stage's to every job that obeys it."""
+    if spec.pinned and not spec.budgets:
         return None
     from penstock.connectors.ledger import LedgerClient
     from penstock.connectors.state import open_state
