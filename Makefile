@@ -4,6 +4,8 @@
 .PHONY: install install-vllm demo demo-quick test fast check docs bench soak dev clean
 UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.venv-uv/bin/uv)
 PYTEST = .venv-vllm/bin/pytest
+# Some images set it: then each of the many processes of a run compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 install: .venv/.installed
 install-vllm: .venv-vllm/.installed

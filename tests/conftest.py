@@ -27,6 +27,8 @@ settings.load_profile("penstock")
 # Ray reads it once, when it is imported: whichever test does that first, the later ones start clusters behind a token.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+os.environ.setdefault("PENSTOCK_DASHBOARD", "off")  # half of the work of each of the many starts of Ray
+
 MARK = "PENSTOCK_TEST_MARK"
 _PR_SET_CHILD_SUBREAPER = 36
 """<sys/prctl.h>: orphans below us become our children, so a killed command's Ray is still found and ended."""
@@ -118,6 +120,50 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if os.environ.get("PENSTOCK_CI") and skipped:
         print(f"{len(skipped)} tests were skipped; in CI each must run: {skipped[0].nodeid}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+LONG = (
+    "tests/crash/streams/",
+    "tests/crash/test_faults.py",
+    "tests/crash/test_kills.py",
+    "tests/jobs/test_pairings.py",
+    "tests/jobs/test_eval_runs.py",
+    "tests/jobs/test_rollouts.py",
+    "tests/jobs/test_end_to_end.py",
+    "tests/crash/test_own_engine.py",
+    "tests/jobs/test_kafka_quickstart.py",
+    "tests/workers/test_vllm_inproc.py",
+    "tests/workers/test_ray_cluster.py",
+    "tests/jobs/test_s3_job.py",
+    "tests/jobs/test_measured_routes.py",
+)
+"""What takes a minute or more, longest first: it begins first, so that no worker is left alone with it at the end. A
+folder stays together, since its tests share one set of servers."""
+
+
+def _unit(nodeid: str) -> str:
+    """What one worker runs from its beginning to its end."""
+    return next((long for long in LONG if nodeid.startswith(long)), nodeid.partition("::")[0])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {long: n for n, long in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(_unit(item.nodeid), len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but with our units, and in our order."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByUnit(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByUnit(config, log)
 
 
 S = TypeVar("S", bound="Server")

@@ -25,6 +25,8 @@ NAMESPACE = "penstock"
 """Ray namespace of all our actors: jobs find shared engines and governors there."""
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Chunks are small and short-lived; Ray's default (30 % of memory) is for data frames."""
+WITHOUT_DASHBOARD = ("0", "off", "no")
+"""Values of PENSTOCK_DASHBOARD with which a local Ray starts without its dashboard: with half of the work."""
 
 
 class Cluster:
@@ -76,7 +78,7 @@ def _init(address: str | None, empty: str) -> str | None:
         context = ray.init(
             address="local",
             namespace=NAMESPACE,
-            include_dashboard=True,
+            include_dashboard=os.environ.get("PENSTOCK_DASHBOARD", "").lower() not in WITHOUT_DASHBOARD,
             dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,

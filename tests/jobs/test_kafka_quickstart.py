@@ -45,6 +45,7 @@ def test_the_quickstart_works_as_it_is_written(tmp_path: Path, mark: str) -> Non
     except MissingTool as error:
         pytest.skip(str(error))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("PENSTOCK_DASHBOARD", None)  # as a newcomer has it
     done = subprocess.run(
         ["bash", "-c", script(free_port(), free_port())],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
