@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 import psutil
@@ -27,6 +27,7 @@ import psutil
 from penstock.jobs.look.verify import Paid, Report, journal_of
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from tests.crash.checker import assert_clean
+from tests.crash.shared_ray import SharedRay
 
 Kind = Literal["lane", "dispatcher", "governor", "driver", "command", "group"]
 TITLES: dict[Kind, str] = {
@@ -69,12 +70,17 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """Use `bench(...)`, which starts and ends the sandbox."""
+    """Use `bench(...)`, which starts and ends the sandbox. `ray`: what commands join; None: each starts its own."""
 
-    def __init__(self, folder: Path, url: str, shape: Shape) -> None:
+    ALONE: ClassVar[tuple[Kind, ...]] = ("lane", "dispatcher", "governor", "driver")
+    """Of these, no other bench's process works for this one: it has an account of its own."""
+
+    def __init__(self, folder: Path, url: str, shape: Shape, ray: SharedRay | None = None) -> None:
         self.folder = folder
         self.url = url
         self.shape = shape
+        self.ray = ray
+        self.born = time.time()
         self.journal = folder / "journal.jsonl"
         self.input = folder / "input.jsonl"
         self.labels = [f"row-{n}" for n in range(shape.items)]
@@ -101,8 +107,8 @@ class Bench:
         """`penstock run job.yaml …` in a process group of its own."""
         return self.penstock("run", "job.yaml", *arguments)
 
-    def penstock(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Any command; what it says goes to a file of its own (see `log`)."""
+    def penstock(self, *arguments: str, shared_ray: bool = True) -> subprocess.Popen[bytes]:
+        """Any command; what it says goes to a file of its own (see `log`). `shared_ray=False`: it starts its own."""
         with (self.folder / f"command-{len(self.commands)}.log").open("ab") as log:
             command = subprocess.Popen(
                 [sys.executable, "-c", MAIN, *arguments],
@@ -111,9 +117,14 @@ class Bench:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=self._environment(shared_ray=shared_ray),
             )
         self.commands.append(command)
         return command
+
+    def _environment(self, *, shared_ray: bool) -> Mapping[str, str]:
+        joined = {"RAY_ADDRESS": self.ray.address} if self.ray is not None and shared_ray else {}
+        return {**os.environ, **joined}
 
     def log(self, command: subprocess.Popen[bytes]) -> str:
         return (self.folder / f"command-{self.commands.index(command)}.log").read_text()
@@ -140,6 +151,9 @@ class Bench:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(command.pid, signal.SIGCONT)
                 self.kill("group", command, random.Random(0))
+        for kind in self.ALONE:
+            for process in self._on_shared_ray(kind):
+                kill_now(process)
 
     # -- how far it is
 
@@ -158,18 +172,24 @@ class Bench:
     # -- killing
 
     def find(self, kind: Kind, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        """Processes of this kind below the command."""
-        return [p for p in below(command.pid) if title(p).startswith(TITLES[kind])]
+        """Processes of this kind that work for the command."""
+        return [*_of_kind(kind, command.pid), *self._on_shared_ray(kind)]
+
+    def _on_shared_ray(self, kind: Kind) -> list[psutil.Process]:
+        if self.ray is None or self.ray.pid is None:
+            return []
+        found = _of_kind(kind, self.ray.pid)
+        return [one for one in found if born(one) > self.born] if kind in self.ALONE else found
 
     def kill(self, kind: Kind, command: subprocess.Popen[bytes], chance: random.Random) -> bool:
         """kill -9; False where there is none of the kind just now."""
         if kind == "command":
             command.kill()
             command.wait()
-        elif kind == "group":
-            for process in [*below(command.pid), psutil.Process(command.pid)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        elif kind == "group":  # with all that is only its own
+            for process in [*self.find("driver", command), *self.find("lane", command), *below(command.pid)]:
+                kill_now(process)
+            command.kill()
             command.wait()
         else:
             found = self.find(kind, command)
@@ -214,11 +234,11 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(folder: Path, shape: Shape) -> Generator[Bench]:
+def bench(folder: Path, shape: Shape, ray: SharedRay | None = None) -> Generator[Bench]:
     behaviour = Behaviour(latency_ms=shape.latency_ms, jitter_ms=shape.jitter_ms, faults=shape.faults)
     settings = Settings(default=behaviour, journal=str(folder / "journal.jsonl"), seed=shape.seed)
     with running_sandbox(settings, process=True) as url:
-        made = Bench(folder, url, shape)
+        made = Bench(folder, url, shape, ray)
         try:
             yield made
         finally:
@@ -256,6 +276,10 @@ execution:
 {budget}{shape.more}"""
 
 
+def _of_kind(kind: Kind, pid: int) -> list[psutil.Process]:
+    return [process for process in below(pid) if title(process).startswith(TITLES[kind])]
+
+
 def below(pid: int) -> list[psutil.Process]:
     """All descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -267,3 +291,14 @@ def title(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
+
+
+def born(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        return process.create_time()
+    return 0.0
+
+
+def kill_now(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()

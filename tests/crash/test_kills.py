@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.bench import Bench, Kind, Shape, bench
+from tests.crash.shared_ray import SharedRay
 
 pytestmark = pytest.mark.ray
 
@@ -17,9 +18,9 @@ UNCOMMITTED_S = 0.4
 
 
 @pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
-def test_a_run_survives_kills_of_its_processes(kind: Kind, tmp_path: Path, mark: str) -> None:
+def test_a_run_survives_kills_of_its_processes(kind: Kind, tmp_path: Path, ray: SharedRay) -> None:
     """One command, killed in one part of it three times; it ends by itself with every item exactly once."""
-    with bench(tmp_path, Shape(dispatchers=2 if kind == "governor" else 1)) as b:
+    with bench(tmp_path, Shape(dispatchers=2 if kind == "governor" else 1), ray) as b:
         kill_parts(b, kind, kills=3, seed=1)
 
 
@@ -33,9 +34,9 @@ def test_a_run_survives_the_kill_of_its_command(kind: Kind, tmp_path: Path, mark
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
-def test_soak_parts(kind: Kind, seed: int, tmp_path: Path, mark: str) -> None:
+def test_soak_parts(kind: Kind, seed: int, tmp_path: Path, ray: SharedRay) -> None:
     """As above, at other moments."""
-    with bench(tmp_path, Shape(dispatchers=1 + seed % 2 if kind != "governor" else 2, seed=seed)) as b:
+    with bench(tmp_path, Shape(dispatchers=1 + seed % 2 if kind != "governor" else 2, seed=seed), ray) as b:
         kill_parts(b, kind, kills=3, seed=seed)
 
 

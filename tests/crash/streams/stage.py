@@ -7,27 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
-
-import psutil
 
 from penstock.jobs.dev.kafka import KafkaServer
 from penstock.jobs.dev.ports import LOOPBACK, free_port
 from penstock.jobs.dev.s3 import S3Server
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
+from tests.crash.shared_ray import SharedRay
 from tests.crash.streams.s3_proxy import S3Proxy
 from tests.crash.streams.tcp_proxy import TcpProxy
 
-MAIN = """
-import ray, sys
-from penstock.workers.cluster import open_cluster
-with open_cluster():
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    sys.stdin.read()
-"""
 BEHAVIOURS = {
     "pretend": Behaviour(latency_ms=120, jitter_ms=60, faults=Faults(server_error=0.02, invalid_json=0.005)),
     "sure": Behaviour(latency_ms=60, jitter_ms=30),
@@ -50,8 +40,7 @@ class Stage:
         self.front = front
         self.sandbox = sandbox
         self.journal = journal
-        self._ray: subprocess.Popen[str] | None = None
-        self._address = ""
+        self.ray = SharedRay(s3.keys.environment)
 
     @property
     def bootstrap(self) -> str:
@@ -59,24 +48,8 @@ class Stage:
         return f"{LOOPBACK}:{self.network.port}"
 
     def environment(self, *, shared_ray: bool = True) -> Mapping[str, str]:
-        ray = {"RAY_ADDRESS": self._cluster()} if shared_ray else {}
+        ray = {"RAY_ADDRESS": self.ray.address} if shared_ray else {}
         return {**os.environ, **self.s3.keys.environment, "RAY_AUTH_MODE": "token", **ray}
-
-    def _cluster(self) -> str:
-        """Started with the first job that wants it."""
-        if self._ray is None or self._ray.poll() is not None:
-            self._ray = subprocess.Popen(
-                [sys.executable, "-c", MAIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                env=self.environment(shared_ray=False), start_new_session=True,
-            )  # fmt: skip
-            assert self._ray.stdout is not None
-            self._address = self._ray.stdout.readline().strip()
-            assert self._address, "Ray did not start"
-        return self._address
-
-    @property
-    def ray_pid(self) -> int | None:
-        return self._ray.pid if self._ray is not None else None
 
     def heal(self) -> None:
         """Everything up, and no fault in the way: what a test finds."""
@@ -85,16 +58,6 @@ class Stage:
         for server in (self.kafka, self.s3):
             server.thaw()
             server.start()
-
-    def close(self) -> None:
-        if self._ray is None:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self._ray.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-        self._ray.kill()
-        self._ray.wait()
 
 
 def kafka_behind(folder: Path) -> tuple[KafkaServer, TcpProxy]:
@@ -127,5 +90,5 @@ def stage(folder: Path) -> Generator[Stage]:
             proxy.start()
             ends.callback(proxy.stop)
         made = Stage(kafka, network, s3, front, ends.enter_context(running_sandbox(settings, process=True)), journal)
-        ends.callback(made.close)
+        ends.callback(made.ray.close)
         yield made

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import secrets
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,7 +19,7 @@ import psutil
 
 from penstock.jobs.look.committed import Finished, Outputs, read_outputs
 from penstock.jobs.look.verify import Paid, Report, check, journal_of
-from tests.crash.bench import MAIN, SINKS, TITLES, Bench, Kind, Shape, below, title
+from tests.crash.bench import SINKS, Bench, Shape, below
 from tests.crash.streams import kafka_lines, outputs
 from tests.crash.streams.kafka_lines import Offered, Seen
 from tests.crash.streams.stage import Stage
@@ -53,17 +50,17 @@ class StreamShape(Shape, frozen=True):
 class StreamBench(Bench):
     """Use `stream_bench(...)`."""
 
+    ALONE = ("lane", "driver")  # all benches have the stage's account
     shape: StreamShape
 
     def __init__(self, stage: Stage, folder: Path, shape: StreamShape) -> None:
         self.stage = stage
         self.name = f"job-{secrets.token_hex(3)}"
         self.bucket = self.name
-        self.born = time.time()
         self._skip = len(journal_of(stage.journal)) if stage.journal.exists() else 0
         self._served = 0
         self.offered: list[tuple[bytes, str]] = []
-        super().__init__(folder, stage.sandbox, shape)
+        super().__init__(folder, stage.sandbox, shape, stage.ray)
         self._served = super().served()
 
     # -- the job
@@ -148,29 +145,8 @@ execution:
   keep_s: {shape.keep_s}
 {budget}"""
 
-    # -- commands
-
-    def penstock(self, *arguments: str, shared_ray: bool = True) -> subprocess.Popen[bytes]:
-        with (self.folder / f"command-{len(self.commands)}.log").open("ab") as log:
-            command = subprocess.Popen(
-                [sys.executable, "-c", MAIN, *arguments], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, env=self.stage.environment(shared_ray=shared_ray),
-            )  # fmt: skip
-        self.commands.append(command)
-        return command
-
-    def find(self, kind: Kind, command: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        """Of this bench: dispatchers are the cluster's, and may be older."""
-        roots = [command.pid, *([self.stage.ray_pid] if self.stage.ray_pid is not None else [])]
-        found = [p for root in roots for p in below(root) if title(p).startswith(TITLES[kind])]
-        return [p for p in found if kind in ("dispatcher", "governor") or _born(p) > self.born]
-
-    def kill(self, kind: Kind, command: subprocess.Popen[bytes], chance: random.Random) -> bool:
-        if kind == "group":  # the command and what is only its own
-            for part in ("driver", "lane"):
-                for process in self.find(part, command):
-                    _kill(process)
-        return super().kill(kind, command, chance)
+    def _environment(self, *, shared_ray: bool) -> Mapping[str, str]:
+        return self.stage.environment(shared_ray=shared_ray)
 
     def served(self) -> int:
         return super().served() - self._served
@@ -270,14 +246,3 @@ def line(label: str, shape: StreamShape) -> bytes:
     messages = [{"role": "user", "content": f"Tell me about {label}, please, in a few words."}]
     body = {"model": "m", "messages": messages, "max_tokens": shape.output_tokens}
     return msgspec.json.encode({"custom_id": label, "method": "POST", "url": "/v1/chat/completions", "body": body})
-
-
-def _born(process: psutil.Process) -> float:
-    with contextlib.suppress(psutil.Error):
-        return process.create_time()
-    return 0.0
-
-
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
