@@ -90,6 +90,7 @@ class _Penstock(msgspec.Struct, frozen=True):
     sampled: bool = False
     source: _Source = _Source()
     copied_from: str | None = None
+    custom_id: str | None = None
 
 
 class _Result(msgspec.Struct, frozen=True):
@@ -164,7 +165,7 @@ def _nano(usd: float) -> int:
 def _result(line: bytes, key: str) -> Finished:
     record = msgspec.json.decode(line, type=_Result)
     p = record.penstock
-    name = _name(line, key, record.custom_id, p.item_id, p.source)
+    name = _name(line, key, record.custom_id or p.custom_id, p.item_id, p.source)
     return Finished(p.item_id, name, p.generation, _tried(p.attempts), _nano(p.cost_usd), p.maybe_paid, p.sampled)
 
 

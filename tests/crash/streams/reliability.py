@@ -1,9 +1,11 @@
-"""The table of docs/reliability.md, from what the storms noted.
+"""The tables of docs/reliability.md, from what the storms and the kills of trials noted.
 
     PENSTOCK_RELIABILITY=reliability.jsonl pytest -m soak tests/crash/streams
-    python -m tests.crash.streams.reliability reliability.jsonl docs/reliability.md
+    python -m tests.crash.streams.reliability storms reliability.jsonl docs/reliability.md
+    PENSTOCK_RELIABILITY=trials.jsonl pytest -m soak tests/crash/steered
+    python -m tests.crash.streams.reliability trials trials.jsonl docs/reliability.md
 
-The lines between the two marks in the document are replaced.
+The lines between the two marks of that name in the document are replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import msgspec
 
 from tests.crash.streams.storms import Line
 
-BEGIN, END = "<!-- storms: begin -->", "<!-- storms: end -->"
 HEAD = (
     "| job | harm | jobs | harms | items | lost | twice | second payments | allowed | most in one run | marked |\n"
     "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
@@ -39,13 +40,13 @@ def _row(job: str, harm: str, group: list[Line]) -> str:
     return "| " + " | ".join(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells) + " |\n"
 
 
-def main(source: Path, document: Path) -> None:
+def main(name: str, source: Path, document: Path) -> None:
     lines = [msgspec.json.decode(line, type=Line) for line in source.read_bytes().splitlines()]
-    text = document.read_text()
-    before, rest = text.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    document.write_text(f"{before}{BEGIN}\n{table(lines)}{END}{after}")
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = document.read_text().split(begin, 1)
+    _, after = rest.split(end, 1)
+    document.write_text(f"{before}{begin}\n{table(lines)}{end}{after}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -50,7 +50,7 @@ TALLY = "PENSTOCK_RELIABILITY"
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One storm, as it was seen."""
+    """One storm, as it was seen. `job`: what kind of job."""
 
     job: str
     harm: str
@@ -79,7 +79,8 @@ def storm(b: StreamBench, kinds: Sequence[Harm], seed: int, name: str = "") -> R
         b.run_until_done()
     bound = sum(_allowed(b, kind) for kind in kinds)
     report = b.check(bound=bound)
-    note(b, name or " + ".join(sorted(set(kinds))), seed, len(kinds), report, bound, time.monotonic() - began)
+    name = name or " + ".join(sorted(set(kinds)))
+    note(line_of(b, name, seed, len(kinds), report, bound, time.monotonic() - began))
     return report
 
 
@@ -160,17 +161,18 @@ def _allowed(b: StreamBench, kind: Harm) -> int:
     return round(allowed * (MOVES if kind == "lanes moved" else 1))
 
 
-def note(b: StreamBench, name: str, seed: int, harms: int, report: Report, bound: int, seconds: float) -> None:
+def note(line: Line) -> None:
     """For the table, where one is wanted."""
-    path = os.environ.get(TALLY)
-    if not path:
-        return
+    if path := os.environ.get(TALLY):
+        with Path(path).open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+
+
+def line_of(b: StreamBench, name: str, seed: int, harms: int, report: Report, bound: int, seconds: float) -> Line:
     job = f"{b.shape.source} → {b.shape.results}"
     if b.shape.others != b.shape.results:
         job += f" (costs: {b.shape.others})"
-    line = Line(
+    return Line(
         job, name, seed, harms, report.offered, report.lost, report.twice, report.repeated, bound, report.marked,
         round(seconds, 1),
     )  # fmt: skip
-    with Path(path).open("ab") as file:
-        file.write(msgspec.json.encode(line) + b"\n")

@@ -12,7 +12,7 @@ import pytest
 from pyarrow.fs import FileSystem, S3FileSystem
 
 from tests.crash.streams.stage import Stage
-from tests.crash.streams.storms import PROCESSES, S3, UNCOMMITTED_S, Harm, note, storm
+from tests.crash.streams.storms import PROCESSES, S3, UNCOMMITTED_S, Harm, line_of, note, storm
 from tests.crash.streams.stream_bench import OUT, Place, StreamBench, StreamShape, stream_bench
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
@@ -68,7 +68,7 @@ def between(b: StreamBench, seed: int) -> None:
     b.run_until_done()
     allowed = round(b.shape.concurrency + b.fastest_rate() * UNCOMMITTED_S["s3"])
     report = b.check(bound=allowed)
-    note(b, "killed between primary and follower", seed, 1, report, allowed, time.monotonic() - began)
+    note(line_of(b, "killed between primary and follower", seed, 1, report, allowed, time.monotonic() - began))
 
 
 @pytest.mark.soak
