@@ -8,6 +8,8 @@ waits for it.
   under the same name are not taken for those of the old one.
 * What looks lost is believed only when it still looks so after `CONFIRM_S`: a broker that has just come up may not
   know all topics yet.
+* A topic that was made anew may be in one lane in both its lives. The client knows one partition, and one position in
+  it: that of the life that is read (`_reads`). The other's end must not move it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
 from penstock.connectors.base import Batch, Raw
@@ -55,6 +58,8 @@ class KafkaReader:
         self._schemas = schemas
         self._turn = deque(Partition(split, max(split.start, at), make) for split, at in starts)
         self._session: Session | None = None
+        self._reads: dict[TopicPartition, Partition] = {}
+        """Whose position the client has: of two lives of one partition it is one's."""
         self._work: asyncio.Task[Session | Sight] | None = None
         self._due = 0.0
         """When to connect or to look next."""
@@ -129,11 +134,18 @@ class KafkaReader:
 
     def _leave(self, partition: Partition) -> None:
         """The client must not go on to fetch a partition that is over, nor hold what it fetched beyond the end."""
-        if self._session is not None and self._session.has(partition.tp):
-            self._session.pause(partition.tp)
-            self._session.seek(partition.tp, partition.next)
+        session, tp = self._session, partition.tp
+        if session is None or not session.has(tp) or any(other.tp == tp for other in self._turn):
+            return
+        session.pause(tp)
+        session.seek(tp, partition.next)
 
     # -- fetching
+
+    def _put(self, session: Session, partition: Partition) -> None:
+        """What the client fetches next begins where this partition stands."""
+        session.seek(partition.tp, partition.next)
+        self._reads[partition.tp] = partition
 
     async def _fill(self, partition: Partition, count: int) -> None:
         session = self._session
@@ -141,20 +153,22 @@ class KafkaReader:
             return
         partition.asked += 1
         count = 1 if partition.careful else count
+        if self._reads.get(partition.tp) is not partition:
+            self._put(session, partition)
         try:
             partition.fetched(*await session.fetch(partition.tp, count))
         except kafka.OffsetOutOfRangeError:
             partition.strayed = self._now()
             self._due = 0.0
         except kafka.KafkaError as error:
-            session.seek(partition.tp, partition.next)
+            self._put(session, partition)
             self._trouble = translated(error, self._connection, f"reading {partition.tp.topic}")
             self._due = min(self._due, self._now() + RETRY_S)
         except Exception as error:  # noqa: BLE001 - the client can't take a record apart: that record is data
-            session.seek(partition.tp, partition.next)
+            self._put(session, partition)
             if count == 1:
                 partition.skip_unreadable(f"{type(error).__name__}: {error}"[:300])
-                session.seek(partition.tp, partition.next)
+                self._put(session, partition)
             partition.careful = CAREFUL
         else:
             partition.end_offset = session.end_seen(partition.tp) or partition.end_offset
@@ -172,7 +186,8 @@ class KafkaReader:
         if not live or not (now >= self._due or (self._session is not None and self._session.refreshed)):
             return
         if self._session is None:
-            work = Session.connect(self._connection, {partition.tp: partition.next for partition in live})
+            self._reads = {partition.tp: partition for partition in live}
+            work = Session.connect(self._connection, {tp: partition.next for tp, partition in self._reads.items()})
         else:
             self._unsure = self._unsure or self._session.refreshed
             self._session.refreshed = False
@@ -204,7 +219,7 @@ class KafkaReader:
             if verdict.fatal is not None:
                 self._trouble = verdict.fatal
             if verdict.seek:
-                session.seek(partition.tp, partition.next)
+                self._put(session, partition)
             if verdict.again:
                 self._due = now + RETRY_S
             if verdict.stalls >= STALLED_LOOKS:

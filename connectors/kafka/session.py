@@ -70,9 +70,6 @@ class Session:
     def pause(self, tp: TopicPartition) -> None:
         self._consumer.pause(tp)
 
-    def resume(self, tp: TopicPartition) -> None:
-        self._consumer.resume(tp)
-
     def end_seen(self, tp: TopicPartition) -> int | None:
         """The end of the committed records, as the last fetch told it."""
         return self._consumer.last_stable_offset(tp)

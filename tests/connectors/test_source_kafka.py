@@ -16,7 +16,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from penstock.connectors.base import Raw
-from penstock.connectors.kafka.reader import KafkaReader
+from penstock.connectors.kafka.reader import RETRY_S, KafkaReader
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.kafka.starts import read_start
 from penstock.connectors.kafka.verdict import CONFIRM_S
@@ -311,6 +311,33 @@ async def test_a_topic_made_anew_is_new_input_and_the_old_one_is_told_as_lost(
     assert (lost.position.position, ended) == (3, [old.id])
     (new,) = await of.later({old.object_id})
     assert (new.start, new.object_id != old.object_id) == (0, True)
+    await reader.close()
+
+
+async def test_both_lives_of_a_partition_in_one_lane_leave_each_other_alone(
+    kafka_server: KafkaServer, new_topic: NewTopicOf, admin: AIOKafkaAdminClient
+) -> None:
+    """The topic was made anew while the run was down: the plan has the old partition, read up to 40, and the new one.
+    That the old one ends neither stops the client at the new one nor moves it to where the old one stood."""
+    topic = await new_topic("anew")
+    await write(kafka_server, topic, [b"old"] * 50)
+    clock = Clock()
+    of = source(kafka_server, topic, until="forever")
+    (old,) = await of.splits(1)
+    await admin.delete_topics([topic])
+    await made_anew(admin, topic)
+    await write(kafka_server, topic, [b"%d" % n for n in range(9)])
+    (new,) = await of.later({old.object_id})
+    reader = await of.open([(old, 40), (new, new.start)])
+    reader._now = clock  # pyright: ignore[reportPrivateUsage]
+    first, _ = await some(reader, 9)
+    clock.ahead += CONFIRM_S + RETRY_S
+    (lost,), ended = await some(reader, until=lambda _, ended: bool(ended))
+    assert (lost.error or ("",))[0] == "source_lost"
+    assert (lost.position.position, ended) == (40, [old.id])
+    await write(kafka_server, topic, [b"%d" % n for n in range(9, 60)])
+    rest, _ = await some(reader, 51)
+    assert [(raw.object_id, raw.data) for raw in [*first, *rest]] == [(new.object_id, b"%d" % n) for n in range(60)]
     await reader.close()
 
 
