@@ -8,15 +8,17 @@ latest counts: somebody changed their mind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from penstock.engine.measure.intervals import anytime_interval
-from penstock.engine.measure.moments import asymptotic_interval, moments_of
-from penstock.engine.measure.sample import sample_of
+from penstock.engine.measure.moments import Moments, asymptotic_interval, merge_moments, moments_of
+from penstock.engine.measure.sample import Sample, merge, sample_of
 from penstock.engine.quality import Interval
 
 MAX_NAME = 200
@@ -100,31 +102,51 @@ class Joined(msgspec.Struct, frozen=True):
     """A later one about the same item and metric counts."""
 
 
-class Outcomes:
-    """Takes outcomes in any order, then joins them. Memory: some 300 bytes an outcome."""
+class Sums(NamedTuple):
+    """Of one cell. `sample` None: some value lies outside 0…1."""
 
-    def __init__(self) -> None:
+    moments: Moments
+    sample: Sample | None
+
+
+class Part(NamedTuple):
+    """What `Outcomes` joined to results; parts of one division are added up by `together`."""
+
+    cells: dict[CellOf, Sums]
+    items: dict[tuple[str, str], int]
+    counts: tuple[int, ...]
+    """As `Joined` has them, in its order."""
+
+
+class Outcomes:
+    """Takes outcomes in any order, then joins them. Memory: some 300 bytes an outcome; of a large number, one part of
+    `parts` at a time: all about one item or episode are in one part."""
+
+    def __init__(self, part: int = 0, parts: int = 1) -> None:
+        self._part, self._parts = part, parts
         self._first: dict[bytes, float] = {}
         self._latest: dict[tuple[str, str], dict[str, Outcome]] = {}
-        self.repeated = self.contradicted = self.superseded = 0
+        self._repeated = self._contradicted = self._superseded = 0
 
-    def add(self, outcome: Outcome) -> bool:
-        """Whether it was new."""
+    def add(self, outcome: Outcome) -> None:
+        """Of another part: it is left out."""
+        whose = outcome.whose
+        if self._parts > 1 and zlib.crc32("\0".join(whose).encode()) % self._parts != self._part:
+            return
         key = outcome.key
         if key in self._first:
             same = self._first[key] == outcome.value
-            self.repeated += same
-            self.contradicted += not same
-            return False
+            self._repeated += same
+            self._contradicted += not same
+            return
         self._first[key] = outcome.value
-        of = self._latest.setdefault(outcome.whose, {})
+        of = self._latest.setdefault(whose, {})
         before = of.get(outcome.metric)
-        self.superseded += before is not None
+        self._superseded += before is not None
         if before is None or outcome.at >= before.at:
             of[outcome.metric] = outcome
-        return True
 
-    def join(self, results: Iterable[Finished], ended_at: str | None = None) -> Joined:
+    def join(self, results: Iterable[Finished], ended_at: str | None = None) -> Part:
         """`ended_at`: when the run ended; None: it goes on."""
         values: dict[CellOf, list[float]] = {}
         items: dict[tuple[str, str], int] = {}
@@ -143,9 +165,8 @@ class Outcomes:
         joined = [outcome for whose in found for outcome in self._latest[whose].values()]
         every = sum(map(len, self._latest.values()))
         late = sum(ended_at is not None and outcome.received_at > ended_at for outcome in joined)
-        cells = {cell: _cell(each) for cell, each in sorted(values.items())}
-        counts = (len(joined), every - len(joined), late, self.repeated, self.contradicted, self.superseded)
-        return Joined(cells, items, *counts)
+        counts = (len(joined), every - len(joined), late, self._repeated, self._contradicted, self._superseded)
+        return Part({cell: _sums(each) for cell, each in values.items()}, items, counts)
 
     def _of(self, result: Finished) -> Iterator[tuple[tuple[str, str], Iterable[Outcome]]]:
         for whose in (("item", result.item_id), ("episode", result.episode or "")):
@@ -153,7 +174,69 @@ class Outcomes:
                 yield whose, self._latest[whose].values()
 
 
-def _cell(values: list[float]) -> Cell:
-    seen = moments_of(values)
+def together(parts: Sequence[Part]) -> Joined:
+    """Of all parts of one division, each joined to the same results."""
+    cells: dict[CellOf, Sums] = {}
+    for part in parts:
+        for cell, sums in part.cells.items():
+            before = cells.get(cell)
+            cells[cell] = sums if before is None else _added(before, sums)
+    counts = (sum(each) for each in zip(*(part.counts for part in parts), strict=True))
+    return Joined({cell: _cell(cells[cell]) for cell in sorted(cells)}, parts[0].items, *counts)
+
+
+def _sums(values: list[float]) -> Sums:
     unit = all(0.0 <= value <= 1.0 for value in values)
-    return Cell(seen.n, seen.mean, anytime_interval(sample_of(values)) if unit else asymptotic_interval(seen))
+    return Sums(moments_of(values), sample_of(values) if unit else None)
+
+
+def _added(a: Sums, b: Sums) -> Sums:
+    sample = None if a.sample is None or b.sample is None else merge(a.sample, b.sample)
+    return Sums(merge_moments(a.moments, b.moments), sample)
+
+
+def _cell(sums: Sums) -> Cell:
+    seen, sample = sums
+    around = anytime_interval(sample) if sample is not None else asymptotic_interval(seen)
+    return Cell(seen.n, seen.mean, around)
+
+
+# ---- which are known
+
+
+class Keys:
+    """Which outcomes were taken, and with what value first: 24 bytes each, sorted, and the newest apart."""
+
+    NEWEST = 65_536
+    """Then they are sorted in: that moves all of the others."""
+
+    def __init__(self) -> None:
+        self._keys = np.empty(0, dtype="S16")
+        self._values = np.empty(0, dtype=np.float64)
+        self._new: dict[bytes, float] = {}
+
+    def add(self, outcome: Outcome) -> float | None:
+        """None: it was new, and is known from now on; else the value that it had first."""
+        key = outcome.key
+        first = self._new[key] if key in self._new else self._among(key)
+        if first is None:
+            self._new[key] = outcome.value
+            if len(self._new) >= self.NEWEST:
+                self._sort_in()
+        return first
+
+    def _among(self, key: bytes) -> float | None:
+        bare = key.rstrip(b"\0")  # as numpy reads and compares them
+        at = int(np.searchsorted(self._keys, np.bytes_(bare)))
+        return float(self._values[at]) if at < len(self._keys) and self._keys[at] == bare else None
+
+    def _sort_in(self) -> None:
+        order = sorted(self._new)
+        keys = np.array(order, dtype="S16")
+        at = np.searchsorted(self._keys, keys)
+        self._keys = np.insert(self._keys, at, keys)
+        self._values = np.insert(self._values, at, np.array([self._new[key] for key in order]))
+        self._new = {}
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._new)

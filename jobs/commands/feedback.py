@@ -99,15 +99,18 @@ def show(run: shared.Named, state: str | None, as_json: bool) -> int:
     Means of values between 0 and 1 come with an interval that may be looked at at any time (95 %). Those who answer
     may not be like those who don't: nothing here corrects for that.
     """
+    from penstock.connectors.state import open_state
     from penstock.jobs.feedback import told
     from penstock.jobs.feedback.reading import stamp
+    from penstock.jobs.feedback.taking import Kept
     from penstock.jobs.look.told import blocks
 
     found = shared.locate(run, state)
-    kept, _ = _kept(found.history.url)
     outputs = outputs_of(run, state)
     ended = outputs.status.ended_at
-    joined = kept.known.join(told.finished(blocks(outputs.records("results"))), None if ended is None else stamp(ended))
+    joined = Kept(open_state(found.history.url)).joined(
+        lambda: told.finished(blocks(outputs.records("results"))), None if ended is None else stamp(ended)
+    )
     if as_json:
         shared.print_json(told.machine(joined))
         return exits.DONE

@@ -4,9 +4,10 @@ what is read again is known by its key."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -18,13 +19,15 @@ from penstock.connectors.registry import open_source
 from penstock.connectors.settings import SourceSettings
 from penstock.engine.errors import Corrupt
 from penstock.engine.fingerprints import short_hash
-from penstock.engine.outcomes import Outcome, Outcomes
+from penstock.engine.outcomes import Finished, Joined, Keys, Outcome, Outcomes, together
 from penstock.jobs.audited import record
 from penstock.jobs.feedback.reading import read
 from penstock.jobs.history import open_history
 
 PREFIX = "outcomes/"
 EXAMPLES = 3
+HELD = 500_000
+"""Outcomes in memory while they are joined: some 150 MB."""
 
 _outcome = msgspec.json.Decoder(Outcome)
 
@@ -49,17 +52,30 @@ class Kept:
     def __init__(self, state: State) -> None:
         self._state = state
         self._log = Appending(state, PREFIX)
-        self.known = Outcomes()
+        self._known = Keys()
         self._doubtful = False
         """An append failed: some of what is known may not be kept."""
 
-    def load(self) -> Outcomes:
-        """All that are kept. Raises `Corrupt`."""
-        self.known = Outcomes()
+    def load(self) -> None:
+        """Learn what is kept, before anything is taken. Raises `Corrupt`."""
+        self._known = Keys()
         for outcome in self._all():
-            self.known.add(outcome)
+            self._known.add(outcome)
         self._doubtful = False
-        return self.known
+
+    def joined(
+        self, results: Callable[[], Iterable[Finished]], ended_at: str | None = None, held: int = HELD
+    ) -> Joined:
+        """All that are kept, joined to results. `results` is asked once for so many outcomes as are `held` in memory
+        at a time. `ended_at`: when the run ended. Raises `Corrupt`."""
+        parts = max(1, math.ceil(sum(1 for _ in self._log.lines()) / held))
+        return together([self._part(part, parts).join(results(), ended_at) for part in range(parts)])
+
+    def _part(self, part: int, parts: int) -> Outcomes:
+        made = Outcomes(part, parts)
+        for outcome in self._all():
+            made.add(outcome)
+        return made
 
     def _all(self) -> Iterator[Outcome]:
         for line in self._log.lines():
@@ -72,11 +88,13 @@ class Kept:
         """Keep the new ones, durable when it returns. Raises `Temporary`, and then takes the same ones again."""
         if self._doubtful:
             self.load()
-        before, self._doubtful = (self.known.repeated, self.known.contradicted), True
-        new = [outcome for outcome in outcomes if self.known.add(outcome)]
+        self._doubtful = True
+        told = [(outcome, self._known.add(outcome)) for outcome in outcomes]
+        new = [outcome for outcome, first in told if first is None]
         self._log.append([msgspec.json.encode(outcome) for outcome in new])
         self._doubtful = False
-        return Took(len(new), self.known.repeated - before[0], self.known.contradicted - before[1])
+        repeated = sum(first == outcome.value for outcome, first in told)
+        return Took(len(new), repeated, len(told) - len(new) - repeated)
 
     def pull(self, settings: SourceSettings) -> Took:
         """Read what is new in a source, to its present end. Raises what sources raise, and `Temporary`."""

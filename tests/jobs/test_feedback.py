@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from penstock.connectors.documents import Absent, Tag
 from penstock.connectors.settings import FilesSource
 from penstock.connectors.state import FolderState, open_state
 from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.outcomes import Finished
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
 from penstock.jobs.feedback.following import Followed, following
@@ -175,6 +176,23 @@ def test_what_could_not_be_kept_is_taken_again_and_not_for_a_repetition(tmp_path
     assert len(list(kept._all())) == 1  # pyright: ignore[reportPrivateUsage]
 
 
+def test_outcomes_are_joined_a_part_at_a_time(tmp_path: Path) -> None:
+    """Results are read again for each part, and the sums are the same."""
+    path = tmp_path / "o.jsonl"
+    write(path, [{"item_id": f"i{n}", "metric": "ok", "value": n % 2, "id": "1"} for n in range(50)])
+    kept, asked = Kept(open_state(str(tmp_path / "state"))), list[int]()
+    assert kept.pull(FilesSource(str(path))).new == 50
+
+    def results() -> Iterator[Finished]:
+        asked.append(1)
+        return (Finished(f"i{n}", None, "t", "small@v1") for n in range(40))
+
+    whole, parts = (kept.joined(results, held=held) for held in (1000, 8))
+    assert len(asked) == 1 + 7
+    assert (parts.counted, parts.unknown, parts.items) == (40, 10, {("t", "small@v1"): 40})
+    assert parts == whole
+
+
 @pytest.mark.kafka
 async def test_outcomes_come_from_a_topic_each_once(
     folder: Path,
@@ -208,7 +226,5 @@ def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothin
             time.sleep(0.01)
         write(path, [{"item_id": "a", "metric": "ok", "value": 1, "id": "1"}])
         assert len(told) == 1
-    kept = Kept(open_state(state))
-    kept.load()
-    assert kept.known.join([]).unknown == 1
+    assert Kept(open_state(state)).joined(list).unknown == 1
     assert [json.loads(bytes(e.facts))["new"] for e in open_audit(state).entries()] == [1]
