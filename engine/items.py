@@ -105,6 +105,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """Capabilities a target must have: `tools`, `images`, `json_schema`, `logprobs`."""
     input_hash: str = ""
     """SHA-256, its first 128 bits (hex), of `body_json` and the pin: equal requests have equal hashes."""
+    image_bytes: int = 0
+    """Bytes of `body_json`, at least, that are pictures written into its messages: they are no text."""
 
 
 class Exposure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

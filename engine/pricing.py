@@ -5,7 +5,6 @@ All arithmetic is on integers; a call is rounded up to one nano-dollar once. Pri
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import msgspec
@@ -33,8 +32,6 @@ OWN_TOKENS_PER_S = 1_000
 """Tokens a second of an own engine, assumed until it is measured. A guess: a 7B model on one GPU does more."""
 RATE_AFTER_TOKENS = 10_000
 """Tokens an own engine serves before its measured rate replaces the assumed one; fewer make a wild rate."""
-
-_DATA_URL = re.compile(rb'"url"\s*:\s*"data:[^"\\]*"')
 
 
 def output_ceiling(request: Request, task_max: int | None = None, model: Model | None = None) -> int:
@@ -64,12 +61,7 @@ def max_input_tokens(request: Request, extra_bytes: int = 0) -> int:
 
 
 def _text_bytes(request: Request) -> int:
-    """Bytes of the body less pictures written into it. Text that only looks like one has escaped quotes: no match."""
-    size = len(request.body_json)
-    if not request.images:
-        return size
-    pictures = _DATA_URL.findall(request.body_json)
-    return size - sum(map(len, pictures)) if len(pictures) <= request.images else size
+    return len(request.body_json) - request.image_bytes
 
 
 def sane(usage: Usage) -> tuple[Usage, bool]:

@@ -14,6 +14,7 @@ from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.settings import Row
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Output, Policy, Prompt, Scorer, Task
+from penstock.engine.pricing import max_input_tokens
 
 ONE = Policy(tasks={"main": Task(name="main")}, default_task="main")
 MESSAGES = [{"role": "user", "content": "hi é"}]
@@ -335,6 +336,80 @@ def test_a_line_may_have_an_unknown_member_that_the_job_vouches_for() -> None:
     assert msgspec.json.decode(made.request.body_json)["knob"] == 2
     assert dead(line({"other": 2, "store": False}), policy)[0] == "unsupported"
     assert dead(line({"store": True}), policy)[0] == "unsupported"
+
+
+def asked(*parts: object, **body: object) -> dict[str, object]:
+    return line({"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, *parts]}], **body})
+
+
+INLINE = "data:image/png;base64," + "A" * 50_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": INLINE}},
+        {"type": "image_url", "image_url": INLINE},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 50_000}},
+    ],
+)
+def test_a_picture_counts_as_one_in_whatever_form_it_is_written(part: dict[str, object]) -> None:
+    """OpenAI's form and Anthropic's own: one picture, and its letters are no text."""
+    made = item(asked(part)).request
+    assert (made.images, made.needs) == (1, ("images",))
+    assert 20_000 < max_input_tokens(made) < 21_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}},
+        {"type": "image", "source": {"type": "url", "url": "https://x.example/a.png"}},
+        {"type": "image", "source": {"type": "file", "file_id": "f1"}},
+    ],
+)
+def test_a_picture_at_an_address_is_reckoned_like_any_other(part: dict[str, object]) -> None:
+    """A tool's schema, or a text, that looks like a written picture is text all the same."""
+    looks_like = {"type": "function", "function": {"name": "f", "parameters": {"default": {"url": INLINE}}}}
+    made = item(asked(part, tools=[looks_like])).request
+    assert made.images == 1
+    assert max_input_tokens(made) > 70_000
+    written = item(asked(part, {"type": "text", "text": json.dumps({"url": INLINE})})).request
+    assert max_input_tokens(written) > 70_000
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "document", "source": {"type": "url", "url": "https://x.example/600pages.pdf"}},
+        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0"}},
+        {"type": "file", "file": {"file_id": "file-abc"}},
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0", "filename": "a.pdf"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}},
+        {"type": "image_url", "image_url": {"url": "data:application/pdf;base64,JVBERi0"}},
+        {"type": "image_url", "image_url": {"url": "gs://bucket/film.mp4"}},
+        {"type": "search_result", "source": "https://x.example"},
+    ],
+)
+def test_content_that_nobody_can_bound_is_refused(part: dict[str, object]) -> None:
+    """Pages, seconds and what stands at an address or behind an id cost tokens that a request doesn't tell."""
+    assert dead(asked(part))[0] == "unsupported"
+
+
+def test_a_message_that_stands_for_content_elsewhere_is_refused() -> None:
+    """OpenAI's earlier audio answers come back by their id. Clients write the field as null, which says nothing."""
+    earlier: dict[str, object] = {"role": "assistant", "content": "x", "audio": {"id": "audio_1"}}
+    assert dead(line({"messages": [*MESSAGES, earlier]}))[0] == "unsupported"
+    assert item(line({"messages": [*MESSAGES, {**earlier, "audio": None}]}))
+
+
+def test_a_text_with_a_title_is_a_text() -> None:
+    """Anthropic's document of plain text holds all that it costs."""
+    text = {"type": "document", "title": "t", "source": {"type": "text", "media_type": "text/plain", "data": "b" * 999}}
+    made = item(asked(text)).request
+    assert made.images == 0
+    assert max_input_tokens(made) > 999
 
 
 def test_needs_tell_what_a_target_must_be_able_to_do() -> None:
