@@ -20,7 +20,7 @@ from penstock.engine.flow.cells import Cell
 from penstock.engine.policy import Policy
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
-from penstock.engine.steering.evidence import counts, guards, judged
+from penstock.engine.steering.evidence import counts, guards, judged, shadow_cost
 from penstock.engine.steering.judges import decides, trusted
 from penstock.engine.steering.rollout import How, Rollout, Told, Word, begin
 from penstock.jobs.history import open_history
@@ -44,6 +44,8 @@ class Standing(msgspec.Struct, frozen=True):
     rollout: Rollout
     guards: tuple[Told, ...]
     items: dict[int, tuple[int, int]]
+    shadow_nano: int = 0
+    """What its shadow stage cost so far."""
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -123,7 +125,7 @@ def standing(url: str, model: str | None) -> list[Standing]:
         raise SpecError(f"{model} never had a rollout in {url}; models that had one: {', '.join(there) or 'none'}")
     cells, may_decide = measured(url), judges(url)
     picked = there.values() if model is None else [there[model]]
-    return [Standing(at, judged(at, cells, may_decide), counts(at, cells)) for at in picked]
+    return [Standing(at, judged(at, cells, may_decide), counts(at, cells), shadow_cost(at, cells)) for at in picked]
 
 
 def judges(url: str) -> frozenset[str]:

@@ -133,6 +133,11 @@ def unpaid(rollout: Rollout, cells: Iterable[Cell]) -> int:
     return sum(cell.unpaid for cell in cells if cell.experiment == rollout.id)
 
 
+def shadow_cost(rollout: Rollout, cells: Iterable[Cell]) -> int:
+    """Nano-dollars that its shadow stage cost so far, judges of its answers included."""
+    return sum(cell.cost_nano for cell in cells if cell.experiment == rollout.id and cell.role in ("shadow", "judge"))
+
+
 def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
     found: dict[Key, Sides] = {}
     for cell in summed(cell for cell in cells if cell.experiment == rollout.id and cell.role in ("", "shadow")):

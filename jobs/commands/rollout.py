@@ -346,11 +346,14 @@ def _standing(at: Standing) -> Iterable[RenderableType]:
 def _exposure(at: Standing) -> Iterator[str]:
     """Who answered, and who stood beside."""
     from penstock.engine.steering.rollout import SHADOW
+    from penstock.jobs.wording import dollars
 
     r, stages = at.rollout, [pair for stage, pair in at.items.items() if stage != SHADOW]
-    if SHADOW in at.items:
-        base, other = at.items[SHADOW]
-        yield f"shadow stage: {base:,} items by {r.baseline}, {other:,} of them answered by {r.candidate} as well"
+    if r.shadow is not None:
+        base, other = at.items.get(SHADOW, (0, 0))
+        beside = f"{other:,} of them answered by {r.candidate} as well"
+        money = f"for {dollars(at.shadow_nano)} of {dollars(r.shadow.limit_nano)}"
+        yield f"shadow stage: {base:,} items by {r.baseline}, {beside}, {money}"
     if stages:
         base, other = (sum(pair[side] for pair in stages) for side in (0, 1))
         yield f"items so far: {base:,} by {r.baseline}, {other:,} by {r.candidate}"

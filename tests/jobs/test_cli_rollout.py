@@ -158,13 +158,14 @@ def test_show_tells_pairs_and_who_stood_beside(here: Path, capsys: pytest.Captur
     at = steering(here).rollouts["small"]
     live = Cell("default", "small", "v1", "", "", "", at.id, "baseline-0", items=900, results=900)
     beside = Cell("default", "small", "v2", "", "", "shadow", at.id, "candidate-0", items=90, results=90)
+    beside.cost_nano = 250_000_000
     beside.pairs["exact@1"] = Scored(counts={-1_000: 20, 0: 70})
     beside.scores["exact@1"] = Scored(counts={0: 30, 1_000: 60})
     ran(here, live, beside)
     capsys.readouterr()
     assert call(["rollout", "show", "small"]) == 0
     shown = capsys.readouterr().out
-    assert "900 items by v1, 90 of them answered by v2 as well" in shown
+    assert "900 items by v1, 90 of them answered by v2 as well, for $0.2500 of $5.00" in " ".join(shown.split())
     assert "-22.2 points" in shown
     assert "fail" in shown
 

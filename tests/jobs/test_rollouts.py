@@ -281,7 +281,7 @@ def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
 
 
 def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_counts_twice(
-    tmp_path: Path, equal: str
+    tmp_path: Path, equal: str, mark: str
 ) -> None:
     place = Place(tmp_path, equal, 3_000)
     begun = place.start("shadow,50", *SHADOW, "--items", "500")
