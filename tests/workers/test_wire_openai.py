@@ -14,6 +14,9 @@ from penstock.workers.wire import TABLE, Bucket
 NOW = 1_795_000_000.0
 HOST = Account("host", "openai", "https://llm.example/v1")
 OPENAI = Account("openai", "openai", "https://api.openai.com/v1", provider="openai")
+DEEPSEEK = Account("corp", "openai", "https://api.deepseek.com/v1", provider="corp")
+AZURE = Account("azure", "openai", "https://us1.openai.azure.com/openai/v1")
+XAI = Account("xai", "openai", "https://api.x.ai/v1", provider="xai")
 GROQ = Account("groq", "openai", "https://api.groq.com/openai/v1")
 
 
@@ -58,7 +61,12 @@ def test_the_upstreams_model_and_a_ceiling_are_set_and_the_rest_is_copied() -> N
     [
         ({"max_tokens": 9}, HOST, {"max_tokens": 9}),
         ({"max_tokens": 900}, HOST, {"max_tokens": 64}),
-        ({"max_completion_tokens": 9}, HOST, {"max_completion_tokens": 9}),
+        ({"max_completion_tokens": 9}, HOST, {"max_tokens": 9}),
+        ({"max_completion_tokens": 900}, DEEPSEEK, {"max_tokens": 64}),
+        ({"max_completion_tokens": 9, "max_tokens": 7}, DEEPSEEK, {"max_tokens": 7}),
+        ({"max_tokens": 9}, AZURE, {"max_completion_tokens": 9}),
+        ({"max_tokens": 9}, XAI, {"max_completion_tokens": 9}),
+        ({"max_completion_tokens": 9}, GROQ, {"max_completion_tokens": 9}),
         ({"max_tokens": None}, HOST, {"max_tokens": 64}),
         ({}, OPENAI, {"max_completion_tokens": 64}),
         ({"max_tokens": 9}, OPENAI, {"max_completion_tokens": 9}),
@@ -67,7 +75,8 @@ def test_the_upstreams_model_and_a_ceiling_are_set_and_the_rest_is_copied() -> N
 def test_the_ceiling_is_never_above_what_was_reserved(
     asked: dict[str, Any], account: Account, expected: dict[str, Any]
 ) -> None:
-    """The budget reserved for `call.max_tokens`; OpenAI's reasoning models know only the new name of the key."""
+    """The budget reserved for `call.max_tokens`. OpenAI's reasoning models know only the new name of the key, DeepSeek
+    ignores it: whichever the request says, a host gets its own."""
     assert sent({"messages": HI, **asked}, account) == {"model": "upstream-1", "messages": HI, **expected}
 
 

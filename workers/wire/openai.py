@@ -41,13 +41,28 @@ class Traits(msgspec.Struct, frozen=True):
     requests_window_s: float = 60.0
 
 
+NEW = "max_completion_tokens"
 COMMON = Traits()
 TRAITS: dict[str, Traits] = {
-    "openai": Traits(ceiling="max_completion_tokens", metadata=True),
-    "groq": Traits(requests_window_s=86_400.0),  # console.groq.com/docs/rate-limits: requests a day, tokens a minute
-    "deepseek": Traits(json_schema=False),  # api-docs.deepseek.com: json_object only
+    "openai": Traits(ceiling=NEW, metadata=True),
+    "azure": Traits(ceiling=NEW),
+    # docs.x.ai: bounds reasoning as well; the old name is deprecated.
+    "xai": Traits(ceiling=NEW),
+    # console.groq.com/docs/rate-limits: requests a day, tokens a minute
+    "groq": Traits(ceiling=NEW, requests_window_s=86_400.0),
+    "cerebras": Traits(ceiling=NEW),
+    # api-docs.deepseek.com: json_object only. It ignores the new name of the ceiling without a word.
+    "deepseek": Traits(json_schema=False),
 }
-HOSTS = {"api.openai.com": "openai", "api.groq.com": "groq", "api.deepseek.com": "deepseek"}
+HOSTS = {
+    "api.openai.com": "openai",
+    "openai.azure.com": "azure",
+    "api.x.ai": "xai",
+    "api.groq.com": "groq",
+    "api.cerebras.ai": "cerebras",
+    "api.deepseek.com": "deepseek",
+}
+"""Host, or the end of it behind a dot → its name in `TRAITS`."""
 
 _body = msgspec.json.Decoder(Body)
 _encode = msgspec.json.Encoder().encode
@@ -55,7 +70,11 @@ _encode = msgspec.json.Encoder().encode
 
 @lru_cache(256)
 def _traits(provider: str, base_url: str) -> Traits:
-    return TRAITS.get(provider or HOSTS.get(urlsplit(base_url).hostname or "", ""), COMMON)
+    """By the account's provider where that is known here, else by where it points."""
+    if provider in TRAITS:
+        return TRAITS[provider]
+    host = "." + (urlsplit(base_url).hostname or "")
+    return next((TRAITS[name] for end, name in HOSTS.items() if host.endswith("." + end)), COMMON)
 
 
 @lru_cache(4096)
@@ -86,15 +105,9 @@ _DROPPED = frozenset({"model", "stream", "stream_options"})
 
 
 def _ceiling(out: Body, max_tokens: int, traits: Traits) -> None:
-    """One ceiling, never above what the budget was reserved for."""
-    asked = [int(bytes(out[k])) for k in ("max_tokens", "max_completion_tokens") if k in out and _digits(out[k])]
-    if traits.ceiling == "max_tokens" and "max_completion_tokens" in out:
-        key = "max_completion_tokens"
-    else:
-        key = traits.ceiling
-    out.pop("max_tokens", None)
-    out.pop("max_completion_tokens", None)
-    out[key] = _raw(min([max_tokens, *asked]))
+    """One ceiling, never above what the budget was reserved for, under the one name that this host obeys."""
+    said = [out.pop(name) for name in ("max_tokens", NEW) if name in out]
+    out[traits.ceiling] = _raw(min([max_tokens, *(int(bytes(raw)) for raw in said if _digits(raw))]))
 
 
 def _digits(raw: msgspec.Raw) -> bool:
