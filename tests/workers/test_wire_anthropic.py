@@ -166,6 +166,17 @@ def test_total_input_is_the_sum_of_three() -> None:
     assert read.usage == Usage(input=1109, cached=1000, cache_write=40, cache_write_1h=60, output=3, reasoning=2)
 
 
+def test_what_was_written_to_the_cache_counts_also_where_only_its_parts_are_told() -> None:
+    """The sum beside them is missing: nothing is given away."""
+    usage = {
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "cache_creation": {"ephemeral_5m_input_tokens": 1000, "ephemeral_1h_input_tokens": 500},
+    }
+    read = got(200, {"content": [{"type": "text", "text": "x"}], "usage": usage})
+    assert read.usage == Usage(input=1510, cache_write=1000, cache_write_1h=500, output=5)
+
+
 def test_an_empty_refusal_is_a_billed_failure() -> None:
     """Tokens were spent; there is no answer."""
     read = got(200, message(stop="refusal"))

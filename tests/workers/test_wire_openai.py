@@ -141,6 +141,35 @@ def test_an_answer_is_read_with_its_usage() -> None:
     assert msgspec.json.decode(read.answer.body_json) == body
 
 
+@pytest.mark.parametrize(
+    ("completion", "total", "reasoning", "output"),
+    [
+        (300, 308, 290, 300),  # OpenAI: inside
+        (9, 317, 300, 309),  # xAI: beside
+        (9, 1239, None, 1231),  # Gemini: beside, and not told
+        (500, 508, 200, 500),  # a part of it is reasoning
+        (300, None, 290, 300),  # no total: inside, as most have it
+        (9, None, 300, 309),  # no total: it can't be inside
+        (9, 0, None, 9),  # a total that means nothing
+        (0, 308, 300, 300),  # all of it was reasoning
+    ],
+)
+def test_reasoning_is_paid_for_whether_it_stands_inside_the_completion_or_beside_it(
+    completion: int, total: int | None, reasoning: int | None, output: int
+) -> None:
+    """xAI's total is prompt, completion and reasoning; OpenAI's completion holds the reasoning already."""
+    body = {
+        "choices": [{"message": {"content": "hi"}}],
+        "usage": {
+            "prompt_tokens": 8,
+            "completion_tokens": completion,
+            "total_tokens": total,
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
+        },
+    }
+    assert got(200, body).usage == Usage(input=8, output=output, reasoning=reasoning or 0)
+
+
 def test_blank_lines_before_the_answer_are_normal() -> None:
     """DeepSeek keeps a waiting connection open with them, or with comments."""
     data = msgspec.json.encode(completion())

@@ -143,13 +143,14 @@ def _translate(usage: _Usage | None) -> Usage | None:
     """
     if usage is None or usage.input_tokens is None:
         return None
-    written, cached = usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0
-    details = usage.output_tokens_details
-    hour = (usage.cache_creation.ephemeral_1h_input_tokens if usage.cache_creation else None) or 0
+    parts, details = usage.cache_creation or _CacheCreation(), usage.output_tokens_details
+    hour = parts.ephemeral_1h_input_tokens or 0
+    written = max(usage.cache_creation_input_tokens or 0, (parts.ephemeral_5m_input_tokens or 0) + hour)
+    cached = usage.cache_read_input_tokens or 0
     return Usage(
         input=usage.input_tokens + written + cached,
         cached=cached,
-        cache_write=max(0, written - hour),
+        cache_write=written - hour,
         cache_write_1h=hour,
         output=usage.output_tokens or 0,
         reasoning=(details.thinking_tokens if details else None) or 0,

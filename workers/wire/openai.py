@@ -163,6 +163,7 @@ class _OutputDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
@@ -236,18 +237,27 @@ def _empty(response: _Response, headers: Headers, now: float):
 
 
 def _translate(usage: _Usage | None) -> Usage | None:
-    """`prompt_tokens` holds the cached ones, `completion_tokens` the reasoning ones: as `Usage` wants it."""
+    """`prompt_tokens` holds the cached ones, as `Usage` wants it."""
     if usage is None or usage.prompt_tokens is None:
         return None
     inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or 0
+    reasoning = (outer.reasoning_tokens if outer else None) or 0
     return Usage(
         input=usage.prompt_tokens,
         cached=cached,
         cache_write=(inner.cache_write_tokens if inner else None) or 0,
-        output=usage.completion_tokens or 0,
-        reasoning=(outer.reasoning_tokens if outer else None) or 0,
+        output=_output(usage.prompt_tokens, usage.completion_tokens or 0, usage.total_tokens, reasoning),
+        reasoning=reasoning,
     )
+
+
+def _output(prompt: int, completion: int, total: int | None, reasoning: int) -> int:
+    """All that was produced, reasoning included: inside `completion_tokens` at OpenAI and most others, beside it at xAI
+    and Gemini, whose total tells. Without a total, reasoning that is more than the completion can't be inside it."""
+    if total is not None:
+        return max(completion, total - prompt)
+    return completion + reasoning if reasoning > completion else completion
 
 
 def _failure(status: int, headers: Headers, body: bytes, now: float, limits: LimitHeaders | None):
