@@ -5,7 +5,7 @@ From labelled rows (signal, correct). Learn then Test (Angelopoulos, Bates, Cand
 the first that can't be shown stops its run (fixed sequence: Bauer, Statist. Med. 10, 1991). Runs start at several
 places, each with its part of the error rate, so that one early mistake doesn't end it all.
 
-Assumption: labelled rows are drawn like those to come. When that changes, `drift.py` says so.
+Assumption: labelled rows are drawn like those to come. When that changes, `registry.promises` says so.
 """
 
 from __future__ import annotations
