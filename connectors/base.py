@@ -220,8 +220,9 @@ def gone(where: str) -> SpecError:
 class Primary(Store, Protocol):
     """The store of the results: besides the lanes it holds the plan and the run's lock."""
 
-    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
-        """Become the run's one command; returns the new run epoch (old + 1). Raises `Held`."""
+    async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
+        """Become the run's one command; returns the new run epoch: one more than the last one, or than `above` where
+        that is higher. Raises `Held`."""
         ...
 
     async def holder(self) -> Holder | None:

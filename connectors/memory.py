@@ -145,13 +145,13 @@ class MemoryStore:
         if self._shared.held_by is self:
             self._shared.held_by = None
 
-    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
+    async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
         if self._shared.held_by not in (None, self) and not take_over:
             who = self._shared.holder
             name = f"{who.user}@{who.host}, process {who.pid}" if who else "another command"
             raise Held(f"this run is held by {name}. Wait for it, or use --take-over.")
         self._shared.held_by, self._shared.holder = self, holder
-        self._shared.run_epoch += 1
+        self._shared.run_epoch = max(self._shared.run_epoch, above) + 1
         return self._shared.run_epoch
 
     async def let_go(self) -> None:

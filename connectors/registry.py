@@ -10,7 +10,7 @@ from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 
-from penstock.connectors.base import Bounded, Mirror, Place, Primary, SinkName, Source, Store
+from penstock.connectors.base import Bounded, Holder, Mirror, Place, Primary, SinkName, Source, Store
 from penstock.connectors.settings import (
     Connection,
     FilesSink,
@@ -38,6 +38,13 @@ class _Finishing(Protocol):
 
 
 @runtime_checkable
+class _Disowning(Protocol):
+    async def fresh_since(self) -> int:
+        """Of a follower whose records can't be deleted: the run epoch up to which they don't count; 0: all do."""
+        ...
+
+
+@runtime_checkable
 class _Told(Protocol):
     async def tell(self, plan: Plan) -> None:
         """A follower that shows records to its readers in another way where a run has no end."""
@@ -56,6 +63,17 @@ class Stores(msgspec.Struct, frozen=True):
         where = self.placement.get(sink)
         store = self.followers.get(where) if where is not None and where != PRIMARY else self.primary
         return store if where is not None and isinstance(store, Bounded) else None
+
+    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
+        """Become the run's one command; returns the run epoch. Raises `Held`.
+
+        A primary that was begun anew counts from 1 again; a follower on Kafka can't forget: it takes no owner of an
+        epoch that it has disowned, nor shows its records.
+        """
+        disowned = [0]
+        if not await self.primary.run_epoch():
+            disowned += [await one.fresh_since() for one in self.followers.values() if isinstance(one, _Disowning)]
+        return await self.primary.hold(holder, take_over=take_over, above=max(disowned))
 
     async def tell(self, plan: Plan) -> None:
         """Let followers know the plan that the primary holds, before lanes are opened."""

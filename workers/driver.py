@@ -91,7 +91,7 @@ class Driver:
             await self._trail.takes_over(await self._stores.primary.holder(), time.time())
             await self._warm_up()
             await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
-        self._run_epoch = await self._stores.primary.hold(holder, take_over=options.take_over)
+        self._run_epoch = await self._stores.hold(holder, take_over=options.take_over)
         self._status.epoch = self._run_epoch
         await asyncio.to_thread(forget_wishes, spec.state, spec.run_id)
         try:

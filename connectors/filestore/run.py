@@ -68,7 +68,9 @@ def read_holder(path: Path) -> Holder | None:
         return None
 
 
-async def hold_run(home: Path, holder: Holder, take_over: bool, wait_s: float = HOLD_WAIT_S) -> tuple[int, int]:
+async def hold_run(
+    home: Path, holder: Holder, take_over: bool, wait_s: float = HOLD_WAIT_S, above: int = 0
+) -> tuple[int, int]:
     """Become the run's one command. Returns the new run epoch and the descriptor that holds its lock."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
@@ -76,11 +78,12 @@ async def hold_run(home: Path, holder: Holder, take_over: bool, wait_s: float = 
         epoch = run_epoch(home)
         before = try_lock(marker(home, epoch)) if epoch else None
         if take_over or not epoch or before is not None:
-            fd = publish_new(marker(home, epoch + 1), msgspec.json.encode(holder))
+            new = max(epoch, above) + 1
+            fd = publish_new(marker(home, new), msgspec.json.encode(holder))
             if before is not None:
                 os.close(before)
             if fd is not None:
-                return epoch + 1, fd
+                return new, fd
         elif loop.time() >= deadline:
             raise Held(describe(home, epoch))
         await asyncio.sleep(POLL_S)

@@ -153,9 +153,9 @@ class FileStore:
 
     # the run
 
-    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
+    async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
         await self.let_go()
-        self._run = await file_run.hold_run(self.home, holder, take_over, self._hold_wait_s)
+        self._run = await file_run.hold_run(self.home, holder, take_over, self._hold_wait_s, above)
         return self._run[0]
 
     async def holder(self) -> Holder | None:

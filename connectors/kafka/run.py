@@ -39,13 +39,13 @@ class Run:
         self.epoch = 0
         """Ours while we hold the run; 0: we do not."""
 
-    async def hold(self, holder: Holder, *, take_over: bool) -> int:
+    async def hold(self, holder: Holder, *, take_over: bool, above: int = 0) -> int:
         if not take_over:
             await self.refuse_held()
         await self._heart.start()
         driver = await self._start_driver()
         await self._control.refresh()  # after the fence: of two commands at once the later one sees the other's epoch
-        epoch = (self._control.hold.epoch if self._control.hold else 0) + 1
+        epoch = max(self._control.hold.epoch if self._control.hold else 0, above) + 1
         await self._write(driver, [self._hold_row(Hold(epoch, holder, self._heart.process))])
         self.epoch = epoch
         await self._heart.bury(self._control.dead(time.time()))

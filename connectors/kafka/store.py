@@ -296,8 +296,8 @@ class KafkaStore:
 
     # the run
 
-    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
-        return await (await self._open()).run.hold(holder, take_over=take_over)
+    async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
+        return await (await self._open()).run.hold(holder, take_over=take_over, above=above)
 
     async def holder(self) -> Holder | None:
         return await (await self._open()).run.holder()
@@ -338,7 +338,9 @@ class KafkaStore:
         """The run epoch up to which the run's records were disowned (`--fresh`); 0: none were."""
         here = await self._open()
         await here.control.refresh()
-        return here.control.fresh
+        fresh = here.control.fresh
+        await self._rest(here)
+        return fresh
 
     @property
     def _where(self) -> str:

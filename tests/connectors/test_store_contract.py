@@ -392,7 +392,7 @@ async def test_after_an_uncertain_commit_the_lane_must_be_taken_anew(world: Worl
 
 async def test_one_command_holds_a_run(world: World) -> None:
     """The second is told who holds it and how to take it over; taking over, or the first one's end, gives a higher
-    run epoch."""
+    run epoch, and one above what the caller names."""
     first, _ = world.process()
     second, _ = world.process()
     assert await first.run_epoch() == 0
@@ -403,6 +403,10 @@ async def test_one_command_holds_a_run(world: World) -> None:
     await second.let_go()
     assert await first.hold(WHO) == 3
     assert await second.run_epoch() == 3
+    await first.let_go()
+    assert await second.hold(WHO, above=7) == 8
+    await second.let_go()
+    assert await first.hold(WHO, above=7) == 9
 
 
 async def test_a_plan_is_written_once_and_then_only_appended_to(world: World) -> None:

@@ -141,13 +141,14 @@ async def read_hold(home: Home) -> tuple[Hold, str] | None:
     return (_decoded(home, found, Hold, HOLD), found.etag) if found is not None else None
 
 
-async def take_hold(home: Home, holder: Holder, beat: str, beat_s: float, *, take_over: bool) -> Hold:
+async def take_hold(home: Home, holder: Holder, beat: str, beat_s: float, *, take_over: bool, above: int = 0) -> Hold:
     """Become the run's one command. Raises `Held`."""
     while True:
         found = await read_hold(home)
         if found is not None and not take_over:
             await refuse_live(home, found[0], beat_s)
-        new = Hold(secrets.token_hex(8), found[0].epoch + 1 if found else 1, beat, holder)
+        epoch = max(found[0].epoch if found else 0, above) + 1
+        new = Hold(secrets.token_hex(8), epoch, beat, holder)
         try:
             await home.swap(HOLD, msgspec.json.encode(new), found[1] if found else None)
         except Lost:

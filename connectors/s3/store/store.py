@@ -192,11 +192,13 @@ class S3Store:
 
     # the run
 
-    async def hold(self, holder: Holder, *, take_over: bool = False) -> int:
+    async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
         await self.let_go()
         await self.beacon.light()
         try:
-            held = await s3_run.take_hold(self.home, holder, self.beacon.id, self._beat_s, take_over=take_over)
+            held = await s3_run.take_hold(
+                self.home, holder, self.beacon.id, self._beat_s, take_over=take_over, above=above
+            )
         except PenstockError:
             await self._rest()
             raise
