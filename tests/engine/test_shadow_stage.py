@@ -13,6 +13,7 @@ from penstock.engine.budget import Budget
 from penstock.engine.flow.cells import Cell, Scored, summed
 from penstock.engine.items import Attributes
 from penstock.engine.policy import Cascade, Shadow
+from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged, unpaid
@@ -266,3 +267,17 @@ def test_grades_are_compared_in_pairs_too() -> None:
     rig.run()
     other = next(cell for cell in rig.lane.cells.rows if cell.role == "shadow")
     assert [scored.counts for scored in other.pairs.values()] == [{0: 2}]
+
+
+def test_a_runs_pairs_get_into_the_registry_once_and_go_with_what_is_thrown_away() -> None:
+    shared, told = Measured(), Sums(states=(Numbered(0),))
+    for number, pairs in enumerate(({0: 5}, {0: 7, -1_000: 2}), start=1):
+        cell = Cell("t", "main", "v2", "", "", "shadow", "r", "candidate-0", items=9)
+        cell.pairs["exact@1"] = Scored(counts=dict(pairs))
+        told = told.then([cell])
+        fold(shared, "run", told, float(number))
+        fold(shared, "run", told, float(number))
+        assert [each.pairs["exact@1"].counts for each in shared.cells] == [pairs]
+    fold(shared, "run", told.then([]), 3.0)
+    assert shared.cells == []
+    assert shared.recent == [], "differences are no scores of a model"
