@@ -62,14 +62,17 @@ class _Bucket:
 
     __slots__ = ("at", "cap", "level", "limit", "open_at", "rate")
 
-    def __init__(self, limit: int | None, least: float) -> None:
-        self.limit = limit
-        self.cap = max(least, limit * BURST_S / (MINUTE_S + BURST_S)) if limit is not None else float("inf")
-        self.rate = max(limit - self.cap, limit / 2) / MINUTE_S if limit is not None else 0.0
+    def __init__(self, limit: int | None) -> None:
+        self._size(limit)
         self.level = self.cap
         self.at: float | None = None
         self.open_at = 0.0
         """Without a limit of ours: the provider's own count holds until then."""
+
+    def _size(self, limit: int | None) -> None:
+        self.limit = limit
+        self.cap = max(1.0, limit * BURST_S / (MINUTE_S + BURST_S)) if limit is not None else float("inf")
+        self.rate = max(limit - self.cap, limit / 2) / MINUTE_S if limit is not None else 0.0
 
     def refill(self, now: float) -> None:
         if self.limit is None:
@@ -93,6 +96,13 @@ class _Bucket:
     def take(self, units: float) -> None:
         self.level -= units
 
+    def become(self, limit: int | None, now: float) -> None:
+        """Another limit from now on; None: nothing new. What was used stays used: it gets no fuller by it."""
+        if limit is not None and limit != self.limit:
+            self.refill(now)
+            self._size(limit)
+            self.level, self.at = min(self.level, self.cap), now
+
     def says(self, left: int, reset_s: float, now: float) -> None:
         """The provider's count. It only ever lowers ours; what it lowered comes back at our rate, since `reset` tells
         when all of it is back, not the next call's share. Without a limit of ours it holds until that reset."""
@@ -113,10 +123,10 @@ class AccountLimits:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._requests = _Bucket(limits.rpm, 1.0)
-        self._input = _Bucket(limits.input_tpm, 1.0)
-        self._output = _Bucket(limits.output_tpm, 1.0)
-        self._tokens = _Bucket(limits.tpm, 1.0)
+        self._requests = _Bucket(limits.rpm)
+        self._input = _Bucket(limits.input_tpm)
+        self._output = _Bucket(limits.output_tpm)
+        self._tokens = _Bucket(limits.tpm)
         self._flying: dict[str, int] = {}
         self._window = float(max(1, limits.concurrency))
         self._paused_until = 0.0
@@ -172,6 +182,19 @@ class AccountLimits:
         """The holder's own count of its calls in the air: it is right where calls went without a grant of ours."""
         self._flying[holder] = calls
         self._peak = max(self._peak, self.in_flight)
+
+    def learn(self, limits: Limits, now: float) -> None:
+        """Limits that the provider told of. A pause, the calls in flight and a window that an overload made smaller
+        are not forgotten for it."""
+        self._limits = limits
+        for bucket, limit in (
+            (self._requests, limits.rpm),
+            (self._input, limits.input_tpm),
+            (self._output, limits.output_tpm),
+            (self._tokens, limits.tpm),
+        ):
+            bucket.become(limit, now)
+        self._window = min(self._window, float(max(1, limits.concurrency)))
 
     def forget(self, holder: str) -> None:
         """A dispatcher is gone: its calls are no longer in flight here. Their tokens stay counted."""

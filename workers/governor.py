@@ -89,7 +89,7 @@ class Governor:
 
     def __init__(self, account_json: bytes, *, restarted: bool = False, clock: Clock = SYSTEM) -> None:
         self._account = msgspec.json.decode(account_json, type=Account)
-        limits = self._known = self._account.limits
+        limits = self._account.limits
         self._limits = AccountLimits(limits)
         self._rated = any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
         self._clock = clock
@@ -139,7 +139,7 @@ class Governor:
         if want.told is not None:
             if want.told.limits is not None:
                 self._trouble_at = max(self._trouble_at, tick)
-                self._learn(want.told.limits)
+                self._limits.learn(want.told.limits, tick)
             self._limits.observe(want.told.left, tick)
         if want.refusals:
             self._limits.flies(max(want.flew, want.use.flying), want.dispatcher)
@@ -147,13 +147,6 @@ class Governor:
             self._limits.throttled(kind, wait_s, tick)
             self._trouble_at = max(self._trouble_at, tick + (wait_s or 0.0))
         self._limits.flies(want.use.flying, want.dispatcher)
-
-    def _learn(self, known: Limits) -> None:
-        if known != self._known:
-            self._known = known
-            self._limits = AccountLimits(known)
-            for name, one in self._dispatchers.items():
-                self._limits.flies(one.use.flying, name)
 
     def _grant(self, want: Want, tick: float) -> Lease:
         share = max(1, self._limits.window // max(1, len(self._dispatchers)))

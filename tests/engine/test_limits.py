@@ -166,3 +166,33 @@ def test_metrics_tell_how_close_the_limit_is() -> None:
     assert used["requests"] == pytest.approx(1.0)
     assert used["concurrency"] == pytest.approx(0.5)
     assert used["tokens"] == 0.0
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 100_000)), min_size=1, max_size=8), st.floats(0, 29.9))
+def test_limits_learned_amid_trouble_end_neither_a_pause_nor_a_smaller_window(
+    told: list[int | None], at: float
+) -> None:
+    """Headers of one account's several models may tell of different limits, again and again."""
+    limits = AccountLimits(Limits(concurrency=100))
+    assert limits.grant(Ask(80), NOW).calls == 80
+    limits.throttled("rate_limited", 30.0, NOW)
+    window = limits.window
+    assert window < 100
+    for rpm in told:
+        limits.learn(Limits(rpm=rpm, concurrency=100), NOW + at)
+    assert (limits.window, limits.in_flight) == (window, 80)
+    assert limits.admit(1, 1, NOW + at) > 0
+    limits.settle(Grant(80), Ask(80), NOW + at)
+    assert limits.admit(1, 1, NOW + at) == pytest.approx(30.0 - at)
+
+
+@given(st.integers(10, 10_000), st.integers(10, 10_000))
+def test_a_learned_limit_gives_back_nothing_that_was_used(first: int, second: int) -> None:
+    """Two limits told in turn don't fill the bucket each time."""
+    limits = AccountLimits(Limits(concurrency=10**6))
+    limits.learn(Limits(rpm=first, concurrency=10**6), NOW)
+    sent = 0
+    for turn in range(20):
+        sent += limits.grant(Ask(10**6), NOW + turn * 0.1).calls
+        limits.learn(Limits(rpm=(second, first)[turn % 2], concurrency=10**6), NOW + turn * 0.1)
+    assert sent <= max(first, second)

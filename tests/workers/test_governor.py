@@ -20,7 +20,7 @@ from penstock.engine.limits import Remaining
 from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
 from penstock.workers.engines.api import ApiEngine
 from penstock.workers.engines.base import Right, Ticket
-from penstock.workers.engines.gates import GovernedGate
+from penstock.workers.engines.gates import GovernedGate, OwnGate
 from penstock.workers.governor import LEASE_S, LOST_S, Governor, Lease, Told, Use, Want
 from penstock.workers.wire import Bucket, LimitHeaders
 
@@ -106,6 +106,26 @@ async def test_headers_that_tell_of_scarcity_close_the_account() -> None:
     got = [await lease(one, Want("d1", Use(), 50)) for _ in range(3)]
     assert not got[0].open
     assert sum(g.calls for g in got) <= 2
+
+
+async def test_scarcity_told_with_or_after_a_refusal_does_not_end_its_pause() -> None:
+    """At one dispatcher alone and at the governor; other limits of the account's next model don't either."""
+    refused = Failure("rate_limited", "slow down", 429, 30.0)
+    gate, tick = OwnGate(account()), 0.0
+    assert gate.admit(call(), tick) == 0.0
+    gate.settle(call(), True, None, refused, tick)
+    gate.told(LimitHeaders(requests=Bucket(500, 0, 60.0)), tick)
+    assert gate.admit(call(1), 29.0) > 0
+
+    clock = Hand()
+    one = governor(clock, concurrency=100)
+    told = Told(Remaining(requests=0, requests_reset_s=1.0), Limits(rpm=500, concurrency=100))
+    await lease(one, Want("d1", Use(flying=1), 10, refusals=[("rate_limited", 30.0)], told=told))
+    clock.at += 20.0
+    other = Told(Remaining(tokens=500, tokens_reset_s=0.1), Limits(tpm=100_000, concurrency=100))
+    assert (await lease(one, Want("d1", Use(), 10, told=other))).calls == 0
+    clock.at += 11.0
+    assert (await lease(one, Want("d1", Use(), 10))).calls > 0
 
 
 async def test_a_restarted_governor_waits_until_former_leases_have_lapsed() -> None:

@@ -111,7 +111,7 @@ class OwnGate:
     """Limits kept in this process. While an account has no rates and no trouble, a call costs one addition."""
 
     def __init__(self, account: Account) -> None:
-        self._declared = self._known = account.limits
+        self._declared = account.limits
         self._core = AccountLimits(account.limits)
         self._rated = rated(account.limits)
         self._strict = self._rated
@@ -142,7 +142,7 @@ class OwnGate:
     def told(self, limits: LimitHeaders, tick: float) -> None:
         if nearly_spent(limits):
             self._watch(tick)
-            self._learn(limits)
+            self._core.learn(learn(self._declared, limits), tick)
         if self._strict:
             self._core.observe(remaining(limits), tick)
 
@@ -159,14 +159,6 @@ class OwnGate:
         if not self._strict:
             self._strict = True
             self._core.flies(self._flying)
-
-    def _learn(self, told: LimitHeaders) -> None:
-        known = learn(self._declared, told)
-        if known != self._known:
-            self._known = known
-            flying = self._core.in_flight
-            self._core = AccountLimits(known)
-            self._core.flies(flying)
 
 
 def rated(limits: Limits) -> bool:
