@@ -55,7 +55,20 @@ def _norm(text: str) -> str:
     return _SPACES.sub(" ", text).casefold()
 
 
-_FENCE = re.compile(r"```[a-zA-Z0-9_-]*\s*\n(.*?)\n?\s*```", re.DOTALL)
+_FENCE = "```"
+_OPENING = re.compile(r"```[a-zA-Z0-9_-]*+(\s++)")
+"""A fence, perhaps its language, and white space. It never goes back over what it took: answers come from models, and a
+pattern that does holds up the worker, and all it carries, for minutes."""
+
+
+def fenced(text: str) -> str | None:
+    """What stands in the first code fence that is closed, without the white space around it; None: there is none. A
+    line ends behind an opening fence. Takes time in proportion to the text's length."""
+    for opening in _OPENING.finditer(text):
+        if "\n" in opening[1]:
+            close = text.find(_FENCE, opening.end())
+            return None if close < 0 else text[opening.end() : close].strip()
+    return None
 
 
 def _check_schema(text: str, schema: bytes) -> tuple[bool, str, str]:
@@ -63,10 +76,10 @@ def _check_schema(text: str, schema: bytes) -> tuple[bool, str, str]:
     try:
         value = _decode(bare)
     except (ValueError, RecursionError) as error:
-        fenced = _FENCE.search(bare)
-        if fenced is None:
+        inside = fenced(bare)
+        if inside is None:
             return False, text, f"the answer is not JSON: {str(error)[:200]}"
-        return _check_schema(fenced.group(1), schema)
+        return _check_schema(inside, schema)
     problem = _validator(schema)(value)
     return (False, text, problem) if problem else (True, bare, "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import msgspec
@@ -109,6 +110,24 @@ def test_json_answers_are_checked_against_the_schema(text: str, ok: bool) -> Non
     assert bool(why) is not ok
     if ok:
         assert msgspec.json.decode(canonical)["a"] == 1
+
+
+@given(st.text(alphabet="`` \n\r\x1fa-{", max_size=24))
+def test_a_fence_is_what_a_plain_pattern_says_it_is(text: str) -> None:
+    """The pattern is slow on long texts, and right on short ones."""
+    plain = re.search(r"```[a-zA-Z0-9_-]*\s*\n(.*?)\n?\s*```", text, re.DOTALL)
+    assert answers.fenced(text) == (None if plain is None else plain[1].strip())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```json" + "\n" * 500_000 + "{", "```json\n{" + "\n" * 500_000 + "x", "`" * 900_000, "```a\n```a " * 90_000],
+    ids=["white space behind the fence", "in mid-answer", "backticks alone", "many fences"],
+)
+def test_a_long_answer_with_a_fence_is_looked_through_once(text: str) -> None:
+    """A worker checks between its calls: minutes over one answer would end it, and everything it carries would be sent
+    again. (Going back over white space, this takes hours.)"""
+    assert answers.check(text, SCHEMA)[0] is False
 
 
 def test_a_schema_reaches_for_no_other_document() -> None:
