@@ -63,6 +63,8 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = "declared"
     above: tuple[PriceAbove, ...] = ()
     """Dearer prices of long prompts, by rising `start`; the last one whose `start` the input passes holds."""
+    per_request: int = 0
+    """Nano-dollars of a call, whatever its tokens."""
 
 
 class Version(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -80,8 +80,8 @@ def sane(usage: Usage) -> tuple[Usage, bool]:
     return (usage, True) if fixed == usage else (fixed, False)
 
 
-def cost_nano(usage: Usage, price: Price) -> int:
-    """Nano-dollars of one call, rounded up once.
+def cost_nano(usage: Usage, price: Price, calls: int = 1) -> int:
+    """Nano-dollars of one call, or of so many whose tokens are told together, rounded up once.
 
     `cached`, `cache_write` (5 minutes) and `cache_write_1h` are disjoint parts of `input`; each is charged at its own
     price, or as plain input where it has none (`cache_write_1h`: as `cache_write` first). A long prompt's price holds
@@ -95,7 +95,7 @@ def cost_nano(usage: Usage, price: Price) -> int:
     total += usage.cached * (at.input if at.cached is None else at.cached)
     total += usage.cache_write * written
     total += usage.cache_write_1h * (written if at.cache_write_1h is None else at.cache_write_1h)
-    return _up(total)
+    return _up(total) + calls * price.per_request
 
 
 def rate_of(price: Price, input_tokens: int) -> Price | PriceAbove:
@@ -111,13 +111,14 @@ def worst_case_nano(max_input_tokens: int, max_output_tokens: int, price: Price)
     """The most that a call may cost: all input at the dearest rate it may meet (cache writes cost more than input)."""
     reachable = [price, *(above for above in price.above if max_input_tokens > above.start)]
     dearest = max(max(at.input, at.cached or 0, at.cache_write or 0, at.cache_write_1h or 0) for at in reachable)
-    return _up(max_input_tokens * dearest + max_output_tokens * max(at.output for at in reachable))
+    tokens = _up(max_input_tokens * dearest + max_output_tokens * max(at.output for at in reachable))
+    return tokens + price.per_request
 
 
 def expected_nano(input_tokens: int, output_tokens: int, price: Price) -> int:
     """What a call of this size costs at plain rates; for order, `max_cost_usd` and forecasts."""
     at = rate_of(price, input_tokens) if price.above else price
-    return _up(input_tokens * at.input + output_tokens * at.output)
+    return _up(input_tokens * at.input + output_tokens * at.output) + price.per_request
 
 
 def usd_to_nano(usd: float) -> int:

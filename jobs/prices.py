@@ -7,6 +7,7 @@ what is charged; the hot path counts in integers.
 from __future__ import annotations
 
 import datetime
+import re
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
@@ -22,6 +23,27 @@ _PRETEND = Price(input=NANO_PER_USD, output=5 * NANO_PER_USD, version=PRETEND)
 
 MAX_USD_PER_MILLION = 1_000_000
 """A dollar a token: beyond it somebody mistook the unit."""
+MAX_USD_PER_REQUEST = 1
+"""Beyond it somebody wrote the price of a thousand. A guess: the dearest known is 0.014."""
+
+_ON_DEMAND = frozenset(
+    {
+        "web_searches_kcount",
+        "storage_searches_kcount",
+        "audio_hours",
+        "input_audio_hours",
+        "input_audio_mtok",
+        "cache_audio_read_mtok",
+        "input_video_mtok",
+    }
+)
+"""Prices of what only certain requests ask for, and those are refused when they are read."""
+_SEARCHES = re.compile(r"\bsonar\b|-search\b|deep-research")
+"""Models that search on every call, for a fee that the table leaves out or knows for one of several sizes."""
+
+
+class Uncounted(ValueError):
+    """The table's price of this model has parts that calls can't be charged by. The message names them."""
 
 
 def nano(usd: int | float | str | Decimal) -> int:
@@ -44,10 +66,21 @@ def table_price(provider: str | None, base_url: str, model: str) -> Price | None
     """The table's price today, or None where it does not know provider or model.
 
     Where a price depends on the length of the prompt, the base price is taken and `Price.above` holds the dearer ones;
-    where it depends on the time of day, the dearest one holds, so that a budget is never overrun.
+    where it depends on the time of day, the dearest one holds, so that a budget is never overrun. Raises `Uncounted`.
     """
     found = _find(provider, base_url, model)
-    return None if found is None else _convert(found, f"genai-prices {_version()}")
+    if found is None:
+        return None
+    if parts := _uncounted(found):
+        raise Uncounted(", ".join(parts))
+    return _convert(found, f"genai-prices {_version()}")
+
+
+def _uncounted(info: Any) -> list[str]:
+    """Names of what a call of this model may be charged for beside the tokens of `_FIELDS`."""
+    priced = {name for price in _candidates(info) for name, value in vars(price).items() if value is not None}
+    odd = sorted(name for name in priced - {*_FIELDS.values()} - _ON_DEMAND if not name.startswith("_"))
+    return [*odd, "searches"] if _SEARCHES.search(info.id) and not odd else odd
 
 
 def sandbox_price(model: str) -> Price:

@@ -97,7 +97,12 @@ def _present(whole: Cell, model: Model) -> float:
         return 1.0
     at = rate_of(price, whole.input // whole.calls)
     flat = Price(
-        input=at.input, output=at.output, cached=at.cached, cache_write=at.cache_write, cache_write_1h=at.cache_write_1h
+        input=at.input,
+        output=at.output,
+        cached=at.cached,
+        cache_write=at.cache_write,
+        cache_write_1h=at.cache_write_1h,
+        per_request=price.per_request,
     )
     usage = Usage(whole.input, whole.cached, whole.cache_write, whole.cache_write_1h, whole.output, whole.reasoning)
-    return cost_nano(usage, flat) / whole.cost_nano
+    return cost_nano(usage, flat, whole.calls) / whole.cost_nano

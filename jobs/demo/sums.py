@@ -86,7 +86,7 @@ def bills(costs: Sequence[Line], catalog: Catalog, tier1: str) -> list[Bill]:
         usage = Usage(input=sum(line.input for line in lines), output=sum(line.output for line in lines))
         calls = sum(line.role != "adjustment" for line in lines)
         nano = sum(line.cost_nano for line in lines)
-        made.append(Bill(model, calls, usage, nano, cost_nano(usage, top) if top is not None else 0))
+        made.append(Bill(model, calls, usage, nano, cost_nano(usage, top, calls) if top is not None else 0))
     return sorted(made, key=lambda bill: (-bill.nano, bill.model))
 
 

@@ -160,7 +160,9 @@ def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, his
         rows=rows,
         input_tokens=inputs,
         output_tokens=outputs,
-        cost_nano=inputs.scaled(price.input / 1e6) + outputs.scaled(price.output / 1e6),
+        cost_nano=inputs.scaled(price.input / 1e6)
+        + outputs.scaled(price.output / 1e6)
+        + rows.scaled(price.per_request),
         worst_nano=rows.high * _mean(reading, group.worst_nano).high,
         price_version=price.version,
         measured=measured is not None,

@@ -210,6 +210,8 @@ def price_text(price: Price | None) -> str:
     return f"{text} ({price.version})"
 
 
+    if price.per_request:
+        text += f", ${price.per_request / NANO_PER_USD:g} a request"
 def _wall(wall: Wall) -> str:
     asks = [f"regions {', '.join(wall.regions)}"] if wall.regions else []
     asks += [f"origin {', '.join(wall.origin)}"] if wall.origin else []

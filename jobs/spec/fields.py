@@ -27,6 +27,8 @@ class PriceFile(msgspec.Struct, frozen=True):
     cached_per_million: Number | None = None
     cache_write_per_million: Number | None = None
     cache_write_1h_per_million: Number | None = None
+    per_request: Number = 0
+    """US dollars of one call, whatever its tokens."""
     version: str = "declared"
 
 

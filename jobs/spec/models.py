@@ -209,7 +209,15 @@ def _price(doc: Doc, path: Path, file: ModelFile, account: Account, upstream: st
     if hosts.is_sandbox(account.base_url) or account.provider == "sandbox":
         return prices.sandbox_price(upstream)
     known = hosts.host(account.provider)
-    price = prices.table_price(known.prices if known else None, account.base_url, upstream)
+    try:
+        price = prices.table_price(known.prices if known else None, account.base_url, upstream)
+    except prices.Uncounted as error:
+        raise doc.error(
+            path,
+            f"{account.provider} charges calls of `{upstream}` by more than their tokens, and the price table "
+            f"can't tell how much ({error}); add `price: {{input_per_million: …, output_per_million: …, "
+            "per_request: …}` (US dollars)",
+        ) from None
     if price is None:
         raise doc.error(
             path,
@@ -242,6 +250,9 @@ def _declared(doc: Doc, path: Path, price: PriceFile | str) -> Price:
         usd = getattr(price, field)
         if usd is not None:
             values[kind] = _nano(doc, (*path, "price", field), usd)
+    if price.per_request > prices.MAX_USD_PER_REQUEST:
+        raise doc.error((*path, "price", "per_request"), "over a dollar a request; the unit is US dollars of one request")
+    values["per_request"] = _nano(doc, (*path, "price", "per_request"), price.per_request)
     return Price(**values, version=price.version)
 
 

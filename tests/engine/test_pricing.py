@@ -31,6 +31,7 @@ PRICES = st.builds(
     cache_write=MAYBE,
     cache_write_1h=MAYBE,
     above=st.lists(ABOVE, max_size=2).map(lambda rows: tuple(sorted(rows, key=lambda a: a.start))),
+    per_request=RATE,
 )
 TOKENS = st.integers(0, 20_000)
 
@@ -50,6 +51,14 @@ def test_a_price_that_is_not_given_is_the_input_price() -> None:
 
 
 def test_a_call_is_rounded_up_once() -> None:
+def test_a_request_has_a_price_beside_its_tokens() -> None:
+    """Once a call, in its bill, its worst case and the forecast; so often where those of several are summed."""
+    price = Price(input=1_000_000, output=2_000_000, per_request=12_000_000)
+    usage = Usage(input=100, output=10)
+    assert cost_nano(usage, price) == expected_nano(100, 10, price) == worst_case_nano(100, 10, price) == 12_000_120
+    assert cost_nano(usage, price, calls=3) == 36_000_120
+
+
     """One nano-dollar at most is added to a call, and nothing to a free one."""
     assert cost_nano(Usage(input=1, output=1), Price(input=1, output=1)) == 1
     assert cost_nano(Usage(input=1, output=1), Price()) == 0

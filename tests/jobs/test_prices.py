@@ -81,6 +81,31 @@ def test_an_unknown_model_or_host_has_no_price() -> None:
     assert prices.table_price("nobody", "", "gpt-4o-mini") is None
 
 
+@pytest.mark.parametrize(
+    ("provider", "model", "part"),
+    [
+        ("perplexity", "sonar", "requests_kcount"),
+        ("perplexity", "sonar-deep-research", "output_citation_mtok, output_reasoning_mtok"),
+        ("openrouter", "perplexity/sonar", "searches"),
+        ("openai", "gpt-4o-search-preview", "searches"),
+        ("google", "gemini-2.5-flash-image", "output_image_mtok"),
+        ("openai", "gpt-audio", "output_audio_mtok"),
+    ],
+)
+def test_a_price_with_parts_that_cannot_be_counted_is_no_price(provider: str, model: str, part: str) -> None:
+    """Its tokens alone would be a bill that is too low. The error names the parts."""
+    with pytest.raises(prices.Uncounted, match=part):
+        prices.table_price(provider, "", model)
+    assert prices.sandbox_price(model).version == "sandbox-pretend"
+
+
+def test_what_only_a_refused_request_would_pay_does_not_matter() -> None:
+    """Searches on demand, audio that is sent: such requests are refused, all others cost their tokens."""
+    assert prices.table_price("anthropic", "", "claude-haiku-4-5") is not None
+    assert prices.table_price("google", "", "gemini-2.5-flash") is not None
+    assert prices.table_price("openai", "", "gpt-4o") is not None
+
+
 def test_an_address_finds_its_provider() -> None:
     """An account without a known name is priced by where it points."""
     assert prices.table_price(None, "https://api.groq.com/openai/v1", "llama-3.3-70b-versatile") is not None

@@ -15,6 +15,7 @@ from penstock.engine.catalog import Limits, Price
 from penstock.engine.errors import SpecError
 from penstock.engine.policy import Condition
 from penstock.jobs import spec
+from penstock.jobs.spec.describe import price_text
 from penstock.workers.runspec import RunSpec
 
 USD = 1_000_000_000
@@ -155,6 +156,21 @@ def test_the_whole_job_of_the_documentation_reads(whole: RunSpec, tmp_path: Path
     assert whole.max_dead_letters == 0.01
     assert whole.state == f"{tmp_path}/.penstock"
     assert whole.on_duplicate == "dead_letter"
+
+
+def test_a_declared_price_may_have_a_part_for_each_request(tmp_path: Path) -> None:
+    """Perplexity's searches: half a cent a call beside its tokens, and the description says so."""
+    price = {"input_per_million": 1, "output_per_million": 1, "per_request": 0.005}
+    job = {
+        "source": "x.jsonl",
+        "prompt": "{{ text }}",
+        "sinks": "o.jsonl",
+        "models": [{"name": "m", "model": "perplexity/sonar", "price": price}],
+    }
+    (tmp_path / "x.jsonl").write_text('{"text":1}\n')
+    made = spec.from_mapping(job, str(tmp_path))
+    assert made.catalog.models["m"].price == Price(input=USD, output=USD, per_request=5_000_000)
+    assert price_text(made.catalog.models["m"].price) == "$1 in, $1 out per million tokens, $0.005 a request (declared)"
 
 
 def test_the_catalogue_holds_accounts_models_tiers_and_walls(whole: RunSpec) -> None:

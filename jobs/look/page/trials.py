@@ -147,7 +147,7 @@ def _saved(name: str, top: str, paid: Sum, trials: Trials, spec: RunSpec) -> tup
     known = shown(name), shown(top), f"{paid.n:,}", dollars(paid.nano)
     if price is None:
         return (*known, "–", "–")
-    alone = cost_nano(trials.used.at(name).usage, price)
+    alone = cost_nano(trials.used.at(name).usage, price, paid.n)
     saved = alone - paid.nano
     told = f"{dollars(saved)} ({share(saved, alone)})" if saved > 0 else f"nothing: {dollars(-saved)} more"
     return (*known, dollars(alone), told)
