@@ -46,7 +46,7 @@ def of_status(status: RunStatus, max_dead_letters: int | float | None) -> int:
         case "stopped_by_budget":
             return BUDGET
         case "failed":
-            return INFRASTRUCTURE
+            return UNEXPECTED if status.unexpected else INFRASTRUCTURE
         case "starting" | "running" | "draining" | "assembling" | "cancelled" | "interrupted":
             return INTERRUPTED
 

@@ -239,12 +239,13 @@ class PlainDisplay:
         self._console = console
         self._state: RunState | None = None
         self._told_at = 0.0
-        self._notes = 0
+        self._noted = 0
 
     def show(self, view: View) -> None:
-        for note in view.status.notes[self._notes :]:
+        notes, noted = view.status.notes, view.status.noted
+        for note in notes[max(0, len(notes) - (noted - self._noted)) :]:
             self.say(f"note: {note}")
-        self._notes = len(view.status.notes)
+        self._noted = noted
         if view.status.state != self._state or view.elapsed_s - self._told_at >= PLAIN_EVERY_S:
             self._state, self._told_at = view.status.state, view.elapsed_s
             self.say(plain_line(view))

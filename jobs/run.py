@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import SpecError, Temporary
 from penstock.jobs import trial
 from penstock.jobs.feedback.following import Followed, following
 from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
@@ -99,15 +99,16 @@ def follow(
 
     `drain_s`: a run that was asked to stop may take so long to drain before it is stopped like one asked twice.
     """
-    meter, saved, told = Meter(), _Saver(history), 0
+    meter, saved, told = Meter(), _Saver(history, display.say), 0
     gave_up_at = drained_at = None
     while True:
         status = handle.status()
         now = clock.now()
         display.show(meter.see(status, now))
-        saved.see(status, now)
         if is_over(status):
+            saved.last(status)
             return status
+        saved.see(status, now)
         if stop.level >= 1 and told == 0:
             told, drained_at = 1, now + drain_s
             handle.drain()
@@ -120,28 +121,56 @@ def follow(
             handle.cancel()
             gave_up_at = clock.now() + STOP_GRACE_S
         if gave_up_at is not None and now >= gave_up_at:
-            return _left_behind(status, history)
+            return _left_behind(status, saved)
         stop.wait(POLL_S)
 
 
-def _left_behind(status: RunStatus, history: History) -> RunStatus:
+def _left_behind(status: RunStatus, saved: _Saver) -> RunStatus:
     status.state, status.message = "interrupted", "left behind: it did not stop in time"
-    history.save_status(status)
+    saved.last(status)
     return status
 
 
 class _Saver:
-    """Writes a status where it says something new, and no more often than a store likes."""
+    """Writes a status where it says something new, and no more often than a store likes. In a thread of its own: a
+    store that is slow or away holds up neither the run nor whoever wants to stop it. History is for people and tools.
+    """
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, say: Callable[[str], None]) -> None:
         self._history = history
+        self._say = say
         self._state: RunState | None = None
         self._next_at = 0.0
+        self._thread = ThreadPoolExecutor(1, "penstock-history")
+        self._going: Future[None] | None = None
+        self._failed = False
 
     def see(self, status: RunStatus, now: float) -> None:
-        if status.state != self._state or now >= self._next_at:
-            self._state, self._next_at = status.state, now + SAVE_EVERY_S
-            self._history.save_status(status)
+        if status.state == self._state and now < self._next_at:
+            return
+        if self._going is not None:
+            if not self._going.done():
+                return
+            self._heard(self._going)
+        self._state, self._next_at = status.state, now + SAVE_EVERY_S
+        self._going = self._thread.submit(self._history.save_status, status)
+
+    def last(self, status: RunStatus) -> None:
+        """Behind all others. Returns when it is written, or can't be."""
+        going = self._thread.submit(self._history.save_status, status)
+        self._thread.shutdown()
+        self._heard(going)
+
+    def _heard(self, going: Future[None]) -> None:
+        """What is wrong is said once, until it is well again. Raises all but `Temporary`."""
+        try:
+            going.result()
+        except Temporary as error:
+            if not self._failed:
+                self._say(f"the run's history can't be written now: {error}")
+            self._failed = True
+        else:
+            self._failed = False
 
 
 @contextmanager
@@ -181,7 +210,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     if session.address is None and "RAY_ADDRESS" not in os.environ:
         require_secrets(spec)
     history = (session.open_history or open_history)(spec.state)
-    before = _Before.of(history, spec.run_id)
+    before = Before.of(history, spec.run_id)
     if before.is_quiet(SYSTEM.now()):
         history.forget_cancel(spec.run_id)
     options = msgspec.structs.replace(session.options, command=command_line())
@@ -221,14 +250,14 @@ def require_secrets(spec: RunSpec) -> None:
         raise SpecError("; ".join(map(secret_told, missing)) + "; set it and run again")
 
 
-class _Before(msgspec.Struct, frozen=True):
+class Before(msgspec.Struct, frozen=True):
     """What history says of a run before this command; all None where it is new."""
 
     status: RunStatus | None = None
     fingerprint: dict[str, str] | None = None
 
     @classmethod
-    def of(cls, history: History, run_id: str) -> _Before:
+    def of(cls, history: History, run_id: str) -> Before:
         if not history.knows(run_id):
             return cls()
         status = history.status_or_starting(run_id)

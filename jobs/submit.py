@@ -10,8 +10,9 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.errors import Held, SpecError, Temporary
 from penstock.jobs.history import History, is_over, open_history
+from penstock.workers.clock import SYSTEM
 from penstock.workers.status import RunStatus
 
 if TYPE_CHECKING:
@@ -48,18 +49,30 @@ class JobHandle:
 def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> JobHandle:
     """Start a run on the cluster whose dashboard is at `address` (`http://host:8265`) and return at once.
 
-    Raises `SpecError` where the cluster could not reach the state, `Temporary` where the cluster does not answer.
+    Raises `SpecError` where the cluster could not reach the state, `Held` where the run is under way, `Temporary` where
+    the cluster does not answer; then history says what it said before.
     """
-    from penstock.jobs.run import resolve
+    from penstock.jobs.run import Before, resolve
 
     spec = resolve(job, vars)
     _check_reach(spec.state, address)
     history = open_history(spec.state)
-    history.save_spec(spec)
+    before = Before.of(history, spec.run_id)
+    if not before.is_quiet(SYSTEM.now()):
+        raise Held(f"{spec.run_id} is under way: penstock status {spec.run_id}, or penstock cancel {spec.run_id} first")
+    former = history.spec(spec.run_id) if before.status is not None else None
+    history.save_spec(spec)  # the command there reads it
     history.forget_cancel(spec.run_id)
     history.save_status(RunStatus(run_id=spec.run_id, name=spec.name, state="starting", message="submitted"))
     command = shlex.join(["penstock", "run", spec.run_id, "--state", spec.state])
-    return JobHandle(spec.run_id, _to_ray(address, command, spec.run_id), history)
+    try:
+        return JobHandle(spec.run_id, _to_ray(address, command, spec.run_id), history)
+    except Temporary as error:
+        if former is not None and before.status is not None:
+            history.save_spec(former)
+        failed = RunStatus(spec.run_id, spec.name, "failed", f"not submitted: {error}")
+        history.save_status(before.status or failed)
+        raise
 
 
 def _check_reach(state: str, address: str) -> None:

@@ -110,7 +110,8 @@ class Driver:
         )
         await self._stores.tell(made.plan)
         await self._trail.began(self._run_epoch, made, time.time())
-        self._status.notes.extend(made.notes)
+        for note in made.notes:
+            self._tell(note)
         self._status.resumed, self._status.lanes = made.resumed, made.plan.lanes
         self._status.endless = not made.plan.bounded
         self._status.total_bytes = sum(split.size_bytes for split in made.plan.splits) if made.plan.bounded else 0
@@ -132,6 +133,7 @@ class Driver:
             await self._fail(await taken_over(self._stores.primary, self._run_epoch) or words(error))
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
             self._log("error", "driver failed", error=words(error))
+            self._status.unexpected = True
             await self._fail(f"unexpected: {type(error).__name__}: {words(error)}")
 
     async def _nothing_to_do(self) -> bool:
@@ -381,7 +383,11 @@ class Driver:
 
     def _note(self, text: str) -> None:
         self._log("warning", text)
-        self._status.notes = [*self._status.notes[-49:], text]
+        self._tell(text)
+
+    def _tell(self, note: str) -> None:
+        self._status.notes = [*self._status.notes[-49:], note]
+        self._status.noted += 1
 
     # -- sums
 

@@ -30,6 +30,8 @@ class RunHandle:
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
         self._drained = False
         self._notes: list[str] = []
+        self._noted = 0
+        """Notes of former drivers, and ours of them."""
         self._silent_since: float | None = None
 
     def begin(self) -> None:
@@ -76,6 +78,7 @@ class RunHandle:
             data: bytes = ray.get(self._driver.status.remote(), timeout=STATUS_S)  # pyright: ignore
             self._last = msgspec.msgpack.decode(data, type=RunStatus)
             self._last.notes = [*self._notes, *self._last.notes]
+            self._last.noted += self._noted
             self._silent_since = None
         except GetTimeoutError:
             self._silent_since = self._silent_since or time.time()
@@ -105,6 +108,7 @@ class RunHandle:
                 self._give_up(f"{note}, but: {problem}")
                 return
             self._notes.append(note)
+            self._noted = self._last.noted + 1
             if self._drained:
                 self.drain()
             return

@@ -57,7 +57,11 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     outputs: dict[str, list[str]] = msgspec.field(default_factory=dict[str, list[str]])
     resumed: bool = False
     notes: list[str] = msgspec.field(default_factory=list[str])
-    """Things worth telling: a lane moved, an engine restarted, a budget nearly used."""
+    """Things worth telling: a lane moved, an engine restarted, a budget nearly used. The latest ones."""
+    noted: int = 0
+    """How many there were, those that are gone from `notes` among them."""
+    unexpected: bool = False
+    """It failed by an error of ours, not by one of the machines around it."""
     drifted: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     """Task → why the calibration of its cascade does not hold any more."""
     epoch: int = 0

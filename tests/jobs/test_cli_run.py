@@ -1,6 +1,7 @@
 """A run from the command's side: shown, saved, stopped without loss. The cluster is a scripted one."""
 
 import asyncio
+import io
 import os
 import signal
 import threading
@@ -11,17 +12,20 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog
-from penstock.engine.errors import Held, PenstockError
+from penstock.engine.errors import Held, PenstockError, Temporary
 from penstock.engine.policy import Policy
+from penstock.jobs import exits, trial
 from penstock.jobs import run as running
-from penstock.jobs import trial
 from penstock.jobs.history import History, open_history
-from penstock.jobs.progress import View
+from penstock.jobs.progress import Meter, PlainDisplay, View
 from penstock.jobs.result import JobResult
 from penstock.jobs.run import Session, Stop
+from penstock.jobs.submit import submit
 from penstock.workers.runspec import Execution, RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus, Tally
 
@@ -342,3 +346,54 @@ def test_a_trial_is_a_run_of_its_own(tmp_path: Path) -> None:
     tried = trial.first(spec, 5)
     assert (tried.run_id, tried.limit, tried.source) == ("job-1~first-5", 5, spec.source)
     assert not set(map(str, tried.sinks.values())) & set(map(str, spec.sinks.values()))
+
+
+class Away(History):
+    """A state that can't be written for a while."""
+
+    writes = 0
+
+    def save_status(self, status: RunStatus) -> None:
+        self.writes += 1
+        if status.state != "done":
+            raise Temporary("the bucket is away")
+        super().save_status(status)
+
+
+def test_a_history_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
+    away = Away(open_state(str(tmp_path / ".penstock")), str(tmp_path / ".penstock"))
+    run, heard = ScriptedRun(["starting", "running", "draining", "running", "done"], Tally(results=3)), Heard()
+    status = running.follow(run, away, heard, Stop())
+    assert (status.state, away.status("job-1").state) == ("done", "done")
+    assert heard.said == ["the run's history can't be written now: the bucket is away"]
+    assert away.writes > 1
+
+
+def test_every_note_is_said_once_also_behind_the_fiftieth() -> None:
+    """A status keeps the latest notes only; another driver counts on from the last one's."""
+    console = Console(file=io.StringIO(), width=200)
+    display, meter = PlainDisplay(console), Meter()
+    for total in (1, 30, 52, 53, 120):
+        notes = [f"note {n}." for n in range(total)][-50:]
+        status = RunStatus("job-1", "job", "running", started_at=1.0, updated_at=2.0, notes=notes, noted=total)
+        display.show(meter.see(status, 2.0))
+    said = [line for line in console.file.getvalue().splitlines() if line.startswith("note: ")]  # type: ignore[attr-defined]
+    assert said == [f"note: note {n}." for n in (*range(53), *range(70, 120))]
+
+
+@pytest.mark.parametrize(("unexpected", "code"), [(True, 1), (False, 4)])
+def test_an_error_of_ours_is_another_exit_code_than_lost_machines(unexpected: bool, code: int) -> None:
+    status = RunStatus("job-1", "job", "failed", "unexpected: KeyError: 'x'", unexpected=unexpected)
+    assert exits.of_status(status, None) == code
+
+
+def test_a_submit_that_the_cluster_does_not_take_leaves_history_as_it_was(tmp_path: Path) -> None:
+    carry_out(tmp_path, ["running", "done"])
+    history, spec = history_of(tmp_path), spec_in(tmp_path)
+    with pytest.raises(Temporary, match="did not take the job"):
+        submit(spec, "http://127.0.0.1:9")
+    assert history.status("job-1").state == "done"
+    history.save_status(RunStatus("job-1", "job", "running", updated_at=time.time()))
+    with pytest.raises(Held, match="is under way"):
+        submit(spec, "http://127.0.0.1:9")
+    assert history.status("job-1").state == "running"
