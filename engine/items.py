@@ -432,6 +432,8 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     """Of the record, as the item's own are."""
+    cut: str = ""
+    """What of key and headers is left out, since the dead letters' place does not take it, in words."""
 
     @property
     def retryable(self) -> bool:

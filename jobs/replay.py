@@ -11,7 +11,8 @@ Within one generation every promise holds as ever.
 
 No item is sent twice for one death: a replay takes only letters that are the *last word* on their item over the run
 and all its replays so far, and refuses to start while an earlier replay is unfinished (its items may still end well).
-Not replayed: letters over 1 MB of which only the head was kept; they are counted and named.
+Not replayed: letters over 1 MB of which only the head was kept, and those whose topic took not all of their key and
+headers (which say whose an item is, and where it may go); they are counted and named.
 
 Memory: 16 bytes and some of every item in earlier replays of the same run, nothing else.
 """
@@ -47,7 +48,7 @@ class Chosen(msgspec.Struct):
     batch: bool = False
     """The originals are openai-batch lines."""
     cut: list[str] = msgspec.field(default_factory=list[str])
-    """Item ids of letters that can't be sent: only their head was kept."""
+    """Item ids of letters that can't be sent: they were kept only in part."""
 
 
 Wanted = Callable[[LetterTold], bool]
@@ -197,5 +198,5 @@ def _nothing(base: str, chosen: Chosen) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in chosen.left.most_common())
         return f"no dead letter of {base} that sending again may help; left: {reasons} (--all or --reason takes them)"
     if chosen.cut:
-        return f"{len(chosen.cut):,} dead letters of {base} were kept only in part (over 1 MB) and can't be sent again"
+        return f"{len(chosen.cut):,} dead letters of {base} were kept only in part (too large) and can't be sent again"
     return f"{base} has no dead letters to send again"

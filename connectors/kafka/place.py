@@ -121,7 +121,7 @@ class KafkaPlace:
     def _line(self, sink: SinkName, record: ConsumerRecord[bytes, bytes], value: bytes) -> bytes:
         """A dead letter is made whole again, and a result that was too large is fetched."""
         if sink == "dead_letters":
-            return incoming(record.value, record.headers) or value
+            return incoming(record.value, record.key, record.headers) or value
         return self._large.followed(value) if sink == "results" and self._large is not None else value
 
     async def _fresh_since(self) -> int:

@@ -11,23 +11,24 @@ NOT_KEPT = "penstock-record"
 """A whole earlier letter (`connectors.kafka.dead_letters`): kept, each death would hold all deaths before it."""
 
 
-class _Envelope(msgspec.Struct, frozen=True):
-    """Bytes are base64, as msgspec writes them."""
+class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Bytes are base64, as msgspec writes them. cut: what is left out of them, since the dead letters' place does not
+    take it, in words."""
 
     key: bytes | None = None
     headers: Headers = ()
+    cut: str = ""
 
 
-_decode = msgspec.json.Decoder(_Envelope).decode
+_decode = msgspec.json.Decoder(Envelope).decode
 
 
-def seal(key: bytes | None, headers: Headers) -> str | None:
-    """None where there is neither."""
+def seal(key: bytes | None, headers: Headers, cut: str = "") -> str | None:
+    """None where there is nothing of it."""
     kept = tuple(header for header in headers if header[0] != NOT_KEPT)
-    return msgspec.json.encode(_Envelope(key, kept)).decode() if key is not None or kept else None
+    return msgspec.json.encode(Envelope(key, kept, cut)).decode() if key is not None or kept or cut else None
 
 
-def unseal(text: str | None) -> tuple[bytes | None, Headers]:
+def unseal(text: str | None) -> Envelope:
     """Raises `msgspec.DecodeError` where the text is none of ours."""
-    made = _decode(text) if text else _Envelope()
-    return made.key, made.headers
+    return _decode(text) if text else Envelope()

@@ -52,9 +52,9 @@ class ReplayIntake:
                 if letter.original_encoding == "base64"
                 else letter.original.encode("utf-8", "surrogatepass")
             )
-            key, headers = unseal(letter.envelope)
+            came = unseal(letter.envelope)
         except (msgspec.DecodeError, ValueError):
             return self._intake.item(raw, now)
-        inner = msgspec.structs.replace(raw, data=original, length=0, key=key, headers=headers)
+        inner = msgspec.structs.replace(raw, data=original, length=0, key=came.key, headers=came.headers)
         made = self._intake.item(inner, now, item_id or letter.item_id)
         return msgspec.structs.replace(made, generation=letter.generation + 1)

@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from penstock.connectors.reading.envelope import seal
+from penstock.connectors.reading.json_guard import MAX_DEPTH, decode
 from penstock.connectors.writing.record_structs import (
     AttemptLine,
     BatchLine,
@@ -30,6 +31,7 @@ from penstock.connectors.writing.record_structs import (
     Source,
     Tokens,
 )
+from penstock.engine.errors import BadRecord
 from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer, Usage
 
 Shape = Literal["rows", "openai-batch"]
@@ -64,7 +66,7 @@ class Encoder:
         kept = kept_columns(result.item.keep_json)
         text = result.answer.text
         structured = as_struct(text) if result.route.task in self._schema_tasks else None
-        answer = structured if structured is not None else _encode(text)
+        answer = structured if structured is not None else _text(text)
         penstock = _encode(self._provenance(result))
         return b"".join((kept, b'"answer":', answer, b',"penstock":', penstock, b"}"))
 
@@ -217,7 +219,7 @@ class Encoder:
                 price_version=letter.price_version,
                 policy_version=letter.policy_version,
                 finished_at=self._stamps.iso(letter.finished_at),
-                envelope=seal(came.key, came.headers),
+                envelope=seal(came.key, came.headers, letter.cut),
                 prompt_version=letter.prompt_version or None,
             )
         )
@@ -249,6 +251,10 @@ def milliseconds(value: float) -> float:
     return round(value, 3)
 
 
+_LAST_SECOND = 253_402_300_799
+"""Of the year 9999."""
+
+
 class Stamps:
     """ISO 8601 in UTC with milliseconds. The part down to the second is made once a second, not once a record."""
 
@@ -256,7 +262,8 @@ class Stamps:
         self._seconds: dict[int, str] = {}
 
     def iso(self, unix: float) -> str:
-        ms = int(unix * 1000 + 0.5)
+        """A time outside of the years 1970 to 9999 comes as the nearest in them: ISO 8601 has no others."""
+        ms = int(min(max(0.0, unix), _LAST_SECOND) * 1000 + 0.5)
         second = ms // 1000
         text = self._seconds.get(second)
         if text is None:
@@ -267,26 +274,48 @@ class Stamps:
 
 
 def one_line(json: bytes) -> bytes:
-    """JSON text without line breaks: providers send pretty-printed bodies, and a record is one line."""
+    """JSON text without line breaks: providers send pretty-printed bodies, and a record is one line. Never raises."""
     if b"\n" in json or b"\r" in json:
-        return msgspec.json.format(json, indent=-1)
+        try:
+            return msgspec.json.format(json, indent=-1)
+        except (msgspec.MsgspecError, RecursionError):
+            return json.translate(_ONE_LINE)  # a line break may only stand between values
     return json
 
 
-def as_struct(text: str) -> bytes | None:
-    """The text as one line of JSON, or None where it is none (an answer kept although it is invalid)."""
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
+
+
+def _text(text: str) -> bytes:
+    """As JSON; half a surrogate pair, which no text file can hold, as a question mark."""
     try:
-        return msgspec.json.format(text.encode(), indent=-1)
-    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return _encode(text)
+    except UnicodeEncodeError:
+        return _encode(text.encode("utf-8", "replace").decode())
+
+
+def as_struct(text: str) -> bytes | None:
+    """The text as one line of JSON; None where it is none (an answer kept although it is invalid), or nests so deeply
+    (more than `MAX_DEPTH`) that readers would give up on it. Never raises."""
+    try:
+        json = text.encode()
+        if text.count("{") + text.count("[") > MAX_DEPTH:
+            decode(json)
+        return msgspec.json.format(json, indent=-1)
+    except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError, BadRecord):
         return None
 
 
 def kept_columns(keep_json: bytes) -> bytes:
-    """The kept columns as the beginning of an object: `{"a":1,`. Renames what would clash with our names."""
-    if keep_json == b"{}":
+    """The kept columns as the beginning of an object: `{"a":1,`. Renames what would clash with our names.
+
+    A row stands here as its line wrote it: white space around and within it, and an object of none, are ordinary."""
+    keep_json = keep_json.strip()
+    if b'"' not in keep_json:
         return b"{"
-    if b'"answer"' in keep_json or b'"penstock"' in keep_json or b"\\u00" in keep_json or b"\n" in keep_json:
+    if b'"answer"' in keep_json or b'"penstock"' in keep_json or b"\\u00" in keep_json:
         keep_json = _renamed(keep_json)
+    keep_json = one_line(keep_json)
     return keep_json[:-1] + b","
 
 
@@ -298,7 +327,7 @@ def _renamed(keep_json: bytes) -> bytes:
             while name in columns:
                 name = "input_" + name
             columns = {name if k == ours else k: v for k, v in columns.items()}
-    return one_line(_encode(columns))
+    return _encode(columns)
 
 
 def readable(original: bytes) -> tuple[str, Literal["utf-8", "base64"]]:

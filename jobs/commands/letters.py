@@ -125,5 +125,5 @@ def _chosen(run_id: str, chosen: Chosen) -> str:
     if chosen.left:
         text += f"; left: {tallied(dict(chosen.left))} (--all or --reason takes them)"
     if chosen.cut:
-        text += f"; {len(chosen.cut):,} kept only in part (over 1 MB), not sent"
+        text += f"; {len(chosen.cut):,} kept only in part (too large), not sent"
     return text

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from penstock.connectors.reading.envelope import unseal
 from penstock.engine.errors import Corrupt
 from penstock.engine.items import NANO_PER_USD
 
@@ -120,6 +121,7 @@ class LetterTold(msgspec.Struct, frozen=True):
     original_encoding: Literal["utf-8", "base64"] = "utf-8"
     original_length: int = 0
     original_hash: str | None = None
+    envelope: str | None = None
     generation: int = 0
     task: str | None = None
     tier: int | None = None
@@ -135,8 +137,8 @@ class LetterTold(msgspec.Struct, frozen=True):
 
     @property
     def is_whole(self) -> bool:
-        """False: only the head was kept (over 1 MB)."""
-        return len(self.bytes) >= self.original_length
+        """False: only the head was kept (over 1 MB), or its topic took not all of the record's key and headers."""
+        return len(self.bytes) >= self.original_length and not unseal(self.envelope).cut
 
 
 class CostTold(msgspec.Struct, frozen=True):

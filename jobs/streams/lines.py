@@ -56,7 +56,7 @@ def for_people(seen: Seen, width: int) -> str:
 def _record(seen: Seen) -> bytes:
     """A dead letter's topic holds the untouched original, and the letter in a header: here they are one again."""
     try:
-        return incoming(seen.value, seen.headers) or seen.value
+        return incoming(seen.value, seen.key, seen.headers) or seen.value
     except (msgspec.MsgspecError, KeyError, UnicodeError):  # the header is somebody else's
         return seen.value
 

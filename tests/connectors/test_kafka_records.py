@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from penstock.connectors.base import OutRecord, Raw
 from penstock.connectors.kafka.dead_letters import incoming, outgoing
+from penstock.connectors.kafka.records import row
 from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.kafka.topics import TopicFacts
+from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import KafkaSource, Row
 from penstock.connectors.writing.records import Encoder
@@ -75,25 +78,58 @@ def test_a_header_that_cannot_be_read_is_a_dead_letter() -> None:
     assert made.reason == "bad_field"
 
 
+TOPIC = TopicFacts("letters", 1, 1_048_588, "delete")
 HEADERS = st.lists(st.tuples(st.text(max_size=20), st.binary(max_size=20)), max_size=5).map(tuple)
 
 
-@given(value=st.binary(max_size=200), headers=HEADERS)
+@given(value=st.binary(max_size=200), key=st.none() | st.binary(max_size=20), headers=HEADERS)
 def test_a_dead_letter_is_the_record_untouched_and_makes_the_letter_again(
-    value: bytes, headers: tuple[tuple[str, bytes], ...]
+    value: bytes, key: bytes | None, headers: tuple[tuple[str, bytes], ...]
 ) -> None:
-    letter = DeadLetter("id", Position("s", 0, 7), "malformed", "müll", value, generation=2)
+    letter = DeadLetter(
+        "id", Position("s", 0, 7), "malformed", "müll", value, generation=2, key=key, headers=headers, cut="headers z"
+    )
     written = Encoder("run", "rows").dead_letter(letter)
-    sent = outgoing(OutRecord(0, 7, written, key=b"k", headers=headers))
+    sent = row("run", 1, TOPIC, outgoing(OutRecord(0, 7, written, key=key, headers=headers, item_id="id")), {})
     out, told = sent.value, sent.headers
-    assert sent.key == b"k"
+    assert sent.key == (b"id" if key is None else key)
     assert out == value
-    assert told[: len(headers)] == headers
+    assert tuple(told[: len(headers)]) == headers
     assert dict(told[len(headers) :])["penstock-message"] == "müll".encode()
     assert dict(told[len(headers) :])["penstock-generation"] == b"2"
-    again = incoming(out, told)
+    assert dict(told[len(headers) :])["penstock-left-out"] == b"headers z"
+    again = incoming(out, sent.key, told)
     assert again is not None
     assert json.loads(again) == json.loads(written)
+
+
+def test_a_letter_keeps_what_an_earlier_run_wrote_into_its_records_headers() -> None:
+    """Ours stand in their place on the record; the item that is sent again has them all the same."""
+    headers = (("h", b"v"), ("penstock-run", b"earlier"), ("penstock-reason", b"refused"))
+    letter = DeadLetter("id", Position("s", 0, 7), "budget", "x", b"{}", headers=headers)
+    written = Encoder("run", "rows").dead_letter(letter)
+    sent = row("run", 1, TOPIC, outgoing(OutRecord(0, 7, written, headers=headers, item_id="id")), {})
+    assert [value for name, value in sent.headers if name in ("penstock-run", "penstock-reason")] == [b"budget", b"run"]
+    again = incoming(sent.value, sent.key, sent.headers)
+    assert again is not None
+    assert unseal(json.loads(again)["envelope"]) == Envelope(None, headers)
+
+
+def test_a_letter_with_an_envelope_of_its_own_is_read_as_it_is() -> None:
+    """As letters were written before: key and headers twice."""
+    record = b'{"item_id":"id","original_encoding":"utf-8","envelope":"{\\"key\\":\\"aw==\\"}"}'
+    again = incoming(b"{}", b"k", (("h", b"v"), ("penstock-record", record)))
+    assert again is not None
+    assert json.loads(again) == json.loads(record) | {"original": "{}"}
+
+
+def test_the_letter_of_a_record_with_large_headers_fits_where_the_record_did() -> None:
+    """It holds them once: a lane could commit nothing any more after a letter that no topic takes."""
+    headers = (("blob", b"x" * 460_000),)
+    letter = DeadLetter("ab" * 16, Position("s", 0, 1), "malformed", "bad", b"{}", key=b"k", headers=headers)
+    written = Encoder("run", "rows").dead_letter(letter)
+    sent = outgoing(OutRecord(0, 1, written, key=b"k", headers=headers, item_id=letter.item_id))
+    assert row("run", 1, TOPIC, sent, {}).size < 465_000
 
 
 def test_a_letter_that_dies_again_tells_only_of_its_last_death() -> None:
@@ -106,7 +142,7 @@ def test_a_letter_that_dies_again_tells_only_of_its_last_death() -> None:
 
 
 def test_a_record_that_is_no_dead_letter_of_ours_is_told_from_one() -> None:
-    assert incoming(b"{}", (("h", b"v"),)) is None
+    assert incoming(b"{}", b"k", (("h", b"v"),)) is None
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000

@@ -157,6 +157,14 @@ def test_a_replayed_record_of_a_topic_keeps_its_key_and_headers() -> None:
     assert made.attributes.tenant == "acme"
 
 
+def test_a_letter_whose_topic_did_not_take_all_of_its_headers_is_not_whole() -> None:
+    """Without them the item could go where it must not."""
+    died = DeadLetter(LOST, Position("s", 0, 7), "budget", "spent", b"{}", headers=(("h", b"v"),), cut="header big")
+    encoder = Encoder("job-1", "rows")
+    (cut, whole) = told.letters([encoder.dead_letter(died), encoder.dead_letter(msgspec.structs.replace(died, cut=""))])
+    assert (cut.is_whole, whole.is_whole) == (False, True)
+
+
 def test_a_letter_that_was_unreadable_dies_again_as_itself() -> None:
     """Bytes that are not UTF-8 come back as they were, and the dead letter keeps the item's identity."""
     made = intake().item(raw(letter(LOST, "malformed", original=b"\xff\xfe{")), 5.0)

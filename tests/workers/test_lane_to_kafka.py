@@ -17,6 +17,7 @@ import pytest
 from penstock.connectors.kafka.client import ended
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
+from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.registry import Stores
 from penstock.connectors.settings import CreateTopic, KafkaSink
 from penstock.engine.items import Answer, Call, Outcome, Usage
@@ -93,3 +94,20 @@ async def test_a_result_that_its_topic_does_not_take_ends_as_a_dead_letter(topic
     assert letters["r1"]["original_length"] == len(long)
     assert long.decode().startswith(letters["r1"]["original"])
     assert LIMIT / 8 < len(letters["r1"]["original"]) < LIMIT
+
+
+async def test_records_whose_headers_fit_into_no_dead_letter_stop_no_lane(topics: Topics) -> None:
+    """An unreadable one, and a result that its topic does not take: both end as letters without the largest header,
+    which say so; the small header that says whose they are stays."""
+    source = rig.source(topics.run, [b"{", rig.line(1), rig.line(2)])
+    headers = (("penstock-tenant", b"acme"), ("blob", b"x" * 2 * LIMIT))
+    for at in (0, 1):
+        source._records[at] = msgspec.structs.replace(source._records[at], key=b"k", headers=headers)
+    lane = rig.Rig(topics, source)
+    driver = await lane.life(topics.open())
+    assert driver.failures == []
+    assert driver.reports[0].tally.dead_letters == {"malformed": 1, "result_too_large": 1}
+    letters = [msgspec.json.decode(value) for value in await topics.raw("dead_letters")]
+    assert sorted(letter["original"] for letter in letters) == sorted(["{", rig.line(1).decode()])
+    for letter in letters:
+        assert unseal(letter["envelope"]) == Envelope(b"k", headers[:1], "header blob")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import msgspec
@@ -16,6 +15,7 @@ from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.items import DeadLetter, Position, Result, Score, ShadowAnswer
 from penstock.engine.plan import Epoch
+from penstock.workers.lanes.letters import fitted
 
 _LAST = 1 << 31
 """Sorts closing lines behind all items."""
@@ -166,13 +166,11 @@ class LaneCommit:
         return _record(item.source, value, sub, item.item_id)
 
     def _dead(self, letter: DeadLetter) -> OutRecord:
-        """Where the original is too large for the sink, less and less of its head goes."""
-        record, store = self._letter(letter), self._bounds["dead_letters"]
-        original = letter.original
-        while store is not None and original and store.refuses("dead_letters", record) is not None:
-            original = original[: len(original) // 2]
-            record = self._letter(shortened(letter, len(original)))
-        return record
+        """As much of it as the sink takes."""
+        store = self._bounds["dead_letters"]
+        if store is None:
+            return self._letter(letter)
+        return self._letter(fitted(letter, lambda one: store.refuses("dead_letters", self._letter(one)) is None))
 
     def _letter(self, letter: DeadLetter) -> OutRecord:
         place, source, value = letter.source, letter.item or letter, self._encoder.dead_letter(letter)
@@ -199,15 +197,3 @@ def _nobody(batch: CommitBatch) -> None:
 
 def _record(place: Position, value: bytes, sub: int, item_id: str) -> OutRecord:
     return OutRecord(place.ordinal, place.position, value, sub, item_id=item_id)
-
-
-def shortened(letter: DeadLetter, length: int) -> DeadLetter:
-    """The letter with the head of its original only; length and hash tell of the whole."""
-    whole = letter.original_length or (letter.item.original_length if letter.item else 0)
-    digest = letter.original_hash or (letter.item.original_hash if letter.item else "")
-    return msgspec.structs.replace(
-        letter,
-        original=letter.original[:length],
-        original_length=whole or len(letter.original),
-        original_hash=digest or hashlib.blake2b(letter.original, digest_size=16).hexdigest(),
-    )
