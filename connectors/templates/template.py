@@ -6,6 +6,7 @@ A template sees the row's columns by name, the row itself as `row` (for names th
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -42,13 +43,14 @@ class Template:
             source.encode()  # half a surrogate pair could not be sent
             tree = _SANDBOX.prepare(source)
             for constant in tree.find_all(nodes.Const):
-                str(constant.value).encode()
+                _check_constant(constant)
             self._text = text_of(tree)
-            self.columns = frozenset(find_undeclared_variables(tree) - _OWN_NAMES)
             self._parts = _simple(tree)
             self._lone = _lone(tree, source)
             self._jinja = _compile(tree)
             self._expression = _compile(_assignment(self._lone)) if self._lone else None
+            # last: Jinja computes constants into the tree here, and writes an infinite one as a name that nothing has
+            self.columns = frozenset(find_undeclared_variables(tree) - _OWN_NAMES)
         except TemplateSyntaxError as error:
             raise SpecError(f"line {error.lineno} of the template: {error.message}") from error
         except (TemplateError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
@@ -127,6 +129,13 @@ def _names(row: Row, job_vars: Row | None) -> dict[str, Any]:
 def _compile(tree: nodes.Template) -> JinjaTemplate:
     tree.set_environment(_SANDBOX)
     return JinjaTemplate.from_code(_SANDBOX, _SANDBOX.compile(tree), {}, None)
+
+
+def _check_constant(constant: nodes.Const) -> None:
+    """Raises `SpecError`, `ValueError` for a number or text that no prompt can hold."""
+    if isinstance(constant.value, float) and not math.isfinite(constant.value):
+        raise SpecError(f"line {constant.lineno} of the template: a number in it is too large")
+    str(constant.value).encode()
 
 
 def _outputs(tree: nodes.Template) -> list[nodes.Expr] | None:

@@ -78,6 +78,17 @@ def test_a_null_is_not_printed() -> None:
     assert caught.value.reason == "bad_field"
 
 
+@pytest.mark.parametrize("inner", ["'inf' | float | int", "'1e400' | float | round | int"])
+def test_a_number_that_is_none_fails_on_its_row(inner: str) -> None:
+    """Also where it is made of constants alone: a dead letter, not a lane that ends."""
+    for source in ("{{ " + inner + " }}", "n {{ " + inner + " }}"):
+        for call in (render, value):
+            with pytest.raises(BadRecord, match="cannot convert") as caught:
+                call(source, ROW)
+            assert caught.value.reason == "template"
+    assert render("{{ 'inf' | float }}", ROW) == "inf"
+
+
 def test_columns_are_known_before_anything_runs() -> None:
     """For `validate`: what a template needs from the row."""
     assert compile_template("{{ a }} {{ vars.x }} {% for b in c %}{{ b }}{{ range(2) }}{% endfor %}").columns == {
@@ -135,6 +146,7 @@ def test_nothing_reaches_beyond_the_row(source: str) -> None:
         "{% for %}",
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "{{ " + "9" * 6000 + " }}",
+        "{{ 1e999 | int }}",
         "x" * 70_000,
         "\ud800",
         "{{ '\\ud800' }}",
