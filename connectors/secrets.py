@@ -15,23 +15,37 @@ MAX_SECRET_BYTES = 16_384
 """A key is at most a few kB (a JSON web token); more means that the wrong file was named."""
 
 
+PIECE = 8
+"""Characters of a key that never stand in a text. Fewer tell nothing: `sk-proj` starts many keys."""
+
+
 class Secret:
     """A key that does not show itself. `reveal()` is for the header that carries it."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_pieces", "_size", "_text")
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._size = min(PIECE, len(text))
+        self._pieces = frozenset(text[at : at + self._size] for at in range(len(text) - self._size + 1))
 
     def reveal(self) -> str:
         return self._text
 
-    def is_in(self, text: str) -> bool:
-        return self._text in text
-
     def hidden(self, text: str) -> str:
-        """`text` without the key: some hosts repeat it where they refuse it."""
-        return text.replace(self._text, "***")
+        """`text` without the key, or any piece of it of 8 characters: some hosts repeat it, whole, masked or cut, where
+        they refuse it."""
+        size, kept, done = self._size, list[str](), -1
+        for at in range(len(text) - size + 1):
+            if text[at : at + size] in self._pieces:
+                if at > done:
+                    kept.append(text[max(done, 0) : at] + "***")
+                done = at + size
+        return "".join([*kept, text[max(done, 0) :]])
+
+    def cut_out(self, data: bytes) -> bytes:
+        """`data` without the whole key, before anybody shortens it. Keys too short to be told from other words stay."""
+        return data.replace(self._text.encode(), b"***") if len(self._text) >= PIECE else data
 
     def __repr__(self) -> str:
         return "***"

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.connectors import secrets
+from penstock.engine.catalog import Account, Protocol
 from penstock.engine.errors import SpecError
-from penstock.engine.items import OutputSpec
+from penstock.engine.items import Failure, OutputSpec
 from penstock.workers import answers
+from penstock.workers.engines.sending import read_hidden
+from penstock.workers.wire import TABLE, Read
 from penstock.workers.wire.base import go_duration_s, retry_after_s, rfc3339_s
 
 NOW = 1_795_000_000.0
@@ -160,6 +163,57 @@ def test_a_key_is_named_and_does_not_show_itself(monkeypatch: pytest.MonkeyPatch
     assert in_file is not None
     assert in_file.reveal() == "sk-in-file"
     assert secrets.resolve(None) is None
+
+
+def refused(protocol: Protocol, status: int, body: bytes, key: str) -> Failure:
+    def read(data: bytes) -> Read:
+        return TABLE[protocol].read(status, {}, data, NOW, Account("a", protocol, "https://llm.example"))
+
+    failure = read_hidden(read, body, secrets.Secret(key)).failure
+    assert failure is not None
+    return failure
+
+
+PROTOCOLS: tuple[Protocol, ...] = ("openai", "anthropic")
+KEYS = st.text(st.sampled_from("abcXYZ019-_./+="), min_size=8, max_size=900)
+AROUND = st.text(max_size=20) | st.integers(0, 520).map("m".__mul__)
+
+
+@given(KEYS, AROUND, AROUND, st.sampled_from([401, 403, 500]), st.booleans())
+@settings(max_examples=300)
+def test_no_piece_of_a_key_that_a_host_repeats_is_told(
+    text: str, before: str, after: str, status: int, as_json: bool
+) -> None:
+    """Wherever it stands, in whatever form the host answers, also where the text is cut within it."""
+    said = f"{before}{text}{after}"
+    bodies = [
+        msgspec.json.encode(form) for form in ({"error": {"message": said}}, {"message": said}, {"detail": [said]})
+    ]
+    for protocol in PROTOCOLS:
+        for body in bodies if as_json else [said.encode()]:
+            message = refused(protocol, status, body, text).message
+            assert not any(text[at : at + 8] in message for at in range(len(text) - 7))
+
+
+@pytest.mark.parametrize("pad", [0, 100, 185, 195, 400, 485, 495])
+def test_a_key_is_hidden_before_the_text_around_it_is_cut(pad: int) -> None:
+    """Texts are kept to 200 or 500 characters: none of the key's is among them."""
+    key = "sk-proj-" + "A1b2C3d4" * 12
+    told = "m" * pad + key
+    for body in (told.encode(), msgspec.json.encode({"error": {"message": told}})):
+        failure = refused("openai", 403, body, key)
+        assert failure.kind == "auth"
+        assert "A1" not in failure.message
+        assert "sk" not in failure.message
+
+
+def test_what_is_no_part_of_the_key_is_told_as_it_was() -> None:
+    """A masked key keeps its mask; words around it stay; a short key is hidden as a whole."""
+    key = secrets.Secret("sk-proj-abcdefgh12345678")
+    assert key.hidden("wrong key sk-proj-abcde****5678.") == "wrong key *******5678."
+    assert key.hidden("sk-proj is how keys start") == "sk-proj is how keys start"
+    assert key.hidden("x sk-proj-abcdefgh12345678 sk-proj-abcdefgh12345678 y") == "x *** *** y"
+    assert secrets.Secret("abc").hidden("the key abc, abd") == "the key ***, abd"
 
 
 @pytest.mark.parametrize("reference", ["sk-oops-the-key-itself", "env:", "env:NOT_SET_ANYWHERE", "file:/no/such/file"])

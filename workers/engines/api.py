@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import aiohttp
-import msgspec
 from yarl import URL
 
 from penstock.connectors import secrets
@@ -26,6 +25,7 @@ from penstock.workers.engines.sending import (
     base_url,
     bounded,
     broken,
+    read_hidden,
     stopped,
     unexpected,
 )
@@ -239,11 +239,6 @@ class ApiEngine:
         ended = clock.tick()
         self._learn(slot, call, read, ended)
         ms = (ended - slot.started) * 1000.0
-        failure = read.failure
-        if failure is not None and self._key is not None and self._key.is_in(failure.message):
-            read = msgspec.structs.replace(
-                read, failure=msgspec.structs.replace(failure, message=self._key.hidden(failure.message))
-            )
         self._put(ticket, _outcome(call, read, started_at, ms, self._worker))
 
     async def _call(self, slot: Slot, ticket: Ticket) -> Read:
@@ -271,7 +266,8 @@ class ApiEngine:
                         "invalid_response", f"the answer is larger than {MAX_BODY_BYTES} bytes", response.status
                     )
                 )
-            return self._wire.read(response.status, response.headers, answer, self._clock.now(), account)
+            status, told, now = response.status, response.headers, self._clock.now()
+            return read_hidden(lambda body: self._wire.read(status, told, body, now, account), answer, self._key)
 
     def _url(self, path: str) -> URL:
         base = self._base

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
+from penstock.connectors.secrets import Secret
 from penstock.engine.catalog import Account
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Failure, FailureKind
 from penstock.workers.clock import Clock
 from penstock.workers.engines.base import Ticket
-from penstock.workers.wire.base import MAX_BODY_BYTES
+from penstock.workers.wire.base import MAX_BODY_BYTES, Read
 
 PIECE_BYTES = 256_000
 """A larger body goes out in pieces of so much: in one it holds up every other call of the loop."""
@@ -108,6 +111,19 @@ async def bounded(response: aiohttp.ClientResponse) -> bytes | None:
             response.close()
             return None
     return b"".join(parts)
+
+
+def read_hidden(read: Callable[[bytes], Read], body: bytes, key: Secret | None) -> Read:
+    """A response as its protocol reads it; of a failure, told without the key that the call carried.
+
+    Messages are cut short, so the key is taken out before; what it means is read from the response as it came.
+    """
+    got = read(body)
+    if got.failure is None or key is None:
+        return got
+    told = read(key.cut_out(body)).failure or got.failure
+    failure = msgspec.structs.replace(got.failure, message=key.hidden(told.message))
+    return msgspec.structs.replace(got, failure=failure)
 
 
 def stopped(why: FailureKind, sent: bool, timeout_s: float) -> Failure:
