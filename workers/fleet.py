@@ -123,6 +123,14 @@ class Fleet:
                 self._on_change(what, worker, "")
             self._spawn(_await(self._serve(worker.handle)))
 
+    def _heard(self, worker: Worker, gauges: dict[str, float]) -> None:
+        """A worker that heard nothing of us for long (we were stopped) has given the job up: it is told anew."""
+        worker.gauges = gauges
+        if gauges.get("serves") == 0.0 and not worker.released:
+            worker.released = True
+            self._on_change("left", worker, "")
+            self._take_back(worker)
+
     async def reunite(self, seconds: float) -> None:
         """Wait a little for workers that an earlier driver of this run left: they may hold answers for its lanes."""
         ends = time.time() + seconds
@@ -205,7 +213,7 @@ class Fleet:
                 if gone.done():
                     return
                 try:
-                    worker.gauges = await asyncio.wait_for(handle.gauges.remote(self._job), PING_S)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+                    self._heard(worker, await asyncio.wait_for(handle.gauges.remote(self._job), PING_S))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
                     heard = time.monotonic()
                 except TimeoutError:
                     if time.monotonic() - heard > SILENT_S:

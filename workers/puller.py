@@ -30,13 +30,17 @@ TAKES_IN_A_ROW = 8
 """Takes from one lane before the board is asked again, so that no lane starves the others."""
 
 ORPHANED_S = 30.0
-"""A job whose board is gone for so long is dead: a driver that takes its place says so itself (`serve`)."""
+"""A job whose board answers nothing for so long, by the monotonic clock, is dead: a driver that takes its place says so
+itself (`serve`), and one that was away for so long sees that it isn't served (`gauges`)."""
 SLOW_TAKE_S = 0.5
 """A take lasts a millisecond; after so long the worker turns to other lanes meanwhile."""
 SLOW_PAUSE_S = 0.02
-TAKE_LOST_S = 10.0
-"""A take that is not answered for so long is given up: a reply can be lost while both sides live (seen in Ray), and a
-lane that is silent for so long is replaced."""
+PAUSE_S = 0.2
+"""Before a board or a lane that could not be reached is asked again."""
+REPLY_LOST_S = 10.0
+"""A lane or a board that has not answered for so long won't: a reply can be lost while both sides live (seen in Ray),
+and a lane that is silent for so long is replaced. A delivery is then made again: an outcome that a lane has is none of
+its calls in flight any more, so it counts once."""
 
 Check = Callable[[Ticket, Outcome], Outcome]
 """Looks at an answer before it is delivered: choices, schema (`workers.answers`)."""
@@ -95,7 +99,13 @@ class _LaneAt:
 
 class Puller:
     def __init__(
-        self, name: str, pool: str, engine: Engine, check: Check, now: Callable[[], float] = time.time
+        self,
+        name: str,
+        pool: str,
+        engine: Engine,
+        check: Check,
+        now: Callable[[], float] = time.time,
+        tick: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.pool = pool
@@ -103,6 +113,7 @@ class Puller:
         self.dead: EngineDead | None = None
         self._check = check
         self._now = now
+        self._tick = tick
         self._lanes: dict[LaneKey, _LaneAt] = {}
         self._boards: dict[str, asyncio.Task[None]] = {}
         self._slow: set[tuple[str, int, int]] = set()
@@ -177,18 +188,25 @@ class Puller:
     # -- pulling
 
     async def _pull(self, job: str, board: BoardPort) -> None:
-        heard = self._now()
-        while self._now() - heard < ORPHANED_S:
+        mute_since: float | None = None
+        while mute_since is None or self._tick() - mute_since < ORPHANED_S:
             room = await self._wait_for_room()
+            asked_at = self._tick()
             try:
-                grant = await board.ask(self.name, self.pool, room)
-                heard = self._now()
+                async with asyncio.timeout(
+                    REPLY_LOST_S
+                ):  # `wait_for` loses a cancel that meets the answer (Python 3.11)
+                    grant = await board.ask(self.name, self.pool, room)
+                mute_since = None
+            except Exception:  # noqa: BLE001 - a lost board: its driver is told by Ray and brings a new one
+                mute_since = asked_at if mute_since is None else mute_since
+                await asyncio.sleep(PAUSE_S)
+                continue
+            try:
                 if grant is not None:
                     await self._take_within(job, board, grant)
-            except asyncio.CancelledError:
-                raise
-            except Exception:  # noqa: BLE001 - a lost board or lane: its driver is told by Ray and brings a new one
-                await asyncio.sleep(0.2)
+            except Exception:  # noqa: BLE001 - a lost lane: its next owner is told by the board
+                await asyncio.sleep(PAUSE_S)
         if self._boards.get(job) is asyncio.current_task():
             del self._boards[job]
             self.idle_since = self._now()
@@ -202,7 +220,7 @@ class Puller:
                 return room
             self._room.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):  # `wait_for` loses a cancel that meets the event (Python 3.11)
+                async with asyncio.timeout(1.0):
                     await self._room.wait()
 
     async def _take_within(self, job: str, board: BoardPort, grant: Grant) -> None:
@@ -227,7 +245,8 @@ class Puller:
     async def _take_from(self, job: str, board: BoardPort, lane: int, owner: int, n: int, max_tokens: int) -> None:
         at = self._lanes.setdefault((job, lane), _LaneAt(job))
         if at.port is None or at.owner != owner:
-            found = await board.lane(lane)
+            async with asyncio.timeout(REPLY_LOST_S):
+                found = await board.lane(lane)
             if found is None:
                 return
             at.owner, at.port = found
@@ -251,7 +270,7 @@ class Puller:
         at.taking.add(number)
         try:
             take = port.take(lane, self.pool, n, max_tokens, self.name, number)
-            chunk, left = await asyncio.wait_for(take, TAKE_LOST_S)
+            chunk, left = await asyncio.wait_for(take, REPLY_LOST_S)
         except BaseException:
             at.given_up = max(at.given_up, number)
             raise
@@ -321,7 +340,8 @@ class Puller:
         while at.busy is token and at.port is not None and (right := at.right) is not None and (landed := at.due()):
             at.delivering = landed
             try:
-                await at.port.done(key[1], right.epoch, [outcome for _, outcome in landed])
+                async with asyncio.timeout(REPLY_LOST_S):
+                    await at.port.done(key[1], right.epoch, [outcome for _, outcome in landed])
             except Exception:  # noqa: BLE001 - the lane is gone, or going: its next owner will ask
                 if at.delivering is landed:
                     at.keep(landed)

@@ -130,11 +130,13 @@ class WorkerActor:
             self._puller.abort(job)
 
     async def gauges(self, job: str) -> dict[str, float]:
-        """The engine's, and `others_s`: seconds of its time that other jobs bear, since this one's driver began."""
+        """The engine's; `others_s`: seconds of its time that other jobs bear, since this one's driver began; `serves`:
+        0 where it has given the job up, since its driver was mute for long."""
         if self._puller is None:
             return {}
         self._shares.see(self._puller.jobs, time.monotonic())
-        return {**self._puller.engine.gauges(), "others_s": self._shares.others_s(job)}
+        served = {"others_s": self._shares.others_s(job), "serves": float(job in self._puller.jobs)}
+        return {**self._puller.engine.gauges(), **served}
 
     def _counts(self) -> dict[str, int]:
         """Calls and failures since it started, for whatever job."""

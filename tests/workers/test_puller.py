@@ -9,9 +9,10 @@ import pytest
 
 from penstock.engine.items import Answer, Call, CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
+from penstock.workers import puller as shell
 from penstock.workers.engines.base import EngineDead, Ticket
 from penstock.workers.ports import CallName, Grant
-from penstock.workers.puller import KEEP_S, Puller
+from penstock.workers.puller import KEEP_S, ORPHANED_S, Puller
 
 
 class Clock:
@@ -72,6 +73,8 @@ class LaneStub:
         self.gate: asyncio.Event | None = None
         self.heard: list[str] = []
         self.takes: list[int] = []
+        self.mute = False
+        """What it is told it hears, and its reply gets lost."""
         self.losses = 0
         """Answers to takes that get lost on their way."""
         self.missed_by: list[tuple[str, int, list[CallName]]] = []
@@ -100,6 +103,8 @@ class LaneStub:
             raise ConnectionError("the actor died")
         self.got.append((epoch, [o.item_id for o in outcomes]))
         self.failures += [o.failure for o in outcomes]
+        if self.mute:
+            await asyncio.Event().wait()
 
     async def right(self, lane: int, epoch: Epoch, worker: str) -> float:
         self.heard.append(worker)
@@ -112,15 +117,27 @@ class BoardStub:
     def __init__(self, lane: LaneStub) -> None:
         self.lane_stub = lane
         self.rooms: list[int] = []
+        self.mute: set[str] = set()
+        """Calls of it whose next reply gets lost."""
+        self.away = False
+
+    async def _reply(self, name: str) -> None:
+        if self.away:
+            raise ConnectionError("the actor died")
+        if name in self.mute:
+            self.mute.remove(name)
+            await asyncio.Event().wait()
 
     async def ask(self, worker: str, pool: str, room: int) -> Grant | None:
         self.rooms.append(room)
+        await self._reply("ask")
         if self.lane_stub.calls:
             return Grant(0, 1, room, 1 << 30)
         await asyncio.sleep(0.001)
         return None
 
     async def lane(self, lane: int) -> tuple[int, LaneStub]:
+        await self._reply("lane")
         return 1, self.lane_stub
 
 
@@ -375,3 +392,69 @@ async def test_a_job_that_is_left_is_asked_for_no_more_work(ticks: int) -> None:
     await asyncio.wait([pulling], timeout=5)
     assert pulling.cancelled()
     await puller.close()
+
+
+async def test_a_job_is_served_on_whatever_the_clock_does_meanwhile(world: World) -> None:
+    """The clock is set forward, or the machine sleeps, during a take: that is no word of the driver's."""
+    take = world.lane.take
+
+    async def slept(*arguments: object) -> tuple[CallChunk | None, int]:
+        world.clock.now += 10 * ORPHANED_S
+        return await take(*arguments)  # pyright: ignore[reportArgumentType]
+
+    world.lane.take = slept  # pyright: ignore[reportAttributeAccessIssue]
+    world.lane.calls = [call("d")]
+    await until(lambda: len(world.engine.tickets) == 4)
+    world.lane.calls = [call("e")]
+    await until(lambda: len(world.engine.tickets) == 5)
+    assert list(world.puller.jobs) == ["job"]
+
+
+async def test_a_job_is_given_up_after_a_long_silence_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the first call that fails after a long wait for room; and its driver sees that it isn't served."""
+    monkeypatch.setattr(shell, "PAUSE_S", 0.0)
+    clock, ticks = Clock(), Clock()
+    board = BoardStub(LaneStub((1, 1), [], clock))
+    puller = Puller("w", "api:a", Script(), lambda ticket, outcome: outcome, clock, ticks)
+    puller.serve("job", board)
+    await until(lambda: board.rooms)
+    ticks.now += 10 * ORPHANED_S
+    board.away = True
+    asked = len(board.rooms)
+    await until(lambda: len(board.rooms) > asked + 2)
+    board.away = False
+    await until(lambda: len(board.rooms) > asked + 5)
+    assert list(puller.jobs) == ["job"]
+    board.away = True
+    await until(lambda: len(board.rooms) > asked + 8)
+    ticks.now += ORPHANED_S
+    await until(lambda: not puller.jobs)
+    await puller.close()
+
+
+@pytest.mark.parametrize("name", ["ask", "lane"])
+async def test_a_reply_of_the_board_that_got_lost_is_asked_for_again(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shell, "REPLY_LOST_S", 0.05)
+    world = World([])
+    world.board.mute.add(name)
+    world.lane.calls = [call("a")]
+    await until(lambda: world.engine.tickets)
+    await world.puller.close()
+
+
+async def test_a_delivery_whose_reply_got_lost_holds_nothing_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made again, and the lane knows those outcomes; what landed meanwhile goes with it."""
+    monkeypatch.setattr(shell, "REPLY_LOST_S", 0.05)
+    world.lane.mute = True
+    world.engine.land("a")
+    await until(lambda: world.puller._lanes["job", 0].delivering)
+    world.engine.land("b")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    world.lane.mute = False
+    await world.puller.renew()
+    await until(lambda: len(world.lane.got) == 2)
+    assert world.lane.got == [((1, 1), ["a"]), ((1, 1), ["a", "b"])]
