@@ -66,7 +66,7 @@ class Encoder:
         kept = kept_columns(result.item.keep_json)
         text = result.answer.text
         structured = as_struct(text) if result.route.task in self._schema_tasks else None
-        answer = structured if structured is not None else _text(text)
+        answer = structured if structured is not None else _encode(_whole(text))
         penstock = _encode(self._provenance(result))
         return b"".join((kept, b'"answer":', answer, b',"penstock":', penstock, b"}"))
 
@@ -174,7 +174,7 @@ class Encoder:
                 passed=score.passed,
                 judge_model=score.judge_model,
                 input=_NULL if redact else Json(one_line(item.request.body_json)),
-                output=None if redact else said,
+                output=None if redact else _whole(said),
                 expected=_NULL if redact or expected is None else Json(one_line(expected)),
                 sample_probability=result.sample_probability if shadow is None else shadow.share,
                 arm=(shadow.arm if shadow is not None and shadow.experiment else result.arm) or None,
@@ -286,12 +286,13 @@ def one_line(json: bytes) -> bytes:
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
-def _text(text: str) -> bytes:
-    """As JSON; half a surrogate pair, which no text file can hold, as a question mark."""
+def _whole(text: str) -> str:
+    """The text with half a surrogate pair, which no file can hold, as a question mark."""
     try:
-        return _encode(text)
+        text.encode()
     except UnicodeEncodeError:
-        return _encode(text.encode("utf-8", "replace").decode())
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def as_struct(text: str) -> bytes | None:

@@ -204,6 +204,48 @@ def test_an_answer_under_a_schema_is_a_struct() -> None:
     assert json.loads(ROWS.result(result(answer=Answer('{"topic": 1}', "stop", BODY))))["answer"] == '{"topic": 1}'
 
 
+@pytest.mark.parametrize("text", ["[" * 1000, '{"a":' * 1000, "[" * 900 + "]" * 900, "[" * 100_000, "\ud800"])
+def test_an_answer_that_nests_too_deeply_is_text(text: str) -> None:
+    """It would end each commit of its lane, or each reader of the file: kept as text, it is one odd answer. One that is
+    cut off in half a surrogate pair can be no text of a record either, and is marked there."""
+    encoder = Encoder("r", "rows", {"classification"})
+    line = encoder.result(result(answer=Answer(text, "stop", BODY), status="invalid_output"))
+    assert json.loads(line)["answer"] == text.replace("\ud800", "?")
+    sample = encoder.quality(result(answer=Answer(text, "stop", BODY)), SCORE)
+    assert json.loads(sample)["output"] == text.replace("\ud800", "?")
+
+
+def test_an_answer_of_many_values_is_a_struct_still() -> None:
+    """Brackets in number are not brackets in depth."""
+    encoder = Encoder("r", "rows", {"classification"})
+    line = encoder.result(result(answer=Answer('{"a":[' + "[1]," * 500 + "[2]]}", "stop", BODY)))
+    assert len(json.loads(line)["answer"]["a"]) == 501
+
+
+def test_a_body_that_nests_too_deeply_to_be_written_anew_still_is_one_line() -> None:
+    """Its line breaks become spaces."""
+    body = b'{"choices":[],\r\n"x":' + b"[" * 2000 + b"]" * 2000 + b"}"
+    line = BATCH.result(result(answer=Answer("yes", "stop", body)))
+    assert body.replace(b"\r\n", b"  ") in line
+
+
+@pytest.mark.parametrize(
+    "keep", [b'{"a":1} ', b'{"a":1}\t\r', b' {"a":\r1}', b"{ }", b"{}", b'{ "answer":1 } ', b"{\n}"]
+)
+def test_a_rows_white_space_breaks_no_record(keep: bytes) -> None:
+    """Rows are kept as their lines wrote them."""
+    line = ROWS.result(result(item=item(keep_json=keep)))
+    kept = {k: v for k, v in json.loads(line).items() if k not in ("answer", "penstock")}
+    assert kept == {name.replace("answer", "input_answer"): value for name, value in json.loads(keep).items()}
+    assert b"\r" not in line
+
+
+@pytest.mark.parametrize(("unix", "text"), [(5.6e10, "3744"), (1.7e15, "9999"), (float("inf"), "9999"), (-5.0, "1970")])
+def test_a_time_that_iso_does_not_know_is_the_nearest_it_knows(unix: float, text: str) -> None:
+    """Whatever a producer's clock says, the record is written."""
+    assert Stamps().iso(unix).startswith(text)
+
+
 @given(st.binary(max_size=200))
 def test_a_dead_letter_gives_the_original_bytes_back(original: bytes) -> None:
     """Text where it is UTF-8, else base64: a replay sends the very same bytes."""
