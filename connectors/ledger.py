@@ -162,8 +162,11 @@ class LedgerClient:
 
 
 def document(key: str) -> str:
-    """The state's key of a budget's ledger. Long tenants' names are shortened by their hash."""
-    name = key.replace("/", "~")
+    """The state's key of a budget's ledger. Long tenants' names are shortened by their hash.
+
+    Names in a budget's key are quoted as in an address, which leaves `~` as it is: here it stands for `/`.
+    """
+    name = key.replace("~", "%7E").replace("/", "~")
     if len(name) > _LONGEST_NAME:
         name = f"{name[:80]}~{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
     return f"{PREFIX}{name}.json"

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.connectors.ledger import LedgerClient, document
 from penstock.connectors.state import ABSENT, Conflict, FolderState, open_state
-from penstock.engine.budget import NeedLease
+from penstock.engine.budget import Budget, NeedLease, budget_keys
 from penstock.engine.errors import Corrupt, SpecError
 
 
@@ -156,3 +156,17 @@ def test_any_tenants_name_makes_a_safe_document(url: str) -> None:
     for key in keys:
         assert client.lease(NeedLease(key, 1, 10), "a", 0, (1, 1), 0.0) == 1
     assert len({document(key) for key in keys}) == len(keys)
+
+
+def test_no_tenant_takes_anothers_judge_for_its_own() -> None:
+    """`a~for~judge` had one document with the judge's budget of `a`; names without the sign keep the ones they had."""
+    judge = Budget(1, per="day", tenant="*", role="judge")
+    whole = Budget(1, per="day", tenant="*")
+    keys = {
+        key
+        for tenant in ("a", "a~for~judge", "a%7Efor%7Ejudge")
+        for key, _ in budget_keys((whole, judge), "r", tenant, 0.0, "judge")
+    }
+    assert len(keys) == 6
+    assert len({document(key) for key in keys}) == 6
+    assert document("day/1970-01-01/tenant/a/for/judge") == "ledger/day~1970-01-01~tenant~a~for~judge.json"
