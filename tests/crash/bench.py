@@ -39,8 +39,8 @@ TITLES: dict[Kind, str] = {
 MAIN = "import sys; from penstock.jobs.cli import main; sys.argv[0] = 'penstock'; main()"
 SINKS = ("results", "dead_letters", "costs", "quality")
 CONCURRENCY = 64
-START_S = 60.0
-END_S = 150.0
+START_S = 180.0
+END_S = 300.0
 POLL_S = 0.03
 
 

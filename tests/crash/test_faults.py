@@ -17,6 +17,7 @@ import pytest
 
 from penstock.jobs.sandbox import Faults
 from tests.crash.bench import Bench, Shape, below, bench
+from tests.crash.shared_ray import SharedRay
 
 pytestmark = pytest.mark.ray
 
@@ -46,9 +47,9 @@ def folder_state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in found}
 
 
-def test_a_stopped_lane_that_wakes_up_writes_and_sends_nothing(tmp_path: Path, mark: str) -> None:
+def test_a_stopped_lane_that_wakes_up_writes_and_sends_nothing(tmp_path: Path, ray: SharedRay) -> None:
     """SIGSTOP past its replacement, then SIGCONT: the run ends as if nothing had been; every item once."""
-    with bench(tmp_path, Shape(items=6_000, concurrency=48)) as b:
+    with bench(tmp_path, Shape(items=6_000, concurrency=48), ray) as b:
         command = b.start()
         b.wait_served(600, command)
         stopped = b.find("lane", command)[0]
@@ -88,9 +89,9 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path:
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 
 
-def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, mark: str) -> None:
+def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, ray: SharedRay) -> None:
     """Exit code 2, the holder by name and command, the way out; the first is not disturbed. --take-over takes it."""
-    with bench(tmp_path, Shape(items=3_000, concurrency=6)) as b:
+    with bench(tmp_path, Shape(items=3_000, concurrency=6), ray) as b:
         first = b.start()
         b.wait_served(100, first)
         second = b.start()
@@ -125,10 +126,10 @@ def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: 
         assert b.check(bound=0).marked == 0, "nothing was left in doubt"
 
 
-def test_a_run_is_cancelled_from_another_terminal(tmp_path: Path, mark: str) -> None:
+def test_a_run_is_cancelled_from_another_terminal(tmp_path: Path, ray: SharedRay) -> None:
     """`penstock cancel`: the run drains and commits, exit code 130; status says so; the same command goes on, and is
     not stopped by the old request."""
-    with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02))) as b:
+    with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02)), ray) as b:
         run = b.start()
         b.wait_served(400, run)
         asked = b.penstock("cancel", "job.yaml")
@@ -147,10 +148,10 @@ def test_a_run_is_cancelled_from_another_terminal(tmp_path: Path, mark: str) -> 
         assert b.check(bound=0).marked == 0
 
 
-def test_a_budget_holds_across_crashes(tmp_path: Path, mark: str) -> None:
+def test_a_budget_holds_across_crashes(tmp_path: Path, ray: SharedRay) -> None:
     """Killed and resumed with a small budget: what was paid never passes it; exit code 3. A larger one goes on."""
     budget_usd = 0.02  # about 400 of the items here; 50 calls at once, by their worst case
-    with bench(tmp_path, Shape(items=900, budget_usd=budget_usd)) as b:
+    with bench(tmp_path, Shape(items=900, budget_usd=budget_usd), ray) as b:
         command = b.start()
         b.wait_served(80, command)
         b.kill("group", command, random.Random(1))
@@ -183,10 +184,10 @@ def small_disk(folder: Path, size: str) -> Generator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, mark: str) -> None:
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray: SharedRay) -> None:
     """Exit code 4 and words about the disk; with space, the same command goes on."""
     out = tmp_path / "out"
-    with bench(tmp_path, Shape(items=1_500)) as b, small_disk(out, "1500k"):
+    with bench(tmp_path, Shape(items=1_500), ray) as b, small_disk(out, "1500k"):
         command = b.start()
         assert b.end(command) == 4, b.log(command)
         assert "space" in b.log(command)
@@ -197,10 +198,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, mark: str) 
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut short"])
-def test_input_that_goes_away_half_way_is_a_clear_error(harm: str, tmp_path: Path, mark: str) -> None:
+def test_input_that_goes_away_half_way_is_a_clear_error(harm: str, tmp_path: Path, ray: SharedRay) -> None:
     """Exit code 4 with the file's name; once it is back, the same command goes on and loses nothing."""
-    shape = Shape(items=4_000, concurrency=32, window=256)
-    with bench(tmp_path, shape) as b:
+    shape = Shape(items=2_400, concurrency=32, window=256)
+    with bench(tmp_path, shape, ray) as b:
         whole = b.input.read_bytes()
         command = b.start()
         b.wait_served(200, command)
@@ -226,10 +227,10 @@ OWN_MODEL = '{name: own, worker: vllm, model: "/nowhere/at/all", hour_usd: 0.1, 
 
 
 @pytest.mark.parametrize("fallback", [True, False])
-def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, mark: str) -> None:
+def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, ray: SharedRay) -> None:
     """A model that isn't there. With another candidate, the items go to it; without, exit code 4, the reason, and no
     dead letter: once the job is mended, the same command goes on from the first item, and doubts none."""
-    with bench(tmp_path, Shape(items=40, own_model=OWN_MODEL, fallback=fallback)) as b:
+    with bench(tmp_path, Shape(items=40, own_model=OWN_MODEL, fallback=fallback), ray) as b:
         command = b.start()
         code = b.end(command, 90.0)
         assert code == (0 if fallback else 4), b.log(command)

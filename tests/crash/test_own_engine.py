@@ -31,7 +31,7 @@ def results(b: Bench) -> int:
 def test_an_engine_that_is_killed_while_it_answers_is_replaced(tmp_path: Path, mark: str) -> None:
     """Another is loaded, what it had is asked again and marked, and each item ends exactly once."""
     model = f"{{name: own, worker: vllm, model: {tiny_folder()}, hour_usd: 3.6, engine: {ENGINE}}}"
-    with bench(tmp_path, Shape(items=600, output_tokens=96, own_model=model, fallback=False)) as b:
+    with bench(tmp_path, Shape(items=200, output_tokens=96, own_model=model, fallback=False)) as b:
         command = b.start()
         until = time.monotonic() + 120
         while not results(b):
