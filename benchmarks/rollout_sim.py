@@ -2,9 +2,9 @@
 
     python benchmarks/rollout_sim.py [parts, or all of them] [--runs 500] [--seed 1]
 
-Parts: equal, worse, shadow, exposure. It is the real machine (`engine.steering`): cells in, verdicts, decisions; only
-the items are made up. A look is taken after every 20 of the candidate's items, or pairs. No rival: each figure has a
-promise beside it.
+Parts: equal, worse, exposure, shadow, watch. It is the real machine (`engine.steering`): cells in, verdicts, decisions;
+only the items are made up. A look is taken after every 20 of the smaller arm's items, or pairs. No rival: each figure
+has a promise beside it.
 Caveat: items are independent here, and every item is scored; with `sample: 0.1` ten times as many see the version.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.steering.evidence import GUARDS, guards, judged
-from penstock.engine.steering.rollout import BASELINE, CANDIDATE, SHADOW, How, Rollout, Shadowing, begin, see
+from penstock.engine.steering.rollout import BASELINE, CANDIDATE, SHADOW, How, Rollout, Shadowing, begin, said, see
 
 PER_LOOK = 20
 """Of the candidate's items."""
@@ -217,7 +217,44 @@ def _told(stages: Sequence[float]) -> str:
     return ",".join(f"{share * 100:g}" for share in stages)
 
 
-PARTS = {"equal": equal, "worse": worse, "exposure": exposure, "shadow": shadow}
+def watch(rng: np.random.Generator, runs: int) -> None:
+    """Told by the old version's items, which are the scarce ones."""
+    print(f"\nA watch after the promotion, 2 % of the units on the old version (0.90), {runs} of each")
+    for points, quiet in ((0.0, 0), *((p, q) for p in (0.1, 0.05) for q in (0, 300, 3_300))):
+        found = [guarded(rng, points, quiet) for _ in range(runs)]
+        back = sorted(old - quiet for old in found if old is not None and old > quiet)
+        early = sum(old is not None and old <= quiet for old in found) if points else len(back)
+        if not points:
+            print(
+                f"  equal all the time: {early / runs:.2%} taken back in ten rounds (promise: at most 1 %)", flush=True
+            )
+            continue
+        at = f"{back[len(back) // 2]:5}, 95 % of these within {back[int(len(back) * 0.95)]:5}" if back else "–"
+        print(
+            f"  {points * 100:.0f} points less from its item {quiet:5} on: {len(back) / runs:6.1%} taken back after"
+            f" {at} of the old version's items",
+            flush=True,
+        )
+
+
+def guarded(rng: np.random.Generator, points: float, quiet: int) -> int | None:
+    """The old version's items until it is back; None: it never is. It falls after so many."""
+    how, kept = How(watch=0.02), 49  # items of the new version for each of the old one's
+    first = begin("m", ("v1", "v2"), (0.5,), guards(["quality"]), by="sim", now=float(rng.random()), how=how)
+    at = said(first, "promote", "sim", 0.0)
+    cells: list[Cell] = []
+    old = 0
+    while at.active:
+        if not cells or cells[-1].arm != at.arm(CANDIDATE):
+            cells = [cell_of(at, BASELINE), cell_of(at, CANDIDATE)]
+        grow(cells[0], rng, PER_LOOK, 0.9, 0.01)
+        grow(cells[1], rng, PER_LOOK * kept, 0.9 - (points if old >= quiet else 0.0), 0.01)
+        old += PER_LOOK
+        at = see(at, judged(at, cells, bounds=False), 0.0) or at
+    return old if at.state == "rolled_back" else None
+
+
+PARTS = {"equal": equal, "worse": worse, "exposure": exposure, "shadow": shadow, "watch": watch}
 
 
 def main() -> int:

@@ -159,7 +159,7 @@ class Steersman:
     async def _judge(self, tell: Tell, now: float) -> None:
         owed = tuple(each for each in self.steering.owed if now - each.at > OWED_S)
         await asyncio.to_thread(self._file.pay, owed)
-        running = [at for at in self.steering.rollouts.values() if at.state == "running"]
+        running = [at for at in self.steering.rollouts.values() if at.state in ("running", "watching")]
         mine = [at for at in running if at.model in self._catalog.models]
         trials = [each for each in self._experiments if each.id not in self.steering.experiments]
         if (mine or trials) and await asyncio.to_thread(self._decide, mine, trials, now):

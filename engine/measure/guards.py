@@ -134,14 +134,14 @@ def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision,
 def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum], *, bounds: bool = True) -> Verdict:
     """The same for two arms to which chance sends items, from their sums (`allocated.py`); values lie in 0…1, and the
     support is not used. `strata`: of all stages so far; `here`: of the present one, which must show by itself that it
-    passes, and whose items of the other arm are counted. `bounds=False`: `worst`, which takes most of the time, is not
-    asked for, and endless."""
+    passes, and whose items of the smaller arm are counted. `bounds=False`: `worst`, which takes most of the time, is
+    not asked for, and endless."""
     bad, good = _sides(guard)
 
     def shown(of: Sequence[Stratum], line: float | None, side: Side, chance: float) -> bool:
         return line is not None and log_evidence_between(of, line, side) >= math.log(1.0 / chance)
 
-    items = sum(stratum.other.n for stratum in here)
+    items = sum(min(stratum.base.n, stratum.other.n) for stratum in here)
     decision, shown_at_all, why = _decide(
         guard,
         items,

@@ -73,7 +73,7 @@ def with_rollout(steering: Steering, rollout: Rollout) -> Steering:
     """The document after the rollout's last decision: versions moved, and its entry owed to the audit log."""
     live = dict(steering.live)
     last = rollout.decisions[-1]
-    if last.what == "promoted":
+    if last.what in ("promoted", "watching"):
         live[rollout.model] = rollout.candidate
     elif last.what in ("started", "rolled_back"):
         live[rollout.model] = rollout.baseline

@@ -32,7 +32,7 @@ from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
 from penstock.engine.steering import words
 from penstock.engine.steering.judges import is_judge
-from penstock.engine.steering.rollout import BASELINE, SHADOW, Rollout, Told, arm_of
+from penstock.engine.steering.rollout import BASELINE, ROUNDS, SHADOW, Rollout, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
     "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=750),
@@ -88,12 +88,18 @@ def judged(
 ) -> tuple[Told, ...]:
     """What each guard says now; of quality, by each scorer. `trusted`: judges that may decide. `bounds=False`: without
     `worst`, and sooner."""
-    view = View(_sides(rollout, cells), rollout.baseline, rollout.stage, bounds, trusted)
+    sides = _sides(rollout, cells)
+    if rollout.round:  # by itself: what went before would hide a version that gets worse now
+        sides = {key: each for key, each in sides.items() if key[0] == rollout.stage}
+    view = View(sides, rollout.baseline, rollout.stage, bounds, trusted)
     return compared([_at_stage(guard, rollout) for guard in rollout.guards], view)
 
 
 def _at_stage(guard: Guard, rollout: Rollout) -> Guard:
-    """Quality is tested in pairs, and then by arms: where both are to come, each has half of the alarm rate."""
+    """Quality is tested in pairs, and then by arms: where both are to come, each has half of the alarm rate. A watch
+    has one of its own, shared among its rounds, and each of these lasts for its number of items."""
+    if rollout.round:
+        return msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / ROUNDS, pass_within=None)
     if guard.name != "quality" or rollout.shadow is None:
         return guard
     rate = guard.alarm_rate / 2 if rollout.stages else guard.alarm_rate
@@ -142,7 +148,7 @@ def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
     found: dict[Key, Sides] = {}
     for cell in summed(cell for cell in cells if cell.experiment == rollout.id and cell.role in ("", "shadow")):
         arm = arm_of(cell.arm)
-        if arm is None or arm[1] >= len(rollout.stages) or cell.model != rollout.model:
+        if arm is None or cell.model != rollout.model or arm[1] > rollout.stage:
             continue
         sides = found.setdefault((arm[1], cell.task), Sides([], []))
         (sides.base if arm[0] == BASELINE else sides.other).append(cell)

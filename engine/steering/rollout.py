@@ -1,12 +1,16 @@
 """A rollout: one model's traffic moves from a baseline version to a candidate, stage by stage, or goes back.
 
-    begin ─▶ running ──(all guards pass)──▶ next stage … ──▶ promoted ──(rollback)──▶ rolled_back
-              │   ▲ └─(a guard fails)─▶ rolled_back                                        ▲
+    begin ─▶ running ──(all guards pass)──▶ next stage … ──▶ [watching ──▶] promoted ──(rollback)──▶ rolled_back
+              │   ▲ └─(a guard fails)─▶ rolled_back ◀──(a guard fails)──┘                      ▲
               │   └─resume── paused / waiting ──────────────(rollback)─────────────────────┘
               └─(manual: a stage passed or failed; its money is spent)─▶ waiting
 
 The first stage may be a shadow (`SHADOW`): the candidate answers a share of the baseline's items beside it, and nothing
 of it is a result. Where no other stage follows, a rollout that passes it has passed, and changes nothing.
+
+After the last stage a few units may keep the baseline for a while (`watch`), and the candidate is live for all others.
+The watch goes in rounds: each is judged by its own items alone, so that a version that gets worse late shows nearly as
+soon as one that was worse from the start. There are at most `ROUNDS`, which share the watch's alarm rate.
 
 Pure: verdicts or a person's word in, the next `Rollout` out; its last decision is what is to be logged. Every decision
 grows `decisions` by one and keeps all before it, so a compare-and-swap on the whole lets one decider win.
@@ -25,14 +29,14 @@ from penstock.engine.items import NANO_PER_USD
 from penstock.engine.measure.guards import Decision as Finding
 from penstock.engine.measure.guards import Guard
 
-State = Literal["running", "waiting", "paused", "promoted", "rolled_back", "passed"]
+State = Literal["running", "waiting", "paused", "promoted", "rolled_back", "passed", "watching"]
 Word = Literal["pause", "resume", "promote", "rollback"]
 """What a person may say."""
-What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back", "passed"]
+What = Literal["started", "stage", "waits", "paused", "resumed", "promoted", "rolled_back", "passed", "watching"]
 Unit = Literal["unit", "item"]
 """What sticks to an arm: the item's `unit` attribute (its own id where it has none), or each item by itself."""
 
-ACTIVE: frozenset[State] = frozenset({"running", "waiting", "paused"})
+ACTIVE: frozenset[State] = frozenset({"running", "waiting", "paused", "watching"})
 MAX_STAGES = 20
 MAX_DECISIONS = 200
 """A person who pauses and resumes for ever is stopped here."""
@@ -41,6 +45,8 @@ PENSTOCK = "penstock"
 BASELINE, CANDIDATE = "baseline", "candidate"
 SHADOW = -1
 """The stage before the first one, in which the candidate answers and nothing of it is a result."""
+ROUNDS = 10
+"""Of a watch. Each has arms of its own in the cells, of which a lane keeps a bounded number."""
 UNPAID = 20
 """Items without money for their shadow that end the stage: a single long one may find none while others still do."""
 
@@ -52,7 +58,7 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """With the scorer it is about: `quality exact`."""
     decision: Finding
     items: int
-    """Of the candidate, in this stage."""
+    """Of the smaller arm, in this stage."""
     mean: float | None
     """Candidate less baseline: of scores, of shares of good calls, of logarithms."""
     worst: float | None
@@ -86,11 +92,12 @@ class Shadowing(msgspec.Struct, frozen=True):
 
 
 class How(msgspec.Struct, frozen=True):
-    """`auto`, `unit`, `shadow`: see `Rollout`."""
+    """See `Rollout`."""
 
     auto: bool = True
     unit: Unit = "unit"
     shadow: Shadowing | None = None
+    watch: float = 0.0
 
 
 class Rollout(msgspec.Struct, frozen=True):
@@ -110,6 +117,13 @@ class Rollout(msgspec.Struct, frozen=True):
     unit: Unit = "unit"
     shadow: Shadowing | None = None
     """None: it begins with its first stage."""
+    watch: float = 0.0
+    """Share of the units that keep the baseline after the last stage, to be compared with; 0: none does."""
+
+    @property
+    def round(self) -> int:
+        """Of the watch, from 1; 0: it has not come to that."""
+        return max(0, self.stage - len(self.stages) + 1)
 
     @property
     def active(self) -> bool:
@@ -124,7 +138,7 @@ class Rollout(msgspec.Struct, frozen=True):
     def share(self) -> float:
         """Of the units that the candidate gets now."""
         if self.active:
-            return 0.0 if self.stage == SHADOW else self.stages[self.stage]
+            return 0.0 if self.stage == SHADOW else 1.0 - self.watch if self.round else self.stages[self.stage]
         return 1.0 if self.state == "promoted" else 0.0
 
     @property
@@ -133,6 +147,9 @@ class Rollout(msgspec.Struct, frozen=True):
         if self.stage == SHADOW:
             asked = self.shadow.share if self.shadow is not None else 0.0
             return f"shadow stage, {asked * 100:g} % of the items are answered by {self.candidate} as well"
+        if self.round:
+            kept = f"{self.watch * 100:g} % of the units keep {self.baseline}"
+            return f"watch, round {self.round} of at most {ROUNDS}, {kept}"
         return f"stage {self.stage + 1} of {len(self.stages)}, {self.share * 100:g} % of the units"
 
     def arm(self, side: str) -> str:
@@ -166,6 +183,11 @@ def begin(
         _check_stages(stages, below)
     if how.shadow is not None:
         _check_shadow(how.shadow)
+    if how.watch and not (below and below[-1] < 1.0 - how.watch < 1.0):
+        raise SpecError(
+            f"a watch keeps more than 0 % of the units on {baseline}, and fewer than the last stage does; "
+            f"not {how.watch * 100:g} %"
+        )
     if not guards:
         raise SpecError("a rollout needs a guard, or nothing would ever end a stage")
     digest = blake2b(f"{model}\0{baseline}\0{candidate}\0{now!r}".encode(), digest_size=3).hexdigest()
@@ -184,6 +206,7 @@ def begin(
         auto=how.auto,
         unit=how.unit,
         shadow=how.shadow,
+        watch=how.watch,
     )
 
 
@@ -205,7 +228,7 @@ def _check_shadow(shadow: Shadowing) -> None:
 def see(rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0) -> Rollout | None:
     """The guards were asked. `unpaid`: items whose shadow found no money. None: nothing is to be decided."""
     deciding = [each for each in told if not each.informs]
-    if rollout.state != "running" or not deciding:
+    if rollout.state not in ("running", "watching") or not deciding:
         return None
     failed = [each for each in deciding if each.decision == "fail"]
     if failed:
@@ -215,6 +238,8 @@ def see(rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0) -> 
         return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
     if any(each.decision != "pass" for each in deciding):
         return _spent(rollout, now, told) if rollout.stage == SHADOW and unpaid >= UNPAID else None
+    if rollout.round:
+        return _watched(rollout, now, told)
     if rollout.auto:
         return _forward(rollout, PENSTOCK, now, "every guard passed", told)
     return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, "every guard passed", told)
@@ -232,11 +257,19 @@ def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Ro
         case "pause":
             return _next(rollout, "paused", "paused", stage, by, now, why)
         case "resume":
-            return _next(rollout, "running", "resumed", stage, by, now, why)
+            return _next(rollout, "watching" if rollout.round else "running", "resumed", stage, by, now, why)
         case "promote":
             return _forward(rollout, by, now, why)
         case "rollback":
             return _next(rollout, "rolled_back", "rolled_back", stage, by, now, why)
+
+
+def _watched(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
+    """A round is over, and nothing was shown in it."""
+    why = f"nothing was shown in round {rollout.round} of the watch"
+    if rollout.round < ROUNDS:
+        return _next(rollout, "watching", "watching", rollout.stage + 1, PENSTOCK, now, why, told)
+    return _next(rollout, "promoted", "promoted", rollout.stage, PENSTOCK, now, f"{why}, its last", told)
 
 
 def _spent(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
@@ -252,6 +285,8 @@ def _forward(rollout: Rollout, by: str, now: float, why: str, told: Sequence[Tol
         return _next(rollout, "running", "stage", rollout.stage + 1, by, now, why, told)
     if rollout.stage == SHADOW:
         return _next(rollout, "passed", "passed", rollout.stage, by, now, why, told)
+    if rollout.watch and not rollout.round:
+        return _next(rollout, "watching", "watching", rollout.stage + 1, by, now, why, told)
     return _next(rollout, "promoted", "promoted", rollout.stage, by, now, why, told)
 
 
@@ -275,10 +310,12 @@ def check(before: Rollout, after: Rollout) -> None:
     assert after.decisions[:-1] == before.decisions, "the past was changed"
     assert (after.id, after.stages) == (before.id, before.stages), "it became another rollout"
     last = after.decisions[-1]
-    assert after.stage - before.stage == (last.what == "stage"), "a stage was lost, repeated or skipped"
-    assert last.what != "promoted" or 0 <= after.stage == len(after.stages) - 1, "a stage was skipped"
+    assert after.stage - before.stage == (last.what in ("stage", "watching")), "a stage was lost, repeated or skipped"
+    assert last.what != "watching" or after.round, "a watch before the last stage"
+    assert last.what != "promoted" or 0 <= len(after.stages) - 1 <= after.stage, "a stage was skipped"
+    assert last.what != "promoted" or after.round or not after.watch, "the watch was skipped"
     assert last.what != "passed" or not after.stages, "a stage was skipped"
     first = 0 if after.shadow is None else SHADOW
-    assert first <= after.stage < len(after.stages), "there is no such stage"
+    assert first <= after.stage < len(after.stages) + (ROUNDS if after.watch else 0), "there is no such stage"
     assert before.active or (before.state == "promoted" and after.state == "rolled_back"), "an end was not the end"
     assert (last.stage, last.share) == (after.stage, after.share), "the log says something else"

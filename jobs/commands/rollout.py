@@ -67,6 +67,12 @@ def rollout() -> None:
     help="What the shadow stage may cost in all jobs together, never more.",
 )
 @click.option(
+    "--watch",
+    default=0.0,
+    metavar="PERCENT",
+    help="Of the units, that keep the old version after the last stage, for comparing. [default: none]",
+)
+@click.option(
     "--guard", default=ALL_GUARDS, show_default=True, metavar="NAME,…", help="What may get no worse; see above."
 )
 @click.option(
@@ -86,6 +92,7 @@ def start(
     shadow: bool,
     shadow_share: float,
     shadow_usd: float,
+    watch: float,
     guard: str,
     items: int | None,
     manual: bool,
@@ -99,6 +106,8 @@ def start(
     got no answer there), refusals, cost, latency. Each may wrongly accuse an equal version in 1 rollout of 100.
 
     100 at the end of --stages is the promotion: where all have the new version, nobody is left to compare it with.
+    With --watch a few units keep the old one for ten rounds more, and a version that is shown worse in one of them is
+    taken back then, too.
 
     In a shadow stage VERSION answers a share of the live version's items beside it; nothing of that is a result. The
     scores of both are compared item by item, which needs fewer items. With --stages shadow nothing follows: it has
@@ -113,7 +122,7 @@ def start(
     first, _, rest = stages.partition(",")
     in_front = first.strip() == "shadow"
     beside = _shadowing(shadow_share, shadow_usd, items) if shadow or in_front else None
-    how = How(not manual, unit, beside)
+    how = How(not manual, unit, beside, watch / 100)
     ask = rollouts.Ask(model, version, _shares(rest if in_front else stages), names, items, how)
     return _say(rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job))))
 
@@ -181,7 +190,9 @@ def list_rollouts(state: str | None, as_json: bool) -> int:
     for name in ("model", "live", "rollout", "state", "stage", "since"):
         table.add_column(name)
     for name, at in sorted(steering.rollouts.items()):
-        numbered = "shadow" if at.stage == SHADOW else f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}"
+        numbered = f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}"
+        if at.stage == SHADOW or at.round:
+            numbered = "shadow" if at.stage == SHADOW else f"watch, round {at.round}"
         stage = numbered if at.active else "–"
         live = steering.live.get(name, at.baseline)
         since = moment(at.decisions[-1].at)
@@ -299,7 +310,7 @@ def _speak(model: str, word: Word, why: str, state: str | None) -> int:
     return _say(rollouts.speak(shared.state_url(state), model, word, why))
 
 
-_WORDS = {"stage": "one stage further", "rolled_back": "rolled back"}
+_WORDS = {"stage": "one stage further", "rolled_back": "rolled back", "watching": "live, and watched"}
 
 
 def _say(heard: Heard) -> int:
@@ -312,6 +323,8 @@ def _say(heard: Heard) -> int:
             now = f"{at.baseline} is live for all"
         case "passed":
             now = f"{at.candidate} passed its shadow stage; {at.baseline} stays live for all"
+        case _ if at.round:
+            now = f"{at.candidate} is live; {at.where}"
         case _ if at.share:
             now = f"stage {at.stage + 1} of {len(at.stages)}: {_percent(at.share)} of the units get {at.candidate}"
         case _:

@@ -39,9 +39,13 @@ SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account
 
 
 def rollout(
-    stages: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0), *, auto: bool = True, shadow: Shadowing | None = None
+    stages: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0),
+    *,
+    auto: bool = True,
+    shadow: Shadowing | None = None,
+    watch: float = 0.0,
 ) -> Rollout:
-    how = How(auto, shadow=shadow)
+    how = How(auto, shadow=shadow, watch=watch)
     return begin("small", ("v1", "v2"), stages, GUARD, by="ann@here/penstock rollout", now=1.0, how=how)
 
 
@@ -178,6 +182,58 @@ def test_nobody_gets_the_candidate_in_a_shadow_stage_and_all_stand_beside_it() -
     assert paused.rehearsals, "what is measured counts"
 
 
+# ---- a watch behind
+
+
+def watched() -> Rollout:
+    after = see(rollout((0.5,), watch=0.02), told("pass"), 2.0)
+    assert after is not None
+    return after
+
+
+def test_after_the_last_stage_a_few_units_keep_the_old_version_and_all_others_have_the_new_one() -> None:
+    at = watched()
+    assert (at.state, at.active, at.share, at.round) == ("watching", True, 0.98, 1)
+    now = document.with_rollout(steering(rollout((0.5,), watch=0.02)), at)
+    assert now.live == {"small": "v2"}
+    turn = Turn({"small": SMALL}, now)
+    picks = [turn.pick(SMALL, turn.arms(Attributes(unit=f"u{n}"), "x")) for n in range(2_000)]
+    assert 10 < sum(pick.version == "v1" for pick in picks) < 80
+    assert {(pick.version, pick.arm) for pick in picks} == {("v1", "baseline-2"), ("v2", "candidate-2")}
+    with pytest.raises(SpecError, match="has a rollout already"):
+        document.started(now, rollout())
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_what_is_shown_in_the_watch_takes_the_version_back(auto: bool) -> None:
+    at = msgspec.structs.replace(watched(), auto=auto)
+    after = see(at, told("pass", "fail"), 3.0)
+    assert after is not None
+    assert after.state == ("rolled_back" if auto else "waiting")
+    back = after if auto else said(after, "rollback", "ann", 4.0)
+    assert document.with_rollout(steering(at), back).live == {"small": "v1"}
+    assert auto or said(after, "resume", "ann", 4.0).state == "watching"
+
+
+def test_a_watch_has_ten_rounds_with_arms_of_their_own_and_then_all_have_the_new_version() -> None:
+    at, arms = watched(), list[str]()
+    while at.active:
+        arms.append(at.arm("candidate"))
+        after = see(at, told("pass"), 3.0)
+        assert after is not None
+        check(at, after)
+        at = after
+    assert arms == [f"candidate-{n}" for n in range(2, 12)]
+    assert (at.state, at.share) == ("promoted", 1.0)
+    assert said(watched(), "promote", "ann", 3.0).state == "promoted", "a person may end it"
+
+
+@pytest.mark.parametrize(("stages", "watch"), [((0.5,), 0.5), ((0.99,), 0.02), ((0.5,), -0.1), ((), 0.1)])
+def test_a_watch_that_keeps_more_than_the_last_stage_did_is_refused(stages: tuple[float, ...], watch: float) -> None:
+    with pytest.raises(SpecError, match="a watch keeps"):
+        rollout(stages, shadow=BESIDE, watch=watch)
+
+
 # ---- who gets the candidate
 
 
@@ -239,9 +295,11 @@ class Deciders(RuleBasedStateMachine):
         auto=st.booleans(),
         stages=st.sampled_from([(), (0.5,), (0.01, 0.5), (0.01, 0.05, 0.25, 1.0)]),
         shadow=st.booleans(),
+        watch=st.booleans(),
     )
-    def start(self, auto: bool, stages: tuple[float, ...], shadow: bool) -> None:
-        first = rollout(stages, auto=auto, shadow=BESIDE if shadow or not stages else None)
+    def start(self, auto: bool, stages: tuple[float, ...], shadow: bool, watch: bool) -> None:
+        beside, kept = BESIDE if shadow or not stages else None, 0.02 if watch and stages else 0.0
+        first = rollout(stages, auto=auto, shadow=beside, watch=kept)
         self.stored = steering(first)
         self.accepted.append(first)
 
@@ -289,7 +347,7 @@ class Deciders(RuleBasedStateMachine):
         assert stages == sorted(stages)
         assert all(b - a <= 1 for a, b in itertools.pairwise(stages))
         assert len({each.id for each in self.stored.owed}) == len(self.stored.owed)
-        in_use = {"promoted": "v2"}.get(last.state, "v1")
+        in_use = "v2" if last.state == "promoted" or (last.active and last.round) else "v1"
         assert self.stored.live["small"] == in_use
 
 

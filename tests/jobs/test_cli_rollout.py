@@ -151,6 +151,21 @@ def test_a_shadow_that_makes_no_sense_is_refused(
     assert word in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_watch_keeps_a_few_units_on_the_old_version(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["rollout", "start", "small", "v2", "--stages", "5", "--watch", "2", "--job", "job.yaml"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    said = capsys.readouterr().out
+    assert "v2 is live; watch, round 1 of at most 10, 2 % of the units keep v1" in said
+    assert call(["rollout", "list"]) == 0
+    assert "watch, round 1" in capsys.readouterr().out
+    assert call(["rollout", "show", "small"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    assert "v2 is live for all" in capsys.readouterr().out
+    assert call(["rollback", "small"]) == 0
+    assert call(["rollout", "start", "small", "v2", "--stages", "5", "--watch", "96", "--job", "job.yaml"]) != 0
+    assert "a watch keeps" in capsys.readouterr().err
+
+
 def test_show_tells_pairs_and_who_stood_beside(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         call(["rollout", "start", "small", "v2", "--stages", "shadow", "--guard", "quality", "--job", "job.yaml"]) == 0

@@ -241,6 +241,37 @@ async def test_an_engine_that_a_task_names_for_itself_is_not_let_go_when_no_roll
         assert hand.left() == left
 
 
+async def test_a_version_that_gets_worse_after_its_promotion_is_taken_back_by_what_its_round_shows(
+    tmp_path: Path,
+) -> None:
+    """What went before does not hide it; a round without a finding is followed by the next, each decided once."""
+    url, how = str(tmp_path), How(watch=0.02)
+    begun = begin("small", ("v1", "v2"), (0.5,), guards(["quality"]), by="ann", now=0.0, how=how)
+    SteeringFile(url).change(lambda now: document.started(now, begun))
+    cells = list[Cell]()
+    seats = [Seat(url, cells) for _ in range(3)]
+
+    async def look() -> Rollout:
+        for seat in seats:
+            await seat.hand.first(seat.lanes.steer)
+            await seat.look()
+        return SteeringFile(url).read()[0].rollouts["small"]  # type: ignore[index]
+
+    cells += [cell(begun, "baseline", 900, 810), cell(begun, "candidate", 900, 810)]
+    at = await look()
+    assert (at.state, at.round) == ("watching", 1)
+    cells += [cell(at, "baseline", 700, 630), cell(at, "candidate", 30_000, 27_000)]
+    assert (await look()).round == 1, "it is the old version's items that a round counts"
+    cells += [cell(at, "baseline", 50, 45)]
+    at = await look()
+    assert at.round == 2
+    cells += [cell(at, "baseline", 300, 270), cell(at, "candidate", 15_000, 12_000)]
+    at = await look()
+    assert (at.state, len(at.decisions)) == ("rolled_back", 4)
+    assert "at most 0.1 %" in at.decisions[-1].why
+    assert SteeringFile(url).read()[0].live == {"small": "v1"}  # type: ignore[index]
+
+
 async def test_a_driver_that_starts_tells_its_lanes_before_they_send_and_refuses_to_guess(tmp_path: Path) -> None:
     seat = Seat(str(tmp_path), [])
     await seat.hand.first(seat.lanes.steer)

@@ -15,6 +15,7 @@ from penstock.jobs.wording import dollars, share
 
 WORDS = {
     "stage": "one stage further", "rolled_back": "taken back", "promoted": "live for all", "passed": "shadow passed",
+    "watching": "live, and watched",
 }  # fmt: skip
 INTRO = (
     "Decisions stand in the audit log with the numbers that made them. Numbers are those of the marks in the figure "
@@ -39,7 +40,7 @@ def section(beside: Beside, cells: list[Cell]) -> Section | None:
 
 
 DECIDED = ("#no.", "#when (UTC)", "model", "from", "to", "decision", "#share from then", "by", "why")
-SAID = ("#no.", "guard", "says", "#candidate's items", "#difference", "#may be as bad as")
+SAID = ("#no.", "guard", "says", "#items", "#difference", "#may be as bad as")
 ANSWERED = (
     "model", "stage", "version", "#items", "#results", "#of the run", "#$ per 1,000", "scorer", "#n", "#mean score",
     "#surely between",
