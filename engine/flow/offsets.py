@@ -21,11 +21,14 @@ _MAX_BITS = 1 << 22
 
 
 def encode(positions: Iterable[int], base: int) -> bytes:
-    """`positions`: distinct, all >= `base` (the watermark). Order does not matter."""
+    """`positions`: distinct, all >= `base` (the watermark). Order does not matter. Raises `Corrupt` where one is below:
+    written down, it would stand for others, and items would be lost, or paid for twice."""
     ordered = np.fromiter(positions, dtype=np.int64)
     if ordered.size == 0:
         return _EMPTY
     ordered.sort()
+    if ordered[0] < base:
+        raise Corrupt(f"position {ordered[0]} is finished, but stands below the watermark, {base}")
     return min(_encodings(ordered - base), key=len)
 
 

@@ -70,31 +70,37 @@ def saved_in(chunks: Mapping[str, bytes]) -> Saved:
 class OpenSplit:
     """One split being worked on."""
 
-    __slots__ = ("ended", "finished", "horizon", "maybe_until", "offered", "order", "split", "watermark")
+    __slots__ = ("_ahead", "ended", "finished", "horizon", "maybe_until", "offered", "order", "split", "watermark")
 
     def __init__(self, split: Split, saved: SavedSplit | None = None) -> None:
         self.split = split
         self.watermark = saved.watermark if saved else split.start
-        self.finished: set[int] = set(offsets.decode(saved.finished, saved.watermark)) if saved else set()
+        found = offsets.decode(saved.finished, saved.watermark) if saved else []
+        self.finished: set[int] = set(found)
         self.horizon = saved.horizon if saved else split.start
         self.maybe_until = self.horizon
         """Unfinished items below it may have been paid for by an earlier owner."""
         self.ended = False
         self.offered = self.watermark
         """The position after the last one that was offered."""
+        self._ahead: deque[int] = deque(found)
+        """Of the finished ones, those that this owner has not come to yet, ascending."""
         self.order: deque[int] = deque()
-        """Positions offered and not yet passed by the watermark, ascending."""
+        """Positions that it came to, and that the watermark has not passed, ascending."""
 
     def offer(self, position: int) -> bool:
-        """True where the item is work; False where it was finished before."""
+        """True where the item is work; False where it was finished before. What stands before it and was not offered
+        is not there any more: records can be deleted, or compacted away, after they were finished."""
         if position < self.watermark:
             return False
-        self.order.append(position)
+        ahead, new = self._ahead, position not in self.finished
+        while ahead and ahead[0] <= position:
+            self.order.append(ahead.popleft())
+        if new:
+            self.order.append(position)
         self.offered = position + 1
-        if position not in self.finished:
-            return True
         self._advance()
-        return False
+        return new
 
     def done(self, position: int) -> None:
         self.finished.add(position)
@@ -116,6 +122,12 @@ class OpenSplit:
     def closed(self) -> bool:
         return self.ended and not self.order
 
+    @property
+    def beyond(self) -> int:
+        """Finished positions that wait for the watermark. Not those of the last owner that were not come to again: they
+        wait for nothing but the reader, and must not keep it from reading."""
+        return len(self.finished) - len(self._ahead)
+
     def saved(self) -> SavedSplit:
         return SavedSplit(
             self.split.ordinal, self.watermark, offsets.encode(self.finished, self.watermark), self.horizon, self.ended
@@ -127,7 +139,7 @@ class OpenSplit:
         slow item must not make a run that is nearly over look like one that has hardly begun."""
         if not self.order:
             return self.watermark
-        share = min(1.0, len(self.finished) / len(self.order))
+        share = self.beyond / len(self.order)
         return self.watermark + share * (self.order[-1] - self.watermark)
 
     def check(self) -> None:
@@ -136,6 +148,8 @@ class OpenSplit:
         assert list(self.order) == sorted(set(self.order)), "positions out of order"
         assert not self.order or self.order[0] >= self.watermark, "head below the watermark"
         assert not (self.order and self.order[0] in self.finished), "a finished head was not passed"
+        assert self.finished <= {*self.order, *self._ahead}, "a finished one that nothing passes"
+        assert not self._ahead or self._ahead[0] >= self.offered, "a finished one was left behind"
 
 
 class Progress:
@@ -208,8 +222,8 @@ class Progress:
 
     @property
     def beyond(self) -> int:
-        """Finished positions kept beyond watermarks: what bounds the record's size."""
-        return sum(len(state.finished) for state in self.open.values())
+        """Finished positions that wait for watermarks: what bounds the record's size."""
+        return sum(state.beyond for state in self.open.values())
 
     def bytes_done(self) -> int:
         """Input passed, in the split's own units scaled to bytes: for progress and ETA only."""

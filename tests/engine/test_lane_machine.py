@@ -18,6 +18,8 @@ from penstock.engine.flow.deadlines import LOOK_AGAIN_S
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
+from penstock.engine.flow.progress import SHELF, TRIED
+from penstock.engine.flow.shelf import Tried
 from penstock.engine.flow.slots import Slot, urgency
 from penstock.engine.items import (
     Answer,
@@ -152,6 +154,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.disk = Disk()
         self.epoch = 0
         self.elsewhere: dict[str, Call] = {}
+        self.gone: set[int] = set()
+        """Records that are not in the source any more: deleted, or compacted away."""
         self.sent: set[str] = set()
         """Items of which a call may have left, under whatever owner, and that had not ended by a commit then."""
         self.sent_ever: set[str] = set()
@@ -189,12 +193,14 @@ class LaneMachine(RuleBasedStateMachine):
             self.disk.ledgers[key], _ = leases.forfeit(ledger, "r", 0, (self.epoch, 0), proven)
         starts = self.lane.progress.starts()
         self.todo = [
-            n for n in range(COUNT) for s, at in starts if s.ordinal == n // 10 and entry(n).source.position >= at
+            n
+            for n in range(COUNT)
+            for s, at in starts
+            if s.ordinal == n // 10 and entry(n).source.position >= at and n not in self.gone
         ]
         self.ends = [s.ordinal for s, _ in starts]
         self.doubted = set() if self.epoch == 1 else None
         self.calls: dict[str, Call] = {}
-        self.old: list[tuple[Call, str]] = []
         self.batch: CommitBatch | None = None
         self.number = 0
         self.committing()
@@ -210,9 +216,22 @@ class LaneMachine(RuleBasedStateMachine):
             self.todo.remove(number)
             self.lane.offer(entry(number, walled=self.steps), self.now)
             self.see_doubt(f"i{number}")
-            if number % 10 == 9:
-                self.lane.split_ended(number // 10)
-                self.ends.remove(number // 10)
+            self.end_splits()
+        self.end_splits()
+
+    def end_splits(self) -> None:
+        """Those that the reader has passed."""
+        at = min(self.todo, default=COUNT) // 10
+        for ordinal in [each for each in self.ends if each < at]:
+            self.lane.split_ended(ordinal)
+            self.ends.remove(ordinal)
+
+    @rule(numbers=st.sets(st.integers(0, COUNT - 1), max_size=8))
+    def vanish(self, numbers: set[int]) -> None:
+        """The source loses records: read or not, finished or not. Who has read one goes on with it."""
+        self.gone |= numbers
+        self.todo = [number for number in self.todo if number not in numbers]
+        self.elsewhere = {name: call for name, call in self.elsewhere.items() if int(name[1:]) not in numbers}
 
     @rule(pool=st.sampled_from(POOLS), n=st.integers(1, 8), worker=st.sampled_from(["w1", "w2"]))
     def take(self, pool: str, n: int, worker: str) -> None:
@@ -248,7 +267,7 @@ class LaneMachine(RuleBasedStateMachine):
         number = int(name[1:])
         chain = [n for n in range(COUNT) if n // 10 == number // 10 and key_of(n) == key_of(number) is not None]
         ended = {e for batch in self.disk.batches for e in ids(batch)}
-        assert {f"i{n}" for n in chain if n < number} <= ended, "sent before its turn"
+        assert {f"i{n}" for n in chain if n < number and n not in self.gone} <= ended, "sent before its turn"
         assert not {f"i{n}" for n in chain if n > number} & self.sent_ever, "sent after its turn"
         assert not {f"i{n}" for n in chain if n != number} & {*self.calls, *self.elsewhere}, "two of a key in flight"
 
@@ -494,6 +513,7 @@ class LaneMachine(RuleBasedStateMachine):
         steps = {name for name, call in calls.items() if call.role in ("judge", "shadow")}
         self.elsewhere = {} if answered else {name: call for name, call in calls.items() if name not in steps}
         self.see_adopted()
+        self.vanish(self.gone)
 
     def see_adopted(self) -> None:
         """Calls of the last owner that this one waits for."""
@@ -544,14 +564,13 @@ class LaneMachine(RuleBasedStateMachine):
         assert len(ended) == len(set(ended)), "an item ended twice"
         if not self.lane.draining:
             assert self.lane.finished_all, [(s.item.item_id, s.state) for s in self.lane.slots.values()]
-            assert set(ended) == {f"i{n}" for n in range(COUNT)}, "an item never ended"
+            assert {f"i{n}" for n in range(COUNT) if n not in self.gone} <= set(ended), "an item never ended"
             assert self.disk.batches[-1].saved.done
-            assert self.disk.chunks.keys() - {"progress", "cells"} == {
-                k for k in self.disk.chunks if k.startswith("outbox/")
-            }
+            single = {k for k in self.disk.chunks if k.startswith((SHELF, TRIED))}
+            assert single <= {f"{TRIED}i{n}" for n in self.gone}, "something is kept of an item that has ended"
         results = sum(r.cost_nano for b in self.disk.batches for r in b.results)
         dead = sum(d.cost_nano for b in self.disk.batches for d in b.dead_letters)
-        unfinished = sum(slot.cost_nano for slot in self.lane.slots.values())
+        unfinished = sum(slot.cost_nano for slot in self.lane.slots.values()) + self.paid_unread()
         lines = [line for b in self.disk.batches for line, _ in b.costs]
         assert len({line.entry_id for line in lines}) == len(lines), "two cost lines of one name"
         assert sum(line.cost_nano for line in lines) == results + dead + unfinished, "the bill does not add up"
@@ -563,6 +582,12 @@ class LaneMachine(RuleBasedStateMachine):
         if self.budgets:
             assert sum(line.cost_nano for line in lines) <= LIMIT
             assert not self.steps or of_steps["shadow"] <= SHADOW_LIMIT
+
+    def paid_unread(self) -> int:
+        """For items that this owner has not read, and maybe nobody will read again."""
+        read = {TRIED + name for name, _ in self.lane.slots}
+        kept = [data for name, data in self.disk.chunks.items() if name.startswith(TRIED) and name not in read]
+        return sum(a.cost_nano for data in kept for a in msgspec.msgpack.decode(data, type=Tried).attempts)
 
 
 def ids(batch: CommitBatch) -> list[str]:
@@ -606,7 +631,9 @@ def walk(seed: int) -> None:
 
 
 def trouble(machine: LaneMachine, dice: random.Random) -> None:
-    match dice.randrange(14):
+    match dice.randrange(16):
+        case 14 | 15:
+            machine.vanish(numbers={*dice.sample(range(COUNT), dice.choice([1, 3, 8]))})
         case 12 | 13:
             machine.pause(tiers=frozenset(tier for tier in (1, 2, 3) if dice.random() < 0.3))
         case 0:

@@ -28,3 +28,10 @@ def test_a_damaged_set_is_refused(data: bytes) -> None:
     """Never guessed around: what is finished decides what is paid."""
     with pytest.raises(Corrupt):
         offsets.decode(data, 0)
+
+
+@pytest.mark.parametrize("position", [999, 900, 0])
+def test_a_position_below_the_base_is_refused(position: int) -> None:
+    """Written as an offset it would wrap around, and stand for another item."""
+    with pytest.raises(Corrupt):
+        offsets.encode([position, 1001, 5000], 1000)

@@ -1,5 +1,7 @@
 """Watermark and finished set, whatever the order in which items end, whenever the owner dies."""
 
+import random
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.progress import Progress, Saved
 from penstock.engine.plan import Split
+
+SHARES = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
 
 
 def splits(count: int) -> list[Split]:
@@ -39,6 +43,52 @@ def test_after_a_restart_exactly_the_unfinished_come_again(positions: list[int],
     again.check()
     again.end(0)
     assert again.all_closed == (not undone)
+
+
+@given(
+    st.lists(st.integers(0, 999), unique=True, min_size=10, max_size=60),
+    st.lists(st.tuples(SHARES, SHARES, st.booleans()), min_size=2, max_size=5),
+    st.integers(0, 1 << 30),
+)
+def test_records_that_vanish_between_owners_are_neither_unfinished_nor_in_the_way(
+    positions: list[int], owners: list[tuple[float, float, bool]], seed: int
+) -> None:
+    """Each owner finds fewer records than the last (deleted, compacted away), finishes some, and dies; some don't come
+    to the end of them. What is there and has not ended comes to every owner once; nothing that ended comes again."""
+    dice, there, ended = random.Random(seed), sorted(positions), set[int]()
+    progress = Progress(splits(1))
+    for gone, done, halfway in owners:
+        state = progress.of(0)
+        ((_, start),) = progress.starts()
+        found = [p for p in there if p >= start]
+        offered = [p for p in found[: len(found) // 2 if halfway else None] if state.offer(p)]
+        assert offered == [p for p in found[: len(found) // 2 if halfway else None] if p not in ended]
+        assert not [p for p in there if p < start and p not in ended], "one that is there would never be read"
+        progress.check()
+        dice.shuffle(offered)
+        for position in offered[: round(done * len(offered))]:
+            state.done(position)
+            ended.add(position)
+            progress.check()
+        progress = Progress(splits(1), saved(progress))
+        assert progress.of(0).finished <= ended, "one is said to be finished that never was"
+        there = [p for p in there if dice.random() >= gone]
+
+
+def test_what_the_last_owner_finished_does_not_keep_this_one_from_reading() -> None:
+    """However much is finished beyond the watermark: it waits for no item of this owner, who must read to go on."""
+    progress = Progress(splits(1))
+    for position in range(100):
+        progress.of(0).offer(position)
+    for position in range(1, 100):
+        progress.of(0).done(position)
+    again = Progress(splits(1), saved(progress))
+    assert (progress.beyond, again.beyond) == (99, 0)
+    assert again.of(0).offer(0)
+    assert not again.of(0).offer(50)
+    assert again.beyond == 50
+    again.of(0).done(0)
+    assert (again.beyond, again.of(0).watermark) == (0, 51)
 
 
 def test_closed_splits_are_counted_not_listed() -> None:
