@@ -243,7 +243,11 @@ class Lane:
         """The ledger's no."""
         if not wish.spare:
             for slot in self.till.refused(wish, words):
-                if slot.state != "finished":  # the one before it may have drained the lane, which ends steps
+                if slot.state == "finished":
+                    continue  # the one before it may have drained the lane, which ends steps
+                if self.till.is_past(wish.key, slot, now):
+                    self.flights.queue(slot, now)  # its day ended while it waited: today's money is whole
+                else:
                     self._cannot_pay(slot, self.till.why(wish.key), now)
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:

@@ -141,6 +141,11 @@ class Till:
             self._waiting[key] = stay
         return [slot for slot, worst in queue if worst >= wish.floor_nano]
 
+    def is_past(self, key: str, slot: Slot, now: float) -> bool:
+        """Whether this item would by now ask another budget's money: the key's day or month is over."""
+        keys = (*self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose), *slot.fund)
+        return all(key != name for name, _ in keys)
+
     def why(self, key: str) -> NoMoney:
         return self._refused[key]
 

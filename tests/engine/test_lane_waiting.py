@@ -212,6 +212,25 @@ def test_an_endless_run_waits_for_the_next_days_money() -> None:
     assert not rig.lane.ends.dead_letters
 
 
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_no_of_yesterdays_budget_leaves_todays_money_to_the_item(endless: bool) -> None:
+    """It waited for the ledger's word while midnight passed: it asks today's budget, and is neither ended nor held."""
+    rig = Rig((Budget(10**6, per="day"),), endless=endless)
+    rig.offer(1)
+    rig.commit()
+    rig.take()
+    (yesterday,) = rig.lane.wishes()
+    rig.now = (NOW // DAY_S + 1) * DAY_S + 1.0
+    rig.lane.refused(yesterday, "nothing left", rig.now)
+    rig.commit()
+    rig.take()
+    (today,) = rig.lane.wishes()
+    assert today.key != yesterday.key
+    rig.lane.leased(today.key, {"l": 10**6}, rig.now)
+    assert rig.take() == ["0.0"]
+    assert rig.lane.tally.dead_letters == {}
+
+
 def test_a_bounded_run_and_a_tenant_do_not_wait_for_tomorrow() -> None:
     """A run with an end ends; and one tenant's items must not stand before everybody's."""
     for rig in (Rig((Budget(10**6, per="day"),), endless=False), Rig((Budget(10**6, per="day", tenant="*"),))):
