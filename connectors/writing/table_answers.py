@@ -14,7 +14,8 @@ ArrowType = Any
 MAX_FIELDS = 500
 """Of one answer type, nested ones included. Models invent keys; a table of thousands of columns helps nobody."""
 MAX_DEPTH = 16
-_EXACT_FLOAT = 1 << 53
+EXACT_FLOAT = 1 << 53
+"""Up to here every integer is exact as a float."""
 _CHECK_EVERY = 1024
 
 
@@ -81,7 +82,7 @@ def _kind(value: object) -> str:
         case bool():
             return "bool"
         case int():
-            if abs(value) > _EXACT_FLOAT:  # a column may turn out to be floats; larger ones would change
+            if abs(value) > EXACT_FLOAT:  # a column may turn out to be floats; larger ones would change
                 raise NoCommonType
             return "int"
         case float():

@@ -20,7 +20,7 @@ from penstock.connectors.writing.record_structs import (
     Provenance,
     QualityRecord,
 )
-from penstock.connectors.writing.table_answers import AnswerShape, ArrowType
+from penstock.connectors.writing.table_answers import EXACT_FLOAT, AnswerShape, ArrowType
 
 Kind = Literal["text", "int", "float", "bool", "money", "time", "json", "list"]
 """money: decimal(18,9). time: timestamp(us, UTC). json: JSON text in a string column. list: list of structs."""
@@ -120,17 +120,21 @@ RESERVED = frozenset({"answer", *(c.name for c in PENSTOCK)})
 _FIRST: dict[int, str] = {ord('"'): "text", ord("t"): "bool", ord("f"): "bool", ord("{"): "json", ord("["): "json"}
 _INT64_DIGITS = 18
 """Integers with more digits may not fit in 64 bits: such a column is text."""
+_FLOAT_DIGITS = 15
+"""Integers with so few digits are exact as floats; one with more is looked at."""
 
 
 def kind_of_json(raw: bytes) -> str | None:
-    """`text`, `bool`, `json`, `int`, `float`, or None for null."""
+    """`text`, `bool`, `json`, `int`, `wide` (an integer that a float would round), `float`, or None for null."""
     if raw[:1] == b"n":
         return None
     known = _FIRST.get(raw[0])
     if known is not None:
         return known
     if raw.lstrip(b"-").isdigit():
-        return "int" if len(raw) <= _INT64_DIGITS else "json"
+        if len(raw) > _INT64_DIGITS:
+            return "json"
+        return "int" if len(raw) <= _FLOAT_DIGITS or abs(int(raw)) <= EXACT_FLOAT else "wide"
     return "float"
 
 
@@ -140,7 +144,7 @@ def common_kind(kinds: Iterable[str]) -> Kind:
     match sorted(found):
         case ["bool"]:
             return "bool"
-        case ["int"]:
+        case ["int"] | ["wide"] | ["int", "wide"]:
             return "int"
         case ["float"] | ["float", "int"]:
             return "float"

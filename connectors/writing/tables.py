@@ -14,7 +14,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
@@ -150,7 +150,7 @@ def _array(column: Column, values: Sequence[object]) -> Array:
         case "money":
             return pa.array([_json_text(v) for v in values], pa.string()).cast(pa.decimal128(18, 9))
         case "time":
-            return pa.array(values, pa.string()).cast(pa.timestamp("us", tz="UTC"))
+            return pa.array([_time(v) for v in values], pa.string()).cast(pa.timestamp("us", tz="UTC"))
         case "list":
             return _lists(column, values)
 
@@ -183,11 +183,34 @@ def _text(value: object) -> str | None:
     return msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else _json_text(value)
 
 
+_LAST_TIME = "9999-12-31T23:59:59.999Z"
+
+
+def _time(value: object) -> object:
+    """One of a year with five digits, as records of older versions may hold, is the last there is: a run that was paid
+    for is not lost to it."""
+    return value if value is None or len(str(value)) == len(_LAST_TIME) else _LAST_TIME
+
+
 def _json_text(value: object) -> str | None:
     if value is None:
         return None
     text = bytes(value).decode() if isinstance(value, msgspec.Raw) else str(value)
     return None if text == "null" else text
+
+
+_CRLF = "\r\n"
+
+
+class _Lines:
+    """Rows that end in CRLF → rows that end in LF. Python's writer puts quotes around characters of the line end that
+    it writes itself: told of LF alone, it would let a CR tear the row for its readers."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row.removesuffix(_CRLF) + "\n")
 
 
 class CsvWriter:
@@ -196,7 +219,7 @@ class CsvWriter:
     def __init__(self, path: Path, table: Table) -> None:
         self._table = table
         self._file = path.open("w", encoding="utf-8", newline="")
-        self._csv = csv.writer(self._file, lineterminator="\n")
+        self._csv = csv.writer(_Lines(self._file), lineterminator=_CRLF)
         self._csv.writerow(table.names)
 
     def write(self, values: list[bytes]) -> None:

@@ -285,6 +285,44 @@ async def test_answers_under_a_schema_are_a_struct_column(tmp_path: Path) -> Non
         assert pq.read_table(tmp_path / str(n) / "results.parquet")["answer"].to_pylist() == wanted
 
 
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([12345678901234567, 1], [12345678901234567, 1]),
+        ([12345678901234567, 0.5], ["12345678901234567", "0.5"]),
+        ([-(2**53) - 1, 0.5], [str(-(2**53) - 1), "0.5"]),
+        ([2**53, 0.5], [float(2**53), 0.5]),
+    ],
+)
+async def test_no_kept_number_is_rounded_in_parquet(tmp_path: Path, values: list[float], wanted: list[object]) -> None:
+    """An order number of seventeen digits beside one fraction is text: as a float it would be another order's."""
+    rows = [OutRecord(0, n, Encoder("r", "rows").result(result(n, {"n": value}))) for n, value in enumerate(values)]
+    await finished(tmp_path, ".parquet", {"results": rows})
+    assert pq.read_table(tmp_path / "results.parquet")["n"].to_pylist() == wanted
+
+
+async def test_a_time_of_a_far_year_costs_no_run_its_table(tmp_path: Path) -> None:
+    """Records that were committed before such times were bound: the table is written at last, with the last time."""
+    line = Encoder("r", "rows").result(result(0, {}))
+    far = line.replace(b'"enqueued_at":"2026', b'"enqueued_at":"57873')
+    assert far != line
+    await finished(tmp_path, ".parquet", {"results": [OutRecord(0, 0, far)]})
+    [time] = pq.read_table(tmp_path / "results.parquet")["penstock_enqueued_at"].to_pylist()
+    assert time == datetime.datetime(9999, 12, 31, 23, 59, 59, 999_000, datetime.UTC)
+
+
+async def test_a_carriage_return_alone_tears_no_row_of_csv(tmp_path: Path) -> None:
+    """It stands in quotes, as a line feed does: any reader gives the value back. Rows end in LF alone."""
+    rows = [OutRecord(0, 0, Encoder("r", "rows").result(result(0, {"n": "a\rb"}, "x\ry")))]
+    await finished(tmp_path, ".csv", {"results": rows})
+    with (tmp_path / "results.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert (row["n"], row["answer"]) == ("a\rb", "x\ry")
+    [back] = [json.loads(value) for value in iter_records([str(tmp_path / "results.csv")])]
+    assert (back["n"], back["answer"]) == ("a\rb", "x\ry")
+    assert b"\r\n" not in (tmp_path / "results.csv").read_bytes()
+
+
 async def test_csv_is_flat_with_nested_values_as_json(tmp_path: Path) -> None:
     """One header, one row a record, quoting that every reader knows."""
     await finished(tmp_path, ".csv", outputs(Encoder("run-1", "rows")))
@@ -339,6 +377,55 @@ async def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         open_stores(sinks, "run-2")
     await discard_stores(sinks, "run-2")
     open_stores(sinks, "run-2")
+
+
+def day(folder: Path, name: str, costs: str = "costs.jsonl") -> dict[SinkName, FilesSink]:
+    """The results of each day in a place of their own, the costs of all days in one."""
+    return {"results": FilesSink(str(folder / f"{name}.jsonl")), "costs": FilesSink(str(folder / costs))}
+
+
+async def test_the_costs_of_another_run_are_not_replaced(tmp_path: Path) -> None:
+    """Told when it starts, before anything is paid; a run that was refused has taken nothing. With `--fresh` the path
+    changes hands, and the first run can't take it back unasked."""
+    monday = open_stores(day(tmp_path, "monday"), "run-1")
+    await monday.finish(PLAN)
+    there = (tmp_path / "costs.jsonl").stat().st_ino
+    with pytest.raises(Refused, match=r"costs.jsonl holds the output of another run \(run-1\); this one is run-2"):
+        open_stores(day(tmp_path, "tuesday"), "run-2")
+    open_stores(day(tmp_path, "tuesday", "other.jsonl"), "run-3")
+    await discard_stores(day(tmp_path, "wednesday"), "run-2")
+    wednesday = open_stores(day(tmp_path, "wednesday"), "run-2")
+    assert (tmp_path / "costs.jsonl").stat().st_ino == there, "what readers were given stays until it is replaced"
+    for _ in range(2):
+        await wednesday.finish(msgspec.structs.replace(PLAN, run_id="run-2"))
+        after = (tmp_path / "costs.jsonl").stat().st_ino
+        with pytest.raises(Refused, match=r"another run \(run-2\)"):
+            await monday.finish(PLAN)
+        assert (tmp_path / "costs.jsonl").stat().st_ino == after
+    open_stores(day(tmp_path, "monday", "costs-of-monday.jsonl"), "run-1")
+
+
+async def test_a_folder_whose_manifest_names_another_run_is_refused(tmp_path: Path) -> None:
+    """Also where the working folders, which say whose an output is, were tidied away."""
+    await open_stores(day(tmp_path, "monday", "costs/"), "run-1").finish(PLAN)
+    for home in tmp_path.glob(".*.penstock"):
+        shutil.rmtree(home)
+    with pytest.raises(Refused, match="run-1"):
+        open_stores(day(tmp_path, "tuesday", "costs/"), "run-2")
+    assert not list(tmp_path.glob(".*.penstock"))
+    await discard_stores(day(tmp_path, "tuesday", "costs/"), "run-2")
+    again = open_stores(day(tmp_path, "tuesday", "costs/"), "run-2")
+    await again.finish(msgspec.structs.replace(PLAN, run_id="run-2"))
+    assert json.loads((tmp_path / "costs/_manifest.json").read_bytes())["run_id"] == "run-2"
+
+
+async def test_what_another_runs_live_command_writes_is_not_discarded(tmp_path: Path) -> None:
+    """`--fresh` of a run that would take its results for costs."""
+    stores = open_stores(day(tmp_path, "monday"), "run-1")
+    await stores.primary.hold(this_process())
+    with pytest.raises(Held):
+        await discard_stores(day(tmp_path, "tuesday", "monday.jsonl"), "run-2")
+    await stores.primary.let_go()
 
 
 async def test_what_a_live_command_holds_is_not_discarded(tmp_path: Path) -> None:
