@@ -183,6 +183,16 @@ def too_large(split: Split, record: Record, value: bytes) -> Raw:
     return msgspec.structs.replace(made, length=len(value), digest=digest)
 
 
+FIRST_MS, LAST_MS = 946_684_800_000, 4_102_444_800_000
+"""The years 2000 to 2099."""
+
+
+def record_time(unix_ms: int) -> float | None:
+    """A record's timestamp as Unix seconds. None: it has none, or one that is no time, as that of a producer which
+    writes seconds or microseconds where Kafka has milliseconds."""
+    return unix_ms / 1000 if FIRST_MS <= unix_ms < LAST_MS else None
+
+
 def raw(
     split: Split,
     record: Record,
@@ -199,6 +209,6 @@ def raw(
         error,
         record.key,
         tuple((name, value or b"") for name, value in record.headers) if record.headers else (),
-        record.timestamp / 1000 if record.timestamp >= 0 else None,
+        record_time(record.timestamp),
         len(data),
     )

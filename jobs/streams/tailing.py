@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from penstock.connectors.kafka.client import new_consumer, opened, within
+from penstock.connectors.kafka.partition import record_time
 from penstock.connectors.kafka.topics import begins, ends
 from penstock.connectors.settings import Connection
 from penstock.jobs.streams.where import find
@@ -50,7 +51,7 @@ async def follow(connection: Connection, topic: str, *, from_start: bool) -> Asy
 
 
 def _seen(r: ConsumerRecord) -> Seen:
-    at = r.timestamp / 1000 if r.timestamp >= 0 else None
+    at = record_time(r.timestamp)
     return Seen(
         r.value or b"", r.topic, r.partition, r.offset, at, r.key, tuple((name, v or b"") for name, v in r.headers)
     )

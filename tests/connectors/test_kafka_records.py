@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.structs import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.connectors.base import OutRecord, Raw
+from penstock.connectors.kafka import partition
 from penstock.connectors.kafka.dead_letters import incoming, outgoing
 from penstock.connectors.kafka.records import row
 from penstock.connectors.kafka.source import KafkaTopics
@@ -22,6 +24,7 @@ from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import KafkaSource, Row
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.jobs.dev.kafka import KafkaServer
 
@@ -198,3 +201,26 @@ async def through_intake(source: KafkaTopics) -> list[Item | DeadLetter]:
             await reader.close()
             return made
         await asyncio.sleep(batch.again_after_s or 0)
+
+
+@pytest.mark.parametrize(
+    ("unix_ms", "enqueued_at"),
+    [
+        (1_764_150_000_123, 1_764_150_000.123),
+        (1_764_150_000_000_000, 5.0),
+        (1_764_150_000_000_000_000, 5.0),
+        (1_764_150_000, 5.0),
+        (0, 5.0),
+        (-1, 5.0),
+    ],
+    ids=["milliseconds", "microseconds", "nanoseconds", "seconds", "zero", "none"],
+)
+def test_a_timestamp_that_is_no_time_counts_as_none(unix_ms: int, enqueued_at: float) -> None:
+    """Of a producer that writes another unit, records would be of the year 57873, which no table holds: the item counts
+    from when it was read."""
+    value = json.dumps(LINE).encode()
+    split = Split("p", "topic", 0, 0, "kafka://t", 0, 10, "offsets", "jsonl", None, 0)
+    came = ConsumerRecord("t", 0, 3, unix_ms, 0, None, value, None, 0, len(value), ())
+    made = intake().item(partition.raw(split, came, value), 5.0)
+    assert isinstance(made, Item)
+    assert made.enqueued_at == enqueued_at
