@@ -4,6 +4,8 @@ and Spark read."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import blake2b
 from urllib.parse import quote
 
 import msgspec
@@ -17,6 +19,10 @@ NOWHERE = "__HIVE_DEFAULT_PARTITION__"
 """Where Hive puts what has no value."""
 _PLAIN = " -_.~+@,;!()$&"
 """Characters that stand in a folder's name as they are."""
+MAX_VALUE = 120
+"""Bytes of a value in a folder's name. S3 takes keys of 1,024 bytes: five such values leave 400 to the columns' names,
+the prefix and the object's own name."""
+_HASH_BYTES = 8
 
 
 class Sinks(msgspec.Struct, frozen=True):
@@ -78,7 +84,21 @@ def _values(sink: str, line: bytes, names: tuple[str, ...]) -> list[tuple[str, s
     ours = _result(line).penstock if sink == "results" else _ours(line)
     columns = _columns(line) if not _NAMES.issuperset(names) else {}
     found = [(name, ours.value(name) if name in _NAMES else _text(columns.get(name))) for name in names]
-    return [(quote(name, safe=_PLAIN), quote(value, safe=_PLAIN) if value else NOWHERE) for name, value in found]
+    return [(quote(name, safe=_PLAIN), folder_name(value) if value else NOWHERE) for name, value in found]
+
+
+@lru_cache(4096)
+def folder_name(value: str) -> str:
+    """A value as S3, Hive and Spark take it in a key. A long one is its beginning and a hash of the whole: one value,
+    one folder."""
+    name = quote(value, safe=_PLAIN)
+    if len(name) <= MAX_VALUE:
+        return name
+    digest = "-" + blake2b(value.encode(), digest_size=_HASH_BYTES).hexdigest()
+    head = value[: MAX_VALUE - len(digest)]
+    while len(name := quote(head, safe=_PLAIN)) > MAX_VALUE - len(digest):
+        head = head[:-1]
+    return name + digest
 
 
 def _text(raw: msgspec.Raw | None) -> str | None:
