@@ -73,6 +73,8 @@ class Version(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     model: str
     revision: str | None = None
+    price: Price | None = None
+    """None: the model's. Read by `pricing.price_of` alone."""
 
 
 EngineValue = str | int | float | bool
@@ -86,7 +88,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     account: str | None = None
     worker: Literal["vllm"] | None = None
     price: Price | None = None
-    """None: unknown. An unpriced API model is refused at validation, unless `price: free`."""
+    """Of versions that have none of their own. Read by `pricing.price_of` alone."""
     hour_usd: float | None = None
     min_replicas: int = 1
     max_replicas: int = 1
@@ -113,7 +115,14 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def live_version(self) -> Version:
-        return next(v for v in self.versions if v.id == self.live)
+        return self.version(self.live)
+
+    def version(self, id: str) -> Version:
+        """Raises `KeyError`."""
+        for version in self.versions:
+            if version.id == id:
+                return version
+        raise KeyError(f"{self.name}@{id}")
 
     @property
     def pool(self) -> str:

@@ -220,10 +220,15 @@ def own_price(hour_nano: int, tokens_per_s: float = OWN_TOKENS_PER_S) -> Price:
     return Price(input=rate, output=rate, version="amortised")
 
 
-def price_of(model: Model) -> Price | None:
-    """The price to plan with: the model's own, else its hour spread at the assumed speed, else None (unknown)."""
-    if model.price is not None:
-        return model.price
+def price_of(model: Model, version: str) -> Price | None:
+    """What a call to this version (its id) costs: the version's own price, else the model's, else the model's hour
+    spread at the assumed speed, else None (unknown). Raises `KeyError` where the model has no such version.
+
+    An API model of unknown price is refused before a run, so None is met in models made by hand only.
+    """
+    price = model.version(version).price or model.price
+    if price is not None:
+        return price
     if model.hour_usd is not None:
         return own_price(usd_to_nano(model.hour_usd))
     return Price(version="free") if model.self_hosted else None

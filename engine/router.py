@@ -94,16 +94,24 @@ class Router:
         self._tasks = policy.tasks or {"default": Task(name="default")}
         self._default = policy.default_task or (next(iter(self._tasks)) if len(self._tasks) == 1 else None)
         self._match = compile_rules(policy.rules)
-        self._prices = {name: price_of(model) for name, model in catalog.models.items()}
+        self._prices = {(m.name, v.id): price_of(m, v.id) for m in catalog.models.values() for v in m.versions}
         self._plans: dict[tuple[object, ...], Choice | Rejection] = {}
         self.turn = Turn(catalog.models)
         check_names(catalog, policy)
 
     def reprice(self, model: str, price: Price) -> None:
-        """An own model's running rate, or a new price table: from now on costs are compared with it."""
-        if self._prices.get(model) != price:
-            self._prices[model] = price
+        """An own model's running rate, whatever its version: from now on costs are compared with it."""
+        keys = [key for key in self._prices if key[0] == model]
+        if any(self._prices[key] != price for key in keys):
+            self._prices |= dict.fromkeys(keys, price)
             self._plans.clear()
+
+    def tier1_price(self) -> Price | None:
+        """Of the version in use of Tier 1's first model; None: there is no Tier 1."""
+        name = next(iter(self._catalog.tiers.get(1, ())), None)
+        if name is None:
+            return None
+        return self._prices[name, self.turn.pick(self._catalog.models[name], None).version]
 
     @property
     def by_quality(self) -> bool:
@@ -207,7 +215,9 @@ class Router:
             return Rejection("unknown_sensitivity", wall.message, Route(route.task, route.tier, (), (), ""))
         ask = Ask(self._tasks[route.task], route.tier, (name,), f"{role} of the item", None, wall)
         plan = self._filter(ask, _NOTHING_ASKED, request)
-        return at_version(plan, version) if version and isinstance(plan, Choice) else plan
+        if not version or isinstance(plan, Rejection):
+            return plan
+        return at_version(plan, version, self._prices[name, version])
 
     def _remember(self, key: tuple[object, ...], plan: Choice | Rejection) -> Choice | Rejection:
         if len(self._plans) >= MAX_PLANS:
@@ -337,7 +347,8 @@ class Router:
         model = self._catalog.models[name]
         candidate = self._at(Candidate(name, model.live, ""), ask.arms, ask.exposure)
         ceiling = output_ceiling(NO_CEILING, ask.task.max_tokens, model)
-        return Target(model, candidate, self._prices[name], model.context or UNLIMITED, ceiling)
+        price = self._prices[name, candidate.version]
+        return Target(model, candidate, price, model.context or UNLIMITED, ceiling)
 
     def _wall_says(self, wall: Wall | None, model: Model) -> str | None:
         if wall is None:

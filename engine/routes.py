@@ -201,12 +201,12 @@ def in_arm(plan: Choice, experiment: str, arm: str) -> Choice:
     return choice_of(plan.ask, (msgspec.structs.replace(target, candidate=candidate),), plan.refused)
 
 
-def at_version(plan: Choice, version: str) -> Choice:
-    """The same plan for another version of its one model than the live one."""
+def at_version(plan: Choice, version: str, price: Price | None) -> Choice:
+    """The same plan for another version of its one model than the live one, at that version's price."""
     (target,) = plan.targets
     model = msgspec.structs.replace(target.model, live=version)
     candidate = msgspec.structs.replace(target.candidate, version=version, pool=model.pool)
-    targets = (msgspec.structs.replace(target, model=model, candidate=candidate),)
+    targets = (msgspec.structs.replace(target, model=model, candidate=candidate, price=price),)
     return choice_of(plan.ask, targets, plan.refused)
 
 

@@ -18,6 +18,7 @@ from penstock.engine.audit import MAX_AHEAD, MAX_FACTS_BYTES, Draft, Kind
 from penstock.engine.catalog import Catalog, Model, Wall
 from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
+from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
 from penstock.workers.planner import Planned
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -157,7 +158,7 @@ def routes(policy: Policy, catalog: Catalog) -> dict[str, object]:
         "walls": {name: _wall(wall, catalog) for name, wall in catalog.walls.items()},
         "unknown_wall": catalog.unknown_wall,
         "models": {name: _model(model) for name, model in catalog.models.items()},
-        "prices_digest": _digest({name: [m.price, m.hour_usd] for name, m in catalog.models.items()}),
+        "prices_digest": _digest({name: _prices(model) for name, model in catalog.models.items()}),
     }
 
 
@@ -177,8 +178,13 @@ def _wall(wall: Wall, catalog: Catalog) -> dict[str, object]:
 def _model(model: Model) -> dict[str, object]:
     live = model.live_version
     by = f"own {model.worker}" if model.worker else model.account
-    price = model.price.version if model.price is not None else None
-    return {"version": live.id, "served_as": live.model, "revision": live.revision, "by": by, "price_version": price}
+    price = price_of(model, live.id)
+    told = price.version if price is not None else None
+    return {"version": live.id, "served_as": live.model, "revision": live.revision, "by": by, "price_version": told}
+
+
+def _prices(model: Model) -> list[object]:
+    return [{version.id: price_of(model, version.id) for version in model.versions}, model.hour_usd]
 
 
 def _bounded(facts: dict[str, object]) -> dict[str, object]:

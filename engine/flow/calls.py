@@ -11,6 +11,7 @@ from penstock.engine.flow.climb import Climb, Doubted
 from penstock.engine.flow.ends import Costs
 from penstock.engine.flow.lane_types import Hooks
 from penstock.engine.flow.settle import (
+    Priced,
     add_usage,
     attempt_of,
     cost_line,
@@ -29,7 +30,6 @@ from penstock.engine.pricing import (
     estimate_input_tokens,
     max_input_tokens,
     output_ceiling,
-    price_of,
     worst_case_nano,
 )
 from penstock.engine.quality import sampled
@@ -152,8 +152,19 @@ class Calls:
 
     def worst_nano(self, slot: Slot) -> int:
         """The most that this call can cost."""
-        price = self.priced[slot.model].price
-        return worst_case_nano(slot.max_input, slot.max_output * slot.request.n, price)
+        return worst_case_nano(slot.max_input, slot.max_output * slot.request.n, self._at(slot).price)
+
+    def _at(self, slot: Slot) -> Priced:
+        """Of the version that is asked. One that the last owner had sent to may have left the catalogue since: then
+        of the live one."""
+        asked = slot.route.candidates[slot.candidate]
+        return self.priced.get((asked.model, asked.version)) or self.priced[asked.model, self._models[asked.model].live]
+
+    def reprice(self, model: str, price: Price) -> None:
+        """An own engine's running rate: its versions share its hours."""
+        for (name, _), at in self.priced.items():
+            if name == model:
+                at.price = price
 
     def call(self, slot: Slot, role_model: str) -> Call:
         item, attributes, pending = slot.item, slot.item.attributes, slot.pending
@@ -180,7 +191,7 @@ class Calls:
     def settle(self, slot: Slot, outcome: Outcome, tally: Tally, costs: Costs, till: Till) -> None:
         """Price the attempt, close its reservation, and write its cost line where something was charged. A call that
         was never sent leaves no trace."""
-        at = self.priced[slot.model]
+        at = self._at(slot)
         if not never_sent(outcome):
             if outcome.usage is None and outcome.answer is not None and at.basis == "metered":
                 outcome = self._at_its_worst(slot, outcome)
@@ -205,9 +216,8 @@ class Calls:
         return msgspec.structs.replace(outcome, usage=usage, cost_nano=self.worst_nano(slot), estimated=True)
 
     def result(self, slot: Slot, answer: Answer, now: float) -> Result:
-        at = self.priced[slot.model]
         version = slot.route.candidates[slot.candidate].version
-        return result_of(slot, answer, at, version, self.versions(slot), now)
+        return result_of(slot, answer, self._at(slot), version, self.versions(slot), now)
 
     def versions(self, slot: Slot) -> tuple[str, str]:
         """(policy, prompt): of an experiment's arm, or the task's own."""
@@ -256,9 +266,3 @@ def _wire_extra(output: Output | None) -> int:
         return 0
     choices = sum(len(choice.encode()) + 4 for choice in output.choices or ())
     return 512 + len(output.json_schema or b"") + choices
-
-
-def first_price(catalog: Catalog) -> Price | None:
-    """The price of the first model of Tier 1, for "saved against all-Tier-1"."""
-    names = catalog.tiers.get(1, ())
-    return price_of(catalog.models[names[0]]) if names and names[0] in catalog.models else None

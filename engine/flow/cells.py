@@ -171,7 +171,7 @@ class Cells:
     def __init__(
         self,
         rows: Iterable[Cell] = (),
-        priced: Mapping[str, Priced] | None = None,
+        priced: Mapping[tuple[str, str], Priced] | None = None,
         promises: Mapping[str, Promise] | None = None,
     ) -> None:
         self.rows = list(rows)
@@ -257,7 +257,7 @@ class Cells:
         self.rows = list(self._by_key.values())
 
     def _key(self, task: str, model: str, version: str, prompt: str, role: CellRole, *arm: str) -> Key:
-        at = self._priced.get(model)
+        at = self._priced.get((model, version))
         experiment, name = arm or ("", "")
         return task, model, version, prompt, at.price.version if at is not None else "", role, experiment, name
 

@@ -27,7 +27,7 @@ class Ends:
         shelf: Shelf,
         tally: Tally,
         cells: Cells,
-        tier1: Price | None,
+        tier1: Callable[[], Price | None],
         chains: Chains | None = None,
     ) -> None:
         self.slots: dict[tuple[str, int], Slot] = {}
@@ -45,6 +45,7 @@ class Ends:
         self.tally = tally
         self._cells = cells
         self._tier1 = tier1
+        """The price of its first model now, for "saved against all-Tier-1"."""
         self._chains = chains
         self.unfit: Callable[[Result], str | None] = _takes_all
         """Why the results' store can't take this one; None: it can. Asked once a result, before it counts as one."""
@@ -64,8 +65,9 @@ class Ends:
         self.results.append(result)
         count_result(self.tally, result)
         self._cells.result(result)
-        if self._tier1 is not None:
-            self.tally.tier1_cost_nano += cost_nano(result.usage, self._tier1)
+        tier1 = self._tier1()
+        if tier1 is not None:
+            self.tally.tier1_cost_nano += cost_nano(result.usage, tier1)
         self._forget(slot)
 
     def dead(self, dead: DeadLetter, slot: Slot | None) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from penstock.engine.budget import EXPLORING, Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.anew import routed_anew
-from penstock.engine.flow.calls import Calls, first_price
+from penstock.engine.flow.calls import Calls
 from penstock.engine.flow.cells import CELLS, Cells, cells_in
 from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.copies import Copies
@@ -103,7 +103,7 @@ class Lane:
         self.plan_version = saved.plan_version
         self.chains = Chains() if self.settings.by_key else None
         self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.promises)
-        self.ends = Ends(self.progress, self.shelf, tally, self.cells, first_price(self.catalog), self.chains)
+        self.ends = Ends(self.progress, self.shelf, tally, self.cells, self.router.tier1_price, self.chains)
         self.slots = self.ends.slots
         steps = Steps(self.router, self._calls, self.catalog, tally)
         self.flights = Flights(
@@ -358,7 +358,7 @@ class Lane:
 
     def reprice(self, model: str, price: Price) -> None:
         """An own engine's running rate: from now on its calls are charged, and compared, at this."""
-        self._calls.priced[model].price = price
+        self._calls.reprice(model, price)
         self.router.reprice(model, price)
 
     # -- what the shell asks

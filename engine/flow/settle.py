@@ -28,14 +28,14 @@ FREE = Price(version="free")
 
 
 class Priced:
-    """What of the catalogue a settled call needs, looked up once a model."""
+    """What of the catalogue a settled call needs, looked up once a version."""
 
     __slots__ = ("account", "basis", "mode", "model", "price", "provider", "region")
 
-    def __init__(self, model: Model, account: Account | None) -> None:
+    def __init__(self, model: Model, version: str, account: Account | None) -> None:
         self.model = model
         self.account = account.name if account else None
-        self.price = price_of(model) or FREE
+        self.price = price_of(model, version) or FREE
         self.basis: CostBasis = "amortised" if model.worker else "metered"
         self.provider = (account.provider or account.name) if account else "own"
         regions = model.regions or (account.regions if account else ())
@@ -43,10 +43,12 @@ class Priced:
         self.mode: Mode = "own" if model.worker else "now"
 
 
-def priced(catalog: Catalog) -> dict[str, Priced]:
+def priced(catalog: Catalog) -> dict[tuple[str, str], Priced]:
+    """By (model, version)."""
     return {
-        name: Priced(model, catalog.accounts.get(model.account) if model.account else None)
+        (name, version.id): Priced(model, version.id, catalog.accounts.get(model.account) if model.account else None)
         for name, model in catalog.models.items()
+        for version in model.versions
     }
 
 

@@ -68,7 +68,7 @@ def _standing(
     whole = Cell()
     for cell in cells:
         add({whole.key: whole}, [msgspec.structs.replace(Cell(*whole.key), **_sums(cell))])
-    ratio = _present(whole, model)
+    ratio = _present(whole, model, version)
     cost = whole.cost()
     return Standing(
         task,
@@ -90,9 +90,9 @@ def _sums(cell: Cell) -> dict[str, object]:
     return {name: getattr(cell, name) for name in Cell.__struct_fields__ if name not in names}
 
 
-def _present(whole: Cell, model: Model) -> float:
+def _present(whole: Cell, model: Model, version: str) -> float:
     """Cost at the present price over the cost as it was. 1 where hours are paid for, or nothing was charged."""
-    price = price_of(model)
+    price = price_of(model, version)
     if model.worker is not None or price is None or not whole.cost_nano or not whole.calls:
         return 1.0
     at = rate_of(price, whole.input // whole.calls)

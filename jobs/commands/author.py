@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from penstock.engine.errors import SpecError
+from penstock.engine.pricing import price_of
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
 from penstock.jobs.wording import relative, secret_told
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from penstock.connectors.base import SinkName
     from penstock.engine.catalog import Catalog, Model, Price, Wall
 
@@ -126,7 +129,8 @@ def models(
     from penstock.jobs.spec import load_catalog
 
     catalog = load_catalog(job or "job.yaml", sets=shared.parse_sets(sets))
-    rows = [_row(catalog, model) for model in sorted(catalog.models.values(), key=lambda m: _order(catalog, m))]
+    ordered = sorted(catalog.models.values(), key=lambda m: _order(catalog, m))
+    rows = [row for model in ordered for row in _rows(catalog, model)]
     if as_json:
         shared.print_json([dict(zip(_COLUMNS, row, strict=True)) for row in rows])
         return
@@ -149,22 +153,26 @@ def _order(catalog: Catalog, model: Model) -> tuple[str, str]:
     return (_tiers(catalog, model.name) or "~", model.name)
 
 
-def _row(catalog: Catalog, model: Model) -> tuple[str, ...]:
+def _rows(catalog: Catalog, model: Model) -> Iterator[tuple[str, ...]]:
+    """The model at its live version; below it the versions that cost something else."""
     served = f"own vLLM ({model.live_version.id})" if model.worker else f"{model.account}"
     quality = ", ".join(f"{task} {value:g}" for task, value in model.quality.items()) or "–"
-    return (_tiers(catalog, model.name), model.name, served, *_prices(model), quality, _walls(catalog, model))
+    prices, walls = _prices(model, model.live), _walls(catalog, model)
+    yield _tiers(catalog, model.name), model.name, served, *prices, quality, walls
+    for version in model.versions:
+        if (other := _prices(model, version.id)) != prices:
+            yield "", f"{model.name}@{version.id}", served, *other, "–", walls
 
 
 def _tiers(catalog: Catalog, name: str) -> str:
     return ", ".join(str(tier) for tier, names in sorted(catalog.tiers.items()) if name in names)
 
 
-def _prices(model: Model) -> tuple[str, str]:
+def _prices(model: Model, version: str) -> tuple[str, str]:
     if model.worker:
         return (f"${model.hour_usd or 0:g}/h", "")
-    if model.price is None:
-        return ("?", "?")
-    return (_dollars(model.price, "input"), _dollars(model.price, "output"))
+    price = price_of(model, version)
+    return ("?", "?") if price is None else (_dollars(price, "input"), _dollars(price, "output"))
 
 
 def _dollars(price: Price, kind: str) -> str:

@@ -77,7 +77,8 @@ def one_record(stage: Stage, results: Path, kind: str) -> None:
 
 def bills(costs: Sequence[Line], catalog: Catalog, tier1: str) -> list[Bill]:
     """Money and tokens by model, the dearest first."""
-    top = price_of(catalog.models[tier1])
+    first = catalog.models[tier1]
+    top = price_of(first, first.live)
     by_model: dict[str, list[Line]] = {}
     for line in costs:
         by_model.setdefault(line.model, []).append(line)

@@ -9,11 +9,12 @@ from penstock.jobs.forecasting.forecast import Interval
 
 
 class ModelPlan(msgspec.Struct, frozen=True):
-    """What one model would be asked first, for one task. Money in nano-dollars."""
+    """What one version of a model would be asked first, for one task. Money in nano-dollars."""
 
     tier: int
     task: str
     model: str
+    version: str
     served_by: str
     rows: Interval
     input_tokens: Interval

@@ -18,6 +18,7 @@ from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.registry import open_source
 from penstock.connectors.settings import KafkaSource, SourceSettings, is_endless
 from penstock.connectors.state import open_state
+from penstock.connectors.steering import SteeringFile
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.errors import PenstockError, Spent
@@ -27,6 +28,7 @@ from penstock.engine.policy import Task
 from penstock.engine.pricing import DEFAULT_MAX_TOKENS, price_of
 from penstock.engine.registry.standing import Standing
 from penstock.engine.registry.standings import standings
+from penstock.engine.steering.document import Steering
 from penstock.jobs.forecasting.forecast import (
     ZERO,
     Interval,
@@ -58,7 +60,7 @@ PER_ITEMS = 1_000
 
 def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
     """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
-    survey = Survey(spec.catalog, spec.policy, _standings(spec))
+    survey = Survey(spec.catalog, spec.policy, _standings(spec), None if spec.pinned else _steering(spec))
     reading = asyncio.run(_read(spec, sample))
     for found in reading.found:
         survey.add(found)
@@ -70,6 +72,14 @@ def _standings(spec: RunSpec) -> tuple[Standing, ...]:
     with contextlib.suppress(PenstockError):
         return standings(Registry(open_state(spec.state)).read(), spec.catalog, spec.policy)
     return ()
+
+
+def _steering(spec: RunSpec) -> Steering | None:
+    """The run would ask the versions that are in use, and divide items among those of a rollout."""
+    with contextlib.suppress(PenstockError):
+        found = SteeringFile(spec.state).read()
+        return found[0] if found is not None else None
+    return None
 
 
 async def _read(spec: RunSpec, sample: int) -> Reading:
@@ -144,7 +154,7 @@ def _rows(reading: Reading, hits: int, sampled: int) -> Interval:
 
 def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, history: History) -> ModelPlan:
     model = catalog.models[group.model]
-    price = price_of(model) or Price(version="unknown")
+    price = price_of(model, group.version) or Price(version="unknown")
     measured = history.get((group.task, group.model))
     rows = _rows(reading, group.n, survey.n)
     answers = group.answers / group.n
@@ -156,6 +166,7 @@ def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, his
         tier=group.tier,
         task=group.task,
         model=group.model,
+        version=group.version,
         served_by=model.worker or model.account or "?",
         rows=rows,
         input_tokens=inputs,
@@ -178,8 +189,12 @@ def _pool_seconds(catalog: Catalog, models: Iterable[ModelPlan], history: Histor
     """Pool → how long it takes with all that it gets: an account's models share its limits."""
     pools: dict[str, list[ModelPlan]] = {}
     for made in models:
-        pools.setdefault(catalog.models[made.model].pool, []).append(made)
+        pools.setdefault(_pool(catalog, made), []).append(made)
     return {pool: _one_pool(catalog, parts, history) for pool, parts in pools.items()}
+
+
+def _pool(catalog: Catalog, made: ModelPlan) -> str:
+    return catalog.models[made.model].pool_of(made.version)
 
 
 def _one_pool(catalog: Catalog, parts: Sequence[ModelPlan], history: History) -> Interval | None:
@@ -200,7 +215,7 @@ def _tier(catalog: Catalog, tier: int, models: Iterable[ModelPlan], seconds: Map
         total(m.rows for m in mine),
         total(m.cost_nano for m in mine),
         sum(m.worst_nano for m in mine),
-        _longest(seconds[catalog.models[m.model].pool] for m in mine),
+        _longest(seconds[_pool(catalog, m)] for m in mine),
     )
 
 
@@ -271,9 +286,9 @@ def _notes(spec: RunSpec, reading: Reading, survey: Survey, models: Iterable[Mod
     unmeasured = sorted({m.task for m in models if not m.measured})
     if unmeasured:
         yield f"how long answers get is not known before a run ({', '.join(unmeasured)}): the interval is wide"
-    for made in models:
-        if spec.catalog.models[made.model].hour_usd is not None:
-            yield f"{made.model}: its hours are spread over the tokens it serves; loading and idling come on top"
+    for name in dict.fromkeys(made.model for made in models):
+        if spec.catalog.models[name].hour_usd is not None:
+            yield f"{name}: its hours are spread over the tokens it serves; loading and idling come on top"
     for task in spec.policy.tasks.values():
         yield from _on_top(task)
     if spec.budgets:

@@ -40,11 +40,12 @@ def _headline(plan: PlanReport) -> str:
 
 def _models(plan: PlanReport) -> Table:
     table = _table("tier", "task", "model", "rows", "tokens in", "tokens out", "cost")
+    versions = {model: {m.version for m in plan.models if m.model == model} for model in {m.model for m in plan.models}}
     for m in plan.models:
         table.add_row(
             str(m.tier),
             _escape(m.task),
-            _escape(m.model),
+            _escape(m.model if len(versions[m.model]) == 1 else f"{m.model}@{m.version}"),
             _count(m.rows),
             _count(m.input_tokens),
             _count(m.output_tokens),

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from penstock.engine.catalog import Catalog, Model
-from penstock.engine.items import DeadLetter, Item, Route
+from penstock.engine.catalog import Catalog, Model, Price
+from penstock.engine.items import Candidate, DeadLetter, Item, Route
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import (
     DEFAULT_MAX_TOKENS,
@@ -24,17 +24,20 @@ from penstock.engine.pricing import (
 )
 from penstock.engine.registry.standing import Standing
 from penstock.engine.router import Rejection, Router
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.turn import Turn
 
 CHOICE_BYTES_PER_TOKEN = 2
 """Choices are short, rare words: more tokens a byte than prose. A guess, on the safe side."""
 
 
 class Group(msgspec.Struct):
-    """The sampled items of one task that would go to one model first."""
+    """The sampled items of one task that would go to one version of a model first."""
 
     tier: int
     task: str
     model: str
+    version: str
     n: int = 0
     input_tokens: list[float] = msgspec.field(default_factory=list[float])
     ceilings: list[float] = msgspec.field(default_factory=list[float])
@@ -50,14 +53,21 @@ class Group(msgspec.Struct):
 class Survey:
     """Add outcomes of the intake one by one; read the sums afterwards."""
 
-    def __init__(self, catalog: Catalog, policy: Policy, standings: Iterable[Standing] = ()) -> None:
-        """`standings`: what is measured of the models. Raises `SpecError` where a tier, task or rule names a model that
-        doesn't exist."""
+    def __init__(
+        self,
+        catalog: Catalog,
+        policy: Policy,
+        standings: Iterable[Standing] = (),
+        steering: Steering | None = None,
+    ) -> None:
+        """`standings`: what is measured of the models. `steering`: which of their versions are in use. Raises
+        `SpecError` where a tier, task or rule names a model that doesn't exist."""
         self._catalog = catalog
         self._policy = policy
         self._router = Router(catalog, policy)
         self._router.learn(standings)
-        self._made: dict[tuple[int, str, str], Group] = {}
+        self._router.steer(Turn(catalog.models, steering))
+        self._made: dict[tuple[int, str, str, str], Group] = {}
         self.n = 0
         self.dead: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -74,7 +84,7 @@ class Survey:
         if isinstance(found, DeadLetter):
             self._dead(found.reason, found.message)
             return
-        route = self._router.route(found.attributes, found.request)
+        route = self._router.route(found.attributes, found.request, found.item_id, found.exposure)
         for refusal in route.refused:
             self.refused[refusal.model][refusal.reason] += 1
         if isinstance(route, Rejection):
@@ -88,7 +98,7 @@ class Survey:
 
     def _routed(self, item: Item, route: Route) -> None:
         first = self._catalog.models[route.candidates[0].model]
-        key = (route.tier, route.task, first.name)
+        key = (route.tier, route.task, first.name, route.candidates[0].version)
         group = self._made.setdefault(key, Group(*key))
         task = self._policy.tasks.get(route.task) or Task(name=route.task)
         ceiling = output_ceiling(item.request, task.max_tokens, first)
@@ -96,13 +106,13 @@ class Survey:
         group.input_tokens.append(float(estimate_input_tokens(item.request)))
         group.ceilings.append(float(ceiling * item.request.n))
         group.answers += item.request.n
-        group.worst_nano.append(float(max(self._worst(item, task, c.model) for c in route.candidates)))
+        group.worst_nano.append(float(max(self._worst(item, task, c) for c in route.candidates)))
         group.default_ceiling += _nobody_set(item, task, first)
-        group.tenants[item.attributes.tenant or ""] += _at_ceiling(item, first, ceiling)
+        group.tenants[item.attributes.tenant or ""] += _at_ceiling(item, price_of(first, group.version), ceiling)
 
-    def _worst(self, item: Item, task: Task, name: str) -> int:
-        model = self._catalog.models[name]
-        price = price_of(model)
+    def _worst(self, item: Item, task: Task, asked: Candidate) -> int:
+        model = self._catalog.models[asked.model]
+        price = price_of(model, asked.version)
         if price is None:
             return 0
         ceiling = output_ceiling(item.request, task.max_tokens, model) * item.request.n
@@ -120,8 +130,7 @@ def _nobody_set(item: Item, task: Task, model: Model) -> bool:
     return all(ceiling is None for ceiling in set_by)
 
 
-def _at_ceiling(item: Item, model: Model, ceiling: int) -> int:
-    price = price_of(model)
+def _at_ceiling(item: Item, price: Price | None, ceiling: int) -> int:
     if price is None:
         return 0
     return expected_nano(estimate_input_tokens(item.request), ceiling * item.request.n, price)

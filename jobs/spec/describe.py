@@ -20,6 +20,7 @@ from penstock.connectors.settings import (
 )
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
+from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
 from penstock.jobs.spec.digest import names_called
 from penstock.jobs.spec.places.connections import SECRETS
@@ -198,7 +199,9 @@ def _model(model: Model, catalog: Catalog) -> str:
         hour = f", ${model.hour_usd:g} an hour and replica" if model.hour_usd is not None else ""
         return f"{version.model} on own workers ({model.worker}){hour}"
     account = catalog.accounts[model.account or ""]
-    return f"{version.model} at {account.name}, {price_text(model.price)}"
+    price = price_of(model, version.id)
+    others = [f"{v.id}: {price_text(p)}" for v in model.versions if (p := price_of(model, v.id)) != price]
+    return "; ".join([f"{version.model} at {account.name}, {price_text(price)}", *others])
 
 
 def price_text(price: Price | None) -> str:
@@ -207,11 +210,11 @@ def price_text(price: Price | None) -> str:
     if price.version == "free":
         return "free"
     text = f"${price.input / NANO_PER_USD:g} in, ${price.output / NANO_PER_USD:g} out per million tokens"
+    if price.per_request:
+        text += f", ${price.per_request / NANO_PER_USD:g} a request"
     return f"{text} ({price.version})"
 
 
-    if price.per_request:
-        text += f", ${price.per_request / NANO_PER_USD:g} a request"
 def _wall(wall: Wall) -> str:
     asks = [f"regions {', '.join(wall.regions)}"] if wall.regions else []
     asks += [f"origin {', '.join(wall.origin)}"] if wall.origin else []

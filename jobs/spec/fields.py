@@ -55,6 +55,8 @@ class VersionFile(msgspec.Struct, frozen=True):
     id: str
     model: str
     revision: str | None = None
+    price: PriceFile | Literal["free"] | None = None
+    """Unless said, the model's; where that says none either, the table's for `model`."""
 
 
 class ModelFile(msgspec.Struct, frozen=True):

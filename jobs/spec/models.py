@@ -10,7 +10,7 @@ import msgspec
 from penstock.engine.catalog import Account, Model, Price, Version
 from penstock.jobs import hosts, prices
 from penstock.jobs.spec.accounts import Found, Part, check_name, host_account, new_account
-from penstock.jobs.spec.fields import AccountFile, ModelFile, PriceFile, Replicas
+from penstock.jobs.spec.fields import AccountFile, ModelFile, PriceFile, Replicas, VersionFile
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 MAX_MODELS = 1_000
@@ -108,13 +108,16 @@ def _carrying_model(found: Found, doc: Doc, path: Path, file: ModelFile, own: se
 def _api_model(found: Found, doc: Doc, path: Path, file: ModelFile, account: Account) -> Model:
     versions, live = _versions(doc, path, file, "")
     known = hosts.host(account.provider)
-    upstream = next(v.model for v in versions if v.id == live)
+    price = None if file.price is None else _declared(doc, path, file.price)
+    if price is None:
+        places: list[Path] = [(*path, "versions", i) for i in range(len(file.versions))] or [path]
+        versions = tuple(_from_table(doc, at, v, account) for at, v in zip(places, versions, strict=True))
     return Model(
         **_common(doc, path, file),
         versions=versions,
         live=live,
         account=account.name,
-        price=_price(doc, path, file, account, upstream),
+        price=price,
         regions=tuple(file.regions) or account.regions,
         no_train=file.no_train or account.no_train,
         origin=file.origin or (known.origin if known else None),
@@ -132,7 +135,7 @@ def _worker_model(part: Part, path: Path, file: ModelFile) -> Model:
         versions=versions,
         live=live,
         worker=file.worker,
-        price=_own_price(doc, path, file),
+        price=_own_price(doc, path, file, versions),
         hour_usd=None if file.hour_usd is None else float(file.hour_usd),
         min_replicas=low,
         max_replicas=high,
@@ -184,7 +187,7 @@ def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[V
         if file.live not in (None, single):
             raise doc.error((*path, "live"), f"no such version; the one there is, is `{single}`")
         return (Version(single, _weights(file.model, base), file.revision),), single
-    versions = tuple(Version(v.id, _weights(v.model, base), v.revision) for v in file.versions)
+    versions = tuple(_version(doc, (*path, "versions", i), v, base) for i, v in enumerate(file.versions))
     ids = [v.id for v in versions]
     if len(set(ids)) < len(ids):
         raise doc.error((*path, "versions"), "two versions have the same id")
@@ -196,6 +199,11 @@ def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[V
     return versions, live
 
 
+def _version(doc: Doc, path: Path, file: VersionFile, base: str) -> Version:
+    price = None if file.price is None else _declared(doc, path, file.price)
+    return Version(file.id, _weights(file.model, base), file.revision, price)
+
+
 def _weights(model: str, base: str) -> str:
     """A folder (`./model`) is taken from the file's folder; a hub name stays."""
     if base and model.startswith(("./", "../", "~")):
@@ -203,31 +211,32 @@ def _weights(model: str, base: str) -> str:
     return model
 
 
-def _price(doc: Doc, path: Path, file: ModelFile, account: Account, upstream: str) -> Price:
-    if file.price is not None:
-        return _declared(doc, path, file.price)
+def _from_table(doc: Doc, path: Path, version: Version, account: Account) -> Version:
+    """With the table's price of what it is called at the provider, unless the file says one."""
+    if version.price is not None:
+        return version
     if hosts.is_sandbox(account.base_url) or account.provider == "sandbox":
-        return prices.sandbox_price(upstream)
+        return msgspec.structs.replace(version, price=prices.sandbox_price(version.model))
     known = hosts.host(account.provider)
     try:
-        price = prices.table_price(known.prices if known else None, account.base_url, upstream)
+        price = prices.table_price(known.prices if known else None, account.base_url, version.model)
     except prices.Uncounted as error:
         raise doc.error(
             path,
-            f"{account.provider} charges calls of `{upstream}` by more than their tokens, and the price table "
+            f"{account.provider} charges calls of `{version.model}` by more than their tokens, and the price table "
             f"can't tell how much ({error}); add `price: {{input_per_million: …, output_per_million: …, "
             "per_request: …}` (US dollars)",
         ) from None
     if price is None:
         raise doc.error(
             path,
-            f"the price table does not know `{upstream}` at {account.provider}; add "
+            f"the price table does not know `{version.model}` at {account.provider}; add "
             "`price: {input_per_million: …, output_per_million: …}` (US dollars) or `price: free`",
         )
-    return price
+    return msgspec.structs.replace(version, price=price)
 
 
-def _own_price(doc: Doc, path: Path, file: ModelFile) -> Price | None:
+def _own_price(doc: Doc, path: Path, file: ModelFile, versions: tuple[Version, ...]) -> Price | None:
     """Own workers cost by the hour; a declared token price beside it is what the budget reckons with."""
     if file.hour_usd is not None:
         try:
@@ -236,7 +245,7 @@ def _own_price(doc: Doc, path: Path, file: ModelFile) -> Price | None:
             raise doc.error((*path, "hour_usd"), str(error)) from None
     if file.price is not None:
         return _declared(doc, path, file.price)
-    if file.hour_usd is None:
+    if file.hour_usd is None and any(version.price is None for version in versions):
         raise doc.error(path, "own workers are not free: add `hour_usd: 0.10` (one replica's hour) or `price: free`")
     return None
 
@@ -251,7 +260,9 @@ def _declared(doc: Doc, path: Path, price: PriceFile | str) -> Price:
         if usd is not None:
             values[kind] = _nano(doc, (*path, "price", field), usd)
     if price.per_request > prices.MAX_USD_PER_REQUEST:
-        raise doc.error((*path, "price", "per_request"), "over a dollar a request; the unit is US dollars of one request")
+        raise doc.error(
+            (*path, "price", "per_request"), "over a dollar a request; the unit is US dollars of one request"
+        )
     values["per_request"] = _nano(doc, (*path, "price", "per_request"), price.per_request)
     return Price(**values, version=price.version)
 

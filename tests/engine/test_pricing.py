@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,8 +31,8 @@ PRICES = st.builds(
     cached=MAYBE,
     cache_write=MAYBE,
     cache_write_1h=MAYBE,
-    above=st.lists(ABOVE, max_size=2).map(lambda rows: tuple(sorted(rows, key=lambda a: a.start))),
     per_request=RATE,
+    above=st.lists(ABOVE, max_size=2).map(lambda rows: tuple(sorted(rows, key=lambda a: a.start))),
 )
 TOKENS = st.integers(0, 20_000)
 
@@ -50,7 +51,6 @@ def test_a_price_that_is_not_given_is_the_input_price() -> None:
     assert cost_nano(usage, Price(input=1_000_000, cache_write=2_000_000)) == 1_600
 
 
-def test_a_call_is_rounded_up_once() -> None:
 def test_a_request_has_a_price_beside_its_tokens() -> None:
     """Once a call, in its bill, its worst case and the forecast; so often where those of several are summed."""
     price = Price(input=1_000_000, output=2_000_000, per_request=12_000_000)
@@ -59,6 +59,7 @@ def test_a_request_has_a_price_beside_its_tokens() -> None:
     assert cost_nano(usage, price, calls=3) == 36_000_120
 
 
+def test_a_call_is_rounded_up_once() -> None:
     """One nano-dollar at most is added to a call, and nothing to a free one."""
     assert cost_nano(Usage(input=1, output=1), Price(input=1, output=1)) == 1
     assert cost_nano(Usage(input=1, output=1), Price()) == 0
@@ -130,9 +131,18 @@ def test_an_own_model_has_a_price_to_plan_with() -> None:
     """$3.60 an hour at 1,000 tokens a second is $1 a million; nothing known of an API model is no price."""
     version = (Version("v", "s"),)
     assert own_price(3_600_000_000).input == 1_000_000_000
-    assert price_of(Model("s", version, "v", worker="vllm", hour_usd=3.6)) == own_price(3_600_000_000)
-    assert price_of(Model("s", version, "v", account="a")) is None
-    assert price_of(Model("s", version, "v", account="a", price=Price(1, 2))) == Price(1, 2)
+    assert price_of(Model("s", version, "v", worker="vllm", hour_usd=3.6), "v") == own_price(3_600_000_000)
+    assert price_of(Model("s", version, "v", account="a"), "v") is None
+    assert price_of(Model("s", version, "v", account="a", price=Price(1, 2)), "v") == Price(1, 2)
+
+
+def test_a_version_has_its_own_price_else_the_models() -> None:
+    dear = Version("big", "s-big", price=Price(10, 20))
+    model = Model("s", (Version("mini", "s"), dear), "mini", account="a", price=Price(1, 2))
+    assert price_of(model, "mini") == Price(1, 2)
+    assert price_of(model, "big") == Price(10, 20)
+    with pytest.raises(KeyError, match="s@huge"):
+        price_of(model, "huge")
 
 
 EVENTS = st.lists(

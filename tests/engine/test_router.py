@@ -318,7 +318,7 @@ def test_an_arm_of_an_experiment_puts_its_model_first_at_its_version_and_is_name
         found = {(c.model, c.version, c.experiment, c.arm, c.propensity) for c in route.candidates}  # type: ignore[union-attr]
         assert {f[2:] for f in found} == {("job/try", "dear", 0.25)}
         assert ("small", "v2") in {f[:2] for f in found}
-    behind = Router(catalog(walls=WALLS), policy())
+    behind = Router(catalog(walls=WALLS, models={**{m.name: m for m in MODELS}, "small": SMALL}), policy())
     assert names(behind.route(Attributes(sensitivity="eu"), ASK, "x", arm)) == ["small"]  # no arm passes a wall
 
 

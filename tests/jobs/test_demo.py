@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from penstock.engine.errors import SpecError
+from penstock.engine.pricing import price_of
 from penstock.engine.steering.rollout import How
 from penstock.jobs import demo_data, rollouts
 from penstock.jobs import spec as job_spec
@@ -58,8 +59,9 @@ def test_the_real_parts_job_is_valid(tmp_path: Path, tier1: str | None) -> None:
     """Tier 3 on a worker of our own; Tier 1 at the sandbox or at a known host with a price."""
     spec = _spec(tmp_path, files.real_catalog("http://127.0.0.1:1", tmp_path / "a model", tier1), files.TASKS)
     large = spec.catalog.models[spec.catalog.tiers[1][0]]
-    assert large.price is not None
-    assert large.price.output > 0
+    price = price_of(large, large.live)
+    assert price is not None
+    assert price.output > 0
     assert "public" in spec.catalog.walls
     assert spec.catalog.models["small"].worker == "vllm"
     assert spec.catalog.models["small"].live_version.model == str(tmp_path / "a model")

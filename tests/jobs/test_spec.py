@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import msgspec
 import pytest
 
 from penstock.connectors.settings import FilesSink, FilesSource
-from penstock.engine.catalog import Limits, Price
+from penstock.engine.catalog import Limits, Model, Price
 from penstock.engine.errors import SpecError
 from penstock.engine.policy import Condition
+from penstock.engine.pricing import price_of
 from penstock.jobs import spec
+from penstock.jobs.prices import table_price
 from penstock.jobs.spec.describe import price_text
 from penstock.workers.runspec import RunSpec
 
@@ -106,8 +109,9 @@ def test_the_smallest_job_is_whole(tmp_path: Path) -> None:
     )
     model = made.catalog.models["anthropic/claude-haiku-4-5"]
     assert model.live_version.model == "claude-haiku-4-5"
-    assert model.price is not None
-    assert model.price.version.startswith("genai-prices ")
+    price = price_of(model, model.live)
+    assert price is not None
+    assert price.version.startswith("genai-prices ")
     assert set(made.catalog.tiers.values()) == {("anthropic/claude-haiku-4-5",)}
     assert made.policy.default_task == "default"
     assert made.policy.tasks["default"].output is not None
@@ -243,13 +247,69 @@ def test_a_model_may_carry_its_account(tmp_path: Path) -> None:
     assert made.catalog.models["mine"].price == Price(version="free")
 
 
+VERSIONS = """
+- name: gpt
+  account: openai
+  live: mini
+  versions:
+  - {id: mini, model: gpt-4o-mini}
+  - {id: big, model: gpt-4o}
+"""
+
+
+def _modelled(tmp_path: Path, written: str) -> RunSpec:
+    """The smallest job with these models."""
+    return job(tmp_path, re.sub("models: .*\n", f"models:{written}", MINIMAL))
+
+
+def _gpt(tmp_path: Path, written: str) -> Model:
+    return _modelled(tmp_path, written).catalog.models["gpt"]
+
+
+def test_each_version_has_the_tables_price_of_its_own_name(tmp_path: Path) -> None:
+    """An evaluation, a shadow or a rollout asks another version than the live one: it costs what that one costs."""
+    model = _gpt(tmp_path, VERSIONS)
+    assert price_of(model, "mini") == table_price("openai", "", "gpt-4o-mini")
+    assert price_of(model, "big") == table_price("openai", "", "gpt-4o")
+    assert price_of(model, "mini") != price_of(model, "big")
+
+
+def test_a_written_price_holds_for_all_versions_but_those_that_write_their_own(tmp_path: Path) -> None:
+    """As `price:` overrides the table for a model with one version."""
+    ours = "  price: {input_per_million: 3, output_per_million: 4}\n"
+    model = _gpt(tmp_path, VERSIONS + ours)
+    assert {v.id: price_of(model, v.id) for v in model.versions} == dict.fromkeys(
+        ("mini", "big"), Price(3 * USD, 4 * USD)
+    )
+    model = _gpt(tmp_path, VERSIONS.replace("model: gpt-4o}", "model: gpt-4o, price: free}") + ours)
+    assert (price_of(model, "mini"), price_of(model, "big")) == (Price(3 * USD, 4 * USD), Price(version="free"))
+
+
+def test_a_version_that_the_table_does_not_know_needs_a_price(tmp_path: Path) -> None:
+    """The live version's price would be a guess: fine-tuned ones cost more."""
+    tuned = VERSIONS.replace("gpt-4o}", "ours-7}")
+    with pytest.raises(
+        SpecError, match=r"models\[0\]\.versions\[1\]: the price table does not know `ours-7` at openai"
+    ):
+        _gpt(tmp_path, tuned)
+    priced = tuned.replace("ours-7", "ours-7, price: {input_per_million: 1, output_per_million: 2}")
+    assert price_of(_gpt(tmp_path, priced), "big") == Price(USD, 2 * USD)
+
+
+def test_the_description_names_versions_that_cost_something_else(tmp_path: Path) -> None:
+    written = VERSIONS + "  price: {input_per_million: 3, output_per_million: 4}\n"
+    made = _modelled(tmp_path, written.replace("model: gpt-4o}", "model: gpt-4o, price: free}"))
+    told = dict(spec.describe(made))["model gpt"]
+    assert told == "gpt-4o-mini at openai, $3 in, $4 out per million tokens (declared); big: free"
+
+
 def test_the_sandbox_needs_no_key_and_has_pretend_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rehearsal costs nothing and says so in every price version."""
     monkeypatch.setenv("PENSTOCK_SANDBOX", "http://127.0.0.1:9001")
     made = job(tmp_path, MINIMAL.replace("anthropic/claude-haiku-4-5", "sandbox/claude-haiku-4-5, sandbox/anything"))
     account = made.catalog.accounts["sandbox"]
     assert (account.base_url, account.api_key) == ("http://127.0.0.1:9001/v1", None)
-    prices = [m.price for m in made.catalog.models.values()]
+    prices = [price_of(m, m.live) for m in made.catalog.models.values()]
     assert [p.version for p in prices if p] == ["sandbox-pretend"] * 2
     assert spec.missing_secrets(made) == []
 

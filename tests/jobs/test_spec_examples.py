@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from penstock.connectors.templates.template import render
+from penstock.engine.pricing import price_of
 from penstock.jobs import cli, spec
 
 EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
@@ -27,8 +28,8 @@ def test_the_first_job_is_valid_and_needs_no_key(folder: Path, monkeypatch: pyte
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     made = spec.load(folder / "job.yaml")
     assert spec.missing_secrets(made) == []
-    used = {made.catalog.models[name].price for names in made.catalog.tiers.values() for name in names}
-    assert [price.version for price in used if price] == ["sandbox-pretend"]
+    used = [made.catalog.models[name] for names in made.catalog.tiers.values() for name in names]
+    assert {price.version for m in used if (price := price_of(m, m.live))} == {"sandbox-pretend"}
 
 
 def test_the_samples_meet_the_first_jobs_templates_walls_and_choices(folder: Path) -> None:
@@ -57,7 +58,8 @@ def test_the_real_thing_is_one_line_away(folder: Path) -> None:
     made = spec.load(folder / "job.yaml")
     assert made.catalog.tiers[3] == ("haiku",)
     assert spec.missing_secrets(made) in ([], ["env:ANTHROPIC_API_KEY"])
-    price = made.catalog.models["haiku"].price
+    haiku = made.catalog.models["haiku"]
+    price = price_of(haiku, haiku.live)
     assert price is not None
     assert price.version.startswith("genai-prices ")
 
