@@ -14,8 +14,11 @@ class Inherited:
         self._calls: dict[tuple[str, int], Adopted] = {}
 
     def add(self, adopted: Sequence[Adopted]) -> None:
+        """Of two calls of one item the later one: the other was given up before it was made."""
         for one in adopted:
-            self._calls[one.item_id, one.generation] = one
+            known = self._calls.get((one.item_id, one.generation))
+            if known is None or known.attempt < one.attempt:
+                self._calls[one.item_id, one.generation] = one
 
     def worker_lost(self, worker: str) -> None:
         """Its answers are here already; its calls are gone."""
@@ -24,9 +27,11 @@ class Inherited:
     def claim(self, slot: Slot) -> tuple[Adopted, int] | None:
         """The call of this item that a worker has, and its candidate; None where there is none, its target is one that
         the item may not go to any more, or it was a step: the answer that it is about died with the last owner. Its
-        attempt number is used up either way."""
+        attempt number is used up either way. What the last owner kept of the item may name this very attempt, as one
+        under way; one that is among those told was settled by him."""
         adopted = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
-        if adopted is None or adopted.attempt <= slot.attempt:
+        told = {attempt.n for attempt in slot.attempts}
+        if adopted is None or adopted.attempt < slot.attempt or adopted.attempt in told:
             return None
         slot.attempt = adopted.attempt
         if adopted.role in STEP_ROLES:

@@ -516,10 +516,11 @@ class LaneMachine(RuleBasedStateMachine):
         self.vanish(self.gone)
 
     def see_adopted(self) -> None:
-        """Calls of the last owner that this one waits for."""
+        """Calls of the last owner that this one waits for: of every item that may be sent, for none is sent again."""
         for name, call in list(self.elsewhere.items()):
             slot = self.lane.slots.get((name, 0))
-            if slot is not None and slot.state == "flying" and name not in self.calls:
+            if slot is not None and slot.state != "beyond":
+                assert slot.state == "flying", "an item does not wait for the call that a worker has of it"
                 assert slot.attempt == call.attempt
                 assert slot.model == call.model, "an adopted call is counted at another model"
                 self.calls[name] = call

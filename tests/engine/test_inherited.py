@@ -1,0 +1,133 @@
+"""Calls that a lane's last owner left at workers: each is waited for, and no other is paid for in its place."""
+
+from __future__ import annotations
+
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
+from penstock.engine.flow.progress import SHELF, TRIED
+from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Result, Usage
+from penstock.engine.policy import Policy, Task
+from tests.engine.one_lane import OneLane
+
+CATALOG = Catalog(
+    {"a": Account("a", "openai", "http://localhost")},
+    {"m": Model("m", (Version("v1", "m"),), "v1", account="a", price=Price(10**9, 10**9), context=8000)},
+    {3: ("m",)},
+)
+POLICY = Policy({"t": Task("t", max_tokens=10)}, default_task="t")
+HOOKS = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
+SETTINGS = LaneSettings(0, "r", horizon_floor=1000, beyond_max=64, shelf_after_s=5.0)
+
+
+class Owner(OneLane):
+    """`disk`: what its last owner's commits, and its own, left."""
+
+    def __init__(self, disk: dict[str, bytes], seq: int = 0) -> None:
+        self.disk = disk
+        self.results: list[Result] = []
+        super().__init__(CATALOG, POLICY, HOOKS, settings=SETTINGS)
+        if seq:
+            self.begin(dict(disk), seq)
+
+    def save(self) -> list[str]:
+        batch = self.commit()
+        for name, data in batch.chunks.items():
+            self.disk[name] = data
+        self.results = batch.results
+        return [result.answer.text for result in batch.results]
+
+    def offer(self, number: int) -> None:
+        request = Request(b'{"messages":[]}', input_hash=str(number))
+        self.lane.offer(Item(f"i{number}", Position("s", 0, number), Attributes(tier=3), request, b"o", 0.0), self.now)
+
+    def take(self) -> list[Call]:
+        return self.lane.take("api:a", 1000, 1 << 40, "w", self.now)
+
+
+def answered(call: Call, text: str = "yes") -> Outcome:
+    return Outcome(call.item_id, 0, call.attempt, 0.0, 1.0, Answer(text, "stop", b"{}"), None, Usage(5, output=5))
+
+
+def left(call: Call, outcome: Outcome | None = None) -> Adopted:
+    return Adopted(call.item_id, 0, call.attempt, "m", "w", outcome, version="v1")
+
+
+def test_a_shelved_item_gets_the_answer_that_a_worker_has() -> None:
+    """It was at the worker when it went to the shelf: what is kept of it names that very attempt."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    for number in range(20):
+        first.offer(number)
+    first.save()
+    slow, *fast = first.take()
+    for call in fast:
+        first.lane.outcome(answered(call), first.now)
+    first.save()
+    first.now += 30.0
+    first.save()
+    assert SHELF + slow.item_id in disk
+    heir = Owner(disk, first.lane.seq)
+    heir.lane.adopt([left(slow, answered(slow, "slow"))])
+    heir.lane.restore_shelf(heir.now)
+    assert heir.take() == []
+    assert heir.save() == ["slow"]
+
+
+def test_a_paid_item_gets_the_answer_to_its_second_call() -> None:
+    """The first was billed and in vain; its cost line was committed while the second was at the worker."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    failed = Outcome("i0", 0, 1, 0.0, 1.0, None, Failure("invalid_response", "x"), Usage(1, output=1))
+    first.lane.outcome(failed, first.now)
+    first.now += 60.0
+    first.lane.tick(first.now)
+    (call,) = first.take()
+    first.save()
+    assert TRIED + "i0" in disk
+    heir = Owner(disk, first.lane.seq)
+    heir.lane.adopt([left(call)])
+    heir.offer(0)
+    assert heir.take() == []
+    heir.lane.outcome(answered(call, "second"), heir.now)
+    assert heir.save() == ["second"]
+    assert [attempt.n for attempt in heir.results[-1].attempts] == [1, 2]
+
+
+def test_an_answer_that_was_settled_is_not_taken_twice() -> None:
+    """The worker never heard that its answer had come, and brings it to the next owner as well."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    in_vain = Outcome("i0", 0, 1, 0.0, 1.0, None, Failure("invalid_response", "x"), Usage(1, output=1))
+    first.lane.outcome(in_vain, first.now)
+    first.save()
+    heir = Owner(disk, first.lane.seq)
+    heir.lane.adopt([left(call, in_vain)])
+    heir.offer(0)
+    heir.now += 60.0
+    heir.lane.tick(heir.now)
+    assert [again.attempt for again in heir.take()] == [2]
+
+
+def test_of_two_calls_of_one_item_the_later_one_is_waited_for() -> None:
+    """The earlier one's worker was given up, and lives: its number must not be given to another call."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    first.offer(0)
+    first.save()
+    (early,) = first.take()
+    first.lane.worker_lost("w", first.now)
+    first.now += 60.0
+    first.lane.tick(first.now)
+    (late,) = first.take()
+    for order in ([left(late), left(early)], [left(early), left(late)]):
+        heir = Owner(dict(disk), first.lane.seq)
+        heir.lane.adopt(order)
+        heir.offer(0)
+        heir.lane.outcome(answered(late, "late"), heir.now)
+        assert heir.save() == ["late"]
