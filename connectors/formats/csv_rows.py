@@ -11,11 +11,23 @@ import msgspec
 from penstock.connectors.base import Raw
 from penstock.connectors.formats.compression import blocks
 from penstock.connectors.formats.json_lines import broken, invalid_utf8
-from penstock.connectors.formats.lines import BOM, MAX_RECORD_BYTES, Line, Lines, Long, lead, lines
+from penstock.connectors.formats.lines import (
+    BOM,
+    MAX_RECORD_BYTES,
+    BareLines,
+    Line,
+    Lines,
+    Long,
+    Part,
+    bare_lines,
+    lead,
+)
 from penstock.connectors.formats.names import delimiter_of
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Position
 from penstock.engine.plan import Split
+
+_OLD_ENDS = "lines end in CR alone, as old Macs wrote them; save the file with LF or CRLF"
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -38,16 +50,20 @@ def check_header(file: BinaryIO, path: str, compression: str | None) -> None:
 
 def header(file: BinaryIO, path: str, compression: str | None, limit: int) -> Header | None:
     """The first row of the file; None: it has no row. Raises `SpecError`, `OSError`."""
-    first = next(_framed(lines(blocks(file, compression), 0, None, limit, bare=True), delimiter_of(path), limit), None)
+    first = next(_framed(bare_lines(blocks(file, compression), 0, None, limit), delimiter_of(path), limit), None)
     if first is None:
         return None
     at, text = first
     if isinstance(text, Line):
-        raise SpecError(f"{path}: the header row cannot be read: {text.broken or 'it is too long'}")
+        ends = b"\r" in text.data and b'"' not in text.data
+        why = text.broken or (_OLD_ENDS if ends else "it is too long")
+        raise SpecError(f"{path}: the header row cannot be read: {why}")
     text = text.removeprefix(BOM)
     if (error := invalid_utf8(text)) is not None:
         raise SpecError(f"{path}: the header row is {error}")
     columns = _values(text, delimiter_of(path))
+    if b"\r" in text and (isinstance(columns, str) or b'"' not in text):
+        raise SpecError(f"{path}: the header row cannot be read: {_OLD_ENDS}")
     if isinstance(columns, str):
         raise SpecError(f"{path}: the header row cannot be read: {columns}")
     twice = next((name for name in columns if columns.count(name) > 1), None)
@@ -73,7 +89,7 @@ def records(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Ra
     if head is None:
         return
     begin = start if split.start else 0
-    bare = lines(blocks(file, split.compression, lead(begin)), begin, split.end, limit, bare=True)
+    bare = bare_lines(blocks(file, split.compression, lead(begin)), begin, split.end, limit)
     for at, text in _framed(bare, delimiter, limit):
         if at < start or at <= head.at:
             continue
@@ -107,53 +123,90 @@ def _values(text: bytes, delimiter: str) -> list[str] | str:
         return f"the row's quotes cannot be read: {error}"
 
 
-def _framed(physical: Lines, delimiter: str, limit: int) -> Lines:
+def _framed(physical: BareLines, delimiter: str, limit: int) -> Lines:
     """Physical lines → rows: a line break inside quotes belongs to the row. Blank lines between rows are dropped."""
-    mark = delimiter.encode()
-    begun = -1  # where the row with an open quote began
-    parts: list[bytes] = []
-    size = 0
-    long: Long | None = None
+    quotes = _Quotes(delimiter.encode())
+    row: _Row | None = None
+    fresh = True  # what comes next begins a line
     for at, text in physical:
-        if isinstance(text, Line):
-            yield (begun if parts or long else at), text
-            begun, parts, size, long = -1, [], 0, None
+        if isinstance(text, Line):  # the stream broke here
+            yield (at if row is None else row.at), text
+            row = None
             continue
-        inside = bool(parts) or long is not None
-        if not inside and b'"' not in text:
+        if row is None and isinstance(text, bytes) and b'"' not in text:
             if text and not text.isspace():
-                yield at, text.removesuffix(b"\r")
+                yield at, _bounded(text.removesuffix(b"\r"), limit)
             continue
-        begun = begun if inside else at
-        if long is not None:
-            long.add(b"\n" + text)
-        else:
-            parts.append(text)
-            size += len(text) + 1
-            if size > limit + 2:
-                long, parts = Long([b"\n".join(parts)]), []
-        if not _open_after(text, mark, inside):
-            yield begun, long.line() if long else b"\n".join(parts).removesuffix(b"\r")
-            parts, size, long = [], 0, None
-    if long is not None:
-        yield begun, long.line()
-    elif parts:
-        yield begun, b"\n".join(parts)
+        if row is None:
+            row = _Row(at, limit)
+        elif fresh:
+            row.add(b"\n")
+        data, ended = (text.data, text.ended) if isinstance(text, Part) else (text, True)
+        row.add(data)
+        quotes.see(data, fresh=fresh)
+        fresh = ended
+        if ended and not quotes.open:
+            yield row.at, row.whole()
+            row = None
+    if row is not None:
+        yield row.at, row.whole()
 
 
-def _open_after(text: bytes, delimiter: bytes, inside: bool) -> bool:
-    """Whether a quote is open at the end of `text`. A quote opens a field only as its first character; doubled inside
+def _bounded(text: bytes, limit: int) -> bytes | Line:
+    return text if len(text) <= limit else Long([text]).line()
+
+
+class _Row:
+    """A row that is being read. Where it grows over the limit, only what a `Long` keeps is held."""
+
+    def __init__(self, at: int, limit: int) -> None:
+        self.at = at
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._long: Long | None = None
+
+    def add(self, data: bytes) -> None:
+        if self._long is not None:
+            self._long.add(data)
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > self._limit + 1:  # a CR at its end is no part of it
+            self._long, self._parts = Long(self._parts), []
+
+    def whole(self) -> bytes | Line:
+        if self._long is not None:
+            return self._long.line()
+        return _bounded(b"".join(self._parts).removesuffix(b"\r"), self._limit)
+
+
+class _Quotes:
+    """Whether a quote is open behind what was seen. A quote opens a field only as its first character; doubled inside
     quotes it is a character."""
-    at = 0
-    while True:
-        quote = text.find(b'"', at)
-        if quote < 0:
-            return inside
-        at = quote + 1
-        if inside:
-            if text.startswith(b'"', at):
-                at += 1
+
+    def __init__(self, delimiter: bytes) -> None:
+        self.open = False
+        self._delimiter = delimiter
+        self._before = b""
+        """The last character of this line so far."""
+        self._closed = -2
+        """Where a quote was closed, from the beginning of what is seen next: one right behind it opens it again."""
+
+    def see(self, data: bytes, *, fresh: bool) -> None:
+        """`fresh`: `data` begins a line; else it goes on with one."""
+        if fresh:
+            self._before, self._closed = b"", -2
+        at = 0
+        while (quote := data.find(b'"', at)) >= 0:
+            if self.open:
+                self.open, self._closed = False, quote
             else:
-                inside = False
-        elif quote == 0 or text[quote - 1 : quote] == delimiter or text[:quote] == BOM:
-            inside = True
+                self.open = quote == self._closed + 1 or self._opens(data, quote, fresh)
+            at = quote + 1
+        self._before = data[-1:] or self._before
+        self._closed -= len(data)
+
+    def _opens(self, data: bytes, quote: int, fresh: bool) -> bool:
+        before = data[quote - 1 : quote] if quote else self._before
+        return before in (b"", self._delimiter) or (fresh and data[:quote] == BOM)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import cast
 
 import msgspec
 
@@ -30,7 +31,15 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     broken: str = ""
 
 
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """A part of a bare line that grew over the limit, from its beginning on. ended: the line ends behind it."""
+
+    data: bytes
+    ended: bool = False
+
+
 Lines = Iterator[tuple[int, "bytes | Line"]]
+BareLines = Iterator[tuple[int, "bytes | Part | Line"]]
 
 
 class Long:
@@ -58,14 +67,23 @@ def lead(start: int) -> int:
     return max(0, start - 1)
 
 
-def lines(
-    blocks: Iterator[bytes], start: int, end: int | None, limit: int = MAX_RECORD_BYTES, *, bare: bool = False
-) -> Lines:
+def lines(blocks: Iterator[bytes], start: int, end: int | None, limit: int = MAX_RECORD_BYTES) -> Lines:
     """The non-blank lines of [start, end), without their ends (LF or CRLF). `blocks` begin at offset `lead(start)`.
 
     A line longer than `limit` bytes comes as `Line`; so does the place where `blocks` raises `Broken`. `OSError` passes
-    through, after all whole lines. `bare`: blank lines come too, and a CR at the end stays (CSV fields may hold both).
+    through, after all whole lines.
     """
+    found = _lines(blocks, start, end, limit, bare=False)
+    return cast("Lines", found)  # parts come of bare lines only
+
+
+def bare_lines(blocks: Iterator[bytes], start: int, end: int | None, limit: int) -> BareLines:
+    """As `lines`, but blank ones come too and a CR at the end stays (CSV fields may hold both), and whoever reads says
+    what is too long: a line comes whole, or in parts where it grows over the limit."""
+    return _lines(blocks, start, end, limit, bare=True)
+
+
+def _lines(blocks: Iterator[bytes], start: int, end: int | None, limit: int, *, bare: bool) -> BareLines:
     if end is not None and start >= end:
         return
     if start == 0:
@@ -75,7 +93,7 @@ def lines(
         yield from _from_middle(blocks, start, end, limit, bare)
 
 
-def _from_middle(blocks: Iterator[bytes], start: int, end: int | None, limit: int, bare: bool) -> Lines:
+def _from_middle(blocks: Iterator[bytes], start: int, end: int | None, limit: int, bare: bool) -> BareLines:
     offset = lead(start)
     for block in blocks:
         cut = block.find(b"\n") + 1
@@ -91,7 +109,7 @@ def _from_middle(blocks: Iterator[bytes], start: int, end: int | None, limit: in
 
 def _from_line_start(
     block: bytes, blocks: Iterator[bytes], offset: int, end: int | None, limit: int, bare: bool
-) -> Lines:
+) -> BareLines:
     carry: list[bytes] = []
     carried = 0
     long: Long | None = None
@@ -103,15 +121,19 @@ def _from_line_start(
         if cut < 0:
             if long is not None:
                 long.add(current)
+                if bare:
+                    yield at, Part(current)
             else:
                 carry.append(current)
                 carried += len(current)
                 if carried > limit + 2:
+                    if bare:
+                        yield at, Part(b"".join(carry))
                     long, carry = Long(carry), []
         else:
             if long is not None:
                 long.add(current[:cut])
-                yield at, long.line()
+                yield at, Part(current[:cut], ended=True) if bare else long.line()
                 at += long.length + 1
                 long, current = None, current[cut + 1 :]
             elif carry:
@@ -124,7 +146,7 @@ def _from_line_start(
             for piece in pieces:
                 text = piece[:-1] if not bare and piece.endswith(b"\r") else piece
                 if bare or (text and not text.isspace()):
-                    yield at, text if len(text) <= limit else _long(text)
+                    yield at, text if bare or len(text) <= limit else _long(text)
                 at += len(piece) + 1
                 if at >= stop:
                     return
@@ -138,14 +160,14 @@ def _from_line_start(
     yield from _last(at, b"".join(carry), long, limit, bare)
 
 
-def _last(at: int, text: bytes, long: Long | None, limit: int, bare: bool) -> Lines:
+def _last(at: int, text: bytes, long: Long | None, limit: int, bare: bool) -> BareLines:
     """The line that the end of the object ends."""
     if long is not None:
-        yield at, long.line()
+        yield at, Part(b"", ended=True) if bare else long.line()
         return
     text = text if bare else text.removesuffix(b"\r")
     if text and not text.isspace():
-        yield at, text if len(text) <= limit else _long(text)
+        yield at, text if bare or len(text) <= limit else _long(text)
 
 
 def _long(text: bytes) -> Line:

@@ -1,6 +1,7 @@
 """Lines keep their positions, however the bytes are cut into blocks and the object into splits."""
 
 import gzip
+import hashlib
 import io
 import itertools
 import os
@@ -15,6 +16,7 @@ from penstock.connectors.base import Raw
 from penstock.connectors.formats import compression, csv_rows, json_lines
 from penstock.connectors.formats.compression import Broken, blocks
 from penstock.connectors.formats.lines import HEAD_BYTES, Line, lead, lines
+from penstock.engine.errors import SpecError
 from penstock.engine.plan import Split
 
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n \r\n\n"])
@@ -238,6 +240,69 @@ def test_a_quote_that_never_closes_ends_in_one_error_in_flat_memory() -> None:
     assert bad[0] == "too_large"
     (_, small) = rows(b'a,b\n1,2\n"3,4\n')
     assert small[1][0] == "malformed"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+@pytest.mark.parametrize(
+    "long",
+    [
+        b'1,"a\n' + b"x" * 1200 + b'\n2,not a row\n"\n',
+        b'1,"' + b"x" * 1200 + b'\n2,not a row\n"\n',
+        b'1,"' + b'""' * 600 + b'\n2,not a row\n"\n',
+        b'1,"a\n' + b'x""' * 400 + b'",y\n',
+        b"1," + b'5" pipe,' * 130 + b"\n",
+        b'1,"a"' + b'"\nb"' * 300 + b"\n",
+    ],
+    ids=[
+        "a long line in quotes",
+        "quotes that a long line opens",
+        "doubled ones",
+        "closed in it",
+        "stray",
+        "many lines",
+    ],
+)
+def test_a_line_over_the_limit_keeps_its_quotes(long: bytes, size: int) -> None:
+    """It is one row and one error, whose length and hash are the whole row's: what stands behind it in the field is no
+    row of its own, that would be sent and paid for."""
+    content = b"id,text\n" + long + b"3,c\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "BLOCK", size)
+        found = list(csv_rows.records(io.BytesIO(content), csv_split(0, len(content)), 0, 1000))
+    assert [(raw.position.position, raw.row_json) for raw in found] == [
+        (8, None),
+        (8 + len(long), b'{"id":"3","text":"c"}'),
+    ]
+    assert found[0].error is not None
+    assert found[0].error[0] == "too_large"
+    assert found[0].length == len(long) - 1
+    assert found[0].digest == hashlib.blake2b(long[:-1], digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("text", ["x" * 18, '"' + "x" * 16 + '"', '"' + "x\n" * 8 + '"'])
+def test_the_limit_of_a_csv_row_is_exact(text: str, end: str) -> None:
+    """A row of exactly the limit, without its end, is a record; one byte more is not."""
+    content = f"id,text{end}1,{text}{end}".encode()
+    assert [type(found) for _, found in rows(content, limit=20)] == [bytes]
+    assert [found[0] for _, found in rows(content, limit=19)] == ["too_large"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"id,text\r1,hello\r2,world\r", b'"id","text"\r"1","hello"\r', b"id\r" + b"1\r" * 800]
+)
+def test_csv_whose_lines_end_in_cr_alone_is_refused(content: bytes) -> None:
+    """It would be one long header and no row: a run that did nothing, and said nothing."""
+    with pytest.raises(SpecError, match="CR alone"):
+        csv_rows.header(io.BytesIO(content), "old.csv", None, 1000)
+    (_, error), *others = rows(content)
+    assert (error[0], others) == ("source_lost", [])
+    assert "CR alone" in error[1]
+
+
+def test_a_column_may_have_a_line_break_in_its_name() -> None:
+    """In quotes."""
+    assert rows(b'"a\r",b\r\n1,2\r\n') == [(8, b'{"a\\r":"1","b":"2"}')]
 
 
 def test_a_bad_csv_value_is_told() -> None:
