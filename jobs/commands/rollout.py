@@ -79,7 +79,7 @@ def rollout() -> None:
     "--items",
     type=click.IntRange(min=1),
     metavar="N",
-    help="End a stage after N of the candidate's items, if nothing was shown. [default: 750 scored, 1,000 others]",
+    help="End a stage after N items of the smaller arm, if nothing was shown. [default: 750 scored, 1,000 others]",
 )
 @click.option("--manual", is_flag=True, help="A stage that passed or failed waits for you.")
 @click.option("--unit", type=click.Choice(["unit", "item"]), default="unit", show_default=True, help="What sticks.")
