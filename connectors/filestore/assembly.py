@@ -7,6 +7,7 @@ it again from the spools, with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from penstock.connectors.filestore.spool import Spool
 from penstock.connectors.settings import FilesSink
 
 OutFormat = Literal["jsonl", "parquet", "csv"]
+MANIFEST = "_manifest.json"
 PART_BYTES = 128 << 20
 """A part file is closed once this many bytes of JSON went into it: good to scan and to move."""
 FINISH_STEPS = (
@@ -83,6 +85,15 @@ def format_of(output: FilesSink) -> OutFormat:
     return output.format or _SUFFIXES.get(Path(output.path).suffix.lower(), "jsonl")
 
 
+def shown_by(output: FilesSink) -> str | None:
+    """The run whose manifest stands in an output that is a folder; None: there is none that can be read."""
+    if is_single_file(output):
+        return None
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode((Path(output.path) / MANIFEST).read_bytes(), type=Manifest).run_id
+    return None
+
+
 def assemble(job: Job, faults: Faults = no_faults) -> list[str]:
     """Write one sink's output anew; returns the paths. Raises `OSError`, `Corrupt`, `Fenced`.
 
@@ -133,7 +144,7 @@ def _assemble_folder(job: Job, folder: Path, faults: Faults) -> list[str]:
         faults("finish.renamed")
     sync_folder(target)
     manifest = Manifest(job.run_id, job.sink, sum(f.rows for f in files), sum(f.bytes for f in files), files)
-    publish(target / "_manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    publish(target / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     faults("finish.published")
     for name in old - {f.name for f in files}:
         (target / name).unlink(missing_ok=True)
@@ -148,7 +159,7 @@ def _previous(job: Job) -> Path:
 
 def _unlist(job: Job, target: Path) -> set[str]:
     """Take the old manifest away (the folder is unfinished from here on) and return the files that it named."""
-    manifest, previous = target / "_manifest.json", _previous(job)
+    manifest, previous = target / MANIFEST, _previous(job)
     names = _names_in(previous) | _names_in(manifest)
     if names:
         publish(previous, msgspec.json.encode(sorted(names)))

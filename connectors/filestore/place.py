@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from penstock.connectors.base import SinkName
+from penstock.connectors.filestore.assembly import shown_by
 from penstock.connectors.filestore.disk import try_lock
-from penstock.connectors.filestore.run import claim_home, describe, marker, run_epoch
+from penstock.connectors.filestore.run import (
+    claim,
+    describe,
+    home_of,
+    marker,
+    read_owner,
+    refuse_another,
+    run_epoch,
+)
 from penstock.connectors.filestore.spool import iter_values
 from penstock.connectors.filestore.store import FileStore, committed_spools
 from penstock.connectors.settings import FilesSink
@@ -25,38 +35,47 @@ class FilesPlace:
     """Implements `base.Place`. `sinks`: those of one folder, not empty."""
 
     def __init__(self, sinks: dict[SinkName, FilesSink], run_id: str) -> None:
-        first = next(iter(sinks.values()))
-        self.home = folder(first) / f".{Path(first.path).stem}.penstock"
+        self.home = home_of(next(iter(sinks.values())))
         """Named after the first sink: two jobs may write into one folder as long as their outputs differ."""
         self._sinks = sinks
         self._run_id = run_id
 
     def open(self) -> FileStore:
-        claim_home(self.home, self._run_id)
+        for output in self._sinks.values():  # all of them before any is taken
+            owner = read_owner(output)
+            refuse_another(output, shown_by(output) if owner is None else owner, self._run_id)
+        for output in self._sinks.values():
+            claim(output, self._run_id)
         return FileStore(self.home, {str(sink): output for sink, output in self._sinks.items()})
 
     async def refuse_held(self) -> None:
-        lock = self._lock()
-        if lock is not None:
-            os.close(lock)
+        with self._locked():
+            pass
 
     async def discard(self) -> None:
-        lock = self._lock()
-        try:
-            if self.home.exists():
-                shutil.rmtree(self.home)
-        finally:
-            if lock is not None:
-                os.close(lock)
+        with self._locked():
+            for home in self._homes():
+                if home.exists():
+                    shutil.rmtree(home)
+            for output in self._sinks.values():  # so what another run shows there may be replaced
+                claim(output, self._run_id)
 
     def committed(self, sink: SinkName) -> Iterator[bytes]:
         for spool in committed_spools(self.home, sink):
             yield from iter_values(spool)
 
-    def _lock(self) -> int | None:
-        """The lock of the run's last command; None: nobody ever held it."""
-        epoch = run_epoch(self.home)
-        lock = try_lock(marker(self.home, epoch)) if epoch else None
-        if epoch and lock is None:
-            raise Held(describe(self.home, epoch))
-        return lock
+    def _homes(self) -> list[Path]:
+        return list(dict.fromkeys(home_of(output) for output in self._sinks.values()))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[None]:
+        """Nobody's command holds a run here. Raises `Held`."""
+        with contextlib.ExitStack() as locks:
+            for home in self._homes():
+                epoch = run_epoch(home)
+                lock = try_lock(marker(home, epoch)) if epoch else None
+                if lock is not None:
+                    locks.callback(os.close, lock)
+                elif epoch:
+                    raise Held(describe(home, epoch))
+            yield

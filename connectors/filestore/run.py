@@ -1,5 +1,7 @@
 """What a primary folder holds besides its lanes: whose it is, the plan, and the right to be the run's one command.
 
+Each output has a hidden folder beside it that says whose it is; in the first one the store works.
+
 run.json                 the run that this folder belongs to
 plan-<nnnn>.json         each version of the plan, created exclusively
 run-<epoch>              one file a command, created exclusively; it names its holder, who holds the file's lock
@@ -16,6 +18,7 @@ import msgspec
 
 from penstock.connectors.base import Holder
 from penstock.connectors.filestore.disk import publish_new, try_lock
+from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Corrupt, Fenced, Held, Refused
 from penstock.engine.plan import Plan
 
@@ -23,6 +26,7 @@ HOLD_WAIT_S = 4.0
 """A killed command's processes live on for about 2 s (measured); twice that."""
 POLL_S = 0.05
 
+MARK = "run.json"
 _RUN = re.compile(r"run-(\d{8})")
 _PLAN = re.compile(r"plan-(\d{4,})\.json")
 
@@ -32,21 +36,39 @@ class RunMark(msgspec.Struct, frozen=True):
     format: int = 1
 
 
-def claim_home(home: Path, run_id: str) -> None:
-    """Make `home` this run's, or see that it is already. Raises `Refused` where another run's records are in it."""
+def home_of(output: FilesSink) -> Path:
+    """The hidden folder that belongs to an output."""
+    path = Path(os.path.normpath(output.path))
+    return path.parent / f".{path.stem}.penstock"
+
+
+def claim(output: FilesSink, run_id: str) -> None:
+    """Make an output this run's, or see that it is already. Raises `Refused` where it is another run's."""
+    home = home_of(output)
     home.mkdir(parents=True, exist_ok=True)
-    mark = home / "run.json"
-    fd = None if mark.exists() else publish_new(mark, msgspec.json.encode(RunMark(run_id)))
+    fd = publish_new(home / MARK, msgspec.json.encode(RunMark(run_id))) if read_owner(output) is None else None
     if fd is not None:
         os.close(fd)
-        return
+    else:
+        refuse_another(output, read_owner(output), run_id)
+
+
+def read_owner(output: FilesSink) -> str | None:
+    """The run that an output belongs to; None: no run says that it does."""
+    home = home_of(output)
     try:
-        found = msgspec.json.decode(mark.read_bytes(), type=RunMark)
+        return msgspec.json.decode((home / MARK).read_bytes(), type=RunMark).run_id
+    except FileNotFoundError:
+        return None
     except msgspec.MsgspecError as error:
-        raise Corrupt(f"{mark} cannot be read ({error}). Move {home} away or start with --fresh.") from error
-    if found.run_id != run_id:
+        raise Corrupt(f"{home / MARK} cannot be read ({error}). Move {home} away or start with --fresh.") from error
+
+
+def refuse_another(output: FilesSink, owner: str | None, run_id: str) -> None:
+    """Raises `Refused` where `owner` is another run."""
+    if owner not in (None, run_id):
         raise Refused(
-            f"{home.parent} holds the output of another run ({found.run_id}); this one is {run_id}. "
+            f"{output.path} holds the output of another run ({owner}); this one is {run_id}. "
             "Give the sinks another path, or start with --fresh to throw the old output away."
         )
 

@@ -208,7 +208,13 @@ class FileStore:
             ) from error
 
     def _assemble(self, sink: str, plan: Plan, temp: Path) -> list[str]:
-        job = assembly.Job(sink, self.outputs[sink], plan.run_id, temp, self.spools(sink), self._check_run)
+        output = self.outputs[sink]
+
+        def check() -> None:
+            self._check_run()
+            file_run.refuse_another(output, file_run.read_owner(output), plan.run_id)
+
+        job = assembly.Job(sink, output, plan.run_id, temp, self.spools(sink), check)
         return assembly.assemble(job, self._faults)
 
     def _assembly_folder(self) -> Path:

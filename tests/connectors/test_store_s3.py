@@ -183,6 +183,80 @@ async def test_another_runs_output_is_refused(world: World) -> None:
         world.place("other").open()
 
 
+def day(world: World, name: str, costs: str = "out/costs/") -> None:
+    """The results of each day below a prefix of their own, the costs of all days at one place."""
+    world.sinks = {"results": world.sink(f"out/{name}/"), "costs": world.sink(costs)}
+
+
+async def a_day(world: World, run_id: str) -> S3Store:
+    life = world.place(run_id).open()._life  # pyright: ignore[reportPrivateUsage]
+    outputs = {str(sink): output for sink, output in world.sinks.items()}
+    store = S3Store(life, outputs, beat_s=0.05, owner_wait_s=0.0)
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [result(1)], "costs": [result(1)]}, {})
+    await store.release(0)
+    return store
+
+
+@pytest.mark.parametrize("costs", ["out/costs/", "out/costs.jsonl"])
+async def test_the_costs_of_another_run_are_not_replaced(world: World, costs: str) -> None:
+    """Told when it starts, before anything is paid; a run that was refused has taken nothing. With `--fresh` the place
+    changes hands: the old objects stay until there are new ones, and the first run can't take it back unasked."""
+    day(world, "monday", costs)
+    monday = await a_day(world, "run-1")
+    await monday.finish(PLAN)
+    theirs = {key: world.s3.get(world.bucket, key).etag for key in world.seen("out/costs")}
+    day(world, "tuesday", costs)
+    with pytest.raises(Refused, match=r"out/costs.* holds the output of another run \(run-1\); this one is run-2"):
+        world.place("run-2").open()
+    assert world.keys("out/tuesday/") == []
+    await world.place("run-2").discard()
+    tuesday = await a_day(world, "run-2")
+    assert {key: world.s3.get(world.bucket, key).etag for key in world.seen("out/costs")} == theirs
+    await tuesday.finish(PLAN)
+    ours = {key: world.s3.get(world.bucket, key).etag for key in world.seen("out/costs")}
+    assert len(ours) == 1
+    with pytest.raises(Refused, match=r"another run \(run-2\)"):
+        await monday.finish(PLAN)
+    assert {key: world.s3.get(world.bucket, key).etag for key in world.seen("out/costs")} == ours
+    assert len(world.seen("out/monday/")) == 1
+
+
+async def test_a_prefix_whose_manifest_names_another_run_is_refused(world: World) -> None:
+    """Also where the working data, which say whose a prefix is, were deleted: at the start, and at the last moment."""
+    day(world, "monday")
+    await (await a_day(world, "run-1")).finish(PLAN)
+    hidden = [key for key in world.keys("out/") if ".penstock/" in key]
+    world.s3.delete(world.bucket, hidden)
+    day(world, "tuesday")
+    with pytest.raises(Refused, match="run-1"):
+        world.place("run-2").open()
+    (there,) = world.seen("out/costs/")
+    day(world, "tuesday", "out/other/")
+    tuesday = await a_day(world, "run-2")
+    late = S3Store(tuesday._life, {"costs": world.sink("out/costs/")}, beat_s=0.05)  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(Refused, match="run-1"):
+        await late.finish(PLAN)
+    assert there in world.seen("out/costs/")
+    assert json.loads(world.s3.get(world.bucket, "out/costs/_manifest.json").data)["run_id"] == "run-1"
+    day(world, "tuesday")
+    await world.place("run-2").discard()
+    await (await a_day(world, "run-2")).finish(PLAN)
+    (ours,) = world.seen("out/costs/")
+    assert ours != there
+
+
+async def test_what_another_runs_live_command_writes_is_not_discarded(world: World) -> None:
+    """`--fresh` of a run that would take its results for costs."""
+    day(world, "monday")
+    monday = await a_day(world, "run-1")
+    await monday.hold(WHO)
+    day(world, "tuesday", "out/monday/")
+    with pytest.raises(Held):
+        await world.place("run-2").discard()
+    await monday.let_go()
+
+
 def test_a_trial_or_a_replay_stands_beside_the_run_that_it_belongs_to(world: World) -> None:
     """`results.first-5.jsonl` is not the place of `results.jsonl`."""
     for run, name in (("run", "out/results.jsonl"), ("run~first-5", "out/results.first-5.jsonl")):

@@ -12,7 +12,7 @@ from penstock.connectors.s3.store.home import Home
 from penstock.connectors.s3.store.leftovers import drop_uploads
 from penstock.connectors.s3.store.merge import temp_folder
 from penstock.connectors.s3.store.parts import Spools, fetched, lanes, whole
-from penstock.connectors.s3.store.run import Life
+from penstock.connectors.s3.store.run import Life, refuse_another
 from penstock.connectors.s3.store.upload import upload
 from penstock.connectors.settings import FilesSink, S3Sink
 from penstock.engine.errors import Temporary
@@ -24,9 +24,11 @@ def assemble_object(life: Life, sink: str, output: S3Sink) -> bool:
     """Write the object anew from all that is committed; False: it is not there, since there are no dead letters.
 
     Its ETag is read before what lanes have committed, and must be the same when the object is put: so of two commands
-    that do it at once, neither replaces more with less. Raises `Temporary`, `Fenced`.
+    that do it at once, neither replaces more with less. Raises `Temporary`, `Fenced`, and
+    `Refused` where the object is another run's.
     """
     home = life.home
+    refuse_another(life.base, output.prefix, life.owner(output.prefix), life.run_id)
     before = home.s3.head(home.bucket, output.prefix)
     with temp_folder() as temp:
         made = _local(home, sink, output, life.run_id, temp)

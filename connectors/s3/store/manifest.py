@@ -17,7 +17,7 @@ from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.store import told
 from penstock.connectors.s3.store.parts import Made
-from penstock.connectors.s3.store.run import Base, Life
+from penstock.connectors.s3.store.run import Base, Life, refuse_another
 from penstock.connectors.s3.store.told import LISTS, PUBLISH_STEPS, Entry, FileList, Told
 from penstock.engine.errors import PenstockError
 
@@ -49,11 +49,13 @@ def read(base: Base, key: str) -> tuple[Manifest | None, str | None]:
 
 def publish(life: Life, sink: str, prefix: str, made: Mapping[int, Made], stored: Stored, faults: Faults) -> str:
     """Make the manifest tell of what these lanes have made; returns its key. Raises `Fenced` where the run was begun
-    anew."""
+    anew, `Refused` where another run's manifest stands there, and the prefix was not made ours (`--fresh`)."""
     base, key = life.base, f"{prefix}{NAME}"
     while True:
         life.check()
         old, etag = read(base, key)
+        if old is not None and old.run_id != life.run_id and life.owner(prefix) != life.run_id:
+            refuse_another(base, prefix, old.run_id, life.run_id)
         before = Told(lists=old.lists, files=old.files) if old is not None and old.life == life.name else Told()
         new = _manifest(life, sink, told.tell(life, sink, prefix, made, before, stored, faults))
         if new == old:
@@ -82,7 +84,7 @@ def keys(base: Base, of: Manifest) -> Iterator[str]:
 
 
 def _remove(base: Base, prefix: str, old: Manifest) -> None:
-    """What an earlier life of this run left to readers goes when there is something new."""
+    """What an earlier life of this output left to readers goes when there is something new."""
     ours = f"part-{old.life}-"
     with contextlib.suppress(PenstockError):  # at worst they stay, and no manifest names them
         found = [key for key in keys(base, old) if key.rpartition("/")[2].startswith(ours)]

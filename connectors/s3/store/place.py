@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from penstock.connectors.base import SinkName
@@ -29,14 +28,6 @@ def bucket_of(settings: S3Sink) -> str:
     return f"s3:{settings.endpoint or ''}/{settings.bucket}"
 
 
-def root_of(settings: S3Sink) -> str:
-    """The working prefix beside a sink; readers of data sets pass over names that start with a dot. Its name is all of
-    the sink's but the ending: `results.replay-1.jsonl` is another run's place than `results.jsonl`."""
-    folder, _, name = settings.prefix.rpartition("/")
-    inside = f"{folder}/" if folder else ""
-    return f"{inside}.{PurePosixPath(name).stem}.penstock/" if name else f"{inside}.penstock/"
-
-
 class S3Place:
     """Implements `base.Place`. `sinks`: those of one bucket, not empty."""
 
@@ -48,7 +39,7 @@ class S3Place:
     def base(self) -> s3_run.Base:
         first = next(iter(self._sinks.values()))
         stored = Stored(sse=first.sse, sse_kms_key_id=first.sse_kms_key_id)
-        return s3_run.Base(client(first.endpoint, first.region), first.bucket, root_of(first), stored)
+        return s3_run.Base(client(first.endpoint, first.region), first.bucket, s3_run.root_of(first.prefix), stored)
 
     def open(self) -> S3Store:
         from penstock.connectors.s3.store.store import S3Store, is_prefix
@@ -60,14 +51,32 @@ class S3Place:
                     "End it with a slash."
                 )
         fence.prove(self.base.s3, self.base.bucket, self.base.root, self.base.stored)
-        life = s3_run.claim(self.base, self._run_id)
+        for output in self._sinks.values():  # all of them before any is taken
+            s3_run.refuse_another(self.base, output.prefix, self._owner(output), self._run_id)
+        life, *_ = [s3_run.claim(base, self._run_id) for base in self._bases()]
         return S3Store(life, {str(sink): output for sink, output in self._sinks.items()})
 
+    def _bases(self) -> list[s3_run.Base]:
+        """Of all outputs, the first one's first."""
+        found = [self.base.at(output.prefix) for output in self._sinks.values()]
+        return list({base.root: base for base in found}.values())
+
+    def _owner(self, output: S3Sink) -> str | None:
+        """The run that an output belongs to, by its mark, or else by what readers are shown there."""
+        from penstock.connectors.s3.store.store import is_prefix
+
+        mark = s3_run.read_mark(self.base.at(output.prefix))
+        if mark is not None or not is_prefix(output):
+            return mark[0].run_id if mark is not None else None
+        shown, _ = manifest.read(self.base, f"{output.prefix}{manifest.NAME}")
+        return shown.run_id if shown is not None else None
+
     async def refuse_held(self) -> None:
-        home = await asyncio.to_thread(self._home)
-        held = await s3_run.read_hold(home) if home is not None else None
-        if home is not None and held is not None:
-            await s3_run.refuse_live(home, held[0], BEAT_S)
+        for base in self._bases():
+            mark = await asyncio.to_thread(s3_run.read_mark, base)
+            held = await s3_run.read_hold(base.home(mark[0].life)) if mark is not None else None
+            if mark is not None and held is not None:
+                await s3_run.refuse_live(base.home(mark[0].life), held[0], BEAT_S)
 
     async def discard(self) -> None:
         await self.refuse_held()
@@ -76,24 +85,23 @@ class S3Place:
     def _discard(self) -> None:
         """From the new life on nothing of the old one counts; then it is deleted, lanes' progress first: an owner that
         sleeps looks there before it sends anything."""
-        old = s3_run.begin_anew(self.base, self._run_id)
-        if old is None:
-            return
-        home = self.base.home(old)
-        self.base.s3.delete(self.base.bucket, [home.key(name) for name in home.list("progress/")])
-        for page in self.base.s3.pages(self.base.bucket, home.root):
-            self.base.s3.delete(self.base.bucket, [one.key for one in page])
-        self._delete_unlisted(old)
+        lives = [(base, life) for base in self._bases() if (life := s3_run.begin_anew(base, self._run_id)) is not None]
+        for base, life in lives:
+            home = base.home(life)
+            base.s3.delete(base.bucket, [home.key(name) for name in home.list("progress/")])
+            for page in base.s3.pages(base.bucket, home.root):
+                base.s3.delete(base.bucket, [one.key for one in page])
+        self._delete_unlisted(tuple(f"part-{life}-" for _, life in lives))
 
-    def _delete_unlisted(self, life: str) -> None:
-        """Objects of that life that readers were never told of."""
+    def _delete_unlisted(self, names: tuple[str, ...]) -> None:
+        """Objects of those names that readers were never told of."""
         shown: set[str] = set()
         for output in self._sinks.values():
             found, _ = manifest.read(self.base, f"{output.prefix}{manifest.NAME}")
             shown |= set(manifest.keys(self.base, found)) if found is not None else set()
         for output in self._sinks.values():
             for page in self.base.s3.pages(self.base.bucket, output.prefix):
-                ours = [one.key for one in page if one.key.rpartition("/")[2].startswith(f"part-{life}-")]
+                ours = [one.key for one in page if one.key.rpartition("/")[2].startswith(names)]
                 self.base.s3.delete(self.base.bucket, [key for key in ours if key not in shown])
 
     def committed(self, sink: SinkName) -> Iterator[bytes]:

@@ -4,11 +4,14 @@
 <base><life>/hold            who holds the run; swapped
 <base><life>/plan/<version>  each version of the plan, made once
 <base><life>/alive/<id>      signs of life (`beacon`)
+
+Each output has a base of its own, which says whose it is; in the first one's the store works.
 """
 
 from __future__ import annotations
 
 import secrets
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 import msgspec
@@ -44,6 +47,18 @@ class Base(msgspec.Struct, frozen=True):
     def home(self, life: str) -> Home:
         return Home(self.s3, self.bucket, f"{self.root}{life}/", self.stored)
 
+    def at(self, prefix: str) -> Base:
+        """The base of another output in this bucket."""
+        return msgspec.structs.replace(self, root=root_of(prefix))
+
+
+def root_of(prefix: str) -> str:
+    """The working prefix beside an output; readers of data sets pass over names that start with a dot. Its name is all
+    of the output's but the ending: `results.replay-1.jsonl` is another run's place than `results.jsonl`."""
+    folder, _, name = prefix.rpartition("/")
+    inside = f"{folder}/" if folder else ""
+    return f"{inside}.{PurePosixPath(name).stem}.penstock/" if name else f"{inside}.penstock/"
+
 
 class Life(msgspec.Struct, frozen=True):
     """One run's present life in a place (see `RunMark`)."""
@@ -61,6 +76,11 @@ class Life(msgspec.Struct, frozen=True):
         mark = read_mark(self.base)
         if mark is None or mark[0].life != self.name:
             raise Fenced(f"s3://{self.base.bucket}/{self.base.root}: another command began this run anew. Stop.")
+
+    def owner(self, prefix: str) -> str | None:
+        """The run that an output in this bucket belongs to; None: no run says that it does. Blocking."""
+        mark = read_mark(self.base.at(prefix))
+        return mark[0].run_id if mark is not None else None
 
 
 class RunMark(msgspec.Struct, frozen=True):
@@ -100,7 +120,7 @@ def read_mark(base: Base) -> tuple[RunMark, str] | None:
 
 
 def claim(base: Base, run_id: str) -> Life:
-    """Make the prefix this run's, or see that it is already. Raises `Refused` where another run's records are there."""
+    """Make an output this run's, or see that it is already. Raises `Refused` where it is another run's."""
     found = read_mark(base)
     if found is None:
         try:
@@ -109,24 +129,28 @@ def claim(base: Base, run_id: str) -> Life:
             return Life(base, run_id, mark.life)
         except Lost:
             return claim(base, run_id)
-    if found[0].run_id != run_id:
-        raise Refused(
-            f"s3://{base.bucket}/{base.root} holds the output of another run ({found[0].run_id}); this one is "
-            f"{run_id}. Give the sinks another prefix, or start with --fresh to throw the old output away."
-        )
+    refuse_another(base, base.root, found[0].run_id, run_id)
     return Life(base, run_id, found[0].life)
 
 
+def refuse_another(base: Base, output: str, owner: str | None, run_id: str) -> None:
+    """Raises `Refused` where `owner` is another run. output: a prefix or an object."""
+    if owner not in (None, run_id):
+        raise Refused(
+            f"s3://{base.bucket}/{output} holds the output of another run ({owner}); this one is {run_id}. Give the "
+            "sinks another prefix, or start with --fresh to throw the old output away."
+        )
+
+
 def begin_anew(base: Base, run_id: str) -> str | None:
-    """Give the prefix a new, empty life; returns the old one (None: there was none)."""
+    """Make an output this run's, with a new, empty life; returns the old one (None: there was none)."""
     found = read_mark(base)
-    if found is None:
-        return None
+    etag = found[1] if found is not None else None
     try:
-        fence.swap(base.s3, base.bucket, base.key, msgspec.json.encode(_new_mark(run_id)), found[1], base.stored)
+        fence.swap(base.s3, base.bucket, base.key, msgspec.json.encode(_new_mark(run_id)), etag, base.stored)
     except Lost as error:
         raise Held(f"s3://{base.bucket}/{base.root}: another command started this run meanwhile.") from error
-    return found[0].life
+    return found[0].life if found is not None else None
 
 
 def _new_mark(run_id: str) -> RunMark:
