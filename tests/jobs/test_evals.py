@@ -12,10 +12,11 @@ import pytest
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.state import open_state
-from penstock.engine.catalog import Wall
+from penstock.engine.catalog import Price, Wall
 from penstock.engine.errors import SpecError, Spent
 from penstock.engine.items import Item, Position
 from penstock.engine.measure.evaluation import Answered
+from penstock.engine.pricing import price_of
 from penstock.engine.registry import standings
 from penstock.jobs import spec as job_spec
 from penstock.jobs.evals import running, view
@@ -149,6 +150,19 @@ def test_a_variant_asks_every_row_again_with_its_own_prompt_and_parameters(base:
     assert brief.prompt.user == "Brief: {{ text }}"
     assert json.loads(brief.params_json) == {"max_tokens": 8, "temperature": 0}
     assert prepared.asked.names[:2] == (prepared.asked.models[0], f"{prepared.asked.models[0]} brief")
+
+
+def test_candidates_that_are_versions_of_one_model_cost_what_each_version_costs(base: RunSpec) -> None:
+    """In the plan, and as the run's catalogue has them."""
+    b = base.catalog.models["b"]
+    dear = msgspec.structs.replace(b.version("v2"), price=Price(50 * 10**9, 250 * 10**9))
+    models = {**base.catalog.models, "b": msgspec.structs.replace(b, versions=(b.version("v1"), dear))}
+    prepared = prepare(msgspec.structs.replace(base, catalog=msgspec.structs.replace(base.catalog, models=models)))
+    cost, _ = running.price(prepared, None)
+    assert cost.each["b@v2"].likely == pytest.approx(5 * cost.each["b@v1"].likely)
+    made = prepared.spec.catalog.models
+    assert price_of(made["b"], made["b"].live) == b.price
+    assert price_of(made["b@v2"], made["b@v2"].live) == dear.price
 
 
 def test_the_price_is_that_of_all_candidates_together(base: RunSpec) -> None:

@@ -20,6 +20,9 @@ from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, Vers
 from penstock.engine.errors import Spent
 from penstock.engine.items import Attributes, DeadLetter, Item, Request
 from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
+from penstock.engine.steering.document import Steering, started
+from penstock.engine.steering.evidence import guards
+from penstock.engine.steering.rollout import begin
 from penstock.jobs import spec as job_spec
 from penstock.jobs.forecasting import forecast, planning
 from penstock.jobs.forecasting.forecast import Interval, Measured
@@ -98,6 +101,35 @@ def _shown(plan: PlanReport, width: int = 80) -> str:
         out.print(part)
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue()
+
+
+def test_a_plan_is_priced_at_the_versions_that_are_in_use_and_divided_among_those_of_a_rollout(tmp_path: Path) -> None:
+    """`v2` costs ten times as much as `v1`, whatever the catalogue says is live."""
+    path = _write(tmp_path / "a.jsonl", [{"text": f"row {n}", "max_tokens": 10} for n in range(100)])
+    spec = _spec(path)
+    dear = Version("v2", "dear", price=Price(50 * USD, 250 * USD, version="t2"))
+    opus = msgspec.structs.replace(spec.catalog.models["opus"], versions=(*VERSION, dear))
+    spec = msgspec.structs.replace(
+        spec, catalog=msgspec.structs.replace(spec.catalog, models={**spec.catalog.models, "opus": opus})
+    )
+    reading = asyncio.run(read_sample(FileSource(FilesSource(str(path))), lambda _: _intake, 500, None))
+
+    def planned(steering: Steering | None) -> PlanReport:
+        survey = Survey(spec.catalog, spec.policy, (), steering)
+        for n, found in enumerate(reading.found):
+            assert isinstance(found, Item)
+            survey.add(msgspec.structs.replace(found, item_id=f"i{n}"))
+        return planning.report(spec, reading, survey, {})
+
+    (before,), (after,) = planned(None).models, planned(Steering(live={"opus": "v2"})).models
+    assert (before.version, before.price_version, after.version, after.price_version) == ("v1", "t1", "v2", "t2")
+    assert after.cost_nano.likely == pytest.approx(10 * before.cost_nano.likely)
+    assert after.worst_nano == pytest.approx(10 * before.worst_nano)
+    rollout = begin("opus", ("v1", "v2"), (0.5,), guards(("cost",)), by="ann", now=1.0)
+    both = planned(started(Steering(), rollout))
+    assert {made.version: made.price_version for made in both.models} == {"v1": "t1", "v2": "t2"}
+    assert sum(made.rows.likely for made in both.models) == 100
+    assert "opus@v2" in _shown(both, 120)
 
 
 def test_a_small_input_is_counted_exactly(tmp_path: Path) -> None:
