@@ -115,10 +115,11 @@ class Flights:
         return dict(Counter(slot.model for slot in self._ends.slots.values() if slot.state == "flying"))
 
     def landed(self, outcome: Outcome, now: float) -> None:
-        """What became of a call. One that is not the item's current attempt was counted before: it is only tallied."""
+        """What became of a call. One of the last owner's, whose item did not come again yet, waits for it. Any other
+        that is not the item's current attempt was counted before: it is only tallied."""
         slot = self._ends.slots.get((outcome.item_id, outcome.generation))
         if slot is None or slot.state != "flying" or slot.attempt != outcome.attempt:
-            if outcome.usage is not None:
+            if not self._inherited.landed(outcome) and outcome.usage is not None:
                 self._tally.late_payments += 1
             return
         self._number.pop(slot, None)

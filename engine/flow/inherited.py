@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from penstock.engine.flow.lane_types import Adopted
 from penstock.engine.flow.slots import Slot
-from penstock.engine.items import STEP_ROLES
+from penstock.engine.items import STEP_ROLES, Outcome
 
 
 class Inherited:
@@ -19,6 +21,17 @@ class Inherited:
             known = self._calls.get((one.item_id, one.generation))
             if known is None or known.attempt < one.attempt:
                 self._calls[one.item_id, one.generation] = one
+
+    def landed(self, outcome: Outcome) -> bool:
+        """Is it of a call whose item was not read again yet? Then its answer waits for the item."""
+        key = outcome.item_id, outcome.generation
+        adopted = self._calls.get(key)
+        if adopted is None or adopted.outcome is not None or adopted.attempt != outcome.attempt:
+            return False
+        if adopted.role in STEP_ROLES:  # of no use to anybody
+            return False
+        self._calls[key] = msgspec.structs.replace(adopted, outcome=outcome)
+        return True
 
     def worker_lost(self, worker: str) -> None:
         """Its answers are here already; its calls are gone."""

@@ -131,3 +131,22 @@ def test_of_two_calls_of_one_item_the_later_one_is_waited_for() -> None:
         heir.offer(0)
         heir.lane.outcome(answered(late, "late"), heir.now)
         assert heir.save() == ["late"]
+
+
+def test_an_answer_that_comes_before_its_item_waits_for_it() -> None:
+    """The worker is done before the reader comes to the record: the answer was paid for, and nobody asks again."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    for number in range(2):
+        first.offer(number)
+    first.save()
+    calls = first.take()
+    heir = Owner(disk, first.lane.seq)
+    heir.lane.adopt([left(call) for call in calls])
+    heir.lane.outcome(answered(calls[0], "early"), heir.now)
+    heir.lane.worker_lost("w", heir.now)
+    for number in range(2):
+        heir.offer(number)
+    assert heir.save() == ["early"]
+    assert heir.lane.tally.late_payments == 0
+    assert [(call.item_id, call.attempt) for call in heir.take()] == [("i1", 1)]

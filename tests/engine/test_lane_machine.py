@@ -332,6 +332,15 @@ class LaneMachine(RuleBasedStateMachine):
         for name in sorted(self.calls)[:n]:
             self.lane.outcome(self.outcome(self.calls.pop(name), None, True), self.now)
 
+    @precondition(lambda self: self.elsewhere)
+    @rule(which=st.integers(0, 40), kind=st.none() | st.sampled_from(KINDS), usage=st.booleans())
+    def land_early(self, which: int, kind: FailureKind | None, usage: bool) -> None:
+        """A call of the last owner's, of an item that this one has not come to yet."""
+        late = self.lane.tally.late_payments
+        call = self.elsewhere.pop(sorted(self.elsewhere)[which % len(self.elsewhere)])
+        self.lane.outcome(self.outcome(call, kind, usage), self.now)
+        assert self.lane.tally.late_payments == late, "what was paid is on nobody's bill"
+
     # -- time and trouble
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 2.0, 40.0, 400.0]))
@@ -472,7 +481,7 @@ class LaneMachine(RuleBasedStateMachine):
             self.write(self.batch)
         ended = {e for batch in self.disk.batches for e in ids(batch)}
         self.crashed |= self.sent - ended
-        calls = self.calls
+        calls = self.elsewhere | self.calls
         self.start_anew(calls if adopt else {}, answered)
 
     @rule()
@@ -632,7 +641,9 @@ def walk(seed: int) -> None:
 
 
 def trouble(machine: LaneMachine, dice: random.Random) -> None:
-    match dice.randrange(16):
+    match dice.randrange(17):
+        case 16 if machine.elsewhere:
+            machine.land_early(which=dice.randrange(40), kind=dice.choice([None, *KINDS]), usage=dice.random() < 0.7)
         case 14 | 15:
             machine.vanish(numbers={*dice.sample(range(COUNT), dice.choice([1, 3, 8]))})
         case 12 | 13:

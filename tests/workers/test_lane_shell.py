@@ -21,6 +21,7 @@ from penstock.engine.errors import Fenced
 from penstock.engine.items import Call, Failure, Outcome
 from penstock.workers.board import Board
 from penstock.workers.lanes import shell as lane_shell
+from penstock.workers.ports import Kept
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None
@@ -152,6 +153,47 @@ async def test_outcomes_of_another_epoch_are_left_to_be_adopted() -> None:
             await shell.done(epoch, [])
         assert await shell.right(epoch) == 0.0
     await shell.close()
+
+
+async def test_an_answer_that_comes_before_we_know_whose_call_it_is_waits_until_we_do() -> None:
+    """A worker that was asked goes on, and may be done with a call before its word on it has arrived."""
+    lane = in_memory("early")
+    stores = lane.place.open()
+    old, _ = lane.shell(stores)
+    await old.open(await lane.made_plan(), force=True)
+    old.go()
+    chunk = None
+    while chunk is None:
+        await asyncio.sleep(0)
+        chunk, _ = await old.take(rig.POOL, 1, 1 << 30, "w")
+    (call,) = chunk.calls
+    await old.close()
+    shell, driver = lane.shell(stores)
+    await shell.open(await lane.made_plan(), force=True)
+    bringing = asyncio.create_task(shell.done(shell.epoch, [rig.answered(call)]))
+    await asyncio.sleep(0.01)
+    assert not bringing.done()
+    shell.adopt(Kept(flying=[(call.item_id, 0, call.attempt, call.model, call.role, call.version)]), "w")
+    shell.go()
+    async with asyncio.timeout(30):
+        await bringing
+        await lane.work(shell, driver, rig.answered, lambda _, driver: driver.settled)
+    await shell.close()
+    assert await lane.told() == EXACTLY_ONCE
+    assert call.item_id not in lane.sent
+    assert shell.machine.tally.late_payments == 0
+
+
+async def test_a_lane_that_is_closed_before_it_goes_takes_no_answers() -> None:
+    """The worker keeps them for the next owner."""
+    lane = in_memory("never")
+    shell, _ = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    bringing = asyncio.create_task(shell.done(shell.epoch, []))
+    await asyncio.sleep(0.01)
+    await shell.close()
+    with pytest.raises(Fenced):
+        await bringing
 
 
 async def test_the_first_of_equal_labels_wins() -> None:

@@ -92,7 +92,9 @@ class LaneShell:
         )
         self._moment = Watched(now, machine.set_back, self._input.set_back)
         self._plan: Plan | None = None
-        self._begun = self._opened = self._going = self._closed = self._over = False
+        self._begun = self._opened = self._closed = self._over = False
+        self._going = asyncio.Event()
+        """Its calls are given out, and outcomes are taken; or it is over."""
         self._commit: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -175,6 +177,7 @@ class LaneShell:
 
     async def _stop(self) -> None:
         self._over = True
+        self._going.set()
         money = self._money.tasks if self._money is not None else []
         tasks = [t for t in (self._pump, self._commit, self._applying, self._looking, *money) if t is not None]
         for task in tasks:
@@ -194,7 +197,7 @@ class LaneShell:
     async def take(
         self, pool: str, n: int, max_tokens: int, worker: str, number: int = 0
     ) -> tuple[CallChunk | None, int]:
-        if self._over or not self._going or not await self._ours():
+        if self._over or not self._going.is_set() or not await self._ours():
             return None, 0
         now = self._now()
         calls = self.machine.take(pool, n, max_tokens, worker, now, number)
@@ -209,7 +212,10 @@ class LaneShell:
 
     async def done(self, epoch: Epoch, outcomes: list[Outcome]) -> None:
         """Raises `Fenced` where these are not our calls, or this owner is over: the worker keeps the outcomes for the
-        lane's next owner, who learns of them by `adopt`, with the models that were called."""
+        lane's next owner, who learns of them by `adopt`, with the models that were called. Returns after `go`: a worker
+        that was asked may be done with a call before we know that it has it."""
+        if epoch == self.epoch:
+            await self._going.wait()
         if self._over or epoch != self.epoch or not await self._ours():
             raise Fenced(f"lane {self.lane}: epoch {self.epoch} can't take outcomes of epoch {epoch}")
         now = self._now()
@@ -258,7 +264,7 @@ class LaneShell:
     # -- the loop
 
     async def _run(self) -> None:
-        self._going = True
+        self._going.set()
         await self._well(self._steps(), "worked")
 
     async def _steps(self) -> None:
@@ -401,6 +407,7 @@ class LaneShell:
     def _fail(self, error: PenstockError) -> None:
         if not self._over:
             self._over = True
+            self._going.set()
             uncertain = isinstance(error, Temporary)
             self._driver.failed(self.lane, isinstance(error, Fenced), str(error), not uncertain)
             self.wake()
