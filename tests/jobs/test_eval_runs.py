@@ -42,6 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
 
 def job(url: str) -> str:
     price = "price: {input_per_million: 1, output_per_million: 2, version: pretend}"
+    dear = "price: {input_per_million: 10, output_per_million: 20, version: dear}"
     return f"""\
 name: sort
 source: rows.jsonl
@@ -54,7 +55,7 @@ accounts: {{s: {{protocol: openai, base_url: "{url}/v1"}}}}
 models:
   - {{name: good, account: s, model: "planted:0.80", {price}}}
   - {{name: shaky, account: s, model: shaky, {price}}}
-  - {{name: best, account: s, live: v1, versions: [{{id: v1, model: "planted:0.93:best"}}, {{id: v2, model: "planted:0.70:v2"}}], {price}}}
+  - {{name: best, account: s, live: v1, versions: [{{id: v1, model: "planted:0.93:best"}}, {{id: v2, model: "planted:0.70:v2", {dear}}}], {price}}}
 sinks: out.jsonl
 execution: {{window: {WINDOW}}}
 """  # noqa: E501 - as people write it
@@ -90,6 +91,8 @@ def test_the_planted_winner_is_named_and_the_rest_is_not_paid_for(
     for line, truth in zip(told["candidates"], (0.80, 0.93, 0.70), strict=True):
         assert line["quality"]["low"] < truth < line["quality"]["high"], line["name"]
         assert (line["failed"], line["rows"]) == (0, told["rows"])
+    paid = {line["name"]: line["cost_nano"] for line in told["candidates"]}
+    assert paid["best@v2"] == pytest.approx(10 * paid["best@v1"], rel=0.1), "not at its own price"
     assert all(d["real"] for d in told["differences"] if "best@v1" in (d["first"], d["second"]))
     assert told["classes"][1]["macro_f1"] > 0.85
     assert {s["attribute"] for s in told["slices"]} == {"channel"}
