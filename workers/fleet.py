@@ -14,7 +14,8 @@ import msgspec
 from penstock.engine.catalog import Account, Catalog, Model
 from penstock.workers.clock import tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, words
-from penstock.workers.orphan import end_with_raylet
+from penstock.workers.engines.gates import rated
+from penstock.workers.replies import Unanswered, answered
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
 MAX_STARTS = 5
@@ -22,8 +23,8 @@ MAX_STARTS = 5
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
-GOVERNOR_IDLE_S = 180.0
-"""Dispatchers are heard twice a second while they live, and a lost one is back within a minute. A guess."""
+START_ASKED_S = 60.0
+"""How often a worker that loads is asked whether it is there: a reply can get lost."""
 BACKLOG = 128
 """Ready items a replica before one more is worth its loading. A guess: two batches of a small GPU."""
 GROW_AFTER_S = 30.0
@@ -81,7 +82,6 @@ class Fleet:
         self._on_change = on_change
         self._note = note
         self._tasks: set[asyncio.Task[None]] = set()
-        self._governors: dict[str, object] = {}
         self._closing = False
 
     def want(self, pool: str) -> None:
@@ -189,16 +189,32 @@ class Fleet:
         settings, name = self._settings(worker)
         worker.started_at, worker.gauges = time.time(), {}
         self._on_change("starting", worker, "")
-        governor = self._governor(settings.account) if settings.account is not None else None
-        handle = _actor(settings, name, governor, self._model(worker.pool))
-        worker.name, _ = await handle.start.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        governed = settings.account is not None and self._governed(settings.account)
+        if governed and worker.number:  # who had the account to itself so far shares it from now on
+            await self._loaded(_actor(*self._settings(Worker(worker.pool, 0)), None), governed)
+        handle = _actor(settings, name, self._model(worker.pool))
+        worker.name = await self._loaded(handle, governed)
         worker.handle, worker.ready_at = handle, time.time()
         self._on_change("ready", worker, "")
         await self._serve(handle)
         self._spawn(tell_skew(f"worker {worker.name}", handle.clock.remote, self._note))  # pyright: ignore[reportAttributeAccessIssue]
 
+    async def _loaded(self, handle: object, governed: bool) -> str:
+        """Its name. Loading may take long: asked again, it says the same."""
+
+        def ask() -> Awaitable[tuple[str, int]]:
+            return handle.start.remote(governed)  # pyright: ignore[reportAttributeAccessIssue]
+
+        while True:
+            with contextlib.suppress(Unanswered):
+                name, _ = await answered(ask, START_ASKED_S, times=1)
+                return name
+
     async def _serve(self, handle: object) -> None:
-        await handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
+        def ask() -> Awaitable[None]:
+            return handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
+
+        await answered(ask, PING_S)
 
     async def _until_lost(self, worker: Worker) -> None:
         """Returns when its process is gone, or has not answered for long."""
@@ -261,15 +277,10 @@ class Fleet:
         model = self._model(pool)
         return max(1, model.min_replicas if model is not None else self._dispatchers)
 
-    def _governor(self, account: Account) -> object | None:
-        """Only accounts with rates, or with several dispatchers, need one."""
-        limits = account.limits
-        rated = any(value is not None for value in (limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
-        if not rated and self._dispatchers == 1:
-            return None
-        if account.name not in self._governors:
-            self._governors[account.name] = _governor_actor(account)
-        return self._governors[account.name]
+    def _governed(self, account: Account) -> bool:
+        """Only accounts with rates, or with several dispatchers, need a governor. A worker that serves one without it
+        has one as soon as a job with several dispatchers comes, and keeps it."""
+        return rated(account.limits) or self._dispatchers > 1
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -286,7 +297,7 @@ def _has_place(model: Model, replicas: int) -> bool:
     return sum(1 for node in ray.nodes() if node.get("Alive")) > replicas
 
 
-def _actor(settings: WorkerSettings, name: str, governor: object | None, model: Model | None) -> object:
+def _actor(settings: WorkerSettings, name: str, model: Model | None) -> object:
     import ray
 
     gpus = 0.0
@@ -305,62 +316,7 @@ def _actor(settings: WorkerSettings, name: str, governor: object | None, model: 
         num_gpus=gpus,
         scheduling_strategy="SPREAD",
     )
-    return options.remote(msgspec.msgpack.encode(settings), governor)  # pyright: ignore[reportCallIssue]
-
-
-class GovernorActor:
-    """The governor of one account, restarted by Ray when it dies: it then knows of no lease older than one life.
-
-    It ends when no dispatcher has been heard for long.
-    """
-
-    def __init__(self, account_json: bytes) -> None:
-        import ray
-
-        from penstock.workers.governor import Governor
-
-        end_with_raylet()
-        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self._governor = Governor(account_json, restarted=restarted)
-        self._name = msgspec.json.decode(account_json, type=Account).name
-        self._heard = time.time()
-        self._watching: asyncio.Task[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"governor {self._name}"
-
-    async def lease(self, data: bytes) -> bytes:
-        self._heard = time.time()
-        if self._watching is None:
-            self._watching = asyncio.get_running_loop().create_task(self._watch())
-        return await self._governor.lease(data)
-
-    async def state(self) -> dict[str, float]:
-        return await self._governor.state()
-
-    async def _watch(self) -> None:
-        import ray
-
-        while (left := self._heard + GOVERNOR_IDLE_S - time.time()) > 0:  # noqa: ASYNC110 - every lease moves it
-            await asyncio.sleep(left)
-        kill(ray.get_runtime_context().current_actor)
-
-
-def _governor_actor(account: Account) -> object:
-    import ray
-
-    encoded = msgspec.json.encode(account)
-    fingerprint = blake2b(encoded, digest_size=4).hexdigest()
-    options = ray.remote(GovernorActor).options(
-        name=f"governor {account.name} {fingerprint}",
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_concurrency=1000,
-        max_restarts=-1,
-        num_cpus=0,
-    )
-    return options.remote(encoded)  # pyright: ignore[reportCallIssue]
+    return options.remote(msgspec.msgpack.encode(settings))  # pyright: ignore[reportCallIssue]
 
 
 async def _await(call: Awaitable[object]) -> None:

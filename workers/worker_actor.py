@@ -23,6 +23,7 @@ from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
 from penstock.workers.clock import SYSTEM
 from penstock.workers.engines.base import Engine, Ticket
+from penstock.workers.governing import Governing, governor_lives
 from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
 from penstock.workers.metrics import ApiMetrics, EngineMetrics
@@ -52,10 +53,11 @@ class WorkerSettings(msgspec.Struct, frozen=True):
 
 
 class WorkerActor:
-    def __init__(self, settings: bytes, governor: object | None = None) -> None:
+    def __init__(self, settings: bytes) -> None:
         end_with_raylet()
         self._settings = msgspec.msgpack.decode(settings, type=WorkerSettings)
-        self._governor = governor
+        self._governing: Governing | None = None
+        """None: no other process sends to the account, as far as we know."""
         self._puller: Puller | None = None
         self._watching: asyncio.Task[None] | None = None
         self._exporting: asyncio.Task[None] | None = None
@@ -68,24 +70,37 @@ class WorkerActor:
     def __repr__(self) -> str:
         return self._settings.label
 
-    async def start(self) -> tuple[str, int]:
-        """Load; returns (name, pid). Asked again: the same answer. Raises what the engine's start raises."""
+    async def start(self, governed: bool = False) -> tuple[str, int]:
+        """Load; returns (name, pid). Asked again: the same answer. Raises what the engine's start raises. `governed`:
+        the account has rates, or others send to it: its governor is asked from now on, if it was not before."""
         async with self._starting:
             if self._puller is None:
-                engine = self._build()
+                engine = self._build(governed)
                 await engine.start()
                 self._puller = Puller(self._settings.name, self._settings.pool, engine, verify)
                 self._puller.start()
                 self._watching = asyncio.get_running_loop().create_task(self._watch(self._puller))
                 self._exporting = asyncio.get_running_loop().create_task(self._export(engine))
+            elif governed:
+                await self._govern(self._puller.engine)
         return self._settings.name, os.getpid()
 
-    def _build(self) -> Engine:
+    async def _govern(self, engine: Engine) -> None:
+        """It had the account to itself."""
+        from penstock.workers.engines.api import ApiEngine
+
+        if self._settings.account is not None and isinstance(engine, ApiEngine):
+            self._governing = self._governing or Governing(self._settings.account)
+            await engine.govern(self._governing.lease)
+
+    def _build(self, governed: bool) -> Engine:
         settings = self._settings
         if settings.account is not None:
             from penstock.workers.engines.api import ApiEngine
 
-            lease = self._governor.lease.remote if self._governor is not None else None  # pyright: ignore[reportAttributeAccessIssue]
+            if governed or governor_lives(settings.account):
+                self._governing = Governing(settings.account)
+            lease = self._governing.lease if self._governing is not None else None
             return ApiEngine(settings.account, governor=lease, worker=settings.name)
         assert settings.model is not None
         assert settings.version is not None
@@ -156,8 +171,9 @@ class WorkerActor:
                 if vllm is not None:
                     vllm.see(engine.gauges())
                 elif api is not None and isinstance(engine, ApiEngine):
-                    governor = self._governor
-                    limits = engine.limits() if governor is None else await governor.state.remote()  # pyright: ignore[reportAttributeAccessIssue]
+                    governing = self._governing
+                    async with asyncio.timeout(EXPORT_EVERY_S):
+                        limits = engine.limits() if governing is None else await governing.state()
                     api.see(engine.gauges(), limits)
             await asyncio.sleep(EXPORT_EVERY_S)
 

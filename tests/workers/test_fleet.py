@@ -5,9 +5,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
 
 from penstock.engine.catalog import Account, Catalog, Limits
+from penstock.workers import fleet as shell
+from penstock.workers import governing
 from penstock.workers.fleet import Fleet, Worker
+from penstock.workers.governing import Governing
+from penstock.workers.worker_actor import WorkerSettings
 
 OPEN = Catalog({"a": Account("a", "openai", "https://a.example/v1", limits=Limits(concurrency=100))}, {}, {})
 
@@ -18,6 +26,8 @@ class Hands:
     def __init__(self, **mute: int) -> None:
         self.mute = mute
         self.heard: list[str] = []
+        self.governed: list[object] = []
+        """What it was told at each start."""
 
     def __getattr__(self, name: str) -> Method:
         return Method(self, name)
@@ -29,6 +39,10 @@ class Method:
 
     async def remote(self, *arguments: object) -> object:
         self.hands.heard.append(self.name)
+        if self.name == "start":
+            self.hands.governed += arguments
+        elif self.name == "lost":
+            await asyncio.Event().wait()
         if self.hands.mute.get(self.name, 0) > 0:
             self.hands.mute[self.name] -= 1
             await asyncio.Event().wait()
@@ -62,3 +76,104 @@ async def test_a_worker_that_has_given_the_job_up_is_told_anew() -> None:
     fleet._heard(worker, {"serves": 0.0})
     await asyncio.gather(*fleet._tasks)
     assert hands.heard == ["serve", "leave"]
+
+
+class Cluster:
+    """Actors by name. `hands`: those that are there already, else one that answers all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, hands: Hands | None = None) -> None:
+        self.there: dict[str, Hands] = {}
+        self.first = hands
+        monkeypatch.setattr(shell, "_actor", self.actor)
+
+    def actor(self, settings: WorkerSettings, name: str, model: object) -> Hands:
+        return self.there.setdefault(name, self.first or Hands())
+
+
+@pytest.mark.parametrize("call", ["start", "serve"])
+async def test_a_worker_whose_reply_gets_lost_is_asked_again(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives and has heard: it would stand idle, with a run that waits for it for ever."""
+    monkeypatch.setattr(shell, "START_ASKED_S", 0.02)
+    monkeypatch.setattr(shell, "PING_S", 0.02)
+    hands = Hands(**{call: 1})
+    Cluster(monkeypatch, hands)
+    fleet = made()
+    fleet.want("api:a")
+    async with asyncio.timeout(5):
+        while "clock" not in hands.heard:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    told = [name for name in hands.heard if name in ("start", "serve")]
+    assert told == (["start", "start", "serve"] if call == "start" else ["start", "serve", "serve"])
+    assert fleet.workers["api:a", 0].failures == 0
+    await fleet.close()
+
+
+async def test_jobs_that_differ_in_dispatchers_share_an_account_under_one_governor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first job's worker had the account to itself. It is told before the second job's other worker begins: else
+    each of them would take all of the concurrency."""
+    cluster = Cluster(monkeypatch)
+    one, two = made(1), made(2)
+    one.want("api:a")
+    await until_ready(one)
+    [(name, first)] = cluster.there.items()
+    assert first.governed == [False]
+    order: list[str] = []
+    spied(monkeypatch, cluster, order)
+    first.mute["start"] = 2
+    monkeypatch.setattr(shell, "START_ASKED_S", 0.05)
+    two.want("api:a")
+    await until_ready(two)
+    assert len(cluster.there) == 2
+    assert first.governed[1:] == [True] * (len(first.governed) - 1)
+    second = next(hands for other, hands in cluster.there.items() if other != name)
+    assert second.governed == [True]
+    assert order.index("told") < order.index("begun")
+    await one.close()
+    await two.close()
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, order: list[str]) -> None:
+    """`told`: the first worker has answered that it knows of the governor; `begun`: a second one is made."""
+    remote, actor = Method.remote, cluster.actor
+
+    async def answered(self: Method, *arguments: object) -> object:
+        answer = await remote(self, *arguments)
+        order.append("told" if (self.name, *arguments) == ("start", True) else self.name)
+        return answer
+
+    def begun(settings: WorkerSettings, name: str, model: object) -> Hands:
+        if name not in cluster.there:
+            order.append("begun")
+        return actor(settings, name, model)
+
+    monkeypatch.setattr(Method, "remote", answered)
+    monkeypatch.setattr(shell, "_actor", begun)
+
+
+async def until_ready(fleet: Fleet) -> None:
+    async with asyncio.timeout(5):
+        while not all(worker.ready_at for worker in fleet.workers.values()):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_governor_that_has_ended_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was idle for long, just before a dispatcher's first lease: nobody restarts it, so it is looked up again."""
+
+    class Governor:
+        def __init__(self, *, ended: bool) -> None:
+            self.ended = ended
+            self.lease = self
+
+        async def remote(self, data: bytes) -> bytes:
+            if self.ended:
+                raise ActorDiedError
+            return data
+
+    lives: list[Any] = [Governor(ended=False), Governor(ended=True)]
+    monkeypatch.setattr(governing, "governor_actor", lambda account: lives.pop())  # pyright: ignore[reportUnknownLambdaType]
+    one = Governing(OPEN.accounts["a"])
+    with pytest.raises(ActorDiedError):
+        await one.lease(b"want")
+    assert await one.lease(b"want") == b"want"

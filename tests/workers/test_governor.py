@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.engine.catalog import Account, Limits
-from penstock.engine.items import Call, Failure, Usage
+from penstock.engine.items import Call, Failure, Outcome, Usage
 from penstock.engine.limits import Remaining
 from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
+from penstock.workers.engines import gates
 from penstock.workers.engines.api import ApiEngine
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.engines.gates import GovernedGate, OwnGate
@@ -283,6 +284,52 @@ async def test_engines_outlive_their_governor() -> None:
         assert failed(url) == {}
     assert asked > 12
     assert kinds == ["ok"] * 120
+
+
+async def test_a_lease_whose_reply_gets_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides live: without another question nothing would ever be sent again."""
+    monkeypatch.setattr(gates, "LEASE_LOST_S", 0.1)
+    limits = Limits(rpm=6000, concurrency=8)
+    with running_sandbox() as url:
+        shared = Account("a", "openai", f"{url}/v1", limits=limits, provider="sandbox")
+        one = Governor(msgspec.json.encode(shared))
+        asked = 0
+
+        async def ask(want: bytes) -> bytes:
+            nonlocal asked
+            asked += 1
+            answer = await one.lease(want)
+            if asked == 2:
+                await asyncio.Event().wait()
+            return answer
+
+        assert await run_all([ApiEngine(shared, governor=ask)], 60) == ["ok"] * 60
+    assert asked > 2
+
+
+async def test_a_dispatcher_that_was_alone_shares_the_account_once_another_comes() -> None:
+    """Its calls in flight count at once, and end as any; then each of the two has its half."""
+    with running_sandbox(Settings(default=Behaviour(latency_ms=300.0))) as url:
+        shared = Account("a", "openai", f"{url}/v1", limits=Limits(concurrency=16), provider="sandbox")
+        one, right = Governor(msgspec.json.encode(shared)), Right("r", 0, (1, 1), time.time() + 600)
+        first = ApiEngine(shared, worker="first")
+        await first.start()
+        first.submit([Ticket(call(n), right, None) for n in range(14)])
+        async with asyncio.timeout(5):
+            while first.gauges()["running"] < 14:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+        await first.govern(one.lease)
+        assert (await one.state())["in_flight"] == 14
+        assert (await lease(one, Want("second", Use()))).concurrency == 8
+        found: list[Outcome] = []
+        async with asyncio.timeout(20):
+            while len(found) < 14:
+                found += [outcome for _, outcome in await first.outcomes()]
+        assert [outcome.failure for outcome in found] == [None] * 14
+        async with asyncio.timeout(20):  # told by the next heartbeat
+            while (await one.state())["in_flight"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await first.close()
 
 
 async def test_an_open_account_is_as_fast_with_a_governor() -> None:

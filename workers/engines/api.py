@@ -18,7 +18,7 @@ from penstock.engine.catalog import Account
 from penstock.engine.items import Call, Failure, FailureKind, Outcome
 from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.engines.base import Ticket
-from penstock.workers.engines.gates import THROTTLES, LeaseCall, gate_for
+from penstock.workers.engines.gates import THROTTLES, GovernedGate, LeaseCall, OwnGate, gate_for
 from penstock.workers.engines.sending import (
     Body,
     Slot,
@@ -94,6 +94,15 @@ class ApiEngine:
         for slot in self._slots:
             slot.task = asyncio.create_task(self._work(slot))
         self._beside = [asyncio.create_task(self._sweep()), asyncio.create_task(self._gate.run(self._again))]
+
+    async def govern(self, lease: LeaseCall) -> None:
+        """From now on others send to the account as well. Returns when the governor knows of the calls in flight."""
+        gate = self._gate
+        if isinstance(gate, OwnGate):
+            gate = self._gate = GovernedGate(self._account, lease, self._worker, self._clock, flying=gate.flying)
+            self._beside.append(asyncio.create_task(gate.run(self._again)))
+        if isinstance(gate, GovernedGate):
+            await gate.met.wait()
 
     def room(self) -> int:
         """Bulk slots and one more round behind them (so that a slot never waits for a pull), less what is here."""

@@ -25,6 +25,9 @@ LEAST_ASKED = 16
 MOST_ASKED = 1024
 BLIND_S = 10.0
 """How long an account without rates goes on without a word from its governor (a restart takes about two seconds)."""
+LEASE_LOST_S = 3.0
+"""A governor that has not answered for so long won't: a reply can be lost while both sides live (seen in Ray). What it
+granted has lapsed; it is asked anew. A restart takes about two seconds."""
 PROBE_S = 0.2
 MOST_REFUSALS = 64
 """Kept for a governor that does not answer; the newest say enough."""
@@ -139,6 +142,11 @@ class OwnGate:
             self._strict = False
             self._flying = self._core.in_flight
 
+    @property
+    def flying(self) -> int:
+        """Calls in flight."""
+        return self._core.in_flight if self._strict else self._flying
+
     def told(self, limits: LimitHeaders, tick: float) -> None:
         if nearly_spent(limits):
             self._watch(tick)
@@ -177,9 +185,11 @@ def _low(bucket: Bucket) -> bool:
 
 class GovernedGate:
     """Rights leased from the account's governor, for at most a second. While the governor says that the account is
-    open, a call costs two additions and no message."""
+    open, a call costs two additions and no message. `flying`: calls that were in flight before there was one."""
 
-    def __init__(self, account: Account, governor: LeaseCall, dispatcher: str, clock: Clock) -> None:
+    def __init__(
+        self, account: Account, governor: LeaseCall, dispatcher: str, clock: Clock, *, flying: int = 0
+    ) -> None:
         self._declared = account.limits
         self._governor = governor
         self._dispatcher = dispatcher
@@ -190,7 +200,7 @@ class GovernedGate:
         self._calls = self._input = self._output = 0
         """Rights in hand."""
         self._until = 0.0
-        self._flying = 0
+        self._flying = flying
         self._used = self._used_input = self._used_output = 0
         """Calls (and their estimates) since the last lease: what the next asks for."""
         self._next_size = (0, 0)
@@ -203,6 +213,8 @@ class GovernedGate:
         """Calls in flight when the first of these refusals came."""
         self._hold_until = 0.0
         self._hungry = asyncio.Event()
+        self.met = asyncio.Event()
+        """Set when the governor knows of us."""
         self._decode = msgspec.msgpack.Decoder(Lease)
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -299,12 +311,14 @@ class GovernedGate:
         want = self._want(hungry, told, refusals)
         sent_at = self._clock.tick()
         try:
-            lease = self._decode.decode(await self._governor(self._encode(want)))
+            async with asyncio.timeout(LEASE_LOST_S):
+                lease = self._decode.decode(await self._governor(self._encode(want)))
         except BaseException:
             self._refusals = (refusals + self._refusals)[-MOST_REFUSALS:]
             self._hungry.set()
             raise
         self._heard_at = sent_at
+        self.met.set()
         self._share, self._open = lease.concurrency, lease.open and not self._refusals
         if hungry:  # else the rights in hand are still good
             self._calls, self._input, self._output = lease.calls, lease.input, lease.output
