@@ -1,7 +1,7 @@
 """Quality samples: which results are sampled, how an answer is scored, and how sure the mean is.
 
 `exact`, `regex` and `numeric` are scored here. `json_schema` and `function` need libraries or the user's code: the
-shell hands them in as `Checks`.
+shell hands them in as `Checks`; and `regex` too, where a search must not take for ever.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from penstock.engine.policy import Scorer
 PASS_MARK = 0.5
 """A score from here on counts as passed."""
 MAX_REGEX_TEXT = 4_096
-"""Characters of an answer that a pattern sees: bounds the time of a pattern that backtracks."""
+"""Characters of an answer that a pattern sees."""
 MAX_PATTERN = 1_000
 JUDGES = ("judge", "judge pairwise")
 """What scorers are named that are models. No function has such a name: theirs hold a colon."""
@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 
 Check = Callable[[Scorer, str, object], float | None]
 """(scorer, answer, expected) → 0…1. Promise: never raises; what goes wrong inside is a 0. None: nobody can say."""
-Checks = Mapping[Literal["json_schema", "function"], Check]
+Checks = Mapping[Literal["regex", "json_schema", "function"], Check]
 
 
 def sampled(item_id: str, share: float) -> bool:
@@ -69,7 +69,9 @@ def _value(scorer: Scorer, answer: str, expected: object, checks: Checks) -> flo
         case "numeric":
             return None if expected is None else _close(answer, _text(expected), scorer.tolerance)
         case "regex":
-            return float(pattern_of(scorer).search(answer[:MAX_REGEX_TEXT]) is not None)
+            pattern, text = pattern_of(scorer), answer[:MAX_REGEX_TEXT]
+            check = checks.get("regex")
+            return float(pattern.search(text) is not None) if check is None else check(scorer, text, expected)
         case "json_schema" | "function" as kind:
             check = checks.get(kind)
             return None if check is None else check(scorer, answer, expected)

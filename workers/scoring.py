@@ -1,4 +1,4 @@
-"""The scorers that need libraries or the user's own code: JSON schema, and `module:function`."""
+"""The scorers that need libraries, the user's own code or a limit of time: JSON schema, `module:function`, patterns."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from penstock.engine.items import Answer, Item, OutputSpec, Score
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import Checks, score_all
 from penstock.workers.answers import check
+from penstock.workers.matching import Matcher
 
 Function = Callable[[str, object], object]
 
@@ -30,13 +31,18 @@ class Scoring:
     def __init__(self, scorer_path: str | None) -> None:
         if scorer_path is not None and scorer_path not in sys.path:
             sys.path.append(scorer_path)
-        self._checks: Checks = {"json_schema": _by_schema, "function": _by_function}
+        self._matcher = Matcher()
+        self._checks: Checks = {"regex": self._by_pattern, "json_schema": _by_schema, "function": _by_function}
 
     def __call__(self, item: Item, answer: Answer, task: Task) -> tuple[Score, ...]:
         expected: object = None
         if item.attributes.expected_json is not None:
             expected = msgspec.json.decode(item.attributes.expected_json)
         return score_all(task.scorers, answer.text, expected, self._checks)
+
+    def _by_pattern(self, scorer: Scorer, text: str, expected: object) -> float | None:
+        found = self._matcher.found(scorer.pattern or "", text)
+        return None if found is None else float(found)
 
 
 def _by_schema(scorer: Scorer, answer: str, expected: object) -> float:

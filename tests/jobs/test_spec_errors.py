@@ -129,7 +129,11 @@ CASES = {
     "bad temperature": ("params: {temperature: hot}", "params.temperature: expected a number from 0 to 2"),
     "bad share": ("sample: 2", "job.yaml:5: sample: expected a share between 0 and 1"),
     "bad scorer": ("scorers: [{type: regex}]", "`pattern` belongs to a scorer of type regex"),
-    "bad pattern": ("scorers: [{type: regex, pattern: '('}]", "scorers[0].pattern: not a valid regular expression"),
+    "bad pattern": (
+        "scorers: [{type: regex, pattern: '('}]",
+        "scorers[0].pattern: the pattern '(' is no regular expression",
+    ),
+    "pattern without end": ("scorers: [{type: regex, pattern: '(a+)+$'}]", "repeats a repeat, which can take for ever"),
     "bad function": ("scorers: [{function: nope}]", "scorers[0].function: expected `module:name`"),
     "tasks and shorthand": ("tasks: {a: {prompt: x}}", "job.yaml:2: prompt: stands beside `tasks:`"),
     "bad attribute": ("row: {attributes: {sensitivty: x}}", "did you mean `sensitivity`?"),

@@ -10,6 +10,7 @@ import pytest
 from penstock.engine.items import Answer, Attributes, Item, Position, Request
 from penstock.engine.policy import Scorer, Task
 from penstock.workers import scoring
+from penstock.workers.matching import Matcher
 from penstock.workers.scoring import Scoring
 
 ITEM = Item("i", Position("s", 0, 0), Attributes(), Request(b"{}"), b"o", 0.0)
@@ -58,3 +59,40 @@ def test_a_scorer_that_hangs_is_left_behind_and_not_asked_again(
     score = Scoring(None)
     assert [score(ITEM, Answer(text, "stop", b"{}"), task) for text in ("one", "two")] == [(), ()]
     assert sys.modules["slow_scorers"].calls == ["one"]
+
+
+@pytest.mark.parametrize("pattern", ["a?" * 40 + "a" * 40 + "!", "(.*),(.*),(.*),(.*),(.*);"])
+def test_a_pattern_that_goes_back_for_ever_is_given_up(pattern: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It would hold up its lane for hours, and each lane that takes over; other patterns are searched for still."""
+    matcher = Matcher(0.5)
+    try:
+        while not matcher._started() or not matcher._ready:  # pyright: ignore[reportPrivateUsage]
+            pass  # on a busy machine
+        assert matcher.found("b+", "abc") is True
+        assert matcher.found(pattern, "a" * 40 + "," * 2_000) is None
+        assert "not tried again" in caplog.text
+        assert matcher.found(pattern, ",,,,,;") is None
+        assert [matcher.found(r"^\d+$", text) for text in ("12", "x", "\U0001f600" * 4096)] == [True, False, False]
+    finally:
+        matcher.close()
+
+
+def test_a_search_goes_on_where_its_process_was_ended() -> None:
+    """By whoever: another is started."""
+    matcher = Matcher()
+    try:
+        assert matcher.found("a", "a") is True
+        assert matcher._process is not None  # pyright: ignore[reportPrivateUsage]
+        matcher._process.kill()  # pyright: ignore[reportPrivateUsage]
+        matcher._process.wait()  # pyright: ignore[reportPrivateUsage]
+        assert matcher.found("a", "b") is False
+    finally:
+        matcher.close()
+
+
+def test_an_answer_is_scored_by_its_pattern() -> None:
+    """As anywhere else, in its first part."""
+    task = Task("t", scorers=(Scorer("regex", pattern=r"^\d+$"),))
+    score = Scoring(None)
+    scores = [score(ITEM, Answer(text, "stop", b"{}"), task) for text in ("12", "x")]
+    assert [each.score for (each,) in scores] == [1.0, 0.0]
