@@ -111,6 +111,8 @@ class Hands:
         """Every call, in order."""
         self.deaf = False
         """It does not hear of a longer plan."""
+        self.mute: dict[str, int] = {}
+        """Calls whose next replies get lost."""
 
     def __getattr__(self, name: str) -> Method:
         return Method(self, name)
@@ -128,6 +130,9 @@ class Method(msgspec.Struct):
             raise self.hands.error
         if self.name == "open":
             self.hands.opened.append(arguments[0])  # type: ignore[arg-type]
+        if self.hands.mute.get(self.name, 0) > 0:
+            self.hands.mute[self.name] -= 1
+            await asyncio.Event().wait()
 
 
 def with_lanes(folder: Path, error: Exception, *, endless: bool) -> tuple[Driver, Hands]:
@@ -212,6 +217,36 @@ async def test_a_lane_that_hangs_beside_others_that_work_is_opened_anew(tmp_path
             await asyncio.sleep(0.01)
     assert hands.opened == [0]
     assert any("lane 0 hangs" in note for note in one._status.notes)
+
+
+async def test_a_lane_whose_opening_is_never_answered_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply got lost, or it hangs: a run would not begin for ever, and nobody looks after lanes before it did."""
+    monkeypatch.setattr(lane_crew, "FIRST_OPEN_S", 0.1)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    hands.error, hands.mute = None, {"open": 1}
+    async with asyncio.timeout(20):
+        await one._crew.start(PLAN, MemoryStore("ends"), 1, complete=True, force=False)
+    assert (sorted(hands.opened), one._crew._opened) in (([0, 0, 1], {0, 1}), ([0, 1, 1], {0, 1}))
+
+
+async def test_lanes_whose_answer_to_go_gets_lost_are_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told twice they go once. An actor that never answers is ended, so that its lanes go on in another."""
+    monkeypatch.setattr(lane_crew, "GO_S", 0.02)
+    killed: list[object] = []
+    monkeypatch.setattr(lane_crew, "kill", killed.append)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    hands.mute = {"go": 1}
+    async with asyncio.timeout(20):
+        await one._crew.go()
+    assert (hands.told, killed) == (["go", "go"], [])
+    hands.mute = {"go": 100}
+    async with asyncio.timeout(20):
+        await one._crew.go()
+    assert killed == [hands]
 
 
 async def test_no_lane_opens_by_an_older_plan_than_its_last_owner_had(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from penstock.connectors.base import Primary
 from penstock.engine.errors import Fenced, PenstockError
@@ -19,6 +19,7 @@ from penstock.workers.lanes.patience import Patience
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import Log
 from penstock.workers.ports import encode
+from penstock.workers.replies import Unanswered, answered
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState
 
@@ -28,6 +29,10 @@ LONE_SILENT_S = 60.0
 """One lane of an actor that reports nothing for so long, while its others do, hangs: it is opened anew. Longer than a
 slow read or commit lasts, which also keep a lane's loop from reporting. A guess."""
 OPEN_TIMEOUT_S = 60.0
+FIRST_OPEN_S = 300.0
+"""Longer than a lane's opening takes by far: its reply got lost (seen in Ray), or its store is slow as never."""
+GO_S = 20.0
+"""To begin, which an actor on a busy machine may do late."""
 TELL_S = 5.0
 """For what is told to an actor: milliseconds, unless it hangs."""
 
@@ -119,7 +124,8 @@ class Crew:
 
     async def start(self, plan: Plan, primary: Primary, run_epoch: int, *, complete: bool, force: bool) -> None:
         """The run is ours: take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
-        its last owner may still live (or be stopped, with its locks)."""
+        its last owner may still live (or be stopped, with its locks). A lane that does not open in time is opened
+        anew."""
         self._complete, self._primary, self._run_epoch = complete, primary, run_epoch
         if self._actors:
             await self.extend(plan)
@@ -131,20 +137,35 @@ class Crew:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            await self._open(lane, force=force)
+            await asyncio.wait_for(self._open(lane, force=force), FIRST_OPEN_S)
         except RayTaskError:  # what the lane says itself
             raise
-        except RayError:  # its process died: `_watch` opens it in another
-            while lane not in self._opened and lane not in self.gone:  # noqa: ASYNC110 - rare, and soon over
-                await asyncio.sleep(0.05)
+        except TimeoutError:
+            self._note(f"lane {lane} did not open in {FIRST_OPEN_S:g} s, and is opened anew")
+            await self._reopen_here(lane, self._by_lane[lane])
+        except RayError:
+            self._log("warning", "lane actor died while it opened", lane=lane)
+        while lane not in self._opened and lane not in self.gone:  # noqa: ASYNC110 - `_watch` opens it in another
+            await asyncio.sleep(0.05)
 
     async def go(self) -> None:
         self._going = True
         for lane in self._by_lane:
             self._heard[lane] = time.time()
-        for actor in list(self._actors):
-            with contextlib.suppress(Exception):  # lost meanwhile: its lanes go from `_reopen_here`
-                await actor.handle.go.remote(actor.lanes)  # pyright: ignore[reportAttributeAccessIssue]
+        await asyncio.gather(*(self._begin(actor) for actor in list(self._actors)))
+
+    async def _begin(self, actor: _Actor) -> None:
+        """Told twice, lanes go once. An actor that was lost meanwhile is replaced; one that never answers is ended."""
+
+        def ask() -> Awaitable[None]:
+            return actor.handle.go.remote(actor.lanes)  # pyright: ignore[reportAttributeAccessIssue]
+
+        try:
+            await answered(ask, GO_S)
+        except Unanswered:
+            kill(actor.handle)
+        except Exception:  # noqa: BLE001 - `_watch` sees it too, and its lanes go from `_reopen_here`
+            return
 
     def _new_actor(self, number: int, lanes: list[int]) -> _Actor:
         import ray
@@ -218,8 +239,7 @@ class Crew:
 
         while actor in self._actors:
             try:
-                await asyncio.wait_for(self._open(lane, force=True), OPEN_TIMEOUT_S)
-                await self._brief(lane, actor)
+                await asyncio.wait_for(self._open_and_brief(lane, actor), OPEN_TIMEOUT_S)
             except ActorDiedError:  # killed while it opened: `_watch` sees it too, and opens the lane in another
                 return
             except Exception as error:  # noqa: BLE001 - told and bounded by `_may_reopen`
@@ -232,6 +252,10 @@ class Crew:
             else:
                 self._patience.opened(lane)
                 return
+
+    async def _open_and_brief(self, lane: int, actor: _Actor) -> None:
+        await self._open(lane, force=True)
+        await self._brief(lane, actor)
 
     async def _brief(self, lane: int, actor: _Actor) -> None:
         """What the lanes were told while this one was away."""
@@ -372,7 +396,7 @@ class Crew:
         await self._tell("verdict", complete, upto, duplicates)
 
     async def add_costs(self, lines: bytes) -> None:
-        await self._by_lane[0].handle.add_costs.remote(0, lines)  # pyright: ignore[reportAttributeAccessIssue]
+        await asyncio.wait_for(self._by_lane[0].handle.add_costs.remote(0, lines), TELL_S)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def drain(self) -> None:
         self._draining = True
