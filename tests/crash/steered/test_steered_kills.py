@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 Phase = Literal["evaluation", "experiment", "rollout", "rollback"]
 PROCESSES: tuple[Kind, ...] = ("command", "driver", "lane", "dispatcher")
-ROWS = {"evaluation": 300, "experiment": 2_500, "rollout": 4_000, "rollback": 2_500}
+ROWS = {"evaluation": 150, "experiment": 1_500, "rollout": 3_000, "rollback": 1_500}
 ANY = "two of command, driver, lane, dispatcher"
 CANDIDATES = 3
 BEGIN = ("rollout", "start", "--job", "job.yaml", "small")

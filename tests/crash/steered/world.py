@@ -142,7 +142,8 @@ class Steered(Bench):
 
     def asked(self) -> list[str]:
         models = [part for version in ("v1", "v2", "v3") for part in ("--model", f"small@{version}")]
-        return [*models, "--name", "tried", "--all-rows"]
+        # Enough for the leases that kills leave open, which count as spent.
+        return [*models, "--name", "tried", "--all-rows", "--budget-usd", "5"]
 
     def table(self) -> dict[str, object]:
         """As `penstock eval show` tells it."""
