@@ -9,6 +9,7 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.connectors.filestore.disk import no_faults
@@ -18,10 +19,13 @@ from penstock.connectors.memory import crash_at
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced
-from penstock.engine.items import Call, Failure, Outcome
+from penstock.engine.items import Answer, Call, Failure, Outcome, OutputSpec
+from penstock.engine.policy import Output, Policy, Task
 from penstock.workers.board import Board
+from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.lanes import shell as lane_shell
 from penstock.workers.ports import Kept
+from penstock.workers.worker_actor import verify
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None
@@ -458,3 +462,25 @@ def drop(store: rig.MemoryStore) -> object:
     """A store that keeps progress and forgets records."""
     apply = type(store)._apply
     return lambda here, epoch, seq, records, chunks: apply(store, here, epoch, seq, {}, chunks)
+
+
+async def test_an_answer_that_nests_too_deeply_ends_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept although invalid, in shape rows, under a schema: it is a result whose answer is text. (Each commit ended of
+    it, and all that waited with it was paid for again.)"""
+    schema = b'{"type":"object"}'
+    task = Task("t", max_tokens=50, output=Output(json_schema=schema, on_invalid="keep"))
+    encoder = rig.Encoder
+    monkeypatch.setattr(rig, "POLICY", Policy({"t": task}, default_task="t"))
+    monkeypatch.setattr(rig, "Encoder", lambda run, shape: encoder(run, "rows", ["t"]))
+    lane = in_memory("deep", 20)
+
+    def reply(call: Call) -> Outcome:
+        text = '{"a":' + "[" * 1000 if b'item 3"' in call.body_json else '{"a":1}'
+        said = msgspec.structs.replace(rig.answered(call), answer=Answer(text, "stop", b"{}"))
+        return verify(Ticket(call, Right("r", 0, (1, 1), 1e18), OutputSpec(None, schema)), said)
+
+    driver = await lane.life(lane.place.open(), reply)
+    assert driver.failures == []
+    assert driver.settled
+    assert len(lane.sent) == 20, "paid for once"
+    assert len(await lane.place.read("results")) == 20
