@@ -103,7 +103,7 @@ def _table(entries: list[Entry]) -> None:
         out.print(Text(what), Text(f"        {entry.actor}  {facts[:FACTS_SHOWN]}{more}", style="dim"), sep="\n")
 
 
-@audit.command()
+@audit.command(short_help="Whether nobody changed the log")
 @shared.state_option
 @shared.json_option
 @head_option
@@ -124,7 +124,7 @@ def verify(state: str | None, as_json: bool, head: str | None, file: str | None)
         return _tell(verify_lines(file, lines, mine), as_json)
 
 
-@audit.command()
+@audit.command(short_help="Write the log into a file")
 @click.argument("file", metavar="FILE.jsonl")
 @shared.state_option
 @shared.json_option

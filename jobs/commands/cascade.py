@@ -18,7 +18,7 @@ def cascade() -> None:
     """Thresholds of a cascade: how sure a cheap answer must be to be taken."""
 
 
-@cascade.command()
+@cascade.command(short_help="Find thresholds on labelled rows")
 @shared.run_argument
 @shared.state_option
 @click.option("--task", help="Which task, where several have a cascade.")
@@ -54,7 +54,7 @@ def calibrate(
     return exits.DONE
 
 
-@cascade.command()
+@cascade.command(short_help="The calibration in use; whether it holds")
 @click.argument("task")
 @shared.state_option
 @shared.json_option

@@ -39,7 +39,7 @@ def dev() -> None:
     """
 
 
-@dev.command()
+@dev.command(short_help="Start what doesn't run yet")
 @click.argument("parts", nargs=-1, type=click.Choice(_PARTS), metavar="[kafka|s3|sandbox]…")
 @click.option("--kafka-port", type=click.IntRange(0, 65535), help="0 takes a free one. [default: 9092]")
 @click.option("--s3-port", type=click.IntRange(0, 65535), help="0 takes a free one. [default: 7070]")

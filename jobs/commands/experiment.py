@@ -72,7 +72,7 @@ def _state(told: Told) -> str:
     return "takes units" if told.stopped is None else "stopped"
 
 
-@experiment.command()
+@experiment.command(short_help="The arms side by side, with effects")
 @click.argument("name")
 @shared.state_option
 @shared.json_option
@@ -171,7 +171,7 @@ def _split(seen: Seen) -> str:
     return "the arms got the shares that were meant, as far as can be told"
 
 
-@experiment.command()
+@experiment.command(short_help="Take no more units in")
 @click.argument("name")
 @click.option("--why", default="", metavar="TEXT", help="A reason, for the audit log.")
 @shared.state_option

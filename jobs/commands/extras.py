@@ -54,7 +54,7 @@ def sandbox(ctx: click.Context, host: str, port: int, file: str | None, **given:
     return 0
 
 
-@sandbox.command(name="rows")
+@sandbox.command(name="rows", short_help="Write rows with their true answers")
 @click.argument("count", type=click.IntRange(min=1))
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="A file. [default: standard output]")
 @click.option("--task", default="messages", show_default=True, help="Stands in each row; quality is planted by it.")

@@ -29,7 +29,7 @@ def feedback() -> None:
     """
 
 
-@feedback.command()
+@feedback.command(short_help="Take outcomes from a file, or one")
 @click.argument("file", required=False, metavar="[FILE]")
 @shared.state_option
 @shared.json_option
@@ -74,7 +74,7 @@ def _one(item: str | None, episode: str | None, metric: str | None, value: float
     return made
 
 
-@feedback.command()
+@feedback.command(short_help="Read the job's feedback source now")
 @shared.run_argument
 @shared.state_option
 @shared.json_option

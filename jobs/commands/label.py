@@ -55,7 +55,7 @@ def label() -> None:
       penstock label job.yaml                 what the job's `review:` chose
       penstock label rows.jsonl --choices a,b rows, for a set of true answers
       penstock label show job.yaml            who said what; how far they agree
-      penstock label calibrate job.yaml       which judges may decide about a rollout
+      penstock label calibrate job.yaml       which judges decide
       penstock label export job.yaml out.csv  for another labelling tool, and
       penstock label import job.yaml out.csv  back again
     """
@@ -85,7 +85,7 @@ def sit(run: shared.Named, state: str | None, by: str, choices: str | None, blin
     return exits.DONE
 
 
-@label.command()
+@label.command(short_help="Who said what, and how far they agree")
 @shared.run_argument
 @shared.state_option
 @shared.json_option
@@ -107,7 +107,7 @@ def show(run: shared.Named, state: str | None, as_json: bool, choices: str | Non
     return exits.DONE
 
 
-@label.command()
+@label.command(short_help="Which judges agree with people")
 @shared.run_argument
 @shared.state_option
 @shared.json_option
@@ -144,7 +144,7 @@ def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> i
     return exits.DONE
 
 
-@label.command(name="export")
+@label.command(name="export", short_help="Items and what was said, for another tool")
 @click.argument("run", metavar="RUN")
 @click.argument("file", metavar="FILE.csv|FILE.jsonl")
 @shared.sets_option
@@ -161,7 +161,7 @@ def export_labels(run: str, file: str, sets: tuple[str, ...], state: str | None,
     return exits.DONE
 
 
-@label.command(name="import")
+@label.command(name="import", short_help="Labels from another tool's file")
 @click.argument("run", metavar="RUN")
 @click.argument("file", metavar="FILE.csv|FILE.jsonl", type=click.Path(exists=True, dir_okay=False))
 @shared.sets_option

@@ -32,7 +32,7 @@ def dead_letters() -> None:
     """Items that ended without a result: list them, send them again."""
 
 
-@dead_letters.command(name="list")
+@dead_letters.command(name="list", short_help="Items without a result, and why")
 @shared.run_argument
 @shared.state_option
 @shared.json_option
@@ -82,7 +82,7 @@ def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:
     return counts
 
 
-@dead_letters.command()
+@dead_letters.command(short_help="Send them again")
 @shared.run_argument
 @shared.state_option
 @reason_option

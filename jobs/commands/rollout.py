@@ -30,7 +30,7 @@ def rollout() -> None:
 
     \b
       penstock rollout start small v2 --stages 1,5,25,100
-      penstock rollout start small v2 --shadow --shadow-usd 5    first beside the live one, unseen
+      penstock rollout start small v2 --shadow   first beside v1, unseen
       penstock rollout show small     what the guards say, and every decision
       penstock rollback small         take it back: running jobs obey within 5 s
 

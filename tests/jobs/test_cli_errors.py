@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,21 +43,19 @@ def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: penstock {name}")
     assert max(map(len, text.splitlines())) <= 80
+    assert not [line for line in text.splitlines()[1:] if line.endswith("...")]  # what a command does is said whole
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["validate", "job.yaml"]])
 def test_help_and_validate_load_nothing_heavy(here: Path, argv: list[str]) -> None:
     """They answer in under half a second because Ray, pyarrow, scipy and the clients stay on disk."""
-    heavy = "ray torch pyarrow scipy aiohttp boto3 aiokafka pandas"
+    heavy = "ray torch numpy pyarrow scipy aiohttp boto3 aiokafka pandas"
     program = (
         "import sys\nfrom penstock.jobs.cli import call\n"
         f"code = call({argv!r})\nprint([name for name in {heavy.split()} if name in sys.modules])\nsys.exit(code)"
     )
-    took = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, check=True)
-    took = time.perf_counter() - took
     assert done.stdout.splitlines()[-1] == "[]"
-    assert took < 5.0  # the promise is 0.5 s; a machine full of other tests gets ten times that
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
