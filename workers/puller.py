@@ -300,7 +300,7 @@ class Puller:
             try:
                 batch = await self.engine.outcomes()
             except EngineDead as error:
-                self._died(error)
+                self.died(error)
                 return
             self._landed([(ticket, self._check(ticket, outcome)) for ticket, outcome in batch])
             self._room.set()
@@ -317,7 +317,12 @@ class Puller:
         for key in touched:
             self._flush(key)
 
-    def _died(self, error: EngineDead) -> None:
+    @property
+    def busy(self) -> bool:
+        """The engine owes outcomes."""
+        return any(at.tickets for at in self._lanes.values())
+
+    def died(self, error: EngineDead) -> None:
         """No more work is taken, and what was in flight is told: its lanes send it elsewhere at once."""
         self.dead = error
         for task in self._boards.values():

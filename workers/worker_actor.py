@@ -22,7 +22,7 @@ from penstock.engine.items import Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.answers import check
 from penstock.workers.clock import SYSTEM
-from penstock.workers.engines.base import Engine, Ticket
+from penstock.workers.engines.base import Engine, EngineDead, Ticket
 from penstock.workers.governing import Governing, governor_lives
 from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
@@ -30,6 +30,7 @@ from penstock.workers.metrics import ApiMetrics, EngineMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
+from penstock.workers.stall import STALLED_S, Stall
 
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
@@ -186,12 +187,17 @@ class WorkerActor:
         await asyncio.Event().wait()
 
     async def _watch(self, puller: Puller) -> None:
+        stall = Stall()
         while True:
             await asyncio.sleep(0.5)
             self._shares.see(puller.jobs, time.monotonic())
+            if puller.dead is None:
+                with contextlib.suppress(Exception):  # numbers that can't be read now say nothing
+                    if stall.see(puller.engine.gauges(), puller.busy, time.monotonic()):
+                        puller.died(EngineDead(f"the engine had work and made no step for {STALLED_S:g} s"))
             if puller.dead is not None:
                 for log in self._logs.values():
-                    log("error", "engine died", worker=self._settings.name)
+                    log("error", "engine died", worker=self._settings.name, reason=str(puller.dead)[:500])
                 await asyncio.sleep(GRACE_S)
                 os._exit(1)
             if not puller.jobs and time.time() - puller.idle_since > self._keep_s:

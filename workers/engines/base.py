@@ -64,7 +64,8 @@ class Engine(Protocol):
         ...
 
     def gauges(self) -> dict[str, float]:
-        """Numbers for the operator and the price of a GPU hour: `running`, `waiting`, `output_tokens`, …"""
+        """Numbers for the operator and the price of a GPU hour: `running`, `waiting`, `output_tokens`, …; `progress`
+        grows with every step of an engine of our own."""
         ...
 
     async def close(self) -> None: ...

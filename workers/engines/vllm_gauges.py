@@ -16,7 +16,7 @@ class Counters:
         self.output_tokens = 0
         self.finished = 0
         self.progress = 0
-        """Tokens made and requests ended; while something runs and this stands still, the engine hangs."""
+        """Steps, tokens made and requests ended; while something runs and this stands still, the engine hangs."""
         self.busy_s = 0.0
         """Seconds with work in the engine."""
         self.load_s = 0.0

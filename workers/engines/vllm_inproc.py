@@ -196,8 +196,7 @@ class VllmInprocEngine:
         self._count.loaded(began)
 
     def _count_tokens(self, engine: Any) -> None:
-        """Count tokens as the core makes them: answers are handed out only when finished, and a step that makes no
-        token is what a hang looks like."""
+        """Count tokens as the core makes them: answers are handed out only when finished."""
         core, count = engine.engine_core, self._count
         get_output = core.get_output
 
@@ -262,6 +261,7 @@ class VllmInprocEngine:
     def _step(self) -> None:
         began = time.perf_counter()
         outputs = self._engine.step()
+        self._count.progress += 1
         for output in outputs:
             if output.finished and (flying := self._flying.pop(output.request_id, None)) is not None:
                 self._finish(flying, output)

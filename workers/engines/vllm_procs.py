@@ -217,13 +217,14 @@ def request_errors() -> tuple[type[Exception], ...]:
 
 
 def _stat_logger(load: Load, count: Counters) -> Any:
-    """vLLM's own way to hand out numbers; a step's tokens are the progress that a hang lacks."""
+    """vLLM's own way to hand out numbers; steps and their tokens are the progress that a hang lacks."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class Logger(StatLoggerBase):
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None: ...
 
         def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+            count.progress += 1
             if scheduler_stats is not None:
                 load.running = scheduler_stats.num_running_reqs
                 load.waiting = scheduler_stats.num_waiting_reqs
