@@ -46,6 +46,9 @@ class Raw(msgspec.Struct, frozen=True, gc=False):
     """Full length in bytes where `data` holds only the head."""
     digest: str = ""
     """blake2b-128 (hex) of the whole record where `data` holds only the head."""
+    lost: tuple[int, int | None] | None = None
+    """Positions that are gone (first, and one behind the last; None: all that follow), of which `error` tells.
+    Some may have been read by an earlier owner of the lane, and have ended; `position` is the first."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -63,7 +66,8 @@ class Reader(Protocol):
 
     Promises: a record comes once per reader; positions in a split grow strictly; opened again at position p it yields
     exactly the records with position >= p, the same bytes, the same positions. A record that can't be read is a `Raw`
-    with `error`, not an exception. Not promised: order between splits, or that positions are dense.
+    with `error`, not an exception; records that are gone are one that says which (`lost`), told again by a reader that
+    is opened among them. Not promised: order between splits, or that positions are dense.
 
     Splits that never end (`Split.end` None in an endless source) are read fairly: one that always has records holds
     back no other. Such a reader is never `done`; where nothing is there it says `again_after_s`.

@@ -67,13 +67,14 @@ class Partition:
         self._looked_at = -1
         self._stalls = 0
         self._make = make
-        self._told: Raw | None = None
+        self._told: deque[Raw] = deque()
+        """Stands before the records."""
         self._records: deque[Record] = deque()
 
     @property
     def empty(self) -> bool:
         """Nothing waits to be handed out."""
-        return self._told is None and not self._records
+        return not (self._told or self._records)
 
     @property
     def all_fetched(self) -> bool:
@@ -112,9 +113,8 @@ class Partition:
 
     def take(self) -> Raw | None:
         """The next record to hand out; None: there is none now."""
-        if self._told is not None:
-            told, self._told = self._told, None
-            return told
+        if self._told:
+            return self._told.popleft()
         if not self._records:
             return None
         raw = self._make(self.split, self._records[0])
@@ -129,38 +129,34 @@ class Partition:
             self._records.clear()
 
     def lose_until(self, begin: int) -> None:
-        """The log begins at `begin` now: tell of what is gone, once, and go on there.
-
-        It is told at the last lost position, so that a reader opened behind it has nothing to tell again.
-        """
+        """The log begins at `begin` now: tell of what is gone, once, and go on there."""
         upto = begin if self.split.end is None else min(begin, self.split.end)
-        self._tell(
-            upto - 1,
-            "source_lost",
-            f"offsets {self.next}..{upto - 1} of {self.tp.topic}/{self.tp.partition} were deleted (by retention, or by "
-            "hand) before they were read",
-        )
+        place = f"{self.tp.topic}/{self.tp.partition}"
+        gone = f"{_offsets(self.next, upto)} of {place} were deleted (by retention, or by hand)"
+        self._tell("source_lost", f"{gone}: those among them that were not done yet are lost", (self.next, upto))
         self.next = begin
         self.strayed = None
 
     def vanish(self, why: str) -> None:
         """The topic that was planned is gone for good: tell it, and end."""
         self.drop()
-        end = self.split.end
-        upto = f"to {end - 1} " if end is not None else ""
-        message = f"{why}: what it held from offset {self.next} {upto}on was not read".replace("  ", " ")
-        self._tell(self.next if end is None else end - 1, "source_lost", message)
+        gone = (self.next, self.split.end)
+        self._tell("source_lost", f"{why}: what was not done yet of {_offsets(*gone)} is lost", gone)
         self.gone, self.doubted, self.strayed = True, None, None
 
     def skip_unreadable(self, why: str) -> None:
         """The client can't take apart the record at `next`, or one in front of it in the same batch."""
         place = f"offset {self.next} of {self.tp.topic}/{self.tp.partition}"
-        self._tell(self.next, "malformed", f"the record at {place} can't be taken apart: {why}")
+        self._tell("malformed", f"the record at {place} can't be taken apart: {why}")
         self.next += 1
 
-    def _tell(self, position: int, reason: str, message: str) -> None:
-        place = Position(self.split.id, self.split.ordinal, position)
-        self._told = Raw(place, self.split.object_id, error=(reason, message))
+    def _tell(self, reason: str, message: str, lost: tuple[int, int | None] | None = None) -> None:
+        place = Position(self.split.id, self.split.ordinal, self.next)
+        self._told.append(Raw(place, self.split.object_id, error=(reason, message), lost=lost))
+
+
+def _offsets(first: int, end: int | None) -> str:
+    return f"offset {first} and all that follow" if end is None else f"offsets {first}..{end - 1}"
 
 
 def text_record(split: Split, record: Record) -> Raw:

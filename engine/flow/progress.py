@@ -102,6 +102,14 @@ class OpenSplit:
         self._advance()
         return new
 
+    def unfinished(self, first: int, end: int | None) -> int | None:
+        """Where a loss of positions that were not offered yet, first..end-1 (None: all from `first` on), is told: at the
+        last that has not ended, whose name is no other item's, so that it is told once. None: all have ended, and nothing
+        is lost."""
+        if end is None:
+            return max(first, max(self.finished, default=-1) + 1)
+        return next((p for p in range(end - 1, first - 1, -1) if p not in self.finished), None)
+
     def done(self, position: int) -> None:
         self.finished.add(position)
         self._advance()

@@ -307,8 +307,8 @@ async def test_a_topic_made_anew_is_new_input_and_the_old_one_is_told_as_lost(
     (lost,), ended = await some(reader)
     assert lost.error is not None
     assert lost.error[0] == "source_lost"
-    assert "another made under its name: what it held from offset 3 on was not read" in lost.error[1]
-    assert (lost.position.position, ended) == (3, [old.id])
+    assert "another made under its name: what was not done yet of offset 3 and all that follow is lost" in lost.error[1]
+    assert (lost.lost, ended) == ((3, None), [old.id])
     (new,) = await of.later({old.object_id})
     assert (new.start, new.object_id != old.object_id) == (0, True)
     await reader.close()
@@ -334,7 +334,7 @@ async def test_both_lives_of_a_partition_in_one_lane_leave_each_other_alone(
     clock.ahead += CONFIRM_S + RETRY_S
     (lost,), ended = await some(reader, until=lambda _, ended: bool(ended))
     assert (lost.error or ("",))[0] == "source_lost"
-    assert (lost.position.position, ended) == (40, [old.id])
+    assert (lost.lost, ended) == ((40, None), [old.id])
     await write(kafka_server, topic, [b"%d" % n for n in range(9, 60)])
     rest, _ = await some(reader, 51)
     assert [(raw.object_id, raw.data) for raw in [*first, *rest]] == [(new.object_id, b"%d" % n) for n in range(60)]
@@ -361,11 +361,13 @@ async def test_records_that_retention_deleted_unread_are_told_once(
     (lost, *rest), ended = await some(await opened(of, [split]))
     assert lost.error == (
         "source_lost",
-        f"offsets 0..5 of {topic}/0 were deleted (by retention, or by hand) before they were read",
+        f"offsets 0..5 of {topic}/0 were deleted (by retention, or by hand): "
+        "those among them that were not done yet are lost",
     )
+    assert (lost.position.position, lost.lost) == (0, (0, 6))
     assert [raw.data for raw in rest] == [b"6", b"7", b"8", b"9"]
     assert ended == [split.id]
-    again, _ = await some(await of.open([(split, lost.position.position + 1)]))
+    again, _ = await some(await of.open([(split, 6)]))
     assert again == rest
 
 
@@ -381,7 +383,7 @@ async def test_a_range_that_retention_deleted_whole_ends(
     (lost,), ended = await some(await opened(of, [split]))
     assert lost.error is not None
     assert "offsets 0..4" in lost.error[1]
-    assert (lost.position.position, ended) == (4, [split.id])
+    assert (lost.lost, ended) == ((0, 5), [split.id])
 
 
 async def test_a_position_beyond_the_end_stops_the_run(kafka_server: KafkaServer, new_topic: NewTopicOf) -> None:

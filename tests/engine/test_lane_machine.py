@@ -156,6 +156,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.elsewhere: dict[str, Call] = {}
         self.gone: set[int] = set()
         """Records that are not in the source any more: deleted, or compacted away."""
+        self.begins: dict[int, int] = {}
+        """Split → where it begins now; its reader tells what is gone before that."""
         self.sent: set[str] = set()
         """Items of which a call may have left, under whatever owner, and that had not ended by a commit then."""
         self.sent_ever: set[str] = set()
@@ -212,6 +214,7 @@ class LaneMachine(RuleBasedStateMachine):
 
     @rule(n=st.integers(1, 12))
     def offer(self, n: int) -> None:
+        self.tell_losses()
         for number in self.todo[: min(n, self.lane.wants())]:
             self.todo.remove(number)
             self.lane.offer(entry(number, walled=self.steps), self.now)
@@ -225,6 +228,37 @@ class LaneMachine(RuleBasedStateMachine):
         for ordinal in [each for each in self.ends if each < at]:
             self.lane.split_ended(ordinal)
             self.ends.remove(ordinal)
+
+    @rule(ordinal=st.integers(0, COUNT // 10 - 1), count=st.integers(1, 10))
+    def retain(self, ordinal: int, count: int) -> None:
+        """The first records of a split are deleted."""
+        numbers = {ordinal * 10 + n for n in range(count)}
+        self.begins[ordinal] = max(self.begins.get(ordinal, 0), entry(max(numbers)).source.position + 1)
+        self.vanish(numbers)
+
+    def tell_losses(self) -> None:
+        """As lanes do it: of what had not ended, once."""
+        for split, at in self.lane.progress.starts():
+            begin = self.begins.get(split.ordinal, 0)
+            if begin <= at or split.ordinal not in self.ends or not self.lane.wants():
+                continue
+            state = self.lane.progress.of(split.ordinal)
+            place = state.unfinished(at, begin)
+            numbers = range(split.ordinal * 10, split.ordinal * 10 + 10)
+            names = {entry(n).source.position: f"i{n}" for n in numbers}
+            lost = {name for position, name in names.items() if at <= position < begin} - self.known()
+            assert place is not None or not lost, f"nobody is told that {lost} are lost"
+            if place is not None:
+                name, where = names.get(place, f"{split.id}/{place}"), Position(split.id, split.ordinal, place)
+                letter = DeadLetter(name, where, "source_lost", "m", b"", maybe_paid=at < state.maybe_until)
+                self.lane.offer(letter, self.now)
+                assert letter in self.lane.ends.dead_letters, "a loss is passed over"
+
+    def known(self) -> set[str]:
+        """Items that have ended, or that are being worked on."""
+        ends, batches = self.lane.ends, [*self.disk.batches, *[self.batch] * (self.batch is not None)]
+        ending = {r.item.item_id for r in ends.results} | {d.item_id for d in ends.dead_letters}
+        return ending | {name for name, _ in self.lane.slots} | {e for b in batches if b is not None for e in ids(b)}
 
     @rule(numbers=st.sets(st.integers(0, COUNT - 1), max_size=8))
     def vanish(self, numbers: set[int]) -> None:
@@ -439,7 +473,8 @@ class LaneMachine(RuleBasedStateMachine):
         """What a reader may rely on, batch by batch."""
         for ended in (*batch.results, *batch.dead_letters):
             name = ended.item.item_id if ended.item is not None else ended.item_id  # type: ignore[union-attr]
-            if name in self.crashed:
+            of_one = isinstance(ended, Result) or ended.reason != "source_lost"
+            if name in self.crashed and (of_one or f"{TRIED}{name}" not in self.disk.chunks):
                 assert ended.maybe_paid, "an item that may have been sent before a crash is not marked"
             attempts = [a.n for a in ended.attempts]
             assert attempts == sorted(set(attempts)), "attempt numbers repeat"
@@ -641,7 +676,9 @@ def walk(seed: int) -> None:
 
 
 def trouble(machine: LaneMachine, dice: random.Random) -> None:
-    match dice.randrange(17):
+    match dice.randrange(18):
+        case 17:
+            machine.retain(ordinal=dice.randrange(COUNT // 10), count=dice.randint(1, 10))
         case 16 if machine.elsewhere:
             machine.land_early(which=dice.randrange(40), kind=dice.choice([None, *KINDS]), usage=dice.random() < 0.7)
         case 14 | 15:

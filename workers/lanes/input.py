@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from penstock.connectors.base import Batch, Lagging, Reader, Source
+import msgspec
+
+from penstock.connectors.base import Batch, Lagging, Raw, Reader, Source
 from penstock.connectors.reading.replay import Intake
 from penstock.engine.errors import Refused, Temporary
 from penstock.engine.flow.lane import Lane
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import DeadLetter, Item, Position
 
 READ_RECORDS = 256
 READ_BYTES = 1_000_000
@@ -98,11 +100,26 @@ class LaneInput:
         batch = await self._read(self._reader, room, now)
         if batch is None:
             return 0
-        self._behind = [self._intake.item(raw, now) for raw in batch.records]
+        self._behind = [entry for raw in batch.records if (entry := self._entry(raw, now)) is not None]
         self._ended += batch.ended
         if batch.done:
             await self.close()
         return self._offer_behind(now)
+
+    def _entry(self, raw: Raw, now: float) -> Item | DeadLetter | None:
+        """None: it tells of a loss, and all that was lost had ended before. Else a loss is an item of its own, at a
+        position that no other item has."""
+        if raw.lost is None:
+            return self._intake.item(raw, now)
+        (first, end), place = raw.lost, raw.position
+        split = self._machine.progress.of(place.ordinal)
+        position = split.unfinished(first, end)
+        if position is None:
+            return None
+        told = msgspec.structs.replace(raw, position=Position(place.split, place.ordinal, position))
+        entry = self._intake.item(told, now)
+        assert isinstance(entry, DeadLetter), "a loss that is a record"
+        return msgspec.structs.replace(entry, maybe_paid=first < split.maybe_until)
 
     async def _read(self, reader: Reader, room: int, now: float) -> Batch | None:
         """None: the input can't be reached now. What is under way goes on, and it is asked again, until it was away too
