@@ -103,8 +103,8 @@ class OpenSplit:
         return new
 
     def unfinished(self, first: int, end: int | None) -> int | None:
-        """Where a loss of first..end-1 (None: of all from `first` on), not offered yet, is told: at the last that has not
-        ended. Its name is no other item's, and so it is told once. None: all have ended, and nothing is lost."""
+        """Where a loss of first..end-1 (None: of all from `first` on), not offered yet, is told: at the last that has
+        not ended. Its name is no other item's, and so it is told once. None: all have ended, and nothing is lost."""
         if end is None:
             return max(first, max(self.finished, default=-1) + 1)
         return next((p for p in range(end - 1, first - 1, -1) if p not in self.finished), None)
