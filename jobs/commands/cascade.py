@@ -37,9 +37,10 @@ def calibrate(
 ) -> int:
     """Find the loosest thresholds that keep accepted answers at --min-quality, from RUN's quality samples.
 
-    RUN is a finished run of the task with its cascade, over labelled rows, with `sample: 1` and any threshold: answers
-    that were not believed are scored as well. The result stands at the state for jobs that say `threshold: calibrated`.
-    Where too few labels support a threshold, the model gets none, and is told how many are needed.
+    RUN is a finished run of the task with its cascade, over labelled rows, with `sample: 1` and any threshold, or with
+    `threshold: 2` where the cascade has more than two models: answers that were not believed are scored as well. The
+    result stands at the state for jobs that say `threshold: calibrated`. Where too few labels support a threshold, the
+    model gets none, and it is told how many are needed.
     """
     from penstock.connectors.calibrations import write_calibration
     from penstock.connectors.state import open_state

@@ -76,8 +76,9 @@ def _threshold(at: Context, path: Path, file: CascadeFile) -> float:
         return 0.0
     if not isinstance(file.threshold, int | float):
         raise at.doc.error(path, f"say its `threshold:`; an answer whose {file.signal} is at least this is taken")
-    if not -1 <= file.threshold <= 1:
-        raise at.doc.error((*path, "threshold"), "a signal lies between 0 and 1 (a margin also below 0)")
+    if not -1 <= file.threshold <= NEVER:
+        why = f"a signal lies between 0 and 1 (a margin also below 0); {NEVER:g} takes no answer but the last model's"
+        raise at.doc.error((*path, "threshold"), why)
     return float(file.threshold)
 
 

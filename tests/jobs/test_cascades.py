@@ -89,6 +89,56 @@ def test_a_threshold_is_found_from_answers_that_were_believed_and_that_were_not(
     assert job(tmp_path, "calibrated").fingerprint != job(tmp_path).fingerprint
 
 
+def hard(n: int, mid_right: float, *, taken: float = 2.0) -> list[dict[str, object]]:
+    """Of ten rows six are easy: small is sure of these and right. Of the others it is right in half. Mid is as sure of
+    one as of the other, always right on easy ones, and on hard ones in `mid_right`. `taken`: the run's threshold."""
+    dice, rows = random.Random(7), list[dict[str, object]]()
+    for i in range(n):
+        easy, sure = i % 10 < 6, dice.random()
+        small, mid = 0.5 + sure / 2 if easy else sure / 2, float(easy or dice.random() < mid_right)
+        right = float(easy or dice.random() < 0.5)
+        rows.append(sample(i, "small", small, right, "primary" if small >= taken else "cascade"))
+        rows += [sample(i, "mid", dice.random(), mid, "cascade")] if small < taken else []
+    return rows
+
+
+def test_a_model_is_calibrated_on_the_rows_that_those_before_it_pass_on(tmp_path: Path) -> None:
+    """Mid is right in 0.92 of all rows, and in 0.8 of those that it will see; small takes the easy ones."""
+    run = outputs(tmp_path, hard(3000, 0.8))
+    small, mid = cascades.found(run, None, None, 0.9, 0.95).models
+    assert small.threshold is not None
+    assert (mid.threshold, mid.refused is not None) == (None, True)
+    run = outputs(tmp_path, hard(3000, 0.97))
+    small, mid = cascades.found(run, None, None, 0.9, 0.95).models
+    assert small.threshold is not None
+    assert mid.threshold is not None
+    assert mid.threshold.rows == small.threshold.rows - small.threshold.accepted
+    assert [each.threshold and each.threshold.confidence for each in (small, mid)] == [pytest.approx(0.975)] * 2
+
+
+def test_too_few_rows_that_are_passed_on_are_refused_with_the_labels_needed_in_all(tmp_path: Path) -> None:
+    """So many labelled rows then do."""
+    _, mid = cascades.found(outputs(tmp_path, hard(120, 1.0)), None, None, 0.9, 0.95).models
+    assert mid.refused is not None
+    needed = mid.refused.labels_needed
+    assert needed is not None
+    assert needed > 120
+    _, mid = cascades.found(outputs(tmp_path, hard(2 * needed, 1.0)), None, None, 0.9, 0.95).models
+    assert mid.threshold is not None
+
+
+def test_rows_that_a_model_would_see_and_was_not_asked_are_told(tmp_path: Path) -> None:
+    """The run took answers that the thresholds now found pass on; a run that takes none can be asked for."""
+    small, mid = cascades.found(outputs(tmp_path, hard(3000, 0.97, taken=0.2)), None, None, 0.9, 0.95).models
+    assert small.threshold is not None
+    assert mid.refused is not None
+    assert "were not asked of it" in mid.refused.why
+    assert "threshold: 2" in mid.refused.why
+    cascade = job(tmp_path, "2").policy.tasks["default"].cascade
+    assert cascade is not None
+    assert cascade.bar("small@s") > 1.0
+
+
 JUDGED = "judge, judge: {model: top, rubric: 'Is it right?'}"
 
 
