@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import quote
 
 import msgspec
 
 from penstock.connectors.documents import until_won
+from penstock.connectors.drifts import read_drifts
+from penstock.connectors.measured import Registry
 from penstock.connectors.state import ABSENT, State
 from penstock.engine.errors import Corrupt
 from penstock.engine.measure.cascade import NoThreshold, Threshold
@@ -47,21 +50,35 @@ class Calibration(msgspec.Struct, frozen=True):
 def read_calibration(state: State, task: str) -> Calibration | None:
     """None: never calibrated. Raises `Corrupt`, and what the state raises."""
     found = state.get(_key(task))
-    if found is None:
-        return None
-    try:
-        return msgspec.json.decode(found[0], type=Calibration)
-    except msgspec.MsgspecError as error:
-        raise Corrupt(f"the calibration of task {task} can't be read ({error}); calibrate it again") from error
+    return None if found is None else _calibration(task, found[0])
 
 
 def write_calibration(state: State, calibration: Calibration) -> Calibration:
-    """The newest holds. Returns it with its version. Raises `Conflict` where another was written meanwhile."""
-    before, there = read_calibration(state, calibration.task), state.get(_key(calibration.task))
-    numbered = msgspec.structs.replace(calibration, version=1 + (before.version if before is not None else 0))
+    """The newest holds. Returns it with its version. Raises `Conflict` where another was written meanwhile, and what
+    the state raises; `Corrupt` where the one before is gone or can't be read, and what speaks of it neither."""
+    there = state.get(_key(calibration.task))
+    numbered = msgspec.structs.replace(calibration, version=1 + _last(state, calibration.task, there and there[0]))
     data = msgspec.json.format(msgspec.json.encode(numbered))
     state.put(_key(calibration.task), data, ABSENT if there is None else there[1])
     return numbered
+
+
+def _last(state: State, task: str, data: bytes | None) -> int:
+    """Number of the calibration before; 0: there was none. Of one that was deleted, or can't be read, drifts and scores
+    may still tell: a new one with its number would be taken for it."""
+    if data is not None:
+        with suppress(Corrupt):
+            return _calibration(task, data).version
+    drifted = (each.calibration for each in read_drifts(state, task)[0])
+    scored = (each.accepted for each in Registry(state).read().recent if each.task == task)
+    return max((*drifted, *scored), default=0)
+
+
+def _calibration(task: str, data: bytes) -> Calibration:
+    try:
+        return msgspec.json.decode(data, type=Calibration)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"the calibration of task {task} can't be read ({error}); calibrate it again") from error
 
 
 def _key(task: str) -> str:

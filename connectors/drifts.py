@@ -61,14 +61,14 @@ class Drifts:
 
     def read(self, task: str, calibration: int) -> Drift | None:
         """None: nothing shows that it does not hold. Raises `Corrupt`, `Temporary`."""
-        return next((each for each in self._read(task)[0] if each.calibration == calibration), None)
+        return next((each for each in read_drifts(self._state, task)[0] if each.calibration == calibration), None)
 
     def add(self, drift: Drift) -> Drift:
         """The one that stands there then: whoever came first found it. Raises `Corrupt`, `Temporary`."""
         return until_won(lambda: self._add(drift), _key(drift.task), TRIES, PAUSE_S)
 
     def _add(self, drift: Drift) -> Drift:
-        there, tag = self._read(drift.task)
+        there, tag = read_drifts(self._state, drift.task)
         for each in there:
             if each.calibration == drift.calibration:
                 return each
@@ -83,21 +83,23 @@ class Drifts:
         until_won(lambda: self._paid(drift), _key(drift.task), TRIES, PAUSE_S)
 
     def _paid(self, drift: Drift) -> None:
-        there, tag = self._read(drift.task)
+        there, tag = read_drifts(self._state, drift.task)
         same = (msgspec.structs.replace(e, owed=False) if e.calibration == drift.calibration else e for e in there)
         self._put(drift.task, tuple(same), tag)
 
-    def _read(self, task: str) -> tuple[tuple[Drift, ...], Tag | None]:
-        found = self._state.get(_key(task))
-        if found is None:
-            return (), None
-        try:
-            return msgspec.json.decode(found[0], type=tuple[Drift, ...]), found[1]
-        except msgspec.MsgspecError as error:
-            raise Corrupt(f"{_key(task)} in {self._url} can't be read ({error}); restore it from a backup") from error
-
     def _put(self, task: str, drifts: tuple[Drift, ...], tag: Tag | None) -> None:
         self._state.put(_key(task), msgspec.json.encode(drifts), ABSENT if tag is None else tag)
+
+
+def read_drifts(state: State, task: str) -> tuple[tuple[Drift, ...], Tag | None]:
+    """All of a task, and the document's tag (None: there is none). Raises `Corrupt`, `Temporary`."""
+    found = state.get(_key(task))
+    if found is None:
+        return (), None
+    try:
+        return msgspec.json.decode(found[0], type=tuple[Drift, ...]), found[1]
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"{_key(task)} at the state URL can't be read ({error}); restore it from a backup") from error
 
 
 def _key(task: str) -> str:
