@@ -20,7 +20,7 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.settle import Priced
 from penstock.engine.flow.tally import TaskTally, add_counts
-from penstock.engine.items import Attempt, CostLine, DeadLetter, Result, Score
+from penstock.engine.items import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
 from penstock.engine.policy import Promise
@@ -121,6 +121,14 @@ class Cell(msgspec.Struct, omit_defaults=True):
     pairs: dict[str, Scored] = msgspec.field(default_factory=dict[str, Scored])
     """Of a rollout's candidate in its shadow stage: `scorer@version` → score less that of the baseline's answer to the
     same item, from -1,000 to 1,000."""
+    pair_cost_n: int = 0
+    pair_cost_ln: int = 0
+    pair_cost_ln2: int = 0
+    """Of the same items: count, Σx and Σx² of x = 1,000 · ln(what its answer cost / what the baseline's did)."""
+    pair_ms_n: int = 0
+    pair_ms_ln: int = 0
+    pair_ms_ln2: int = 0
+    """The same of milliseconds."""
     unpaid: int = 0
     """Items answered from here that were to have such a shadow, and its money was spent."""
     accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
@@ -140,6 +148,12 @@ class Cell(msgspec.Struct, omit_defaults=True):
 
     def log_ms(self) -> Moments:
         return _moments(self.items, self.ms_ln, self.ms_ln2)
+
+    def cost_pairs(self) -> Moments:
+        return _moments(self.pair_cost_n, self.pair_cost_ln, self.pair_cost_ln2)
+
+    def ms_pairs(self) -> Moments:
+        return _moments(self.pair_ms_n, self.pair_ms_ln, self.pair_ms_ln2)
 
     def cost(self) -> Moments:
         """Of an item, in nano-dollars."""
@@ -215,6 +229,7 @@ class Cells:
                 _score(at, score)
             if shadow.experiment:
                 _pair(at, result.scores, shadow.scores)
+                _pair_sizes(at, result, shadow)
 
     def dead(self, dead: DeadLetter) -> None:
         """An item without a result counts as one at each model that was asked."""
@@ -324,6 +339,22 @@ def _pair(cell: Cell, base: Sequence[Score], other: Sequence[Score]) -> None:
         if mine is not None:
             name = f"{score.scorer}@{score.scorer_version}"
             cell.pairs.setdefault(name, Scored()).count(score.score - mine)
+
+
+def _pair_sizes(cell: Cell, result: Result, shadow: ShadowAnswer) -> None:
+    """What the two answers cost, and how long they took, with the calls that failed before them."""
+    own = [call for call in result.attempts if (call.experiment, call.arm) == (result.experiment, result.arm)]
+    cost = sum(call.cost_nano for call in own)
+    if cost > 0 and shadow.cost_nano > 0:
+        x = round(LN * log(shadow.cost_nano / cost))
+        cell.pair_cost_n += 1
+        cell.pair_cost_ln += x
+        cell.pair_cost_ln2 += x * x
+    if own:
+        x = round(LN * log(max(1.0, shadow.ms) / max(1.0, sum(call.ms for call in own))))
+        cell.pair_ms_n += 1
+        cell.pair_ms_ln += x
+        cell.pair_ms_ln2 += x * x
 
 
 _decoder = msgspec.msgpack.Decoder(list[Cell])

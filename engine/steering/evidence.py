@@ -3,9 +3,10 @@
 Of cells whose `experiment` is the rollout and whose `arm` is `baseline-N` or `candidate-N`. Stages and tasks stay apart
 (their shares and their means differ); prompts and prices are added up.
 
-In a shadow stage the candidate's arm are the answers that it gave beside the baseline's. Its quality is compared in
-pairs, the score of its answer less that of the baseline's to the same item; all else as in any stage. An item is in
-both arms there, and what it is like is common to them: so an alarm is rarer than declared.
+In a shadow stage the candidate's arm are the answers that it gave beside the baseline's. Quality, cost and latency are
+compared in pairs, over the items that both answered. Errors and refusals can't be: only items that the baseline
+answered, behind a wall that lets samples be written, are asked of the candidate. They are told beside those of all the
+baseline's items and decide nothing; where they look worse, the rollout waits for a person.
 
 | guard | an item's value |
 |---|---|
@@ -32,7 +33,7 @@ from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
 from penstock.engine.steering import words
 from penstock.engine.steering.judges import is_judge
-from penstock.engine.steering.rollout import BASELINE, ROUNDS, SHADOW, Rollout, Told, arm_of
+from penstock.engine.steering.rollout import BASELINE, ROUNDS, SHADOW, UNPAIRED, Rollout, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
     "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=750),
@@ -91,19 +92,21 @@ def judged(
     sides = _sides(rollout, cells)
     if rollout.round:  # by itself: what went before would hide a version that gets worse now
         sides = {key: each for key, each in sides.items() if key[0] == rollout.stage}
+    elif rollout.stage != SHADOW:  # other items were compared there, and in pairs
+        sides = {key: each for key, each in sides.items() if key[0] != SHADOW}
     view = View(sides, rollout.baseline, rollout.stage, bounds, trusted)
     return compared([_at_stage(guard, rollout) for guard in rollout.guards], view)
 
 
 def _at_stage(guard: Guard, rollout: Rollout) -> Guard:
-    """Quality is tested in pairs, and then by arms: where both are to come, each has half of the alarm rate. A watch
-    has one of its own, shared among its rounds, and each of these lasts for its number of items."""
+    """What is tested in pairs, and then by arms: where both are to come, each has half of the alarm rate. A watch has
+    one of its own, shared among its rounds, and each of these lasts for its number of items."""
     if rollout.round:
         return msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / ROUNDS, pass_within=None)
-    if guard.name != "quality" or rollout.shadow is None:
+    if guard.name in UNPAIRED or rollout.shadow is None:
         return guard
     rate = guard.alarm_rate / 2 if rollout.stages else guard.alarm_rate
-    most = rollout.shadow.pairs if rollout.stage == SHADOW else guard.max_items
+    most = rollout.shadow.pairs if rollout.stage == SHADOW and guard.name == "quality" else guard.max_items
     return msgspec.structs.replace(guard, alarm_rate=rate, max_items=most)
 
 
@@ -119,9 +122,9 @@ def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
             case "refusals":
                 told.append(_rate(guard, view, _not_refused))
             case "cost":
-                told.append(_size(guard, view, Cell.log_cost))
+                told.append(_size(guard, view, Cell.log_cost, Cell.cost_pairs))
             case _:
-                told.append(_size(guard, view, Cell.log_ms))
+                told.append(_size(guard, view, Cell.log_ms, Cell.ms_pairs))
     return tuple(told)
 
 
@@ -162,7 +165,10 @@ def _rate(guard: Guard, view: View, of: Callable[[Cell], Sample]) -> Told:
     sides = view.sides.items()
     strata = {key: Stratum(merge(*map(of, e.base)), merge(*map(of, e.other))) for key, e in sides}
     verdict = _arms(guard, view, strata)
-    return _told(guard.name, verdict, words.of_shares(guard, verdict, words.means(strata.values()), view.base))
+    if view.stage == SHADOW and verdict.decision != "fail":
+        verdict = msgspec.structs.replace(verdict, decision="go on")
+    informs = words.UNPAIRED if view.stage == SHADOW else ""
+    return _told(guard.name, verdict, words.of_shares(guard, verdict, words.means(strata.values()), view.base), informs)
 
 
 def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Verdict:
@@ -190,19 +196,18 @@ def _quality(guard: Guard, view: View) -> list[Told]:
     told = [] if deciding else [Told(guard.name, "go on", 0, None, None, words.undecidable(guard, judges=bool(found)))]
     for scorer in sorted(found):
         verdict, why = found[scorer](shared)
-        told.append(_told(f"{guard.name} {scorer}", verdict, why, informs=scorer not in deciding))
+        told.append(_told(f"{guard.name} {scorer}", verdict, why, "" if scorer in deciding else words.INFORMS))
     return told
 
 
 def _in_arms(view: View) -> dict[str, Asked]:
-    """By scorer: both arms of all stages but the shadow, whose pairs were tested by themselves."""
+    """By scorer: both arms of all stages."""
 
     def asked(scorer: str, strata: Mapping[Key, Stratum], guard: Guard) -> tuple[Verdict, str]:
         verdict = _arms(guard, view, strata)
         return verdict, words.of_scores(guard, verdict, words.means(strata.values()), scorer, view.base)
 
-    units = {key: sides for key, sides in view.sides.items() if key[0] != SHADOW}
-    return {scorer: partial(asked, scorer, strata) for scorer, strata in scored(units).items()}
+    return {scorer: partial(asked, scorer, strata) for scorer, strata in scored(view.sides).items()}
 
 
 def _in_pairs(view: View) -> dict[str, Asked]:
@@ -213,8 +218,13 @@ def _in_pairs(view: View) -> dict[str, Asked]:
         verdict = judge(guard, pairs, bounds=view.bounds)
         return verdict, words.of_pairs(guard, verdict, _scores(cells, scorer).mean, scorer, view.base)
 
-    cells = [cell for (stage, _), sides in view.sides.items() if stage == SHADOW for cell in sides.other]
+    cells = _beside(view)
     return {scorer: partial(asked, scorer) for scorer in {name for cell in cells for name in cell.pairs}}
+
+
+def _beside(view: View) -> list[Cell]:
+    """The candidate's, in its shadow stage."""
+    return [cell for sides in view.sides.values() for cell in sides.other]
 
 
 def scored(sides: Mapping[Key, Sides]) -> dict[str, dict[Key, Stratum]]:
@@ -234,8 +244,12 @@ def _scores(cells: Sequence[Cell], scorer: str) -> Sample:
 # ---- sizes
 
 
-def _size(guard: Guard, view: View, of: Callable[[Cell], Moments]) -> Told:
+def _size(guard: Guard, view: View, of: Callable[[Cell], Moments], in_pairs: Callable[[Cell], Moments]) -> Told:
     """Harm is looked for in all stages together, and passing in the present one alone."""
+    if view.stage == SHADOW:
+        pairs = _moments(_beside(view), in_pairs)
+        verdict = judge_moments(guard, pairs)
+        return _told(guard.name, verdict, words.of_sizes(guard, verdict, pairs.n, view.base))
     every = apart(view.sides.values(), of)
     here = apart((each for (stage, _), each in view.sides.items() if stage == view.stage), of)
     harm, safe = judge_moments(guard, every), judge_moments(guard, here)
@@ -271,8 +285,7 @@ def _moments(cells: Sequence[Cell], of: Callable[[Cell], Moments]) -> Moments:
     return total
 
 
-def _told(name: str, verdict: Verdict, why: str, *, informs: bool = False) -> Told:
+def _told(name: str, verdict: Verdict, why: str, informs: str = "") -> Told:
+    """`informs`: why it decides nothing; empty: it decides."""
     worst = verdict.worst if math.isfinite(verdict.worst) else None
-    if informs:
-        why += words.INFORMS
-    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, why, informs)
+    return Told(name, verdict.decision, verdict.items, verdict.mean, worst, why + informs, bool(informs))

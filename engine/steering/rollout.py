@@ -3,7 +3,7 @@
     begin ─▶ running ──(all guards pass)──▶ next stage … ──▶ [watching ──▶] promoted ──(rollback)──▶ rolled_back
               │   ▲ └─(a guard fails)─▶ rolled_back ◀──(a guard fails)──┘                      ▲
               │   └─resume── paused / waiting ──────────────(rollback)─────────────────────┘
-              └─(manual: a stage passed or failed; its money is spent)─▶ waiting
+              └─(manual: a stage passed or failed; a shadow stage's money is spent, or errors show in it)─▶ waiting
 
 The first stage may be a shadow (`SHADOW`): the candidate answers a share of the baseline's items beside it, and nothing
 of it is a result. Where no other stage follows, a rollout that passes it has passed, and changes nothing.
@@ -47,6 +47,8 @@ SHADOW = -1
 """The stage before the first one, in which the candidate answers and nothing of it is a result."""
 ROUNDS = 10
 """Of a watch. Each has arms of its own in the cells, of which a lane keeps a bounded number."""
+UNPAIRED = frozenset({"error_rate", "refusals"})
+"""Guards that a shadow stage can't decide, for the candidate is asked for no item that the baseline failed."""
 UNPAID = 20
 """Items without money for their shadow that end the stage: a single long one may find none while others still do."""
 
@@ -65,7 +67,8 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """That can't be ruled out. None: nothing is known."""
     why: str
     informs: bool = False
-    """It decides nothing: its scorer is a judge that was not calibrated (`judges.py`)."""
+    """It decides nothing: its scorer is a judge that was not calibrated (`judges.py`), or a shadow stage can't decide
+    it (`UNPAIRED`)."""
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -190,6 +193,11 @@ def begin(
         )
     if not guards:
         raise SpecError("a rollout needs a guard, or nothing would ever end a stage")
+    if how.shadow is not None and all(guard.name in UNPAIRED for guard in guards):
+        raise SpecError(
+            "a shadow stage can't decide about error_rate and refusals, for only items that the live version answered "
+            "are asked; add quality, cost or latency to --guard"
+        )
     digest = blake2b(f"{model}\0{baseline}\0{candidate}\0{now!r}".encode(), digest_size=3).hexdigest()
     why = f"from {baseline} to {candidate}; guards: {', '.join(guard.name for guard in guards)}"
     begins, share = (0, below[0]) if how.shadow is None else (SHADOW, 0.0)
@@ -236,13 +244,16 @@ def see(rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0) -> 
         if rollout.auto:
             return _next(rollout, "rolled_back", "rolled_back", rollout.stage, PENSTOCK, now, why, told)
         return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
+    if rollout.stage == SHADOW and any(each.decision == "fail" and each.guard in UNPAIRED for each in told):
+        return _doubtful(rollout, now, told)
     if any(each.decision != "pass" for each in deciding):
         return _spent(rollout, now, told) if rollout.stage == SHADOW and unpaid >= UNPAID else None
     if rollout.round:
         return _watched(rollout, now, told)
+    why = "every guard passed" if deciding == list(told) else "every guard that may decide passed"
     if rollout.auto:
-        return _forward(rollout, PENSTOCK, now, "every guard passed", told)
-    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, "every guard passed", told)
+        return _forward(rollout, PENSTOCK, now, why, told)
+    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, why, told)
 
 
 def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Rollout:
@@ -270,6 +281,12 @@ def _watched(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
     if rollout.round < ROUNDS:
         return _next(rollout, "watching", "watching", rollout.stage + 1, PENSTOCK, now, why, told)
     return _next(rollout, "promoted", "promoted", rollout.stage, PENSTOCK, now, f"{why}, its last", told)
+
+
+def _doubtful(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
+    """More errors, or refusals, than the baseline has: of other items, so a person has to say what follows."""
+    why = "; ".join(each.why for each in told if each.decision == "fail" and each.guard in UNPAIRED)
+    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"{why}: promote it, or roll it back", told)
 
 
 def _spent(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from penstock.engine.measure.allocated import Stratum
 from penstock.engine.measure.guards import Guard, Verdict
 
+UNPAIRED = "; it informs only, for a shadow is asked for no item that the live version could not answer"
 INFORMS = "; it informs only, for this judge is not calibrated on people's labels"
 
 

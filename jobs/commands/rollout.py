@@ -110,9 +110,10 @@ def start(
     taken back then, too.
 
     In a shadow stage VERSION answers a share of the live version's items beside it; nothing of that is a result. The
-    scores of both are compared item by item, which needs fewer items. With --stages shadow nothing follows: it has
-    passed or failed, and the live version stays. Calls pass the item's wall and budgets, and the money of the stage.
-    When that is spent, it waits for you.
+    scores, costs and times of both are compared item by item. error_rate and refusals only inform there, since no item
+    that the live version failed is asked; where they look worse, the rollout waits for you. With --stages shadow
+    nothing follows: it has passed or failed, and the live version stays. Calls pass the item's wall and budgets, and
+    the money of the stage. When that is spent, it waits for you.
     """
     from penstock.engine.steering.rollout import How
     from penstock.jobs import rollouts

@@ -3,6 +3,8 @@ in pairs; nothing of it is ever a result."""
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.budget import Budget
+from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, Scored, summed
-from penstock.engine.items import Attributes
+from penstock.engine.items import Answer, Attributes, Call, Failure, Outcome, Usage
 from penstock.engine.policy import Cascade, Shadow
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.steering import document
@@ -124,7 +127,7 @@ def test_what_a_fallback_or_a_cascade_answered_is_not_compared() -> None:
 
 
 def test_a_candidate_that_fails_costs_no_item_its_result_and_is_counted_against_it() -> None:
-    rig, at = Rig(PLAIN), rolling((), 1.0, 10**12, "error_rate")
+    rig, at = Rig(PLAIN), rolling((), 1.0, 10**12, "quality", "error_rate")
     steer(rig, at)
     rig.offer(3, attributes=RIGHT)
     for call in rig.take():
@@ -134,6 +137,90 @@ def test_a_candidate_that_fails_costs_no_item_its_result_and_is_counted_against_
     assert [len(r.shadows) for r in results] == [0, 0, 0]
     other = next(cell for cell in rig.lane.cells.rows if cell.role == "shadow")
     assert (other.items, other.results) == (3, 0)
+
+
+# ---- both arms are the same items
+
+
+class Sized(Rig):
+    """Items of a wall without samples are short; v2 costs and takes `times` as much."""
+
+    times = 1
+    refuses: frozenset[tuple[str, int]] = frozenset()
+    """(version, an item's number modulo ten)."""
+
+    def land(self, call: Call) -> None:
+        number = int(call.item_id[1:])
+        tokens = (10 if number % 2 else 30) * (self.times if call.version == "v2" else 1)
+        failure = Failure("refused", "policy") if (call.version, number % 10) in self.refuses else None
+        answer = Answer("yes", "stop", b"{}") if failure is None else None
+        usage = Usage(tokens)
+        self.lane.outcome(
+            Outcome(call.item_id, 0, call.attempt, self.now, 5.0 * tokens, answer, failure, usage), self.now
+        )
+
+    def short_ones_are_silent(self, n: int) -> None:
+        for k in range(n):
+            self.offer(attributes=Attributes(expected_json=b'"yes"', sensitivity="silent" if k % 2 else None))
+        self.run()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_cost_and_latency_are_compared_over_the_items_that_both_answered(times: int) -> None:
+    """Items of other walls are no part of it, however cheap they are."""
+    rig, at = Sized(PLAIN), rolling((0.5,), 1.0, 10**12, "cost", "latency")
+    rig.times = times
+    steer(rig, at)
+    rig.short_ones_are_silent(200)
+    cost, latency = judged(at, rig.lane.cells.rows)
+    assert {each.items for each in (cost, latency)} == {100}
+    assert {each.decision for each in (cost, latency)} == {"pass" if times == 1 else "fail"}
+    mean = latency.mean or 0.0
+    assert math.exp(mean) == pytest.approx(times, rel=0.01)
+
+
+def test_what_was_paid_in_the_shadow_stage_does_not_count_in_the_stages_after_it() -> None:
+    rig, at = Sized(PLAIN), rolling((0.5,), 1.0, 10**12, "cost")
+    rig.times = 2
+    steer(rig, at)
+    rig.short_ones_are_silent(200)
+    (told,) = judged(said(at, "promote", "ann", 2.0), rig.lane.cells.rows)
+    assert (told.decision, told.items) == ("go on", 0)
+
+
+def test_refusals_that_only_the_candidate_makes_never_pass_a_shadow_stage_nor_take_it_back() -> None:
+    """v1 refuses a tenth, and v2 another three tenths: of nine tenths that are asked of it."""
+    rig, at = Sized(PLAIN), rolling((), 1.0, 10**12, "quality", "refusals")
+    rig.refuses = frozenset({("v1", 0), ("v2", 1), ("v2", 2), ("v2", 3)})
+    steer(rig, at)
+    for _ in range(6):
+        rig.offer(100, attributes=RIGHT)
+        rig.run()
+    told = judged(at, rig.lane.cells.rows)
+    assert (told[1].guard, told[1].decision, told[1].informs) == ("refusals", "fail", True)
+    after = see(at, told, 2.0)
+    assert after is not None
+    assert (after.state, after.stage) == ("waiting", -1)
+    assert "refusals: 33.3 % against 10.0 % of v1" in after.decisions[-1].why
+
+
+def test_equal_refusals_are_told_and_what_can_decide_passes() -> None:
+    rig, at = Sized(PLAIN), rolling((), 1.0, 10**12, "quality", "refusals", "error_rate")
+    rig.refuses = frozenset({("v1", 0), ("v2", 0)})
+    steer(rig, at)
+    for _ in range(13):
+        rig.offer(100, attributes=RIGHT)
+        rig.run()
+    told = judged(at, rig.lane.cells.rows)
+    assert [(each.decision, each.informs) for each in told] == [("pass", False), ("go on", True), ("go on", True)]
+    after = see(at, told, 2.0)
+    assert after is not None
+    assert (after.state, after.decisions[-1].why) == ("passed", "every guard that may decide passed")
+
+
+def test_a_shadow_stage_needs_a_guard_that_can_decide_in_it() -> None:
+    with pytest.raises(SpecError, match="can't decide about error_rate and refusals"):
+        rolling((0.5,), 1.0, 10**12, "error_rate", "refusals")
 
 
 # ---- its money
