@@ -128,11 +128,12 @@ class Calls:
         return msgspec.structs.replace(result, signal=climb.signal, signal_by=climb.by, doubted=doubted)
 
     def _doubted(self, slot: Slot, doubted: Doubted) -> ShadowAnswer:
-        target, task = slot.route.candidates[doubted.candidate], self._tasks[slot.route.task]
-        mine = [a for a in slot.attempts if a.model == target.model and a.role not in STEP_ROLES]
+        task, (model, _, version) = self._tasks[slot.route.task], doubted.target.rpartition("@")
+        own = (a for a in slot.attempts if a.role not in STEP_ROLES)
+        mine = [a for a in own if (a.model, a.model_version) == (model, version)]
         return ShadowAnswer(
-            target.model,
-            target.version,
+            model,
+            version,
             doubted.answer.text,
             self.hooks.score(slot.item, doubted.answer, task),
             mine[-1].usage or Usage() if mine else Usage(),

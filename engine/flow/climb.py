@@ -26,7 +26,8 @@ class Taken(msgspec.Struct, frozen=True):
 class Doubted(msgspec.Struct, frozen=True):
     """The newest answer of a model that was not believed."""
 
-    candidate: int
+    target: str
+    """`model@version` that gave it: the route may name another version before the item ends."""
     answer: Answer
     signal: float | None
     by: str = ""
@@ -64,7 +65,6 @@ class Climb:
     def heard(
         self,
         cascade: Cascade,
-        candidate: int,
         target: str,
         answer: Answer,
         *,
@@ -89,7 +89,7 @@ class Climb:
             return Taken(taken, "; ".join([*self.doubts, f"answer of {model} accepted: {said}"]))
         if cascade.signal == "agreement" and self._may_agree(cascade, target):
             return "again"
-        self.doubted.append(Doubted(candidate, taken or answer, level, judged.by))
+        self.doubted.append(Doubted(target, taken or answer, level, judged.by))
         self.doubts.append(f"answer of {model} doubtful: {said}")
         return "up"
 

@@ -187,7 +187,7 @@ class Flights:
         cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
         climb = slot.climb = slot.climb or Climb()
         target = f"{source}@{slot.route.candidates[slot.candidate].version}"
-        word = climb.heard(cascade, slot.candidate, target, answer, valid=valid, last=above is None, judged=judged)
+        word = climb.heard(cascade, target, answer, valid=valid, last=above is None, judged=judged)
         if isinstance(word, Taken):
             slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
             self._count(slot, self._calls.untold(slot, word.answer), now, valid=valid)
@@ -281,7 +281,7 @@ class Flights:
         retry, chance = self._retry if slot.pending is None else self._steps.retry, self._calls.hooks.chance()
         decision = after(failure, slot.history, targets, retry, chance, now, deadline)
         if slot.pending is not None:
-            decision = self._steps.bounded(failure, decision, now)
+            decision = self._steps.bounded(failure, decision, now, up=targets[slot.candidate].up)
         if isinstance(decision, Stop):
             if slot.step == "shadow" and decision.reason == "invalid_output" and answer is not None:
                 self._succeed(slot, answer, now)  # as good as it gets: its scorers see it

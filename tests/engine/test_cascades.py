@@ -30,13 +30,15 @@ from penstock.engine.items import (
 from penstock.engine.policy import Cascade, Condition, Output, Policy, Promise, Rule, Scorer, Task, target_name
 from penstock.engine.quality import score_all, scorer_version
 from penstock.engine.registry.standing import Known
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.turn import Turn
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(input=10**9, output=10**9)
 
 
 def model(name: str, region: str, lacks: tuple[str, ...] = ()) -> Model:
-    versions = (Version("v1", name),)
+    versions = (Version("v1", name), Version("v2", name))
     return Model(
         name,
         versions,
@@ -268,6 +270,18 @@ def test_of_a_sampled_item_each_answer_is_scored_with_its_signal() -> None:
     rig.offer()
     result = rig.one({"small": [said("c", math.log(0.95))]})
     assert (result.signal, result.doubted) == (pytest.approx(0.95), ())
+
+
+def test_a_doubted_answer_stays_that_of_the_version_that_gave_it() -> None:
+    """Though another version is live before the item ends."""
+    rig = Rig(LOGPROB, sample=1.0, scorers=(Scorer("exact"),))
+    rig.offer()
+    rig.answer("small", said("a", math.log(0.5)))
+    rig.lane.steer(Turn(CATALOG.models, Steering(live={"small": "v2", "mid": "v2"})), rig.now)
+    result = rig.one({"mid": [said("b", math.log(0.5))], "top": [said("c")]})
+    told = [(d.model, d.model_version, d.usage.input, d.cost_nano) for d in result.doubted]
+    assert told == [(a.model, a.model_version, 10, a.cost_nano) for a in result.attempts[:2]]
+    assert [version for _, version, *_ in told] == ["v1", "v2"]
 
 
 def test_a_calibrated_model_has_a_threshold_of_its_own() -> None:
