@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from penstock.engine.flow.climb import SURE
 from penstock.engine.policy import NEVER, Cascade, Promise, Scorer, target_name
 from penstock.engine.quality import scorer_name, scorer_version
 from penstock.jobs.spec.asked import Context
@@ -97,8 +97,9 @@ def _calibration(at: Context, path: Path, name: str, file: CascadeFile) -> Calib
 
 
 def _thresholds(calibration: Calibration) -> dict[str, float]:
+    """So far above the signal that is not accepted any more, such as a judge's next grade, that it is told apart."""
     return {
-        target_name(f"{each.model}@{each.version}", each.judge): math.nextafter(each.threshold.above, math.inf)
+        target_name(f"{each.model}@{each.version}", each.judge): each.threshold.above + 2 * SURE
         for each in calibration.models
         if each.threshold is not None
     }

@@ -13,6 +13,8 @@ from penstock.connectors.documents import Conflict
 from penstock.connectors.drifts import Drift, Drifts
 from penstock.connectors.state import ABSENT, open_state
 from penstock.engine.errors import SpecError
+from penstock.engine.flow.climb import Climb, Taken, Word
+from penstock.engine.items import Answer
 from penstock.engine.policy import Promise
 from penstock.engine.quality import scorer_version
 from penstock.jobs import cascades, spec
@@ -156,6 +158,22 @@ def test_a_judge_has_a_threshold_for_each_of_its_versions(tmp_path: Path) -> Non
     assert (cascade.judge.model, cascade.judge.choices) == ("top", ("1", "2", "3", "4", "5"))
     assert cascade.bar("small@s", "j1") < 1.0 < cascade.bar("small@s", "j2")
     assert "top" in names_called(asked.policy, asked.catalog)
+
+
+def test_a_grade_that_was_not_good_enough_is_not_taken(tmp_path: Path) -> None:
+    """Grade 4 is right in half, grade 5 always: `above` is 4, and a signal that equals it goes up."""
+    grades = [0.75 + 0.25 * (i % 2) for i in range(400)]
+    rows = [sample(i, "small", at, float(at == 1.0 or i % 4 == 0), "cascade") for i, at in enumerate(grades)]
+    run = outputs(tmp_path, [{**row, "signal_by": "j1"} for row in rows], JUDGED)
+    made = write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    (small,) = made.models
+    assert small.threshold is not None
+    assert small.threshold.above == 0.75
+    cascade = job(tmp_path, "calibrated", JUDGED).policy.tasks["default"].cascade
+    assert cascade is not None
+    answer = Answer("yes", "stop", b"{}")
+    words = [Climb().heard(cascade, "small@s", answer, valid=True, last=False, judged=Word(g, "j1")) for g in (0.75, 1)]
+    assert [isinstance(word, Taken) for word in words] == [False, True]
 
 
 def test_too_few_labels_are_refused_with_how_many_are_needed(tmp_path: Path) -> None:
