@@ -230,3 +230,18 @@ def test_a_key_that_would_break_a_header_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SpecError) as caught:
         secrets.resolve("env:BROKEN_KEY")
     assert "evil" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["openai", "anthropic"])
+@pytest.mark.parametrize(("tokens", "believed"), [(7, True), (10**9, True), (10**30, False)])
+def test_a_count_of_tokens_that_cannot_be_is_no_usage(protocol: Protocol, tokens: int, believed: bool) -> None:
+    """It would be a bill, and a message, that nobody can write. The answer stands; its cost is estimated."""
+    body = (
+        b'{"choices":[{"message":{"content":"yes"}}],"usage":{"prompt_tokens":%d,"completion_tokens":1}}'
+        if protocol == "openai"
+        else b'{"content":[{"type":"text","text":"yes"}],"usage":{"input_tokens":%d,"output_tokens":1}}'
+    )
+    account = Account("a", protocol, "https://host.example/v1")
+    read = TABLE[protocol].read(200, {}, body % tokens, NOW, account)
+    assert read.answer is not None
+    assert (read.answer.text, read.usage is not None) == ("yes", believed)

@@ -16,6 +16,7 @@ from penstock.workers.wire.base import (
     LimitHeaders,
     Read,
     Wire,
+    believed,
     count,
     fail,
     positive,
@@ -147,13 +148,15 @@ def _translate(usage: _Usage | None) -> Usage | None:
     hour = parts.ephemeral_1h_input_tokens or 0
     written = max(usage.cache_creation_input_tokens or 0, (parts.ephemeral_5m_input_tokens or 0) + hour)
     cached = usage.cache_read_input_tokens or 0
-    return Usage(
-        input=usage.input_tokens + written + cached,
-        cached=cached,
-        cache_write=written - hour,
-        cache_write_1h=hour,
-        output=usage.output_tokens or 0,
-        reasoning=(details.thinking_tokens if details else None) or 0,
+    return believed(
+        Usage(
+            input=usage.input_tokens + written + cached,
+            cached=cached,
+            cache_write=written - hour,
+            cache_write_1h=hour,
+            output=usage.output_tokens or 0,
+            reasoning=(details.thinking_tokens if details else None) or 0,
+        )
     )
 
 

@@ -66,6 +66,16 @@ def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: 
     return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
 
 
+MOST_TOKENS = 1_000_000_000
+"""Of one call; a thousand times the longest context there is."""
+
+
+def believed(usage: Usage) -> Usage | None:
+    """None where a count can't be true: the call is then billed as one that told no usage, and no number is too large
+    for the messages between processes."""
+    return usage if all(abs(count) <= MOST_TOKENS for count in msgspec.structs.astuple(usage)) else None
+
+
 LONG_WAIT_S = 120.0
 """A wait longer than this is no minute's limit; OpenAI's own client gives up above it."""
 

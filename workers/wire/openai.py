@@ -17,6 +17,7 @@ from penstock.workers.wire.base import (
     LimitHeaders,
     Read,
     Wire,
+    believed,
     count,
     fail,
     go_duration_s,
@@ -243,12 +244,14 @@ def _translate(usage: _Usage | None) -> Usage | None:
     inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or 0
     reasoning = (outer.reasoning_tokens if outer else None) or 0
-    return Usage(
-        input=usage.prompt_tokens,
-        cached=cached,
-        cache_write=(inner.cache_write_tokens if inner else None) or 0,
-        output=_output(usage.prompt_tokens, usage.completion_tokens or 0, usage.total_tokens, reasoning),
-        reasoning=reasoning,
+    return believed(
+        Usage(
+            input=usage.prompt_tokens,
+            cached=cached,
+            cache_write=(inner.cache_write_tokens if inner else None) or 0,
+            output=_output(usage.prompt_tokens, usage.completion_tokens or 0, usage.total_tokens, reasoning),
+            reasoning=reasoning,
+        )
     )
 
 
