@@ -404,6 +404,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     """Of a judge that was its signal: the judge's version."""
     unpaid: bool = False
     """A rollout's candidate was to answer as well, and the money of that shadow stage was spent."""
+    unheard: bool = False
+    """The candidate was to answer as well, and was given up for what says nothing of it: a limit, an outage."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

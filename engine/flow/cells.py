@@ -131,6 +131,8 @@ class Cell(msgspec.Struct, omit_defaults=True):
     """The same of milliseconds."""
     unpaid: int = 0
     """Items answered from here that were to have such a shadow, and its money was spent."""
+    unheard: int = 0
+    """Of `items` of a candidate in its shadow stage, those that a limit or an outage left without an answer."""
     accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
     """Version of a cascade's calibration → scores of those that it accepted, by the scorer that it names."""
 
@@ -210,6 +212,8 @@ class Cells:
             _item(own, one.cost_nano, one.ms)
         else:
             own.judge_nano += self._several(task, prompt, attempts)
+            if result.unheard:
+                self._unheard(task, prompt, attempts)
         for score in result.scores:
             _score(own, score)
         promise = self._promises.get(task) if result.signal is not None else None
@@ -275,6 +279,13 @@ class Cells:
         at = self._priced.get((model, version))
         experiment, name = arm or ("", "")
         return task, model, version, prompt, at.price.version if at is not None else "", role, experiment, name
+
+    def _unheard(self, task: str, prompt: str, attempts: Sequence[Attempt]) -> None:
+        """A candidate that was given up before it was called has no item here."""
+        asked = next((each for each in attempts if each.role == "shadow" and each.experiment), None)
+        if asked is not None:
+            arm = asked.experiment, asked.arm
+            self.at(self._key(task, asked.model, asked.model_version, prompt, "shadow", *arm)).unheard += 1
 
     def _several(self, task: str, prompt: str, attempts: Sequence[Attempt]) -> int:
         """The item counts once at each model that it was sent to. Returns what judges cost; those of a rollout's

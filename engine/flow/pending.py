@@ -98,6 +98,7 @@ class Pending:
         "task",
         "todo",
         "trial",
+        "unheard",
         "unpaid",
         "versions",
         "votes",
@@ -121,6 +122,8 @@ class Pending:
         """Since when the target of the step under way has been down."""
         self.unpaid = False
         """The money of a rollout's shadow stage did not reach for it."""
+        self.unheard = False
+        """Its candidate was given up for a reason that says nothing of it."""
 
     @property
     def fund(self) -> Keys:

@@ -39,6 +39,11 @@ MAX_WAITS = 60
 """Waits for rate limits: an hour of full minutes."""
 
 
+OWN_FAULTS = frozenset({"attempts_exhausted", "bad_request", "refused", "too_long", "invalid_output"})
+"""Reasons for leaving out a step that speak against its target. The others are limits, outages, money, or the run's
+end: the answer that counts would have waited for longer, so a candidate is not blamed for them."""
+
+
 class Steps:
     def __init__(self, router: Router, calls: Calls, catalog: Catalog, tally: Tally) -> None:
         self._router = router
@@ -167,6 +172,8 @@ class Steps:
     def fail(self, pending: Pending, reason: str, *, all_of_them: bool = False) -> None:
         """The step under way comes to nothing; with it, where asked, all that would follow."""
         self._leave_out([pending.step], reason)
+        if pending.step.kind == "shadow" and pending.step.rehearsal is not None and reason not in OWN_FAULTS:
+            pending.unheard = True
         if all_of_them:
             self._leave_out(pending.todo, reason)
             pending.todo.clear()
@@ -215,14 +222,18 @@ class Steps:
             scores=(*result.scores, *of_answer) if result.sampled else (),
             shadows=shadows,
             unpaid=pending.unpaid,
+            unheard=pending.unheard,
         )
         return whole, of_answer
 
     # -- how long a step may wait
 
-    def bounded(self, failure: Failure, decision: Again | Stop, now: float) -> Again | Stop:
-        """The retry of a step: it neither waits long nor for somebody to mend its target."""
-        if isinstance(decision, Again) and (failure.kind in MENDED or decision.at - now > PATIENCE_S):
+    def bounded(self, failure: Failure, decision: Again | Stop, now: float, *, up: bool) -> Again | Stop:
+        """The retry of a step: it neither waits long nor for somebody to mend its target. `up`: the target is."""
+        if isinstance(decision, Stop):
+            waited = decision.reason == "attempts_exhausted" and (failure.kind == "rate_limited" or not up)
+            return Stop("no_candidate", decision.message) if waited else decision
+        if failure.kind in MENDED or decision.at - now > PATIENCE_S:
             return Stop("no_candidate", f"it would have to wait for long: {failure.kind}: {failure.message}")
         return decision
 

@@ -177,11 +177,12 @@ def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Verdict:
 
 
 def _answered(cell: Cell) -> Sample:
-    return _coins(cell.results, cell.items)
+    return _coins(cell.results, cell.items - cell.unheard)
 
 
 def _not_refused(cell: Cell) -> Sample:
-    return _coins(cell.items - min(cell.items, cell.refused), cell.items)
+    items = cell.items - cell.unheard
+    return _coins(items - min(items, cell.refused), items)
 
 
 def _coins(good: int, items: int) -> Sample:

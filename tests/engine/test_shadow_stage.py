@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penstock.engine.budget import Budget
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, Scored, summed
-from penstock.engine.items import Answer, Attributes, Call, Failure, Outcome, Usage
+from penstock.engine.items import Answer, Attributes, Call, Failure, FailureKind, Outcome, Usage
 from penstock.engine.policy import Cascade, Shadow
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.steering import document
@@ -216,6 +216,60 @@ def test_equal_refusals_are_told_and_what_can_decide_passes() -> None:
     after = see(at, told, 2.0)
     assert after is not None
     assert (after.state, after.decisions[-1].why) == ("passed", "every guard that may decide passed")
+
+
+class Limited(Rig):
+    """While `limit` is set, that is what every call gets."""
+
+    limit: Failure | None = None
+
+    def land(self, call: Call) -> None:
+        if self.limit is None:
+            super().land(call)
+        else:
+            self.lane.outcome(Outcome(call.item_id, 0, call.attempt, self.now, 5.0, None, self.limit, None), self.now)
+
+
+LONG = [
+    Failure("rate_limited", "slow down", retry_after_s=180.0),
+    Failure("rate_limited", "slow down"),
+    Failure("daily_limit", "tomorrow"),
+    Failure("auth", "who are you?"),
+    Failure("overloaded", "too many"),
+]
+
+
+@pytest.mark.parametrize("limit", LONG, ids=lambda limit: f"{limit.kind}-{limit.retry_after_s}")
+def test_a_limit_or_an_outage_that_is_longer_than_a_steps_patience_does_not_speak_against_the_candidate(
+    limit: Failure,
+) -> None:
+    """Both versions are of one account, and the live one's items just wait for it."""
+    rig, at = Limited(PLAIN), rolling((), 1.0, 10**12, "quality", "error_rate")
+    steer(rig, at)
+    rig.offer(60, attributes=RIGHT)
+    for call in rig.take():
+        rig.land(call)
+    rig.limit = limit
+    results = rig.run(rounds=400)
+    assert len(results) == 60
+    base, other = rig.lane.cells.rows
+    assert (base.items, base.results, other.results) == (60, 60, 0)
+    assert other.items == other.unheard > 0
+    told = judged(at, rig.lane.cells.rows)
+    assert [(each.decision, each.items) for each in told] == [("go on", 0), ("go on", 0)]
+    assert rig.failed == {"shadow|no_candidate": 60}
+
+
+@pytest.mark.parametrize("kind", ["bad_request", "server_error", "refused"])
+def test_its_own_failures_speak_against_it(kind: FailureKind) -> None:
+    rig, at = Limited(PLAIN), rolling((), 1.0, 10**12, "quality", "error_rate")
+    steer(rig, at)
+    rig.offer(1, attributes=RIGHT)
+    rig.land(rig.take()[0])
+    rig.limit = Failure(kind, "no")
+    rig.run(rounds=80)
+    other = next(cell for cell in rig.lane.cells.rows if cell.role == "shadow")
+    assert (other.items, other.unheard, other.results) == (1, 0, 0)
 
 
 def test_a_shadow_stage_needs_a_guard_that_can_decide_in_it() -> None:
