@@ -78,7 +78,8 @@ def _calibration(task: str, data: bytes) -> Calibration:
     try:
         return msgspec.json.decode(data, type=Calibration)
     except msgspec.MsgspecError as error:
-        raise Corrupt(f"the calibration of task {task} can't be read ({error}); calibrate it again") from error
+        again = "calibrate it again: penstock cascade calibrate RUN, with the id of the labelled run"
+        raise Corrupt(f"the calibration of task {task} can't be read ({error}); {again}") from error
 
 
 def _key(task: str) -> str:
