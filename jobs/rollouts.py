@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ from penstock.connectors.steering import SteeringFile
 from penstock.engine.catalog import Catalog, Model
 from penstock.engine.errors import PenstockError, SpecError
 from penstock.engine.flow.cells import Cell
-from penstock.engine.policy import Policy
+from penstock.engine.policy import Policy, Task
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged, shadow_cost
@@ -55,6 +55,8 @@ class Heard(msgspec.Struct, frozen=True):
     rollout: Rollout
     untold: str | None = None
     undecided: str | None = None
+    climbing: tuple[str, ...] = ()
+    """What cascades that ask the model make of it."""
 
 
 class Job(NamedTuple):
@@ -81,8 +83,38 @@ def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
         made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, how=ask.how)
         return document.started(steering, made)
 
-    heard = _change(url, ask.model, decide)
-    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs if job is None else [job, *_jobs(url)]))
+    heard, jobs = _change(url, ask.model, decide), jobs if job is None else [job, *_jobs(url)]
+    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs), climbing=tuple(_climbing(ask, jobs)))
+
+
+def _climbing(ask: Ask, jobs: Sequence[Job]) -> Iterator[str]:
+    """What a person has to know where cascades ask the model."""
+    known = [(job.catalog, job.policy) for job in jobs if job.policy is not None and ask.model in job.catalog.models]
+    tasks = [(catalog, task) for catalog, policy in known for task in policy.tasks.values()]
+    below = {task.name: task.cascade for _, task in tasks if task.cascade and ask.model in task.cascade.models}
+    if below and ask.how.shadow is not None and not any(_may_ask(*each, ask.model) for each in tasks):
+        yield (
+            f"only cascades ask {ask.model} (task {', '.join(below)}), and a shadow stage compares none of their "
+            f"items: it would never end. penstock rollback {ask.model} takes it back; start it without a shadow"
+        )
+    target = f"{ask.model}@{ask.version}"
+    for name, cascade in below.items():
+        if cascade.promise is None or ask.model == cascade.models[-1]:
+            continue
+        if not any(each == target or each.startswith(f"{target} by ") for each in cascade.thresholds):
+            yield (
+                f"the cascade of task {name} has no threshold for {target}: until it is calibrated with it (penstock "
+                "cascade calibrate), all its answers go up to the next model, and quality can't be compared there"
+            )
+
+
+def _may_ask(catalog: Catalog, task: Task, model: str) -> bool:
+    """Without a cascade."""
+    if task.cascade is not None:
+        return False
+    if task.models is not None:
+        return model in task.models
+    return task.tier is None or model in catalog.tiers.get(task.tier, ())
 
 
 def _undecided(url: str, ask: Ask, jobs: Sequence[Job]) -> str | None:

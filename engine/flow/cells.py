@@ -131,6 +131,8 @@ class Cell(msgspec.Struct, omit_defaults=True):
     """The same of milliseconds."""
     unpaid: int = 0
     """Items answered from here that were to have such a shadow, and its money was spent."""
+    doubted: int = 0
+    """Of `items`, those that gave an answer that their cascade did not believe: it went on for a better one."""
     unheard: int = 0
     """Of `items` of a candidate in its shadow stage, those that a limit or an outage left without an answer."""
     accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
@@ -211,7 +213,7 @@ class Cells:
             _call(own, one)
             _item(own, one.cost_nano, one.ms)
         else:
-            own.judge_nano += self._several(task, prompt, attempts)
+            own.judge_nano += self._several(task, prompt, attempts, own)
             if result.unheard:
                 self._unheard(task, prompt, attempts)
         for score in result.scores:
@@ -287,10 +289,12 @@ class Cells:
             arm = asked.experiment, asked.arm
             self.at(self._key(task, asked.model, asked.model_version, prompt, "shadow", *arm)).unheard += 1
 
-    def _several(self, task: str, prompt: str, attempts: Sequence[Attempt]) -> int:
-        """The item counts once at each model that it was sent to. Returns what judges cost; those of a rollout's
+    def _several(self, task: str, prompt: str, attempts: Sequence[Attempt], own: Cell | None = None) -> int:
+        """The item counts once at each model that it was sent to. `own`: whose answer it has; what others said before
+        was doubted. Returns what judges cost; those of a rollout's
         shadow stage are on its bill alone."""
         spent: dict[Key, tuple[int, float]] = {}
+        heard = dict[Key, None]()
         judged = 0
         for attempt in attempts:
             role: CellRole = attempt.role if attempt.role in ("judge", "shadow") else ""
@@ -300,8 +304,12 @@ class Cells:
             _call(self.at(key), attempt)
             cost, ms = spent.get(key, (0, 0.0))
             spent[key] = cost + attempt.cost_nano, ms + attempt.ms
+            if not role and attempt.outcome == "ok":
+                heard[key] = None
         for key, (cost, ms) in spent.items():
             _item(self.at(key), cost, ms)
+        for cell in map(self.at, heard):
+            cell.doubted += cell is not own
         return judged
 
 

@@ -11,7 +11,7 @@ baseline's items and decide nothing; where they look worse, the rollout waits fo
 | guard | an item's value |
 |---|---|
 | quality | its score, for each scorer by itself (they share the alarm rate) |
-| error_rate | 1 where a call here gave the item its answer, else 0 |
+| error_rate | 1 where a call here gave the item its answer, or one that its cascade doubted; else 0 |
 | refusals | 1, or 0 where the provider's policy refused it |
 | cost, latency | the logarithm, compared by means: what is doubled for half of the items shows, an outlier doesn't |
 """
@@ -177,7 +177,7 @@ def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Verdict:
 
 
 def _answered(cell: Cell) -> Sample:
-    return _coins(cell.results, cell.items - cell.unheard)
+    return _coins(cell.results + cell.doubted, cell.items - cell.unheard)
 
 
 def _not_refused(cell: Cell) -> Sample:

@@ -15,7 +15,7 @@ from penstock.engine.budget import Budget
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, Scored, summed
 from penstock.engine.items import Answer, Attributes, Call, Failure, FailureKind, Outcome, Usage
-from penstock.engine.policy import Cascade, Shadow
+from penstock.engine.policy import NEVER, Cascade, Output, Shadow
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
@@ -270,6 +270,30 @@ def test_its_own_failures_speak_against_it(kind: FailureKind) -> None:
     rig.run(rounds=80)
     other = next(cell for cell in rig.lane.cells.rows if cell.role == "shadow")
     assert (other.items, other.unheard, other.results) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("above", [None, "bad_request"])
+def test_an_answer_that_a_cascade_doubts_is_no_error_of_the_version_that_gave_it(above: FailureKind | None) -> None:
+    """No threshold is known for v2: all its answers go up, whatever becomes of them there."""
+    cascade = Cascade(("main", "other"), "agreement", NEVER, 1, {"main@v1": 0.5})
+    rig = Rig(msgspec.structs.replace(PLAIN, output=Output(choices=("yes", "no")), cascade=cascade))
+    at = begin("main", ("v1", "v2"), (0.5,), guards(["error_rate"]), by="ann", now=1.0)
+    steer(rig, at)
+    if above is not None:
+        rig.fails["other"] = above
+    rig.offer(400, attributes=RIGHT)
+    rig.run()
+    base, other = (
+        next(c for c in rig.lane.cells.rows if c.model == "main" and not c.role and c.version == v)
+        for v in ("v1", "v2")
+    )
+    assert (base.results, base.doubted) == (base.items, 0)
+    assert (other.results, other.doubted) == (0, other.items)
+    top = next(c for c in rig.lane.cells.rows if c.model == "other")
+    assert (top.results, top.doubted) == (0 if above else top.items, 0)
+    (told,) = judged(at, rig.lane.cells.rows)
+    assert told.decision != "fail"
+    assert told.mean == 0.0
 
 
 def test_a_shadow_stage_needs_a_guard_that_can_decide_in_it() -> None:

@@ -8,6 +8,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.connectors.base import Raw
@@ -21,6 +22,7 @@ from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import Item
 from penstock.engine.judging import judge_version
 from penstock.engine.measure.agreement import agreement
+from penstock.engine.policy import NEVER, Cascade, Promise
 from penstock.engine.registry import document as registry_document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.judges import Calibration
@@ -210,6 +212,42 @@ def test_a_rollout_that_nothing_can_decide_about_is_told_so_when_it_starts(
     assert call(["rollback", "small"]) == 0
     assert call(["rollout", "start", "small", "v2", "--job", "job.yaml", "--guard", "cost"]) == 0
     assert "guard of quality" not in capsys.readouterr().err
+
+
+CASCADE = "cascade: {models: [small, big], signal: validity}\nsinks:"
+BIG = ", {name: big, account: sand, price: free, live: b, versions: [{id: b, model: m3}]}]\n"
+
+
+def test_a_shadow_stage_of_a_model_that_only_cascades_ask_is_told_of(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It compares nothing that a cascade answered. Where a task asks the model by itself, it does."""
+    climbing = JOB.partition("experiments:")[0].replace("]}]\n", "]}" + BIG).replace("sinks:", CASCADE)
+    (here / "job.yaml").write_text(climbing)
+    start = ["rollout", "start", "small", "v2", "--job", "job.yaml"]
+    assert call([*start, "--shadow"]) == 0
+    assert "only cascades ask small (task default), and a shadow stage compares none" in capsys.readouterr().err
+    assert call(["rollback", "small"]) == 0
+    assert call(start) == 0
+    assert call(["rollback", "small"]) == 0
+    (here / "job.yaml").write_text(JOB)
+    assert call([*start, "--shadow"]) == 0
+    assert "cascade" not in capsys.readouterr().err
+
+
+def test_a_cascade_without_a_threshold_for_the_new_version_is_told_of(here: Path) -> None:
+    (here / "job.yaml").write_text(JOB)
+    spec = load(here / "job.yaml")
+    (task,) = spec.policy.tasks.values()
+    for thresholds, told in (({"small@v1": 0.5}, 1), ({"small@v1": 0.5, "small@v2 by 7": 0.5}, 0)):
+        cascade = Cascade(("small", "big"), "agreement", NEVER, 3, thresholds, promise=Promise(1, "exact@1", 0.9))
+        climbing = msgspec.structs.replace(task, cascade=cascade)
+        policy = msgspec.structs.replace(spec.policy, tasks={task.name: climbing})
+        ask = rollouts.Ask("small", "v2", (0.5,), ("quality",))
+        url = str(here / f"state{told}")
+        heard = rollouts.start(url, ask, rollouts.Job(spec.catalog, policy))
+        assert len(heard.climbing) == told
+        assert all("no threshold for small@v2" in word for word in heard.climbing)
 
 
 def test_a_judge_that_is_calibrated_decides_and_no_word_is_needed(
