@@ -146,7 +146,7 @@ class Steersman:
         """Somebody may have written another version into the catalogue, and wait for it. One that is as it was before a
         rollout was promoted was not written for that."""
         own, at = self._catalog.models[model], self.steering.rollouts.get(model)
-        behind = at is not None and at.state == "promoted" and at.baseline == own.live
+        behind = at is not None and at.state in ("promoted", "watching") and at.baseline == own.live
         if version == own.live or behind or f"{model}@{version}" in self._unknown:
             return
         self._unlike.add((model, version))

@@ -322,10 +322,16 @@ async def test_a_catalogue_that_names_another_live_version_than_a_rollout_left_i
         assert len(found) == told
         assert all("(rolled back) that v1 is" in note and "rollout start small v2" in note for note in found)
     promoted = said(said(rolling(), "promote", "ann", 2.0), "promote", "ann", 3.0)
-    SteeringFile(url).change(lambda steering: document.with_rollout(steering, promoted))
-    notes = []
-    await Steersman(url, CATALOG, list, notes.append).first(Lanes().steer)
-    assert not [note for note in notes if "catalogue says" in note]
+    watched = begin("small", ("v1", "v2"), (0.5,), guards(["quality"]), by="ann", now=0.0, how=How(watch=0.02))
+    watching = said(watched, "promote", "ann", 2.0)
+    assert (promoted.state, watching.state) == ("promoted", "watching")
+    for at in (promoted, watching):
+        after = SteeringFile(url).change(lambda steering, at=at: document.with_rollout(steering, at))
+        assert after is not None
+        assert after.live == {"small": "v2"}
+        notes = []
+        await Steersman(url, CATALOG, list, notes.append).first(Lanes().steer)
+        assert not [note for note in notes if "catalogue says" in note]
 
 
 async def test_a_job_whose_catalogue_lacks_the_version_says_so_once(tmp_path: Path) -> None:
