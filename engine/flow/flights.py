@@ -227,6 +227,16 @@ class Flights:
         for slot in waiting:
             self.queue(slot, now)
 
+    def give_up_unpaid(self, now: float) -> None:
+        """No item that has its answer waits for long for a shadow stage's money, which other jobs hold."""
+        for rehearsal in self._router.turn.rehearsals.values():
+            waiting = self._till.waiting_for(rehearsal.fund[0])
+            gone = {s: s.pending for s in waiting if s.pending is not None and self._steps.unfunded(s.pending, now)}
+            self._till.drop(gone)
+            for slot, pending in gone.items():
+                self._steps.unpaid(pending)
+                self._go_on(slot, pending, now)
+
     def _waits_in_vain(self, slot: Slot, pending: Pending, now: float) -> bool:
         """A step whose target is down for long, or that may not be sent any more, is left out."""
         targets = self._places.targets
@@ -235,6 +245,8 @@ class Flights:
             self._steps.fail(pending, "cancelled")
         elif self._steps.out_of_patience(pending, usable_at, now):
             self._steps.fail(pending, "no_candidate")
+        elif self._steps.unfunded(pending, now):
+            self._steps.unpaid(pending)
         else:
             return False
         self._go_on(slot, pending, now)

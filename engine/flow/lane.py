@@ -308,6 +308,7 @@ class Lane:
                 part.drop(gone)
             for slot in passed:
                 self.flights.expired(slot, now)
+        self.flights.give_up_unpaid(now)
         for slot in self.places.due(now):
             deadline = slot.item.attributes.deadline
             if deadline is not None and deadline <= now:

@@ -98,6 +98,7 @@ class Pending:
         "task",
         "todo",
         "trial",
+        "unfunded_at",
         "unheard",
         "unpaid",
         "versions",
@@ -120,6 +121,8 @@ class Pending:
         self.refused: list[Refusal] = []
         self.blocked_at: float | None = None
         """Since when the target of the step under way has been down."""
+        self.unfunded_at: float | None = None
+        """Since when the step under way has waited for a rollout's money."""
         self.unpaid = False
         """The money of a rollout's shadow stage did not reach for it."""
         self.unheard = False

@@ -14,6 +14,7 @@ Of a cascade whose signal is a judge, an answer is tried before it counts: `begi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -33,12 +34,10 @@ from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.turn import Rehearsal
 
 PATIENCE_S = 120.0
-"""A step waits for its target at most so long at a time; the item's result waits with it. A guess: a minute's rate
-limit and a short outage pass in it."""
+"""A step waits for its target, or for a shadow stage's money, at most so long at a time; the item's result waits with
+it. A guess: a minute's rate limit and a short outage pass in it."""
 MAX_WAITS = 60
 """Waits for rate limits: an hour of full minutes."""
-
-
 OWN_FAULTS = frozenset({"attempts_exhausted", "bad_request", "refused", "too_long", "invalid_output"})
 """Reasons for leaving out a step that speak against its target. The others are limits, outages, money, or the run's
 end: the answer that counts would have waited for longer, so a candidate is not blamed for them."""
@@ -153,7 +152,7 @@ class Steps:
             self._refuse(pending, routed)
             return False
         slot.route, slot.request, slot.role, slot.history = routed, request, step.kind, FIRST
-        pending.attempts, pending.blocked_at = len(slot.attempts), None
+        pending.attempts, pending.blocked_at, pending.unfunded_at = len(slot.attempts), None, None
         self._calls.move(slot, 0)
         if step.kind == "judge":
             pending.versions[step.target] = routed.candidates[0].version
@@ -177,6 +176,13 @@ class Steps:
         if all_of_them:
             self._leave_out(pending.todo, reason)
             pending.todo.clear()
+
+    def unpaid(self, pending: Pending) -> None:
+        """The money of a rollout's shadow stage does not come: nothing that it would pay for is asked."""
+        pending.unpaid = True
+        self.fail(pending, "budget")
+        self._leave_out((step for step in pending.todo if step.rehearsal is not None), "budget")
+        pending.todo = deque(step for step in pending.todo if step.rehearsal is None)
 
     def _leave_out(self, steps: Iterable[Step], reason: str) -> None:
         for step in steps:
@@ -244,6 +250,13 @@ class Steps:
             return False
         pending.blocked_at = now if pending.blocked_at is None else min(now, pending.blocked_at)  # clocks go back too
         return usable_at - pending.blocked_at > PATIENCE_S
+
+    def unfunded(self, pending: Pending, now: float) -> bool:
+        """The step has waited for its shadow stage's money for too long: others may hold it, and be dead."""
+        if pending.unfunded_at is None:
+            return False
+        pending.unfunded_at = min(now, pending.unfunded_at)
+        return now - pending.unfunded_at > PATIENCE_S
 
 
 def is_whole(task: Task) -> bool:

@@ -81,6 +81,8 @@ class Till:
         answer = self._budgets.reserve(slot.item.attributes.tenant, worst, now, slot.purpose, slot.fund)
         if isinstance(answer, Reservation):
             slot.reservation = answer
+            if slot.pending is not None:
+                slot.pending.unfunded_at = None
             for held in answer.held:
                 self._drawn[held.key] = (now, worst)
             return True
@@ -90,6 +92,8 @@ class Till:
         slot.state = "held"
         self._limits[key] = answer.limit_nano
         self._waiting.setdefault(key, deque()).append((slot, worst))
+        if slot.pending is not None and slot.pending.unfunded_at is None and key in dict(slot.fund):
+            slot.pending.unfunded_at = now
         return False
 
     def wishes(self) -> list[Wish]:
@@ -145,6 +149,10 @@ class Till:
         """Whether this item would by now ask another budget's money: the key's day or month is over."""
         keys = (*self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose), *slot.fund)
         return all(key != name for name, _ in keys)
+
+    def waiting_for(self, key: str) -> list[Slot]:
+        """Those that wait for this key's money."""
+        return [slot for slot, _ in self._waiting.get(key, ())]
 
     def why(self, key: str) -> NoMoney:
         return self._refused[key]

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from penstock.engine.budget import Budget
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, Scored, summed
-from penstock.engine.items import Answer, Attributes, Call, Failure, FailureKind, Outcome, Usage
+from penstock.engine.flow.lane_check import check
+from penstock.engine.flow.steps import PATIENCE_S
+from penstock.engine.items import Answer, Attributes, Call, Failure, FailureKind, Outcome, Result, Usage
 from penstock.engine.policy import NEVER, Cascade, Output, Shadow
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.steering import document
@@ -335,6 +337,43 @@ def test_the_stage_never_costs_more_than_it_was_given_and_every_item_has_its_res
     assert spent <= 1 + limit * 1_000
     assert paired + unpaid(at, rig.lane.cells.rows) == items
     assert rig.lane.spent_out is None, "the run goes on"
+
+
+@pytest.mark.parametrize("judged_too", [False, True])
+def test_an_item_waits_no_longer_for_a_shadow_stages_money_than_for_its_target(judged_too: bool) -> None:
+    """Another job holds the rest of it, and may be dead: the ledger says "not now" for a quarter of an hour."""
+    rig = Rig(msgspec.structs.replace(GRADED, sample=0.0) if judged_too else PLAIN)
+    at = rolling(nano=60_000)
+    steer(rig, at)
+    rig.offer(5, attributes=RIGHT)
+    for call in rig.take():
+        rig.land(call)
+    began, results = rig.now, list[Result]()
+    while len(results) < 5 and rig.now - began < 900.0:
+        assert rig.take() == []
+        for wish in rig.lane.wishes():
+            rig.lane.leased(wish.key, {}, rig.now)
+        rig.now += 5.0
+        rig.lane.tick(rig.now)
+        results += rig.commit().results
+    assert len(results) == 5
+    assert PATIENCE_S < rig.now - began <= PATIENCE_S + 15.0
+    assert all(r.shadows == () and r.answer.text == "yes" and r.unpaid for r in results)
+    assert unpaid(at, rig.lane.cells.rows) == 5
+    check(rig.lane)
+
+
+def test_money_that_comes_in_time_pays_for_the_shadow() -> None:
+    rig = Rig(PLAIN)
+    steer(rig, rolling())
+    rig.offer(1, attributes=RIGHT)
+    rig.land(rig.take()[0])
+    rig.take()
+    rig.lane.tick(rig.now)
+    rig.now += PATIENCE_S - 1.0
+    rig.lane.tick(rig.now)
+    result = rig.one()
+    assert (len(result.shadows), result.unpaid) == (1, False)
 
 
 # ---- when it is over
