@@ -230,6 +230,7 @@ class Driver:
                 await self._reprice(now)
             self._judge(now)
             if self._all_settled():
+                self._sum_up()  # the last reports came while this round waited for something
                 if self._ending is not None:
                     return self._ending
                 if self._plan.bounded and all(report.done for report in self._reports.values()):

@@ -362,3 +362,17 @@ def memory_holder():
     from penstock.connectors.base import this_process
 
     return this_process("penstock run")
+
+
+async def test_reports_that_come_while_a_round_waits_are_in_the_last_sums(tmp_path: Path) -> None:
+    """Else a run ends as done with nothing in it, and its dead letters change no exit code."""
+    one = driver(tmp_path)
+
+    async def check(now: float, reports: object) -> None:
+        for lane in range(2):
+            one._reports[lane] = LaneReport(lane, Tally(dead_letters={"template": 3}), done=True, settled=True)
+
+    one._crew.check = check  # type: ignore[method-assign]
+    async with asyncio.timeout(20):
+        assert await one._watch() == ("done", "")
+    assert (one._status.tally.dead_letters, one._status.lanes_ended) == ({"template": 6}, 2)
