@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -289,11 +290,19 @@ def new_topic(request: pytest.FixtureRequest) -> Callable[..., Awaitable[str]]:
         try:
             made = await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=dict(config or {}))])
             assert [error[1] for error in made.topic_errors] == [0], made
+            while not _is_up(await admin.describe_topics([topic]), partitions):  # noqa: ASYNC110 - a busy broker lags
+                await asyncio.sleep(0.05)
         finally:
             await admin.close()
         return topic
 
     return make
+
+
+def _is_up(told: list[dict[str, Any]], partitions: int) -> bool:
+    if len(told) != 1 or told[0]["error_code"] != 0:
+        return False
+    return [one["leader"] >= 0 and one["error_code"] == 0 for one in told[0]["partitions"]] == [True] * partitions
 
 
 @pytest.fixture
