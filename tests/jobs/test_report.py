@@ -193,7 +193,7 @@ def test_a_plain_display_tells_states_and_notes_once() -> None:
     display, meter = progress.PlainDisplay(Console(file=out, no_color=True, highlight=False)), progress.Meter()
     for second in range(12):
         status = running(second * 10, float(second))
-        status.notes = ["budget nearly used"]
+        status.notes, status.noted = ["budget nearly used"], 1
         display.show(meter.see(status, float(second)))
     lines = out.getvalue().splitlines()
     assert lines.count("note: budget nearly used") == 1
