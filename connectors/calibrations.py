@@ -89,8 +89,6 @@ def _key(task: str) -> str:
 # ---- judges
 
 JUDGES = "judges.json"
-TRIES = 100
-PAUSE_S = 0.01
 
 
 def read_judges(state: State) -> dict[str, judges.Calibration]:
@@ -109,7 +107,7 @@ def write_judges(state: State, found: Iterable[judges.Calibration]) -> None:
         data = msgspec.json.format(msgspec.json.encode({**before, **new}))
         state.put(JUDGES, data, ABSENT if there is None else there[1])
 
-    until_won(attempt, JUDGES, TRIES, PAUSE_S)
+    until_won(attempt, JUDGES)
 
 
 def _judges(data: bytes) -> dict[str, judges.Calibration]:

@@ -44,7 +44,7 @@ class State(Protocol):
         ...
 
 
-def until_won(attempt: Callable[[], T], what: str, tries: int, pause_s: float) -> T:
+def until_won(attempt: Callable[[], T], what: str, tries: int = 100, pause_s: float = 0.01) -> T:
     """`attempt` reads, decides and puts; where `put` raises `Conflict`, it is made again after a pause that grows with
     each lost race. Raises `Temporary` after so many."""
     for lost in range(tries):

@@ -17,8 +17,6 @@ from penstock.connectors.state import open_state
 from penstock.engine.audit import Draft
 from penstock.engine.errors import Corrupt
 
-TRIES = 100
-PAUSE_S = 0.01
 OWED_S = 15.0
 """After so long whoever found it has died before it was in the audit log."""
 
@@ -65,7 +63,7 @@ class Drifts:
 
     def add(self, drift: Drift) -> Drift:
         """The one that stands there then: whoever came first found it. Raises `Corrupt`, `Temporary`."""
-        return until_won(lambda: self._add(drift), _key(drift.task), TRIES, PAUSE_S)
+        return until_won(lambda: self._add(drift), _key(drift.task))
 
     def _add(self, drift: Drift) -> Drift:
         there, tag = read_drifts(self._state, drift.task)
@@ -80,7 +78,7 @@ class Drifts:
         facts = {f: getattr(drift, f) for f in ("task", "calibration", "target", "scorer", "promised", "items", "mean")}
         named = {"id": f"{drift.task}:{drift.calibration}", **facts, "why": drift.why}
         open_audit(self._url).append(Draft(drift.at, "penstock", "drift", drift.job, drift.run, named))
-        until_won(lambda: self._paid(drift), _key(drift.task), TRIES, PAUSE_S)
+        until_won(lambda: self._paid(drift), _key(drift.task))
 
     def _paid(self, drift: Drift) -> None:
         there, tag = read_drifts(self._state, drift.task)

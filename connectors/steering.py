@@ -18,8 +18,6 @@ from penstock.engine.errors import Corrupt
 from penstock.engine.steering.document import Owed, Steering, settled
 
 KEY = "steering.json"
-TRIES = 100
-PAUSE_S = 0.01
 
 Decide = Callable[[Steering], Steering | None]
 """What follows from what stands there; None: nothing. Asked anew after a lost race."""
@@ -43,7 +41,7 @@ class SteeringFile:
     def change(self, decide: Decide) -> Steering | None:
         """What stands there now, where `decide` had something to decide. Raises what it raises, `Corrupt`, and
         `Temporary`: then it is uncertain whether it was written."""
-        return until_won(lambda: self._change(decide), f"{KEY} in {self._url}", TRIES, PAUSE_S)
+        return until_won(lambda: self._change(decide), f"{KEY} in {self._url}")
 
     def _change(self, decide: Decide) -> Steering | None:
         found = self._state.get(KEY)

@@ -26,6 +26,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     concurrency: int = 256
     """Calls in flight. 256 keeps a 200 ms provider at 1,280 requests/s and is under every provider's socket limit."""
 
+    @property
+    def rated(self) -> bool:
+        """There is a limit a minute."""
+        return any((self.rpm, self.tpm, self.input_tpm, self.output_tpm))
+
 
 class Account(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str

@@ -14,7 +14,6 @@ import msgspec
 from penstock.engine.catalog import Account, Catalog, Model
 from penstock.workers.clock import tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, words
-from penstock.workers.engines.gates import rated
 from penstock.workers.replies import Unanswered, answered
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
@@ -280,7 +279,7 @@ class Fleet:
     def _governed(self, account: Account) -> bool:
         """Only accounts with rates, or with several dispatchers, need a governor. A worker that serves one without it
         has one as soon as a job with several dispatchers comes, and keeps it."""
-        return rated(account.limits) or self._dispatchers > 1
+        return account.limits.rated or self._dispatchers > 1
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -91,7 +91,7 @@ class Governor:
         self._account = msgspec.json.decode(account_json, type=Account)
         limits = self._account.limits
         self._limits = AccountLimits(limits)
-        self._rated = any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
+        self._rated = limits.rated
         self._clock = clock
         self._born = clock.tick()
         self._restarted = restarted

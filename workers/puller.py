@@ -193,9 +193,8 @@ class Puller:
             room = await self._wait_for_room()
             asked_at = self._tick()
             try:
-                async with asyncio.timeout(
-                    REPLY_LOST_S
-                ):  # `wait_for` loses a cancel that meets the answer (Python 3.11)
+                # not `wait_for`: it loses a cancel that meets the answer (Python 3.11)
+                async with asyncio.timeout(REPLY_LOST_S):
                     grant = await board.ask(self.name, self.pool, room)
                 mute_since = None
             except Exception:  # noqa: BLE001 - a lost board: its driver is told by Ray and brings a new one

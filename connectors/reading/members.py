@@ -120,9 +120,11 @@ def check(names: Collection[str], body: Mapping[str, object], vouched: Collectio
     `BadRecord`."""
     for name in sorted(names):
         value = body.get(name)
+        if value is None or value is False:
+            continue
         if (why := refusal(name, value)) is not None:
             raise BadRecord("unsupported", f"{name} ({str(value)[:60]!r}) is not sent: {why}")
-        if value is not None and value is not False and name not in _KNOWN and name not in vouched:
+        if name not in _KNOWN and name not in vouched:
             raise BadRecord(
                 "unsupported",
                 f"{name[:100]} is not sent: Penstock doesn't know what it does. If it changes neither price nor "

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -24,6 +24,8 @@ from penstock.engine.items import Attempt, CostLine, DeadLetter, Result, Score, 
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
 from penstock.engine.policy import Promise
+
+K = TypeVar("K", str, int)
 
 CellRole = Literal["", "shadow", "judge", "idle"]
 Key = tuple[str, str, str, str, str, CellRole, str, str]
@@ -291,8 +293,7 @@ class Cells:
 
     def _several(self, task: str, prompt: str, attempts: Sequence[Attempt], own: Cell | None = None) -> int:
         """The item counts once at each model that it was sent to. `own`: whose answer it has; what others said before
-        was doubted. Returns what judges cost; those of a rollout's
-        shadow stage are on its bill alone."""
+        was doubted. Returns what judges cost; those of a rollout's shadow stage are on its bill alone."""
         spent: dict[Key, tuple[int, float]] = {}
         heard = dict[Key, None]()
         judged = 0
@@ -391,12 +392,14 @@ def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) 
         for name in _SUMS:
             setattr(mine, name, getattr(mine, name) + sign * getattr(cell, name))
         add_counts(mine.failures, cell.failures, sign)
-        for scorer, scored in cell.scores.items():
-            add_scores(mine.scores.setdefault(scorer, Scored()), scored, sign)
-        for scorer, scored in cell.pairs.items():
-            add_scores(mine.pairs.setdefault(scorer, Scored()), scored, sign)
-        for calibration, scored in cell.accepted.items():
-            add_scores(mine.accepted.setdefault(calibration, Scored()), scored, sign)
+        _add_by_name(mine.scores, cell.scores, sign)
+        _add_by_name(mine.pairs, cell.pairs, sign)
+        _add_by_name(mine.accepted, cell.accepted, sign)
+
+
+def _add_by_name(into: dict[K, Scored], more: Mapping[K, Scored], sign: Literal[1, -1]) -> None:
+    for name, scored in more.items():
+        add_scores(into.setdefault(name, Scored()), scored, sign)
 
 
 def add_scores(into: Scored, scored: Scored, sign: Literal[1, -1] = 1) -> None:

@@ -118,12 +118,8 @@ def _said(cascade: Cascade, level: float | None, bar: float, *, valid: bool) -> 
         return "valid" if level else "not valid"
     if bar > 1.0 and valid:
         return "no threshold holds for it" + (f" ({cascade.signal} {level:.3g})" if level is not None else "")
+    if level is None and not valid:
+        return "not valid"
     if level is None:
-        return (
-            "not valid"
-            if not valid
-            else "no judge spoke"
-            if cascade.signal == "judge"
-            else f"it tells no {cascade.signal}"
-        )
+        return "no judge spoke" if cascade.signal == "judge" else f"it tells no {cascade.signal}"
     return f"{cascade.signal} {level:.3g} {'≥' if level >= bar - SURE else '<'} {bar:g}"

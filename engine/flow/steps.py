@@ -109,10 +109,8 @@ class Steps:
         """What the judge says. The slot is its own again."""
         route = trial.route
         new = tuple(each for each in pending.refused if each not in route.refused)
-        slot.pending, slot.route = (
-            None,
-            msgspec.structs.replace(route, refused=(*route.refused, *new)) if new else route,
-        )
+        slot.pending = None
+        slot.route = msgspec.structs.replace(route, refused=(*route.refused, *new)) if new else route
         slot.candidate, slot.request, slot.role = trial.candidate, trial.request, trial.role
         slot.history, slot.usage, slot.call_ms = trial.history, trial.usage, trial.call_ms
         judge = judging.judge_at(pending.task, judging.SIGNAL)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from penstock.engine.steering.rollout import Decision, Shadowing, Told, Unit, Word
+    from penstock.engine.steering.rollout import Decision, Rollout, Shadowing, Told, Unit, Word
     from penstock.jobs.history import History
     from penstock.jobs.requeue import Touched
     from penstock.jobs.rollouts import Heard, Standing
@@ -175,7 +175,6 @@ def list_rollouts(state: str | None, as_json: bool) -> int:
     """The latest rollout of each model."""
     from rich.table import Table
 
-    from penstock.engine.steering.rollout import SHADOW
     from penstock.jobs import rollouts
     from penstock.jobs.wording import moment
 
@@ -191,15 +190,21 @@ def list_rollouts(state: str | None, as_json: bool) -> int:
     for name in ("model", "live", "rollout", "state", "stage", "since"):
         table.add_column(name)
     for name, at in sorted(steering.rollouts.items()):
-        numbered = f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}"
-        if at.stage == SHADOW or at.round:
-            numbered = "shadow" if at.stage == SHADOW else f"watch, round {at.round}"
-        stage = numbered if at.active else "–"
         live = steering.live.get(name, at.baseline)
         since = moment(at.decisions[-1].at)
-        table.add_row(name, live, f"{at.baseline} → {at.candidate}", at.state.replace("_", " "), stage, since)
+        table.add_row(name, live, f"{at.baseline} → {at.candidate}", at.state.replace("_", " "), _stage(at), since)
     shared.console().print(table)
     return exits.DONE
+
+
+def _stage(at: Rollout) -> str:
+    from penstock.engine.steering.rollout import SHADOW
+
+    if not at.active:
+        return "–"
+    if at.round:
+        return f"watch, round {at.round}"
+    return "shadow" if at.stage == SHADOW else f"{at.stage + 1} of {len(at.stages)}, {_percent(at.share)}"
 
 
 @rollout.command()

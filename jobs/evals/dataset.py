@@ -93,7 +93,6 @@ class _Keeper:
         self._people = people
         self._most = most
         self._heap: list[tuple[int, str, Labelled]] = []
-        self._kept = 0
         self.left = Counter[str]()
 
     def add(self, row: Labelled) -> None:
@@ -101,7 +100,6 @@ class _Keeper:
         if row.expected is None and self._needs_expected:
             self.left["without an expected answer"] += 1
             return
-        self._kept += 1
         place = -_place(row.line)  # a heap has its smallest on top: the last in order
         if self._most is None or len(self._heap) < self._most:
             heapq.heappush(self._heap, (place, row.key, row))

@@ -116,7 +116,7 @@ class OwnGate:
     def __init__(self, account: Account) -> None:
         self._declared = account.limits
         self._core = AccountLimits(account.limits)
-        self._rated = rated(account.limits)
+        self._rated = account.limits.rated
         self._strict = self._rated
         self._flying = 0
         """Calls in flight that the core does not know of (not strict)."""
@@ -167,10 +167,6 @@ class OwnGate:
         if not self._strict:
             self._strict = True
             self._core.flies(self._flying)
-
-
-def rated(limits: Limits) -> bool:
-    return any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
 
 
 def nearly_spent(limits: LimitHeaders) -> bool:
