@@ -136,8 +136,8 @@ def call(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         _tell(error.format_message().rstrip("."))
         return exits.USAGE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(str(error) or "interrupted", err=True)
         return exits.INTERRUPTED
     except BrokenPipeError:
         # The reader of our pipe has gone (`| head`): that is its right. Python would complain again at exit.

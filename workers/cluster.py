@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +34,10 @@ class Cluster:
         self.local = local
         self.dashboard = dashboard
 
-    def launch(self, spec: RunSpec, options: RunOptions) -> RunHandle:
+    def launch(self, spec: RunSpec, options: RunOptions, unwanted: Callable[[], bool]) -> RunHandle:
         from penstock.workers.launch import launch
 
-        return launch(spec, options)
+        return launch(spec, options, unwanted)
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class Driver:
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
         self._outages = Outages(time.time())
         self._discovery: Discovery | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._main: asyncio.Task[None] | None = None
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
         collect(self._log)
@@ -84,6 +85,7 @@ class Driver:
     async def accept(self) -> None:
         """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
         spec, options = self._spec, self._options
+        self._accepting = asyncio.current_task()
         await make_way(spec, self._trail, fresh=options.fresh)
         self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
@@ -103,6 +105,12 @@ class Driver:
         self._measuring.hold(self._run_epoch, self._plan.created_at)
         self._log("info", "run accepted", epoch=self._run_epoch, lanes=self._plan.lanes, splits=len(self._plan.splits))
         self._main = asyncio.get_running_loop().create_task(self._run())
+
+    async def forgo(self) -> None:
+        """Take the run no more, where `accept` still goes: let go of it, and ask its holder for nothing."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
 
     async def _make_plan(self) -> Plan:
         made = await durable_plan(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from penstock.engine.errors import Held, PenstockError, Temporary
 from penstock.workers.runspec import RunOptions, RunSpec
-from penstock.workers.status import RunStatus
+from penstock.workers.status import RunState, RunStatus
 
 ACCEPT_S = 600.0
 """Listing the input and taking the lock: minutes of listing belong to S3."""
+LISTEN_S = 0.5
+"""While a run is being accepted: how often to ask whether it is still wanted."""
+FORGO_S = 5.0
+"""Then a driver may take to let go of a run that nobody wants any more; else it is ended as a crash would."""
 STATUS_S = 5.0
 SILENT_S = 30.0
 """A driver that answers nothing for so long is stopped or frozen: it is replaced."""
@@ -21,10 +26,11 @@ MAX_DRIVERS = 10
 
 
 class RunHandle:
-    def __init__(self, spec: RunSpec, options: RunOptions, cores: int) -> None:
+    def __init__(self, spec: RunSpec, options: RunOptions, cores: int, unwanted: Callable[[], bool]) -> None:
         self._spec = spec
         self._options = options
         self._cores = cores
+        self._unwanted = unwanted
         self._drivers = 0
         self._driver: object | None = None
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
@@ -35,20 +41,24 @@ class RunHandle:
         self._silent_since: float | None = None
 
     def begin(self) -> None:
-        """The first driver. Raises as `start` does; one that dies meanwhile is replaced."""
+        """The first driver. Raises as `start` does, but for `KeyboardInterrupt` where the run is not wanted any more;
+        a driver that dies meanwhile is replaced."""
         while True:
             try:
                 self.start()
             except _DriverLost:
                 if self._drivers >= MAX_DRIVERS:
                     raise
+            except _Unwanted:
+                raise KeyboardInterrupt("interrupted before the run began; the same command begins it") from None
             else:
                 return
 
     def start(self) -> None:
-        """Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
+        """Raises `Held`, `SpecError`, `Corrupt`, `Temporary`; `_Unwanted` where somebody asked to stop before
+        the driver had accepted the run."""
         import ray
-        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         from penstock.workers.driver import Driver
 
@@ -60,14 +70,37 @@ class RunHandle:
         encoded = msgspec.msgpack.encode(self._spec), msgspec.msgpack.encode(self._options)
         self._driver = options.remote(*encoded, self._cores)  # pyright: ignore[reportCallIssue]
         try:
-            ray.get(self._driver.accept.remote(), timeout=ACCEPT_S)  # pyright: ignore
+            self._heard(self._driver.accept.remote())  # pyright: ignore
         except RayTaskError as error:
             raise _our_own(error) from error
-        except GetTimeoutError as error:
-            self.close()
-            raise Temporary(f"the driver of {self._spec.name} did not accept the run in {ACCEPT_S:g} s") from error
         except RayError as error:
             raise _DriverLost(f"the driver of {self._spec.name} did not start: {_brief(error)}") from error
+
+    def _heard(self, reply: object) -> None:
+        """Wait for the driver's word. Raises `_Unwanted`, `Temporary`, and what the driver raised."""
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        end = time.monotonic() + ACCEPT_S
+        while True:
+            try:
+                ray.get(reply, timeout=LISTEN_S)  # pyright: ignore[reportCallIssue, reportArgumentType]
+                return
+            except GetTimeoutError as error:
+                if self._unwanted():
+                    self._forgo()
+                    raise _Unwanted from None
+                if time.monotonic() >= end:
+                    self.close()
+                    why = f"the driver of {self._spec.name} did not accept the run in {ACCEPT_S:g} s"
+                    raise Temporary(why) from error
+
+    def _forgo(self) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.get(self._driver.forgo.remote(), timeout=FORGO_S)  # pyright: ignore
+        self.close()
 
     def status(self) -> RunStatus:
         """Never fails: where the driver is lost another goes on, or it says `failed` with a message."""
@@ -107,6 +140,9 @@ class RunHandle:
             except PenstockError as problem:
                 self._give_up(f"{note}, but: {problem}")
                 return
+            except _Unwanted:
+                self._give_up("the driver was lost, and no other was started: it was asked to stop", "interrupted")
+                return
             self._notes.append(note)
             self._noted = self._last.noted + 1
             if self._drained:
@@ -114,8 +150,8 @@ class RunHandle:
             return
         self._give_up(f"the driver was lost {self._drivers} times: {why}")
 
-    def _give_up(self, message: str) -> None:
-        self._last.state, self._last.message, self._last.ended_at = "failed", message, time.time()
+    def _give_up(self, message: str, state: RunState = "failed") -> None:
+        self._last.state, self._last.message, self._last.ended_at = state, message, time.time()
 
     def drain(self) -> None:
         self._drained = True
@@ -143,15 +179,20 @@ class _DriverLost(Temporary):
     """Its process died before it had accepted the run: worth another try."""
 
 
+class _Unwanted(Exception):
+    """Somebody asked to stop while a driver was about to accept the run. Its process was ended."""
+
+
 def _brief(error: Exception) -> str:
     """Ray's words go on for many lines; the first says what happened."""
     return str(error).strip().splitlines()[0][:300]
 
 
-def launch(spec: RunSpec, options: RunOptions) -> RunHandle:
+def launch(spec: RunSpec, options: RunOptions, unwanted: Callable[[], bool]) -> RunHandle:
+    """`unwanted`: whether somebody asked to stop; then a run that was not accepted yet raises `KeyboardInterrupt`."""
     import ray
 
-    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))))
+    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))), unwanted)
     handle.begin()
     return handle
 

@@ -35,8 +35,10 @@ CELLS = "cells"
 """Name of the chunk that holds a lane's cells."""
 MAX_CELLS = 128
 """Of one lane; some 300 bytes each go with every commit. Beyond it a new one counts without prompt, price and arm."""
+MAX_ARMS = 384
+"""Cells of arms beside them: guards see nothing else, and a watch over many tasks fills two a task and round."""
 IN_USE = 4
-"""Experiments and rollouts whose arms are told apart for sure: one item's calls are in fewer. Beyond `MAX_CELLS` the
+"""Experiments and rollouts whose arms are told apart for sure: one item's calls are in fewer. Beyond `MAX_ARMS` the
 arms of the one that nobody added to for longest are merged."""
 MAX_VALUES = 128
 """Different scores that one scorer may give in a cell, in thousandths; beyond it they are counted in hundredths."""
@@ -198,6 +200,7 @@ class Cells:
         self._priced = priced or {}
         self._promises = promises or {}
         self._by_key = {cell.key: cell for cell in self.rows}
+        self._arms = sum(map(_is_arm, self.rows))
         self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)
         """Experiments and rollouts, the one that was added to last at the end."""
 
@@ -259,15 +262,24 @@ class Cells:
         return cell if cell is not None else self._new(key)
 
     def _new(self, key: Key) -> Cell:
-        while len(self.rows) >= MAX_CELLS and key[6] and len(self._recent) > IN_USE:
+        while key[6] and self._arms >= MAX_ARMS and len(self._recent) > IN_USE:
             self._merge(next(iter(self._recent)))
-        if len(self.rows) >= MAX_CELLS:
-            task, model, version, _, _, role, _, _ = key
-            key = (task, model, version, REST, REST, role, REST, REST)
-            if key in self._by_key:
-                return self._by_key[key]
-        cell = self._by_key[key] = Cell(*key)
-        self.rows.append(cell)
+        return self._placed(self._room(key))
+
+    def _room(self, key: Key) -> Key:
+        """Where it is counted: at itself, or, where there are too many, at what takes the rest of its model."""
+        full = self._arms >= MAX_ARMS if key[6] else len(self.rows) - self._arms >= MAX_CELLS
+        if not full or key in self._by_key:
+            return key
+        task, model, version, _, _, role, _, _ = key
+        return task, model, version, REST, REST, role, REST, REST
+
+    def _placed(self, key: Key) -> Cell:
+        cell = self._by_key.get(key)
+        if cell is None:
+            cell = self._by_key[key] = Cell(*key)
+            self.rows.append(cell)
+            self._arms += _is_arm(cell)
         return cell
 
     def _merge(self, experiment: str) -> None:
@@ -275,9 +287,14 @@ class Cells:
         see its cells alone, needs the room."""
         del self._recent[experiment]
         gone = [cell for cell in self.rows if cell.experiment == experiment]
-        self._by_key = {cell.key: cell for cell in self.rows if cell.experiment != experiment}
-        add(self._by_key, (msgspec.structs.replace(cell, experiment="", arm="") for cell in gone))
-        self.rows = list(self._by_key.values())
+        self.rows = [cell for cell in self.rows if cell.experiment != experiment]
+        self._by_key = {cell.key: cell for cell in self.rows}
+        self._arms -= len(gone)
+        for cell in gone:
+            key = self._room((*cell.key[:6], "", ""))
+            _, _, _, prompt, price, _, name, arm = key
+            moved = msgspec.structs.replace(cell, prompt=prompt, price=price, experiment=name, arm=arm)
+            add({key: self._placed(key)}, [moved])
 
     def _key(self, task: str, model: str, version: str, prompt: str, role: CellRole, *arm: str) -> Key:
         at = self._priced.get((model, version))
@@ -312,6 +329,10 @@ class Cells:
         for cell in map(self.at, heard):
             cell.doubted += cell is not own
         return judged
+
+
+def _is_arm(cell: Cell) -> bool:
+    return cell.experiment not in ("", REST)
 
 
 def _call(cell: Cell, attempt: Attempt) -> None:

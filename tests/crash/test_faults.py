@@ -109,6 +109,32 @@ def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, 
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 
 
+def test_an_interrupt_is_heard_before_the_run_began(tmp_path: Path, ray: SharedRay) -> None:
+    """A command waits for the run's holder, which is frozen: Ctrl-C ends it at once, exit code 130, and it takes back
+    its wish, so that the holder goes on."""
+    with bench(tmp_path, Shape(items=2_000), ray) as b:
+        first = b.start()
+        b.wait_served(200, first)
+        frozen = b.find("driver", first)
+        for process in frozen:
+            process.suspend()
+        second = b.start("--take-over")
+        wish = next(tmp_path.glob(".penstock/runs/*")) / "handover"
+        until = time.monotonic() + 60.0
+        while not (wish.exists() and wish.read_bytes()):
+            assert time.monotonic() < until, b.log(second)
+            time.sleep(0.02)
+        second.send_signal(signal.SIGINT)
+        assert b.end(second, 60.0) == 130, b.log(second)
+        assert "before the run began" in b.log(second)
+        for process in frozen:
+            process.resume()
+        assert b.end(first) == 0, b.log(first)
+        assert "handed over" not in b.log(first)
+        b.kills.append("interrupted take-over")
+        b.check(bound=0)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: Path, mark: str) -> None:
     """What is in flight ends and is committed, nothing is paid twice or doubted, exit code 130; the same command goes

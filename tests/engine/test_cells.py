@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.cells import (
+    MAX_ARMS,
     MAX_CELLS,
     MAX_VALUES,
     Cell,
@@ -166,6 +167,22 @@ def test_a_job_of_ever_new_prompts_keeps_a_bounded_number_of_cells_and_loses_no_
     assert sum(cell.items for cell in cells.rows) == 3 * MAX_CELLS
 
 
+def test_a_watch_over_many_tasks_is_seen_by_its_guards_however_many_prompts_there_were() -> None:
+    cells = Cells()
+    for number in range(2 * MAX_CELLS):
+        cells.result(result(attempt(), prompt_version=f"p{number}"))
+    for round_ in range(10):
+        for task in range(40):
+            for arm in ("baseline-1", "candidate-1"):
+                one = result(msgspec.structs.replace(attempt(), experiment=f"m-{round_}", arm=arm), arm=arm)
+                route = msgspec.structs.replace(one.route, task=f"t{task}")
+                cells.result(msgspec.structs.replace(one, route=route, experiment=f"m-{round_}"))
+    assert len({cell.task for cell in cells.rows if cell.experiment == "m-9"}) == 40
+    assert len(cells.rows) <= MAX_CELLS + MAX_ARMS + 41, "and what takes the rest of a task"
+    assert sum(cell.items for cell in cells.rows) == 2 * MAX_CELLS + 10 * 40 * 2
+    assert sum(cell.items for cell in Cells(cells.rows).rows) == 2 * MAX_CELLS + 10 * 40 * 2
+
+
 def test_a_model_of_a_cascade_is_measured_by_what_was_believed_of_it_and_by_what_was_not() -> None:
     """Else its quality would be that of the answers it was sure of, and routes would go by it. What was delivered is
     told apart."""
@@ -193,7 +210,7 @@ def test_the_hundredth_rollout_of_a_run_without_an_end_is_still_seen_by_its_guar
             failed = msgspec.structs.replace(attempt("other", outcome="server_error"), experiment="job/always", arm=arm)
             cells.result(result(failed, one, experiment=name, arm=arm))
             count += 2  # an item counts once at each model that was asked
-    assert len(cells.rows) <= MAX_CELLS
+    assert len(cells.rows) <= MAX_CELLS + MAX_ARMS
     assert sum(cell.items for cell in cells.rows) == count
     assert not any(cell.arm == "*" for cell in cells.rows)
     arms = {(cell.experiment, cell.arm): cell.items for cell in cells.rows if cell.model == "m"}
