@@ -137,7 +137,7 @@ def call(argv: Sequence[str] | None = None) -> int:
         _tell(error.format_message().rstrip("."))
         return exits.USAGE
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo(str(error) or "interrupted", err=True)
+        click.echo(str(error.__cause__ or error) or "interrupted", err=True)  # click wraps an interrupt into its own
         return exits.INTERRUPTED
     except BrokenPipeError:
         # The reader of our pipe has gone (`| head`): that is its right. Python would complain again at exit.
