@@ -34,13 +34,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from penstock.workers.engines.vllm_settings import cpu_defaults
+
 ROOT = Path(__file__).parents[1]
 GPU = any(Path("/dev").glob("nvidia[0-9]*"))
 CPU_SETTINGS: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 30, "block_size": 32}
 GPU_SETTINGS: dict[str, Any] = {"gpu_memory_utilization": 0.45}  # both sides are loaded at once
 SETTINGS: dict[str, Any] = {
     "max_model_len": 2048,
-    "dtype": "bfloat16",
+    "dtype": "bfloat16" if GPU else cpu_defaults()["dtype"],
     **(GPU_SETTINGS if GPU else CPU_SETTINGS),
 }
 """Both sides run with these; --seats says how many sequences are run at once, --engine adds more."""

@@ -1,0 +1,33 @@
+"""Which settings an engine gets on which machine. No vLLM is needed to say so."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.engine.catalog import Model, Version
+from penstock.workers.engines import vllm_settings
+from penstock.workers.engines.vllm_settings import settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 fma", "bfloat16"),
+        ("Features\t: fp asimd bf16 i8mm", "bfloat16"),
+        ("flags\t\t: fpu avx2 fma", "float32"),
+        ("model name\t: bf16", "float32"),
+    ],
+)
+def test_a_cpu_that_cannot_multiply_in_16_bits_is_not_asked_to(
+    flags: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the job says goes before; a GPU is left to vLLM."""
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+    monkeypatch.setattr(vllm_settings, "CPU_INFO", tmp_path / "cpuinfo")
+    version = Version("v1", "/models/small")
+    model = Model("small", (version,), "v1", worker="vllm")
+    assert settings(model, version, gpu=False).arguments["dtype"] == dtype
+    assert "dtype" not in settings(model, version, gpu=True).arguments
+    own = msgspec.structs.replace(model, engine={"dtype": "half"})
+    assert settings(own, version, gpu=False).arguments["dtype"] == "half"
