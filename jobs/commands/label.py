@@ -169,12 +169,16 @@ def export_labels(run: str, file: str, sets: tuple[str, ...], state: str | None,
 @choices_option
 @by_option
 def import_labels(run: str, file: str, sets: tuple[str, ...], state: str | None, choices: str | None, by: str) -> int:
-    """Take labels from FILE: `item_id`, and `label` or `score` (0…1), with `by`, `at` and `note` if known."""
+    """Take labels from FILE: `item_id`, and `label` or `score` (0…1), with `by`, `at` and `note` if known.
+
+    A label of an item with choices has to be one of them. What stands already, and what was said before at that very
+    time (an old export), changes nothing.
+    """
     from penstock.jobs.feedback.reading import stamp
     from penstock.jobs.people import exchange
 
     at = _work(shared.Named(run, sets), state, choices)
-    read = exchange.read(Path(file), by, stamp(time.time()))
+    read = exchange.read(Path(file), by, stamp(time.time()), at.listed.items)
     known = {item.item_id for item in at.listed.items}
     new = exchange.new(read, at.labels.history())
     at.labels.add(new)
@@ -186,7 +190,7 @@ def import_labels(run: str, file: str, sets: tuple[str, ...], state: str | None,
     if strange:
         click.echo(f"{strange:,} are of items that are not in the list of {at.name}: kept")
     if read.wrong:
-        click.echo(f"{len(read.wrong):,} lines can't be read, for example {read.wrong[0]}", err=True)
+        click.echo(f"{len(read.wrong):,} lines can't be taken, for example {read.wrong[0]}", err=True)
     return exits.DEAD_LETTERS if read.wrong else exits.DONE
 
 

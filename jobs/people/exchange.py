@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from penstock.engine.errors import SpecError
-from penstock.jobs.people.labels import Label, Said
+from penstock.engine.quality import normal
+from penstock.jobs.people.labels import Label, Said, standing
 from penstock.jobs.people.review import Asked
 
 COLUMNS = ("item_id", "task", "why", "input", "answer", "model", "choices", "label", "score", "note", "by", "at")
@@ -78,13 +79,15 @@ class Read(msgspec.Struct, frozen=True):
     wrong: tuple[str, ...] = ()
 
 
-def read(path: Path, by: str, at: str) -> Read:
-    """Labels of a file that another tool wrote. `by`, `at`: where a line says neither."""
+def read(path: Path, by: str, at: str, items: Sequence[Asked] = ()) -> Read:
+    """Labels of a file that another tool wrote. `by`, `at`: where a line says neither. `items`: what may be said of
+    each, which a label has to be, however it is spelled."""
+    choices = {item.item_id: item.choices for item in items if item.choices}
     labels: list[Label] = []
     wrong: list[str] = []
     left = 0
     for number, row in enumerate(_rows(path), 1):
-        line = _line(row)
+        line = _line(row, choices)
         if isinstance(line, str):
             wrong.append(f"line {number}: {line}")
         elif line.label is None and line.score is None:
@@ -99,7 +102,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any] | str]:
     if path.suffix == ".csv":
         yield from csv.DictReader(io.StringIO(text, newline=""))
         return
-    for line in text.splitlines():
+    for line in text.split("\n"):  # no other cut: a string of JSON may hold any other character that ends lines
         if line.strip():
             try:
                 yield msgspec.json.decode(line, type=dict[str, Any])
@@ -107,7 +110,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any] | str]:
                 yield str(error)
 
 
-def _line(row: dict[str, Any] | str) -> Line | str:
+def _line(row: dict[str, Any] | str, choices: Mapping[str, tuple[str, ...]]) -> Line | str:
     """The line, or why it is none."""
     if isinstance(row, str):
         return row
@@ -118,18 +121,30 @@ def _line(row: dict[str, Any] | str) -> Line | str:
         return str(error)
     if line.score is not None and not 0.0 <= line.score <= 1.0:
         return f"a score lies between 0 and 1, not at {line.score:g}"
-    return line
+    return _chosen(line, choices.get(line.item_id))
 
 
-def new(read_: Read, history: Iterable[Label]) -> list[Label]:
-    """Those that were not said before, word for word (the time does not count)."""
-    known = {_content(label) for label in history if not label.withdrawn}
-    fresh: list[Label] = []
-    for label in read_.labels:
-        if _content(label) not in known:
-            known.add(_content(label))
-            fresh.append(label)
-    return fresh
+def _chosen(line: Line, choices: tuple[str, ...] | None) -> Line | str:
+    """As the choice is spelled."""
+    if line.label is None or choices is None:
+        return line
+    meant = next((choice for choice in choices if normal(choice) == normal(line.label)), None)
+    if meant is None:
+        return f"the label {line.label!r} is none of the choices: {', '.join(choices)}"
+    return msgspec.structs.replace(line, label=meant)
+
+
+def new(read_: Read, history: Sequence[Label]) -> list[Label]:
+    """Those that change what stands. An old export, brought in again, changes nothing: what it says was said at the
+    very same time. Of several of one person about one item the file's last counts."""
+    stands = {place: _content(label) for place, label in standing(history).items()}
+    said = {(_content(label), label.at) for label in history if not label.withdrawn}
+    last = {(label.item_id, label.by): label for label in read_.labels}
+    return [
+        label
+        for place, label in last.items()
+        if stands.get(place) != _content(label) and (_content(label), label.at) not in said
+    ]
 
 
 def _content(label: Label) -> tuple[str, str, str | None, float | None, str]:

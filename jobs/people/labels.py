@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 
@@ -13,6 +14,7 @@ from penstock.connectors.documents import State
 from penstock.engine.errors import Corrupt
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.measure.agreement import Agreement, agreement, tally_labels
+from penstock.engine.quality import normal
 
 PASS = 0.5
 _SAFE = re.compile(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+-]{0,99}")
@@ -79,17 +81,17 @@ def labellers(said: Said) -> list[str]:
 
 
 def gold(said: Said) -> dict[str, str]:
-    """Item → what most people say is right. An item on which they are split evenly has none."""
-    votes: dict[str, dict[str, int]] = {}
+    """Item → what most people say is right, as most of them spell it. An item on which they are split evenly has none.
+    "Billing " and "billing" are one word, as the scorer `exact` sees them."""
+    votes: dict[str, dict[str, Counter[str]]] = {}
     for (item, _), label in said.items():
         if label.label is not None:
-            counts = votes.setdefault(item, {})
-            counts[label.label] = counts.get(label.label, 0) + 1
+            votes.setdefault(item, {}).setdefault(normal(label.label), Counter())[label.label] += 1
     found: dict[str, str] = {}
-    for item, counts in votes.items():
-        ranked = sorted(counts.items(), key=lambda vote: (-vote[1], vote[0]))
-        if len(ranked) == 1 or ranked[0][1] > ranked[1][1]:
-            found[item] = ranked[0][0]
+    for item, words in votes.items():
+        ranked = sorted(words.values(), key=Counter.total, reverse=True)
+        if len(ranked) == 1 or ranked[0].total() > ranked[1].total():
+            found[item] = min(ranked[0], key=lambda spelled: (-ranked[0][spelled], spelled))
     return found
 
 
@@ -97,7 +99,7 @@ def between_people(said: Said) -> dict[tuple[str, str], Agreement]:
     """Each two labellers over the items that both saw."""
     by: dict[str, dict[str, str]] = {}
     for (item, who), label in said.items():
-        by.setdefault(who, {})[item] = label.says
+        by.setdefault(who, {})[item] = normal(label.says)
     pairs = {two: _agree(by[two[0]], by[two[1]]) for two in combinations(sorted(by), 2)}
     return {two: found for two, found in pairs.items() if found is not None}
 
@@ -117,8 +119,6 @@ def is_right(label: Label, answer: str, same: Callable[[str], str]) -> bool:
 
 def with_verdicts(said: Said, passed: Mapping[str, bool], answers: Mapping[str, str]) -> Agreement | None:
     """People against a judge's verdict on the same answers. (Each person's label counts.)"""
-    from penstock.engine.quality import normal
-
     pairs = [
         (_word(is_right(label, answers[item], normal)), _word(passed[item]))
         for (item, _), label in said.items()

@@ -38,7 +38,8 @@ def sit(desk: Desk, console: Console, *, blind: bool) -> None:
             console.print(screen(desk, console, blind=blind))
             key = keys.next()
             if key == NOTE:
-                desk.note(keys.line(console))
+                if (text := keys.line(console)) is not None:
+                    desk.note(text)
             else:
                 going = desk.press(_ARROWS.get(key, key))
     console.print(f"{desk.done:,} of {len(desk.items):,} labelled by {desk.by}; the same command goes on")
@@ -105,8 +106,8 @@ class _Keys:
                 return QUIT
             self._waiting += more
 
-    def line(self, console: Console) -> str:
-        """A line of text with backspace; Escape or ctrl-c give nothing."""
+    def line(self, console: Console) -> str | None:
+        """A line of text with backspace. None: Escape or ctrl-c, and what stood stands."""
         text = ""
         while True:
             console.print(f"\rnote: {text}\x1b[K", end="", markup=False, highlight=False, soft_wrap=True)
@@ -114,7 +115,7 @@ class _Keys:
                 case "\r" | "\n":
                     return text.strip()
                 case "\x1b" | "\x03":
-                    return ""
+                    return None
                 case "\x7f" | "\b":
                     text = text[:-1]
                 case key:

@@ -199,6 +199,8 @@ def test_a_person_labels_goes_back_undoes_notes_and_goes_on_later(folder: Path) 
         at.until("2 of 5")
         at.press("thard to say\n")
         at.until("note: hard to say.*2 of 5.*note: hard to say.*quit")
+        at.press("tforget\x1b")
+        at.until("note: forget.*2 of 5.*note: hard to say.*quit")
         at.press("2")
         at.until("3 of 5")
         at.press("u")
@@ -344,6 +346,64 @@ def rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
             out.writerows(lines)
     else:
         write(path, lines)
+
+
+def bring(labels: list[Label], name: str = "back.jsonl") -> int:
+    """What another tool sends back."""
+    write(Path(name), [msgspec.to_builtins(label) for label in labels])
+    return call(["label", "import", "job.yaml", name, "--by", "tool"])
+
+
+def test_an_import_changes_what_stands_whatever_was_said_before(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Taken back, or changed since: the same word again counts. The export made then, brought in now, does not."""
+    first = Label("item-0", "ann", "2026-11-24T12:00:00.000Z", "other")
+    taken_back = Label("item-0", "ann", "2026-11-24T12:01:00.000Z", withdrawn=True)
+    log_of(folder).add([first, taken_back])
+    put(folder, "ben", {0: "other"})
+    log_of(folder).add([Label("item-0", "ben", "2026-11-24T12:05:00.000Z", "billing")])
+    assert bring([first, Label("item-0", "ben", "2026-11-24T12:00:00.000Z", "other")]) == 0
+    assert "0 new labels; 2 known already" in capsys.readouterr().out
+    assert (said(folder), said(folder, "ben")) == ({}, {"item-0": "billing"})
+    again = [Label("item-0", by, "2026-11-25T08:00:00.000Z", "other") for by in ("ann", "ben")]
+    assert bring(again) == 0
+    assert "2 new labels" in capsys.readouterr().out
+    assert (said(folder), said(folder, "ben")) == ({"item-0": "other"}, {"item-0": "other"})
+    assert bring(again) == 0
+    assert "0 new labels; 2 known already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out-labels.jsonl"])
+def test_an_export_comes_back_whatever_ends_lines_elsewhere(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Unicode knows six more characters that end a line; JSON lines know one."""
+    log_of(folder).add([Label("item-0", "ann", "2026-11-24T12:00:00.000Z", "billing", note="a\u2028b\x85c\x0bd\x1ce")])
+    assert call(["label", "export", "job.yaml", name]) == 0
+    assert call(["label", "import", "job.yaml", name]) == 0
+    assert "0 new labels; 1 known already; 4 lines without one" in capsys.readouterr().out
+
+
+def test_a_label_from_a_file_is_one_of_the_choices_however_it_is_spelled(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A typo would become what is right."""
+    labels = [Label(f"item-{n}", "ben", "now", word) for n, word in enumerate((" Billing ", "biling"))]
+    assert bring(labels) == 5
+    assert said(folder, "ben") == {"item-0": "billing"}
+    wrong = "the label 'biling' is none of the choices: billing, delivery, other"
+    assert wrong in " ".join(capsys.readouterr().err.split())
+
+
+def test_people_agree_who_say_the_same_word(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the scorer `exact` compares; the right answer is spelled as most of them do."""
+    for by, word in (("ann", "Billing "), ("ben", "billing"), ("cem", "billing"), ("dan", "other"), ("eve", "other")):
+        put(folder, by, {0: word})
+    assert gold(log_of(folder).said()) == {"item-0": "billing"}
+    assert call(["label", "show", "job.yaml", "--json"]) == 0
+    pairs = {(p["first"], p["second"]): p["agreement"]["rate"] for p in json.loads(capsys.readouterr().out)["pairs"]}
+    assert (pairs["ann", "ben"]["mean"], pairs["ann", "dan"]["mean"]) == (1.0, 0.0)
 
 
 def test_rows_of_a_file_are_labelled_without_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
