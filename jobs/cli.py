@@ -41,7 +41,7 @@ COMMANDS: dict[str, Entry] = {
     "pause": Entry("Run", "tiers:pause", "Hold back a tier of a run"),
     "resume": Entry("Run", "tiers:resume", "Let a paused tier go on"),
     "rollout": Entry("Run", "rollout:rollout", "Move a model to another version, share by share, by numbers"),
-    "rollback": Entry("Run", "rollout:rollback", "Take a model's new version back; running jobs obey within 5 s"),
+    "rollback": Entry("Run", "rollback:rollback", "Take a model's new version back; running jobs obey within 5 s"),
     "cascade": Entry("Run", "cascade:cascade", "How sure a cheap answer must be: find the thresholds, show them"),
     "experiment": Entry("Run", "experiment:experiment", "Arms of one task side by side; stop an experiment"),
     "logs": Entry("Look", "look:logs", "What the processes of a run logged"),

@@ -8,7 +8,9 @@ takes, for each `item_id`, the record of the highest generation.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,12 +19,12 @@ from penstock.connectors.reading.envelope import seal
 from penstock.connectors.reading.intake import Ids
 from penstock.connectors.registry import open_source
 from penstock.connectors.writing.records import readable
-from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.errors import PenstockError, SpecError, Temporary
 from penstock.engine.items import NANO_PER_USD
 from penstock.engine.steering.rollout import Rollout
 from penstock.jobs import replay
 from penstock.jobs.forecasting.sampling import BATCH, next_batch
-from penstock.jobs.history import History, is_over
+from penstock.jobs.history import STALE_AFTER_S, History, is_over
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.workers.runspec import RunSpec
@@ -47,6 +49,14 @@ class Prepared(msgspec.Struct, frozen=True):
     """Items that are not in the source any more, or were kept only in part."""
 
 
+class Left(NamedTuple):
+    """A run of which nothing is sent now. `error`: what has to be mended first; None: it only has to end."""
+
+    run_id: str
+    why: str
+    error: PenstockError | None = None
+
+
 class _Line(msgspec.Struct, frozen=True):
     """As much of a dead-letter record as `ReplayIntake` needs."""
 
@@ -57,28 +67,47 @@ class _Line(msgspec.Struct, frozen=True):
     envelope: str | None
 
 
-def touched(history: History, at: Rollout) -> tuple[list[Touched], list[str]]:
-    """(by run, those that go still, replays among them). Of each item the record of the highest generation counts."""
+def touched(history: History, at: Rollout) -> tuple[list[Touched], list[Left]]:
+    """(by run, those left out, replays among them). Of each item the record of the highest generation counts. A run
+    that can't be read holds up no other."""
     found: list[Touched] = []
-    going: list[str] = []
+    left: list[Left] = []
     for run in history.runs():
-        spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
-        if spec is None or at.model not in spec.catalog.models:
+        try:
+            one = _touched(history, run, at)
+        except PenstockError as error:
+            left.append(Left(run.run_id, str(error), error))
             continue
-        runs = [run, *map(history.status_or_starting, replay.replays(history, run.run_id))]
-        if all(_ended_before(each, at) for each in runs):
-            continue
-        going += (unfinished := [each.run_id for each in runs if not _is_finished(each)])
-        if unfinished:  # what it has under way may end well: sent again now, it would be paid for twice
-            continue
-        one = _of_run(history, runs, at)
-        if one.generations:
+        if isinstance(one, Touched):
             found.append(one)
-    return found, going
+        else:
+            left += one
+    return found, left
 
 
-def _is_finished(run: RunStatus) -> bool:
-    return is_over(run) and run.state not in ("interrupted", "cancelled", "failed")
+def _touched(history: History, run: RunStatus, at: Rollout) -> Touched | list[Left]:
+    """What it touched in one run; else those that must end first, or none."""
+    spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
+    if spec is None or at.model not in spec.catalog.models:
+        return []
+    runs = [run, *map(history.status_or_starting, replay.replays(history, run.run_id))]
+    if all(_ended_before(each, at) for each in runs):
+        return []
+    unfinished = [Left(each.run_id, why) for each in runs if (why := _unfinished(each, history.url)) is not None]
+    if unfinished:  # what it has under way may end well: sent again now, it would be paid for twice
+        return unfinished
+    one = _of_run(history, runs, at)
+    return one if one.generations else []
+
+
+def _unfinished(run: RunStatus, state: str) -> str | None:
+    """What has to happen first; None: it is finished."""
+    if not is_over(run) and time.time() - run.updated_at <= STALE_AFTER_S:
+        return f"it has not ended ({run.state}); give --requeue again when it has"
+    if is_over(run) and run.state not in ("interrupted", "cancelled", "failed"):
+        return None
+    was = run.state if is_over(run) else "its command is gone"
+    return f"it was not finished ({was}): penstock run {run.run_id} --state {state} finishes it; then --requeue again"
 
 
 def _ended_before(run: RunStatus, at: Rollout) -> bool:
@@ -110,19 +139,16 @@ def prepare(history: History, of: Touched) -> Prepared:
         raise SpecError(f"{of.run_id} reads a stream without an end: what it touched can't be read again from there")
     number = len(replay.replays(history, of.run_id)) + 1
     path = replay.source_path(history.url, of.run_id, number)
-    sent, batch = 0, False
+    lines = asyncio.run(_collect(spec, of))
+    if not lines:
+        raise SpecError(f"none of the {len(of.generations):,} items of {of.run_id} is in its source any more")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            for line, original in asyncio.run(_collect(spec, of)):
-                file.write(line + b"\n")
-                sent, batch = sent + 1, batch or replay.is_batch(original)
+        path.write_bytes(b"".join(line + b"\n" for line, _ in lines))
     except OSError as error:
         raise Temporary(f"can't write {path}: {error.strerror}") from error
-    if not sent:
-        path.unlink()
-        raise SpecError(f"none of the {len(of.generations):,} items of {of.run_id} is in its source any more")
-    return Prepared(replay.again(spec, number, path, batch=batch), sent, len(of.generations) - sent)
+    batch = any(replay.is_batch(original) for _, original in lines)
+    return Prepared(replay.again(spec, number, path, batch=batch), len(lines), len(of.generations) - len(lines))
 
 
 async def _collect(spec: RunSpec, of: Touched) -> list[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""From one model version to the next, by numbers: start, show, list, pause, resume, promote; and rollback."""
+"""From one model version to the next, by numbers: start, show, list, pause, resume, promote. (`rollback` beside it.)"""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from penstock.engine.steering.rollout import Decision, Rollout, Shadowing, Told, Unit, Word
-    from penstock.jobs.history import History
-    from penstock.jobs.requeue import Touched
     from penstock.jobs.rollouts import Heard, Standing
 
 ALL_GUARDS = "quality,error_rate,cost,latency,refusals"
@@ -213,7 +211,7 @@ def _stage(at: Rollout) -> str:
 @shared.state_option
 def pause(model: str, why: str, state: str | None) -> int:
     """Decide nothing for now. Units keep their versions; what is measured counts."""
-    return _speak(model, "pause", why, state)
+    return speak(model, "pause", why, state)
 
 
 @rollout.command()
@@ -222,7 +220,7 @@ def pause(model: str, why: str, state: str | None) -> int:
 @shared.state_option
 def resume(model: str, why: str, state: str | None) -> int:
     """Let the guards decide again."""
-    return _speak(model, "resume", why, state)
+    return speak(model, "resume", why, state)
 
 
 @rollout.command()
@@ -234,83 +232,10 @@ def promote(model: str, why: str, state: str | None) -> int:
 
     After the last stage, the version is live for all.
     """
-    return _speak(model, "promote", why, state)
+    return speak(model, "promote", why, state)
 
 
-@click.command()
-@click.argument("model")
-@why_option
-@click.option("--requeue", is_flag=True, help="Send again what the new version answered; priced, and asked, first.")
-@click.option("--yes", is_flag=True, help="With --requeue: don't ask.")
-@click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
-@shared.state_option
-def rollback(model: str, why: str, requeue: bool, yes: bool, address: str | None, state: str | None) -> int:
-    """Take MODEL's last rollout back: every job sends its items to the version before, running ones within 5 s.
-
-    What is at a worker then ends as it is; nothing that waits is sent to the new version any more. Also takes back a
-    version that was promoted already.
-
-    --requeue sends the items that the new version answered again, as a new generation: of runs that have ended, beside
-    their outputs, like a replay of dead letters. After the rollback it may be given once more, for runs that ended
-    since.
-    """
-    from penstock.jobs import rollouts
-
-    url = shared.state_url(state)
-    there = rollouts.steering(url).rollouts.get(model)
-    code = exits.DONE
-    if not requeue or there is None or there.state != "rolled_back":
-        code = _speak(model, "rollback", why, state)
-    return _requeue(url, model, yes, address) if requeue else code
-
-
-def _requeue(url: str, model: str, yes: bool, address: str | None) -> int:
-    from penstock.jobs import requeue, rollouts
-    from penstock.jobs.history import open_history
-    from penstock.jobs.wording import counted, dollars
-
-    history, at = open_history(url), rollouts.steering(url).rollouts[model]
-    found, going = requeue.touched(history, at)
-    for name in going:
-        click.echo(f"note: {name} has not ended; give --requeue again when it has", err=True)
-    for one in found:
-        click.echo(f"{one.run_id}: {counted(len(one.generations), 'item')} answered by {at.model}@{at.candidate}")
-    if not found:
-        click.echo(f"no run that has ended has an item of {at.model}@{at.candidate}: nothing to send again")
-        return exits.DONE
-    items, cost = sum(len(one.generations) for one in found), sum(one.cost_nano for one in found)
-    click.echo(
-        f"sending {counted(items, 'item')} again costs about {dollars(cost)}: what their answers cost the first time"
-    )
-    if not yes and not click.confirm("Send them?", default=False):
-        return exits.DONE
-    return max(_send(history, one, address) for one in found)
-
-
-def _send(history: History, one: Touched, address: str | None) -> int:
-    import sys
-
-    from penstock.jobs import requeue
-    from penstock.jobs.audited import record
-    from penstock.jobs.look import report
-    from penstock.jobs.progress import display_for
-    from penstock.jobs.run import Session, Stop, execute
-    from penstock.jobs.wording import counted
-
-    made = requeue.prepare(history, one)
-    lost = f"; {made.lost:,} not in the source any more, or over 1 MB" if made.lost else ""
-    click.echo(f"{made.spec.run_id}: sending {counted(made.sent, 'item')} again{lost}")
-    record(
-        history, "replay", one.run_id, {"as": made.spec.run_id, "sent": made.sent, "requeue": True, "lost": made.lost}
-    )
-    result = execute(made.spec, Session(address=address), display_for(sys.stdout), Stop())
-    out = shared.console()
-    for part in report.summary(result.status, state=shared.state_to_name(history.url)):
-        out.print(part)
-    return result.exit_code
-
-
-def _speak(model: str, word: Word, why: str, state: str | None) -> int:
+def speak(model: str, word: Word, why: str, state: str | None) -> int:
     from penstock.jobs import rollouts
 
     return _say(rollouts.speak(shared.state_url(state), model, word, why))

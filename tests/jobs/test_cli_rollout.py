@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,13 +27,13 @@ from penstock.engine.policy import NEVER, Cascade, Promise
 from penstock.engine.registry import document as registry_document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.judges import Calibration
-from penstock.engine.steering.rollout import Shadowing
+from penstock.engine.steering.rollout import Rollout, Shadowing
 from penstock.jobs import requeue, rollouts
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
 from penstock.jobs.spec import load
 from penstock.workers.runspec import RunSpec
-from penstock.workers.status import RunStatus
+from penstock.workers.status import RunState, RunStatus
 
 JOB = """\
 name: labels
@@ -315,9 +316,10 @@ def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.Ca
     assert "no experiment 'nothing'" in said
 
 
-def finished(here: Path) -> tuple[History, list[Item]]:
+def finished(here: Path, name: str = "labels") -> tuple[History, list[Item]]:
     """A run of 30 rows as it stands in its history: every third answered by v2, after the rollout began."""
     (here / "in.csv").write_text("text,label\n" + "".join(f"hello {n},a\n" for n in range(30)))
+    (here / "job.yaml").write_text(JOB.replace("name: labels", f"name: {name}"))
     spec = load(here / "job.yaml")
     intake = Intake(spec.run_id, "rows", spec.row, spec.policy, ["small"], job_vars=spec.vars)
     items = [made for raw in asyncio.run(read(spec)) if isinstance(made := intake.item(raw, 0.0), Item)]
@@ -335,7 +337,7 @@ def finished(here: Path) -> tuple[History, list[Item]]:
     history.save_spec(spec)
     outputs = {"results": [str(here / "out.jsonl")]}
     history.save_status(
-        RunStatus(run_id=spec.run_id, name="labels", state="done", started_at=1.0, ended_at=9e9, outputs=outputs)
+        RunStatus(run_id=spec.run_id, name=name, state="done", started_at=1.0, ended_at=9e9, outputs=outputs)
     )
     return history, items
 
@@ -344,13 +346,19 @@ async def read(spec: RunSpec) -> list[Raw]:
     return [raw async for raw in requeue.records(spec)]
 
 
+def unfinished(history: History, at: Rollout) -> list[str]:
+    found, left = requeue.touched(history, at)
+    assert found == []
+    return [each.run_id for each in left]
+
+
 def test_what_the_bad_version_answered_is_sent_again_as_the_next_generation(here: Path) -> None:
     assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
     history, items = finished(here)
     assert call(["rollback", "small"]) == 0
-    (one,), going = requeue.touched(history, steering(here).rollouts["small"])
+    (one,), left = requeue.touched(history, steering(here).rollouts["small"])
     bad = items[::3]
-    assert going == []
+    assert left == []
     assert set(one.generations) == {bytes.fromhex(item.item_id) for item in bad}
     assert one.cost_nano == len(bad) * 500_000_000
     made = requeue.prepare(history, one)
@@ -375,6 +383,47 @@ def test_requeue_says_what_it_costs_and_asks(
     assert not (here / "out.replay-1.jsonl").exists()
 
 
+def test_a_run_that_cannot_be_sent_again_holds_up_no_other(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The inputs of two were moved; what became of a third can't be read."""
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    for name in ("one", "two", "three"):
+        history, _ = finished(here, name)
+    (here / "in.csv").rename(here / "moved.csv")
+    broken = history.status(load(here / "job.yaml").run_id)
+    broken.outputs = {"results": [str(here / "gone.jsonl")]}
+    history.save_status(broken)
+    assert call(["rollback", "small", "--requeue", "--yes"]) == 2
+    said = capsys.readouterr()
+    assert "sending 20 items again" in said.out
+    assert f"note: {broken.run_id} is left out: " in said.err
+    refused = [line for line in said.err.splitlines() if "is not sent again: no file matches" in line]
+    assert sorted(line.split()[1].partition("-")[0] for line in refused) == ["one", "two"]
+    assert not list((here / ".penstock" / "replays").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("state", "silent_s", "word"),
+    [
+        ("running", 5.0, "it has not ended (running); give --requeue again when it has"),
+        ("running", 500.0, "it was not finished (its command is gone): penstock run "),
+        ("interrupted", 500.0, "it was not finished (interrupted): penstock run "),
+        ("cancelled", 500.0, "it was not finished (cancelled): penstock run "),
+        ("stopped_by_budget", 500.0, None),
+    ],
+)
+def test_a_run_that_has_to_be_finished_first_is_told_how(
+    here: Path, state: RunState, silent_s: float, word: str | None
+) -> None:
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    history, _ = finished(here)
+    status = history.status(load(here / "job.yaml").run_id)
+    status.state, status.updated_at = state, time.time() - silent_s
+    history.save_status(status)
+    found, left = requeue.touched(history, steering(here).rollouts["small"])
+    assert len(found) == (word is None)
+    assert [each.why.startswith(word or "") for each in left] == [True] * (word is not None)
+
+
 def test_what_an_earlier_replay_has_under_way_or_sent_is_not_sent_and_paid_for_once_more(here: Path) -> None:
     """The replay was killed, and goes on some day; once it ended, its own records tell of its items, letters too."""
     assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
@@ -384,13 +433,13 @@ def test_what_an_earlier_replay_has_under_way_or_sent_is_not_sent_and_paid_for_o
     (one,), _ = requeue.touched(history, at)
     made = requeue.prepare(history, one)
     history.save_spec(made.spec)
-    assert requeue.touched(history, at) == ([], [made.spec.run_id])
+    assert unfinished(history, at) == [made.spec.run_id]
     nothing = here / "nothing.jsonl"
     nothing.touch()
     outputs = {"results": [str(nothing)]}
     status = RunStatus(made.spec.run_id, "labels", "interrupted", started_at=2.0, outputs=outputs)
     history.save_status(status)
-    assert requeue.touched(history, at) == ([], [made.spec.run_id])
+    assert unfinished(history, at) == [made.spec.run_id]
     status.state, status.ended_at = "done", 9e9
     history.save_status(status)
     assert requeue.touched(history, at) == ([], [])

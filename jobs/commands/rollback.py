@@ -1,0 +1,105 @@
+"""The way back from a rollout, and what its version answered sent again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from penstock.engine.errors import PenstockError
+from penstock.jobs import exits
+from penstock.jobs.commands import shared
+from penstock.jobs.commands.rollout import speak, why_option
+
+if TYPE_CHECKING:
+    from penstock.jobs.history import History
+    from penstock.jobs.requeue import Touched
+
+
+@click.command()
+@click.argument("model")
+@why_option
+@click.option("--requeue", is_flag=True, help="Send again what the new version answered; priced, and asked, first.")
+@click.option("--yes", is_flag=True, help="With --requeue: don't ask.")
+@click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
+@shared.state_option
+def rollback(model: str, why: str, requeue: bool, yes: bool, address: str | None, state: str | None) -> int:
+    """Take MODEL's last rollout back: every job sends its items to the version before, running ones within 5 s.
+
+    What is at a worker then ends as it is; nothing that waits is sent to the new version any more. Also takes back a
+    version that was promoted already.
+
+    --requeue sends the items that the new version answered again, as a new generation: of runs that have ended, beside
+    their outputs, like a replay of dead letters. A run that can't be sent again (its input moved, say) is told of, and
+    holds up no other. After the rollback it may be given once more, for runs that ended since.
+    """
+    from penstock.jobs import rollouts
+
+    url = shared.state_url(state)
+    there = rollouts.steering(url).rollouts.get(model)
+    code = exits.DONE
+    if not requeue or there is None or there.state != "rolled_back":
+        code = speak(model, "rollback", why, state)
+    return _requeue(url, model, yes, address) if requeue else code
+
+
+def _requeue(url: str, model: str, yes: bool, address: str | None) -> int:
+    from penstock.jobs import requeue, rollouts
+    from penstock.jobs.history import open_history
+    from penstock.jobs.wording import counted, dollars
+
+    history, at = open_history(url), rollouts.steering(url).rollouts[model]
+    found, left = requeue.touched(history, at)
+    for run in left:
+        click.echo(f"note: {run.run_id} is left out: {run.why}", err=True)
+    code = max((exits.of_error(run.error) for run in left if run.error is not None), default=exits.DONE)
+    for one in found:
+        click.echo(f"{one.run_id}: {counted(len(one.generations), 'item')} answered by {at.model}@{at.candidate}")
+    if not found:
+        click.echo(f"no run that has ended has an item of {at.model}@{at.candidate}: nothing to send again")
+        return code
+    items, cost = sum(len(one.generations) for one in found), sum(one.cost_nano for one in found)
+    click.echo(
+        f"sending {counted(items, 'item')} again costs about {dollars(cost)}: what their answers cost the first time"
+    )
+    if not yes and not click.confirm("Send them?", default=False):
+        return code
+    return max(code, _send_all(history, found, address))
+
+
+def _send_all(history: History, found: list[Touched], address: str | None) -> int:
+    """Run by run, whatever becomes of the others; a person's interrupt ends all. Returns the worst exit code."""
+    worst: int = exits.DONE
+    for one in found:
+        try:
+            code = _send(history, one, address)
+        except PenstockError as error:
+            click.echo(f"error: {one.run_id} is not sent again: {error}", err=True)
+            code = exits.of_error(error)
+        worst = max(worst, code)
+        if code == exits.INTERRUPTED:
+            break
+    return worst
+
+
+def _send(history: History, one: Touched, address: str | None) -> int:
+    import sys
+
+    from penstock.jobs import requeue
+    from penstock.jobs.audited import record
+    from penstock.jobs.look import report
+    from penstock.jobs.progress import display_for
+    from penstock.jobs.run import Session, Stop, execute
+    from penstock.jobs.wording import counted
+
+    made = requeue.prepare(history, one)
+    lost = f"; {made.lost:,} not in the source any more, or over 1 MB" if made.lost else ""
+    click.echo(f"{made.spec.run_id}: sending {counted(made.sent, 'item')} again{lost}")
+    record(
+        history, "replay", one.run_id, {"as": made.spec.run_id, "sent": made.sent, "requeue": True, "lost": made.lost}
+    )
+    result = execute(made.spec, Session(address=address), display_for(sys.stdout), Stop())
+    out = shared.console()
+    for part in report.summary(result.status, state=shared.state_to_name(history.url)):
+        out.print(part)
+    return result.exit_code
