@@ -136,12 +136,15 @@ class Router:
 
     def _at(self, candidate: Candidate, arms: int | None, exposure: Exposure | None) -> Candidate:
         """At the version that its rollout says, or its experiment; an item that is in both is told by the latter, and
-        one that explores by that: it must not go to a version that was taken back either."""
+        one that explores by that: it must not go to a version that was taken back either. An experiment that was
+        stopped tells of no item any more, but the version that its first arm names is none of the rollout's doing."""
         model = self._catalog.models[candidate.model]
         version, experiment, arm, propensity = self.turn.pick(model, arms)
         if exposure is not None:
-            experiment, arm, propensity = exposure.experiment, exposure.arm, exposure.propensity
-            if exposure.version is not None and exposure.version[0] == model.name:
+            named = exposure.version is not None and exposure.version[0] == model.name
+            if exposure.experiment or named:
+                experiment, arm, propensity = exposure.experiment, exposure.arm, exposure.propensity
+            if exposure.version is not None and named:
                 version = exposure.version[1]
         if candidate.experiment == EXPLORE:
             experiment, arm, propensity = candidate.experiment, candidate.arm, candidate.propensity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -55,8 +55,8 @@ class Heard(msgspec.Struct, frozen=True):
     rollout: Rollout
     untold: str | None = None
     undecided: str | None = None
-    climbing: tuple[str, ...] = ()
-    """What cascades that ask the model make of it."""
+    notes: tuple[str, ...] = ()
+    """What cascades and experiments that ask the model make of it."""
 
 
 class Job(NamedTuple):
@@ -84,7 +84,8 @@ def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
         return document.started(steering, made)
 
     heard, jobs = _change(url, ask.model, decide), jobs if job is None else [job, *_jobs(url)]
-    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs), climbing=tuple(_climbing(ask, jobs)))
+    notes = (*_climbing(ask, jobs), *_divided(ask, jobs, steering(url).experiments))
+    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs), notes=notes)
 
 
 def _climbing(ask: Ask, jobs: Sequence[Job]) -> Iterator[str]:
@@ -106,6 +107,27 @@ def _climbing(ask: Ask, jobs: Sequence[Job]) -> Iterator[str]:
                 f"the cascade of task {name} has no threshold for {target}: until it is calibrated with it (penstock "
                 "cascade calibrate), all its answers go up to the next model, and quality can't be compared there"
             )
+
+
+def _divided(ask: Ask, jobs: Sequence[Job], stopped: Collection[str]) -> Iterator[str]:
+    """Experiments that take the model's items, which no guard of a rollout sees then."""
+    known = [(job.catalog, job.policy) for job in jobs if job.policy is not None and ask.model in job.catalog.models]
+    found: dict[str, str] = {}
+    for catalog, policy in known:
+        for each in policy.experiments:
+            task = policy.tasks[each.task]
+            arms = any(arm.model == ask.model for arm in each.arms)
+            if each.id not in stopped and (arms or _asks(catalog, task, ask.model)):
+                found[each.id] = each.task
+    for name, task in found.items():
+        yield (
+            f"all items of task {task} are in the experiment {name} and count there: the guards of this rollout see "
+            f"none of them, though {ask.version} answers its share. penstock experiment stop {name} gives them to it"
+        )
+
+
+def _asks(catalog: Catalog, task: Task, model: str) -> bool:
+    return model in task.cascade.models if task.cascade is not None else _may_ask(catalog, task, model)
 
 
 def _may_ask(catalog: Catalog, task: Task, model: str) -> bool:

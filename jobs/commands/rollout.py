@@ -265,7 +265,7 @@ def _say(heard: Heard) -> int:
         click.echo(f"note: this is not in the audit log yet; the next run writes it: {heard.untold}", err=True)
     if heard.undecided is not None:
         click.echo(f"note: the guard of quality can pass or fail no stage: {heard.undecided}", err=True)
-    for word in heard.climbing:
+    for word in heard.notes:
         click.echo(f"note: {word}", err=True)
     if at.active:
         click.echo(f"next: penstock rollout show {at.model}, penstock rollback {at.model}")

@@ -322,6 +322,18 @@ def test_an_arm_of_an_experiment_puts_its_model_first_at_its_version_and_is_name
     assert names(behind.route(Attributes(sensitivity="eu"), ASK, "x", arm)) == ["small"]  # no arm passes a wall
 
 
+def test_an_experiment_that_was_stopped_leaves_a_rollout_its_items() -> None:
+    """Else no guard would see any of them, and a broken version would be promoted or stay for ever."""
+    router = steered(rolling(0.5))
+    over = Exposure()
+    found = {first(router.route(Attributes(), ASK, f"item {i}", over)) for i in range(100)}
+    assert {(c.version, c.arm, c.propensity) for c in found} == {("v1", "baseline-1", 0.5), ("v2", "candidate-1", 0.5)}
+    assert all(c.experiment.startswith("small-v2-") for c in found)
+    named = Exposure(version=("small", "v1"))  # its first arm says so, and no rollout did
+    found = {first(router.route(Attributes(), ASK, f"item {i}", named)) for i in range(100)}
+    assert {(c.version, c.experiment, c.arm, c.propensity) for c in found} == {("v1", "", "", 1.0)}
+
+
 def test_what_explores_is_turned_to_the_versions_of_now_as_well_and_still_told_as_exploring() -> None:
     """A version that was taken back is not tried out of curiosity: also not by items that were read before."""
     task = Task("t", models=("small", "opus"), min_quality=0.8, explore=Explore(1.0, 1.0))

@@ -246,9 +246,24 @@ def test_a_cascade_without_a_threshold_for_the_new_version_is_told_of(here: Path
         policy = msgspec.structs.replace(spec.policy, tasks={task.name: climbing})
         ask = rollouts.Ask("small", "v2", (0.5,), ("quality",))
         url = str(here / f"state{told}")
+        policy = msgspec.structs.replace(policy, experiments=())
         heard = rollouts.start(url, ask, rollouts.Job(spec.catalog, policy))
-        assert len(heard.climbing) == told
-        assert all("no threshold for small@v2" in word for word in heard.climbing)
+        assert len(heard.notes) == told
+        assert all("no threshold for small@v2" in word for word in heard.notes)
+
+
+def test_a_rollout_whose_items_an_experiment_takes_is_told_so_until_that_is_stopped(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran(here)
+    start = ["rollout", "start", "small", "v2"]
+    assert call(start) == 0
+    assert "all items of task default are in the experiment labels/wording and count there" in capsys.readouterr().err
+    assert call(["rollback", "small"]) == 0
+    assert call(["experiment", "stop", "wording"]) == 0
+    capsys.readouterr()
+    assert call(start) == 0
+    assert "experiment" not in capsys.readouterr().err
 
 
 def test_a_judge_that_is_calibrated_decides_and_no_word_is_needed(
