@@ -128,6 +128,8 @@ def _endless(status: RunStatus) -> list[str]:
         parts.append(f"last commit {duration(status.commit_age_s)} ago")
     if status.paused:
         parts.append("paused: " + ", ".join(f"tier {tier}" for tier in status.paused))
+    if status.standstill is not None:
+        parts.append(f"stands still: {status.standstill}")
     if status.waits_for_money is not None:
         parts.append(f"waits for tomorrow: {status.waits_for_money}")
     return parts

@@ -33,7 +33,7 @@ from penstock.workers.measuring import Measuring
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
-from penstock.workers.planner import all_ended, durable_plan
+from penstock.workers.planner import all_ended, durable_plan, wanted_plan
 from penstock.workers.ports import encode
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -65,7 +65,7 @@ class Driver:
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
-        self._outages = Outages(time.time())
+        self._outages = Outages(time.time(), endless=self._spec.endless)
         self._discovery: Discovery | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._main: asyncio.Task[None] | None = None
@@ -90,6 +90,7 @@ class Driver:
         self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id, spec.source)
         holder = this_process(options.command)
         if options.take_over:
+            await wanted_plan(spec, self._stores.primary, self._cores, accept=options.accept_changes, now=time.time())
             await self._trail.takes_over(await self._stores.primary.holder(), time.time())
             await self._warm_up()
             await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
@@ -258,6 +259,7 @@ class Driver:
         for news in self._outages.news(self._reports.values()):
             self._note(news)
         found = early_end(self._spec.max_dead_letters, self._reports.values(), self._status.tally, self._outages, now)
+        self._status.standstill = self._outages.standstill
         if found is not None:
             self._end(*found)
 

@@ -71,6 +71,7 @@ DRIVER: dict[Name, Declared] = {
         "gauge", "1: accepted answers fall short of what calibration promised", ("job", "task")
     ),
     "gpu_idle_usd": Declared("gauge", "Hours of own engines that no call has paid for"),
+    "standstill": Declared("gauge", "1: items wait, and nothing moves until somebody acts", ("job",)),
     "second_payments_bound": Declared("gauge", "The most second payments that this run's crashes explain", ("job",)),
 }
 API: dict[Name, Declared] = {
@@ -288,6 +289,7 @@ class DriverMetrics:
         lost lanes and commands explain."""
         tally = status.tally
         self._metrics.set("second_payments_bound", second_payments, self._job)
+        self._metrics.set("standstill", float(status.standstill is not None), self._job)
         money = {
             "limit": status.budget_limit_nano,
             "spent": tally.cost_nano,

@@ -17,14 +17,18 @@ Target = tuple[str | None, str]
 
 
 class Outages:
-    """Pure: times are Unix seconds, handed in."""
+    """Pure: times are Unix seconds, handed in. An endless run is told why nothing moves, and never ended for it."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, *, endless: bool = False) -> None:
+        self._endless = endless
         self._open: set[Target] = set()
         self._input_away = False
         self._finished = 0
         self._moved_at = now
         self._stuck_at: float | None = None
+        self.standstill: str | None = None
+        """Why nothing moves; None: something does, or it is too early to say."""
+        self._told: str | None = None
 
     def news(self, reports: Collection[LaneReport]) -> list[str]:
         """Sentences for the run's notes: who has stopped answering since the last look, and who answers again."""
@@ -33,7 +37,9 @@ class Outages:
         self._open = found
         away = next((report.input_away for report in reports if report.input_away is not None), None)
         was, self._input_away = self._input_away, away is not None
+        told, self._told = self._told, self.standstill
         return [
+            *([self.standstill] if self._endless and self.standstill not in (None, told) else []),
             *([f"the run waits for its input, and goes on by itself: {away}"] if away is not None and not was else []),
             *(["its input is read again"] if was and away is None else []),
             *(f"{_named(target)} does not answer: its items wait, or go to others" for target in gone),
@@ -42,7 +48,12 @@ class Outages:
 
     def verdict(self, reports: Iterable[LaneReport], finished: int, flying: bool, now: float) -> str | None:
         """Why the run should stop waiting; None: go on. `finished`: items that have ended; `flying`: calls are out."""
-        if flying or finished != self._finished:
+        self.standstill = why = self._why(list(reports), finished, flying, now)
+        return None if self._endless else why
+
+    def _why(self, reports: Collection[LaneReport], finished: int, flying: bool, now: float) -> str | None:
+        nothing_waits = not any(report.unfinished for report in reports)
+        if flying or finished != self._finished or nothing_waits:
             self._finished, self._moved_at = finished, now
         stuck = next((report.stuck for report in reports if report.stuck is not None), None)
         if stuck is None:
@@ -53,9 +64,8 @@ class Outages:
                 return f"no model can answer: {stuck}"
         if self._open and now - self._moved_at > OUTAGE_S:
             who = ", ".join(_named(target) for target in sorted(self._open, key=str))
-            return (
-                f"nothing has moved for {OUTAGE_S / 3600:.0f} hours: {who} does not answer; run it again when it does"
-            )
+            then = "" if self._endless else "; run it again when it does"
+            return f"nothing has moved for {OUTAGE_S / 3600:.0f} hours: {who} does not answer{then}"
         return None
 
 

@@ -34,22 +34,28 @@ async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: b
 
     Raises `SpecError` where the job file changed in ways that change answers and `accept` is False.
     """
+    made, new = await wanted_plan(spec, primary, cores, accept=accept, now=now)
+    if new:
+        await primary.write_plan(made.plan)
+    return made
+
+
+async def wanted_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bool, now: float) -> tuple[Planned, bool]:
+    """What `durable_plan` makes or raises, and whether it is to be written; nothing is. So a command that would be
+    refused leaves the one alone that it means to replace."""
     source = open_source(spec.source)
     plan = await primary.read_plan()
     if plan is None:
-        plan = first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)
-        await primary.write_plan(plan)
-        return Planned(plan)
+        return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
     accept = accept or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
     longer = extended(plan, spec, await listed(source, plan))
     if longer is None:
-        return Planned(plan, True, tuple(notes), tuple(changed))
+        return Planned(plan, True, tuple(notes), tuple(changed)), False
     if new := len(longer.splits) - len(plan.splits):
         notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
-    await primary.write_plan(longer)
-    return Planned(longer, True, tuple(notes), tuple(changed))
+    return Planned(longer, True, tuple(notes), tuple(changed)), True
 
 
 async def listed(source: Source, plan: Plan) -> list[Split]:

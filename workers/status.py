@@ -47,6 +47,8 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     """Tiers whose items wait until a person resumes them."""
     waits_for_money: str | None = None
     """Why items of an endless run wait for the next day."""
+    standstill: str | None = None
+    """Why nothing moves, and will not by itself."""
     total_bytes: int = 0
     total_items: int | None = None
     cells: list[Cell] = msgspec.field(default_factory=list[Cell])

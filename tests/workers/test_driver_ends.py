@@ -21,7 +21,7 @@ from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.errors import Away as Unreachable
-from penstock.engine.errors import Fenced, Temporary
+from penstock.engine.errors import Fenced, SpecError, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
 from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine
@@ -376,3 +376,20 @@ async def test_reports_that_come_while_a_round_waits_are_in_the_last_sums(tmp_pa
     async with asyncio.timeout(20):
         assert await one._watch() == ("done", "")
     assert (one._status.tally.dead_letters, one._status.lanes_ended) == ({"template": 6}, 2)
+
+
+async def test_a_take_over_that_would_be_refused_leaves_the_holder_alone(tmp_path: Path) -> None:
+    """Its prompt changed and nobody accepted it: else the one that works would have drained for nothing."""
+    one = driver(tmp_path)
+    one._options = msgspec.structs.replace(one._options, take_over=True)
+    one._spec = msgspec.structs.replace(one._spec, fingerprint={"prompt": "new"})
+    memory.MemorySource("ends", [])
+    held = MemoryStore("ends")
+    await held.hold(memory_holder())
+    await held.write_plan(msgspec.structs.replace(PLAN, fingerprint={"prompt": "old"}))
+    await commit(0, Tally(results=1))
+    with pytest.raises(SpecError, match="prompt"):
+        await one.accept()
+    assert await held.run_epoch() == 1
+    assert await held.holder() is not None
+    assert FolderState(tmp_path).get("runs/r/handover") is None

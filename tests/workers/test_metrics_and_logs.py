@@ -68,6 +68,7 @@ PROMISED = {
     "deadline_left_seconds": "",
     "lane_lag": "topic",
     "second_payments_bound": "job",
+    "standstill": "job",
     "commit_age_seconds": "",
     "dead_letters": "reason",
     "second_payments": "",
@@ -286,6 +287,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     cell = Cell("t", "m", "v1", scores={name: Scored(40, {1000: 40, 0: 10}) for name in "ab"})
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     status.drifted = {"t": "its calibration does not hold any more"}
+    status.standstill = "no model can answer"
     DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096)
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
     low, mean, high = (sheet.of("quality", "t", "m@v1", bound) for bound in ("low", "mean", "high"))
@@ -294,6 +296,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     assert sheet.of("gpu_idle_usd") == 3
     assert sheet.of("second_payments_bound", "mail") == 4096
     assert sheet.of("cascade_drifted", "mail", "t") == 1
+    assert sheet.of("standstill", "mail") == 1
 
 
 def test_workers_tell_limits_throttles_and_vllms_own_load() -> None:

@@ -7,8 +7,8 @@ from penstock.workers.status import Tally
 NOW = 1_700_000_000.0
 
 
-def report(*targets: tuple[str | None, str], stuck: str | None = None) -> list[LaneReport]:
-    return [LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck)]
+def report(*targets: tuple[str | None, str], stuck: str | None = None, unfinished: bool = True) -> list[LaneReport]:
+    return [LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck, unfinished=unfinished)]
 
 
 def test_an_outage_and_its_end_are_told_once() -> None:
@@ -64,3 +64,31 @@ def test_an_outage_is_sat_out_but_not_for_ever() -> None:
 def test_a_long_wait_without_an_outage_is_none_of_ours() -> None:
     """A model that loads for hours, a batch that is held back: nobody is down, nobody is stopped."""
     assert Outages(NOW).verdict(report(), 0, False, NOW + 10 * OUTAGE_S) is None
+
+
+def test_a_breaker_that_nobody_waits_for_ends_nothing() -> None:
+    """Its items finished elsewhere, and no more came for hours: the time begins with the next item."""
+    outages = Outages(NOW)
+    idle, busy = report(("eu", "m"), unfinished=False), report(("eu", "m"))
+    outages.news(idle)
+    assert outages.verdict(idle, 5, False, NOW) is None
+    assert outages.verdict(idle, 5, False, NOW + 10 * OUTAGE_S) is None
+    assert outages.verdict(busy, 5, False, NOW + 11 * OUTAGE_S) is None
+    assert outages.verdict(busy, 5, False, NOW + 11 * OUTAGE_S + 2) is not None
+
+
+def test_a_run_without_an_end_says_that_nothing_moves_and_goes_on() -> None:
+    """Nobody would start it again. It is told once, and again when it happens again."""
+    outages = Outages(NOW, endless=True)
+    stuck = report(stuck="account eu: its key is refused")
+    for second in range(30):
+        assert outages.verdict(stuck, 0, False, NOW + second) is None
+    assert outages.standstill == "no model can answer: account eu: its key is refused"
+    assert outages.news(stuck) == ["no model can answer: account eu: its key is refused"]
+    assert outages.news(stuck) == []
+    assert outages.verdict(report(), 1, False, NOW + 40) is None
+    assert (outages.standstill, outages.news(report())) == (None, [])
+    down = report(("eu", "m"))
+    outages.news(down)
+    assert outages.verdict(down, 1, False, NOW + 41 + OUTAGE_S) is None
+    assert outages.news(down) == ["nothing has moved for 2 hours: model m (account eu) does not answer"]

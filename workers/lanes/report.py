@@ -15,6 +15,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     tally: Tally
     done: bool = False
     idle: bool = True
+    unfinished: bool = True
+    """Some item that was read has not ended."""
     settled: bool = False
     """Nothing in flight, everything committed, leases settled, followers up to date."""
     stuck: str | None = None
@@ -52,6 +54,7 @@ def report_of(machine: Lane, committed_at: float, now: float) -> LaneReport:
         machine.settings.lane,
         tally,
         idle=machine.idle,
+        unfinished=bool(machine.slots) or machine.shelf.count > 0,
         stuck=machine.places.stuck(),
         spent_out=machine.spent_out,
         waits_for_money=waits[1] if waits is not None and waits[0] > now else None,
