@@ -4,7 +4,7 @@
     spend_cap auth not_found         next target at once, else held until a person mends it: not the item's fault
     daily_limit                      next target at once, else wait for it (an hour at most)
     overloaded server_error timeout
-      connection                     same target with jitter, twice; then the next
+      connection                     same target with jitter, twice; then the next; at once where it says a long wait
     invalid_response                 same target once; then the next
     bad_request refused              next target once; then a dead letter
     too_long                         a target with a larger context, else a dead letter
@@ -12,6 +12,8 @@
     engine_died worker_lost          again at once, not the item's fault; a dead letter at the third death
     not_sent                         again at once
     cancelled                        a dead letter
+
+Where the wait would pass the item's deadline, the next target is asked at once.
 
 `not_sent` counts for nothing. A target that is down for good (its pool, its account's money) holds an item for ever,
 the run stops when nothing else moves, and a resumed run sends it: thousands of dead letters for one wrong key would
@@ -48,7 +50,7 @@ class RetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     limit_cap_s: float = 60.0
     """A minute: the window of nearly every rate limit."""
     patience_s: float = 20.0
-    """A rate limit that lasts longer sends the item to its next target, where it has one."""
+    """A wait that a target asks for and that is longer sends the item to its next target, where it has one."""
     max_waits: int = 200
     """Waits for rate limits and outages of one item. 200 waits of a minute are three hours."""
     outage_s: float = 3600.0
@@ -69,7 +71,7 @@ class History(msgspec.Struct, frozen=True, gc=False):
     waits: int = 0
     """Waits for rate limits and outages."""
     hops: int = 0
-    """Moves away from rate limits since it last waited for one."""
+    """Moves away from targets that asked for a long wait, since it last waited for one."""
     invalid: int = 0
     """Invalid outputs of the current target."""
     deaths: int = 0
@@ -120,12 +122,16 @@ def after(
     deadline: float | None = None,
 ) -> Again | Stop:
     """Decide. `chance` is uniform in 0…1 (jitter); `deadline` is the item's, in Unix seconds."""
-    decision = _Case(failure, history, targets, settings, chance, now).decide()
-    if isinstance(decision, Again) and deadline is not None and decision.at >= deadline:
-        if failure.kind in MENDED:
-            return msgspec.structs.replace(decision, at=max(now, deadline))
-        return Stop("deadline", f"its deadline passes before it can be tried again; last failure: {_told(failure)}")
-    return decision
+    case = _Case(failure, history, targets, settings, chance, now)
+    decision = case.decide()
+    if isinstance(decision, Stop) or deadline is None or decision.at < deadline:
+        return decision
+    elsewhere = case.elsewhere(decision.history) if now < deadline else None
+    if elsewhere is not None:
+        return elsewhere
+    if failure.kind in MENDED:
+        return msgspec.structs.replace(decision, at=max(now, deadline))
+    return Stop("deadline", f"its deadline passes before it can be tried again; last failure: {_told(failure)}")
 
 
 class _Case:
@@ -175,6 +181,10 @@ class _Case:
             case _:
                 assert_never(kind)
 
+    def elsewhere(self, history: History) -> Again | None:
+        """The item can't wait as decided: to another target at once. The present one would be too late, and is left."""
+        return self._next(history, give_up=True)
+
     # ---- cases
 
     def _death(self) -> Again | Stop:
@@ -189,11 +199,7 @@ class _Case:
         if waits > self.settings.max_waits:
             return self._nowhere("attempts_exhausted")
         history = msgspec.structs.replace(self.history, waits=waits)
-        if wait > self.settings.patience_s and history.hops < len(self.targets) - 1:
-            moved = self._next(msgspec.structs.replace(history, hops=history.hops + 1), give_up=False)
-            if moved is not None:
-                return moved
-        return self._same(wait, msgspec.structs.replace(history, hops=0))
+        return self._hop(wait, history) or self._same(wait, msgspec.structs.replace(history, hops=0))
 
     def _limit_wait(self) -> float:
         """What the provider says, spread a little so that waiters don't return as one; else full jitter."""
@@ -209,6 +215,10 @@ class _Case:
         target = self._target
         if not target.up:
             return self._outage()
+        moved = self._hop(self.failure.retry_after_s or 0.0, history)
+        if moved is not None:
+            return moved
+        history = msgspec.structs.replace(history, hops=0)
         if history.here <= retries and history.counted < self.settings.max_attempts and target.may_retry:
             return self._same(self._backoff(history.here), history)
         moved = self._next(history, give_up=True)
@@ -272,6 +282,12 @@ class _Case:
         told = self.failure.retry_after_s
         wait = max(wait_s, told) if told is not None and self.failure.kind != "rate_limited" else wait_s
         return Again(self.now + wait, history.candidate, "retry", history)
+
+    def _hop(self, wait: float, history: History) -> Again | None:
+        """Away from a target that asks for a long wait. Each of them is asked once before one is waited for."""
+        if wait <= self.settings.patience_s or history.hops >= len(self.targets) - 1:
+            return None
+        return self._next(msgspec.structs.replace(history, hops=history.hops + 1), give_up=False)
 
     def _next(self, history: History, *, give_up: bool) -> Again | None:
         """The next candidate that is up, at once. None: there is none, or the attempts are used up."""

@@ -87,6 +87,24 @@ def test_retry_after_is_obeyed_and_a_long_one_moves_on() -> None:
     assert told.at >= NOW + 9
 
 
+@pytest.mark.parametrize("kind", ["overloaded", "server_error"])
+def test_a_target_that_asks_for_a_long_wait_is_left_for_one_that_is_well(kind: FailureKind) -> None:
+    """An item must not wait an hour beside a healthy fallback. Two that both ask for it are not asked in turns, and the
+    first is tried again after the wait."""
+    moved = decide(kind, retry_after_s=3_600.0)
+    assert isinstance(moved, Again)
+    assert (moved.candidate, moved.at, moved.role, moved.history.left) == (1, NOW, "fallback", ())
+    waits = decide(kind, moved.history, retry_after_s=3_600.0)
+    assert isinstance(waits, Again)
+    assert (waits.candidate, waits.at >= NOW + 3_600) == (1, True)
+    back = decide(kind, waits.history, retry_after_s=3_600.0)
+    assert isinstance(back, Again)
+    assert (back.candidate, back.at) == (0, NOW)
+    down = decide(kind, targets=(Target(), Target(up=False, probe_at=NOW + 30)), retry_after_s=3_600.0)
+    assert isinstance(down, Again)
+    assert (down.candidate, down.at >= NOW + 3_600) == (0, True)
+
+
 def test_a_longer_context_helps_a_long_prompt_and_a_shorter_one_does_not() -> None:
     """`too_long` goes to a larger context only."""
     assert isinstance(decide("too_long", targets=(Target(8_000), Target(4_000))), Stop)
@@ -124,6 +142,38 @@ def test_nothing_is_tried_after_the_deadline() -> None:
     late = after(Failure("rate_limited", "m", retry_after_s=60.0), History(), ONE, RetrySettings(), 0.5, NOW, NOW + 59)
     assert isinstance(late, Stop)
     assert late.reason == "deadline"
+    over = after(Failure("engine_died", "m"), History(), TWO, RetrySettings(), 0.5, NOW, NOW)
+    assert isinstance(over, Stop)
+    assert over.reason == "deadline"
+
+
+@pytest.mark.parametrize(
+    ("failure", "left_s"),
+    [
+        (Failure("overloaded", "m", 503, 90.0), 60.0),
+        (Failure("rate_limited", "m", 429, 10.0), 5.0),
+        (Failure("server_error", "m", 500), 0.2),
+    ],
+)
+def test_a_wait_that_passes_the_deadline_sends_an_item_to_its_next_target(failure: Failure, left_s: float) -> None:
+    """It is a dead letter only where nobody is left to ask in time; a target that is down is not asked."""
+
+    def decided(history: History, *targets: Target) -> Again | Stop:
+        return after(failure, history, targets, RetrySettings(), 0.5, NOW, NOW + left_s)
+
+    moved = decided(History(), *TWO)
+    assert isinstance(moved, Again)
+    assert (moved.candidate, moved.at, moved.role) == (1, NOW, "fallback")
+    down = decided(History(), Target(), Target(up=False, probe_at=NOW + 1_000))
+    assert isinstance(down, Stop)
+    history = moved.history
+    for _ in TWO:
+        again = decided(history, *TWO)
+        if isinstance(again, Stop):
+            assert again.reason == "deadline"
+            return
+        history = again.history
+    pytest.fail("two targets without time for it are asked in turns")
 
 
 def test_the_message_tells_the_last_failure() -> None:
