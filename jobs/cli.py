@@ -140,8 +140,9 @@ def call(argv: Sequence[str] | None = None) -> int:
         click.echo(str(error.__cause__ or error) or "interrupted", err=True)  # click wraps an interrupt into its own
         return exits.INTERRUPTED
     except BrokenPipeError:
-        # The reader of our pipe has gone (`| head`): that is its right. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from penstock.jobs.outlet import silence
+
+        silence(sys.stdout)  # its reader has gone (`| head`): that is its right
         return exits.DONE
     except PenstockError as error:
         _tell(str(error))

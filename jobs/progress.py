@@ -288,9 +288,9 @@ def _text(lines: list[str]) -> RenderableType:
 
 
 def display_for(stream: TextIO, hint: str = "") -> Display:
-    """Live where a person looks at a terminal, plain lines elsewhere."""
-    from rich.console import Console
+    """Live where a person looks at a terminal, plain lines elsewhere; nothing any more once nobody reads them."""
+    from penstock.jobs.outlet import lasting_console
 
     if stream.isatty() and os.environ.get("TERM") != "dumb":
-        return LiveDisplay(Console(file=stream, highlight=False), hint)
-    return PlainDisplay(Console(file=stream, no_color=True, highlight=False))
+        return LiveDisplay(lasting_console(stream), hint)
+    return PlainDisplay(lasting_console(stream, plain=True))

@@ -176,12 +176,14 @@ class _Saver:
 
 @contextmanager
 def interrupts(stop: Stop) -> Generator[None]:
-    """SIGINT and SIGTERM ask the run to stop, while this lasts. Only a process's main thread may do that; elsewhere
-    whoever started the thread passes the interrupt on."""
+    """SIGINT, SIGTERM and SIGHUP (the terminal was closed) ask the run to stop, while this lasts. Only a process's main
+    thread may do that; elsewhere whoever started the thread passes the interrupt on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]  # `nohup`: it shall go on when the terminal is closed
 
     def asked(_number: int, _frame: FrameType | None) -> None:
         stop.ask()

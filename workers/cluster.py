@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Callable, Generator
@@ -70,7 +71,7 @@ def open_cluster(address: str | None = None) -> Generator[Cluster]:
 def _init(address: str | None, empty: str) -> str | None:
     import ray
 
-    with contextlib.chdir(empty):
+    with contextlib.chdir(empty), _children_deaf_to_hangups():
         if address is not None:
             return ray.init(
                 address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
@@ -87,6 +88,17 @@ def _init(address: str | None, empty: str) -> str | None:
     _protect_token()
     _keep_quiet()
     return context.dashboard_url
+
+
+@contextlib.contextmanager
+def _children_deaf_to_hangups() -> Generator[None]:
+    """A closed terminal tells a whole process group: the run drains, for which Ray's processes must live. They inherit
+    what is blocked here. (Ray does the same for SIGINT.)"""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def words(error: Exception) -> str:

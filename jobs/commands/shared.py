@@ -71,13 +71,12 @@ def load_job(job: str, sets: tuple[str, ...] = ()) -> RunSpec:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A terminal gets colour and its own width; a pipe gets plain lines of 80 columns."""
-    from rich.console import Console
+    """A terminal gets colour and its own width; a pipe gets plain lines of 80 columns, and may break: the exit code
+    stays what the command found."""
+    from penstock.jobs.outlet import lasting_console
 
     stream = sys.stderr if stderr else sys.stdout
-    if stream.isatty():
-        return Console(stderr=stderr, highlight=False)
-    return Console(stderr=stderr, width=PLAIN_WIDTH, no_color=True, highlight=False, force_terminal=False)
+    return lasting_console(stream) if stream.isatty() else lasting_console(stream, plain=True, width=PLAIN_WIDTH)
 
 
 def print_json(value: object) -> None:

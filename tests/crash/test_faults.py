@@ -135,15 +135,15 @@ def test_an_interrupt_is_heard_before_the_run_began(tmp_path: Path, ray: SharedR
         b.check(bound=0)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: Path, mark: str) -> None:
     """What is in flight ends and is committed, nothing is paid twice or doubted, exit code 130; the same command goes
-    on."""
+    on. A closed terminal (SIGHUP) tells the whole process group, Ray's processes too."""
     # Only failures that nobody charges: a charged try of an item that did not end would be repeated, as promised.
     with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02))) as b:
         first = b.start()
         b.wait_served(500, first)
-        first.send_signal(signal.Signals[name])
+        (os.killpg if name == "SIGHUP" else os.kill)(first.pid, signal.Signals[name])
         assert b.end(first, 60.0) == 130, b.log(first)
         assert "goes on where it was" in " ".join(b.log(first).split())
         assert len(b.paid()) < b.shape.items

@@ -1,6 +1,7 @@
 """A run from the command's side: shown, saved, stopped without loss. The cluster is a scripted one."""
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 import pytest
@@ -22,7 +24,7 @@ from penstock.engine.policy import Policy
 from penstock.jobs import exits, trial
 from penstock.jobs import run as running
 from penstock.jobs.history import History, open_history
-from penstock.jobs.progress import Meter, PlainDisplay, View
+from penstock.jobs.progress import Meter, PlainDisplay, View, display_for
 from penstock.jobs.result import JobResult
 from penstock.jobs.run import Session, Stop
 from penstock.jobs.submit import submit
@@ -167,6 +169,48 @@ def test_a_drain_has_an_end(tmp_path: Path) -> None:
     assert run.asked == ["drain", "cancel", "close"]
     assert result.exit_code == 130
     assert any("execution.drain_s" in said for said in heard.said)
+
+
+def test_a_closed_terminal_drains_and_nohup_goes_on(tmp_path: Path) -> None:
+    """SIGHUP is an interrupt like any other; where it was ignored from the start, it stays so."""
+
+    def hang_up() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    result, run, _ = carry_out(tmp_path, ["running", hang_up, "draining", "interrupted"])
+    assert (run.asked, result.exit_code) == (["drain", "close"], 130)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result, run, _ = carry_out(tmp_path, ["running", hang_up, "running", "done"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (run.asked, result.exit_code) == (["close"], 0)
+
+
+class ClosedTerminal(io.StringIO):
+    """Answers with EIO, as a terminal does that is gone."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, s: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def broken_pipe() -> TextIO:
+    reads, writes = os.pipe()
+    os.close(reads)
+    return os.fdopen(writes, "w")
+
+
+@pytest.mark.parametrize("stream", [broken_pipe, ClosedTerminal])
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path: Path, stream: Callable[[], TextIO]) -> None:
+    """`penstock run job.yaml | head -5`, a log collector that dies, a closed terminal: the run has its own end."""
+    run, there = ScriptedRun(["starting", "running", "running", "done"], Tally(results=3)), stream()
+    session = Session(open_cluster=ScriptedCluster(run).open)
+    result = running.execute(spec_in(tmp_path), session, display_for(there), Stop())
+    assert (run.asked, result.exit_code) == (["close"], 0)
+    there.close()  # what still waited in it troubles nobody
 
 
 def test_a_run_that_was_handed_over_did_as_it_was_asked(tmp_path: Path) -> None:
