@@ -18,6 +18,7 @@ from penstock.connectors.state import folder_of
 from penstock.engine.errors import Permanent, SpecError, Spent, Temporary
 
 if TYPE_CHECKING:
+    from penstock.jobs.look.told import LetterTold
     from penstock.jobs.result import JobResult
     from penstock.workers.runspec import RunSpec
 
@@ -82,7 +83,7 @@ def map(
     spec = _job(fields, base, folder, source, id, vars)
     result = run(spec, limit=limit, progress=progress)
     _check_end(result)
-    return _joined(data, _answers(result, rows), source)
+    return _joined(data, _answers(result, source, rows, rows if limit is None else min(limit, rows)), source)
 
 
 # ---- rows in
@@ -142,7 +143,7 @@ def _write_lines(data: Sequence[object], path: Path) -> int:
                 raise SpecError(f"row {number} is a {type(row).__name__}, not a dict")
             try:
                 file.write(msgspec.json.encode({ROW: number, **row}) + b"\n")
-            except TypeError as error:
+            except (TypeError, ValueError) as error:  # ValueError: half a surrogate pair
                 raise SpecError(f"row {number} can't be written as JSON: {error}") from error
     return len(data)
 
@@ -235,20 +236,22 @@ def _job(
     # a larger budget goes on with the run, and so does one that finds its state elsewhere
     answers = {name: value for name, value in fields.items() if name not in ("budgets", "state")}
     asked = {"id": id, "vars": dict(vars or {}), "base": base, "rows": source.name, "job": answers}
-    try:
-        digest = hashlib.blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=8).hexdigest()
-    except TypeError as error:
-        raise SpecError(f"this can't stand in a job: {error}") from error
     whole = {
         **fields,
-        "name": f"map-{digest}",
+        "name": "map",
         "source": {"type": "files", "path": str(source)},
         "row": _row(fields.get("row"), id),
         "shape": "rows",
-        "sinks": str(folder / digest / "results.jsonl"),
+        "sinks": str(folder / "results.jsonl"),
         "on_duplicate": "allow",
     }
-    return job_spec.from_mapping(whole, base, sets=vars)
+    meant = job_spec.from_mapping(whole, base, sets=vars).fingerprint  # what stands in its catalogue counts too
+    try:
+        digest = hashlib.blake2b(msgspec.json.encode([asked, meant], order="sorted"), digest_size=8).hexdigest()
+    except TypeError as error:
+        raise SpecError(f"this can't stand in a job: {error}") from error
+    named = {"name": f"map-{digest}", "sinks": str(folder / digest / "results.jsonl")}
+    return job_spec.from_mapping({**whole, **named}, base, sets=vars)
 
 
 def _check_end(result: JobResult) -> None:
@@ -289,18 +292,43 @@ class _Result(msgspec.Struct):
     penstock: _By
 
 
-def _answers(result: JobResult, rows: int) -> Columns:
+def _answers(result: JobResult, source: Path, rows: int, asked: int) -> Columns:
+    """`asked`: so many of the rows were to be answered; each of them has an answer or an error."""
     told: dict[int, _Told] = {}
     decode = msgspec.json.Decoder(_Result).decode
     for line in result.lines("results"):
         one = decode(line)
         told[one.penstock_row] = _Told(one.answer, None, one.penstock.model, one.penstock.cost_usd)
-    for letter in result.dead_letters():
-        if letter.custom_id is not None and letter.custom_id.isdigit():
-            told[int(letter.custom_id)] = _Told(None, f"{letter.reason}: {letter.message}", None, letter.cost_usd)
+    for row, letter in _by_row(result.dead_letters(), source):
+        told[row] = _Told(None, f"{letter.reason}: {letter.message}", None, letter.cost_usd)
+    for row in range(asked):
+        told.setdefault(row, _Told(error="lost: the run told nothing of this row"))
     nothing = _Told()
     ordered = [told.get(number, nothing) for number in range(rows)]
     return {name: [getattr(one, name) for one in ordered] for name in ADDED}
+
+
+def _by_row(letters: Iterable[LetterTold], source: Path) -> Iterator[tuple[int, LetterTold]]:
+    """A row that could not be read has no label: it is known by where it stands."""
+    unread: dict[int, LetterTold] = {}
+    for letter in letters:
+        if letter.custom_id is not None and letter.custom_id.isdigit():
+            yield int(letter.custom_id), letter
+        elif letter.source is not None:
+            unread[letter.source.position] = letter
+    if source.suffix == ".parquet":  # there, positions are rows
+        yield from unread.items()
+    elif unread:
+        yield from ((row, unread[place]) for row, place in _lines(source) if place in unread)
+
+
+def _lines(source: Path) -> Iterator[tuple[int, int]]:
+    """(number, first byte) of each line."""
+    place = 0
+    with source.open("rb") as file:
+        for row, line in enumerate(file):
+            yield row, place
+            place += len(line)
 
 
 def _joined(data: Data, added: Columns, source: Path) -> Data:

@@ -13,6 +13,7 @@ import pytest
 
 import penstock as ps
 from penstock.connectors.base import Raw
+from penstock.connectors.formats.lines import MAX_RECORD_BYTES
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import FilesSource
 from penstock.engine.items import NANO_PER_USD, Item, Position
@@ -82,6 +83,48 @@ def test_a_bad_row_says_so_in_error_and_the_others_have_answers(asked: dict[str,
     assert done[1]["error"].startswith(("template: ", "missing_field: "))
 
 
+LONG = "x" * (MAX_RECORD_BYTES + 1)
+
+
+@pytest.mark.ray
+def test_rows_that_cannot_be_read_say_so_too(asked: dict[str, Any]) -> None:
+    """They have no label: a year that Python does not know, text that is no UTF-8, a row over the limit. Of rows behind
+    the call's own limit nothing is said."""
+    times = pa.array([0, 1 << 50, 0, 0, 0], pa.timestamp("s"))
+    texts = pa.array([b"fine", b"fine", b"no \xff UTF-8", LONG.encode(), b"not asked"]).view(pa.string())
+    told = ps.map(pa.table({"text": texts, "at": times}), limit=4, **asked).select(["answer", "error"]).to_pylist()
+    assert [row["answer"] is not None for row in told] == [True, False, False, False, False]
+    starts = ["malformed: a value", "malformed: a value", "too_large: "]
+    assert [row["error"].startswith(start) for row, start in zip(told[1:4], starts, strict=True)] == [True] * 3
+    assert (told[0]["error"], told[4]["error"]) == (None, None)
+    rows = ps.map([{"text": "fine"}, {"text": LONG}, {"text": "fine too"}], **asked)
+    assert [row["answer"] is not None for row in rows] == [True, False, True]
+    assert rows[1]["error"].startswith("too_large: ")
+
+
+def test_a_call_whose_catalogue_changed_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model behind the same name gives other answers; another price does not."""
+    ran: list[RunSpec] = []
+
+    def caught(spec: RunSpec, **_: object) -> None:
+        ran.append(spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.jobs.run.run", caught)
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text("{catalog: catalog.yaml, prompt: 'say {{ text }}', models: [m]}")
+    for model, price in (("a", 1), ("a", 2), ("b", 2)):
+        Path("catalog.yaml").write_text(
+            "models: [{name: m, base_url: 'http://127.0.0.1:1/v1', "
+            f"model: {model}, price: {{input_per_million: {price}, output_per_million: 1}}}}]"
+        )
+        with pytest.raises(KeyboardInterrupt):
+            ps.map([{"text": "x"}], job="job.yaml")
+    first, dearer, other = ran
+    assert first.run_id == dearer.run_id != other.run_id
+    assert first.sinks["results"] == dearer.sinks["results"] != other.sinks["results"]
+
+
 @pytest.mark.ray
 def test_a_budget_that_ends_it_is_an_error_and_a_larger_one_goes_on(asked: dict[str, Any], sandbox: str) -> None:
     """Half a table would look like a whole one; what was answered under the small budget is not paid for again."""
@@ -103,6 +146,8 @@ def test_what_is_no_table_and_columns_that_are_taken_are_refused_in_words(tmp_pa
         ps.map([{"a": 1}], id="b", prompt="x", models="groq/m", state=str(tmp_path))
     with pytest.raises(ps.SpecError, match="give a folder"):
         ps.map([{"a": 1}], prompt="x", models="groq/m", state="s3://bucket/x")
+    with pytest.raises(ps.SpecError, match="row 0 can't be written as JSON"):
+        ps.map([{"a": "half a pair \ud800"}], prompt="x", models="groq/m", state=str(tmp_path))
     with pytest.raises(ps.SpecError, match="row is a str"):
         ps.map([{"a": 1}], job={"prompt": "x", "models": ["groq/m"], "row": "id"}, state=str(tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
