@@ -94,13 +94,13 @@ class Stop:
 
 
 def follow(
-    handle: RunHandle, history: History, display: Display, stop: Stop, clock: Clock = SYSTEM, drain_s: float = 30.0
+    handle: RunHandle, spec: RunSpec, history: History, display: Display, stop: Stop, clock: Clock = SYSTEM
 ) -> RunStatus:
     """Watch a run to its end: show it, save it, and pass on what is asked of it. Returns the last status.
 
-    `drain_s`: a run that was asked to stop may take so long to drain before it is stopped like one asked twice.
+    One that was asked to stop may take `execution.drain_s` to drain before it is stopped like one asked twice.
     """
-    meter, saved, told = Meter(), _Saver(history, display.say), 0
+    meter, saved, told, drain_s = Meter(), _Saver(history, spec, display.say), 0, spec.execution.drain_s
     gave_up_at = drained_at = None
     while True:
         status = handle.status()
@@ -133,12 +133,13 @@ def _left_behind(status: RunStatus, saved: _Saver) -> RunStatus:
 
 
 class _Saver:
-    """Writes a status where it says something new, and no more often than a store likes. In a thread of its own: a
+    """Writes the spec, and a status where it says something new, no more often than a store likes. In a thread of its own: a
     store that is slow or away holds up neither the run nor whoever wants to stop it. History is for people and tools.
     """
 
-    def __init__(self, history: History, say: Callable[[str], None]) -> None:
+    def __init__(self, history: History, spec: RunSpec, say: Callable[[str], None]) -> None:
         self._history = history
+        self._unsaved: RunSpec | None = spec
         self._say = say
         self._state: RunState | None = None
         self._next_at = 0.0
@@ -154,13 +155,19 @@ class _Saver:
                 return
             self._heard(self._going)
         self._state, self._next_at = status.state, now + SAVE_EVERY_S
-        self._going = self._thread.submit(self._history.save_status, status)
+        self._going = self._thread.submit(self._save, status)
 
     def last(self, status: RunStatus) -> None:
         """Behind all others. Returns when it is written, or can't be."""
-        going = self._thread.submit(self._history.save_status, status)
+        going = self._thread.submit(self._save, status)
         self._thread.shutdown()
         self._heard(going)
+
+    def _save(self, status: RunStatus) -> None:
+        if self._unsaved is not None:
+            self._history.save_spec(self._unsaved)
+            self._unsaved = None
+        self._history.save_status(status)
 
     def _heard(self, going: Future[None]) -> None:
         """What is wrong is said once, until it is well again. Raises all but `Temporary`."""
@@ -226,8 +233,8 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     with closing(display), interrupts(stop), start(session.address) as cluster, interrupts(stop), feedback:
         handle = cluster.launch(spec, options, lambda: stop.level > 0)
         try:
-            history.save_spec(spec)  # only now: a refused command must not change what history says of the run
-            status = follow(handle, history, display, stop, drain_s=spec.execution.drain_s)
+            # What history says of the run changes only now: a refused command must not change it.
+            status = follow(handle, spec, history, display, stop)
         finally:
             display.close()
             handle.close()

@@ -396,6 +396,13 @@ class Away(History):
     """A state that can't be written for a while."""
 
     writes = 0
+    spec_writes = 0
+
+    def save_spec(self, spec: RunSpec) -> None:
+        self.spec_writes += 1
+        if self.spec_writes == 1:
+            raise Temporary("the bucket is away")
+        super().save_spec(spec)
 
     def save_status(self, status: RunStatus) -> None:
         self.writes += 1
@@ -407,8 +414,10 @@ class Away(History):
 def test_a_history_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
     away = Away(open_state(str(tmp_path / ".penstock")), str(tmp_path / ".penstock"))
     run, heard = ScriptedRun(["starting", "running", "draining", "running", "done"], Tally(results=3)), Heard()
-    status = running.follow(run, away, heard, Stop())
+    session = Session(open_cluster=ScriptedCluster(run).open, open_history=lambda _: away)
+    status = running.execute(spec_in(tmp_path), session, heard, Stop()).status
     assert (status.state, away.status("job-1").state) == ("done", "done")
+    assert away.spec("job-1") == spec_in(tmp_path)
     assert heard.said == ["the run's history can't be written now: the bucket is away"]
     assert away.writes > 1
 
