@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
@@ -85,7 +86,8 @@ def done_items(status: RunStatus) -> int:
 
 
 def expected_items(status: RunStatus) -> int | None:
-    """The number of items where it is known, else what the finished share of the bytes says; None: too early."""
+    """The number of items where it is known, else what the finished share of the bytes says, and no fewer than were
+    read; None: too early."""
     done = done_items(status)
     if status.state == "done":
         return done
@@ -93,7 +95,7 @@ def expected_items(status: RunStatus) -> int | None:
         return max(status.total_items, done)
     if not status.tally.position_bytes or not status.total_bytes or not done:
         return None
-    return max(done, round(done * status.total_bytes / status.tally.position_bytes))
+    return max(done, status.tally.read, round(done * status.total_bytes / status.tally.position_bytes))
 
 
 def _tokens(status: RunStatus) -> int:
@@ -110,13 +112,17 @@ def plain_line(view: View) -> str:
         parts.append(f"{view.tokens_per_s:,.0f} tokens/s")
     parts.append(_money(view))
     if view.in_flight:
-        parts.append(f"{view.in_flight:,} in flight")
+        parts.append(f"{view.in_flight:,} in flight ({_by_tier(tally.in_flight)})")
     if tally.dead_letters:
         parts.append(f"{view.dead:,} dead letters")
     parts += _endless(view.status)
     if view.eta_s is not None and view.status.state == "running":
         parts.append(f"ETA {duration(view.eta_s)}")
     return "  ".join(parts)
+
+
+def _by_tier(flying: Mapping[int, int]) -> str:
+    return ", ".join(f"tier {tier}: {flying[tier]:,}" for tier in sorted(flying) if flying[tier])
 
 
 def _endless(status: RunStatus) -> list[str]:

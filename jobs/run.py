@@ -133,8 +133,9 @@ def _left_behind(status: RunStatus, saved: _Saver) -> RunStatus:
 
 
 class _Saver:
-    """Writes the spec, and a status where it says something new, no more often than a store likes. In a thread of its own: a
-    store that is slow or away holds up neither the run nor whoever wants to stop it. History is for people and tools.
+    """Writes the spec, and a status where it says something new, no more often than a store likes. In a thread of its
+    own: a store that is slow or away holds up neither the run nor whoever wants to stop it. History is for people and
+    tools.
     """
 
     def __init__(self, history: History, spec: RunSpec, say: Callable[[str], None]) -> None:

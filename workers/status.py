@@ -51,6 +51,7 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     """Why nothing moves, and will not by itself."""
     total_bytes: int = 0
     total_items: int | None = None
+    """Known once the whole input was read."""
     cells: list[Cell] = msgspec.field(default_factory=list[Cell])
     """What was measured of each model; committed items only."""
     tally: Tally = msgspec.field(default_factory=Tally)

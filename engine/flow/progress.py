@@ -224,6 +224,11 @@ class Progress:
             del self.open[ordinal]
 
     @property
+    def all_read(self) -> bool:
+        """Every split was read to its end."""
+        return self.opened == len(self.splits) and all(state.ended for state in self.open.values())
+
+    @property
     def all_closed(self) -> bool:
         return self.opened == len(self.splits) and all(state.closed for state in self.open.values())
 

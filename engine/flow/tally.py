@@ -49,6 +49,7 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """Counters of one lane since it was taken, plus what its progress says of before (`committed_*`)."""
 
     read: int = 0
+    """Items that have ended and those under way."""
     results: int = 0
     dead_letters: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     copied: int = 0

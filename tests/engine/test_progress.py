@@ -41,7 +41,9 @@ def test_after_a_restart_exactly_the_unfinished_come_again(positions: list[int],
     assert start <= min(undone, default=1000)
     assert sorted(undone) == [p for p in positions if p >= start and again.of(0).offer(p)]
     again.check()
+    assert not again.all_read
     again.end(0)
+    assert again.all_read
     assert again.all_closed == (not undone)
 
 

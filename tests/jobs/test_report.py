@@ -166,7 +166,7 @@ def test_a_plain_line_says_everything_that_matters() -> None:
     line = progress.plain_line(meter.see(running(200, 20.0), 20.0)).strip()
     expected = (
         "20 s  running  200 of 1,000 items (20 %)  10 items/s  250 tokens/s  $0.000200 of about $0.001000  "
-        "64 in flight  ETA 1 min 20 s"
+        "64 in flight (tier 3: 64)  ETA 1 min 20 s"
     )
     assert line == expected
 
@@ -185,6 +185,15 @@ def test_an_unknown_number_of_items_is_estimated_from_bytes() -> None:
     status.total_items, status.total_bytes, status.tally.position_bytes = None, 3000, 1000
     line = progress.plain_line(progress.Meter().see(status, 1.0))
     assert "100 of ~300 items" in line
+
+
+def test_what_was_read_is_the_least_there_is_and_all_of_it_once_the_input_ends() -> None:
+    """Six of 101 rows done, 82 at the model: not `6 of ~36`."""
+    tally = Tally(read=101, results=6, in_flight={1: 2, 2: 0, 3: 80}, position_bytes=500)
+    status = RunStatus("r", "r", "running", total_bytes=3000, tally=tally)
+    assert "6 of ~101 items" in progress.plain_line(progress.Meter().see(status, 1.0))
+    status.total_items = 101
+    assert "6 of 101 items" in progress.plain_line(progress.Meter().see(status, 1.0))
 
 
 def test_a_plain_display_tells_states_and_notes_once() -> None:
