@@ -68,9 +68,9 @@ def score_all(
 def _value(scorer: Scorer, answer: str, expected: object, checks: Checks) -> float | None:
     match scorer.type:
         case "exact":
-            return None if expected is None else float(normal(answer) == normal(_text(expected)))
+            return None if expected is None else float(normal(answer) == normal(text_of(expected)))
         case "numeric":
-            return None if expected is None else _close(answer, _text(expected), scorer.tolerance)
+            return None if expected is None else _close(answer, text_of(expected), scorer.tolerance)
         case "regex":
             pattern, text = pattern_of(scorer), answer[:MAX_REGEX_TEXT]
             check = checks.get("regex")
@@ -138,7 +138,7 @@ def _close(answer: str, expected: str, tolerance: float) -> float:
     return float(got is not None and want is not None and abs(got - want) <= tolerance)
 
 
-def _text(expected: object) -> str:
+def text_of(expected: object) -> str:
     """Expected answers come from JSON: a string as it is, anything else as JSON writes it."""
     return expected if isinstance(expected, str) else msgspec.json.encode(expected).decode()
 

@@ -16,7 +16,7 @@ from penstock.engine.measure.comparison import Comparison, Difference, add_rows,
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import asymptotic_interval, moments_of
 from penstock.engine.measure.stopping import Stop, StopRule, look
-from penstock.engine.quality import PASS_MARK, Interval
+from penstock.engine.quality import PASS_MARK, Interval, normal
 
 OTHER = "(something else)"
 """What stands in a confusion table for an answer that is no class, or none at all."""
@@ -30,6 +30,8 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     said: str | None = None
     cost_nano: int = 0
     ms: float | None = None
+    judged_nano: int = 0
+    """Of the cost: what judging the answer took."""
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +52,8 @@ class Line(msgspec.Struct, frozen=True):
     passed: int
     failed: int
     cost_nano: int
+    judged_nano: int
+    """Of the cost: what judges took."""
     per_item_nano: float
     per_item: Interval | None
     """In nano-dollars, approximate; None: fewer than 50 rows."""
@@ -142,6 +146,7 @@ def _line(name: str, answers: Sequence[Answered], confidence: float) -> Line:
         passed=passed,
         failed=sum(answer.failed for answer in answers),
         cost_nano=cost,
+        judged_nano=sum(answer.judged_nano for answer in answers),
         per_item_nano=cost / n if n else 0.0,
         per_item=asymptotic_interval(moments_of(answer.cost_nano for answer in answers), confidence),
         per_accepted_nano=cost / passed if passed else None,
@@ -169,13 +174,13 @@ def _quantile(ordered: Sequence[float], share: float) -> float | None:
 
 
 def _classes(name: str, i: int, rows: Sequence[Row], classes: Sequence[str]) -> Classes:
-    known = set(classes)
+    known = {normal(each): each for each in classes}  # as `exact` compares: what is right there is so here
     confusion: Counter[tuple[str, str]] = Counter()
     for row in rows:
         answer = row.answers[i]
-        if row.expected is not None and row.expected in known and (answer.failed or answer.said is not None):
-            said = answer.said or ""
-            confusion[row.expected, said if said in known else OTHER] += 1
+        expected = None if row.expected is None else known.get(normal(row.expected))
+        if expected is not None and (answer.failed or answer.said is not None):
+            confusion[expected, known.get(normal(answer.said or ""), OTHER)] += 1
     lines = tuple(
         ClassLine(
             each,

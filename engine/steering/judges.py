@@ -8,7 +8,7 @@ times the items. Below that, a stage that passes would say little.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -52,6 +52,16 @@ def decides(scorer: Scorer, judge_version: str, trusted: Collection[str]) -> boo
     if scorer.type != "judge":
         return True
     return not scorer.pairwise and f"{JUDGES[0]}@{judging.judge_version(scorer, judge_version)}" in trusted
+
+
+def informs(scorer: Scorer, judge_version: str, found: Mapping[str, Calibration]) -> str | None:
+    """Why what it says decides nothing, in words; None: it may decide. `found`: by `judge@version`."""
+    if scorer.type != "judge":
+        return None
+    if scorer.pairwise:
+        return "people are not asked what a judge of pairs is asked"
+    there = found.get(f"{JUDGES[0]}@{judging.judge_version(scorer, judge_version)}")
+    return "it was never held against what people say" if there is None else lacks(there)
 
 
 def lacks(found: Calibration) -> str | None:

@@ -79,7 +79,7 @@ def go(job: str, **given: object) -> int:
     known as well as asked), and the intervals are valid whenever you look. Killed or stopped, it goes on.
     """
     call = msgspec.convert(given, EvalCall, strict=False)
-    from penstock.jobs.evals import running, view
+    from penstock.jobs.evals import going, running, view
     from penstock.jobs.evals.asked import folder, recalled
     from penstock.jobs.progress import display_for
     from penstock.jobs.run import Session
@@ -91,6 +91,8 @@ def go(job: str, **given: object) -> int:
     prepared = running.prepare(name, base, asked, samples)
     cost, spec = running.price(prepared, None if call.budget_usd is None else round(call.budget_usd * 1e9))
     words = [view.price_words(cost, prepared, min(b.limit_nano for b in spec.budgets)) if spec.budgets else "free"]
+    if (why := going.informs(spec, asked)) is not None:
+        words.append(f"note: {view.informs_words(asked, why)}")
     for line in (*view.rows_words(prepared), *words):
         click.echo(line, err=call.as_json)
     if call.price_only:

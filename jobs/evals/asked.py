@@ -13,11 +13,17 @@ from penstock.connectors.reading.members import refusal
 from penstock.connectors.state import folder_of
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
+from penstock.engine.policy import Scorer, Task
+from penstock.engine.quality import scorer_name
 from penstock.jobs.spec.tree import nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LATER = {"confidence", "within"}
 """What may be asked anew of rows that were answered already."""
+
+
+EXACT = Scorer("exact")
+"""Where the task names no scorer."""
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -50,6 +56,11 @@ class Asked(msgspec.Struct, frozen=True):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(f"{model} {variant}".strip() for model, variant in self.candidates)
+
+
+def deciding(task: Task, scorer: str) -> list[Scorer]:
+    """The task's scorers of that name: what decides."""
+    return [each for each in task.scorers or (EXACT,) if scorer_name(each) == scorer]
 
 
 def folder(state: str, name: str) -> Path:

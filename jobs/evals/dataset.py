@@ -28,7 +28,7 @@ from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
 from penstock.engine.walls import wall_of
-from penstock.jobs.evals.asked import Asked
+from penstock.jobs.evals.asked import Asked, deciding
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.people.labels import Labels, gold
 from penstock.jobs.people.work import name_of_rows
@@ -87,9 +87,9 @@ def _place(line: Fields) -> int:
 class _Keeper:
     """Takes rows as they are read, and keeps those that can be scored: of `most`, the first in the order by chance."""
 
-    def __init__(self, task: Task, people: _People, most: int | None) -> None:
-        kinds = {scorer.type for scorer in task.scorers} or {"exact"}
-        self._needs_expected = not kinds & set(NEEDS_NONE)
+    def __init__(self, task: Task, scorer: str, people: _People, most: int | None) -> None:
+        """`scorer`: the name of the one that decides. What only another could score would be paid for in vain."""
+        self._needs_expected = not any(each.type in NEEDS_NONE for each in deciding(task, scorer))
         self._people = people
         self._most = most
         self._heap: list[tuple[int, str, Labelled]] = []
@@ -115,7 +115,7 @@ def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> M
     """Write `rows.jsonl` and `index.jsonl`. Raises `SpecError` where no row can be scored."""
     if outputs is not None and spec.catalog.walls:
         raise SpecError("quality samples don't say their sensitivity, and the job has walls: use the source's rows")
-    keeper = _Keeper(spec.policy.tasks[asked.task], _People(spec), asked.rows)
+    keeper = _Keeper(spec.policy.tasks[asked.task], asked.scorer, _People(spec), asked.rows)
     if outputs is not None:
         _samples(outputs, asked, keeper)
     else:

@@ -13,9 +13,9 @@ from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import policy_version
-from penstock.engine.policy import Policy, Prompt, Scorer, Shadow, Task
+from penstock.engine.policy import Policy, Prompt, Shadow, Task
 from penstock.engine.quality import scorer_name
-from penstock.jobs.evals.asked import Asked, Variant
+from penstock.jobs.evals.asked import EXACT, Asked, Variant
 from penstock.jobs.evals.dataset import CARRIED, EXPECTED, ROW, TASK, column_of, task_name
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.workers.runspec import RunSpec
@@ -23,8 +23,6 @@ from penstock.workers.runspec import RunSpec
 WINDOW = 128
 """Rows under way: one that is under way when a person stops the run ends without the answers it still lacked, and does
 not count. Rows count in order, so one lane reads them."""
-EXACT = Scorer("exact")
-"""Where the task names no scorer."""
 
 
 def spec_of(base: RunSpec, asked: Asked, place: Path, name: str, *, requests: bool) -> RunSpec:

@@ -6,13 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from penstock.connectors.calibrations import read_judges
+from penstock.connectors.state import open_state
 from penstock.engine.errors import PenstockError
 from penstock.engine.measure.evaluation import Row, compared
 from penstock.engine.measure.stopping import Stop, StopRule, look
-from penstock.jobs.evals.asked import Asked
+from penstock.engine.steering import judges
+from penstock.jobs.evals.asked import Asked, deciding
 from penstock.jobs.evals.dataset import Indexed
 from penstock.jobs.evals.records import Seen, read
 from penstock.jobs.look.reading import Outputs
+from penstock.workers.runspec import RunSpec
 
 LOOK_S = 3.0
 """Between two looks; a look at many rows takes longer, and then so does the pause."""
@@ -23,15 +27,28 @@ Say = Callable[[str], None]
 
 
 def enough(asked: Asked, rows: Sequence[Row], *, to_the_end: bool) -> Stop | None:
-    """Why it may stop before all rows are used; None: it may not."""
+    """Why it may stop before all rows are used; None: it may not. `to_the_end`: so it was asked, or nothing decides."""
     if not rows or to_the_end:
         return None
-    stop = look(compared(asked.names, rows), rule_of(asked))
+    stop = look(compared(asked.names, rows), rule_of(asked, decides=True))
     return stop if stop.reason in ("winner", "narrow") else None
 
 
-def rule_of(asked: Asked) -> StopRule:
-    return StopRule(confidence=asked.confidence, winner=asked.within is None, half_width=asked.within)
+def rule_of(asked: Asked, *, decides: bool) -> StopRule:
+    """`decides`: the scorer may name a winner."""
+    within = asked.within if decides else None
+    return StopRule(confidence=asked.confidence, winner=decides and asked.within is None, half_width=within)
+
+
+def informs(spec: RunSpec, asked: Asked) -> str | None:
+    """Why no winner is named, and nothing ends before all rows are used: the scorer is a judge that is not known to
+    agree with people. None: it decides. Raises what the state raises."""
+    scorers = [each for each in deciding(spec.policy.tasks[asked.task], asked.scorer) if each.type == "judge"]
+    if not scorers:
+        return None
+    known, models = read_judges(open_state(spec.state)), spec.catalog.models
+    why = (judges.informs(each, models[each.model or ""].live, known) for each in scorers)
+    return next(filter(None, why), None)
 
 
 class Watch:

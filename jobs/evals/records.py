@@ -12,6 +12,7 @@ import msgspec
 
 from penstock.engine.items import DeadLetterReason
 from penstock.engine.measure.evaluation import Answered, Row
+from penstock.engine.quality import text_of
 from penstock.jobs.evals.asked import Asked
 from penstock.jobs.evals.dataset import VARIANT_MARK, Indexed
 from penstock.jobs.look import told
@@ -31,6 +32,7 @@ class Sample(msgspec.Struct, frozen=True):
     model: str = ""
     model_version: str = ""
     output: str | None = None
+    judge_model: str | None = None
 
 
 class Item(msgspec.Struct):
@@ -64,8 +66,9 @@ _sample = msgspec.json.Decoder(Sample)
 def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
     """All rows up to the first that has not ended. (Later ones may have ended sooner because they were easy.)"""
     items = _items(outputs)
-    scores = _scores(outputs, asked.scorer)
-    calls, judges_nano, spent_nano = _calls(outputs)
+    scores, judged = _scores(outputs, asked.scorer)
+    paid = _paid(outputs)
+    paid.share(judged)
     _copy(items, scores, index)
     by_row: dict[int, dict[str, tuple[str, Item]]] = {}
     for item_id, item in items.items():
@@ -78,7 +81,8 @@ def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
             break
         ended += 1
         answers = [
-            _answer(variants[variant], model, scores, calls.get(variants[variant][0], {}))
+            _answer(variants[variant], model, scores, paid.calls)
+            or _failed_before(variants[variant], model, items, paid)
             for model, variant in asked.candidates
         ]
         if any(answer is None for answer in answers):
@@ -86,11 +90,12 @@ def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
         else:
             whole = tuple(answer for answer in answers if answer is not None)
             rows.append(Row(known.row, whole, _class(known.expected), known.slices))
-    return Seen(tuple(rows), ended, unasked, judges_nano, spent_nano)
+    return Seen(tuple(rows), ended, unasked, sum(paid.judges.values()), paid.spent_nano)
 
 
 def _class(expected: object) -> str | None:
-    return expected if isinstance(expected, str) else None
+    """As `exact` reads it: a number is what JSON writes."""
+    return None if expected is None else text_of(expected)
 
 
 def _items(outputs: Outputs) -> dict[str, Item]:
@@ -113,14 +118,18 @@ def _candidate(model: str | None, version: str | None) -> str:
     return f"{(model or '').partition('@')[0]}@{version}"
 
 
-def _scores(outputs: Outputs, scorer: str) -> dict[tuple[str, str], Sample]:
-    """(item, candidate) → what the deciding scorer says."""
+def _scores(outputs: Outputs, scorer: str) -> tuple[dict[tuple[str, str], Sample], dict[str, set[str]]]:
+    """(item, candidate) → what the deciding scorer says; item → candidates whose answers were judged."""
     found: dict[tuple[str, str], Sample] = {}
+    judged: dict[str, set[str]] = {}
     for line in outputs.records("quality"):
         sample = _sample.decode(line)
+        candidate = _candidate(sample.model, sample.model_version)
         if sample.scorer == scorer:
-            found[sample.item_id, _candidate(sample.model, sample.model_version)] = sample
-    return found
+            found[sample.item_id, candidate] = sample
+        if sample.judge_model:
+            judged.setdefault(sample.item_id, set()).add(candidate)
+    return found, judged
 
 
 def _copy(items: Mapping[str, Item], scores: dict[tuple[str, str], Sample], index: Sequence[Indexed]) -> None:
@@ -137,39 +146,73 @@ def _copy(items: Mapping[str, Item], scores: dict[tuple[str, str], Sample], inde
 
 
 class _Calls(msgspec.Struct):
-    """What one candidate's calls on one item cost."""
+    """What one candidate's calls on one item cost. `judged_nano`: what judging its answer did."""
 
     nano: int = 0
+    judged_nano: int = 0
     numbers: list[int] = []
 
 
-def _calls(outputs: Outputs) -> tuple[dict[str, dict[str, _Calls]], int, int]:
-    found: dict[str, dict[str, _Calls]] = {}
-    judges = spent = 0
+class _Paid(msgspec.Struct):
+    """`calls`: item → candidate → its calls. `judges`: item → what judges cost there."""
+
+    calls: dict[str, dict[str, _Calls]] = {}
+    judges: dict[str, int] = {}
+    spent_nano: int = 0
+
+    def of(self, item_id: str, candidate: str) -> _Calls:
+        return self.calls.setdefault(item_id, {}).setdefault(candidate, _Calls())
+
+    def share(self, judged: Mapping[str, Iterable[str]]) -> None:
+        """Cost lines don't say whose answer was judged: it is borne in equal parts by the candidates that were, to the
+        nano-dollar. (The request and the rubric, of which a judge reads most, are the same for all.)"""
+        for item_id, nano in self.judges.items():
+            candidates = sorted(judged.get(item_id, ()))
+            for n, candidate in enumerate(candidates):
+                self.of(item_id, candidate).judged_nano += (nano + n) // len(candidates)
+
+
+def _paid(outputs: Outputs) -> _Paid:
+    found = _Paid()
     for line in told.costs(outputs.records("costs")):
-        spent += line.nano
+        found.spent_nano += line.nano
+        if line.item_id is None:
+            continue
         if line.role == "judge":
-            judges += line.nano
-        elif line.item_id is not None and line.role in OWN_ROLES:
-            of = found.setdefault(line.item_id, {}).setdefault(_candidate(line.model, line.model_version), _Calls())
+            found.judges[line.item_id] = found.judges.get(line.item_id, 0) + line.nano
+        elif line.role in OWN_ROLES:
+            of = found.of(line.item_id, _candidate(line.model, line.model_version))
             of.nano += line.nano
             of.numbers.append(line.attempt)
-    return found, judges, spent
+    return found
 
 
 def _answer(
-    at: tuple[str, Item], model: str, scores: Mapping[tuple[str, str], Sample], calls: Mapping[str, _Calls]
+    at: tuple[str, Item],
+    model: str,
+    scores: Mapping[tuple[str, str], Sample],
+    calls: Mapping[str, Mapping[str, _Calls]],
 ) -> Answered | None:
     """None: the candidate was never asked, or nobody scored what it said (a wall, a judge that gave no word)."""
     item_id, item = at
-    paid = calls.get(model, _Calls())
+    paid = calls.get(item_id, {}).get(model, _Calls())
+    cost = paid.nano + paid.judged_nano
     sample = scores.get((item_id, model))
     if sample is not None:
-        return Answered(sample.score, False, sample.output, paid.nano, _took(item.attempts, paid.numbers))
+        took = _took(item.attempts, paid.numbers)
+        return Answered(sample.score, False, sample.output, cost, took, paid.judged_nano)
     asked = item.failed or bool(paid.numbers) or _tried(item, model)
     if item.unasked or not asked or _took(item.attempts, paid.numbers) is not None:
         return None
-    return Answered(0.0, True, None, paid.nano)
+    return Answered(0.0, True, None, cost, judged_nano=paid.judged_nano)
+
+
+def _failed_before(at: tuple[str, Item], model: str, items: Mapping[str, Item], paid: _Paid) -> Answered | None:
+    """A candidate that failed on the first of equal requests failed on each, whatever is expected of them."""
+    first_id = at[1].copied_from or ""
+    first = items.get(first_id)
+    failed = None if first is None else _answer((first_id, first), model, {}, paid.calls)
+    return None if failed is None else Answered(0.0, True)
 
 
 def _tried(item: Item, model: str) -> bool:

@@ -16,7 +16,7 @@ from penstock.engine.measure.stopping import Stop as Enough
 from penstock.jobs.evals import dataset, derived
 from penstock.jobs.evals.asked import Asked, check_same, folder, recalled
 from penstock.jobs.evals.dataset import Made, index_of
-from penstock.jobs.evals.going import Watch, enough, rule_of
+from penstock.jobs.evals.going import Watch, enough, informs, rule_of
 from penstock.jobs.evals.pricing import Priced, priced
 from penstock.jobs.evals.records import Seen, read
 from penstock.jobs.history import History, open_history
@@ -44,13 +44,15 @@ class Prepared(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """`stopped`: why it ended before all rows were used; None: it did not."""
+    """`stopped`: why it ended before all rows were used; None: it did not. `informs`: why no winner is named, whatever
+    the rows say."""
 
     prepared: Prepared
     seen: Seen
     evaluation: Evaluation | None
     stopped: Enough | None
     status: RunStatus
+    informs: str | None = None
 
 
 def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None) -> Prepared:
@@ -91,7 +93,7 @@ def _by_price(spec: RunSpec, cost: Priced) -> int:
 
 def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *, to_the_end: bool) -> Found:
     """Run it, or go on, until it has seen enough. Raises what a run raises."""
-    history = open_history(spec.state)
+    history, to_the_end = open_history(spec.state), to_the_end or informs(spec, prepared.asked) is not None
     found = find(prepared, history) if history.knows(spec.run_id) else None
     if found is not None and _is_over(found, to_the_end=to_the_end):
         return found
@@ -117,15 +119,18 @@ def find(prepared: Prepared, history: History) -> Found:
         raise SpecError(f"the evaluation {prepared.name} was never run; `penstock eval` runs it")
     status = history.status_or_starting(run_id)
     asked = prepared.asked
+    why = informs(prepared.spec, asked)
     seen = read(Outputs(history.spec(run_id), status), asked, index_of(prepared.place))
     whole = (
-        evaluate(asked.names, seen.rows, rule_of(asked), choices_of(prepared.spec.policy, asked.task))
+        evaluate(
+            asked.names, seen.rows, rule_of(asked, decides=why is None), choices_of(prepared.spec.policy, asked.task)
+        )
         if seen.rows
         else None
     )
     all_used = seen.ended == prepared.made.rows
-    stopped = None if all_used else enough(asked, seen.rows, to_the_end=False)
-    return Found(prepared, seen, whole, stopped, status)
+    stopped = enough(asked, seen.rows, to_the_end=all_used or why is not None)
+    return Found(prepared, seen, whole, stopped, status, why)
 
 
 def remembered(name: str, state: str) -> Prepared:

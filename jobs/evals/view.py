@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from penstock.engine.measure.comparison import Difference
 from penstock.engine.measure.evaluation import OTHER, Classes, Evaluation
 from penstock.engine.quality import Interval
+from penstock.jobs.evals.asked import Asked
 from penstock.jobs.evals.pricing import Priced
 from penstock.jobs.evals.running import Found, Prepared
 from penstock.jobs.wording import counted, dollars, duration, share
@@ -24,7 +25,7 @@ def price_words(cost: Priced, prepared: Prepared, budget_nano: int) -> str:
     made = prepared.made
     low, likely, high = (dollars(round(n)) for n in (cost.cost_nano.low, cost.cost_nano.likely, cost.cost_nano.high))
     between = f"about {likely}" + (f" ({low} to {high})" if low != high else "")
-    judged = ", judges not counted" if cost.judged else ""
+    judged = f", about {dollars(round(cost.judges.likely))} of it for judges" if cost.judges.high else ""
     rows = f"{counted(made.rows, 'row')} × {counted(len(prepared.asked.names), 'candidate')}"
     return f"{rows}: {between}{judged}; inside a budget of {dollars(budget_nano)}"
 
@@ -49,7 +50,8 @@ def parts(found: Found) -> Iterator[RenderableType]:
     yield from _gaps(_lines(whole, words), _costs(whole, words), *(_classes(each, words) for each in whole.classes))
     if whole.slices:
         yield from _gaps(_slices(whole, words))
-    yield from (Text(_difference(each, words)) for each in whole.differences)
+    real = "real" if found.informs is None else "real, as the judge sees it"
+    yield from (Text(_difference(each, words, real)) for each in whole.differences)
     yield Text(f"at {asked.confidence:.0%} confidence, whenever you look", style="dim")
     yield Text("")
     yield Text(verdict(found), style="bold green" if whole.stop.reason in ("winner", "narrow") else "bold")
@@ -102,11 +104,15 @@ def _lines(whole: Evaluation, words: Words) -> Table:
 
 
 def _costs(whole: Evaluation, words: Words) -> Table:
-    table = _table("candidate", "cost an item", "an accepted one", "median", "95 % under")
+    judged = any(line.judged_nano for line in whole.lines)
+    table = _table(
+        "candidate", "cost an item", *(["of it judges"] if judged else []), "an accepted one", "median", "95 % under"
+    )
     for line in whole.lines:
         table.add_row(
             words[line.name],
             _money(line.per_item_nano, line.per_item),
+            *([dollars(round(line.judged_nano / line.rows))] if judged else []),
             "–" if line.per_accepted_nano is None else _money(line.per_accepted_nano, line.per_accepted),
             _took(line.median_ms),
             _took(line.p95_ms),
@@ -133,7 +139,7 @@ def _money(nano: float, interval: Interval | None) -> str:
     return f"{dollars(round(nano))} ±{off:.0%}"
 
 
-def _difference(each: Difference, words: Words) -> str:
+def _difference(each: Difference, words: Words, real: str) -> str:
     at = each.interval
     better, worse, low, mean, high = (
         (each.first, each.second, at.low, at.mean, at.high)
@@ -142,7 +148,7 @@ def _difference(each: Difference, words: Words) -> str:
     )
     size = f"{mean:.3f} ({low:+.3f} to {high:+.3f})"
     if each.real:
-        return f"{words[better]} is better than {words[worse]} by {size}: real"
+        return f"{words[better]} is better than {words[worse]} by {size}: {real}"
     return f"{words[better]} and {words[worse]} differ by {size}: may be chance"
 
 
@@ -192,21 +198,32 @@ def verdict(found: Found) -> str:
             return f"every quality is known to ±{asked.within:g} ({wrong}){early}"
         case _ if len(whole.names) == 1:
             return f"{words[whole.names[0]]}: {between(whole.lines[0].quality)}"
+        case _ if found.informs is not None:
+            return f"no winner is named: {words[whole.stop.leader]} leads by a judge that informs only"
         case _:
             return (
                 f"no winner yet: {words[whole.stop.leader]} leads, and it may be chance; that does not make them equal"
             )
 
 
+def informs_words(asked: Asked, why: str) -> str:
+    return (
+        f"the judge informs only: {why}. No winner is named, and every row is used. penstock label {asked.job}, then "
+        f"penstock label calibrate {asked.job}, hold it against people; or name another scorer (--scorer)"
+    )
+
+
 def _notes(found: Found) -> Iterator[str]:
     seen = found.seen
+    if found.informs is not None:
+        yield informs_words(found.prepared.asked, found.informs)
     if seen.unasked:
         yield (
             f"{counted(seen.unasked, 'row')} not counted: some candidate was never asked, or nobody scored it (a wall, "
             "no money, a judge without a word, a row that can't be read); penstock explain says why"
         )
     if seen.judges_nano:
-        yield f"judges cost {dollars(seen.judges_nano)}, not in the costs above"
+        yield f"judges cost {dollars(seen.judges_nano)}, in the costs above: equal parts for the answers of a row"
     yield f"paid in all: {dollars(seen.spent_nano)}"
     if found.status.state not in ("done", "interrupted"):
         yield f"the run is {found.status.state.replace('_', ' ')}; the same command goes on"
@@ -229,6 +246,7 @@ def machine(found: Found) -> dict[str, object]:
         "state": found.status.state,
         "reason": None if whole is None else whole.stop.reason,
         "leader": None if whole is None else whole.stop.leader,
+        "informs_only": found.informs,
         "winner": whole.stop.leader if whole is not None and whole.stop.reason == "winner" else None,
         "candidates": () if whole is None else whole.lines,
         "differences": () if whole is None else whole.differences,

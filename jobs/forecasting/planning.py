@@ -61,10 +61,15 @@ PER_ITEMS = 1_000
 def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
     """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
     survey = Survey(spec.catalog, spec.policy, _standings(spec), None if spec.pinned else _steering(spec))
-    reading = asyncio.run(_read(spec, sample))
+    reading = look(spec, sample)
     for found in reading.found:
         survey.add(found)
     return report(spec, reading, survey, history or {})
+
+
+def look(spec: RunSpec, sample: int = 500) -> Reading:
+    """A sample of the input. Raises `SpecError` where it can't be read."""
+    return asyncio.run(_read(spec, sample))
 
 
 def _standings(spec: RunSpec) -> tuple[Standing, ...]:

@@ -122,7 +122,11 @@ class Survey:
         """Tokens of the longest permitted answer, where a task permits choices only."""
         found = self._policy.tasks.get(task)
         choices = found.output.choices if found is not None and found.output is not None else None
-        return None if not choices else max(len(c.encode()) // CHOICE_BYTES_PER_TOKEN + 2 for c in choices)
+        return None if not choices else tokens_of_longest(choices)
+
+
+def tokens_of_longest(choices: Iterable[str]) -> int:
+    return max(len(c.encode()) // CHOICE_BYTES_PER_TOKEN + 2 for c in choices)
 
 
 def _nobody_set(item: Item, task: Task, model: Model) -> bool:

@@ -72,6 +72,14 @@ def test_classes_add_up_to_the_confusion_table() -> None:
     assert classes.macro_f1 == pytest.approx((2 / 3 + 0.5 + 2 / 3) / 3)
 
 
+def test_a_class_is_compared_as_the_scorer_compares() -> None:
+    """What `exact` calls right is right in the table too."""
+    told = [("a", " A"), ("B", "b"), ("c", "Ｃ")]
+    made = [Row(n, (Answered(1.0, said=said),), expected) for n, (expected, said) in enumerate(told)]
+    (classes,) = evaluate(["x"], made, RULE, CLASSES).classes
+    assert classes.confusion == {("a", "a"): 1, ("b", "b"): 1, ("c", "c"): 1}
+
+
 def test_slices_hold_each_row_once_for_each_attribute() -> None:
     """With intervals of their own."""
     found = evaluate(["x", "y"], rows(500, (0.6, 0.9)), RULE)

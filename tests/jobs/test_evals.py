@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from penstock.connectors.base import Raw
+from penstock.connectors.calibrations import write_judges
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Price, Wall
 from penstock.engine.errors import SpecError, Spent
 from penstock.engine.items import Item, Position
+from penstock.engine.judging import judge_version
+from penstock.engine.measure.agreement import agreement
 from penstock.engine.measure.evaluation import Answered
 from penstock.engine.pricing import price_of
 from penstock.engine.registry import standings
+from penstock.engine.steering.judges import Calibration
 from penstock.jobs import spec as job_spec
-from penstock.jobs.evals import running, view
+from penstock.jobs.evals import going, running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
 from penstock.jobs.evals.dataset import CARRIED, index_of, labelled, line_of
 from penstock.jobs.evals.derived import scorer_of, spec_of
 from penstock.jobs.evals.records import read
-from penstock.jobs.evals.running import Prepared
+from penstock.jobs.evals.running import Found, Prepared
+from penstock.jobs.forecasting.forecast import ZERO
+from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.people.labels import Label, Labels
 from penstock.jobs.preview import items
@@ -56,11 +64,15 @@ sinks: out.jsonl
 """  # noqa: E501 - as people write it
 
 
+def fixed(rows: int) -> list[dict[str, Any]]:
+    same = {"kind": "topic", "class": "public", "label": "billing"}
+    return [{"id": f"r{n}", "text": f"text {n}", "channel": n % 2, **same} for n in range(rows)]
+
+
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
     monkeypatch.chdir(tmp_path)
-    fixed = {"kind": "topic", "class": "public", "label": "billing"}
-    made: list[dict[str, Any]] = [{"id": f"r{n}", "text": f"text {n}", "channel": n % 2, **fixed} for n in range(20)]
+    made = fixed(20)
     made[3]["label"] = None
     made[4]["kind"] = "chat"
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made) + "no json\n")
@@ -243,22 +255,32 @@ class Committed:
     def dead(self, row: int, reason: str) -> None:
         self._lines["dead_letters"].append({"item_id": f"i{row}", "custom_id": f"{row}~", "reason": reason})
 
-    def score(self, row: int, model: str, version: str, score: float) -> None:
+    def score(self, row: int, model: str, version: str, score: float, **more: Any) -> None:
         told = {"item_id": f"i{row}", "scorer": "exact", "score": score, "model": model, "model_version": version}
-        self._lines["quality"].append({**told, "output": "billing", "passed": score >= 0.5})
+        self._lines["quality"].append({**told, "output": "billing", "passed": score >= 0.5, **more})
 
     def cost(self, row: int, n: int, role: str, model: str, version: str, usd: float) -> None:
         told = {"entry_id": f"i{row}:0:{n}", "item_id": f"i{row}", "attempt": n, "role": role, "usd": usd}
         self._lines["costs"].append({**told, "model": model, "model_version": version})
 
-    def seen(self) -> Any:
+    def status(self) -> RunStatus:
         paths: dict[str, list[str]] = {}
         for sink, records in self._lines.items():
             path = self._prepared.place / f"{sink}.jsonl"
             path.write_text("".join(json.dumps(record) + "\n" for record in records))
             paths[sink] = [str(path)]
-        status = RunStatus(self._prepared.spec.run_id, "x", "done", outputs=paths)
-        return read(Outputs(self._prepared.spec, status), self._prepared.asked, index_of(self._prepared.place))
+        return RunStatus(self._prepared.spec.run_id, "x", "done", outputs=paths)
+
+    def seen(self) -> Any:
+        outputs = Outputs(self._prepared.spec, self.status())
+        return read(outputs, self._prepared.asked, index_of(self._prepared.place))
+
+    def found(self) -> Found:
+        """As `penstock eval show` finds it."""
+        history = open_history(self._prepared.spec.state)
+        history.save_spec(self._prepared.spec)
+        history.save_status(self.status())
+        return running.find(self._prepared, history)
 
 
 def test_each_candidate_has_its_score_cost_and_time_by_version(base: RunSpec) -> None:
@@ -325,6 +347,127 @@ def test_equal_requests_are_asked_once_and_count_for_each_row_that_expects_the_s
     index = [msgspec.structs.replace(each, expected=f"{each.row}") for each in index_of(prepared.place)]
     (prepared.place / "index.jsonl").write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in index))
     assert [row.number for row in made.seen().rows] == [0]
+
+
+def test_who_failed_on_the_first_of_equal_rows_failed_on_each(base: RunSpec) -> None:
+    """Nobody asked again; leaving the copies out would count the failure once and the others' answers twice."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    a = base.catalog.models["a"].live
+    made.result(0, [attempt(1, "primary", "a"), attempt(2, "shadow", "b"), attempt(3, "shadow", "b", "refused")])
+    for n, (model, version) in enumerate((("a", a), ("b", "v1")), 1):
+        made.score(0, model, version, 1.0)
+        made.cost(0, n, "primary" if n == 1 else "shadow", model, version, 1e-6)
+    made.cost(0, 3, "shadow", "b", "v2", 1e-6)
+    made.result(1, [], copied_from="i0")
+    seen = made.seen()
+    assert [[(x.score, x.failed, x.cost_nano) for x in row.answers] for row in seen.rows] == [
+        [(1.0, False, 1000), (1.0, False, 1000), (0.0, True, 1000)],
+        [(1.0, False, 0), (1.0, False, 0), (0.0, True, 0)],
+    ]
+
+
+def judged(scorers: str) -> RunSpec:
+    Path("job.yaml").write_text(JOB.replace('[{type: exact, expected: "{{ label }}"}]', scorers))
+    return job_spec.load("job.yaml")
+
+
+JUDGE = '{type: judge, model: b, rubric: Kind?, choices: [bad, good], expected: "{{ label }}"}'
+
+
+def calibrate(base: RunSpec, rows: list[list[int]]) -> None:
+    (scorer, *_) = base.policy.tasks["topic"].scorers
+    agreed = agreement(rows)
+    assert agreed is not None
+    right, wrong = map(sum, rows)
+    found = Calibration(f"judge@{judge_version(scorer, 'v1')}", "b", right, wrong, agreed, "run", "now", "ann")
+    write_judges(open_state(base.state), [found])
+
+
+def judged_rows(prepared: Prepared, rows: int) -> Committed:
+    """The first candidate is always good by the judge, the second never."""
+    made = Committed(prepared)
+    a = prepared.spec.catalog.models["a"].live
+    for row in range(rows):
+        made.result(row, [attempt(1, "primary", "a"), attempt(2, "shadow", "b")])
+        for n, (model, version) in enumerate((("a", a), ("b", "v1")), 1):
+            made.cost(row, n, "primary" if n == 1 else "shadow", model, version, 1e-6)
+            made.score(row, model, version, float(n == 1), scorer="judge", judge_model="b")
+        made.cost(row, 3, "judge", "b", "v1", 4e-6)
+        made.cost(row, 4, "judge", "b", "v1", 3e-6)
+    return made
+
+
+def test_a_judge_that_nobody_held_against_people_names_no_winner_and_stops_nothing(base: RunSpec) -> None:
+    """However sure its numbers are. Calibrated, the same judge decides about the same rows."""
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fixed(60)))
+    spec = judged(f"[{JUDGE}]")
+    prepared = prepare(spec, scorer="judge", models=models_of(base.catalog, ("a", "b")))
+    made = judged_rows(prepared, 50)
+    found = made.found()
+    assert (found.stopped, view.machine(found)["winner"]) == (None, None)
+    assert "no winner is named: a leads by a judge that informs only" in view.verdict(found)
+    why = "the judge informs only: it was never held against what people say."
+    assert why in told(found)
+    assert "real, as the judge sees it" in told(found)
+    calibrate(spec, [[60, 10], [10, 20]])
+    assert "the judge informs only: the lower end of its kappa is" in told(made.found())
+    calibrate(spec, [[60, 0], [0, 40]])
+    found = made.found()
+    assert (found.stopped is not None, view.machine(found)["winner"]) == (True, prepared.asked.names[0])
+    assert "informs only" not in told(found)
+
+
+def told(found: Found) -> str:
+    out = Console(file=io.StringIO(), width=300)
+    for part in view.parts(found):
+        out.print(part)
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
+
+
+def test_a_judge_of_pairs_never_names_a_winner(base: RunSpec) -> None:
+    spec = judged("[{type: judge, model: b, rubric: Kind?, pairwise: true}]")
+    prepared = prepare(spec, scorer="judge pairwise", models=models_of(base.catalog, ("a", "b")))
+    assert going.informs(prepared.spec, prepared.asked) == "people are not asked what a judge of pairs is asked"
+
+
+def test_what_judges_cost_is_borne_by_the_candidates_that_they_judged(base: RunSpec) -> None:
+    """In the cost of an item and of an accepted one; shown apart as well."""
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fixed(20)))
+    prepared = prepare(judged(f"[{JUDGE}]"), scorer="judge", models=models_of(base.catalog, ("a", "b")))
+    found = judged_rows(prepared, 10).found()
+    assert found.evaluation is not None
+    first, second = found.evaluation.lines
+    assert (first.cost_nano, first.judged_nano, second.cost_nano) == (45_000, 35_000, 45_000)
+    assert (first.per_item_nano, first.per_accepted_nano, second.per_accepted_nano) == (4_500, 4_500, None)
+    assert (found.seen.judges_nano, found.seen.spent_nano) == (70_000, 90_000)
+    assert "of it judges" in told(found)
+
+
+def test_the_price_holds_what_judges_ask_about_every_answer(base: RunSpec) -> None:
+    """Three candidates are judged on each row, twice; where answers are alike, once. The budget has room for it."""
+    models = models_of(base.catalog, ("a", "b", "b@v2"))
+    plain, _ = running.price(prepare(base, "plain", models=models), None)
+    spec = judged(f"[{JUDGE[:-1]}, samples: 2}}]")
+    cost, run = running.price(prepare(spec, "judged", scorer="judge", models=models), None)
+    assert plain.judges == ZERO
+    assert cost.cost_nano.likely == pytest.approx(sum(each.likely for each in cost.each.values()) + cost.judges.likely)
+    calls = 2 * 3 * 19  # the row without a label is judged, too
+    one = cost.judges.likely / calls  # about 150 tokens in, at ten dollars a million
+    assert 100 * 10_000 < one < 300 * 10_000
+    assert cost.judges.low < cost.judges.likely / 2
+    assert run.budgets[-1].limit_nano >= 1.25 * (cost.judges.high + plain.cost_nano.high) * 0.99
+    prepared = prepare(spec, "judged", scorer="judge", models=models)
+    assert "of it for judges" in view.price_words(cost, prepared, 1)
+
+
+def test_rows_that_the_scorer_who_decides_can_not_score_are_not_paid_for(base: RunSpec) -> None:
+    """Another scorer of the task could: it does not count here."""
+    both = '[{type: exact, expected: "{{ label }}"}, {type: regex, pattern: "billing"}]'
+    spec = judged(both)
+    assert prepare(spec, "exact").made.left["without an expected answer"] == 1
+    assert "without an expected answer" not in prepare(spec, "regex", scorer="regex").made.left
 
 
 def test_an_answer_that_nobody_scored_is_no_failure(base: RunSpec) -> None:
