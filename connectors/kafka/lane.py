@@ -125,6 +125,8 @@ async def _all(producer: AIOKafkaProducer, rows: Sequence[Row]) -> None:
     """Send, and wait for every record: a commit would go through without one that failed (seen)."""
     sent: list[asyncio.Future[Any]] = []
     for where, batch in batches(producer, rows):
+        if where.partition not in await producer.partitions_for(where.topic):  # of which the client asserts
+            raise kafka.StaleMetadata(f"{where.topic} has no partition {where.partition} any more")
         future = await producer.send_batch(batch, where.topic, partition=where.partition)
         future.add_done_callback(retrieve)
         sent.append(future)

@@ -48,6 +48,9 @@ PARTITIONS = b"penstock\0partitions"
 """Key of the record that freezes over how many partitions progress is spread: adding some must not move any."""
 
 
+Sinks = Mapping[SinkName, KafkaSink]
+
+
 class Cluster(msgspec.Struct, frozen=True):
     """sinks: sink name → its topic. replies: topic → the same, for those that records may name themselves."""
 
@@ -71,23 +74,35 @@ class Cluster(msgspec.Struct, frozen=True):
         return TopicPartition(self.progress.name, number)
 
 
-async def open_cluster(
-    connection: Connection, name: str, sinks: Mapping[SinkName, KafkaSink], reply_to: tuple[str, ...]
-) -> Cluster:
+async def open_cluster(connection: Connection, name: str, sinks: Sinks, reply_to: tuple[str, ...]) -> Cluster:
     """Look everything up; make what is missing and may be made. `name`: of the scope. Raises `SpecError` where a topic
     is missing, `Refused` where the progress topic would forget, `Temporary`."""
-    async with opened(new_admin(connection), connection) as admin:
-        topics = {str(s): await ensure(admin, connection, sink.topic, sink.create) for s, sink in sinks.items()}
-        replies = await look_up(admin, connection, reply_to) if reply_to else {}
-        if missing := [topic for topic in reply_to if topic not in replies]:
-            raise SpecError(f"{describe(connection)} has no topic {missing[0]}, which reply_to allows. Make it first.")
-        progress = await _progress_topic(admin, connection, sinks)
+    topics, replies, progress = await _topics(connection, sinks, reply_to)
     partitions = await frozen_partitions(connection, progress)
     avro = await registered(connection, sinks)
     return Cluster(Scope(name, partitions), topics, replies, progress, avro)
 
 
-async def _progress_topic(admin: Admin, connection: Connection, sinks: Mapping[SinkName, KafkaSink]) -> TopicFacts:
+async def looked_up_again(cluster: Cluster, connection: Connection, sinks: Sinks, reply_to: tuple[str, ...]) -> Cluster:
+    """The same with its topics as they are now: somebody may have lowered a limit, or made a topic anew. Raises what
+    `open_cluster` raises."""
+    topics, replies, progress = await _topics(connection, sinks, reply_to)
+    return msgspec.structs.replace(cluster, sinks=topics, replies=replies, progress=progress)
+
+
+async def _topics(
+    connection: Connection, sinks: Sinks, reply_to: tuple[str, ...]
+) -> tuple[dict[str, TopicFacts], dict[str, TopicFacts], TopicFacts]:
+    """Those of sinks, those for replies, and progress."""
+    async with opened(new_admin(connection), connection) as admin:
+        topics = {str(s): await ensure(admin, connection, sink.topic, sink.create) for s, sink in sinks.items()}
+        replies = await look_up(admin, connection, reply_to) if reply_to else {}
+        if missing := [topic for topic in reply_to if topic not in replies]:
+            raise SpecError(f"{describe(connection)} has no topic {missing[0]}, which reply_to allows. Make it first.")
+        return topics, replies, await _progress_topic(admin, connection, sinks)
+
+
+async def _progress_topic(admin: Admin, connection: Connection, sinks: Sinks) -> TopicFacts:
     names = {sink.progress_topic for sink in sinks.values()}
     if len(names) > 1:
         raise SpecError(f"the sinks in one cluster share one progress topic: {', '.join(sorted(names))} are several.")

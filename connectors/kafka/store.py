@@ -24,7 +24,7 @@ from penstock.connectors.kafka.lane import COMMIT_S, Mirror, MirrorRefused, Mirr
 from penstock.connectors.kafka.large import Large, LargeObjects
 from penstock.connectors.kafka.members import has_members
 from penstock.connectors.kafka.mirroring import Mirroring
-from penstock.connectors.kafka.opening import Cluster, open_cluster
+from penstock.connectors.kafka.opening import Cluster, looked_up_again, open_cluster
 from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
 from penstock.connectors.kafka.records import Row, row
 from penstock.connectors.kafka.run import Run
@@ -70,6 +70,8 @@ class _Owned(msgspec.Struct):
     epoch: Epoch
     producer: Transactions
     stored: Stored
+    cluster: Cluster
+    """As it was known when the lane was taken."""
 
 
 class _Open(msgspec.Struct):
@@ -91,6 +93,8 @@ class KafkaStore:
         self._lanes: dict[int, _Owned] = {}
         self._opened: _Open | None = None
         self._opening = asyncio.Lock()
+        self._stale = False
+        """A commit failed since topics were looked up: they may be others than we think."""
         self._large = settings.large
         self._mirroring = Mirroring(settings.mirror, self.read_plan, partial(has_members, settings.connection))
 
@@ -104,10 +108,19 @@ class KafkaStore:
                 self._opened = _Open(cluster, control, heart, Run(s.connection, cluster, control, heart, s.alive_s))
             return self._opened
 
+    async def _open_afresh(self) -> _Open:
+        """Else a lane would be taken again with what its last commit broke on, and its items be paid for again."""
+        here, s = await self._open(), self._settings
+        async with self._opening:
+            if self._stale:
+                here.cluster = await looked_up_again(here.cluster, s.connection, s.sinks, s.reply_to)
+                self._stale = False
+        return here
+
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
-        here = await self._open()
+        here = await self._open_afresh()
         if before := self._lanes.pop(lane, None):
             before.producer.close()
         self._faults("take.begin")
@@ -131,7 +144,7 @@ class KafkaStore:
         except BaseException:
             producer.kill()
             raise
-        self._lanes[lane] = _Owned(epoch, producer, stored)
+        self._lanes[lane] = _Owned(epoch, producer, stored, here.cluster)
         return Taken(stored.head.seq, stored.head.epoch, chunks)
 
     async def _check_owner(self, here: _Open, lane: int, epoch: Epoch, force: bool) -> None:
@@ -178,6 +191,8 @@ class KafkaStore:
         changed, stored = rows_of(cluster.scope, lane, owned.stored, epoch, seq, chunks, cluster.piece_bytes)
         place = cluster.scope.data(lane)
         own, large = self._rows(cluster, epoch[0], records)
+        if message := next((message for one in own if (message := one.too_large)), None):
+            raise self._too_large(message, owned.cluster is cluster)
         if large and self._large is not None:
             await self._large.put(large)
             self._faults("commit.large")
@@ -194,6 +209,7 @@ class KafkaStore:
             assert mirror is not None
             raise await self._without_gone(mirror) from error
         except PenstockError as error:
+            self._stale = True
             raise await self._explained(here, lane, epoch, error) from error
         if mirror is not None:
             self._mirroring.shown()
@@ -219,9 +235,13 @@ class KafkaStore:
                 rows.append(one)
                 if beside is not None:
                     large.append(beside)
-        if message := next((message for one in rows if (message := one.too_large)), None):
-            raise Refused(f"{self._where}: {message}")
         return rows, large
+
+    def _too_large(self, message: str, known: bool) -> PenstockError:
+        """`known`: the lane was taken with what is known of the topic now."""
+        if known:
+            return Refused(f"{self._where}: {message}")
+        return Temporary(f"{self._where}: the topic's limit was changed meanwhile: {message} The lane is taken anew.")
 
     def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> tuple[Row, Large | None]:
         replies = cluster.replies if sink == "results" else {}

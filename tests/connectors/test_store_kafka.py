@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from penstock.connectors.base import Holder, OutRecord
 from penstock.connectors.kafka.client import ended, new_admin, new_consumer, opened
@@ -108,6 +109,54 @@ async def test_a_missing_topic_stops_the_run_before_it_starts(run: Callable[...,
         sink: [f"kafka://{lenient.bootstrap}/{lenient.id}-{sink}"] for sink in ("results", "costs")
     }
     await store.let_go()
+
+
+async def alter(run: Run, topic: str, **settings: str) -> None:
+    connection = Connection(run.bootstrap)
+    async with opened(new_admin(connection), connection) as admin:
+        config = {name.replace("_", "."): value for name, value in settings.items()}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
+
+
+async def test_a_limit_that_is_lowered_in_mid_run_is_seen_by_all_lanes(run: Callable[..., Run]) -> None:
+    """The commit that meets it fails once. Then what is too large is known to be, before it is asked for again; a lane
+    that looked at its records before is taken anew as well, and does not end the run."""
+    one = run(create=CreateTopic(config={"max.message.bytes": "9000"}))
+    store = one.process()
+    for lane in range(2):
+        await store.take(lane, (1, 1))
+    await alter(one, f"{one.id}-results", max_message_bytes="3000")
+    assert store.refuses("results", record(1, 5000)) is None
+    with pytest.raises(Temporary):
+        await store.commit(0, (1, 1), 1, {"results": [record(1, 5000)]}, {})
+    await store.take(0, (1, 2))
+    assert "max.message.bytes=3,000" in (store.refuses("results", record(1, 5000)) or "")
+    await store.commit(0, (1, 2), 1, {"results": [record(1)]}, {})
+    with pytest.raises(Temporary, match="taken anew"):
+        await store.commit(1, (1, 1), 1, {"results": [record(2, 5000)]}, {})
+    await store.take(1, (1, 2))
+    with pytest.raises(Refused, match=r"max\.message\.bytes=3,000"):
+        await store.commit(1, (1, 2), 1, {"results": [record(2, 5000)]}, {})
+    assert one.committed() == [record(1).value]
+
+
+async def test_a_topic_that_is_made_anew_with_fewer_partitions_takes_the_next_commits(run: Callable[..., Run]) -> None:
+    """Records went to partitions that are not there any more, for ever."""
+    one = run(create=CreateTopic(partitions=8))
+    store, topic = one.process(commit_s=2.0), f"{one.id}-results"
+    for lane in range(2):
+        await store.take(lane, (1, 1))
+    connection = Connection(one.bootstrap)
+    async with opened(new_admin(connection), connection) as admin:
+        await admin.delete_topics([topic])
+        await asyncio.sleep(0.5)
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+    records = {"results": [record(n) for n in range(20)]}
+    with pytest.raises((Temporary, SpecError)):
+        await store.commit(0, (1, 1), 1, records, {})
+    await store.take(0, (1, 2))
+    await store.commit(0, (1, 2), 1, records, {})
+    assert len(one.committed()) == 20
 
 
 async def test_a_progress_topic_that_forgets_is_refused(

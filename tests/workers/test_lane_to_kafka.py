@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from penstock.connectors.kafka.client import ended
+from penstock.connectors.kafka.client import ended, new_admin, opened
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.registry import Stores
-from penstock.connectors.settings import CreateTopic, KafkaSink
+from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
 from penstock.engine.items import Answer, Call, Outcome, Usage
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Topics:
     """All sinks in topics of one run, which take `LIMIT` bytes a record."""
 
     def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
         self.run = f"r-{secrets.token_hex(6)}"
         small = CreateTopic(config={"max.message.bytes": str(LIMIT)})
         sinks = {sink: KafkaSink(f"{self.run}-{sink}", bootstrap, create=small) for sink in rig.SINKS}
@@ -111,3 +113,26 @@ async def test_records_whose_headers_fit_into_no_dead_letter_stop_no_lane(topics
     assert sorted(letter["original"] for letter in letters) == sorted(["{", rig.line(1).decode()])
     for letter in letters:
         assert unseal(letter["envelope"]) == Envelope(b"k", headers[:1], "header blob")
+
+
+async def test_a_limit_that_is_lowered_in_mid_run_is_paid_for_once(topics: Topics) -> None:
+    """The broker refuses the commit of an answer that fitted. Asked again, it ends as a dead letter: an endless run
+    would ask every ten seconds."""
+    lane, stores = rig.Rig(topics, rig.source(topics.run, [rig.line(0)])), topics.open()
+    await stores.primary.take(7, (1, 1))  # so that the process goes on knowing the topics
+    connection = Connection(topics.bootstrap)
+    async with opened(new_admin(connection), connection) as admin:
+        config = {"max.message.bytes": str(LIMIT // 2)}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, f"{topics.run}-results", config)])
+
+    def reply(call: Call) -> Outcome:
+        text = "yes" * (LIMIT // 5)
+        body = msgspec.json.encode({"choices": [{"message": {"content": text}}]})
+        return Outcome(
+            call.item_id, 0, call.attempt, time.time(), 1.0, Answer(text, "stop", body), None, Usage(9, output=5)
+        )
+
+    assert len((await lane.life(stores, reply)).failures) == 1
+    assert (await lane.life(stores, reply)).failures == []
+    assert await lane.told() == {"r0": ["result_too_large"]}
+    assert len(lane.sent) == 2
