@@ -80,6 +80,8 @@ class Version(msgspec.Struct, frozen=True, omit_defaults=True):
     revision: str | None = None
     price: Price | None = None
     """None: the model's. Read by `pricing.price_of` alone."""
+    on_other_model: Literal["tell", "refuse"] = "tell"
+    """What becomes of an answer that names another model than `model` (`naming.named`)."""
 
 
 EngineValue = str | int | float | bool

@@ -13,7 +13,9 @@ import msgspec
 
 from penstock.engine.items import Failure, FailureKind
 
-FAULTS: frozenset[FailureKind] = frozenset({"connection", "timeout", "overloaded", "server_error", "invalid_response"})
+FAULTS: frozenset[FailureKind] = frozenset(
+    {"connection", "timeout", "overloaded", "server_error", "invalid_response", "other_model"}
+)
 """The target's own. A rate limit is none: the limiter paces it."""
 NEVER = float("inf")
 

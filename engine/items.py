@@ -261,6 +261,7 @@ FailureKind = Literal[
     "refused",  # the provider's policy refused this content
     "invalid_response",  # 200 with a body that can't be read: billed
     "invalid_output",  # an answer that misses choices or schema: billed
+    "other_model",  # an answer of another model than was asked for, where its version refuses such: billed
     "engine_died",
     "worker_lost",
     "not_sent",  # the right to send lapsed, or the chunk was given back: not billed
@@ -288,8 +289,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of one `Call`. Exactly one of `answer` and `failure` is set, except for `invalid_output`, which has
-    both. A failed call may still carry usage (it was billed)."""
+    """What became of one `Call`. Exactly one of `answer` and `failure` is set, except for `invalid_output` and
+    `other_model`, which have both. A failed call may still carry usage (it was billed)."""
 
     item_id: str
     generation: int

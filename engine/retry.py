@@ -6,6 +6,7 @@
     overloaded server_error timeout
       connection                     same target with jitter, twice; then the next; at once where it says a long wait
     invalid_response                 same target once; then the next
+    other_model                      the next target; then a dead letter
     bad_request refused              next target once; then a dead letter
     too_long                         a target with a larger context, else a dead letter
     invalid_output                   ask again once, then the next target, then a dead letter
@@ -172,6 +173,8 @@ class _Case:
                 return self._fault(self.settings.same_target)
             case "invalid_response":
                 return self._fault(1)
+            case "other_model":
+                return self._other_model()
             case "bad_request" | "refused":
                 return self._refused(kind)
             case "too_long":
@@ -228,6 +231,12 @@ class _Case:
             return self._nowhere("attempts_exhausted")
         slow = self.settings.cap_s * (1 + self.chance) / 2 if not target.may_retry else self._backoff(history.here)
         return self._same(slow, history)
+
+    def _other_model(self) -> Again | Stop:
+        """It would answer the same again, for money: the item is not sent there twice while the target is up."""
+        if not self._target.up:
+            return self._outage()
+        return self._next(self._counted(), give_up=True) or self._nowhere("attempts_exhausted")
 
     def _outage(self) -> Again | Stop:
         return self._next(self.history, give_up=False) or self._until_probe("attempts_exhausted")

@@ -63,6 +63,7 @@ LANE: dict[Name, Declared] = {
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
     "second_payments": Declared("counter", "Items that may have been paid for twice, and late payments"),
     "wall_refusals": Declared("counter", "Targets refused by a wall", ("wall",)),
+    "other_model_answers": Declared("counter", "Answers of another model than was asked for", ("model_version",)),
 }
 DRIVER: dict[Name, Declared] = {
     "budget_usd": Declared("gauge", "The run's money: limit, spent, forfeit", ("job", "state")),
@@ -274,6 +275,9 @@ def _totals(tally: Tally) -> Iterator[tuple[Name, Labels, float]]:
         yield "fallbacks", (source, to), n
     for wall, n in tally.refused.items():
         yield "wall_refusals", (wall,), n
+    for model_version, row in tally.models.items():
+        if row.other_model:
+            yield "other_model_answers", (model_version,), row.other_model
     yield "second_payments", (), tally.maybe_paid + tally.late_payments
 
 

@@ -20,6 +20,7 @@ from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
+from penstock.workers.naming import Naming
 from penstock.workers.planner import Planned
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -45,6 +46,7 @@ class Trail:
         self._waiting: list[Draft] = []
         self._next_at = 0.0
         self._walls: dict[str, object] = {}
+        self._naming = Naming(spec.catalog, note)
         self._money_day = -1.0
         self._trouble = ""
 
@@ -74,6 +76,7 @@ class Trail:
         if status.waits_for_money is not None and now // DAY_S != self._money_day:
             self._money_day = now // DAY_S
             self._add(self._draft(now, "budget_stop", {"waits": status.waits_for_money}))
+        self._add_names(status.tally, now)
         if now >= self._next_at:
             self._next_at = now + WRITE_EVERY_S
             self._add_walls(status.tally, now)
@@ -81,6 +84,7 @@ class Trail:
 
     async def ended(self, state: RunState, message: str, tally: Tally, now: float) -> None:
         """Never raises. A message of others' making (a provider's, a library's) stays out."""
+        self._add_names(tally, now)
         self._add_walls(tally, now)
         if state == "stopped_by_budget":
             self._add(self._draft(now, "budget_stop", {"stopped": message}))
@@ -93,6 +97,10 @@ class Trail:
         }
         self._add(self._draft(now, "run_ended", facts))
         await self._flush()
+
+    def _add_names(self, tally: Tally, now: float) -> None:
+        for facts in self._naming.news(tally):
+            self._add(self._draft(now, "other_model", facts))
 
     def _add_walls(self, tally: Tally, now: float) -> None:
         """Sums of the run so far, where they are new: so one that got lost leaves no gap."""

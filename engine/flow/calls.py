@@ -18,12 +18,14 @@ from penstock.engine.flow.settle import (
     count_attempt,
     priced,
     result_of,
+    tally_of,
 )
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import Tally
+from penstock.engine.flow.tally import MAX_NAME, Tally, count_name
 from penstock.engine.flow.till import Till
-from penstock.engine.items import STEP_ROLES, Answer, Call, Outcome, Request, Result, ShadowAnswer, Usage
+from penstock.engine.items import STEP_ROLES, Answer, Call, Failure, Outcome, Request, Result, ShadowAnswer, Usage
 from penstock.engine.judging import outputs
+from penstock.engine.naming import named
 from penstock.engine.policy import NEVER, Cascade, Output, Policy
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
@@ -49,7 +51,7 @@ class Calls:
         self.hooks = hooks
         self._tasks = policy.tasks
         self.priced = priced(catalog)
-        self._upstream = {(m.name, v.id): v.model for m in catalog.models.values() for v in m.versions}
+        self._pinned = {(m.name, v.id): v for m in catalog.models.values() for v in m.versions}
         self._shares = {task.name: task.sample_share for task in policy.tasks.values() if task.sample_share > 0}
         self._timeouts = {
             name: catalog.accounts[model.account].timeout_s if model.account in catalog.accounts else OWN_TIMEOUT_S
@@ -177,7 +179,7 @@ class Calls:
             slot.role,
             role_model,
             version,
-            self._upstream[role_model, version],
+            self._pinned[role_model, version].model,
             slot.ask_again_body or slot.request.body_json,
             slot.route.task if pending is None else pending.output,
             slot.max_output,
@@ -188,6 +190,27 @@ class Calls:
             attributes.latency == "realtime",
             item.traceparent,
         )
+
+    def recognised(self, slot: Slot, outcome: Outcome, tally: Tally) -> Outcome:
+        """What the answer calls its model is counted. One of another model is a failure where its version says so; it
+        keeps its usage, for it was paid for."""
+        answer, asked = outcome.answer, slot.route.candidates[slot.candidate]
+        pinned = self._pinned.get((asked.model, asked.version))
+        if answer is None or pinned is None:
+            return outcome
+        if answer.fingerprint is not None:
+            count_name(tally_of(tally, asked.model, asked.version).fingerprints, answer.fingerprint)
+        if answer.model in ("", pinned.model):
+            return outcome
+        row, what = tally_of(tally, asked.model, asked.version), named(pinned.model, answer.model)
+        count_name(row.answered_as, answer.model)
+        if what != "other":
+            return outcome
+        row.other_model += 1
+        if pinned.on_other_model == "tell":
+            return outcome
+        message = f"{pinned.model!r} was asked for, and {answer.model[:MAX_NAME]!r} answered"
+        return msgspec.structs.replace(outcome, failure=Failure("other_model", message, may_be_billed=True))
 
     def settle(self, slot: Slot, outcome: Outcome, tally: Tally, costs: Costs, till: Till) -> None:
         """Price the attempt, close its reservation, and write its cost line where something was charged. A call that

@@ -125,6 +125,7 @@ class Flights:
         self._number.pop(slot, None)
         self.count -= 1
         self._tally.in_flight[slot.route.tier] -= 1
+        outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
         self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
         self._health.record(slot.target, failure, now)

@@ -208,11 +208,18 @@ def twin_of(item: Item, now: float) -> DeadLetter:
     )
 
 
-def count_attempt(tally: Tally, attempt: Attempt) -> None:
-    key = f"{attempt.model}@{attempt.model_version}"
+def tally_of(tally: Tally, model: str, version: str) -> ModelTally:
+    key = f"{model}@{version}"
     row = tally.models.get(key)
     if row is None:
-        row = tally.models[key] = ModelTally(attempt.model, attempt.model_version, basis=attempt.basis)
+        row = tally.models[key] = ModelTally(model, version)
+    return row
+
+
+def count_attempt(tally: Tally, attempt: Attempt) -> None:
+    row = tally_of(tally, attempt.model, attempt.model_version)
+    if not row.calls:
+        row.basis = attempt.basis
     row.calls += 1
     row.cost_nano += attempt.cost_nano
     row.ms += attempt.ms
@@ -232,11 +239,7 @@ def count_result(tally: Tally, result: Result) -> None:
     tally.results += 1
     tally.tiers[result.route.tier] = tally.tiers.get(result.route.tier, 0) + 1
     tally.maybe_paid += result.maybe_paid
-    key = f"{result.model}@{result.model_version}"
-    row = tally.models.get(key)
-    if row is None:
-        row = tally.models[key] = ModelTally(result.model, result.model_version, basis=result.cost_basis)
-    row.items += 1
+    tally_of(tally, result.model, result.model_version).items += 1
     seconds = result.call_ms / 1000
     slowest = tally.slowest
     if len(slowest) < SLOWEST_KEPT or seconds > slowest[-1].seconds:

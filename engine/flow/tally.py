@@ -25,6 +25,12 @@ class ModelTally(msgspec.Struct, omit_defaults=True):
     ms: float = 0.0
     failures: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     basis: str = "metered"
+    answered_as: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Answers by what they called their model, where that is not what it was asked for as."""
+    other_model: int = 0
+    """Of them, those whose name is not even an expansion of the one that was asked for (`naming.named`)."""
+    fingerprints: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Answers by the provider's fingerprint of its configuration."""
 
 
 class TaskTally(msgspec.Struct, omit_defaults=True):
@@ -127,6 +133,12 @@ def count_refused(tally: Tally, wall: str, models: Iterable[str]) -> None:
         _one_more(tally.refused_models, f"{wall}|{model}")
 
 
+def count_name(names: dict[str, int], name: str) -> None:
+    """A provider may say anything: a few names are kept, cut to a length, and the rest count together."""
+    name = name[:MAX_NAME]
+    _one_more(names, name if name in names or len(names) < MAX_NAMES else OTHERS)
+
+
 def count_fallback(tally: Tally, source: str, to: str) -> None:
     tally.fallbacks += 1
     _one_more(tally.fallen, f"{source}|{to}")
@@ -149,11 +161,18 @@ def _one_more(counts: dict[str, int], key: str) -> None:
 
 
 SLOWEST_KEPT = 5
+MAX_NAMES = 4
+"""Of a version's answers in one lane. An alias moves now and then; more are a provider that says what it likes."""
+MAX_NAME = 100
+OTHERS = "*"
 
 _SUMS = (
     "read", "results", "copied", "maybe_paid", "retries", "fallbacks", "cost_nano", "forfeit_nano",
     "unknown_nano", "tier1_cost_nano", "late_payments", "ready", "shelved", "position_bytes",
 )  # fmt: skip
+
+
+_MODEL_SUMS = ("calls", "items", "cost_nano", "input_tokens", "cached_tokens", "output_tokens", "ms", "other_model")
 
 
 def add_counts(into: dict[K, int], counts: Mapping[K, int], sign: Literal[1, -1] = 1) -> None:
@@ -163,7 +182,9 @@ def add_counts(into: dict[K, int], counts: Mapping[K, int], sign: Literal[1, -1]
 
 
 def _merge_model(into: ModelTally, other: ModelTally) -> None:
-    for name in ("calls", "items", "cost_nano", "input_tokens", "cached_tokens", "output_tokens", "ms"):
+    for name in _MODEL_SUMS:
         setattr(into, name, getattr(into, name) + getattr(other, name))
     into.basis = other.basis
     add_counts(into.failures, other.failures)
+    add_counts(into.answered_as, other.answered_as)
+    add_counts(into.fingerprints, other.fingerprints)

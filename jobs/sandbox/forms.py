@@ -29,6 +29,7 @@ class Said(msgspec.Struct, frozen=True, gc=False):
     """Probability of each of its tokens, where the request asks for it."""
     others: int = 0
     """How many of the likeliest tokens are told of each place."""
+    fingerprint: str = ""
 
 
 def openai_answer(said: Said) -> bytes:
@@ -50,7 +51,7 @@ def openai_answer(said: Said) -> bytes:
                 "prompt_tokens_details": {"cached_tokens": 0},
                 "completion_tokens_details": {"reasoning_tokens": 0},
             },
-            "system_fingerprint": "fp_sandbox",
+            "system_fingerprint": said.fingerprint,
         }
     )
 

@@ -179,7 +179,9 @@ class Sandbox:
         text, output, was_cut = cut(whole, ask.ceiling) if not refused else ("", 1, False)
         limits.answered(output)
         told = (sure, ask.top_logprobs or 0) if ask.logprobs else (None, 0)
-        said = forms.Said(request_id[4:], ask.model, text, amount, output, was_cut, refused, int(time.time()), *told)
+        behaviour = self._behaviours.of(ask.model)
+        name, prints = behaviour.answers_as or ask.model, behaviour.fingerprint
+        said = forms.Said(request_id[4:], name, text, amount, output, was_cut, refused, int(time.time()), *told, prints)
         body = _ANSWERS[form](said)
         if fault == "invalid_json":
             body = body[: len(body) // 2]

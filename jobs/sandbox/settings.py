@@ -60,6 +60,9 @@ class Behaviour(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     faults: Faults = Faults()
     planted: Planted | None = None
     """How often answers are right, where the sandbox knows what is right; None: it tries to make sense only."""
+    answers_as: str | None = None
+    """What answers call their model; None: as it was asked for."""
+    fingerprint: str = "fp_sandbox"
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

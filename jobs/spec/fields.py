@@ -51,12 +51,17 @@ class Replicas(msgspec.Struct, frozen=True):
     max: int | None = None
 
 
+OnOtherModel = Literal["tell", "refuse"]
+
+
 class VersionFile(msgspec.Struct, frozen=True):
     id: str
     model: str
     revision: str | None = None
     price: PriceFile | Literal["free"] | None = None
     """Unless said, the model's; where that says none either, the table's for `model`."""
+    on_other_model: OnOtherModel | None = None
+    """Unless said, the model's."""
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -67,6 +72,8 @@ class ModelFile(msgspec.Struct, frozen=True):
     revision: str | None = None
     versions: list[VersionFile] = []
     live: str | None = None
+    on_other_model: OnOtherModel = "tell"
+    """An answer that names another model than was asked for: told, or a failure."""
     account: str | None = None
     worker: Literal["vllm"] | None = None
     hour_usd: Number | None = None

@@ -186,8 +186,9 @@ def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[V
         single = f"{name}@{file.revision}" if file.revision else name
         if file.live not in (None, single):
             raise doc.error((*path, "live"), f"no such version; the one there is, is `{single}`")
-        return (Version(single, _weights(file.model, base), file.revision),), single
-    versions = tuple(_version(doc, (*path, "versions", i), v, base) for i, v in enumerate(file.versions))
+        version = Version(single, _weights(file.model, base), file.revision, on_other_model=file.on_other_model)
+        return (version,), single
+    versions = tuple(_version(doc, (*path, "versions", i), v, file, base) for i, v in enumerate(file.versions))
     ids = [v.id for v in versions]
     if len(set(ids)) < len(ids):
         raise doc.error((*path, "versions"), "two versions have the same id")
@@ -199,9 +200,10 @@ def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[V
     return versions, live
 
 
-def _version(doc: Doc, path: Path, file: VersionFile, base: str) -> Version:
+def _version(doc: Doc, path: Path, file: VersionFile, model: ModelFile, base: str) -> Version:
     price = None if file.price is None else _declared(doc, path, file.price)
-    return Version(file.id, _weights(file.model, base), file.revision, price)
+    refuses = file.on_other_model or model.on_other_model
+    return Version(file.id, _weights(file.model, base), file.revision, price, refuses)
 
 
 def _weights(model: str, base: str) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 import penstock as ps
 from penstock.jobs.cli import call
-from penstock.jobs.sandbox import Settings, running_sandbox
+from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
 from tests.conftest import ray_of_a_file
 
 pytestmark = pytest.mark.ray
@@ -580,6 +580,33 @@ def test_no_request_passes_its_wall(tmp_path: Path, us: str, eu: str, monkeypatc
         (q["model"], q["input"] is None, q["output"] is None) for q in lines(tmp_path / "walls.out.quality.jsonl")
     )
     assert shown == {("us-m", False, False): 24, ("eu-m", True, True): 24}, "secret: never; personal: scores alone"
+
+
+def test_a_provider_that_answers_with_another_model_is_told_and_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was asked for is answered by the next candidate; what was paid for the other answers is on the bill."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", [{"text": f"hello {n}"} for n in range(5)])
+    with running_sandbox(Settings(models={"big-2026-01-01": Behaviour(answers_as="tiny")}), process=True) as url:
+        (tmp_path / "job.yaml").write_text(f"""\
+source: rows.jsonl
+prompt: "{{{{ text }}}}"
+accounts: {{a: {{protocol: openai, base_url: "{url}/v1", provider: sandbox}}}}
+models:
+  - {{name: big, account: a, model: big-2026-01-01, on_other_model: refuse, price: {{input_per_million: 1, output_per_million: 1}}}}
+  - {{name: other, account: a, model: other, price: {{input_per_million: 1, output_per_million: 1}}}}
+sinks: out.jsonl
+""")
+        assert penstock("run", "job.yaml") == 0
+    told = capsys.readouterr()
+    assert "ANOTHER MODEL ANSWERS: 'tiny'; its answers are refused" in " ".join((told.out + told.err).split())
+    for row in lines(tmp_path / "out.jsonl"):
+        first, second = row["penstock"]["attempts"]
+        assert (first["model"], first["outcome"], second["model"]) == ("big", "other_model", "other")
+        assert first["cost_usd"] > 0
+    facts = [facts for kind, facts in audited(capsys) if kind == "other_model"]
+    assert [(each["pinned"], each["answered"], each["what"]) for each in facts] == [("big-2026-01-01", "tiny", "other")]
 
 
 def test_a_wall_holds_while_the_only_permitted_provider_is_down(

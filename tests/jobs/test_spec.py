@@ -274,6 +274,23 @@ def test_each_version_has_the_tables_price_of_its_own_name(tmp_path: Path) -> No
     assert price_of(model, "mini") != price_of(model, "big")
 
 
+def test_an_answer_of_another_model_is_told_or_refused_by_version(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("""\
+source: in.jsonl
+prompt: "{{ text }}"
+accounts: {a: {protocol: openai, base_url: "http://127.0.0.1:1", provider: sandbox}}
+models:
+  - {name: one, account: a, price: free, model: m, on_other_model: refuse}
+  - {name: two, account: a, price: free, live: v1, on_other_model: refuse,
+     versions: [{id: v1, model: m1}, {id: v2, model: m2, on_other_model: tell}]}
+  - {name: three, account: a, price: free, model: m}
+sinks: out.jsonl
+""")
+    models = spec.load(tmp_path / "job.yaml").catalog.models.values()
+    words = {f"{m.name}@{v.id}": v.on_other_model for m in models for v in m.versions}
+    assert words == {"one@m": "refuse", "two@v1": "refuse", "two@v2": "tell", "three@m": "tell"}
+
+
 def test_a_written_price_holds_for_all_versions_but_those_that_write_their_own(tmp_path: Path) -> None:
     """As `price:` overrides the table for a model with one version."""
     ours = "  price: {input_per_million: 3, output_per_million: 4}\n"

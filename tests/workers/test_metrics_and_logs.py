@@ -15,7 +15,7 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.progress import Saved
-from penstock.engine.flow.tally import Tally, count_fallback, merge
+from penstock.engine.flow.tally import ModelTally, Tally, count_fallback, merge
 from penstock.engine.items import (
     Answer,
     Attempt,
@@ -73,6 +73,7 @@ PROMISED = {
     "dead_letters": "reason",
     "second_payments": "",
     "wall_refusals": "wall",
+    "other_model_answers": "model_version",
     "quality": "task model_version bound",
     "cascade_drifted": "job task",
     "gpu_idle_usd": "",
@@ -253,12 +254,15 @@ def test_what_an_earlier_owner_counted_is_not_counted_again() -> None:
     sheet = Sheet()
     metrics = lanes(sheet)
     tally = Tally(maybe_paid=5, retried={"timeout": 7}, refused={"eu": 3})
+    tally.models["m@v1"] = ModelTally("m", "v1", other_model=4)
     metrics.taken(0, tally)
     tally.retried["timeout"] += 2
+    tally.models["m@v1"].other_model += 1
     count_fallback(tally, "m", "n")
     metrics.see(over(0, tally))
     metrics.see(over(0, tally))
     assert sheet.of("retries", "timeout") == 2
+    assert sheet.of("other_model_answers", "m@v1") == 1
     assert sheet.of("fallbacks", "m", "n") == 1
     assert sheet.of("second_payments") == sheet.of("wall_refusals", "eu") == 0
 

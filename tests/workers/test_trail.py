@@ -14,7 +14,7 @@ from penstock.engine.audit import Entry
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.errors import Corrupt
-from penstock.engine.flow.tally import Tally, count_refused
+from penstock.engine.flow.tally import ModelTally, Tally, count_refused
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.workers.planner import Planned
@@ -187,3 +187,24 @@ async def test_a_catalogue_too_large_for_one_entry_is_told_by_its_digest(tmp_pat
     spec = msgspec.structs.replace(desk.trail._spec, catalog=Catalog(CATALOG.accounts, models, {}))  # pyright: ignore[reportPrivateUsage]
     await Trail(spec, RunOptions(), desk.notes.append).began(1, Planned(PLAN), 0.0)
     assert desk.facts("policy")[0].keys() == {"policy_version", "too_long", "digest"}
+
+
+async def test_a_model_that_answers_under_another_name_is_told_once_and_so_is_a_new_fingerprint(desk: Desk) -> None:
+    row = ModelTally("cloud", "v1", answered_as={"gpt-x-2026-01-01": 3}, fingerprints={"fp1": 9})
+    status = RunStatus("r-1", "r", "running", tally=Tally(models={"cloud@v1": row}))
+    await desk.trail.look(status, 1.0)
+    row.answered_as["gpt-y"] = 1
+    row.fingerprints["fp2"] = 1
+    for now in (2.0, 3.0):
+        await desk.trail.look(status, now)
+    await desk.trail.ended("done", "", status.tally, 4.0)
+    alias, other, prints = desk.notes
+    assert "an alias may mean another model any day" in alias
+    assert "ANOTHER MODEL ANSWERS: 'gpt-y'; its answers are taken" in other
+    assert "the provider's fingerprint was 'fp1' and is 'fp2' now" in prints
+    common = {"model": "cloud", "version": "v1"}
+    assert desk.facts("other_model") == [
+        common | {"pinned": "gpt-x", "answered": "gpt-x-2026-01-01", "what": "alias"},
+        common | {"pinned": "gpt-x", "answered": "gpt-y", "what": "other"},
+        common | {"what": "fingerprint", "before": "fp1", "after": "fp2"},
+    ]

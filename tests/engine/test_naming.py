@@ -1,0 +1,122 @@
+"""A provider that answers with another model than it was asked for is noticed, and treated as the catalogue says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from penstock.engine.budget import Budgets
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.lane import Lane
+from penstock.engine.flow.lane_check import check
+from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.tally import MAX_NAME, MAX_NAMES, OTHERS
+from penstock.engine.items import Answer, Attributes, Item, Outcome, Position, Request, Usage
+from penstock.engine.naming import named
+from penstock.engine.plan import Split
+from penstock.engine.policy import Policy, Task
+from penstock.engine.router import Router
+
+NOW = 1_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("pinned", "answered", "what"),
+    [
+        ("gpt-4o", "gpt-4o", "same"),
+        ("gpt-4o", "", "same"),
+        ("Qwen/Qwen3-8B", "qwen/qwen3-8b", "same"),
+        ("gpt-4o", "gpt-4o-2024-08-06", "alias"),
+        ("gpt-3.5-turbo", "gpt-3.5-turbo-0125", "alias"),
+        ("claude-haiku-4-5", "claude-haiku-4-5-20251001", "alias"),
+        ("claude-3-5-haiku-latest", "claude-3-5-haiku-20241022", "alias"),
+        ("gemini-2.0-flash", "models/gemini-2.0-flash-001", "alias"),
+        ("openai/gpt-4o", "gpt-4o-2024-08-06", "alias"),
+        ("llama-3.3-70b", "accounts/fireworks/models/llama-3.3-70b", "alias"),
+        ("gpt-4o", "gpt-4o-mini", "other"),
+        ("gpt-4o", "gpt-4o-mini-2024-07-18", "other"),
+        ("gpt-4o-2024-08-06", "gpt-4o-2024-11-20", "other"),
+        ("gpt-4o-2024-08-06", "gpt-4o", "other"),
+        ("big-70b", "ig-70b", "other"),
+        ("llama-3.3-70b", "llama-3.3-8b", "other"),
+    ],
+)
+def test_an_alias_may_stand_for_a_snapshot_and_a_snapshot_for_itself_alone(
+    pinned: str, answered: str, what: str
+) -> None:
+    assert named(pinned, answered) == what
+
+
+def lane(word: Literal["tell", "refuse"], items: int = 1) -> Lane:
+    models = {
+        name: Model(name, (Version("v1", name, None, None, word),), "v1", account=name, price=Price(10**9, 10**9))
+        for name in ("first", "second")
+    }
+    accounts = {name: Account(name, "openai", "http://localhost") for name in models}
+    catalog, policy = Catalog(accounts, models, {3: tuple(models)}), Policy({"t": Task("t")}, default_task="t")
+    hooks = Hooks(lambda: 0.0, lambda _i, _a, _t: (), lambda body, _a, _m: body)
+    made = Lane(LaneSettings(0, "r"), Router(catalog, policy), catalog, policy, hooks, Budgets((), "r"))
+    made.begin([Split("s", "o", 0, 0, "u", 0, items)], {}, 0)
+    for n in range(items):
+        made.offer(Item(f"i{n}", Position("s", 0, n), Attributes(), Request(b"{}"), b"o", NOW), NOW)
+    made.commit(NOW)
+    made.committed(NOW)
+    return made
+
+
+def answer(made: Lane, account: str, name: str, fingerprint: str | None = None) -> int:
+    """All calls that wait there, in this name; how many they were."""
+    calls = made.take(f"api:{account}", 100, 1 << 40, "w", NOW)
+    for call in calls:
+        said = Answer("yes", "stop", b"{}", name, fingerprint)
+        made.outcome(Outcome(call.item_id, 0, call.attempt, NOW, 9.0, said, usage=Usage(10, output=5)), NOW)
+    check(made)
+    return len(calls)
+
+
+def test_an_answer_of_another_model_is_taken_and_counted_where_nothing_is_said() -> None:
+    made = lane("tell")
+    answer(made, "first", "first-mini")
+    (result,) = made.commit(NOW).results
+    assert result.model == "first"
+    row = made.tally.models["first@v1"]
+    assert (row.answered_as, row.other_model, row.failures) == ({"first-mini": 1}, 1, {})
+
+
+def test_an_answer_of_another_model_is_a_failure_where_it_is_refused_and_its_money_is_booked() -> None:
+    made = lane("refuse")
+    answer(made, "first", "first-mini")
+    answer(made, "second", "second-2026-01-01")  # a date is no other model
+    batch = made.commit(NOW)
+    (result,) = batch.results
+    assert (result.model, result.cost_nano) == ("second", 30_000)
+    assert [(a.model, a.outcome, a.cost_nano) for a in result.attempts] == [
+        ("first", "other_model", 15_000),
+        ("second", "ok", 15_000),
+    ]
+    assert [line.cost_nano for line, _ in batch.costs] == [15_000, 15_000]
+    assert (made.tally.models["second@v1"].answered_as, made.tally.models["second@v1"].other_model) == (
+        {"second-2026-01-01": 1},
+        0,
+    )
+
+
+def test_who_goes_on_answering_as_another_is_held_like_who_fails() -> None:
+    """Each refused answer is paid for: a few, and its breaker opens."""
+    made = lane("refuse", items=30)
+    answer(made, "first", "first-mini")
+    assert [model for _, model in made.targets.health.opened()] == ["first"]
+    assert answer(made, "second", "second") == 30
+
+
+def test_names_and_fingerprints_are_kept_few_and_short() -> None:
+    """What a provider says of itself is in every commit of the lane, for ever."""
+    made = lane("tell", items=20)
+    for n, call in enumerate(made.take("api:first", 20, 1 << 40, "w", NOW)):
+        said = Answer("yes", "stop", b"{}", f"{n}" + "x" * 1_000, f"fp{n}")
+        made.outcome(Outcome(call.item_id, 0, call.attempt, NOW, 9.0, said, usage=Usage(10, output=5)), NOW)
+    row = made.tally.models["first@v1"]
+    assert len(row.answered_as) == len(row.fingerprints) == MAX_NAMES + 1
+    assert (row.answered_as[OTHERS], row.fingerprints[OTHERS]) == (20 - MAX_NAMES, 20 - MAX_NAMES)
+    assert max(map(len, row.answered_as)) == MAX_NAME
