@@ -130,6 +130,8 @@ class KafkaSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     `progress_topic`: the compacted topic of the lanes' progress; made where it is missing.
     `too_large`: what becomes of a result over the topic's `max.message.bytes`: a dead letter, or an object below an
     `s3://bucket/prefix/` (`?endpoint=…` behind it) with a pointer in its place.
+    `reply_to`: of results; what the source allows. It stands here too, since whoever reads the results must know it,
+    and a replay has another source.
     """
 
     commit_ms: ClassVar[int] = 200
@@ -141,6 +143,7 @@ class KafkaSink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     format: Literal["json", "avro"] = "json"
     too_large: str = DEAD_LETTER
+    reply_to: tuple[str, ...] = ()
 
 
 class S3Sink(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="s3"):

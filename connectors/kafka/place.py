@@ -39,7 +39,7 @@ def store_key(sink: KafkaSink) -> str:
 
 class KafkaPlace:
     """Implements `base.Place`. `sinks`: those of one cluster, not empty. `source`: where the items come from, for the
-    mirror of its offsets and the topics that its records may name for replies."""
+    mirror of its offsets."""
 
     def __init__(self, sinks: Mapping[SinkName, KafkaSink], run_id: str, source: SourceSettings | None = None) -> None:
         first = next(iter(sinks.values()))
@@ -54,7 +54,7 @@ class KafkaPlace:
             run_id=run_id,
             scope=scope,
             sinks=self._sinks,
-            reply_to=kafka.reply_to if kafka is not None and "results" in sinks else (),
+            reply_to=sinks["results"].reply_to if "results" in sinks else (),
             mirror=(mirror.group or run_id) if mirror is not None else None,
         )
         self._large = self.settings.large
@@ -88,14 +88,14 @@ class KafkaPlace:
         return drained(self._committed(sink))
 
     async def _committed(self, sink: SinkName) -> AsyncIterator[list[bytes]]:
-        """The run's own records, up to where the topic ends now."""
-        topic = self._sinks[sink].topic
+        """The run's own records, up to where its topics end now: the sink's own, and those that hold replies."""
+        names = [self._sinks[sink].topic, *(self.settings.reply_to if sink == "results" else ())]
         async with opened(new_admin(self._connection), self._connection) as admin:
-            facts = (await look_up(admin, self._connection, [topic])).get(topic)
-        if facts is None:
+            facts = await look_up(admin, self._connection, names)
+        partitions = [tp for topic in facts.values() for tp in topic.all()]
+        if not partitions:
             return
         fresh = await self._fresh_since()
-        partitions = facts.all()
         consumer = new_consumer(self._connection, fetch_bytes=FETCH_BYTES)
         async with opened(consumer, self._connection):
             # Committed ends: a record of a transaction that is still open is not committed.
@@ -103,7 +103,7 @@ class KafkaPlace:
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
             while behind := [tp for tp in partitions if await consumer.position(tp) < last[tp]]:
-                async with within(READ_S, self._connection, f"reading {topic}"):
+                async with within(READ_S, self._connection, f"reading {' and '.join(names)}"):
                     fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
                 for tp, records in fetched.items():
                     mine = [r for r in records if r.offset < last[tp] and run_epoch_of(r.headers, self._run_id) > fresh]

@@ -220,16 +220,23 @@ async def test_records_carry_their_inputs_key_and_headers_and_where_they_come_fr
 async def test_a_result_goes_where_its_record_asks_if_the_job_allows_it(
     run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
 ) -> None:
-    """Any other name in `reply_to` is carried as a header and otherwise ignored."""
+    """Any other name in `reply_to` is carried as a header and otherwise ignored. Whoever reads the run's results finds
+    them all, and nothing that others wrote there."""
     inbox = await new_topic("inbox")
-    one = run(source=KafkaSource(("elsewhere",), bootstrap="elsewhere:9092", reply_to=(inbox,)))
+    one = run()
+    one.sinks["results"] = msgspec.structs.replace(one.sinks["results"], reply_to=(inbox,))
+    one.place = KafkaPlace(one.sinks, one.id)  # type: ignore[arg-type]
     store = one.process()
     await store.take(0, (1, 1))
     asked = record(1, headers=(("reply_to", inbox.encode()),))
     forbidden = record(2, headers=(("reply_to", b"__consumer_offsets"),))
     await store.commit(0, (1, 1), 1, {"results": [asked, forbidden], "costs": [asked]}, {})
-    assert [value for _, value, _ in await one.records(inbox)] == [b'{"n":1}']
-    assert (one.committed(), one.committed("costs")) == ([b'{"n":2}'], [b'{"n":1}'])
+    producer = AIOKafkaProducer(bootstrap_servers=one.bootstrap)
+    await producer.start()
+    await producer.send_and_wait(inbox, b"a stranger's")
+    await producer.stop()
+    assert [value for _, value, _ in await one.records(inbox)] == [b'{"n":1}', b"a stranger's"]
+    assert (sorted(one.committed()), one.committed("costs")) == ([b'{"n":1}', b'{"n":2}'], [b'{"n":1}'])
 
 
 async def test_a_record_that_its_topic_does_not_take_is_refused_before_anything_is_sent(

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.settings import (
     Connection,
     CreateTopic,
@@ -19,7 +20,7 @@ from penstock.connectors.settings import (
     SourceSettings,
 )
 from penstock.engine.errors import SpecError
-from penstock.jobs import spec
+from penstock.jobs import replay, spec
 from penstock.workers.runspec import RunSpec
 
 LOCAL = Connection("127.0.0.1:9092")
@@ -84,6 +85,17 @@ def test_a_named_connection_reaches_source_and_sinks_whole(tmp_path: Path) -> No
     )
     assert made.on_duplicate == "allow"
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=RunSpec) == made
+
+
+def test_topics_for_replies_are_known_to_the_results_and_to_their_replay(tmp_path: Path) -> None:
+    """Whoever reads the results must read them too, and a replay, whose source is a file, replies there."""
+    made = load(tmp_path, with_source("{type: kafka, connection: shop, topics: [requests], reply_to: [a, b]}"))
+    assert {sink: getattr(settings, "reply_to", ()) for sink, settings in made.sinks.items()} == {
+        "results": ("a", "b"), "costs": (), "quality": (), "dead_letters": ()
+    }  # fmt: skip
+    again = replay.again(made, 1, tmp_path / "letters.jsonl", batch=False)
+    place = KafkaPlace({"results": again.sinks["results"]}, again.run_id, again.source)  # type: ignore[dict-item]
+    assert place.settings.reply_to == ("a", "b")
 
 
 def test_a_certificates_path_starts_from_the_file_that_names_it(tmp_path: Path) -> None:
@@ -228,6 +240,7 @@ WRITTEN = {
     "unknown field": (f"{{{SINK}, create: {{partition: 1}}}}}}", "sinks.results.create.partition: unknown field; did you mean `partitions`?"),
     "elsewhere": (f"{{{SINK}, too_large: 's3://bucket/x'}}}}", "sinks.results.too_large: expected `dead_letter` or s3://bucket/prefix/"),
     "the same topic": (f"{{{SINK}}}, costs: {{type: kafka, connection: shop, topic: results}}}}", "sinks.costs: the same place as `results`"),
+    "replies at the sink": (f"{{{SINK}, reply_to: [a]}}}}", "sinks.results.reply_to: which topics a record may name is said at the source"),
     "avro": ("{results: {type: kafka, bootstrap: 'b:1', topic: a, format: avro}}", "sinks.results.format: `avro` goes with a schema registry"),
     "avro letters": ("{results: {type: kafka, bootstrap: 'b:1', topic: a}, dead_letters: {type: kafka, bootstrap: 'b:1', topic: d, format: avro}}", "a dead letter is its input's own bytes"),
     "avro and objects": ("{results: {type: kafka, bootstrap: 'b:1', topic: a, format: avro, too_large: 's3://big/large/'}}", "only JSON records can point to an object"),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from penstock.connectors.base import SinkName
-from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource, SinkSettings
+from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource, SinkSettings, SourceSettings
 from penstock.jobs.spec.places.connections import Connections, check_bootstrap, connect, is_one_cluster
 from penstock.jobs.spec.places.s3 import check_folder_url
 from penstock.jobs.spec.tree import Doc, Path
@@ -99,6 +99,8 @@ def sink(doc: Doc, path: Path, value: KafkaSink, known: Connections, base: str) 
     """The sink with its connection in place, checked whole."""
     check_topic(doc, (*path, "topic"), value.topic)
     check_topic(doc, (*path, "progress_topic"), value.progress_topic)
+    if value.reply_to:
+        raise doc.error((*path, "reply_to"), "which topics a record may name is said at the source: `source.reply_to`")
     if value.topic == value.progress_topic:
         raise doc.error((*path, "topic"), f"`{value.topic}` is the topic of the progress; give the records their own")
     if isinstance(value.create, CreateTopic):
@@ -162,6 +164,14 @@ def check_apart(doc: Doc, source: KafkaSource, sinks: Mapping[SinkName, SinkSett
     for i, topic in enumerate(source.reply_to):
         if reads(source, topic):
             raise doc.error(("source", "reply_to", i), f"`{topic}` is a topic that the source reads")
+
+
+def with_replies(source: SourceSettings, sinks: dict[SinkName, SinkSettings]) -> dict[SinkName, SinkSettings]:
+    """What the source allows for results, known to their sink: a replay of dead letters reads a file."""
+    results = sinks["results"]
+    if not isinstance(source, KafkaSource) or not isinstance(results, KafkaSink):
+        return sinks
+    return {**sinks, "results": msgspec.structs.replace(results, reply_to=source.reply_to)}
 
 
 def reads(source: KafkaSource, topic: str) -> bool:
