@@ -36,6 +36,7 @@ from penstock.workers.outages import Outages
 from penstock.workers.planner import all_ended, durable_plan, wanted_plan
 from penstock.workers.ports import encode
 from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.spending import Spending
 from penstock.workers.status import RunState, RunStatus
 from penstock.workers.steering import Steersman, reading
 from penstock.workers.sums import second_payments_bound, sum_up
@@ -62,6 +63,8 @@ class Driver:
         self._desk = Desk()
         self._board = self._desk.board
         self._reports: dict[int, LaneReport] = {}
+        self._doubted: set[tuple[int, int]] = set()
+        """(lane, owner) that had to doubt what the last owner left."""
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
@@ -72,6 +75,7 @@ class Driver:
         self._log = Log(self._spec.state, self._spec.run_id, "driver")
         collect(self._log)
         self._hearing = Hearing(self._spec, self._status, self._end, self._note)
+        self._spending = Spending(self._spec)
         self._measuring = Measuring(self._spec, self._note)
         self._trail = Trail(self._spec, self._options, self._note)
         cells = reading(self._spec.state, self._spec.run_id, lambda: self._status.cells)
@@ -228,8 +232,9 @@ class Driver:
                 self._measuring.see(self._status)
                 self._measuring.look(self._crew.learn, now)
                 idle = self._bill.idle_nano(self._status.tally, now)
-                bound = second_payments_bound(self._spec, self._run_epoch, self._plan.lanes, self._crew.reopenings)
-                await asyncio.to_thread(metrics.see, self._status, idle, bound)
+                bound = second_payments_bound(self._spec, self._plan.lanes, len(self._doubted))
+                periods = await asyncio.to_thread(self._spending.look, now)
+                await asyncio.to_thread(metrics.see, self._status, idle, bound, periods)
                 await self._trail.look(self._status, now)
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
@@ -358,6 +363,8 @@ class Driver:
         if self._crew.owns(report.lane, owner):
             self._reports[report.lane] = report
             self._measuring.heard(report)
+            if report.doubted:
+                self._doubted.add((report.lane, owner))
             self._crew.heard(report.lane)
             if report.first_dispatch_at is not None and self._status.first_dispatch_at is None:
                 self._status.first_dispatch_at = report.first_dispatch_at

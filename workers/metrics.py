@@ -17,12 +17,13 @@ import msgspec
 from penstock.engine.flow.cells import Cell
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally
-from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result
+from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result, Usage
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import Sample, merge
 from penstock.engine.quality import Interval
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
+from penstock.workers.spending import Spend
 from penstock.workers.status import RunStatus
 
 EXPORT_EVERY_S = 1.0
@@ -67,13 +68,18 @@ LANE: dict[Name, Declared] = {
 }
 DRIVER: dict[Name, Declared] = {
     "budget_usd": Declared("gauge", "The run's money: limit, spent, forfeit", ("job", "state")),
+    "period_budget_usd": Declared(
+        "gauge", "A day's or month's money, all its jobs together: limit, spent, forfeit", ("job", "per", "state")
+    ),
     "quality": Declared("gauge", "Mean score of the samples, 95 % bounds", ("task", "model_version", "bound")),
     "cascade_drifted": Declared(
         "gauge", "1: accepted answers fall short of what calibration promised", ("job", "task")
     ),
     "gpu_idle_usd": Declared("gauge", "Hours of own engines that no call has paid for"),
     "standstill": Declared("gauge", "1: items wait, and nothing moves until somebody acts", ("job",)),
-    "second_payments_bound": Declared("gauge", "The most second payments that this run's crashes explain", ("job",)),
+    "second_payments_bound": Declared(
+        "gauge", "The most second payments that lost lanes and restarts explain", ("job",)
+    ),
 }
 API: dict[Name, Declared] = {
     "limit_used_ratio": Declared("gauge", "0 to 1: how far an account's limit is used", ("account", "bucket")),
@@ -189,20 +195,17 @@ class LaneMetrics:
 
     def _charge(self, costs: Sequence[tuple[CostLine, object]]) -> None:
         money: dict[tuple[str | None, int | None, str, str], int] = {}
-        tokens: dict[str, list[int]] = {}
+        tokens: dict[tuple[str, str], int] = {}
         for line, _ in costs:
             key = (line.tenant, line.tier, line.model, line.role)
             money[key] = money.get(key, 0) + line.cost_nano
-            usage, kinds = line.usage, tokens.setdefault(line.model, [0, 0, 0])
-            kinds[0] += usage.input
-            kinds[1] += usage.cached
-            kinds[2] += usage.output
+            for kind, n in _kinds(line.usage):
+                tokens[line.model, kind] = tokens.get((line.model, kind), 0) + n
         for (tenant, tier, model, role), nano in money.items():
             labels = (self._job, self._tenant(tenant), "" if tier is None else str(tier), model, role)
             self._sum("cost_usd", nano / NANO_PER_USD, *labels)
-        for model, kinds in tokens.items():
-            for kind, n in zip(("input", "cached", "output"), kinds, strict=True):
-                self._sum("tokens", n, model, kind)
+        for (model, kind), n in tokens.items():
+            self._sum("tokens", n, model, kind)
 
     def _observe(self, results: list[Result]) -> None:
         for result in results[:: 1 + len(results) // MOST_OBSERVED]:
@@ -268,6 +271,15 @@ class LaneMetrics:
             self._metrics.set("breaker_open", float(labels in now_open), *labels)
 
 
+def _kinds(usage: Usage) -> Iterator[tuple[str, int]]:
+    """As records name them: cached and written ones are part of the input, reasoning of the output."""
+    yield "input", usage.input
+    yield "cached", usage.cached
+    yield "cache_write", usage.cache_write + usage.cache_write_1h
+    yield "output", usage.output
+    yield "reasoning", usage.reasoning
+
+
 def _totals(tally: Tally) -> Iterator[tuple[Name, Labels, float]]:
     for reason, n in tally.retried.items():
         yield "retries", (reason,), n
@@ -288,7 +300,9 @@ class DriverMetrics:
         self._metrics = Metrics(DRIVER, make)
         self._job = job
 
-    def see(self, status: RunStatus, gpu_idle_nano: int | None, second_payments: int) -> None:
+    def see(
+        self, status: RunStatus, gpu_idle_nano: int | None, second_payments: int, periods: Sequence[Spend] = ()
+    ) -> None:
         """`gpu_idle_nano`: None where there are no own engines with a price. `second_payments`: the most that
         lost lanes and commands explain."""
         tally = status.tally
@@ -302,6 +316,10 @@ class DriverMetrics:
         for state, nano in money.items():
             if nano is not None:
                 self._metrics.set("budget_usd", nano / NANO_PER_USD, self._job, state)
+        for period in periods:
+            sums = (("limit", period.limit_nano), ("spent", period.settled_nano), ("forfeit", period.forfeit_nano))
+            for state, nano in sums:
+                self._metrics.set("period_budget_usd", nano / NANO_PER_USD, self._job, period.per, state)
         if gpu_idle_nano is not None:
             self._metrics.set("gpu_idle_usd", gpu_idle_nano / NANO_PER_USD)
         for (task, model), around in _bounds(status.cells).items():

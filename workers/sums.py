@@ -30,6 +30,6 @@ def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], la
     status.budget_spent_nano = total.cost_nano + total.forfeit_nano
 
 
-def second_payments_bound(spec: RunSpec, epoch: int, lanes: int, reopenings: int) -> int:
-    """One window for every lane that was lost, and for every lane of every command before this one."""
-    return ((epoch - 1) * lanes + reopenings) * window_of(spec.execution, lanes)
+def second_payments_bound(spec: RunSpec, lanes: int, doubted: int) -> int:
+    """One window for every time that a lane was taken whose last owner did not end in peace: so many, `doubted`."""
+    return doubted * window_of(spec.execution, lanes)

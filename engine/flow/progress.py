@@ -166,6 +166,8 @@ class Progress:
         self.splits = sorted(splits, key=lambda split: split.ordinal)
         self.open: dict[int, OpenSplit] = {}
         self.opened = 0
+        self.doubted = False
+        """The last owner left calls whose end nobody knows: their items may be paid for twice."""
         self._opened_bytes = 0
         by_ordinal = {split.ordinal: split for split in self.splits}
         if saved is not None:
@@ -177,6 +179,7 @@ class Progress:
                 if state.ordinal not in by_ordinal:
                     raise Corrupt(f"progress names split {state.ordinal}, which the plan does not have")
                 self.open[state.ordinal] = OpenSplit(by_ordinal[state.ordinal], state)
+                self.doubted = self.doubted or state.horizon > state.watermark
 
     def add(self, splits: Sequence[Split]) -> bool:
         """New splits of a longer plan; those that are known are passed over. True where some are new.

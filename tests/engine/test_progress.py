@@ -114,6 +114,19 @@ def test_a_lane_whose_last_split_ends_without_a_record_is_closed() -> None:
     assert progress.all_closed
 
 
+def test_only_an_owner_that_did_not_end_in_peace_leaves_doubts() -> None:
+    """It had sent up to the horizon; one that drained took it back before its last commit."""
+    progress = Progress(splits(1))
+    for position in range(3):
+        progress.of(0).offer(position)
+    progress.of(0).done(0)
+    progress.of(0).horizon = 3
+    assert Progress(splits(1), saved(progress)).doubted
+    progress.of(0).retreat()
+    assert not Progress(splits(1), saved(progress)).doubted
+    assert not progress.doubted
+
+
 def test_progress_of_another_plan_is_refused() -> None:
     """More splits than the plan has, or a record of a split that was closed: corrupt, not guessed."""
     with pytest.raises(Corrupt):

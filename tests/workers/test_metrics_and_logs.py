@@ -48,6 +48,7 @@ from penstock.workers.metrics import (
     ray_metric,
 )
 from penstock.workers.runspec import RunSpec
+from penstock.workers.spending import Spend
 from penstock.workers.status import RunStatus
 
 SECRET = "the patient's name is Grete"
@@ -68,6 +69,7 @@ PROMISED = {
     "deadline_left_seconds": "",
     "lane_lag": "topic",
     "second_payments_bound": "job",
+    "period_budget_usd": "job per state",
     "standstill": "job",
     "commit_age_seconds": "",
     "dead_letters": "reason",
@@ -151,9 +153,9 @@ def result(number: int) -> Result:
 
 
 def cost(number: int, tenant: str | None = None, nano: int = 10**9) -> tuple[CostLine, Item | None]:
+    usage = Usage(10, 4, 2, 1, output=5, reasoning=3)
     line = CostLine(
-        f"e{number}", f"{number}", 1, "primary", "a", "m", "v1", Usage(10, 4, output=5), nano, "metered", "1", tenant,
-        "t", 2, 0.0,
+        f"e{number}", f"{number}", 1, "primary", "a", "m", "v1", usage, nano, "metered", "1", tenant, "t", 2, 0.0,
     )  # fmt: skip
     return line, None
 
@@ -215,7 +217,8 @@ def test_what_is_committed_is_counted_once_by_all_its_labels() -> None:
     assert sheet.of("items", "mail", "2", "t", "m", "dead_letter") == 1
     assert sheet.of("dead_letters", "bad_request") == 1
     assert sheet.of("cost_usd", "mail", "acme", "2", "m", "primary") == 1
-    assert [sheet.of("tokens", "m", kind) for kind in ("input", "cached", "output")] == [20, 8, 10]
+    kinds = ("input", "cached", "cache_write", "output", "reasoning")
+    assert [sheet.of("tokens", "m", kind) for kind in kinds] == [20, 8, 6, 10, 6]
     assert sheet.of("queue_seconds") == sheet.of("call_seconds", "m") == 2
 
 
@@ -292,7 +295,9 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     status.drifted = {"t": "its calibration does not hold any more"}
     status.standstill = "no model can answer"
-    DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096)
+    DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096, [Spend("day", 9 * 10**9, 2 * 10**9, 10**9)])
+    told = [sheet.of("period_budget_usd", "mail", "day", state) for state in ("limit", "spent", "forfeit")]
+    assert told == [9, 2, 1]
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
     low, mean, high = (sheet.of("quality", "t", "m@v1", bound) for bound in ("low", "mean", "high"))
     assert mean == pytest.approx(0.8)

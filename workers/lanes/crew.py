@@ -78,8 +78,6 @@ class Crew:
         self._owners: dict[int, int] = {}
         self._openings: dict[int, int] = {}
         self._patience = Patience(None if spec.endless else spec.execution.outage_s, note)
-        self.reopenings = 0
-        """Of all lanes together, as long as this driver lives."""
         self._heard: dict[int, float] = {}
         self._next_owner = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -299,7 +297,6 @@ class Crew:
         """`error`: what kept it from being opened. Where it may not, the run ends."""
         cause = getattr(error, "cause", None) or error
         if self._patience.may_reopen(lane, cause, why, time.time()):
-            self.reopenings += error is None
             return True
         self.gone.add(lane)
         self._end("failed", f"lane {lane} can't go on: {why}")

@@ -39,6 +39,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     """The committed ones (`engine.flow.cells`), every few seconds; empty: they are not told this time."""
     read_all: bool = False
     """Its input was read to the end."""
+    doubted: bool = False
+    """Its last owner did not end in peace: what that one had sent may be paid for twice."""
     closed: bool = False
     """This owner was given the closing lines of own engines."""
 
@@ -63,6 +65,7 @@ def report_of(machine: Lane, committed_at: float, now: float) -> LaneReport:
         open_breakers=machine.targets.health.opened(),
         commit_age_s=now - committed_at if moves or machine.dirty else 0.0,
         oldest_item_s=machine.ends.oldest_age(now),
+        doubted=machine.progress.doubted,
         read_all=machine.progress.all_read,
         deadline_left_s=machine.ends.deadline_left(now),
         plan_version=machine.plan_version,
