@@ -264,7 +264,7 @@ FailureKind = Literal[
     "other_model",  # an answer of another model than was asked for, where its version refuses such: billed
     "engine_died",
     "worker_lost",
-    "not_sent",  # the right to send lapsed, or the chunk was given back: not billed
+    "not_sent",  # the right to send lapsed, or it was given back (`retry_after_s`: its account pauses): not billed
     "cancelled",
 ]
 

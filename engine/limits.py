@@ -17,6 +17,7 @@ BURST_S = 1.0
 PAUSE_S = 1.0
 """First pause after a 429 without Retry-After; doubles while they go on. A guess."""
 MAX_PAUSE_S = 60.0
+"""Also of an overload, whatever it asks for: one model's is not all of its account's, and breakers see to outages."""
 SLOWER = 0.5
 """Concurrency after an overload, as a share of what it was (multiplicative decrease)."""
 SLOWER_LIMITED = 0.8
@@ -129,7 +130,8 @@ class AccountLimits:
         self._tokens = _Bucket(limits.tpm)
         self._flying: dict[str, int] = {}
         self._window = float(max(1, limits.concurrency))
-        self._paused_until = 0.0
+        self.paused_until = 0.0
+        """A refusal asked everybody to wait until then."""
         self._pause_s = PAUSE_S
         self._slowed_at = float("-inf")
         self._peak = 0
@@ -153,8 +155,8 @@ class AccountLimits:
         """As many of the calls as fit now, each taken for the average of the ask. Never more than was asked for."""
         if ask.calls <= 0:
             return Grant(0)
-        if now < self._paused_until:
-            return Grant(0, wait_s=self._paused_until - now)
+        if now < self.paused_until:
+            return Grant(0, wait_s=self.paused_until - now)
         room = self.window - self.in_flight
         if room <= 0:
             return Grant(0, wait_s=0.01)  # a guess: some call ends; the dispatcher asks when one of its own does
@@ -220,7 +222,7 @@ class AccountLimits:
                 self._slow(SLOWER_LIMITED, now)
             case "overloaded":
                 if retry_after_s is not None:
-                    self._pause(retry_after_s, now)
+                    self._pause(min(retry_after_s, MAX_PAUSE_S), now)
                 self._slow(SLOWER, now)
             case _:
                 pass
@@ -270,11 +272,11 @@ class AccountLimits:
 
     def _pause(self, retry_after_s: float | None, now: float) -> None:
         if retry_after_s is None:
-            if now < self._paused_until:
+            if now < self.paused_until:
                 return  # calls that flew together fail together: one event
             retry_after_s = self._pause_s
             self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
-        self._paused_until = max(self._paused_until, now + retry_after_s)
+        self.paused_until = max(self.paused_until, now + retry_after_s)
 
     def _slow(self, share: float, now: float) -> None:
         if now - self._slowed_at >= SLOW_EVERY_S:
@@ -284,7 +286,7 @@ class AccountLimits:
 
     def _recover(self, calls: int, now: float) -> None:
         """One call more for each full window that was answered (additive increase), not amid a storm of refusals."""
-        if calls > 0 and now >= self._paused_until and now - self._slowed_at >= SLOW_EVERY_S:
+        if calls > 0 and now >= self.paused_until and now - self._slowed_at >= SLOW_EVERY_S:
             self._window = min(float(max(1, self._limits.concurrency)), self._window + calls / self._window)
             if now - self._slowed_at > MAX_PAUSE_S:
                 self._pause_s = PAUSE_S

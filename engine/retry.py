@@ -11,7 +11,7 @@
     too_long                         a target with a larger context, else a dead letter
     invalid_output                   ask again once, then the next target, then a dead letter
     engine_died worker_lost          again at once, not the item's fault; a dead letter at the third death
-    not_sent                         again at once
+    not_sent                         again at once; where its account pauses: as after a rate limit, uncounted
     cancelled                        a dead letter
 
 Where the wait would pass the item's deadline, the next target is asked at once.
@@ -160,7 +160,7 @@ class _Case:
             case "cancelled":
                 return Stop("cancelled", "the run was cancelled")
             case "not_sent":
-                return self._same(0.0, self.history)
+                return self._unsent()
             case "engine_died" | "worker_lost":
                 return self._death()
             case "rate_limited":
@@ -195,6 +195,10 @@ class _Case:
         if deaths >= self.settings.max_deaths:
             return Stop("attempts_exhausted", f"{deaths} workers died with this item in flight: {_told(self.failure)}")
         return self._same(0.0, msgspec.structs.replace(self.history, deaths=deaths))
+
+    def _unsent(self) -> Again:
+        moved = self._hop(self.failure.retry_after_s or 0.0, self.history)
+        return moved or self._same(0.0, msgspec.structs.replace(self.history, hops=0))
 
     def _limited(self) -> Again | Stop:
         waits = self.history.waits + 1

@@ -66,6 +66,8 @@ class Lease(msgspec.Struct, frozen=True, array_like=True):
     open: bool
     wait_s: float = 0.0
     life_s: float = LEASE_S
+    paused_s: float = 0.0
+    """For so long the provider wants nothing of anybody."""
 
 
 _want = msgspec.msgpack.Decoder(Want)
@@ -145,7 +147,7 @@ class Governor:
             self._limits.flies(max(want.flew, want.use.flying), want.dispatcher)
         for kind, wait_s in want.refusals:
             self._limits.throttled(kind, wait_s, tick)
-            self._trouble_at = max(self._trouble_at, tick + (wait_s or 0.0))
+            self._trouble_at = max(self._trouble_at, tick, self._limits.paused_until)
         self._limits.flies(want.use.flying, want.dispatcher)
 
     def _grant(self, want: Want, tick: float) -> Lease:
@@ -154,6 +156,8 @@ class Governor:
             return Lease(0, 0, 0, share, False, self._born + LEASE_S - tick)
         if self._is_open(tick):
             return Lease(0, 0, 0, share, True)
+        if (paused_s := self._limits.paused_until - tick) > 0:
+            return Lease(0, 0, 0, share, False, paused_s, paused_s=paused_s)
         room = min(want.calls, share - want.use.flying)
         if room <= 0:
             return Lease(0, 0, 0, share, False, 0.05 if want.calls else 0.0)

@@ -255,7 +255,7 @@ class Flights:
 
     def _fail(self, slot: Slot, failure: Failure, answer: Answer | None, now: float) -> None:
         match failure.kind:
-            case "not_sent":
+            case "not_sent" if failure.retry_after_s is None:
                 self.queue(slot, now)
             case "cancelled":
                 self._cancelled(slot, now)
@@ -305,13 +305,15 @@ class Flights:
             source = slot.model
             self._places.move(slot, decision.candidate)
             count_fallback(self._tally, source, slot.model)
-        else:
+        elif failure.kind != "not_sent":
             self._tally.retries += 1
             self._tally.retried[failure.kind] = self._tally.retried.get(failure.kind, 0) + 1
             if failure.kind == "invalid_output" and answer is not None:
                 self._calls.ask_again(slot, answer.text, failure.message)
-        slot.history, slot.role = decision.history, slot.step or decision.role
-        self._places.targets.budgets[slot.model].retried(now)
+        slot.history = decision.history
+        if failure.kind != "not_sent" or decision.role == "fallback":  # else this repeats nothing
+            slot.role = slot.step or decision.role
+            self._places.targets.budgets[slot.model].retried(now)
         if decision.at <= now:
             self.queue(slot, now)
         else:

@@ -339,7 +339,9 @@ class LaneMachine(RuleBasedStateMachine):
     def outcome(self, call: Call, kind: FailureKind | None, usage: bool) -> Outcome:
         failure = None
         if kind is not None:
-            failure = Failure(kind, "m", may_be_billed=kind in ("timeout", "engine_died", *BILLED))
+            pause = 30.0 if kind == "not_sent" and call.attempt % 2 else None
+            billed = kind in ("timeout", "engine_died", *BILLED)
+            failure = Failure(kind, "m", retry_after_s=pause, may_be_billed=billed)
         said = ("2", "A", "nonsense", "B")[call.attempt % 4] if call.role == "judge" else ("a", "b")[call.attempt % 2]
         answer = Answer(said, "stop", b"{}") if kind in (None, "invalid_output") else None
         billed = usage and kind not in ("not_sent", "connection", "cancelled")

@@ -121,6 +121,15 @@ def test_a_rate_limit_stops_everybody_as_long_as_told() -> None:
     assert limits.admit(1, 1, NOW + 2) == pytest.approx(2.0)
 
 
+def test_an_overload_stops_an_account_for_a_minute_at_most() -> None:
+    """It is one model's, and may ask for an hour: that is for breakers. What a rate limit asks for is obeyed."""
+    limits = AccountLimits(Limits())
+    limits.throttled("overloaded", 3_600.0, NOW)
+    assert limits.admit(1, 1, NOW) == pytest.approx(60.0)
+    limits.throttled("rate_limited", 3_600.0, NOW)
+    assert limits.admit(1, 1, NOW) == pytest.approx(3_600.0)
+
+
 def test_overload_halves_what_flies_and_success_slowly_brings_it_back() -> None:
     """One decrease a second however many fail; each full window of answers adds one call."""
     limits = AccountLimits(Limits(concurrency=64))

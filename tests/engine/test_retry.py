@@ -105,6 +105,19 @@ def test_a_target_that_asks_for_a_long_wait_is_left_for_one_that_is_well(kind: F
     assert (down.candidate, down.at >= NOW + 3_600) == (0, True)
 
 
+def test_what_was_given_back_unsent_moves_on_or_waits_as_long_as_its_account() -> None:
+    """Nothing is counted, however often; two accounts that pause are not asked in turns."""
+    moved = decide("not_sent", retry_after_s=60.0)
+    assert isinstance(moved, Again)
+    assert (moved.candidate, moved.at, moved.history.counted, moved.history.waits) == (1, NOW, 0, 0)
+    waits = decide("not_sent", moved.history, retry_after_s=60.0)
+    assert isinstance(waits, Again)
+    assert (waits.candidate, waits.at, waits.history) == (1, NOW + 60, moved_to(History(), 1))
+    short = decide("not_sent", retry_after_s=8.0)
+    assert isinstance(short, Again)
+    assert (short.candidate, short.at, short.history) == (0, NOW + 8, History())
+
+
 def test_a_longer_context_helps_a_long_prompt_and_a_shorter_one_does_not() -> None:
     """`too_long` goes to a larger context only."""
     assert isinstance(decide("too_long", targets=(Target(8_000), Target(4_000))), Stop)

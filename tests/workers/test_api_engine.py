@@ -22,6 +22,7 @@ from penstock.engine.items import Call, Outcome, OutputSpec
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from penstock.workers.engines.api import ApiEngine
 from penstock.workers.engines.base import Right, Ticket
+from penstock.workers.governor import Governor
 
 BODY = msgspec.json.encode({"messages": [{"role": "user", "content": "Where is my parcel? delivery please"}]})
 FOREVER = time.time() + 3600.0
@@ -399,6 +400,23 @@ def test_an_address_that_is_none_is_a_spec_error() -> None:
     """Found at the start, not at the first call."""
     with pytest.raises(SpecError):
         ApiEngine(Account("a", "openai", "ftp://x"))
+
+
+@pytest.mark.parametrize("governed", [False, True])
+async def test_what_waits_for_a_long_pause_goes_back_to_its_lane(governed: bool) -> None:
+    """Unsent and unpaid, with the time to wait, so that it may go elsewhere. Nothing more is taken meanwhile."""
+    with running_sandbox(Settings(default=Behaviour(rpm=1, latency_ms=200.0))) as url:
+        governor = Governor(msgspec.json.encode(Account("a", "openai", url, limits=Limits(concurrency=2))))
+        async with engine(url, limits={"concurrency": 2}, governor=governor.lease if governed else None) as one:
+            room = one.room()
+            found = await finish(one, [*(ticket(n) for n in range(4)), ticket(4, realtime=True)])
+            assert (room > 0, one.room()) == (True, 0)
+    assert kinds(found) == {"ok": 1, "rate_limited": 1, "not_sent": 3}
+    for outcome in found.values():
+        if outcome.failure is not None:
+            assert outcome.failure.retry_after_s is not None
+            assert 30.0 < outcome.failure.retry_after_s <= 61.0
+            assert not outcome.failure.may_be_billed
 
 
 async def test_after_an_overload_fewer_calls_fly() -> None:

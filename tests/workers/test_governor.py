@@ -129,6 +129,33 @@ async def test_scarcity_told_with_or_after_a_refusal_does_not_end_its_pause() ->
     assert (await lease(one, Want("d1", Use(), 10))).calls > 0
 
 
+async def test_a_pause_outlives_later_trouble_that_asks_for_less() -> None:
+    """An account without rates is watched as long as its longest Retry-After."""
+    gate = OwnGate(account(concurrency=1))
+    assert [gate.admit(call(n), 0.0) for n in range(3)] == [0.0] * 3
+    gate.settle(call(0), True, None, Failure("rate_limited", "slow down", 429, 100.0), 0.0)
+    gate.settle(call(1), True, None, Failure("overloaded", "busy", 503), 1.0)
+    gate.settle(call(2), True, Usage(1, output=1), None, 62.0)
+    assert gate.admit(call(3), 62.0) == pytest.approx(38.0)
+    assert gate.paused(62.0) == pytest.approx(38.0)
+
+
+async def test_dispatchers_hear_of_a_pause_that_another_met() -> None:
+    """They give back what waits for it."""
+    clock = Hand()
+    one = governor(clock, concurrency=100)
+    gate, woken = GovernedGate(account(concurrency=100), one.lease, "d2", clock), asyncio.Event()
+    task = asyncio.create_task(gate.run(woken.set))
+    await woken.wait()
+    assert gate.paused(clock.tick()) == 0.0
+    await lease(one, Want("d1", Use(), refusals=[("rate_limited", 90.0)], flew=50))
+    woken.clear()
+    await woken.wait()
+    assert gate.paused(clock.tick()) == pytest.approx(90.0)
+    assert gate.admit(call(), clock.tick()) > 0.0
+    task.cancel()
+
+
 async def test_a_restarted_governor_waits_until_former_leases_have_lapsed() -> None:
     """Whether it was told of the restart, or sees a dispatcher that already has a past."""
     for restarted, use in ((True, Use()), (False, Use(est_calls=5, calls=5, flying=3))):

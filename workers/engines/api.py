@@ -38,6 +38,9 @@ CONNECT_S = 30.0
 """To connect and shake hands; a guess: a far provider needs 0.5 s, a lost SYN is sent again after 1, 3 and 7 s."""
 IDLE_S = 4.0
 """Idle connections are closed before uvicorn's 5 s, so that a call seldom meets a connection that is just closing."""
+LONG_PAUSE_S = 5.0
+"""Where a provider wants nothing for longer, what waits here goes back to its lane, which may know a better place, and
+nothing is taken meanwhile. A guess: less is not worth the way."""
 SWEEP_S = 0.1
 """How exactly timeouts are kept. One sweep over all slots is cheaper than a timer for each call."""
 
@@ -106,6 +109,8 @@ class ApiEngine:
 
     def room(self) -> int:
         """Bulk slots and one more round behind them (so that a slot never waits for a pull), less what is here."""
+        if self._long_pause():
+            return 0
         wanted = self._bulk_slots + min(BATCH, max(16, self._bulk_slots))
         return max(0, wanted - self._bulk_running - len(self._bulk))
 
@@ -173,6 +178,7 @@ class ApiEngine:
             wait_s = self._gate.admit(ticket.call, self._clock.tick())
             if wait_s > 0.0:
                 self._later(wait_s)
+                self._give_back()
                 return None
             queue.popleft()
             if queue is self._bulk:
@@ -196,6 +202,19 @@ class ApiEngine:
         if ticket.call.deadline is not None and ticket.call.deadline <= now:
             return "cancelled", "the deadline passed before it was sent"
         return None
+
+    def _long_pause(self) -> float:
+        """Seconds that are left of it; 0: there is none."""
+        pause_s = self._gate.paused(self._clock.tick())
+        return pause_s if pause_s > LONG_PAUSE_S else 0.0
+
+    def _give_back(self) -> None:
+        """Nothing goes for long: what waits is unpaid, and need not wait here."""
+        pause_s = self._long_pause()
+        for queue in (self._urgent, self._bulk) if pause_s else ():
+            while queue:
+                words = f"its account is to send nothing for {pause_s:.0f} s"
+                self._unsent(queue.popleft(), "not_sent", words, wait_s=pause_s)
 
     def _later(self, wait_s: float) -> None:
         if self._resume is None:
@@ -307,8 +326,8 @@ class ApiEngine:
         kind, message = self._lapsed(ticket) or ("not_sent", "the lane's right to send had lapsed")
         return Failure(kind, message)
 
-    def _unsent(self, ticket: Ticket, kind: FailureKind, message: str) -> None:
-        read = Read(failure=Failure(kind, message))
+    def _unsent(self, ticket: Ticket, kind: FailureKind, message: str, wait_s: float | None = None) -> None:
+        read = Read(failure=Failure(kind, message, retry_after_s=wait_s))
         self._put(ticket, _outcome(ticket.call, read, self._clock.now(), 0.0, self._worker))
 
     def _put(self, ticket: Ticket, outcome: Outcome) -> None:

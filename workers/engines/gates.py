@@ -48,6 +48,10 @@ class Gate(Protocol):
         """A response's headers spoke of the account's limits."""
         ...
 
+    def paused(self, tick: float) -> float:
+        """For how many seconds more the provider wants nothing, as a refusal said."""
+        ...
+
     def used(self, tick: float) -> dict[str, float]:
         """Bucket → 0 to 1, of limits that are kept here."""
         ...
@@ -132,7 +136,7 @@ class OwnGate:
         if failure is not None and failure.kind in THROTTLES:
             self._watch(tick)
             self._core.throttled(failure.kind, failure.retry_after_s, tick)
-            self._trouble_at = tick + (failure.retry_after_s or 0.0)
+            self._trouble_at = max(self._trouble_at, self._core.paused_until)
         if not self._strict:
             self._flying -= 1
             return
@@ -153,6 +157,9 @@ class OwnGate:
             self._core.learn(learn(self._declared, limits), tick)
         if self._strict:
             self._core.observe(remaining(limits), tick)
+
+    def paused(self, tick: float) -> float:
+        return max(0.0, self._core.paused_until - tick)
 
     def used(self, tick: float) -> dict[str, float]:
         if self._strict:
@@ -208,6 +215,9 @@ class GovernedGate:
         self._flew = 0
         """Calls in flight when the first of these refusals came."""
         self._hold_until = 0.0
+        """As refusals here said, which the governor may not have heard."""
+        self._paused_until = 0.0
+        """As the governor says."""
         self._hungry = asyncio.Event()
         self.met = asyncio.Event()
         """Set when the governor knows of us."""
@@ -247,6 +257,9 @@ class GovernedGate:
         if scarce:
             self._open = False
             self._hungry.set()
+
+    def paused(self, tick: float) -> float:
+        return max(0.0, max(self._hold_until, self._paused_until) - tick)
 
     def used(self, tick: float) -> dict[str, float]:
         return {}
@@ -316,6 +329,7 @@ class GovernedGate:
         self._heard_at = sent_at
         self.met.set()
         self._share, self._open = lease.concurrency, lease.open and not self._refusals
+        self._paused_until = sent_at + lease.paused_s
         if hungry:  # else the rights in hand are still good
             self._calls, self._input, self._output = lease.calls, lease.input, lease.output
             self._until = sent_at + lease.life_s
