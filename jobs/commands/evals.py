@@ -68,7 +68,11 @@ def evaluate() -> None:
 @click.option("--confidence", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True)
 @click.option("--within", type=click.FloatRange(0.001, 0.5), help="Stop when each quality is known to ± this.")
 @click.option("--all-rows", is_flag=True, help="Use every row, also when a winner is clear.")
-@click.option("--budget-usd", type=click.FloatRange(min=0), help="Never more. [default: 1.25 × the price's high end]")
+@click.option(
+    "--budget-usd",
+    type=click.FloatRange(min=0),
+    help="Never more. [default: the price's high end × 1.25, and room for a crash]",
+)
 @click.option("--price", "price_only", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
 def go(job: str, **given: object) -> int:

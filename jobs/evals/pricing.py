@@ -12,7 +12,7 @@ from penstock.engine.catalog import Catalog, Price
 from penstock.engine.items import Item
 from penstock.engine.judging import MAX_TOKENS, Judged
 from penstock.engine.policy import Scorer
-from penstock.engine.pricing import DEFAULT_MAX_TOKENS, estimate_input_tokens, price_of
+from penstock.engine.pricing import BYTES_PER_TOKEN, DEFAULT_MAX_TOKENS, estimate_input_tokens, price_of
 from penstock.jobs.evals.asked import Asked
 from penstock.jobs.evals.derived import alone
 from penstock.jobs.forecasting.forecast import (
@@ -32,11 +32,13 @@ from penstock.workers.runspec import RunSpec
 
 
 class Priced(msgspec.Struct, frozen=True):
-    """`each`: what a candidate's own answers cost. `judges`: what is said of all of them; part of `cost_nano`."""
+    """`each`: what a candidate's own answers cost. `judges`: what is said of all of them; part of `cost_nano`.
+    `aside_nano`: what all calls together would have set aside before they were sent, each for its worst case."""
 
     cost_nano: Interval
     each: dict[str, Interval]
     judges: Interval
+    aside_nano: float
 
 
 def priced(spec: RunSpec, asked: Asked) -> Priced:
@@ -44,7 +46,8 @@ def priced(spec: RunSpec, asked: Asked) -> Priced:
     plans = {model: make_plan(alone(spec, model)) for model in asked.models}
     own = {model: plan.cost_nano for model, plan in plans.items()}
     judges = _judges(spec, asked, _longest(plans.values()))
-    return Priced(total((*own.values(), judges)), own, judges)
+    aside = sum(plan.worst_nano for plan in plans.values()) + judges.high * BYTES_PER_TOKEN  # a token a byte, at worst
+    return Priced(total((*own.values(), judges)), own, judges, aside)
 
 
 def _longest(plans: Iterable[PlanReport]) -> Interval:

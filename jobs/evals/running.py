@@ -29,7 +29,7 @@ from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
 HEADROOM = 1.25
-"""A budget where none was given: so many times the high end of the price. A guess."""
+"""A budget where none was given: so many times the high end of the price, and room for a crash. A guess."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -78,17 +78,21 @@ def price(prepared: Prepared, budget_nano: int | None) -> tuple[Priced, RunSpec]
             f"the evaluation costs {dollars(round(cost.cost_nano.low))} or more, and the budget is "
             f"{dollars(budget_nano)}: take fewer rows (--rows) or candidates"
         )
-    limit = budget_nano if budget_nano is not None else _by_price(prepared.spec, cost)
+    limit = budget_nano if budget_nano is not None else _by_price(prepared, cost)
     return cost, derived.within(prepared.spec, limit or None)
 
 
-def _by_price(spec: RunSpec, cost: Priced) -> int:
-    """Where no budget was said. What a killed command had set aside counts as spent for ever, though hardly any of it
-    was: without room for it, a small evaluation that was killed could never go on."""
+def _by_price(prepared: Prepared, cost: Priced) -> int:
+    """Where no budget was said. What a process that died had set aside for calls under way counts as spent for ever,
+    though hardly any of it was: nobody can prove which of them a provider had answered. So there is room for a window
+    of rows that is lost whole while a command goes on, and for all that commands before it lost; without that, a small
+    evaluation in which something is killed would stop at a part of its rows."""
+    spec, rows = prepared.spec, prepared.made.rows * len(prepared.asked.variants)
+    lost_at_once = cost.aside_nano * min(1.0, (spec.execution.window or derived.WINDOW) / rows)
     ((key, _),) = budget_keys((Budget(1),), spec.run_id, None, 0.0)
     ledger = LedgerClient(open_state(spec.state), spec.run_id).read(key)
     lost = ledger.forfeit_nano + ledger.leased_nano if ledger is not None else 0
-    return round(cost.cost_nano.high * HEADROOM) + lost
+    return round(cost.cost_nano.high * HEADROOM + lost_at_once) + lost
 
 
 def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *, to_the_end: bool) -> Found:
