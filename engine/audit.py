@@ -24,7 +24,7 @@ from penstock.engine.errors import SpecError
 Kind = Literal[
     "run_started", "run_ended", "job_changed", "take_over", "cancel", "pause", "replay", "deletion",
     "policy", "wall_refusals", "budget_stop",
-    "rollout_started", "stage", "rollback", "rollout_ended", "drift", "label", "feedback", "other_model",
+    "rollout_started", "stage", "rollback", "rollout_ended", "drift", "calibration", "label", "feedback", "other_model",
 ]  # fmt: skip
 KINDS: tuple[str, ...] = get_args(Kind)
 

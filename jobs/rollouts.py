@@ -69,13 +69,7 @@ class Job(NamedTuple):
 def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
     """Raises `SpecError` where the model or version is not known, or has a rollout."""
     jobs = _jobs(url) if job is None else [job]
-    model = _model(jobs, ask.model)
-    known = [version.id for version in model.versions]
-    if ask.version not in known:
-        raise SpecError(
-            f"{ask.model} has no version {ask.version!r} in the catalogue; versions: {', '.join(known)}. "
-            "Add it under `versions:` there first, and run the jobs with it"
-        )
+    model = _with_version(jobs, ask.model, ask.version)
     chosen, by, now = guards(ask.guards, ask.items), me(), time.time()
 
     def decide(steering: Steering) -> Steering:
@@ -86,6 +80,13 @@ def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
     heard, jobs = _change(url, ask.model, decide), jobs if job is None else [job, *_jobs(url)]
     notes = (*_climbing(ask, jobs), *_divided(ask, jobs, steering(url).experiments))
     return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs), notes=notes)
+
+
+def put_back(url: str, model: str, version: str, why: str = "") -> Heard:
+    """Straight to a version that no rollout leads back to. Raises `SpecError`."""
+    own = _with_version(_jobs(url), model, version)
+    by, now = me(), time.time()
+    return _change(url, model, lambda there: document.put_back(there, model, (version, own.live), by, now, why))
 
 
 def _climbing(ask: Ask, jobs: Sequence[Job]) -> Iterator[str]:
@@ -160,10 +161,11 @@ def _undecided(url: str, ask: Ask, jobs: Sequence[Job]) -> str | None:
     return f"no task has {needed}, or leave quality out of --guard"
 
 
-def speak(url: str, model: str, word: Word, why: str = "") -> Heard:
-    """Raises `SpecError` where the word makes no sense now."""
+def speak(url: str, model: str, word: Word, why: str = "", share: float | None = None) -> Heard:
+    """`share`: of the units that got the candidate when the person looked. Raises `SpecError` where the word makes no
+    sense now."""
     by, now = me(), time.time()
-    return _change(url, model, lambda steering: document.spoken(steering, model, word, by, now, why))
+    return _change(url, model, lambda steering: document.spoken(steering, model, word, by, now, why, share))
 
 
 def steering(url: str) -> Steering:
@@ -222,6 +224,18 @@ def _model(jobs: Sequence[Job], name: str) -> Model:
             return job.catalog.models[name]
     known = ", ".join(dict.fromkeys(each for job in jobs for each in job.catalog.models)) or "none"
     raise SpecError(f"no model is named {name!r}; models: {known}. --job names the job or catalogue file that has it")
+
+
+def _with_version(jobs: Sequence[Job], name: str, version: str) -> Model:
+    """Raises `SpecError` where the model, or a version of that name, is not there."""
+    model = _model(jobs, name)
+    known = [each.id for each in model.versions]
+    if version not in known:
+        raise SpecError(
+            f"{name} has no version {version!r} in the catalogue; versions: {', '.join(known)}. "
+            "Add it under `versions:` there first, and run the jobs with it"
+        )
+    return model
 
 
 def _jobs(url: str) -> list[Job]:

@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.engine.audit import Kind
 from penstock.engine.errors import SpecError
-from penstock.engine.steering.rollout import Rollout, Told, What, Word, said
+from penstock.engine.steering.rollout import Rollout, Told, What, Word, back_to, said
 
 
 class Owed(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,13 +97,27 @@ def started(steering: Steering, rollout: Rollout) -> Steering:
     return with_rollout(steering, rollout)
 
 
-def spoken(steering: Steering, model: str, word: Word, by: str, now: float, why: str = "") -> Steering:
-    """A person's word on a model's rollout. Raises `SpecError`."""
+def put_back(steering: Steering, model: str, versions: tuple[str, str], by: str, now: float, why: str) -> Steering:
+    """`versions`: (the one to go back to, the one that the catalogue says is live). A rollout under way is taken back
+    first. Raises `SpecError`."""
+    to, own = versions
+    there = steering.rollouts.get(model)
+    if there is not None and there.active:
+        steering = with_rollout(steering, said(there, "rollback", by, now, why))
+        if steering.live[model] == to:
+            return steering
+    return with_rollout(steering, back_to(model, (to, steering.live.get(model, own)), by, now, why))
+
+
+def spoken(
+    steering: Steering, model: str, word: Word, by: str, now: float, why: str = "", share: float | None = None
+) -> Steering:
+    """A person's word on a model's rollout. `share`: as `said` has it. Raises `SpecError`."""
     rollout = steering.rollouts.get(model)
     if rollout is None:
         known = ", ".join(sorted(steering.rollouts)) or "none yet"
         raise SpecError(f"{model} never had a rollout here; models that had one: {known}")
-    return with_rollout(steering, said(rollout, word, by, now, why))
+    return with_rollout(steering, said(rollout, word, by, now, why, share))
 
 
 def with_experiment(steering: Steering, name: str, stopped: Stopped) -> Steering:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from math import isclose
 from typing import Literal
 
 import msgspec
@@ -198,12 +199,11 @@ def begin(
             "a shadow stage can't decide about error_rate and refusals, for only items that the live version answered "
             "are asked; add quality, cost or latency to --guard"
         )
-    digest = blake2b(f"{model}\0{baseline}\0{candidate}\0{now!r}".encode(), digest_size=3).hexdigest()
     why = f"from {baseline} to {candidate}; guards: {', '.join(guard.name for guard in guards)}"
     begins, share = (0, below[0]) if how.shadow is None else (SHADOW, 0.0)
     first = Decision(now, by, "started", begins, share, why)
     return Rollout(
-        f"{model}-{candidate}-{digest}",
+        _id(model, versions, now),
         model,
         baseline,
         candidate,
@@ -216,6 +216,21 @@ def begin(
         shadow=how.shadow,
         watch=how.watch,
     )
+
+
+def back_to(model: str, versions: tuple[str, str], by: str, now: float, why: str) -> Rollout:
+    """Straight back to a version that no rollout leads back to: one that ended as it began. `versions`: (the one to go
+    back to, the one that is live now)."""
+    if versions[0] == versions[1]:
+        raise SpecError(f"{versions[0]} of {model} is live already")
+    decision = Decision(now, by, "rolled_back", 0, 0.0, why)
+    return Rollout(_id(model, versions, now), model, *versions, (), (), (decision,), state="rolled_back")
+
+
+def _id(model: str, versions: tuple[str, str], now: float) -> str:
+    baseline, candidate = versions
+    digest = blake2b(f"{model}\0{baseline}\0{candidate}\0{now!r}".encode(), digest_size=3).hexdigest()
+    return f"{model}-{candidate}-{digest}"
 
 
 def _check_stages(stages: Sequence[float], below: tuple[float, ...]) -> None:
@@ -256,11 +271,18 @@ def see(rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0) -> 
     return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, why, told)
 
 
-def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "") -> Rollout:
-    """A person's word. Raises `SpecError` where it can't be obeyed."""
+def said(rollout: Rollout, word: Word, by: str, now: float, why: str = "", share: float | None = None) -> Rollout:
+    """A person's word. `share`: of the units that got the candidate when they looked; a step that was made meanwhile
+    has changed what they speak of. Raises `SpecError` where it can't be obeyed."""
     allowed = ACTIVE if word != "rollback" else ACTIVE | {"promoted"}
     if rollout.state not in allowed:
-        raise SpecError(f"the rollout {rollout.id} is {rollout.state}: it can't {word} any more")
+        way = f"; penstock rollback {rollout.model} --to VERSION goes to any version" if word == "rollback" else ""
+        raise SpecError(f"the rollout {rollout.id} is {rollout.state}: it can't {word} any more{way}")
+    if share is not None and not isclose(share, rollout.share, abs_tol=1e-6):
+        raise SpecError(
+            f"the rollout {rollout.id} has moved: {rollout.share * 100:g} % of the units get {rollout.candidate} now, "
+            f"not {share * 100:g} %; nothing was done. penstock rollout show {rollout.model} tells why"
+        )
     if len(rollout.decisions) >= MAX_DECISIONS and word in ("pause", "resume"):
         raise SpecError(f"the rollout {rollout.id} was paused and resumed too often: promote it or roll it back")
     stage = rollout.stage

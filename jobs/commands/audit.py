@@ -59,7 +59,7 @@ def list_entries(
     """The entries, the latest last. Whether they are true, `penstock audit verify` says.
 
     Kinds: run_started run_ended job_changed take_over cancel pause replay deletion policy wall_refusals budget_stop
-    rollout_started stage rollback rollout_ended drift label feedback.
+    rollout_started stage rollback rollout_ended drift calibration label feedback.
     """
     log, start = _log(state), "" if since is None else _start(since, time.time())
     fits = (e for e in log.entries() if e.at >= start and (not kinds or e.kind in kinds) and _is_of(e, run))

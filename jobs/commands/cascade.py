@@ -45,12 +45,14 @@ def calibrate(
     from penstock.connectors.calibrations import write_calibration
     from penstock.connectors.state import open_state
     from penstock.jobs import cascades
+    from penstock.jobs.audited import record
     from penstock.jobs.look.reading import Outputs
 
     found = shared.locate(run, state)
     outputs = Outputs(found.history.spec(found.run_id), found.history.status(found.run_id))
     made = cascades.found(outputs, task, scorer, min_quality, confidence)
     made = write_calibration(open_state(found.history.url), made)
+    record(found.history, "calibration", found.run_id, _facts(made))
     _tell(made, as_json=as_json)
     return exits.DONE
 
@@ -76,6 +78,13 @@ def show(task: str, state: str | None, as_json: bool) -> int:
     if drift is not None and not as_json:
         click.echo(f"  since {moment(drift.at)}: {drift.why}")
     return exits.DONE
+
+
+def _facts(made: Calibration) -> dict[str, object]:
+    """For the audit log."""
+    told = {"task": made.task, "version": made.version, "signal": made.signal, "scorer": made.scorer}
+    models = {f"{each.model}@{each.version}": _words(each) for each in made.models}
+    return {**told, "min_quality": made.min_quality, "confidence": made.confidence, "models": models}
 
 
 def _tell(made: Calibration, *, as_json: bool) -> None:

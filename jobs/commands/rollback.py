@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.engine.errors import PenstockError
+from penstock.engine.errors import PenstockError, SpecError
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
-from penstock.jobs.commands.rollout import speak, why_option
+from penstock.jobs.commands.rollout import say, speak, why_option
 
 if TYPE_CHECKING:
     from penstock.jobs.history import History
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @why_option
+@click.option("--to", "version", metavar="VERSION", help="Straight to this version, whatever the last rollout was.")
 @click.option("--requeue", is_flag=True, help="Send again what the new version answered; priced, and asked, first.")
 @click.option("--yes", is_flag=True, help="With --requeue: don't ask.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
 @shared.state_option
-def rollback(model: str, why: str, requeue: bool, yes: bool, address: str | None, state: str | None) -> int:
+def rollback(
+    model: str, why: str, version: str | None, requeue: bool, yes: bool, address: str | None, state: str | None
+) -> int:
     """Take MODEL's last rollout back: every job sends its items to the version before, running ones within 5 s.
 
     What is at a worker then ends as it is; nothing that waits is sent to the new version any more. Also takes back a
-    version that was promoted already.
+    version that was promoted already. With --to, VERSION is live for all from now on: also one that was live before a
+    later rollout, which passed its shadow stage or was taken back itself.
 
     --requeue sends the items that the new version answered again, as a new generation: of runs that have ended, beside
     their outputs, like a replay of dead letters. A run that can't be sent again (its input moved, say) is told of, and
@@ -36,6 +40,12 @@ def rollback(model: str, why: str, requeue: bool, yes: bool, address: str | None
     from penstock.jobs import rollouts
 
     url = shared.state_url(state)
+    if version is not None:
+        if requeue:
+            raise SpecError(
+                "--requeue sends again what the last rollout's version answered, and --to is about no rollout"
+            )
+        return say(rollouts.put_back(url, model, version, why))
     there = rollouts.steering(url).rollouts.get(model)
     code = exits.DONE
     if not requeue or there is None or there.state != "rolled_back":

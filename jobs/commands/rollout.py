@@ -123,7 +123,7 @@ def start(
     beside = _shadowing(shadow_share, shadow_usd, items) if shadow or in_front else None
     how = How(not manual, unit, beside, watch / 100)
     ask = rollouts.Ask(model, version, _shares(rest if in_front else stages), names, items, how)
-    return _say(rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job))))
+    return say(rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job))))
 
 
 def _shadowing(percent: float, usd: float, items: int | None) -> Shadowing:
@@ -225,26 +225,34 @@ def resume(model: str, why: str, state: str | None) -> int:
 
 @rollout.command()
 @click.argument("model")
+@click.option(
+    "--from",
+    "percent",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Only where so many of the units have the version now, as `show` says.",
+)
 @why_option
 @shared.state_option
-def promote(model: str, why: str, state: str | None) -> int:
+def promote(model: str, percent: float | None, why: str, state: str | None) -> int:
     """Go one stage further now, whatever the guards say.
 
-    After the last stage, the version is live for all.
+    After the last stage, the version is live for all. With --from, nothing happens where the guards went a stage
+    further since you looked.
     """
-    return speak(model, "promote", why, state)
+    return speak(model, "promote", why, state, None if percent is None else percent / 100)
 
 
-def speak(model: str, word: Word, why: str, state: str | None) -> int:
+def speak(model: str, word: Word, why: str, state: str | None, share: float | None = None) -> int:
     from penstock.jobs import rollouts
 
-    return _say(rollouts.speak(shared.state_url(state), model, word, why))
+    return say(rollouts.speak(shared.state_url(state), model, word, why, share))
 
 
 _WORDS = {"stage": "one stage further", "rolled_back": "rolled back", "watching": "live, and watched"}
 
 
-def _say(heard: Heard) -> int:
+def say(heard: Heard) -> int:
     at = heard.rollout
     last = at.decisions[-1]
     match at.state:
@@ -286,6 +294,8 @@ def _standing(at: Standing) -> Iterable[RenderableType]:
         yield Text(line, style="dim")
     if r.active:
         yield _guards(at.guards)
+        further = f"penstock rollout promote {r.model} --from {r.share * 100:g}"
+        yield Text(f"on: {further}; back: penstock rollback {r.model}", style="dim")
     yield _decisions(r.decisions)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from penstock.connectors.audit import open_audit
 from penstock.connectors.calibrations import read_calibration, write_calibration
 from penstock.connectors.documents import Conflict
 from penstock.connectors.drifts import Drift, Drifts
@@ -19,6 +21,7 @@ from penstock.engine.policy import Promise
 from penstock.engine.quality import scorer_version
 from penstock.jobs import cascades, spec
 from penstock.jobs.cli import call
+from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.spec.digest import digest, names_called
 from penstock.workers.runspec import RunSpec
@@ -102,6 +105,19 @@ def hard(n: int, mid_right: float, *, taken: float = 2.0) -> list[dict[str, obje
         rows.append(sample(i, "small", small, right, "primary" if small >= taken else "cascade"))
         rows += [sample(i, "mid", dice.random(), mid, "cascade")] if small < taken else []
     return rows
+
+
+def test_a_calibration_is_in_the_audit_log(tmp_path: Path) -> None:
+    """Which answers are taken from now on, and by which numbers, as it is told of a judge's."""
+    run = outputs(tmp_path, answers(1000))
+    history = open_history(run.spec.state)
+    history.save_spec(run.spec)
+    history.save_status(run.status)
+    assert call(["cascade", "calibrate", run.spec.run_id, "--min-quality", "0.9", "--state", run.spec.state]) == 0
+    (entry,) = open_audit(run.spec.state).entries()
+    facts = msgspec.json.decode(bytes(entry.facts), type=dict[str, Any])
+    assert (entry.kind, entry.run, facts["task"], facts["version"]) == ("calibration", run.spec.run_id, "default", 1)
+    assert facts["models"]["small@s"].startswith("taken above 0.")
 
 
 def test_a_model_is_calibrated_on_the_rows_that_those_before_it_pass_on(tmp_path: Path) -> None:

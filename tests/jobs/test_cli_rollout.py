@@ -93,6 +93,51 @@ def test_a_rollout_is_started_seen_to_and_taken_back(here: Path, capsys: pytest.
     assert call(["audit", "verify"]) == 0
 
 
+def test_a_promotion_that_the_guards_were_faster_with_does_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A person who saw 5 % does not send everybody to the new version because it went to 25 % meanwhile."""
+    assert call(["rollout", "start", "small", "v2", "--stages", "5,33.333333,100", "--job", "job.yaml"]) == 0
+    assert call(["rollout", "show", "small"]) == 0
+    assert "penstock rollout promote small --from 5;" in capsys.readouterr().out
+    assert call(["rollout", "promote", "small"]) == 0
+    assert call(["rollout", "promote", "small", "--from", "5"]) == 2
+    assert "has moved: 33.3333 % of the units get v2 now, not 5 %; nothing was done" in capsys.readouterr().err
+    assert steering(here).rollouts["small"].stage == 1
+    assert call(["rollout", "promote", "small", "--from", "33.3333"]) == 0
+    assert steering(here).live["small"] == "v2"
+
+
+def test_any_version_can_be_gone_back_to(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After the promotion another version was tried, and passed or failed: the last rollout leads back to nothing."""
+    ran(here)
+    assert call(["rollout", "start", "small", "v2", "--stages", "50"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    assert call(["rollout", "start", "small", "v1", "--stages", "shadow"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    assert call(["rollback", "small"]) == 2
+    assert "penstock rollback small --to VERSION goes to any version" in capsys.readouterr().err
+    assert call(["rollback", "small", "--to", "v1", "--why", "it swears"]) == 0
+    assert "small v1 → v2: rolled back; v1 is live for all" in capsys.readouterr().out
+    assert steering(here).live == {"small": "v1"}
+    assert call(["rollout", "show", "small"]) == 0
+    assert "v1 → v2  rolled back" in capsys.readouterr().out
+    assert call(["rollback", "small", "--to", "v1"]) == 2
+    assert call(["rollback", "small", "--to", "v9"]) == 2
+    assert call(["rollback", "small", "--to", "v2", "--requeue"]) == 2
+    said = capsys.readouterr().err
+    for words in ("v1 of small is live already", "small has no version 'v9'", "--to is about no rollout"):
+        assert words in said
+    assert call(["rollout", "start", "small", "v2", "--stages", "50"]) == 0
+    assert call(["rollback", "small", "--to", "v2"]) == 0
+    assert steering(here).live == {"small": "v2"}
+    capsys.readouterr()
+    assert call(["audit", "list", "--kind", "rollback", "--json"]) == 0
+    facts = [entry["facts"] for entry in json.loads(capsys.readouterr().out)]
+    assert [(told["baseline"], told["candidate"]) for told in facts] == [("v1", "v2"), ("v1", "v2"), ("v2", "v1")]
+    assert facts[0]["why"] == "it swears"
+
+
 def test_show_says_what_the_guards_say_and_why_it_came_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["rollout", "start", "small", "v2", "--guard", "quality,cost", "--job", "job.yaml"]) == 0
     at = steering(here).rollouts["small"]
