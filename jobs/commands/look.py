@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from penstock.jobs.look.bills import BYS
 from penstock.jobs.look.log_lines import LEVELS
 
 if TYPE_CHECKING:
+    from penstock.connectors.base import SinkName
     from penstock.jobs.look.bills import By
-    from penstock.jobs.look.explain import Line
+    from penstock.jobs.look.explain import Ending, Line
     from penstock.jobs.look.reading import Outputs
+    from penstock.jobs.look.told import CostTold, SampleTold
 
 
 def outputs_of(run: shared.Named, state: str | None) -> Outputs:
@@ -33,7 +36,7 @@ def outputs_of(run: shared.Named, state: str | None) -> Outputs:
 @shared.state_option
 @shared.json_option
 def explain(item: str, run: shared.Named, state: str | None, as_json: bool) -> int:
-    """One item's whole story: where it came from, why it went where it went, each attempt, what it cost.
+    """One item's whole story: where it came from, why it went where it went, each attempt, its cost lines and scores.
 
     ID is an item_id, the first six or more digits of one, a custom_id, or the value of
     a kept column.
@@ -42,14 +45,25 @@ def explain(item: str, run: shared.Named, state: str | None, as_json: bool) -> i
 
     outputs = outputs_of(run, state)
     endings = stories.find(item, outputs.records("results"), outputs.records("dead_letters"))
+    paid = [stories.bills(ending, _beside(outputs, "costs")) for ending in endings]
+    scored = stories.scores(endings[-1], _beside(outputs, "quality"))
     if as_json:
-        shared.print_json(endings)
+        shared.print_json([_whole(*each, scored) for each in zip(endings, paid, strict=True)])
         return exits.DONE
     for number, ending in enumerate(endings):
         if number:
             click.echo()
-        _print(stories.story(ending, outputs.where(stories.sink_of(ending))))
+        samples = scored if ending is endings[-1] else ()
+        _print(stories.story(ending, outputs.where(stories.sink_of(ending)), paid[number], samples))
     return exits.DONE
+
+
+def _beside(outputs: Outputs, sink: SinkName) -> Iterable[bytes]:
+    return outputs.records(sink) if sink in outputs.spec.sinks else ()
+
+
+def _whole(ending: Ending, paid: list[CostTold], scored: list[SampleTold]) -> dict[str, object]:
+    return {**msgspec.to_builtins(ending), "costs": msgspec.to_builtins(paid), "quality": msgspec.to_builtins(scored)}
 
 
 def _print(lines: list[Line]) -> None:

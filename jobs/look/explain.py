@@ -1,5 +1,5 @@
 """One item's whole story, from its committed records: where it came from, why it went where it went, each attempt, what
-it cost, where it was written or why it ended in dead letters."""
+it cost, how it was scored, where it was written or why it ended in dead letters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from penstock.connectors.base import SinkName
 from penstock.engine.errors import SpecError
 from penstock.jobs.look import told
-from penstock.jobs.look.told import LetterTold, ResultTold, TriedTold
+from penstock.jobs.look.told import CostTold, LetterTold, RefusedTold, ResultTold, SampleTold, TokensTold, TriedTold
 from penstock.jobs.wording import clock, dollars, duration, instant
 
 Ending = ResultTold | LetterTold
@@ -97,13 +97,29 @@ def _generation(ending: Ending) -> int:
     return ending.penstock.generation if isinstance(ending, ResultTold) else ending.generation
 
 
-def story(ending: Ending, written: str) -> list[Line]:
+def bills(ending: Ending, costs: Iterable[told.Line]) -> list[CostTold]:
+    """What was paid for this generation of the item: calls of judges and shadows are among it."""
+    item, mine = item_id(ending), f"{item_id(ending)}:{_generation(ending)}:"
+    found = told.costs(line for line in costs if item.encode() in line)
+    return [cost for cost in found if cost.entry_id.startswith(mine)]
+
+
+def scores(ending: Ending, quality: Iterable[told.Line]) -> list[SampleTold]:
+    """Samples of the item; they don't say of which generation."""
+    item = item_id(ending)
+    return [
+        sample for sample in told.samples(line for line in quality if item.encode() in line) if sample.item_id == item
+    ]
+
+
+def story(ending: Ending, written: str, paid: Sequence[CostTold] = (), scored: Sequence[SampleTold] = ()) -> list[Line]:
     """`written`: where the record stands, as a person would write it."""
+    beside = [Line("paid", _paid(cost)) for cost in paid] + [Line("quality", _scored(sample)) for sample in scored]
     match ending:
         case ResultTold():
-            return [*_result(ending), Line("written", written)]
+            return [*_result(ending), *beside, Line("written", written)]
         case LetterTold():
-            return [*_letter(ending), Line("written", written), _again(ending)]
+            return [*_letter(ending), *beside, Line("written", written), _again(ending)]
 
 
 def _result(ending: ResultTold) -> list[Line]:
@@ -113,7 +129,7 @@ def _result(ending: ResultTold) -> list[Line]:
     lines += _some("attributes", _pairs(block, ("task", "sensitivity", "tenant", "subject", "unit", "episode")))
     why = block.route_reason if block.route_reason != f"tier {block.tier}" else None
     lines.append(Line("route", f"tier {block.tier}: {why or 'the order of preference'}"))
-    lines += [Line("refused", f"{refusal.model}: {refusal.reason}") for refusal in block.refused]
+    lines += _refused(block.refused)
     lines += _attempts(block.attempts)
     if block.copied_from:
         lines.append(Line("copied", f"the same request was answered for {block.copied_from}; nothing was paid here"))
@@ -130,6 +146,9 @@ def _result(ending: ResultTold) -> list[Line]:
 def _letter(letter: LetterTold) -> list[Line]:
     lines = [Line("item", _identity(letter.item_id, letter.custom_id, letter.generation))]
     lines += _source(letter.source)
+    lines += _some("attributes", _pairs(letter, ("task", "tenant")))
+    lines += _some("route", f"tier {letter.tier}" if letter.tier else "")
+    lines += _refused(letter.refused)
     lines.append(Line("dead letter", f"{letter.reason}: {letter.message}"))
     lines += _attempts(letter.attempts)
     lines.append(Line("cost", dollars(told.nano(letter.cost_usd)) + _maybe(letter.maybe_paid)))
@@ -155,7 +174,11 @@ def _some(label: str, text: str) -> list[Line]:
     return [Line(label, text)] if text else []
 
 
-def _pairs(block: told.Told, names: Sequence[str]) -> str:
+def _refused(refused: Sequence[RefusedTold]) -> list[Line]:
+    return [Line("refused", f"{refusal.model}: {refusal.reason}") for refusal in refused]
+
+
+def _pairs(block: told.Told | LetterTold, names: Sequence[str]) -> str:
     pairs = [(name, getattr(block, name)) for name in names]
     return " · ".join(f"{name} {value}" for name, value in pairs if value not in (None, ""))
 
@@ -183,11 +206,33 @@ def _status(ending: ResultTold) -> str:
 
 def _tokens(ending: ResultTold) -> list[Line]:
     tokens = ending.penstock.tokens
-    if tokens is None:
-        return []
+    return [Line("tokens", _counted(tokens))] if tokens is not None else []
+
+
+def _counted(tokens: TokensTold) -> str:
     cached = f" ({tokens.cached:,} cached)" if tokens.cached else ""
     reasoning = f" ({tokens.reasoning:,} reasoning)" if tokens.reasoning else ""
-    return [Line("tokens", f"{tokens.input:,} in{cached}, {tokens.output:,} out{reasoning}")]
+    return f"{tokens.input:,} in{cached}, {tokens.output:,} out{reasoning}"
+
+
+def _paid(cost: CostTold) -> str:
+    """`2  judge  opus  41 in, 2 out  $0.0012 (metered)`."""
+    tokens = [_counted(cost.tokens)] if cost.tokens is not None else []
+    parts = [str(cost.attempt), cost.role, _named(cost.model, cost.model_version), *tokens]
+    return "  ".join([*parts, f"{dollars(cost.nano)} ({cost.basis})"])
+
+
+def _scored(sample: SampleTold) -> str:
+    """`exact@1  score 0  failed  small@v1`, and who judged, or whose answer it was where it is not the item's."""
+    verdict = "passed" if sample.passed else "failed"
+    parts = [f"{sample.scorer}@{sample.scorer_version}", f"score {sample.score:g}", verdict]
+    parts.append(_named(sample.model or "", sample.model_version))
+    parts += [f"judged by {sample.judge_model}"] if sample.judge_model else []
+    return "  ".join([*parts, sample.role] if sample.role != "primary" else parts)
+
+
+def _named(model: str, version: str | None) -> str:
+    return f"{model}@{version}" if version else model
 
 
 def _maybe(maybe_paid: bool) -> str:

@@ -27,6 +27,7 @@ from penstock.engine.items import (
     Request,
     Result,
     Route,
+    Score,
     Usage,
 )
 from penstock.engine.policy import Policy
@@ -94,6 +95,7 @@ def result() -> Result:
 
 
 def letter(item_id: str = DEAD, reason: str = "wall", generation: int = 0) -> DeadLetter:
+    walled = Route("classification", 3, (), (Refusal("groq-llama", "wall health: not self-hosted"),), "", walled=1)
     return DeadLetter(
         item_id=item_id,
         source=position(2048),
@@ -103,6 +105,7 @@ def letter(item_id: str = DEAD, reason: str = "wall", generation: int = 0) -> De
         custom_id="order-18",
         generation=generation,
         finished_at=AT + 5,
+        route=walled if reason == "wall" else None,
     )
 
 
@@ -124,6 +127,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = {
         "results": [encoder.result(result())],
         "costs": [encoder.cost(cost(1, 5_000, AT)), encoder.cost(cost(2, 10_000, AT + 90_000))],
+        "quality": [encoder.quality(result(), Score("exact", "1", 1.0, True))],
         "dead_letters": [encoder.dead_letter(letter()), encoder.dead_letter(letter("a" * 32, "budget"))],
     }
     outputs: dict[str, list[str]] = {}
