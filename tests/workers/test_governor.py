@@ -334,6 +334,59 @@ async def test_a_lease_whose_reply_gets_lost_is_asked_for_again(monkeypatch: pyt
     assert asked > 2
 
 
+async def test_a_pause_goes_on_for_all_when_a_lone_dispatcher_gets_company() -> None:
+    """Its Retry-After holds for itself, and through the governor for those that come."""
+    clock = Hand()
+    one, alone = governor(clock, concurrency=10), OwnGate(account(concurrency=10))
+    assert alone.admit(call(), clock.tick()) == 0.0
+    alone.settle(call(), True, None, Failure("rate_limited", "x", 429, 40.0), clock.tick())
+    clock.at += 10.0
+    gate, woken = GovernedGate(account(concurrency=10), one.lease, "d1", clock, alone=alone), asyncio.Event()
+    assert gate.admit(call(), clock.tick()) == pytest.approx(30.0)
+    task = asyncio.create_task(gate.run(woken.set))
+    await woken.wait()
+    held = await lease(one, Want("d2", Use(), 1))
+    assert (held.calls, held.paused_s) == (0, pytest.approx(30.0))
+    task.cancel()
+
+
+@pytest.mark.parametrize("limits", [Limits(concurrency=2), Limits(rpm=60_000, concurrency=2)])
+async def test_a_dispatcher_at_its_full_share_does_not_ask_all_the_time(limits: Limits) -> None:
+    """Its heartbeat tells of a larger share; a call that ends lets the next go at once."""
+    clock, asked = Hand(), 0
+    shared = Account("a", "openai", "http://127.0.0.1:1/v1", limits=limits)
+    one = Governor(msgspec.json.encode(shared), clock=clock)
+
+    async def ask(want: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        return await one.lease(want)
+
+    gate = GovernedGate(shared, ask, "d1", clock)
+    flying: list[Call] = []
+
+    def go() -> None:
+        """As slots do, whenever they are woken."""
+        while gate.admit(mine := call(), clock.tick()) == 0.0:
+            flying.append(mine)
+
+    task = asyncio.create_task(gate.run(go))
+    async with asyncio.timeout(5):
+        while len(flying) < 2:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    asked = 0
+    for _ in range(50):
+        await asyncio.sleep(0.02)
+        go()
+    assert asked <= 4
+    gate.settle(flying.pop(), True, Usage(1, output=1), None, clock.tick())
+    go()
+    async with asyncio.timeout(0.4):
+        while len(flying) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
 async def test_a_dispatcher_that_was_alone_shares_the_account_once_another_comes() -> None:
     """Its calls in flight count at once, and end as any; then each of the two has its half."""
     with running_sandbox(Settings(default=Behaviour(latency_ms=300.0))) as url:

@@ -102,7 +102,7 @@ class ApiEngine:
         """From now on others send to the account as well. Returns when the governor knows of the calls in flight."""
         gate = self._gate
         if isinstance(gate, OwnGate):
-            gate = self._gate = GovernedGate(self._account, lease, self._worker, self._clock, flying=gate.flying)
+            gate = self._gate = GovernedGate(self._account, lease, self._worker, self._clock, alone=gate)
             self._beside.append(asyncio.create_task(gate.run(self._again)))
         if isinstance(gate, GovernedGate):
             await gate.met.wait()

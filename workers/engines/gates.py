@@ -188,10 +188,11 @@ def _low(bucket: Bucket) -> bool:
 
 class GovernedGate:
     """Rights leased from the account's governor, for at most a second. While the governor says that the account is
-    open, a call costs two additions and no message. `flying`: calls that were in flight before there was one."""
+    open, a call costs two additions and no message. `alone`: how the account stood before there was one: its calls in
+    flight count, and a pause that the provider asked for goes on and is passed on."""
 
     def __init__(
-        self, account: Account, governor: LeaseCall, dispatcher: str, clock: Clock, *, flying: int = 0
+        self, account: Account, governor: LeaseCall, dispatcher: str, clock: Clock, *, alone: OwnGate | None = None
     ) -> None:
         self._declared = account.limits
         self._governor = governor
@@ -203,7 +204,7 @@ class GovernedGate:
         self._calls = self._input = self._output = 0
         """Rights in hand."""
         self._until = 0.0
-        self._flying = flying
+        self._flying = alone.flying if alone is not None else 0
         self._used = self._used_input = self._used_output = 0
         """Calls (and their estimates) since the last lease: what the next asks for."""
         self._next_size = (0, 0)
@@ -221,6 +222,8 @@ class GovernedGate:
         self._hungry = asyncio.Event()
         self.met = asyncio.Event()
         """Set when the governor knows of us."""
+        if alone is not None and (pause_s := alone.paused(clock.tick())) > 0:
+            self._refused("rate_limited", pause_s, clock.tick())
         self._decode = msgspec.msgpack.Decoder(Lease)
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -229,8 +232,9 @@ class GovernedGate:
             return self._hold_until - tick
         self._next_size = (call.est_input_tokens, call.max_tokens)
         if self._flying >= self._share:
-            self._hungry.set()
-            return PROBE_S
+            if not self.met.is_set():
+                self._hungry.set()
+            return PROBE_S  # else a call that ends makes room, and a heartbeat tells of a larger share: no need to ask
         if self._open and tick - self._heard_at < BLIND_S:
             self._flying += 1
             return 0.0
@@ -243,12 +247,15 @@ class GovernedGate:
             real = actual(call, sent, usage, failure)
             self._over(1, *est, real.calls, real.input_tokens, real.output_tokens)
         if failure is not None and failure.kind in THROTTLES:
-            if not self._refusals:
-                self._flew = self._flying + 1
-            self._refusals.append((failure.kind, failure.retry_after_s))
-            self._hold_until = max(self._hold_until, tick + min(failure.retry_after_s or PROBE_S, CALM_S))
-            self._open = False
-            self._hungry.set()
+            self._refused(failure.kind, failure.retry_after_s, tick)
+
+    def _refused(self, kind: FailureKind, wait_s: float | None, tick: float) -> None:
+        if not self._refusals:
+            self._flew = self._flying + 1
+        self._refusals.append((kind, wait_s))
+        self._hold_until = max(self._hold_until, tick + min(wait_s or PROBE_S, CALM_S))
+        self._open = False
+        self._hungry.set()
 
     def told(self, limits: LimitHeaders, tick: float) -> None:
         scarce = nearly_spent(limits)
@@ -333,7 +340,7 @@ class GovernedGate:
         if hungry:  # else the rights in hand are still good
             self._calls, self._input, self._output = lease.calls, lease.input, lease.output
             self._until = sent_at + lease.life_s
-            if not lease.calls and not lease.open:
+            if not lease.calls and not lease.open and self._flying < self._share:
                 self._hungry.set()
         return lease.wait_s
 
