@@ -125,8 +125,12 @@ class Growing(Protocol):
 class Mirror(Protocol):
     """Shows a lane's progress to tools that look at the source; never read back. It raises nothing."""
 
-    def told(self, splits: Sequence[Split], saved: Saved) -> None:
+    def told(self, lane: int, splits: Sequence[Split], saved: Saved) -> None:
         """A lane's progress that is durable. `splits`: those of the lane."""
+        ...
+
+    def leaves(self, lane: int) -> None:
+        """What it told last is shown once more: from then on its next owner tells."""
         ...
 
     async def close(self) -> None: ...

@@ -90,14 +90,13 @@ class Stores(msgspec.Struct, frozen=True):
         return {sink: done[sink] for sink in self.placement if sink in done}
 
 
-def open_stores(sinks: Sinks, run_id: str, source: SourceSettings | None = None) -> Stores:
-    """Open the stores of one run; called by every process that needs them. `source`: where the items come from, which
-    a store of the same cluster shows its progress to. Raises `Refused` where a place holds
-    another run's output, `SpecError` where no results sink is named or two sinks share a place."""
+def open_stores(sinks: Sinks, run_id: str) -> Stores:
+    """Open the stores of one run; called by every process that needs them. Raises `Refused` where a place holds another
+    run's output, `SpecError` where no results sink is named or two sinks share a place."""
     if "results" not in sinks:
         raise SpecError("no results sink. Name one under sinks:, or give -o FILE.")
     _check_apart(sinks)
-    opened = {key: place.open() for key, place in _places(sinks, run_id, source).items()}
+    opened = {key: place.open() for key, place in _places(sinks, run_id).items()}
     primary = _key(sinks["results"])
     keys: dict[SinkName, str] = {sink: _key(settings) for sink, settings in sinks.items()}
     placement: dict[SinkName, str] = {sink: PRIMARY if key == primary else key for sink, key in keys.items()}
@@ -145,18 +144,14 @@ def open_source(settings: SourceSettings) -> Source:
             return memory.source(settings.name)
 
 
-def open_mirror(settings: SourceSettings, sinks: Sinks, run_id: str) -> Mirror | None:
-    """Where a source has a place for progress that the results' store does not write anyway."""
+def open_mirror(settings: SourceSettings, run_id: str) -> Mirror | None:
+    """Where a source has a place for progress."""
     if not isinstance(settings, KafkaSource):
         return None
-    from penstock.connectors.kafka.client import cluster_key
     from penstock.connectors.kafka.group_mirror import GroupMirror
     from penstock.connectors.kafka.source import connection_of
 
-    connection = connection_of(settings)
-    if _key(sinks["results"]) == cluster_key(connection):
-        return None
-    return GroupMirror(connection, settings.group or run_id)
+    return GroupMirror(connection_of(settings), settings.group or run_id)
 
 
 def _key(settings: SinkSettings) -> str:
@@ -178,15 +173,15 @@ def _key(settings: SinkSettings) -> str:
             return f"memory:{settings.name}"
 
 
-def _places(sinks: Sinks, run_id: str, source: SourceSettings | None = None) -> dict[str, Place]:
+def _places(sinks: Sinks, run_id: str) -> dict[str, Place]:
     """Store key → the place of its sinks; the results' place comes first."""
     groups: dict[str, dict[SinkName, SinkSettings]] = {}
     for sink in sorted(sinks, key=lambda s: (s != "results", s)):
         groups.setdefault(_key(sinks[sink]), {})[sink] = sinks[sink]
-    return {key: _place(group, run_id, source) for key, group in groups.items()}
+    return {key: _place(group, run_id) for key, group in groups.items()}
 
 
-def _place(group: dict[SinkName, SinkSettings], run_id: str, source: SourceSettings | None) -> Place:
+def _place(group: dict[SinkName, SinkSettings], run_id: str) -> Place:
     """`group`: sinks of one key, hence of one kind."""
     first = next(iter(group.values()))
     match first:
@@ -197,7 +192,7 @@ def _place(group: dict[SinkName, SinkSettings], run_id: str, source: SourceSetti
         case KafkaSink():
             from penstock.connectors.kafka.place import KafkaPlace
 
-            return KafkaPlace(cast("dict[SinkName, KafkaSink]", group), run_id, source)
+            return KafkaPlace(cast("dict[SinkName, KafkaSink]", group), run_id)
         case S3Sink():
             from penstock.connectors.s3.store.place import S3Place
 

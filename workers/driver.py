@@ -91,7 +91,7 @@ class Driver:
         spec, options = self._spec, self._options
         self._accepting = asyncio.current_task()
         await make_way(spec, self._trail, fresh=options.fresh)
-        self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id, spec.source)
+        self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id)
         holder = this_process(options.command)
         if options.take_over:
             await wanted_plan(spec, self._stores.primary, self._cores, accept=options.accept_changes, now=time.time())

@@ -1,6 +1,7 @@
-"""The source group's offsets, where the results live elsewhere: for lag tools, never read back.
+"""The source group's offsets: for lag tools, never read back.
 
-Where the results' topic is in the same cluster, the lane's transaction carries them (`mirroring`).
+They go beside the lanes' transactions, never with them (decision 13): a group whose coordinator is silent, or a topic
+that is gone, must hold up nobody's commit; and lanes that are idle commit nothing, while their offsets would expire.
 """
 
 from __future__ import annotations
@@ -9,16 +10,14 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.protocol.commit import OffsetCommitRequest
-from aiokafka.structs import OffsetAndMetadata
 
 from penstock.connectors.kafka.client import Admin, abandon, new_admin, start, within
-from penstock.connectors.kafka.mirror import offsets
+from penstock.connectors.kafka.mirror import Offsets, offsets
 from penstock.connectors.settings import Connection
 from penstock.engine.errors import PenstockError, Refused
 from penstock.engine.flow.progress import Saved
@@ -29,6 +28,8 @@ EVERY_S = 5.0
 ALIVE_S = 60.0
 """Offsets that do not move are written again: a group without members loses them after `offsets.retention.minutes`."""
 COMMIT_S = 5.0
+_FINE = {0, kafka.UnknownTopicOrPartitionError.errno}
+"""Of a topic that is gone a broker takes no offsets; it takes those that stand beside them."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,17 +43,21 @@ class GroupMirror:
         self._connection = connection
         self._group = group
         self._every_s = every_s
-        self._offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._lanes: dict[int, Offsets] = {}
+        self._leaving: set[int] = set()
         self._changed = asyncio.Event()
         self._admin: Admin | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def told(self, splits: Sequence[Split], saved: Saved) -> None:
-        """A lane's progress that is durable. `splits`: those of the lane."""
-        self._offsets |= offsets(splits, saved)
+    def told(self, lane: int, splits: Sequence[Split], saved: Saved) -> None:
+        self._lanes[lane] = offsets(splits, saved)
+        self._leaving.discard(lane)
         self._changed.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def leaves(self, lane: int) -> None:
+        self._leaving.add(lane)
 
     async def close(self) -> None:
         """The last offsets are written, if the broker takes them now."""
@@ -76,9 +81,13 @@ class GroupMirror:
 
     async def _write(self) -> None:
         self._changed.clear()
+        left = set(self._leaving)
         try:
-            await self._commit(_by_topic(self._offsets))
+            await self._commit(_by_topic(self._lanes.values()))
             self.trouble = None
+            for lane in left & self._leaving:
+                self._lanes.pop(lane, None)
+            self._leaving -= left
         except PenstockError as error:
             if self.trouble is None:
                 _log.warning("this run's progress is not shown in the group %s: %s", self._group, error)
@@ -98,16 +107,14 @@ class GroupMirror:
             # No generation and no member: a group that only keeps offsets.
             request = OffsetCommitRequest(self._group, -1, "", OffsetCommitRequest.DEFAULT_RETENTION_TIME, topics)
             answer = await client.send(node, request)
-            for _, partitions in answer.topics:
-                for _, code in partitions:
-                    if code == kafka.UnknownMemberIdError.errno:
-                        raise Refused(f"consumers are in the group {self._group}, and its offsets are theirs")
-                    if code:
-                        raise kafka.for_code(code)(self._group)
+            for code in {code for _, partitions in answer.topics for _, code in partitions} - _FINE:
+                if code == kafka.UnknownMemberIdError.errno:
+                    raise Refused(f"consumers are in the group {self._group}, and its offsets are theirs")
+                raise kafka.for_code(code)(self._group)
 
 
-def _by_topic(found: Mapping[TopicPartition, OffsetAndMetadata]) -> list[tuple[str, list[tuple[int, int, str]]]]:
+def _by_topic(lanes: Iterable[Offsets]) -> list[tuple[str, list[tuple[int, int, str]]]]:
     topics: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for tp, offset in found.items():
+    for tp, offset in (pair for lane in lanes for pair in lane.items()):
         topics[tp.topic].append((tp.partition, offset.offset, offset.metadata))
     return list(topics.items())

@@ -3,20 +3,18 @@
 take      start the producer under the lane's transactional id: older ones can commit nothing from here on
           claim the lane (a record in the control partition), unless a higher epoch did
           read progress up to where its partition ends now
-commit    open the transaction; send; wait for every record; (mirror offsets); commit
+commit    open the transaction; send; wait for every record; commit
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
-from aiokafka.structs import OffsetAndMetadata
 
 from penstock.connectors.filestore.disk import Faults
 from penstock.connectors.kafka.client import abandon, drop, new_producer, retrieve, start, within
@@ -27,29 +25,9 @@ from penstock.engine.errors import PenstockError
 COMMIT_S = 8.0
 """Less than the transaction's own timeout (10 s): who gave up knows it before the coordinator does."""
 RELEASE_S = 2.0
-MIRROR_S = 3.0
-"""For the group's offsets, which a broker takes in milliseconds; where their topic is gone the client asks for ever."""
 
 TAKE_STEPS = ("take.begin", "take.fenced", "take.claimed")
 COMMIT_STEPS = ("commit.begin", "commit.opened", "commit.sent", "commit.applied")
-
-Offsets = Mapping[TopicPartition, OffsetAndMetadata]
-
-
-class Mirror(msgspec.Struct, frozen=True):
-    """Offsets of the source's group that go with a commit, for lag tools; never read back."""
-
-    group: str
-    offsets: dict[TopicPartition, OffsetAndMetadata]
-
-
-class MirrorRefused(Exception):
-    """The group does not take our offsets: a right is missing. Consumers of others in it would not stop the broker from
-    taking them (a request of this old version names no generation; tried)."""
-
-
-class MirrorSilent(Exception):
-    """The group's offsets were not taken in time: perhaps a topic of theirs is gone."""
 
 
 class Transactions:
@@ -70,40 +48,25 @@ class Transactions:
         """Fence all older producers of this id; returns once their last transaction has ended."""
         await start(self._producer, self._connection)
 
-    async def write(
-        self, rows: Sequence[Row], faults: Faults, *, mirror: Mirror | None = None, seconds: float = COMMIT_S
-    ) -> None:
+    async def write(self, rows: Sequence[Row], faults: Faults, *, seconds: float = COMMIT_S) -> None:
         """One transaction. All of it is committed when this returns; where it raises, that is not known."""
         try:
             async with within(seconds, self._connection, "committing"):
-                await self._write(rows, faults, mirror)
+                await self._write(rows, faults)
         except BaseException:
             self.lost = True
             drop(self._producer)
             raise
 
-    async def _write(self, rows: Sequence[Row], faults: Faults, mirror: Mirror | None) -> None:
+    async def _write(self, rows: Sequence[Row], faults: Faults) -> None:
         producer = self._producer
         await producer.begin_transaction()
         self._listen(producer)
         faults("commit.opened")
         await _all(producer, rows)
-        if mirror is not None:
-            await self._mirror(producer, mirror)
         faults("commit.sent")
         await producer.commit_transaction()
         faults("commit.applied")
-
-    async def _mirror(self, producer: AIOKafkaProducer, mirror: Mirror) -> None:
-        try:
-            async with asyncio.timeout(MIRROR_S):
-                await producer.send_offsets_to_transaction(dict(mirror.offsets), mirror.group)
-        except TimeoutError as error:
-            raise MirrorSilent from error
-        except kafka.ProducerFenced:
-            raise
-        except kafka.KafkaError as error:
-            raise MirrorRefused(str(error)) from error
 
     def _listen(self, producer: AIOKafkaProducer) -> None:
         """An error that comes while nobody waits for the transaction's end is seen all the same."""

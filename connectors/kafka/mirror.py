@@ -11,18 +11,20 @@ from aiokafka.structs import OffsetAndMetadata
 from penstock.engine.flow.progress import Saved
 from penstock.engine.plan import Split
 
+Offsets = dict[TopicPartition, OffsetAndMetadata]
 
-def offsets(splits: Sequence[Split], saved: Saved) -> dict[TopicPartition, OffsetAndMetadata]:
+
+def offsets(splits: Sequence[Split], saved: Saved) -> Offsets:
     """Partition → the first offset that may be unfinished, as a group stores it. `splits`: those of one lane.
 
-    A lane opens its splits in ordinal order; of those it opened, the ones that are not listed are finished. A split
-    that is no partition of Kafka has no offset.
+    A lane opens its splits in ordinal order; of those it opened, the ones that are not listed are finished, and the
+    others stand at their start. A split that is no partition of Kafka has no offset.
     """
-    opened = sorted(splits, key=lambda split: split.ordinal)[: saved.opened]
     watermarks = {split.ordinal: split.watermark for split in saved.splits}
-    found: dict[TopicPartition, OffsetAndMetadata] = {}
-    for split in opened:
-        where, offset = partition_of(split), watermarks.get(split.ordinal, split.end)
+    found: Offsets = {}
+    for number, split in enumerate(sorted(splits, key=lambda split: split.ordinal)):
+        untouched = split.end if number < saved.opened else split.start
+        where, offset = partition_of(split), watermarks.get(split.ordinal, untouched)
         if where is not None and offset is not None:
             found[where] = OffsetAndMetadata(offset, "")
     return found

@@ -15,7 +15,7 @@ from penstock.connectors.kafka.records import run_epoch_of
 from penstock.connectors.kafka.schemas import Codec
 from penstock.connectors.kafka.store import KafkaStore, Settings
 from penstock.connectors.kafka.topics import ends, look_up
-from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, SourceSettings
+from penstock.connectors.settings import Connection, KafkaSink
 from penstock.engine.errors import SpecError
 
 READ_S = 40.0
@@ -38,32 +38,24 @@ def store_key(sink: KafkaSink) -> str:
 
 
 class KafkaPlace:
-    """Implements `base.Place`. `sinks`: those of one cluster, not empty. `source`: where the items come from, for the
-    mirror of its offsets."""
+    """Implements `base.Place`. `sinks`: those of one cluster, not empty."""
 
-    def __init__(self, sinks: Mapping[SinkName, KafkaSink], run_id: str, source: SourceSettings | None = None) -> None:
+    def __init__(self, sinks: Mapping[SinkName, KafkaSink], run_id: str) -> None:
         first = next(iter(sinks.values()))
         scope = run_id if "results" in sinks else f"{run_id}+{min(sinks)}"
         self._connection = connection_of(first)
         self._sinks = dict(sinks)
         self._run_id = run_id
-        kafka = source if isinstance(source, KafkaSource) else None
-        mirror = kafka if kafka is not None and "results" in sinks and self._is_here(kafka) else None
         self.settings = Settings(
             connection=self._connection,
             run_id=run_id,
             scope=scope,
             sinks=self._sinks,
             reply_to=sinks["results"].reply_to if "results" in sinks else (),
-            mirror=(mirror.group or run_id) if mirror is not None else None,
         )
         self._large = self.settings.large
         self._codecs: dict[tuple[SinkName, int], Codec] = {}
         """Of the schemas met so far, by id."""
-
-    def _is_here(self, source: KafkaSource) -> bool:
-        theirs = source.connection if isinstance(source.connection, Connection) else Connection(source.bootstrap or "")
-        return cluster_key(theirs) == cluster_key(self._connection)
 
     def open(self) -> KafkaStore:
         return KafkaStore(self.settings)

@@ -9,26 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from functools import partial
 
 import msgspec
-from aiokafka import TopicPartition
 
 from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
-from penstock.connectors.kafka.client import describe, new_admin, opened
+from penstock.connectors.kafka.client import describe
 from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
 from penstock.connectors.kafka.dead_letters import outgoing
 from penstock.connectors.kafka.heart import BEAT_S, Heart
-from penstock.connectors.kafka.lane import COMMIT_S, Mirror, MirrorRefused, MirrorSilent, Transactions, farewell, fenced
+from penstock.connectors.kafka.lane import COMMIT_S, Transactions, farewell, fenced
 from penstock.connectors.kafka.large import Large, LargeObjects
-from penstock.connectors.kafka.members import has_members
-from penstock.connectors.kafka.mirroring import Mirroring
 from penstock.connectors.kafka.opening import Cluster, looked_up_again, open_cluster
 from penstock.connectors.kafka.progress import Stored, assemble, read_rows, rows_of
 from penstock.connectors.kafka.records import Row, row
 from penstock.connectors.kafka.run import Run
-from penstock.connectors.kafka.topics import look_up
 from penstock.connectors.settings import DEAD_LETTER, Connection, KafkaSink
 from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
@@ -38,15 +33,13 @@ _ANY_EPOCH = 1_000_000_000
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """run_id: goes into every record's headers. scope: names this store's progress (see `keys.Scope`).
-    mirror: the source's group, where the source lives in this cluster."""
+    """run_id: goes into every record's headers. scope: names this store's progress (see `keys.Scope`)."""
 
     connection: Connection
     run_id: str
     scope: str
     sinks: dict[SinkName, KafkaSink]
     reply_to: tuple[str, ...] = ()
-    mirror: str | None = None
     commit_s: float = COMMIT_S
     alive_s: float = ALIVE_S
     beat_s: float = BEAT_S
@@ -96,7 +89,6 @@ class KafkaStore:
         self._stale = False
         """A commit failed since topics were looked up: they may be others than we think."""
         self._large = settings.large
-        self._mirroring = Mirroring(settings.mirror, self.read_plan, partial(has_members, settings.connection))
 
     async def _open(self) -> _Open:
         async with self._opening:
@@ -200,19 +192,11 @@ class KafkaStore:
             *own,
             *(Row(cluster.progress, k, v, partition=place) for k, v in changed),
         ]
-        mirror = await self._mirroring.due(lane, chunks)
         try:
-            await owned.producer.write(rows, self._faults, mirror=mirror, seconds=self._settings.commit_s)
-        except MirrorRefused as error:
-            raise self._without_mirror(error) from error
-        except MirrorSilent as error:
-            assert mirror is not None
-            raise await self._without_gone(mirror) from error
+            await owned.producer.write(rows, self._faults, seconds=self._settings.commit_s)
         except PenstockError as error:
             self._stale = True
             raise await self._explained(here, lane, epoch, error) from error
-        if mirror is not None:
-            self._mirroring.shown()
         owned.stored = stored
 
     def _owned(self, lane: int, epoch: Epoch) -> _Owned:
@@ -255,30 +239,6 @@ class KafkaStore:
     def refuses(self, sink: SinkName, record: OutRecord) -> str | None:
         here = self._opened
         return self._row(here.cluster, _ANY_EPOCH, sink, record)[0].too_large if here is not None else None
-
-    def _without_mirror(self, error: MirrorRefused) -> Temporary:
-        """Progress does not hang on it: lag tools see nothing from here on."""
-        self._mirroring.off()
-        return Temporary(
-            f"{self._where}: the group {self._settings.mirror} does not take this run's offsets ({error}). The run "
-            "goes on without showing its lag there: allow Read on the group, or name another one on the source."
-        )
-
-    async def _without_gone(self, mirror: Mirror) -> Temporary:
-        """What is gone is left out from here on; where nothing is, the group rests."""
-        connection = self._settings.connection
-        names = {tp.topic for tp in mirror.offsets}
-        gone: list[TopicPartition] = []
-        try:
-            async with opened(new_admin(connection), connection) as admin:
-                there = await look_up(admin, connection, names)
-            gone = [tp for tp in mirror.offsets if tp.topic not in there or tp.partition >= there[tp.topic].partitions]
-            self._mirroring.leave_out(gone)
-        finally:
-            if not gone:
-                self._mirroring.rest("its coordinator did not take the offsets in time")
-        why = f"of {gone[0].topic} are gone" if gone else "were not taken in time"
-        return Temporary(f"{self._where}: the offsets of group {mirror.group} {why}. The lane is taken anew.")
 
     async def _explained(self, here: _Open, lane: int, epoch: Epoch, error: PenstockError) -> PenstockError:
         """A fenced producer may have been fenced by a new owner, or by its own transaction's timeout: read which."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import NewTopic
 
+from penstock.connectors.kafka.client import new_admin, opened
 from penstock.connectors.kafka.group_mirror import GroupMirror
 from penstock.connectors.kafka.members import has_members
-from penstock.connectors.kafka.mirroring import Mirroring
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.settings import Connection, KafkaSource
 from penstock.engine.errors import Refused
-from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
-from penstock.engine.plan import Plan, Split
+from penstock.engine.flow.progress import Saved, SavedSplit
+from penstock.engine.plan import Split
 from penstock.jobs.dev.kafka import KafkaServer
 
 pytestmark = pytest.mark.kafka
@@ -49,11 +49,11 @@ async def test_the_group_stands_where_the_lanes_have_come_to(
     mirror = GroupMirror(Connection(kafka_server.bootstrap), topic, every_s=0.01)
     splits = [split(topic, 0), split(topic, 1)]
     for first in (3, 4):
-        mirror.told(splits, saved(first, 7))
+        mirror.told(0, splits, saved(first, 7))
         async with asyncio.timeout(60):
             while await committed(kafka_server, topic, topic, 2) != [first, 7]:  # noqa: ASYNC110 - the broker's news
                 await asyncio.sleep(0.05)
-    mirror.told(splits, saved(5, 7))
+    mirror.told(0, splits, saved(5, 7))
     await mirror.close()
     assert await committed(kafka_server, topic, topic, 2) == [5, 7]
     assert mirror.trouble is None
@@ -61,7 +61,7 @@ async def test_the_group_stands_where_the_lanes_have_come_to(
 
 async def test_a_mirror_that_cannot_be_written_harms_nobody() -> None:
     mirror = GroupMirror(Connection("127.0.0.1:9"), "g", every_s=0.01)
-    mirror.told([split("t", 0)], saved(3))
+    mirror.told(0, [split("t", 0)], saved(3))
     async with asyncio.timeout(60):
         while mirror.trouble is None:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
@@ -105,78 +105,76 @@ async def test_a_group_in_which_consumers_run_is_refused_at_the_start(
 async def test_consumers_who_come_later_keep_their_offsets(
     kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether the offsets would go with a commit or beside it; each way says why they do not."""
+    """The broker refuses ours, and the log says why; once they have left, it takes them."""
     topic = await new_topic("shared")
     connection = Connection(kafka_server.bootstrap)
-    plan = Plan("r", "r", {}, 1, (split(topic, 0),), {}, 0.0)
-
-    async def read_plan() -> Plan:
-        return plan
-
-    async def asked(group: str) -> bool:
-        return await has_members(connection, group)
-
-    chunks = {PROGRESS: msgspec.msgpack.encode(saved(7))}
+    mirror = GroupMirror(connection, topic, every_s=0.01)
     async with member(kafka_server, topic, topic):
-        assert await Mirroring(topic, read_plan, asked).due(0, chunks) is None
-        beside = GroupMirror(connection, topic, every_s=0.01)
-        beside.told([split(topic, 0)], saved(7))
+        mirror.told(0, [split(topic, 0)], saved(7))
         async with asyncio.timeout(60):
-            while beside.trouble is None:  # noqa: ASYNC110 - it tells nobody
+            while mirror.trouble is None:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.01)
-        assert "its offsets are theirs" in beside.trouble
-        await beside.close()
-    assert f"in the group {topic} for now: consumers are in the group" in caplog.text
-    assert await committed(kafka_server, topic, topic, 1) == [1]
-    free = await Mirroring(topic, read_plan, asked).due(0, chunks)
-    assert free is not None
-    assert free.offsets[TopicPartition(topic, 0)].offset == 7
+        assert "its offsets are theirs" in mirror.trouble
+        assert await committed(kafka_server, topic, topic, 1) == [1]
+    assert f"not shown in the group {topic}: " in caplog.text
+    await shown(kafka_server, topic, [7])
+    await mirror.close()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
+async def shown(server: KafkaServer, topic: str, offsets: list[int | None]) -> None:
+    """Returns once the group of the topic's name stands there."""
+    async with asyncio.timeout(60):
+        while await committed(server, topic, topic, len(offsets)) != offsets:  # noqa: ASYNC110 - the broker's news
+            await asyncio.sleep(0.05)
 
-    def __call__(self) -> float:
-        return self.now
 
-
-async def test_a_silent_coordinator_is_left_alone_for_a_while_and_told_of_once(
-    caplog: pytest.LogCaptureFixture,
+async def test_a_partition_that_nobody_wrote_to_is_shown_at_its_start(
+    kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
 ) -> None:
-    """Each try costs a lane its commit: so they become rare, and the group is asked before the next. Two lanes that met
-    one silence count once."""
-    clock, asked = Clock(), 0
-    plan = Plan("r", "r", {}, 1, (split("t", 0),), {}, 0.0)
+    """Also one that its lane has not opened yet: for lag tools it would not be there."""
+    topic = await new_topic("quiet", 3)
+    mirror = GroupMirror(Connection(kafka_server.bootstrap), topic, every_s=0.01)
+    mirror.told(0, [split(topic, number) for number in range(3)], saved(4))
+    await shown(kafka_server, topic, [4, 0, 0])
+    await mirror.close()
 
-    async def read_plan() -> Plan:
-        return plan
 
-    async def nobody(group: str) -> bool:
-        nonlocal asked
-        asked += 1
-        return False
+async def test_a_topic_that_is_gone_keeps_no_other_from_being_shown(
+    kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """And once it is made again it is shown as well."""
+    topic, gone = await new_topic("stays"), f"gone-{secrets.token_hex(4)}"
+    mirror = GroupMirror(Connection(kafka_server.bootstrap), topic, every_s=0.01)
+    mirror.told(0, [split(gone, 0)], saved(3))
+    mirror.told(1, [split(topic, 0)], saved(5))
+    await shown(kafka_server, topic, [5])
+    assert mirror.trouble is None
+    connection = Connection(kafka_server.bootstrap)
+    async with opened(new_admin(connection), connection) as admin:
+        await admin.create_topics([NewTopic(gone, 1, 1)])
+    async with asyncio.timeout(60):
+        while await committed(kafka_server, topic, gone, 1) != [3]:
+            mirror.told(1, [split(topic, 0)], saved(5))
+            await asyncio.sleep(0.05)
+    await mirror.close()
 
-    mirroring = Mirroring("g", read_plan, nobody, clock)
-    chunks = {PROGRESS: msgspec.msgpack.encode(saved(7))}
-    tries: list[float] = []
-    for _ in range(36_000):  # an hour of commits
-        if await mirroring.due(0, chunks) is not None:
-            tries.append(clock.now)
-            mirroring.rest("silent")
-            mirroring.rest("silent")
-        clock.now += 0.1
-    waits = [round(b - a) for a, b in itertools.pairwise(tries)]
-    assert waits == [60, 120, 240, 480, 600, 600, 600, 600]
-    assert asked == len(tries)
-    assert caplog.text.count("not shown in the group g for now: silent") == 1
-    mirroring.shown()
-    clock.now += 600
-    assert await mirroring.due(0, chunks) is not None
-    mirroring.rest("silent")
-    clock.now += 61
-    assert await mirroring.due(0, chunks) is not None, "after a commit that carried them the first rest is short again"
-    assert caplog.text.count("not shown in the group g for now: silent") == 2
+
+async def test_a_lane_that_left_is_shown_once_more_and_then_by_its_next_owner(
+    kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """Else the process that had it would set its offsets back, again and again."""
+    topic = await new_topic("moves", 2)
+    before = GroupMirror(Connection(kafka_server.bootstrap), topic, every_s=0.01)
+    before.told(0, [split(topic, 0)], saved(3))
+    before.leaves(0)
+    await shown(kafka_server, topic, [3, None])
+    after = GroupMirror(Connection(kafka_server.bootstrap), topic, every_s=0.01)
+    after.told(0, [split(topic, 0)], saved(8))
+    await shown(kafka_server, topic, [8, None])
+    before.told(1, [msgspec.structs.replace(split(topic, 1), lane=1)], Saved())
+    await shown(kafka_server, topic, [8, 0])
+    for mirror in (before, after):
+        await mirror.close()
 
 
 async def test_a_group_that_nobody_ever_used_has_no_members(kafka_server: KafkaServer) -> None:

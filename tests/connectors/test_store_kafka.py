@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +23,8 @@ from penstock.connectors.base import Holder, OutRecord
 from penstock.connectors.kafka.client import ended, new_admin, new_consumer, opened
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
-from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource
+from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
 from penstock.engine.errors import Corrupt, Fenced, Held, Refused, SpecError, Temporary
-from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
 from penstock.engine.plan import Plan, Split
 from penstock.jobs.dev.kafka import CONSOLE_CONSUMER, KafkaServer
 
@@ -41,15 +40,13 @@ _numbers = itertools.count()
 class Run:
     """One run in one cluster; `process` is one process that works on it."""
 
-    def __init__(
-        self, bootstrap: str, *, source: KafkaSource | None = None, progress: str | None = None, **sink: object
-    ):
+    def __init__(self, bootstrap: str, *, progress: str | None = None, **sink: object):
         self.bootstrap = bootstrap
         self.id = f"run-{secrets.token_hex(6)}"
         self.progress = progress or "store-progress"
         settings = {"create": True, "progress_topic": self.progress, **sink}
         self.sinks = {name: KafkaSink(f"{self.id}-{name}", bootstrap, **settings) for name in ("results", "costs")}  # type: ignore[arg-type]
-        self.place = KafkaPlace(self.sinks, self.id, source)  # type: ignore[arg-type]
+        self.place = KafkaPlace(self.sinks, self.id)  # type: ignore[arg-type]
         self.stores: list[KafkaStore] = []
 
     def process(self, **changed: float) -> KafkaStore:
@@ -430,56 +427,3 @@ async def test_a_holder_that_only_lost_its_producer_writes_its_plan_the_next_tim
     assert await store.read_plan() == longer
     await store.finish(longer)
     await store.let_go()
-
-
-# the mirror
-
-
-async def test_lag_tools_see_the_progress_of_a_source_in_the_same_cluster(
-    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
-) -> None:
-    """Its group's offsets are the lane's watermarks, in the same transaction; a finished partition is at its end."""
-    topic = await new_topic("requests", partitions=3)
-    bootstrap = run().bootstrap
-    one = run(source=KafkaSource((topic,), bootstrap=bootstrap))
-    store = one.process()
-    splits = tuple(
-        Split(f"{topic}/{n}", topic, n, 0, f"kafka://{bootstrap}/{topic}/{n}", 0, 50, unit="rows") for n in range(3)
-    )
-    await store.write_plan(Plan(one.id, "n", {}, 1, splits, {}, 0.0))
-    await store.take(0, (1, 1))
-    saved = Saved(opened=2, splits=(SavedSplit(1, 17, b"", 20, False),), plan_version=1)
-    await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {PROGRESS: msgspec.msgpack.encode(saved)})
-    async with asyncio.timeout(60):  # they show a moment after the commit: its marker is written by the coordinator
-        while await _offsets(bootstrap, one.id, topic) != {0: 50, 1: 17, 2: None}:  # noqa: ASYNC110 - nobody tells us
-            await asyncio.sleep(0.05)
-
-
-async def test_a_deleted_source_topic_does_not_hold_up_commits(
-    run: Callable[..., Run], new_topic: Callable[..., Awaitable[str]]
-) -> None:
-    """A broker never takes offsets of a topic that is gone, and the client asks for ever (seen: every commit ran into
-    its deadline until the job gave up). One commit is uncertain; from the next on those offsets are left out."""
-    topic = await new_topic("requests")
-    bootstrap = run().bootstrap
-    one = run(source=KafkaSource((topic,), bootstrap=bootstrap))
-    store = one.process()
-    split = Split(f"{topic}/0", topic, 0, 0, f"kafka://{bootstrap}/{topic}/0", 0, 50, unit="rows")
-    await store.write_plan(Plan(one.id, "n", {}, 1, (split,), {}, 0.0))
-    await store.take(0, (1, 1))
-    connection = Connection(bootstrap)
-    async with opened(new_admin(connection), connection) as admin:
-        await admin.delete_topics([topic])
-    saved = Saved(opened=1, splits=(SavedSplit(0, 17, b"", 20, False),), plan_version=1)
-    chunks = {PROGRESS: msgspec.msgpack.encode(saved)}
-    with pytest.raises(Temporary, match="are gone"):
-        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, chunks)
-    assert (await store.take(0, (1, 2))).seq == 0
-    await store.commit(0, (1, 2), 1, {"results": [record(1)]}, chunks)
-    assert (await store.take(0, (1, 3))).seq == 1
-
-
-async def _offsets(bootstrap: str, group: str, topic: str) -> Mapping[int, int | None]:
-    connection = Connection(bootstrap)
-    async with opened(new_consumer(connection, group=group), connection) as consumer:
-        return {n: await consumer.committed(TopicPartition(topic, n)) for n in range(3)}

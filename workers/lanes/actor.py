@@ -86,8 +86,8 @@ class LaneActor:
         self._label = label
         self._shells: dict[int, LaneShell] = {}
         self._owners: dict[int, int] = {}
-        self._stores = open_stores(self._spec.sinks, self._spec.run_id, self._spec.source)
-        self._mirror = open_mirror(self._spec.source, self._spec.sinks, self._spec.run_id)
+        self._stores = open_stores(self._spec.sinks, self._spec.run_id)
+        self._mirror = open_mirror(self._spec.source, self._spec.run_id)
         self._logs: dict[int, LaneLog] = {}
         collect(Log(self._spec.state, self._spec.run_id, f"lanes-{os.getpid()}"))
         self._metrics = LaneMetrics(self._spec)
@@ -111,7 +111,7 @@ class LaneActor:
 
     def _show(self, lane: int, batch: CommitBatch) -> None:
         if self._mirror is not None and lane in self._shells:
-            self._mirror.told(self._shells[lane].machine.progress.splits, batch.saved)
+            self._mirror.told(lane, self._shells[lane].machine.progress.splits, batch.saved)
 
     async def _let_go(self, lane: int) -> None:
         shell = self._shells.pop(lane, None)
@@ -119,8 +119,10 @@ class LaneActor:
             await shell.close()
             self._metrics.dropped(lane)
             self._logs[lane].closed()
-        if self._mirror is not None and not self._shells:
-            await self._mirror.close()
+        if self._mirror is not None:
+            self._mirror.leaves(lane)
+            if not self._shells:
+                await self._mirror.close()
 
     def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
         spec = self._spec
