@@ -17,6 +17,7 @@ from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.protocol.commit import OffsetCommitRequest
 
 from penstock.connectors.kafka.client import Admin, abandon, new_admin, start, within
+from penstock.connectors.kafka.members import AGAIN_S, MOVING
 from penstock.connectors.kafka.mirror import Offsets, offsets
 from penstock.connectors.settings import Connection
 from penstock.engine.errors import PenstockError, Refused
@@ -103,14 +104,21 @@ class GroupMirror:
             await start(self._admin, self._connection)
         client: AIOKafkaClient = self._admin._client  # pyright: ignore[reportPrivateUsage] it has no call for this
         async with within(COMMIT_S, self._connection, f"writing the offsets of the group {self._group}"):
-            node = await client.coordinator_lookup(CoordinationType.GROUP, self._group)
-            # No generation and no member: a group that only keeps offsets.
-            request = OffsetCommitRequest(self._group, -1, "", OffsetCommitRequest.DEFAULT_RETENTION_TIME, topics)
-            answer = await client.send(node, request)
-            for code in {code for _, partitions in answer.topics for _, code in partitions} - _FINE:
-                if code == kafka.UnknownMemberIdError.errno:
-                    raise Refused(f"consumers are in the group {self._group}, and its offsets are theirs")
-                raise kafka.for_code(code)(self._group)
+            while True:
+                try:
+                    return await self._send(client, topics)
+                except MOVING:
+                    await asyncio.sleep(AGAIN_S)
+
+    async def _send(self, client: AIOKafkaClient, topics: list[tuple[str, list[tuple[int, int, str]]]]) -> None:
+        node = await client.coordinator_lookup(CoordinationType.GROUP, self._group)
+        # No generation and no member: a group that only keeps offsets.
+        request = OffsetCommitRequest(self._group, -1, "", OffsetCommitRequest.DEFAULT_RETENTION_TIME, topics)
+        answer = await client.send(node, request)
+        for code in {code for _, partitions in answer.topics for _, code in partitions} - _FINE:
+            if code == kafka.UnknownMemberIdError.errno:
+                raise Refused(f"consumers are in the group {self._group}, and its offsets are theirs")
+            raise kafka.for_code(code)(self._group)
 
 
 def _by_topic(lanes: Iterable[Offsets]) -> list[tuple[str, list[tuple[int, int, str]]]]:

@@ -17,11 +17,12 @@ from penstock.engine.errors import Refused
 
 ASK_S = 10.0
 AGAIN_S = 0.1
-_MOVING = (
+MOVING = (
     kafka.GroupCoordinatorNotAvailableError,  # also the first group of a new cluster (seen)
     kafka.NotCoordinatorForGroupError,
     kafka.GroupLoadInProgressError,
 )
+"""The group's coordinator is on its way: the same again in a moment."""
 _QUIET = {"", "Empty", "Dead"}
 """States of a group without members: https://kafka.apache.org/documentation/#basic_ops_consumer_group"""
 
@@ -79,7 +80,7 @@ async def has_members(connection: Connection, group: str) -> bool:
             try:
                 states = await _states(admin._client, group)  # pyright: ignore[reportPrivateUsage] - it has no call
                 return not {*states} <= _QUIET
-            except _MOVING:
+            except MOVING:
                 await asyncio.sleep(AGAIN_S)
 
 
@@ -92,7 +93,7 @@ async def _states(client: AIOKafkaClient, group: str) -> list[str]:
         answer = await client.send(node, _NewKind(group))
         told += [(found[0], found[3]) for found in answer.groups]
     for code, _ in told:
-        if issubclass(kafka.for_code(code), _MOVING):
+        if issubclass(kafka.for_code(code), MOVING):
             raise kafka.for_code(code)(group)
     return [state for code, state in told if not code]
 
