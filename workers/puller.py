@@ -116,8 +116,8 @@ class Puller:
         self._tick = tick
         self._lanes: dict[LaneKey, _LaneAt] = {}
         self._boards: dict[str, asyncio.Task[None]] = {}
-        self._slow: set[tuple[str, int, int]] = set()
-        """(job, lane, owner) of takes under way."""
+        self._underway: set[tuple[str, int, int]] = set()
+        """(job, lane, owner) of takes."""
         self._takes = 0
         """Takes so far: they are numbered."""
         self._room = asyncio.Event()
@@ -225,12 +225,12 @@ class Puller:
     async def _take_within(self, job: str, board: BoardPort, grant: Grant) -> None:
         """A lane that does not answer (stopped, frozen) holds back nobody: its take goes on by itself."""
         key = (job, grant.lane, grant.owner)
-        if key in self._slow:
+        if key in self._underway:
             await asyncio.sleep(SLOW_PAUSE_S)
             return
         take = self._spawn(self._take_from(job, board, grant.lane, grant.owner, grant.n, grant.max_tokens))
-        self._slow.add(key)
-        take.add_done_callback(lambda _: self._slow.discard(key))
+        self._underway.add(key)
+        take.add_done_callback(lambda _: self._underway.discard(key))
         try:
             await asyncio.wait([take], timeout=SLOW_TAKE_S)
         except asyncio.CancelledError:
@@ -295,14 +295,15 @@ class Puller:
     # -- delivering
 
     async def _deliver(self) -> None:
-        while True:
-            try:
+        try:
+            while True:
                 batch = await self.engine.outcomes()
-            except EngineDead as error:
-                self.died(error)
-                return
-            self._landed([(ticket, self._check(ticket, outcome)) for ticket, outcome in batch])
-            self._room.set()
+                self._landed([(ticket, self._check(ticket, outcome)) for ticket, outcome in batch])
+                self._room.set()
+        except EngineDead as error:
+            self.died(error)
+        except Exception as error:  # noqa: BLE001 - who takes calls and delivers nothing would be waited for, for ever
+            self.died(EngineDead(f"answers can't be delivered any more: {error!r}"[:500]))
 
     def _landed(self, batch: list[Landed]) -> None:
         touched: set[LaneKey] = set()
@@ -370,9 +371,10 @@ class Puller:
         lanes = list(self._lanes.items())
         there = [self._renew_one(key, at) for key, at in lanes if at.tickets or (at.undelivered and at.lost_at)]
         await asyncio.gather(*there, *(self._tell_missed(key[1], at) for key, at in lanes if at.missed))
+        taking = {(job, lane) for job, lane, _ in self._underway}  # what these bring must find its lane
         for key, at in list(self._lanes.items()):
             lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
-            if lost or (at.empty and at.job not in self._boards):
+            if key not in taking and (lost or (at.empty and at.job not in self._boards)):
                 del self._lanes[key]
 
     async def _renew_one(self, key: LaneKey, at: _LaneAt) -> None:

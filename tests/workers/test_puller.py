@@ -344,6 +344,50 @@ async def test_lanes_that_are_over_are_forgotten(world: World) -> None:
     assert world.puller._lanes == {}
 
 
+@pytest.mark.parametrize("slow", ["take", "lane"])
+async def test_a_slow_take_that_comes_in_after_its_job_was_left_is_delivered(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is here of its lane, which must not be forgotten meanwhile: its calls would find no way home, and
+    the worker would deliver nothing to anybody any more."""
+    monkeypatch.setattr(shell, "SLOW_TAKE_S", 0.0)
+    gate, world = asyncio.Event(), World([call("a")])
+    stub = world.lane if slow == "take" else world.board
+    answered = getattr(stub, slow)
+
+    async def late(*arguments: object) -> object:
+        await gate.wait()
+        return await answered(*arguments)
+
+    setattr(stub, slow, late)
+    await until(lambda: len(world.board.rooms) == 2)  # it has turned to others
+    world.puller.leave("job")
+    await world.puller.renew()
+    gate.set()
+    await until(lambda: world.engine.tickets)
+    world.engine.land("a")
+    await until(lambda: world.lane.got)
+    world.lane.calls = [call("b")]
+    world.puller.serve("job", world.board)
+    await until(lambda: world.engine.tickets)
+    world.engine.land("b")
+    await until(lambda: len(world.lane.got) == 2)
+    await world.puller.close()
+
+
+async def test_a_worker_that_can_deliver_nothing_more_is_dead() -> None:
+    """Whatever broke: with its lanes told, they send its calls elsewhere instead of waiting for ever."""
+    world = World([call("a"), call("b")])
+    world.puller._check = lambda ticket, outcome: outcome if ticket.call.item_id == "b" else 1 / 0  # pyright: ignore[reportAttributeAccessIssue]
+    await until(lambda: len(world.engine.tickets) == 2)
+    world.engine.land("a")
+    await until(lambda: len(world.lane.failures) == 2)
+    assert {f.kind for f in world.lane.failures if f is not None} == {"engine_died"}
+    assert world.puller.dead is not None
+    assert "ZeroDivisionError" in str(world.puller.dead)
+    await world.puller.close()
+
+
 async def test_answers_nobody_came_for_are_dropped_in_the_end(world: World) -> None:
     """Kept for ten minutes, not for ever."""
     world.lane.alive = False
