@@ -100,4 +100,4 @@ def _word(scorer: Scorer, ceiling: int | None) -> Interval:
     """Tokens of a judge's word. One that may say more than its word thinks first."""
     most = ceiling or DEFAULT_MAX_TOKENS
     choices = judging.BETTER if scorer.pairwise else scorer.choices
-    return output_tokens(most, None, longest_choice=tokens_of_longest(choices) if most <= MAX_TOKENS else None)
+    return output_tokens(most, longest_choice=tokens_of_longest(choices) if most <= MAX_TOKENS else None)

@@ -21,6 +21,13 @@ LIKELY_OUTPUT_SHARE = 0.35
 """A guess: ceilings are set with room to spare."""
 TOKEN_ERROR = 0.25
 """Counting four bytes to a token is off by up to so much in English prose, more in code. A guess."""
+LENGTHS_SPREAD = 1.0
+"""How far measured answers lie around their mean length, as a share of it. A guess, wide on purpose: the sums of what
+was measured don't hold their squares."""
+OTHER_ROWS = 0.1
+"""How far the mean of other rows may lie from that of those that were measured. A guess."""
+OTHER_DAY = 1.5
+"""A provider is by so much faster or slower than when it was measured. A guess."""
 FIRST_TOKEN_S = (0.3, 3.0)
 """Seconds to an API's first token, fast and slow. A guess."""
 TOKENS_PER_S = (150.0, 25.0)
@@ -96,25 +103,27 @@ def rows_from_bytes(total_bytes: int, sizes: Sequence[float]) -> Interval:
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What earlier runs of this task on this model showed. None: not measured."""
+    """What earlier runs of this task showed of a model's version: of one item, all its tries together."""
 
-    n: int
-    mean_output_tokens: float
-    sd_output_tokens: float = 0.0
-    tokens_per_s: float | None = None
-    """Output tokens a second of one replica (own workers)."""
+    items: int
+    output_tokens: float
+    seconds: float
 
 
-def output_tokens(ceiling: int, measured: Measured | None, *, longest_choice: int | None = None) -> Interval:
-    """Tokens of one answer. `longest_choice`: tokens of the longest permitted answer, where only choices are."""
-    most = float(ceiling if longest_choice is None else min(ceiling, longest_choice))
-    if measured is not None and measured.n > 0:
-        reach = Z95 * measured.sd_output_tokens / math.sqrt(measured.n)
-        mean = min(most, measured.mean_output_tokens)
-        return Interval(max(0.0, mean - reach), mean, min(most, mean + reach))
+def measured_output(measured: Measured, most: float) -> Interval:
+    """Tokens that an item is answered with, of at most `most`."""
+    mean = min(most, measured.output_tokens)
+    reach = mean * (OTHER_ROWS + Z95 * LENGTHS_SPREAD / math.sqrt(measured.items))
+    return Interval(max(0.0, mean - reach), mean, min(most, mean + reach))
+
+
+def output_tokens(ceiling: int, *, longest_choice: int | None = None) -> Interval:
+    """Tokens of one answer, before anything was measured. `longest_choice`: tokens of the longest permitted answer,
+    where only choices are."""
     if longest_choice is not None:
+        most = float(min(ceiling, longest_choice))
         return Interval(1.0, (1.0 + most) / 2, max(1.0, most))
-    return Interval(most * LOW_OUTPUT_SHARE, most * LIKELY_OUTPUT_SHARE, most)
+    return Interval(ceiling * LOW_OUTPUT_SHARE, ceiling * LIKELY_OUTPUT_SHARE, float(ceiling))
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -125,20 +134,26 @@ class Load(msgspec.Struct, frozen=True):
     output_tokens: Interval
 
 
-def api_seconds(load: Load, account: Account) -> Interval:
-    """How long one account takes: the narrowest of its limits, or its answers' own time at full concurrency."""
-    fast = _api_seconds(load.calls.low, load.input_tokens.low, load.output_tokens.low, account, 0)
-    slow = _api_seconds(load.calls.high, load.input_tokens.high, load.output_tokens.high, account, 1)
-    guess = _api_seconds(load.calls.likely, load.input_tokens.likely, load.output_tokens.likely, account, 1)
+def api_seconds(load: Load, account: Account, measured_s: float | None = None) -> Interval:
+    """How long one account takes: the narrowest of its limits, or its answers' own time at full concurrency.
+    `measured_s`: of one item, all its tries together."""
+    fast = _api_seconds(load.calls.low, load.input_tokens.low, load.output_tokens.low, account, 0, measured_s)
+    slow = _api_seconds(load.calls.high, load.input_tokens.high, load.output_tokens.high, account, 1, measured_s)
+    guess = _api_seconds(load.calls.likely, load.input_tokens.likely, load.output_tokens.likely, account, 1, measured_s)
     return Interval(fast, min(max(fast, (fast + guess) / 2), slow), slow)
 
 
-def _api_seconds(calls: float, inputs: float, outputs: float, account: Account, slow: int) -> float:
+def _api_seconds(
+    calls: float, inputs: float, outputs: float, account: Account, slow: int, measured_s: float | None
+) -> float:
     """`slow` indexes the assumptions above: 0 fast, 1 slow."""
     if calls <= 0:
         return 0.0
     limits = account.limits
-    one = FIRST_TOKEN_S[slow] + outputs / calls / TOKENS_PER_S[slow]
+    if measured_s is not None:
+        one = measured_s * (1 / OTHER_DAY, OTHER_DAY)[slow]
+    else:
+        one = FIRST_TOKEN_S[slow] + outputs / calls / TOKENS_PER_S[slow]
     narrow = [one * max(1.0, calls / max(1, limits.concurrency))]
     for used, a_minute in (
         (calls, limits.rpm),
@@ -152,14 +167,13 @@ def _api_seconds(calls: float, inputs: float, outputs: float, account: Account, 
     return max(narrow)
 
 
-def own_seconds(load: Load, model: Model, measured: Measured | None) -> Interval | None:
-    """How long an own worker takes; None: its speed on this machine was never measured nor declared.
+def own_seconds(load: Load, model: Model) -> Interval | None:
+    """How long an own worker takes; None: its speed on this machine was not declared.
 
     More replicas than the least start only when there is work: the slow end
     counts the least, the fast end the most.
     """
-    speed = measured.tokens_per_s if measured is not None else None
-    speed = speed or model.tokens_per_s
+    speed = model.tokens_per_s
     if not speed:
         return None
     few, many = max(1, model.min_replicas), max(1, model.max_replicas)

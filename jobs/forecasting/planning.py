@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -37,6 +38,7 @@ from penstock.jobs.forecasting.forecast import (
     api_seconds,
     exactly,
     mean_interval,
+    measured_output,
     output_tokens,
     own_seconds,
     share_interval,
@@ -50,21 +52,22 @@ from penstock.jobs.forecasting.survey import Group, Survey
 from penstock.jobs.wording import dollars
 from penstock.workers.runspec import RunSpec
 
-History = Mapping[tuple[str, str], Measured]
-"""(task, model) → what earlier runs measured."""
+History = Mapping[tuple[str, str, str], Measured]
+"""(task, model, version) → what earlier runs measured, with the task's prompt."""
 Plan = PlanReport
 
 PER_ITEMS = 1_000
 """An input without an end is planned for so many of its items."""
 
 
-def make_plan(spec: RunSpec, *, sample: int = 500, history: History | None = None) -> PlanReport:
+def make_plan(spec: RunSpec, *, sample: int = 500) -> PlanReport:
     """Read a sample, route it, and add up. Raises `SpecError` where the input or the job can't be read."""
-    survey = Survey(spec.catalog, spec.policy, _standings(spec), None if spec.pinned else _steering(spec))
+    measured = _standings(spec)
+    survey = Survey(spec.catalog, spec.policy, measured, None if spec.pinned else _steering(spec))
     reading = look(spec, sample)
     for found in reading.found:
         survey.add(found)
-    return report(spec, reading, survey, history or {})
+    return report(spec, reading, survey, history_of(measured))
 
 
 def look(spec: RunSpec, sample: int = 500) -> Reading:
@@ -77,6 +80,17 @@ def _standings(spec: RunSpec) -> tuple[Standing, ...]:
     with contextlib.suppress(PenstockError):
         return standings(Registry(open_state(spec.state)).read(), spec.catalog, spec.policy)
     return ()
+
+
+def history_of(measured: Iterable[Standing]) -> History:
+    """Of those that answered. The times of items spread like log-normal ones: their mean lies above the median."""
+    return {
+        (at.task, at.model, at.version): Measured(
+            at.items, at.output / at.items, math.exp(at.log_ms.mean + at.log_ms.variance / 2) / 1_000
+        )
+        for at in measured
+        if at.results
+    }
 
 
 def _steering(spec: RunSpec) -> Steering | None:
@@ -160,13 +174,10 @@ def _rows(reading: Reading, hits: int, sampled: int) -> Interval:
 def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, history: History) -> ModelPlan:
     model = catalog.models[group.model]
     price = price_of(model, group.version) or Price(version="unknown")
-    measured = history.get((group.task, group.model))
+    measured = history.get((group.task, group.model, group.version))
     rows = _rows(reading, group.n, survey.n)
-    answers = group.answers / group.n
-    ceiling = mean_interval(group.ceilings).likely / answers
-    per_answer = output_tokens(round(ceiling), measured, longest_choice=survey.longest_choice(group.task))
     inputs = rows.times(token_interval(_mean(reading, group.input_tokens)))
-    outputs = rows.times(per_answer.scaled(answers))
+    outputs = rows.times(_output(group, measured, survey.longest_choice(group.task)))
     return ModelPlan(
         tier=group.tier,
         task=group.task,
@@ -183,6 +194,14 @@ def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, his
         price_version=price.version,
         measured=measured is not None,
     )
+
+
+def _output(group: Group, measured: Measured | None, longest_choice: int | None) -> Interval:
+    """Tokens of all answers to one item."""
+    ceiling, answers = mean_interval(group.ceilings).likely, group.answers / group.n
+    if measured is not None:
+        return measured_output(measured, ceiling)
+    return output_tokens(round(ceiling / answers), longest_choice=longest_choice).scaled(answers)
 
 
 def _mean(reading: Reading, values: Sequence[float]) -> Interval:
@@ -208,9 +227,16 @@ def _one_pool(catalog: Catalog, parts: Sequence[ModelPlan], history: History) ->
     )
     model = catalog.models[parts[0].model]
     if model.account is not None:
-        return api_seconds(load, catalog.accounts[model.account])
-    known = (history.get((p.task, p.model)) for p in parts)
-    return own_seconds(load, model, next((m for m in known if m is not None and m.tokens_per_s), None))
+        return api_seconds(load, catalog.accounts[model.account], _measured_seconds(parts, history))
+    return own_seconds(load, model)
+
+
+def _measured_seconds(parts: Sequence[ModelPlan], history: History) -> float | None:
+    """Of one item of the pool; None: some are not measured."""
+    known = [(p.rows.likely, history.get((p.task, p.model, p.version))) for p in parts]
+    sums = [(rows, rows * at.seconds) for rows, at in known if at is not None]
+    rows = sum(rows for rows, _ in sums)
+    return sum(seconds for _, seconds in sums) / rows if len(sums) == len(parts) and rows else None
 
 
 def _tier(catalog: Catalog, tier: int, models: Iterable[ModelPlan], seconds: Mapping[str, Interval | None]) -> TierPlan:

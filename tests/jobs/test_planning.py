@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from pathlib import Path
 
 import msgspec
@@ -14,10 +15,13 @@ from rich.console import Console
 
 from penstock.connectors.base import Raw
 from penstock.connectors.files import FileSource
+from penstock.connectors.measured import Registry
 from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, Version, Wall
 from penstock.engine.errors import Spent
+from penstock.engine.flow.cells import Cell
 from penstock.engine.items import Attributes, DeadLetter, Item, Request
 from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
 from penstock.engine.steering.document import Steering, started
@@ -81,13 +85,13 @@ def _intake(raw: Raw) -> Item | DeadLetter:
     )
 
 
-def _plan(spec: RunSpec, *, sample: int = 500, history: planning.History | None = None) -> PlanReport:
+def _plan(spec: RunSpec, *, sample: int = 500) -> PlanReport:
     assert isinstance(spec.source, FilesSource)
     reading = asyncio.run(read_sample(FileSource(spec.source), lambda _: _intake, sample, spec.limit))
     survey = Survey(spec.catalog, spec.policy)
     for found in reading.found:
         survey.add(found)
-    return planning.report(spec, reading, survey, history or {})
+    return planning.report(spec, reading, survey, {})
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -176,16 +180,34 @@ def test_cost_follows_from_tokens_and_price(tmp_path: Path) -> None:
     assert plan.worst_nano >= plan.cost_nano.high
 
 
-def test_history_narrows_the_forecast_of_answers(tmp_path: Path) -> None:
-    """A measured mean replaces the wide guess, and the plan says so."""
-    path = _write(tmp_path / "a.jsonl", [{"text": "hello", "max_tokens": 1000}] * 100)
-    guess = _plan(_spec(path)).models[0]
-    known = _plan(_spec(path), history={("write", "opus"): Measured(400, 120.0, 40.0)}).models[0]
-    assert known.output_tokens.high - known.output_tokens.low < 0.1 * (
-        guess.output_tokens.high - guess.output_tokens.low
-    )
-    assert known.output_tokens.likely == pytest.approx(12_000)
-    assert (guess.measured, known.measured) == (False, True)
+def test_what_earlier_runs_measured_narrows_the_forecast(tmp_path: Path) -> None:
+    """Their mean of tokens and seconds replaces wide guesses, and the plan says so. That of another prompt says
+    nothing, nor does that of another version."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello"}] * 100)
+    model = {"name": "m", "base_url": "http://127.0.0.1:1/v1", "model": "x", "price": {"input_per_million": 1,
+             "output_per_million": 2}, "limits": {"concurrency": 1}}  # fmt: skip
+    job = {"name": "j", "source": str(path), "models": [model], "sinks": str(tmp_path / "o.jsonl"),
+           "prompt": "Say {{ text }}", "params": {"max_tokens": 1000}, "state": str(tmp_path / "state")}  # fmt: skip
+    spec = job_spec.from_mapping(job, tmp_path)
+    task, (version,) = next(iter(spec.policy.tasks.values())), spec.catalog.models["m"].versions
+    assert task.prompt is not None
+    guess = planning.make_plan(spec)
+    ln = 400 * round(1_000 * math.log(2_000))
+    measured = Cell(task.name, "m", version.id, items=400, results=400, calls=400, output=48_000, ms_ln=ln,
+                    ms_ln2=ln * ln // 400)  # fmt: skip
+    others = [msgspec.structs.replace(measured, prompt="another"), msgspec.structs.replace(measured, version="v0")]
+    Registry(open_state(spec.state), "others").tell(others)
+    assert planning.make_plan(spec) == guess
+    Registry(open_state(spec.state), "r").tell([msgspec.structs.replace(measured, prompt=task.prompt.version)])
+    known = planning.make_plan(spec)
+    outputs = known.models[0].output_tokens
+    assert outputs.likely == pytest.approx(12_000)
+    assert outputs.high - outputs.low < 0.1 * (guess.models[0].output_tokens.high - guess.models[0].output_tokens.low)
+    assert known.seconds is not None
+    assert (known.seconds.low, known.seconds.high) == (pytest.approx(100 * 2 / 1.5, 0.01), pytest.approx(300, 0.01))
+    assert (guess.models[0].measured, known.models[0].measured) == (False, True)
+    assert any("how long answers get" in note for note in guess.notes)
+    assert not any("how long answers get" in note for note in known.notes)
 
 
 def test_choices_bound_the_answers(tmp_path: Path) -> None:
@@ -255,14 +277,15 @@ def test_a_tenants_budget_bears_its_own_share(tmp_path: Path) -> None:
 
 
 def test_an_own_worker_of_unknown_speed_takes_an_unknown_time(tmp_path: Path) -> None:
-    """No number is made up; a declared or measured speed gives one."""
+    """No number is made up; a declared speed gives one."""
     path = _write(tmp_path / "a.jsonl", [{"text": "a", "max_tokens": 10}] * 100)
     spec = _spec(path, Task("label", tier=3))
     assert _plan(spec).seconds is None
-    assert "unknown: never measured here" in _shown(_plan(spec), 120)
-    known = _plan(spec, history={("label", "small"): Measured(50, 8.0, 1.0, tokens_per_s=100.0)})
+    assert "unknown: tokens_per_s is not declared" in _shown(_plan(spec), 120)
+    models = {**spec.catalog.models, "small": msgspec.structs.replace(spec.catalog.models["small"], tokens_per_s=100.0)}
+    known = _plan(msgspec.structs.replace(spec, catalog=msgspec.structs.replace(spec.catalog, models=models)))
     assert known.seconds is not None
-    assert known.seconds.likely == pytest.approx(8.0)
+    assert known.seconds.likely == pytest.approx(100 * 3.5 / 100.0)
 
 
 def test_an_accounts_limits_make_it_slow(tmp_path: Path) -> None:
@@ -296,8 +319,8 @@ def test_intervals_are_in_order(values: list[float], size: int) -> None:
         forecast.mean_interval(values),
         forecast.share_interval(len([v for v in values if v > 1]), len(values)),
         forecast.rows_from_bytes(size, [v + 1 for v in values]),
-        forecast.output_tokens(size, None),
-        forecast.output_tokens(size, Measured(len(values), values[0], values[1])),
+        forecast.output_tokens(size),
+        forecast.measured_output(Measured(len(values), values[0], 1.0), size),
     ):
         assert made.low <= made.likely + 1e-6
         assert made.likely <= made.high + 1e-6
