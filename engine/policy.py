@@ -29,7 +29,7 @@ class Prompt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Scorer(msgspec.Struct, frozen=True, omit_defaults=True):
-    type: Literal["exact", "regex", "json_schema", "numeric", "function", "judge"]
+    type: Literal["exact", "regex", "json_schema", "fields", "numeric", "function", "judge"]
     expected: str | None = None
     """A template (rows) for the expected answer; None: the item's `expected` attribute."""
     pattern: str | None = None

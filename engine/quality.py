@@ -1,14 +1,13 @@
 """Quality samples: which results are sampled, how an answer is scored, and how sure the mean is.
 
-`exact`, `regex` and `numeric` are scored here. `json_schema` and `function` need libraries or the user's code: the
-shell hands them in as `Checks`; and `regex` too, where a search must not take for ever.
+`exact`, `regex`, `numeric` and `fields` are scored here. `json_schema` and `function` need libraries or the user's
+code: the shell hands them in as `Checks`; and `regex` too, where a search must not take for ever.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -18,19 +17,19 @@ from typing import Literal, assert_never
 
 import msgspec
 
+from penstock.engine import fields
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import Score
 from penstock.engine.policy import Scorer
+from penstock.engine.texts import normal as normal
+from penstock.engine.texts import text_of as text_of
 
 PASS_MARK = 0.5
 """A score from here on counts as passed."""
 MAX_REGEX_TEXT = 4_096
 """Characters of an answer that a pattern sees."""
 MAX_PATTERN = 1_000
-SHORT = 1_000
-"""Characters that may be normalised whatever they are."""
-MAX_MARKS = 30
 JUDGES = ("judge", "judge pairwise")
 """What scorers are named that are models. No function has such a name: theirs hold a colon."""
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
@@ -71,6 +70,8 @@ def _value(scorer: Scorer, answer: str, expected: object, checks: Checks) -> flo
             return None if expected is None else float(normal(answer) == normal(text_of(expected)))
         case "numeric":
             return None if expected is None else _close(answer, text_of(expected), scorer.tolerance)
+        case "fields":
+            return fields.share(answer, expected, scorer.tolerance)
         case "regex":
             pattern, text = pattern_of(scorer), answer[:MAX_REGEX_TEXT]
             check = checks.get("regex")
@@ -101,30 +102,7 @@ def scorer_version(scorer: Scorer) -> str:
     return short_hash(msgspec.json.encode({"type": scorer.type, **told}, order="deterministic"))
 
 
-# ---- exact, numeric, regex
-
-
-def normal(text: str) -> str:
-    """As `exact` compares: one form of each character, no case, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", _stream_safe(text)).casefold().split())
-
-
-def _stream_safe(text: str) -> str:
-    """A joiner after every `MAX_MARKS` combining marks in a row: sorting them, as normalising does, takes time in
-    proportion to the square of their number, and a model's answer may be nothing else. No language comes near it.
-
-    Source: Unicode Standard Annex 15, section 13 (Stream-Safe Text Process).
-    """
-    if len(text) <= SHORT or text.isascii():
-        return text
-    out, marks = list[str](), 0
-    for character in text:
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        out.append(character)
-        if marks == MAX_MARKS:
-            out.append("\u034f")
-            marks = 0
-    return "".join(out)
+# ---- numeric, regex
 
 
 def number_in(text: str) -> float | None:
@@ -136,11 +114,6 @@ def number_in(text: str) -> float | None:
 def _close(answer: str, expected: str, tolerance: float) -> float:
     got, want = number_in(answer), number_in(expected)
     return float(got is not None and want is not None and abs(got - want) <= tolerance)
-
-
-def text_of(expected: object) -> str:
-    """Expected answers come from JSON: a string as it is, anything else as JSON writes it."""
-    return expected if isinstance(expected, str) else msgspec.json.encode(expected).decode()
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.engine.items import OutputSpec
+from penstock.engine.texts import fenced
 
 MAX_CHECKED = 1_000_000
 """Characters of an answer that are looked into; a longer one is no label and no record."""
@@ -53,22 +54,6 @@ _SPACES = re.compile(r"\s+")
 def _norm(text: str) -> str:
     text = text[:4096].strip(_EDGES)
     return _SPACES.sub(" ", text).casefold()
-
-
-_FENCE = "```"
-_OPENING = re.compile(r"```[a-zA-Z0-9_-]*+(\s++)")
-"""A fence, perhaps its language, and white space. It never goes back over what it took: answers come from models, and a
-pattern that does holds up the worker, and all it carries, for minutes."""
-
-
-def fenced(text: str) -> str | None:
-    """What stands in the first code fence that is closed, without the white space around it; None: there is none. A
-    line ends behind an opening fence. Takes time in proportion to the text's length."""
-    for opening in _OPENING.finditer(text):
-        if "\n" in opening[1]:
-            close = text.find(_FENCE, opening.end())
-            return None if close < 0 else text[opening.end() : close].strip()
-    return None
 
 
 def _check_schema(text: str, schema: bytes) -> tuple[bool, str, str]:

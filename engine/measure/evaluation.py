@@ -8,10 +8,11 @@ rows out would flatter whoever fails on hard ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from penstock.engine import fields
 from penstock.engine.measure.comparison import Comparison, Difference, add_rows, comparison, differences
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import asymptotic_interval, moments_of
@@ -35,7 +36,7 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """`answers`: by candidate, all of them. `expected`: where it is a class."""
+    """`answers`: by candidate, all of them. `expected`: as a text."""
 
     number: int
     answers: tuple[Answered, ...]
@@ -98,6 +99,15 @@ class Classes(msgspec.Struct, frozen=True):
         return sum(found) / len(found) if found else None
 
 
+class FieldLine(msgspec.Struct, frozen=True):
+    """One field of the expected JSON. `quality`: by candidate, the share of it that matches (in a list: of its
+    elements) in the rows that expect it."""
+
+    name: str
+    rows: int
+    quality: tuple[Interval | None, ...]
+
+
 class SliceLine(msgspec.Struct, frozen=True):
     """The rows that have one value of an attribute. `quality`: by candidate."""
 
@@ -114,6 +124,8 @@ class Evaluation(msgspec.Struct, frozen=True):
     differences: tuple[Difference, ...]
     classes: tuple[Classes, ...]
     slices: tuple[SliceLine, ...]
+    fields: tuple[FieldLine, ...] = ()
+    """Of a scorer that compares field by field."""
 
 
 def compared(names: Sequence[str], rows: Sequence[Row]) -> Comparison:
@@ -121,8 +133,15 @@ def compared(names: Sequence[str], rows: Sequence[Row]) -> Comparison:
     return add_rows(comparison(names), ([answer.score for answer in row.answers] for row in rows))
 
 
-def evaluate(names: Sequence[str], rows: Sequence[Row], rule: StopRule, classes: Sequence[str] = ()) -> Evaluation:
-    """`classes`: what may be said, where it is one of a few words."""
+def evaluate(
+    names: Sequence[str],
+    rows: Sequence[Row],
+    rule: StopRule,
+    classes: Sequence[str] = (),
+    tolerance: float | None = None,
+) -> Evaluation:
+    """`classes`: what may be said, where it is one of a few words. `tolerance`: of numbers, where answers are compared
+    field by field."""
     scores = compared(names, rows)
     return Evaluation(
         names=tuple(names),
@@ -131,6 +150,7 @@ def evaluate(names: Sequence[str], rows: Sequence[Row], rule: StopRule, classes:
         differences=differences(scores, rule.confidence) if len(names) > 1 else (),
         classes=tuple(_classes(name, i, rows, classes) for i, name in enumerate(names)) if classes else (),
         slices=tuple(_slices(len(names), rows, rule.confidence)),
+        fields=() if tolerance is None else tuple(_fields(len(names), rows, tolerance, rule.confidence)),
     )
 
 
@@ -191,6 +211,30 @@ def _classes(name: str, i: int, rows: Sequence[Row], classes: Sequence[str]) -> 
         for each in classes
     )
     return Classes(name, lines, dict(confusion))
+
+
+def _fields(candidates: int, rows: Sequence[Row], tolerance: float, confidence: float) -> Iterator[FieldLine]:
+    """In the order in which rows name them. Like slices, each is looked at alone."""
+    scores: dict[str, list[list[float]]] = {}
+    expecting: Counter[str] = Counter()
+    for row in rows:
+        found = [_of_fields(answer, row.expected, tolerance) for answer in row.answers]
+        for i, shares in enumerate(found):
+            for name, share in shares.items():
+                scores.setdefault(name, [[] for _ in range(candidates)])[i].append(share)
+        expecting.update({name for shares in found for name in shares})
+    for name, each in scores.items():
+        yield FieldLine(name, expecting[name], tuple(_mean(scored, confidence) if scored else None for scored in each))
+
+
+def _of_fields(answer: Answered, expected: str | None, tolerance: float) -> dict[str, float]:
+    """Field → the share of it that matches. Empty where what was said may not be told."""
+    if answer.said is None and not answer.failed:
+        return {}
+    told: dict[str, list[bool]] = {}
+    for name, right in fields.matches(answer.said, expected, tolerance) or ():
+        told.setdefault(name, []).append(right)
+    return {name: sum(right) / len(right) for name, right in told.items()}
 
 
 def _slices(candidates: int, rows: Sequence[Row], confidence: float) -> list[SliceLine]:

@@ -24,6 +24,7 @@ from penstock.connectors.settings import FilesSource
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog, Wall
 from penstock.engine.errors import SpecError
+from penstock.engine.fields import expected_json
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
@@ -89,7 +90,8 @@ class _Keeper:
 
     def __init__(self, task: Task, scorer: str, people: _People, most: int | None) -> None:
         """`scorer`: the name of the one that decides. What only another could score would be paid for in vain."""
-        self._needs_expected = not any(each.type in NEEDS_NONE for each in deciding(task, scorer))
+        kinds = {each.type for each in deciding(task, scorer)}
+        self._needs_expected, self._needs_fields = kinds.isdisjoint(NEEDS_NONE), kinds == {"fields"}
         self._people = people
         self._most = most
         self._heap: list[tuple[int, str, Labelled]] = []
@@ -99,6 +101,9 @@ class _Keeper:
         row = self._people.joined(row)
         if row.expected is None and self._needs_expected:
             self.left["without an expected answer"] += 1
+            return
+        if self._needs_fields and expected_json(row.expected) is None:
+            self.left["whose expected answer is no JSON object or list"] += 1
             return
         place = -_place(row.line)  # a heap has its smallest on top: the last in order
         if self._most is None or len(self._heap) < self._most:

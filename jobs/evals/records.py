@@ -89,11 +89,11 @@ def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
             unasked += 1
         else:
             whole = tuple(answer for answer in answers if answer is not None)
-            rows.append(Row(known.row, whole, _class(known.expected), known.slices))
+            rows.append(Row(known.row, whole, _text(known.expected), known.slices))
     return Seen(tuple(rows), ended, unasked, sum(paid.judges.values()), paid.spent_nano)
 
 
-def _class(expected: object) -> str | None:
+def _text(expected: object) -> str | None:
     """As `exact` reads it: a number is what JSON writes."""
     return None if expected is None else text_of(expected)
 

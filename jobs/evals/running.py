@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,9 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget, budget_keys
 from penstock.engine.errors import SpecError, Spent
-from penstock.engine.measure.evaluation import Evaluation, evaluate
+from penstock.engine.measure.evaluation import Evaluation, Row, evaluate
 from penstock.engine.measure.stopping import Stop as Enough
+from penstock.engine.measure.stopping import StopRule
 from penstock.jobs.evals import dataset, derived
 from penstock.jobs.evals.asked import Asked, check_same, folder, recalled
 from penstock.jobs.evals.dataset import Made, index_of
@@ -125,16 +127,17 @@ def find(prepared: Prepared, history: History) -> Found:
     asked = prepared.asked
     why = informs(prepared.spec, asked)
     seen = read(Outputs(history.spec(run_id), status), asked, index_of(prepared.place))
-    whole = (
-        evaluate(
-            asked.names, seen.rows, rule_of(asked, decides=why is None), choices_of(prepared.spec.policy, asked.task)
-        )
-        if seen.rows
-        else None
-    )
+    whole = _evaluated(prepared, seen.rows, rule_of(asked, decides=why is None)) if seen.rows else None
     all_used = seen.ended == prepared.made.rows
     stopped = enough(asked, seen.rows, to_the_end=all_used or why is not None)
     return Found(prepared, seen, whole, stopped, status, why)
+
+
+def _evaluated(prepared: Prepared, rows: Sequence[Row], rule: StopRule) -> Evaluation:
+    asked, policy = prepared.asked, prepared.spec.policy
+    by_field = [each for each in policy.tasks[asked.task].scorers if each.type == "fields"]
+    tolerance = by_field[0].tolerance if by_field else None
+    return evaluate(asked.names, rows, rule, choices_of(policy, asked.task), tolerance)
 
 
 def remembered(name: str, state: str) -> Prepared:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 8
 """Columns of a confusion table that fit a screen."""
+MOST_FIELDS = 40
+"""Lines of the table by field; more are names that rows make up."""
 
 
 def price_words(cost: Priced, prepared: Prepared, budget_nano: int) -> str:
@@ -48,6 +50,8 @@ def parts(found: Found) -> Iterator[RenderableType]:
         return
     words = Words(asked.names)
     yield from _gaps(_lines(whole, words), _costs(whole, words), *(_classes(each, words) for each in whole.classes))
+    if whole.fields:
+        yield from _gaps(_fields(whole, words))
     if whole.slices:
         yield from _gaps(_slices(whole, words))
     real = "real" if found.informs is None else "real, as the judge sees it"
@@ -178,10 +182,25 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def _fields(whole: Evaluation, words: Words) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table("field", "rows", *(words[name] for name in whole.names))
+    shown = {line.name for line in sorted(whole.fields, key=lambda line: -line.rows)[:MOST_FIELDS]}
+    for line in whole.fields:
+        if line.name in shown:
+            table.add_row(Text(line.name or "(all)"), f"{line.rows:,}", *map(_short, line.quality))
+    left = len(whole.fields) - len(shown)
+    return Group(table, f"{counted(left, 'rarer field')} not shown; --json has all") if left else table
+
+
 def _slices(whole: Evaluation, words: Words) -> Table:
+    from rich.text import Text
+
     table = _table("slice", "rows", *(words[name] for name in whole.names))
     for line in whole.slices:
-        table.add_row(f"{line.attribute} = {line.value}", f"{line.rows:,}", *map(_short, line.quality))
+        table.add_row(Text(f"{line.attribute} = {line.value}"), f"{line.rows:,}", *map(_short, line.quality))
     return table
 
 
@@ -252,6 +271,7 @@ def machine(found: Found) -> dict[str, object]:
         "differences": () if whole is None else whole.differences,
         "classes": () if whole is None else tuple(map(_classes_told, whole.classes)),
         "slices": () if whole is None else whole.slices,
+        "fields": () if whole is None else whole.fields,
     }
 
 

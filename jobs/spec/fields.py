@@ -141,7 +141,7 @@ class OutputFile(msgspec.Struct, frozen=True):
     on_invalid: Literal["ask_again", "keep", "dead_letter"] = "ask_again"
 
 
-ScorerType = Literal["exact", "regex", "json_schema", "numeric", "function", "judge"]
+ScorerType = Literal["exact", "regex", "json_schema", "fields", "numeric", "function", "judge"]
 
 
 class ScorerFile(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ def scorer(at: Context, path: Path, file: ScorerType | ScorerFile) -> Scorer:
         file = ScorerFile(type=file)
     kind = file.type or ("function" if file.function else None)
     if kind is None:
-        raise doc.error(path, "say its `type:` (exact, regex, json_schema, numeric, function or judge)")
+        raise doc.error(path, "say its `type:` (exact, regex, json_schema, fields, numeric, function or judge)")
     for name, owner in _OWNERS.items():
         if (getattr(file, name) is not None) != (kind == owner):
             raise doc.error(path, f"`{name}` belongs to a scorer of type {owner}, and there it is needed")

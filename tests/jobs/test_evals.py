@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -482,6 +483,30 @@ def test_the_price_holds_what_judges_ask_about_every_answer(base: RunSpec) -> No
     assert run.budgets[-1].limit_nano > 1.25 * (cost.judges.high + plain.cost_nano.high)
     prepared = prepare(spec, "judged", scorer="judge", models=models)
     assert "of it for judges" in view.price_words(cost, prepared, 1)
+
+
+def test_answers_that_are_json_are_compared_field_by_field(base: RunSpec) -> None:
+    """Rows need a JSON answer; the table says which field is how often right."""
+    rows = fixed(4)
+    for row, label in zip(rows, ({"kind": "bill", "[b]sum": 3}, '{"kind": "mail"}', "no JSON", None), strict=True):
+        row["label"] = label
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = judged('[{type: fields, expected: "{{ label }}", tolerance: 0.5}]')
+    prepared = prepare(spec, scorer="fields", models=models_of(base.catalog, ("a", "b")))
+    assert prepared.made.rows == 2
+    without = {"without an expected answer": 1, "whose expected answer is no JSON object or list": 1}
+    assert prepared.made.left == without
+    made = Committed(prepared)
+    a = base.catalog.models["a"].live
+    for row in range(2):
+        made.result(row, [attempt(1, "primary", "a"), attempt(2, "shadow", "b")])
+        for model, version, said in (("a", a, '{"kind": "bill", "[b]sum": 3.2}'), ("b", "v1", "?")):
+            made.score(row, model, version, 1.0, scorer="fields", output=said)
+    found = made.found()
+    assert found.evaluation is not None
+    fields = {line.name: (line.rows, [each and each.mean for each in line.quality]) for line in found.evaluation.fields}
+    assert fields == {"kind": (2, [0.5, 0.0]), "[b]sum": (1, [1.0, 0.0])}
+    assert re.search(r"\[b\]sum +1 +1.00", told(found))
 
 
 def test_rows_that_the_scorer_who_decides_can_not_score_are_not_paid_for(base: RunSpec) -> None:
