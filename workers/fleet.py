@@ -22,6 +22,8 @@ MAX_STARTS = 5
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
+AWAY_S = 0.5
+"""Before a worker is asked again to which there was no way."""
 START_ASKED_S = 60.0
 """How often a worker that loads is asked whether it is there: a reply can get lost."""
 BACKLOG = 128
@@ -216,11 +218,12 @@ class Fleet:
         await answered(ask, PING_S)
 
     async def _until_lost(self, worker: Worker) -> None:
-        """Returns when its process is gone, or has not answered for long."""
+        """Returns when its process is gone, or has not answered for long: its calls are paid for again then, which a
+        connection that broke for a moment is no reason for."""
         from ray.exceptions import RayTaskError
 
         handle = worker.handle
-        gone = asyncio.ensure_future(_await(handle.lost.remote()))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        gone = asyncio.ensure_future(_gone(handle))
         heard = time.monotonic()
         try:
             while not gone.done():
@@ -230,15 +233,12 @@ class Fleet:
                 try:
                     self._heard(worker, await asyncio.wait_for(handle.gauges.remote(self._job), PING_S))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
                     heard = time.monotonic()
-                except TimeoutError:
+                except RayTaskError:  # it answers: gauges that can't be read are no reason either
+                    heard = time.monotonic()
+                except Exception:  # noqa: BLE001 - no answer, or no way to it: `gone` says so where its process is gone
                     if time.monotonic() - heard > SILENT_S:
                         kill(handle)
                         return
-                except RayTaskError:  # it answers: gauges that can't be read are no reason to pay for its calls again
-                    heard = time.monotonic()
-                except Exception:  # noqa: BLE001 - its process is gone: `gone` says so in a moment
-                    await asyncio.wait([gone], timeout=1.0)
-                    return
         finally:
             gone.cancel()
 
@@ -316,6 +316,19 @@ def _actor(settings: WorkerSettings, name: str, model: Model | None) -> object:
         scheduling_strategy="SPREAD",
     )
     return options.remote(msgspec.msgpack.encode(settings))  # pyright: ignore[reportCallIssue]
+
+
+async def _gone(handle: object) -> None:
+    """Returns when the process is gone. While nothing is known of it, it is asked again."""
+    from ray.exceptions import ActorUnavailableError
+
+    while True:
+        try:
+            await handle.lost.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        except ActorUnavailableError:
+            await asyncio.sleep(AWAY_S)
+        except Exception:  # noqa: BLE001 - Ray's words for a process that is gone differ
+            return
 
 
 async def _await(call: Awaitable[object]) -> None:

@@ -8,7 +8,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from penstock.engine.catalog import Account, Catalog, Limits
 from penstock.workers import fleet as shell
@@ -25,6 +25,8 @@ class Hands:
 
     def __init__(self, **mute: int) -> None:
         self.mute = mute
+        self.failing: dict[str, Exception] = {}
+        """Call → what it raises; `lost` also where it was asked before."""
         self.heard: list[str] = []
         self.governed: list[object] = []
         """What it was told at each start."""
@@ -39,10 +41,12 @@ class Method:
 
     async def remote(self, *arguments: object) -> object:
         self.hands.heard.append(self.name)
+        while self.name == "lost" and "lost" not in self.hands.failing:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.005)
+        if self.name in self.hands.failing:
+            raise self.hands.failing[self.name]
         if self.name == "start":
             self.hands.governed += arguments
-        elif self.name == "lost":
-            await asyncio.Event().wait()
         if self.hands.mute.get(self.name, 0) > 0:
             self.hands.mute[self.name] -= 1
             await asyncio.Event().wait()
@@ -88,6 +92,60 @@ class Cluster:
 
     def actor(self, settings: WorkerSettings, name: str, model: object) -> Hands:
         return self.there.setdefault(name, self.first or Hands())
+
+
+class Watched:
+    """A fleet whose one worker is watched for its loss."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shell, "PING_S", 0.02)
+        monkeypatch.setattr(shell, "AWAY_S", 0.02)
+        self.hands, self.killed = Hands(), list[object]()
+        monkeypatch.setattr(shell, "kill", self.killed.append)
+        self.worker = Worker("api:a", 0)
+        self.worker.handle = self.hands
+        self.lost = asyncio.ensure_future(made()._until_lost(self.worker))
+
+    async def asked(self, times: int) -> None:
+        """Until its gauges were asked for so often again."""
+        upto = self.hands.heard.count("gauges") + times
+        async with asyncio.timeout(5):
+            while self.hands.heard.count("gauges") < upto and not self.lost.done():  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+
+
+async def test_a_broken_connection_is_no_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lanes would take back all its calls and pay for them again, while it goes on with them."""
+    watched = Watched(monkeypatch)
+    await watched.asked(1)
+    away = ActorUnavailableError("the connection broke", None)
+    watched.hands.failing = {"gauges": away, "lost": away}
+    await watched.asked(3)
+    watched.hands.failing = {}
+    await watched.asked(3)
+    assert not watched.lost.done()
+    watched.lost.cancel()
+
+
+async def test_a_worker_that_is_gone_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its end is told: also after its connection had broken."""
+    watched = Watched(monkeypatch)
+    watched.hands.failing = {"gauges": ActorDiedError(), "lost": ActorUnavailableError("it broke", None)}
+    await watched.asked(2)
+    watched.hands.failing["lost"] = ActorDiedError()
+    async with asyncio.timeout(2):
+        await watched.lost
+    assert watched.killed == []
+
+
+async def test_a_worker_without_a_connection_for_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that does not answer: another takes its place, and two must not work."""
+    monkeypatch.setattr(shell, "SILENT_S", 0.3)
+    watched = Watched(monkeypatch)
+    watched.hands.failing = dict.fromkeys(("gauges", "lost"), ActorUnavailableError("no way", None))
+    async with asyncio.timeout(5):
+        await watched.lost
+    assert watched.killed == [watched.hands]
 
 
 @pytest.mark.parametrize("call", ["start", "serve"])
