@@ -24,13 +24,15 @@ def tell(job: str, sets: tuple[str, ...], task: str, sensitivity: str | None, pl
     """Raises `SpecError`, `Corrupt`, `Temporary`."""
     from penstock.connectors.measured import Registry
     from penstock.connectors.state import open_state
+    from penstock.connectors.steering import SteeringFile
     from penstock.jobs.look.standing import known
     from penstock.jobs.look.standing import plot as drawn
 
     if plot is not None and not plot.endswith((".svg", ".html")):
         raise SpecError(f"--plot {plot}: name a file that ends in .svg or .html")
     spec = shared.load_job(job, sets)
-    found = known(spec, Registry(open_state(spec.state)).read(), task, sensitivity)
+    measured, steered = Registry(open_state(spec.state)).read(), SteeringFile(spec.state).read()
+    found = known(spec, measured, task, sensitivity, steered[0] if steered is not None else None)
     if plot is not None:
         Path(plot).write_text(drawn(found, page=plot.endswith(".html")), "utf-8")
     if as_json:

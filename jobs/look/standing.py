@@ -15,6 +15,8 @@ from penstock.engine.registry.document import Measured
 from penstock.engine.registry.standing import Standing, cost_per_accepted, read
 from penstock.engine.registry.standings import scorer_of, standings
 from penstock.engine.router import COMMON_TOKENS, Rejection, Router
+from penstock.engine.steering.document import Steering
+from penstock.engine.steering.turn import Turn
 from penstock.jobs.look.page.scatter import Point, scatter
 from penstock.workers.runspec import RunSpec
 
@@ -50,14 +52,18 @@ class Standings(msgspec.Struct, frozen=True):
     """Versions of other prompts that were measured for this task."""
 
 
-def known(spec: RunSpec, shared: Measured, task: str, sensitivity: str | None = None) -> Standings:
-    """Raises `SpecError` where the job has no such task."""
+def known(
+    spec: RunSpec, shared: Measured, task: str, sensitivity: str | None = None, steering: Steering | None = None
+) -> Standings:
+    """`steering`: what all jobs obey; while a rollout goes, the baseline stands for its model. Raises `SpecError` where
+    the job has no such task."""
     wanted = spec.policy.tasks.get(task)
     if wanted is None:
         raise SpecError(f"the job has no task {task!r}; tasks: {', '.join(spec.policy.tasks)}")
     found = standings(shared, spec.catalog, spec.policy)
     router = Router(spec.catalog, spec.policy)
     router.learn(found)
+    router.steer(Turn(spec.catalog.models, Steering(live=steering.live) if steering is not None else None))
     asked = Request(b"x" * (COMMON_TOKENS * BYTES_PER_TOKEN))
     route = router.route(Attributes(task=task, sensitivity=sensitivity), asked)
     prompt = wanted.prompt.version if wanted.prompt else ""
@@ -68,7 +74,7 @@ def known(spec: RunSpec, shared: Measured, task: str, sensitivity: str | None = 
     rows: list[Known] = []
     for model in spec.catalog.models.values():
         for version in model.versions:
-            live = version.id == model.live
+            live = version.id == router.turn.pick(model, None).version
             standing = seen.get((model.name, version.id))
             if standing is None and not (live and (model.name in order or model.name in refused)):
                 continue

@@ -21,7 +21,8 @@ accounts: {{a: {{protocol: openai, base_url: "http://localhost:1/v1"}}}}
 models:
   - {{name: cheap, account: a, model: c, price: {{input_per_million: 1, output_per_million: 1}},
      quality: {{sort: 0.95}}}}
-  - {{name: good, account: a, model: g, price: {{input_per_million: 5, output_per_million: 5}}}}
+  - {{name: good, account: a, price: {{input_per_million: 5, output_per_million: 5}},
+     live: g, versions: [{{id: g, model: g}}, {{id: h, model: h}}]}}
   - {{name: top, account: a, model: t, price: {{input_per_million: 50, output_per_million: 50}},
      quality: {{sort: 0.97}}}}
 tiers: {{1: [cheap, good, top]}}
@@ -75,6 +76,22 @@ def test_the_table_tells_bounds_costs_and_the_choice(job: Path, capsys: pytest.C
     assert "under 0.8" in said
     assert "top: quality 0.97 declared" in said
     assert "other prompts of this task were measured too, and don't count: other" in said
+
+
+def test_after_a_promotion_the_version_that_all_jobs_use_is_the_live_one(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--state", str(tmp_path / "state"))
+    assert call(["rollout", "start", "good", "h", "--stages", "50", "--job", str(job), *where]) == 0
+    assert places(job, capsys) == {"good@g": 0, "top@t": 1, "cheap@c": None}
+    assert call(["rollout", "promote", "good", *where]) == 0
+    assert places(job, capsys) == {"top@t": 0, "cheap@c": None, "good@g": None, "good@h": None}
+
+
+def places(job: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, int | None]:
+    capsys.readouterr()
+    assert call(["models", str(job), "--task", "sort", "--json"]) == 0
+    return {f"{row['model']}@{row['version']}": row["place"] for row in json.loads(capsys.readouterr().out)["models"]}
 
 
 def test_machines_get_numbers(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
