@@ -32,7 +32,8 @@ DEAD_AFTER_S = 7 * 86_400.0
 
 class Registry:
     """One run's hand on the registry, for readers with `run=""`. `life`: when the run was begun, or begun anew
-    by `--fresh`, as its plan says; `epoch`: of the command that holds it. A newer life is newer whatever its epoch."""
+    by `--fresh`, as its plan says; `epoch`: of the command that holds it. A newer life is newer whatever its epoch.
+    `data`: of an evaluation, which rows it asks."""
 
     def __init__(
         self,
@@ -41,11 +42,13 @@ class Registry:
         epoch: int = 0,
         life: float = 0.0,
         *,
+        data: str = "",
         now: Callable[[], float] = time.time,
     ) -> None:
         self._state = state
         self._run = run
         self._me = (life, epoch)
+        self._data = data
         self._now = now
         self.owns = False
         """The run's sums carry our name, or did until a newer command came."""
@@ -109,8 +112,8 @@ class Registry:
         if sums is None:
             run = self._shared()[0].runs.get(self._run)
             if run is None:
-                return Sums(*self._me)
-            lost = Sums(*self._me, opening=run.opening, states=(Numbered(run.number, cells),))
+                return Sums(*self._me, data=self._data)
+            lost = Sums(*self._me, run.opening, states=(Numbered(run.number, cells),), data=self._data)
             self._swap(lambda shared: _reopen(shared, self._run, lost, self._now()))
             return msgspec.structs.replace(lost, opening=lost.opening + 1)
         if self._me < (sums.life, sums.epoch) or (self.owns and not self._is_mine(sums)):

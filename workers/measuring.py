@@ -74,7 +74,8 @@ class Measuring:
 
     def hold(self, epoch: int, life: float) -> None:
         """The run is ours. `life`: when it was begun, as its plan says."""
-        self._registry = Registry(open_state(self._spec.state), self._spec.run_id, epoch, life)
+        state, data = open_state(self._spec.state), self._spec.data
+        self._registry = Registry(state, self._spec.run_id, epoch, life, data=data)
 
     async def first(self, tell: Tell) -> None:
         """What others measured decides from the first item on. Raises `Corrupt`, `Temporary` where a cascade's

@@ -81,6 +81,8 @@ class RunSpec(msgspec.Struct, frozen=True):
     review: Review | None = None
     pinned: bool = False
     """Versions stand as the catalogue says, whatever is steered for other jobs: an evaluation compares just these."""
+    data: str = ""
+    """Of an evaluation: a hash of its rows. Asked again they are no new evidence. Empty: rows that come once."""
 
     @property
     def endless(self) -> bool:

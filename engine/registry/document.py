@@ -31,6 +31,8 @@ MAX_RUNS = 500
 MAX_ROWS = 1_000
 """Cells: some 400 kB. Beyond it arms of experiments that nobody adds to are merged, then the oldest cells go."""
 MAX_MERGED = 200
+MAX_FIRST = 1_000
+"""Evaluations times candidates; beyond it the oldest would count again."""
 
 
 class Numbered(msgspec.Struct, frozen=True):
@@ -47,6 +49,8 @@ class Sums(msgspec.Struct, frozen=True):
     opening: int = 1
     closed: bool = False
     states: tuple[Numbered, ...] = (Numbered(0),)
+    data: str = ""
+    """Of an evaluation: which rows it asks. Empty: rows that come once."""
 
     @property
     def latest(self) -> Numbered:
@@ -99,6 +103,8 @@ class Measured(msgspec.Struct):
     recent: list[Recent] = msgspec.field(default_factory=list[Recent])
     merged: list[str] = msgspec.field(default_factory=list[str])
     """Experiments whose arms are told apart no more."""
+    first: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    """Rows of an evaluation, task, model, version and prompt → the run whose scores count (`_new`)."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -116,8 +122,22 @@ def fold(into: Measured, name: str, sums: Sums, now: float) -> bool:
         base = next((state.cells for state in sums.states if state.number == run.number), None)
     run.number, run.at = latest.number, now
     if base is not None:  # else a document from a backup: what lies between can't be known, and is left out
-        _apply(into, _difference(latest.cells, base), now)
+        cells = _difference(latest.cells, base)
+        _apply(into, cells if not sums.data else [_new(into, name, sums.data, cell) for cell in cells], now)
     return True
+
+
+def _new(into: Measured, name: str, data: str, cell: Cell) -> Cell:
+    """The same rows asked again tell what they cost now, and nothing new of an answer's quality: the scores of the run
+    that told them first count."""
+    if not cell.scores:
+        return cell
+    key = "\n".join((data, cell.task, cell.model, cell.version, cell.prompt))
+    if into.first.setdefault(key, name) == name:
+        if len(into.first) > MAX_FIRST:
+            del into.first[next(iter(into.first))]
+        return cell
+    return msgspec.structs.replace(cell, scores={})
 
 
 def opened(into: Measured, name: str, sums: Sums, now: float) -> None:

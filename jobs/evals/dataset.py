@@ -78,6 +78,8 @@ class Made(msgspec.Struct, frozen=True):
     requests: bool
     labelled_by_people: int
     left: dict[str, int]
+    digest: str = ""
+    """Of the rows as models see them, whatever is expected of them now."""
 
 
 def _place(line: Fields) -> int:
@@ -130,7 +132,8 @@ def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> M
         why = ", ".join(f"{n:,} {reason}" for reason, n in keeper.left.items()) or "the source is empty"
         raise SpecError(f"no row of task {asked.task} can be scored ({why})")
     _write(place, rows, asked)
-    return Made(len(rows), rows[0].is_request, sum(row.by_people for row in rows), dict(keeper.left))
+    digest = short_hash(b"".join(msgspec.json.encode(row.line, order="deterministic") for row in rows))
+    return Made(len(rows), rows[0].is_request, sum(row.by_people for row in rows), dict(keeper.left), digest)
 
 
 def _write(place: Path, rows: list[Labelled], asked: Asked) -> None:

@@ -68,6 +68,7 @@ def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None) -> 
         made = dataset.make(place, base, asked, samples)
         publish(place / "made.json", msgspec.json.encode(made))
     spec = derived.spec_of(base, asked, place, name, requests=made.requests)
+    spec = msgspec.structs.replace(spec, data=made.digest)
     publish(place / "eval.json", msgspec.json.encode(asked))  # last: what it says is all there
     return Prepared(name, place, asked, made, spec, known is not None)
 

@@ -63,6 +63,23 @@ def test_jobs_add_up_and_a_later_job_reads_what_an_earlier_one_measured(tmp_path
     assert total(Registry(state).read()) == summed([exact(cell(30, 18))], [exact(cell(4, 4, "p2"))])
 
 
+def test_the_same_rows_evaluated_again_are_no_new_evidence_of_quality(tmp_path: Path) -> None:
+    """Of what they cost now they are. Other rows, another model version or prompt, and the first run itself when it
+    goes on, count."""
+    state = FolderState(tmp_path)
+    first = Registry(state, "eval-a", 1, data="rows")
+    first.tell([cell(10, 8)])
+    for n in range(8):
+        Registry(state, f"eval-again-{n}", 1, data="rows").end([cell(100, 92)])
+    first.end([cell(100, 92)])
+    Registry(state, "eval-b", 1, data="others").end([cell(50, 40), cell(5, 5, "p2")])
+    Registry(state, "eval-c", 1, data="rows").end([cell(7, 7, "p2")])
+    by_prompt = {each.prompt: each for each in summed(Registry(state).read().cells)}
+    assert (by_prompt[""].items, by_prompt[""].scores["exact@1"].n) == (950, 150)
+    assert by_prompt["p2"].scores["exact@1"].n == 12
+    assert sum(w.scores.n for one in Registry(state).read().recent for w in one.windows) == 162
+
+
 def test_a_run_that_goes_on_another_day_adds_only_what_is_new(tmp_path: Path) -> None:
     """Its lanes tell all that they ever measured; the command that ended it had told most of that."""
     state = FolderState(tmp_path)
