@@ -120,6 +120,14 @@ class Exposure(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     version: tuple[str, str] | None = None
     prompt_version: str = ""
     """Empty: the task's own."""
+    params: str = ""
+    """Hash of the arm's own parameters; empty: it has none."""
+
+    def asked(self, prompt: str) -> str:
+        """The prompt version of its items; `prompt`: the task's. With other parameters it is another thing to measure:
+        what is cut off after five tokens says nothing of the model."""
+        own = self.prompt_version or prompt
+        return f"{own}+{self.params}" if self.params else own
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):

@@ -107,9 +107,9 @@ class Calls:
         return cascade
 
     def _asked_otherwise(self, slot: Slot) -> bool:
-        """An experiment asks it another prompt than its cascade was calibrated with."""
+        """An experiment asks it another prompt, or with other parameters, than its cascade was calibrated with."""
         exposure = slot.item.exposure
-        return exposure is not None and bool(exposure.prompt_version) and slot.route.task in self.promises
+        return exposure is not None and bool(exposure.asked("")) and slot.route.task in self.promises
 
     def may_judge(self, slot: Slot) -> bool:
         """Is a judge's word on an answer of its cascade of any use? Where no threshold holds, only to find one."""
@@ -245,9 +245,8 @@ class Calls:
 
     def versions(self, slot: Slot) -> tuple[str, str]:
         """(policy, prompt): of an experiment's arm, or the task's own."""
-        exposure = slot.item.exposure
-        prompt = (exposure.prompt_version if exposure is not None else "") or self._prompts.get(slot.route.task, "")
-        return self.policy.version, prompt
+        exposure, prompt = slot.item.exposure, self._prompts.get(slot.route.task, "")
+        return self.policy.version, prompt if exposure is None else exposure.asked(prompt)
 
     def sample(self, result: Result, rehearsal: Rehearsal | None = None) -> Result:
         """Whether it is a quality sample, and its scores. `rehearsal`: the shadow stage of a rollout for which it is

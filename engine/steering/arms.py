@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from itertools import accumulate
 
+from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import Exposure
 from penstock.engine.policy import Arm, Experiment
 
@@ -35,6 +36,7 @@ class Draw:
 
 def exposure(experiment: Experiment, arm: Arm, propensity: float, *, counted: bool = True) -> Exposure:
     prompt = arm.prompt.version if arm.prompt is not None else ""
+    params = short_hash(arm.params_json) if arm.params_json is not None else ""
     if not counted:
-        return Exposure(model=arm.model, version=arm.version, prompt_version=prompt)
-    return Exposure(experiment.id, arm.name, propensity, arm.model, arm.version, prompt)
+        return Exposure(model=arm.model, version=arm.version, prompt_version=prompt, params=params)
+    return Exposure(experiment.id, arm.name, propensity, arm.model, arm.version, prompt, params)
