@@ -22,7 +22,7 @@ from penstock.engine.flow.cells import Cell
 from penstock.engine.policy import Experiment, Policy
 from penstock.engine.steering import document, rollout
 from penstock.engine.steering.document import Steering
-from penstock.engine.steering.evidence import judged, unpaid
+from penstock.engine.steering.evidence import judged, silent, unpaid
 from penstock.engine.steering.judges import trusted
 from penstock.engine.steering.rollout import Rollout
 from penstock.engine.steering.trials import broken
@@ -171,7 +171,8 @@ class Steersman:
         cells, judges = list(self._reading()), trusted(read_judges(open_state(self._url)).values())
 
         def seen(at: Rollout, *, bounds: bool) -> Rollout | None:
-            return rollout.see(at, judged(at, cells, judges, bounds=bounds), now, unpaid(at, cells))
+            told = judged(at, cells, judges, bounds=bounds)
+            return rollout.see(at, told, now, unpaid(at, cells), silent(at, cells))
 
         due = [at for at in running if seen(at, bounds=False) is not None]
         moves = [(at, after) for at in due if (after := seen(at, bounds=True)) is not None]

@@ -11,19 +11,16 @@ that no call was charged for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import log
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar
 
 import msgspec
 
 from penstock.engine.errors import Corrupt
-from penstock.engine.flow.settle import Priced
 from penstock.engine.flow.tally import TaskTally, add_counts
-from penstock.engine.items import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
+from penstock.engine.items import Score
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
-from penstock.engine.policy import Promise
 
 K = TypeVar("K", str, int)
 
@@ -33,18 +30,9 @@ Key = tuple[str, str, str, str, str, CellRole, str, str]
 
 CELLS = "cells"
 """Name of the chunk that holds a lane's cells."""
-MAX_CELLS = 128
-"""Of one lane; some 300 bytes each go with every commit. Beyond it a new one counts without prompt, price and arm."""
-MAX_ARMS = 384
-"""Cells of arms beside them: guards see nothing else, and a watch over many tasks fills two a task and round."""
-IN_USE = 4
-"""Experiments and rollouts whose arms are told apart for sure: one item's calls are in fewer. Beyond `MAX_ARMS` the
-arms of the one that nobody added to for longest are merged."""
 MAX_VALUES = 128
 """Different scores that one scorer may give in a cell, in thousandths; beyond it they are counted in hundredths."""
 HUNDREDTH = 10
-REST = "*"
-"""Stands for prompt, price and arm in a cell that took what found no other."""
 LN = 1_000.0
 """Logarithms are kept in thousandths: a tenth of a per cent of a cost."""
 
@@ -135,12 +123,28 @@ class Cell(msgspec.Struct, omit_defaults=True):
     """The same of milliseconds."""
     unpaid: int = 0
     """Items answered from here that were to have such a shadow, and its money was spent."""
+    left: int = 0
+    """Items answered from here that were to have such a shadow, and a limit or an outage left them without."""
     doubted: int = 0
     """Of `items`, those that gave an answer that their cascade did not believe: it went on for a better one."""
     unheard: int = 0
     """Of `items` of a candidate in its shadow stage, those that a limit or an outage left without an answer."""
     accepted: dict[int, Scored] = msgspec.field(default_factory=dict[int, Scored])
     """Version of a cascade's calibration → scores of those that it accepted, by the scorer that it names."""
+    ended: int = 0
+    """Items of an experiment that ended here: with an answer from here, or without one and here at last. `whole_…` and
+    what follows count all of their calls, those at other models too: an arm pays for its fallbacks."""
+    dead: int = 0
+    """Of them, those without an answer."""
+    balked: int = 0
+    """Of them, those that some provider's policy refused."""
+    united: int = 0
+    """Of them, those with a `unit`: they come in groups that share an arm."""
+    whole_cost_n: int = 0
+    whole_cost_ln: int = 0
+    whole_cost_ln2: int = 0
+    whole_ms_ln: int = 0
+    whole_ms_ln2: int = 0
 
     @property
     def key(self) -> Key:
@@ -185,217 +189,6 @@ def decoded(data: bytes) -> list[Cell]:
         return _decoder.decode(data)
     except msgspec.MsgspecError as error:
         raise Corrupt(f"the lane's cells can't be read ({error}); restore its progress from a backup") from error
-
-
-class Cells:
-    """A lane's cells. `rows` is what its progress holds; `promises`: task → what its cascade's calibration promised."""
-
-    def __init__(
-        self,
-        rows: Iterable[Cell] = (),
-        priced: Mapping[tuple[str, str], Priced] | None = None,
-        promises: Mapping[str, Promise] | None = None,
-    ) -> None:
-        self.rows = list(rows)
-        self._priced = priced or {}
-        self._promises = promises or {}
-        self._by_key = {cell.key: cell for cell in self.rows}
-        self._arms = sum(map(_is_arm, self.rows))
-        self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)
-        """Experiments and rollouts, the one that was added to last at the end."""
-
-    def result(self, result: Result) -> None:
-        attempts = result.attempts
-        if not attempts:
-            return
-        task, prompt, price = result.route.task, result.prompt_version, result.price_version
-        key: Key = (task, result.model, result.model_version, prompt, price, "", result.experiment, result.arm)
-        own = self.at(key)
-        own.results += 1
-        own.unpaid += result.unpaid
-        if len(attempts) == 1:
-            one = attempts[0]
-            _call(own, one)
-            _item(own, one.cost_nano, one.ms)
-        else:
-            own.judge_nano += self._several(task, prompt, attempts, own)
-            if result.unheard:
-                self._unheard(task, prompt, attempts)
-        for score in result.scores:
-            _score(own, score)
-        promise = self._promises.get(task) if result.signal is not None else None
-        if promise is not None:
-            for score in result.scores:
-                if f"{score.scorer}@{score.scorer_version}" == promise.scorer:
-                    own.accepted.setdefault(promise.calibration, Scored()).add(score)
-        for doubted in result.doubted:  # else its model would look as good as the answers that it was sure of
-            at = self.at(self._key(task, doubted.model, doubted.model_version, prompt, "shadow"))
-            for score in doubted.scores:
-                _score(at, score)
-        for shadow in result.shadows:
-            arm = shadow.experiment, shadow.arm
-            at = self.at(self._key(task, shadow.model, shadow.model_version, prompt, "shadow", *arm))
-            at.results += 1
-            for score in shadow.scores:
-                _score(at, score)
-            if shadow.experiment:
-                _pair(at, result.scores, shadow.scores)
-                _pair_sizes(at, result, shadow)
-
-    def dead(self, dead: DeadLetter) -> None:
-        """An item without a result counts as one at each model that was asked."""
-        if dead.attempts and dead.route is not None:
-            task = dead.route.task
-            self._several(task, dead.prompt_version, dead.attempts)
-
-    def adjust(self, line: CostLine) -> None:
-        """A closing line of own engines: hours that belong to no item."""
-        at = self.at(("", line.model, line.model_version, "", line.price_version, "idle", "", ""))
-        at.cost_nano += line.cost_nano
-
-    def at(self, key: Key) -> Cell:
-        experiment = key[6]
-        if experiment:
-            self._recent.pop(experiment, None)
-            self._recent[experiment] = None
-        cell = self._by_key.get(key)
-        return cell if cell is not None else self._new(key)
-
-    def _new(self, key: Key) -> Cell:
-        while key[6] and self._arms >= MAX_ARMS and len(self._recent) > IN_USE:
-            self._merge(next(iter(self._recent)))
-        return self._placed(self._room(key))
-
-    def _room(self, key: Key) -> Key:
-        """Where it is counted: at itself, or, where there are too many, at what takes the rest of its model."""
-        full = self._arms >= MAX_ARMS if key[6] else len(self.rows) - self._arms >= MAX_CELLS
-        if not full or key in self._by_key:
-            return key
-        task, model, version, _, _, role, _, _ = key
-        return task, model, version, REST, REST, role, REST, REST
-
-    def _placed(self, key: Key) -> Cell:
-        cell = self._by_key.get(key)
-        if cell is None:
-            cell = self._by_key[key] = Cell(*key)
-            self.rows.append(cell)
-            self._arms += _is_arm(cell)
-        return cell
-
-    def _merge(self, experiment: str) -> None:
-        """Tell the arms of an experiment or rollout apart no more: it is over for long, and another one, whose guards
-        see its cells alone, needs the room."""
-        del self._recent[experiment]
-        gone = [cell for cell in self.rows if cell.experiment == experiment]
-        self.rows = [cell for cell in self.rows if cell.experiment != experiment]
-        self._by_key = {cell.key: cell for cell in self.rows}
-        self._arms -= len(gone)
-        for cell in gone:
-            key = self._room((*cell.key[:6], "", ""))
-            _, _, _, prompt, price, _, name, arm = key
-            moved = msgspec.structs.replace(cell, prompt=prompt, price=price, experiment=name, arm=arm)
-            add({key: self._placed(key)}, [moved])
-
-    def _key(self, task: str, model: str, version: str, prompt: str, role: CellRole, *arm: str) -> Key:
-        at = self._priced.get((model, version))
-        experiment, name = arm or ("", "")
-        return task, model, version, prompt, at.price.version if at is not None else "", role, experiment, name
-
-    def _unheard(self, task: str, prompt: str, attempts: Sequence[Attempt]) -> None:
-        """A candidate that was given up before it was called has no item here."""
-        asked = next((each for each in attempts if each.role == "shadow" and each.experiment), None)
-        if asked is not None:
-            arm = asked.experiment, asked.arm
-            self.at(self._key(task, asked.model, asked.model_version, prompt, "shadow", *arm)).unheard += 1
-
-    def _several(self, task: str, prompt: str, attempts: Sequence[Attempt], own: Cell | None = None) -> int:
-        """The item counts once at each model that it was sent to. `own`: whose answer it has; what others said before
-        was doubted. Returns what judges cost; those of a rollout's shadow stage are on its bill alone."""
-        spent: dict[Key, tuple[int, float]] = {}
-        heard = dict[Key, None]()
-        judged = 0
-        for attempt in attempts:
-            role: CellRole = attempt.role if attempt.role in ("judge", "shadow") else ""
-            judged += attempt.cost_nano if role == "judge" and not attempt.experiment else 0
-            arm = attempt.experiment, attempt.arm
-            key = self._key(task, attempt.model, attempt.model_version, prompt, role, *arm)
-            _call(self.at(key), attempt)
-            cost, ms = spent.get(key, (0, 0.0))
-            spent[key] = cost + attempt.cost_nano, ms + attempt.ms
-            if not role and attempt.outcome == "ok":
-                heard[key] = None
-        for key, (cost, ms) in spent.items():
-            _item(self.at(key), cost, ms)
-        for cell in map(self.at, heard):
-            cell.doubted += cell is not own
-        return judged
-
-
-def _is_arm(cell: Cell) -> bool:
-    return cell.experiment not in ("", REST)
-
-
-def _call(cell: Cell, attempt: Attempt) -> None:
-    cell.calls += 1
-    usage = attempt.usage
-    if usage is not None:
-        cell.input += usage.input
-        cell.output += usage.output
-        if usage.cached or usage.cache_write or usage.cache_write_1h or usage.reasoning:
-            cell.cached += usage.cached
-            cell.cache_write += usage.cache_write
-            cell.cache_write_1h += usage.cache_write_1h
-            cell.reasoning += usage.reasoning
-    if attempt.outcome != "ok":
-        cell.failures[attempt.outcome] = cell.failures.get(attempt.outcome, 0) + 1
-
-
-def _item(cell: Cell, cost_nano: int, ms: float) -> None:
-    cell.items += 1
-    cell.cost_nano += cost_nano
-    if cost_nano > 0:
-        x = int(LN * log(cost_nano))
-        cell.cost_n += 1
-        cell.cost_ln += x
-        cell.cost_ln2 += x * x
-        cell.cost_square += float(cost_nano) * cost_nano
-    x = int(LN * log(ms if ms > 1.0 else 1.0))
-    cell.ms_ln += x
-    cell.ms_ln2 += x * x
-
-
-def _score(cell: Cell, score: Score) -> None:
-    name = f"{score.scorer}@{score.scorer_version}"
-    scored = cell.scores.get(name)
-    if scored is None:
-        scored = cell.scores[name] = Scored()
-    scored.add(score)
-
-
-def _pair(cell: Cell, base: Sequence[Score], other: Sequence[Score]) -> None:
-    """By each scorer that scored both."""
-    scores = {(score.scorer, score.scorer_version): score.score for score in base}
-    for score in other:
-        mine = scores.get((score.scorer, score.scorer_version))
-        if mine is not None:
-            name = f"{score.scorer}@{score.scorer_version}"
-            cell.pairs.setdefault(name, Scored()).count(score.score - mine)
-
-
-def _pair_sizes(cell: Cell, result: Result, shadow: ShadowAnswer) -> None:
-    """What the two answers cost, and how long they took, with the calls that failed before them."""
-    own = [call for call in result.attempts if (call.experiment, call.arm) == (result.experiment, result.arm)]
-    cost = sum(call.cost_nano for call in own)
-    if cost > 0 and shadow.cost_nano > 0:
-        x = round(LN * log(shadow.cost_nano / cost))
-        cell.pair_cost_n += 1
-        cell.pair_cost_ln += x
-        cell.pair_cost_ln2 += x * x
-    if own:
-        x = round(LN * log(max(1.0, shadow.ms) / max(1.0, sum(call.ms for call in own))))
-        cell.pair_ms_n += 1
-        cell.pair_ms_ln += x
-        cell.pair_ms_ln2 += x * x
 
 
 _decoder = msgspec.msgpack.Decoder(list[Cell])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.engine.catalog import Price
-from penstock.engine.flow.cells import Cells
+from penstock.engine.flow.booking import Cells
 from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.progress import Progress
 from penstock.engine.flow.settle import count_dead, count_result, too_large_of

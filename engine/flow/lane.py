@@ -23,8 +23,9 @@ import msgspec
 from penstock.engine.budget import EXPLORING, Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.anew import routed_anew
+from penstock.engine.flow.booking import Cells
 from penstock.engine.flow.calls import Calls
-from penstock.engine.flow.cells import CELLS, Cells, cells_in
+from penstock.engine.flow.cells import CELLS, cells_in
 from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.copies import Copies
 from penstock.engine.flow.deadlines import Deadlines

@@ -33,7 +33,7 @@ from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
 from penstock.engine.steering import words
 from penstock.engine.steering.judges import is_judge
-from penstock.engine.steering.rollout import BASELINE, ROUNDS, SHADOW, UNPAIRED, Rollout, Told, arm_of
+from penstock.engine.steering.rollout import BASELINE, ROUNDS, SHADOW, UNPAIRED, Rollout, Silent, Told, arm_of
 
 GUARDS: Mapping[str, Guard] = {
     "quality": Guard(name="quality", fail_beyond=0.0, pass_within=-0.05, max_items=750),
@@ -140,6 +140,17 @@ def counts(rollout: Rollout, cells: Iterable[Cell]) -> dict[int, tuple[int, int]
 def unpaid(rollout: Rollout, cells: Iterable[Cell]) -> int:
     """Items that the candidate was to answer beside the baseline, and for which its shadow's money was spent."""
     return sum(cell.unpaid for cell in cells if cell.experiment == rollout.id)
+
+
+def silent(rollout: Rollout, cells: Iterable[Cell]) -> Silent:
+    """Items of the shadow stage that the candidate left without an answer, beyond those that it answered."""
+    faults, left, answered = 0, 0, 0
+    for (stage, _), sides in _sides(rollout, cells).items():
+        if stage == SHADOW:
+            faults += sum(cell.items - cell.unheard - cell.results for cell in sides.other)
+            left += sum(cell.left for cell in sides.base)
+            answered += sum(cell.results for cell in sides.other)
+    return Silent(faults - answered, faults + left - answered)
 
 
 def shadow_cost(rollout: Rollout, cells: Iterable[Cell]) -> int:

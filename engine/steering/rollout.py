@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from math import isclose
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -52,6 +52,23 @@ UNPAIRED = frozenset({"error_rate", "refusals"})
 """Guards that a shadow stage can't decide, for the candidate is asked for no item that the baseline failed."""
 UNPAID = 20
 """Items without money for their shadow that end the stage: a single long one may find none while others still do."""
+
+
+SILENT = 100
+"""Items more without an answer of the candidate than with one that end a shadow stage: it would never fill its pairs. A
+guess; one that answers every second item or more is for the guards."""
+
+
+class Silent(NamedTuple):
+    """Items that a candidate left without an answer in its shadow stage, less those that it answered."""
+
+    faults: int = 0
+    """By its own fault."""
+    whole: int = 0
+    """And for a limit or an outage."""
+
+
+ANSWERED = Silent()
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -248,17 +265,18 @@ def _check_shadow(shadow: Shadowing) -> None:
         raise SpecError("a shadow stage needs money: more than $0")
 
 
-def see(rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0) -> Rollout | None:
+def see(
+    rollout: Rollout, told: Sequence[Told], now: float, unpaid: int = 0, silent: Silent = ANSWERED
+) -> Rollout | None:
     """The guards were asked. `unpaid`: items whose shadow found no money. None: nothing is to be decided."""
     deciding = [each for each in told if not each.informs]
     if rollout.state not in ("running", "watching") or not deciding:
         return None
     failed = [each for each in deciding if each.decision == "fail"]
     if failed:
-        why = "; ".join(each.why for each in failed)
-        if rollout.auto:
-            return _next(rollout, "rolled_back", "rolled_back", rollout.stage, PENSTOCK, now, why, told)
-        return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
+        return _failed(rollout, "; ".join(each.why for each in failed), now, told)
+    if rollout.stage == SHADOW and silent.whole >= SILENT:
+        return _silent(rollout, silent, now, told)
     if rollout.stage == SHADOW and any(each.decision == "fail" and each.guard in UNPAIRED for each in told):
         return _doubtful(rollout, now, told)
     if any(each.decision != "pass" for each in deciding):
@@ -303,6 +321,25 @@ def _watched(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:
     if rollout.round < ROUNDS:
         return _next(rollout, "watching", "watching", rollout.stage + 1, PENSTOCK, now, why, told)
     return _next(rollout, "promoted", "promoted", rollout.stage, PENSTOCK, now, f"{why}, its last", told)
+
+
+def _failed(rollout: Rollout, why: str, now: float, told: Sequence[Told]) -> Rollout:
+    if rollout.auto:
+        return _next(rollout, "rolled_back", "rolled_back", rollout.stage, PENSTOCK, now, why, told)
+    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, f"failed: {why}", told)
+
+
+def _silent(rollout: Rollout, silent: Silent, now: float, told: Sequence[Told]) -> Rollout:
+    """Nothing is there to be compared, and more of the same would follow. A limit or an outage is no fault of its own:
+    a person has to say what follows."""
+    if silent.faults >= SILENT:
+        why = f"{rollout.candidate} failed on {silent.faults:,} more items of its shadow stage than it answered"
+        return _failed(rollout, why, now, told)
+    why = (
+        f"{silent.whole:,} more items have no answer of {rollout.candidate} than have one, for limits or an outage: "
+        "promote it, or roll it back and begin anew when it can be asked"
+    )
+    return _next(rollout, "waiting", "waits", rollout.stage, PENSTOCK, now, why, told)
 
 
 def _doubtful(rollout: Rollout, now: float, told: Sequence[Told]) -> Rollout:

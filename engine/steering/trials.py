@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from penstock.engine.flow.cells import Cell, summed
+from penstock.engine.flow.cells import Cell, Scored, add_scores, summed
 from penstock.engine.measure.allocated import bound_between, difference_between
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import asymptotic_interval
@@ -47,7 +47,10 @@ class ArmSeen(msgspec.Struct, frozen=True):
 class Seen(msgspec.Struct, frozen=True):
     arms: tuple[ArmSeen, ...]
     split: Mismatch | None
-    """None: no answers yet."""
+    """None: no answers yet, or items that share a unit."""
+    united: int = 0
+    """Answers and failures of items that have a `unit`, where units are divided: they come in groups that share an arm
+    and, maybe, their luck, and all that is said here takes them for independent."""
 
 
 def look(experiment: Experiment, cells: Iterable[Cell], trusted: Collection[str] = ()) -> Seen:
@@ -60,8 +63,9 @@ def look(experiment: Experiment, cells: Iterable[Cell], trusted: Collection[str]
         _arm(arm.name, arm.weight / whole, first, by_arm[arm.name], told.get(arm.name, ())) for arm in experiment.arms
     )
     counts = [arm.answers for arm in arms]
-    split = mismatch(counts, [arm.share for arm in arms]) if any(counts) else None
-    return Seen(arms, split)
+    united = sum(cell.united for cells in by_arm.values() for cell in cells) if experiment.unit == "unit" else 0
+    split = mismatch(counts, [arm.share for arm in arms]) if any(counts) and not united else None
+    return Seen(arms, split, united)
 
 
 def broken(
@@ -93,7 +97,24 @@ def _by_arm(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, list[Cel
 
 
 def _beside(first: list[Cell], other: list[Cell]) -> dict[Key, Sides]:
-    return {(0, ""): Sides(first, other)} if first or other else {}
+    return {(0, ""): Sides([_items(first)], [_items(other)])} if first or other else {}
+
+
+def _items(cells: list[Cell]) -> Cell:
+    """An arm's items, each once and with all of its calls, whichever models these went to."""
+    made = Cell()
+    for cell in cells:
+        made.items += cell.ended
+        made.results += cell.ended - cell.dead
+        made.failures["refused"] = made.refused + cell.balked
+        made.cost_n += cell.whole_cost_n
+        made.cost_ln += cell.whole_cost_ln
+        made.cost_ln2 += cell.whole_cost_ln2
+        made.ms_ln += cell.whole_ms_ln
+        made.ms_ln2 += cell.whole_ms_ln2
+        for scorer, scores in cell.scores.items():
+            add_scores(made.scores.setdefault(scorer, Scored()), scores)
+    return made
 
 
 def _arm(name: str, share: float, first: list[Cell], own: list[Cell], told: tuple[Told, ...]) -> ArmSeen:

@@ -161,6 +161,12 @@ def _factor(ratio: Interval | None) -> str:
 
 
 def _split(seen: Seen) -> str:
+    if seen.united:
+        return (
+            f"{seen.united:,} items have a unit, and units are what is divided: whether the arms got their shares "
+            "can't be told from items; intervals and guardrails take items for independent, and are surer than they "
+            "should be where units bring many items each (docs/quality.md)"
+        )
     if seen.split is None:
         return "no answers yet"
     if seen.split.found:

@@ -123,7 +123,14 @@ def start(
     beside = _shadowing(shadow_share, shadow_usd, items) if shadow or in_front else None
     how = How(not manual, unit, beside, watch / 100)
     ask = rollouts.Ask(model, version, _shares(rest if in_front else stages), names, items, how)
-    return say(rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job))))
+    heard = rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job)))
+    if unit == "unit":
+        click.echo(
+            "note: guards take items for independent; where units (the attribute `unit`) bring many items each, they "
+            "accuse an equal version more often than declared (docs/quality.md); --unit item divides items",
+            err=True,
+        )
+    return say(heard)
 
 
 def _shadowing(percent: float, usd: float, items: int | None) -> Shadowing:

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.booking import MAX_ARMS, MAX_CELLS, Cells
 from penstock.engine.flow.cells import (
-    MAX_ARMS,
-    MAX_CELLS,
     MAX_VALUES,
     Cell,
-    Cells,
     Key,
     Scored,
     add,

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
+from penstock.engine.flow.booking import Cells
 from penstock.engine.flow.cells import Cell, Scored
-from penstock.engine.policy import Arm, Experiment, Prompt
+from penstock.engine.flow.lane_types import Hooks
+from penstock.engine.items import (
+    Answer,
+    Attempt,
+    Attributes,
+    DeadLetter,
+    Exposure,
+    Item,
+    Outcome,
+    Position,
+    Request,
+    Result,
+    Route,
+    Score,
+    Usage,
+)
+from penstock.engine.policy import Arm, Experiment, Policy, Prompt, Scorer, Task
+from penstock.engine.registry.document import Measured, Numbered, Sums, fold
+from penstock.engine.registry.standings import scorer_of, standings
 from penstock.engine.steering.arms import Draw
 from penstock.engine.steering.trials import broken, look
+from tests.engine.one_lane import OneLane
 
 WORDING = Experiment(
     "job/wording",
@@ -47,7 +71,7 @@ def test_a_stopped_experiment_gives_all_the_first_arm_and_counts_nobody() -> Non
 
 
 def arm(name: str, items: int, right: int, **fields: int) -> Cell:
-    cell = Cell("t", "small", "v1", "", "", "", WORDING.id, name, items=items, results=items, calls=items)
+    cell = Cell("t", "small", "v1", "", "", "", WORDING.id, name, items=items, results=items, calls=items, ended=items)
     cell.scores["exact@1"] = Scored(counts={0: items - right, 1_000: right})
     for field, value in fields.items():
         setattr(cell, field, value)
@@ -71,6 +95,103 @@ def test_shares_that_do_not_fit_are_found() -> None:
     seen = look(WORDING, [arm("plain", 3_000, 2_400), arm("kind", 800, 640)])
     assert seen.split is not None
     assert seen.split.found
+
+
+def test_an_arm_with_parameters_of_its_own_is_another_thing_to_measure_than_its_prompt() -> None:
+    """Answers that it cuts off after five tokens must not make its models look poor to every job."""
+    short = Arm("short", params_json=b'{"max_tokens":5}', max_tokens=5)
+    draw = Draw(Experiment("job/short", "t", (Arm("plain"), short)))
+    drawn = {e.arm: e for e in (draw.exposed(f"u{n}", "x", stopped=False)[1] for n in range(50))}
+    assert drawn["plain"].asked("p1") == "p1"
+    assert drawn["short"].asked("p1").startswith("p1+")
+    catalog = Catalog(
+        {"a": Account("a", "openai", "http://localhost")},
+        {"m": Model("m", (Version("v1", "m"),), "v1", account="a", price=Price())},
+        {3: ("m",)},
+    )
+    scorer = Scorer("exact")
+    task = Task("t", prompt=Prompt("x", version="p1"), scorers=(scorer,), sample=1.0)
+    policy = Policy({"t": task}, default_task="t")
+    name, version = (scorer_of(task) or "").split("@")
+
+    def score(_item: Item, answer: Answer, _task: Task) -> tuple[Score, ...]:
+        return (Score(name, version, float(answer.text == "yes"), answer.text == "yes"),)
+
+    lane = OneLane(catalog, policy, Hooks(lambda: 0.0, score, lambda body, _a, _m: body))
+    for n, arm in enumerate(("plain", "short")):
+        lane.lane.offer(
+            Item(f"i{n}", Position("s", 0, n), Attributes(), Request(b"{}"), b"o", 0.0, exposure=drawn[arm]), lane.now
+        )
+    lane.commit()
+    for call in lane.lane.take("api:a", 9, 1 << 40, "w", lane.now):
+        said = Answer("yes" if call.item_id == "i0" else "ye", "stop", b"{}")
+        lane.lane.outcome(Outcome(call.item_id, 0, call.attempt, lane.now, 9.0, said, usage=Usage(1)), lane.now)
+    shared = Measured()
+    fold(shared, "r", Sums(states=(Numbered(1, lane.lane.cells.rows),)), 1.0)
+    (found,) = standings(shared, catalog, policy)
+    assert (found.sample.n, found.sample.mean, found.items) == (1, 1.0, 1)
+
+
+def test_no_alarm_is_given_from_items_that_share_a_unit() -> None:
+    """Of two equal arms one gets a few customers more, and these bring twenty items each: the split is as it should."""
+    cells = [arm("plain", 6_000, 4_800, united=6_000), arm("kind", 1_400, 1_120, united=1_400)]
+    seen = look(WORDING, cells)
+    assert (seen.split, seen.united) == (None, 7_400)
+    each = msgspec.structs.replace(WORDING, unit="item")
+    assert look(each, cells).split is not None  # items are what is divided
+
+
+def trial(name: str, *calls: Attempt, dead: bool = False) -> Cells:
+    """One item of an arm, as a lane counts it."""
+    exposed = Item(
+        "i", Position("s", 0, 0), Attributes(), Request(b"{}"), b"o", 0.0, exposure=Exposure(WORDING.id, name)
+    )
+    attempts = tuple(msgspec.structs.replace(call, experiment=WORDING.id, arm=name) for call in calls)
+    cells, route, last = Cells(), Route("t", 3, (), (), ""), attempts[-1]
+    if dead:
+        letter = DeadLetter("i", exposed.source, "attempts_exhausted", "", b"", exposed, route, attempts=attempts)
+        cells.dead(letter)
+        return cells
+    made = Result(
+        exposed, route, Answer("a", "stop", b"{}"), last.model, "v1", "p", None, None, "now", Usage(),
+        sum(call.cost_nano for call in attempts), "metered", "", "", "", attempts, 0.0, 0.0, 0.0, "",
+        experiment=WORDING.id, arm=name,
+    )  # fmt: skip
+    cells.result(made)
+    return cells
+
+
+def called(model: str, nano: int, ms: float, outcome: str = "ok") -> Attempt:
+    return Attempt(1, "primary", model, 0.0, ms, outcome, None, nano, "v1")
+
+
+def test_an_arm_pays_for_its_fallbacks_and_an_item_that_was_answered_is_no_error() -> None:
+    """One arm asks once, the other a small model first and, each time, a big one after it."""
+    plain = trial("plain", called("big", 2_000_000, 1_000.0))
+    kind = trial("kind", called("small", 1_000_000, 1_000.0, "invalid_output"), called("big", 4_000_000, 1_000.0))
+    cells = [cell for one in (plain, kind) for cell in many(one.rows, 1_000)]
+    guarded = msgspec.structs.replace(WORDING, guardrails=("error_rate", "cost", "latency"))
+    errors, cost, latency = broken(guarded, cells)["kind"]
+    assert (errors.decision, errors.items, errors.mean) == ("pass", 1_000, 0.0)
+    assert math.exp(cost.mean or 0.0) == pytest.approx(2.5, rel=0.01)
+    assert math.exp(latency.mean or 0.0) == pytest.approx(2.0, rel=0.01)
+    seen = look(guarded, cells).arms[1]
+    assert (seen.answers, seen.cost_nano) == (1_000, 5_000_000_000)
+    assert seen.cost is not None
+    assert math.exp(seen.cost.mean) == pytest.approx(2.5, rel=0.01)
+
+
+def test_an_item_without_an_answer_is_one_error_of_its_arm_however_many_models_were_asked() -> None:
+    plain = trial("plain", called("big", 2_000, 9.0))
+    lost = trial("kind", called("small", 1_000, 9.0, "refused"), called("big", 0, 9.0, "timeout"), dead=True)
+    guarded = msgspec.structs.replace(WORDING, guardrails=("error_rate", "refusals"))
+    cells = [*many(plain.rows, 400), *many(trial("kind", called("big", 2_000, 9.0)).rows, 300), *many(lost.rows, 100)]
+    errors, refusals = broken(guarded, cells)["kind"]
+    assert (errors.decision, errors.mean, refusals.mean) == ("fail", -0.25, -0.25)
+
+
+def many(cells: list[Cell], times: int) -> list[Cell]:
+    return [cell for cell in cells for _ in range(times)]
 
 
 def test_a_guardrail_speaks_for_the_arm_that_broke_it() -> None:

@@ -21,8 +21,8 @@ from penstock.engine.policy import NEVER, Cascade, Output, Shadow
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
-from penstock.engine.steering.evidence import counts, guards, judged, unpaid
-from penstock.engine.steering.rollout import How, Rollout, Shadowing, begin, said, see
+from penstock.engine.steering.evidence import counts, guards, judged, silent, unpaid
+from penstock.engine.steering.rollout import SILENT, How, Rollout, Shadowing, begin, said, see
 from penstock.engine.steering.turn import Turn
 from tests.engine.test_steps import CATALOG, GRADE, GRADED, PAIR, SHADOWED, Rig
 
@@ -296,6 +296,46 @@ def test_an_answer_that_a_cascade_doubts_is_no_error_of_the_version_that_gave_it
     (told,) = judged(at, rig.lane.cells.rows)
     assert told.decision != "fail"
     assert told.mean == 0.0
+
+
+def seen(at: Rollout, rig: Rig) -> Rollout | None:
+    cells = rig.lane.cells.rows
+    return see(at, judged(at, cells), 9.0, unpaid(at, cells), silent(at, cells))
+
+
+def test_a_version_that_answers_nothing_fails_its_shadow_stage_though_no_guard_sees_an_item() -> None:
+    """Else it would be asked for ever, and paid for where it answers nonsense."""
+    rig, at = Limited(PLAIN), rolling((), 1.0, 10**12, "quality")
+    steer(rig, at)
+    for n in (SILENT - 1, 1):
+        assert seen(at, rig) is None
+        rig.limit = None
+        rig.offer(n, attributes=RIGHT)
+        for call in rig.take():
+            rig.land(call)
+        rig.limit = Failure("bad_request", "no")
+        rig.run()
+    after = seen(at, rig)
+    assert after is not None
+    assert (after.state, after.decisions[-1].why) == (
+        "rolled_back",
+        "v2 failed on 100 more items of its shadow stage than it answered",
+    )
+
+
+def test_a_version_that_cannot_be_asked_for_long_waits_for_a_person() -> None:
+    """Most of its items are given up without a call: its breaker is open."""
+    rig, at = Limited(PLAIN), rolling((), 1.0, 10**12, "quality")
+    steer(rig, at)
+    rig.offer(SILENT, attributes=RIGHT)
+    for call in rig.take():
+        rig.land(call)
+    rig.limit = Failure("auth", "who are you?")
+    rig.run(rounds=400)
+    after = seen(at, rig)
+    assert after is not None
+    assert after.state == "waiting"
+    assert "100 more items have no answer of v2 than have one, for limits or an outage" in after.decisions[-1].why
 
 
 def test_a_shadow_stage_needs_a_guard_that_can_decide_in_it() -> None:

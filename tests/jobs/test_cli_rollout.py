@@ -76,7 +76,9 @@ def ran(here: Path, *cells: Cell) -> None:
 
 def test_a_rollout_is_started_seen_to_and_taken_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["rollout", "start", "small", "v2", "--stages", "5,25,100", "--job", "job.yaml"]) == 0
-    assert "stage 1 of 2: 5 % of the units get v2" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "stage 1 of 2: 5 % of the units get v2" in said.out
+    assert "guards take items for independent" in said.err
     at = steering(here).rollouts["small"]
     assert (at.baseline, at.candidate, at.stages) == ("v1", "v2", (0.05, 0.25))
     assert call(["rollout", "pause", "small", "--why", "asking"]) == 0
@@ -360,6 +362,7 @@ def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.Ca
     ]
     for cell, good in zip(cells, (400, 480), strict=True):
         cell.scores["exact@1"] = Scored(counts={0: cell.items - good, 1_000: good})
+        cell.ended = cell.items
     ran(here, *cells)
     assert call(["experiment", "list"]) == 0
     assert "labels/wording" in capsys.readouterr().out
@@ -367,6 +370,11 @@ def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.Ca
     shown = " ".join(capsys.readouterr().out.split())
     assert "+14.1 points" in shown
     assert "the arms got the shares that were meant" in shown
+    cells[0].united = 9
+    ran(here, *cells)
+    assert call(["experiment", "show", "wording"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "9 items have a unit, and units are what is divided: whether the arms got their shares can't" in shown
     assert call(["experiment", "stop", "wording", "--why", "kind it is"]) == 0
     assert steering(here).experiments["labels/wording"].why == "kind it is"
     assert call(["experiment", "stop", "wording"]) == 2
