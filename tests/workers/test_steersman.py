@@ -208,7 +208,8 @@ async def test_a_shadow_stage_is_judged_in_pairs_and_waits_for_a_person_when_its
         url = str(tmp_path / f"{state}-{unpaid}-{stage}")
         SteeringFile(url).change(lambda now: document.started(now, begun))
         live = Cell("t", "small", "v1", "", "", "", begun.id, "baseline-0", items=9_000, results=9_000, unpaid=unpaid)
-        beside = Cell("t", "small", "v2", "", "", "shadow", begun.id, "candidate-0", items=sum(differs.values()))
+        n = sum(differs.values())
+        beside = Cell("t", "small", "v2", "", "", "shadow", begun.id, "candidate-0", items=n, results=n)
         beside.pairs["exact@1"] = Scored(counts=differs)
         seats = [Seat(url, [live, beside]) for _ in range(3)]
         for seat in seats:
