@@ -30,8 +30,9 @@ from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
 from penstock.engine.walls import wall_of
 from penstock.jobs.evals.asked import Asked, deciding
+from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
-from penstock.jobs.people.labels import Labels, gold
+from penstock.jobs.people.labels import Labels, gold, gold_of_requests
 from penstock.jobs.people.work import name_of_rows
 from penstock.workers.runspec import RunSpec
 
@@ -61,6 +62,8 @@ class Labelled(msgspec.Struct, frozen=True):
     """Those of `CARRIED` that it has."""
     by_people: bool = False
     """What is expected is what people said."""
+    request: str = ""
+    """Hash of what the job asks about it; empty: not known."""
 
 
 class Indexed(msgspec.Struct, frozen=True):
@@ -212,7 +215,8 @@ def labelled(item: Item, raw: Raw, asked: Asked) -> Labelled:
     expected_json = item.attributes.expected_json
     expected: Any = None if expected_json is None else msgspec.json.decode(expected_json)
     carried = {name: value for name in CARRIED if (value := getattr(item.attributes, name)) is not None}
-    return Labelled(item.item_id, line, item.is_request, expected, _slices(line, item, asked.slices), carried)
+    slices, request = _slices(line, item, asked.slices), item.request.input_hash
+    return Labelled(item.item_id, line, item.is_request, expected, slices, carried, request=request)
 
 
 def _slices(line: Fields, item: Item, names: Iterable[str]) -> dict[str, str]:
@@ -255,16 +259,21 @@ def _samples(outputs: Outputs, asked: Asked, keeper: _Keeper) -> None:
 
 
 class _People:
-    """What people said: of the run's items, and of the rows of its one file. It beats what the row says."""
+    """What people said: of the run's items, of the rows of its one file, and of the same questions in other runs of the
+    job (yesterday's, of another file). It beats what the row says."""
 
     def __init__(self, spec: RunSpec) -> None:
         state = open_state(spec.state)
         self._items = gold(Labels(state, spec.run_id).said())
         path = spec.source.path if isinstance(spec.source, FilesSource) else None
         self._rows = gold(Labels(state, name_of_rows(path)).said()) if path is not None else {}
+        runs = [run.run_id for run in open_history(spec.state).runs() if run.name == spec.name]
+        self._requests = gold_of_requests(Labels(state, run_id).said() for run_id in runs)
 
     def joined(self, row: Labelled) -> Labelled:
         said = self._items.get(row.key)
         if said is None and self._rows and not row.is_request:
             said = self._rows.get(f"row-{short_hash(msgspec.json.encode(row.line, order='deterministic'))}")
+        if said is None and row.request:
+            said = self._requests.get(row.request)
         return row if said is None else msgspec.structs.replace(row, expected=said, by_people=True)

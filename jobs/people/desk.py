@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from penstock.engine.errors import SpecError
 from penstock.jobs.people.labels import Label, standing
 from penstock.jobs.people.review import Asked
@@ -83,15 +85,18 @@ class Desk:
         """Goes with what is said of the item; saved at once where something was said already."""
         self._notes[self.item.item_id] = text
         if (label := self.said) is not None:
-            self._put(Label(label.item_id, self.by, self._clock(), label.label, label.score, text))
+            self._put(msgspec.structs.replace(label, at=self._clock(), note=text))
 
     def _made(self, key: str) -> Label | None:
-        item, note = self.item, self.note_of()
-        if item.choices:
+        if self.item.choices:
             choice = self.keys().get(key)
-            return None if choice is None else Label(item.item_id, self.by, self._clock(), choice, note=note)
+            return None if choice is None else self._label(label=choice)
         score = GRADES.get(key)
-        return None if score is None else Label(item.item_id, self.by, self._clock(), score=score, note=note)
+        return None if score is None else self._label(score=score)
+
+    def _label(self, label: str | None = None, score: float | None = None) -> Label:
+        item = self.item
+        return Label(item.item_id, self.by, self._clock(), label, score, self.note_of(), request=item.request)
 
     def _put(self, label: Label) -> None:
         self._save(label)

@@ -82,18 +82,20 @@ class Read(msgspec.Struct, frozen=True):
 def read(path: Path, by: str, at: str, items: Sequence[Asked] = ()) -> Read:
     """Labels of a file that another tool wrote. `by`, `at`: where a line says neither. `items`: what may be said of
     each, which a label has to be, however it is spelled."""
-    choices = {item.item_id: item.choices for item in items if item.choices}
+    known = {item.item_id: item for item in items}
     labels: list[Label] = []
     wrong: list[str] = []
     left = 0
     for number, row in enumerate(_rows(path), 1):
-        line = _line(row, choices)
+        line = _line(row, known)
         if isinstance(line, str):
             wrong.append(f"line {number}: {line}")
         elif line.label is None and line.score is None:
             left += 1
         else:
-            labels.append(Label(line.item_id, line.by or by, line.at or at, line.label, line.score, line.note))
+            said = Label(line.item_id, line.by or by, line.at or at, line.label, line.score, line.note)
+            item = known.get(line.item_id)
+            labels.append(said if item is None else msgspec.structs.replace(said, request=item.request))
     return Read(tuple(labels), left, tuple(wrong))
 
 
@@ -110,7 +112,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any] | str]:
                 yield str(error)
 
 
-def _line(row: dict[str, Any] | str, choices: Mapping[str, tuple[str, ...]]) -> Line | str:
+def _line(row: dict[str, Any] | str, known: Mapping[str, Asked]) -> Line | str:
     """The line, or why it is none."""
     if isinstance(row, str):
         return row
@@ -121,12 +123,13 @@ def _line(row: dict[str, Any] | str, choices: Mapping[str, tuple[str, ...]]) -> 
         return str(error)
     if line.score is not None and not 0.0 <= line.score <= 1.0:
         return f"a score lies between 0 and 1, not at {line.score:g}"
-    return _chosen(line, choices.get(line.item_id))
+    item = known.get(line.item_id)
+    return line if item is None or not item.choices else _chosen(line, item.choices)
 
 
-def _chosen(line: Line, choices: tuple[str, ...] | None) -> Line | str:
+def _chosen(line: Line, choices: tuple[str, ...]) -> Line | str:
     """As the choice is spelled."""
-    if line.label is None or choices is None:
+    if line.label is None:
         return line
     meant = next((choice for choice in choices if normal(choice) == normal(line.label)), None)
     if meant is None:

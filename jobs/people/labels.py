@@ -22,7 +22,8 @@ _SAFE = re.compile(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+-]{0,99}")
 
 class Label(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one person says of one item: the right answer (`label`), or how good the answer is (`score`, 0…1).
-    `at`: ISO 8601, UTC. `withdrawn`: it takes back what the same person said before."""
+    `at`: ISO 8601, UTC. `withdrawn`: it takes back what the same person said before. `request`: hash of what was asked,
+    by which the label counts for the same question in another run; empty: not known."""
 
     item_id: str
     by: str
@@ -31,6 +32,7 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
     score: float | None = None
     note: str = ""
     withdrawn: bool = False
+    request: str = ""
 
     @property
     def says(self) -> str:
@@ -93,6 +95,12 @@ def gold(said: Said) -> dict[str, str]:
         if len(ranked) == 1 or ranked[0].total() > ranked[1].total():
             found[item] = min(ranked[0], key=lambda spelled: (-ranked[0][spelled], spelled))
     return found
+
+
+def gold_of_requests(logs: Iterable[Said]) -> dict[str, str]:
+    """Request → what most people say is right, whichever of several runs they said it in. Each person's last word."""
+    stands = (label for said in logs for label in said.values() if label.request)
+    return gold({(label.request, label.by): label for label in sorted(stands, key=lambda label: label.at)})
 
 
 def between_people(said: Said) -> dict[tuple[str, str], Agreement]:

@@ -44,6 +44,8 @@ class Asked(msgspec.Struct, frozen=True):
     expected: str | None = None
     choices: tuple[str, ...] = ()
     others: tuple[Other, ...] = ()
+    request: str = ""
+    """Hash of what was asked; empty: not known."""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class _Sample(msgspec.Struct, frozen=True):
     model: str | None = None
     model_version: str | None = None
     output: str | None = None
+    signal: float | None = None
 
 
 class _Shown(msgspec.Struct, frozen=True):
@@ -127,11 +130,16 @@ def _why(rules: Review, result: told.ResultTold, about: list[_Sample]) -> tuple[
     own = [sample for sample in about if _is_of(sample, block)]
     reasons = (
         (rules.invalid and block.status == "invalid_output", "invalid output"),
-        (rules.low_confidence is not None and any(s.score < rules.low_confidence for s in own), "low confidence"),
+        (rules.low_confidence is not None and _is_unsure(own, rules.low_confidence), "low confidence"),
         (rules.disagreement and _disagree(result.answer, own, about), "disagreement"),
         (sampled(f"review {block.item_id}", rules.share), "random share"),
     )
     return tuple(reason for holds, reason in reasons if holds)
+
+
+def _is_unsure(own: list[_Sample], bar: float) -> bool:
+    """By a score of the answer, or by the signal that its cascade took it for."""
+    return any(sample.score < bar or (sample.signal is not None and sample.signal < bar) for sample in own)
 
 
 def _is_of(sample: _Sample, block: told.Told) -> bool:
@@ -174,6 +182,7 @@ def _asked(spec: RunSpec, chosen: _Chosen, about: list[_Sample], shown: _Shown |
         expected=None if expected is None else as_text(expected),
         choices=choices_of(spec.policy, block.task),
         others=tuple(_others(block, about)),
+        request=block.input_hash or "",
     )
 
 

@@ -128,6 +128,21 @@ def test_what_people_said_is_right_beats_the_row(base: RunSpec) -> None:
     assert prepared.made.labelled_by_people == 2
 
 
+@pytest.mark.parametrize(("job", "counts"), [("sort", True), ("another", False)])
+def test_what_people_said_yesterday_counts_for_the_same_question_today(base: RunSpec, job: str, counts: bool) -> None:
+    """Another run of the job, of another file: the items have other names there. What is asked of them is the same."""
+    history = open_history(base.state)
+    history.save_spec(msgspec.structs.replace(base, name=job, run_id=f"{job}-yesterday"))
+    hashes = {item.custom_id: item.request.input_hash for item in items(base, 20)}
+    log = Labels(open_state(base.state), f"{job}-yesterday")
+    log.add([Label("i1", "ann", "2026-11-23", "delivery", request=hashes["r3"] or "")])
+    log.add([Label("i1", "ann", "2026-11-24", "other", request=hashes["r3"] or "")])
+    log.add([Label("i2", "ann", "2026-11-24", "other")])
+    prepared = prepare(base)
+    assert {row["id"]: row["penstock_expected"] for row in lines(prepared)}.get("r3") == ("other" if counts else None)
+    assert prepared.made.labelled_by_people == int(counts)
+
+
 def test_the_run_pins_its_candidates_and_keeps_walls_and_shared_budgets(base: RunSpec) -> None:
     """First answer by the first, all others as shadows; what would choose among them is gone; sensitivity is not."""
     spec = prepare(base).spec

@@ -114,6 +114,32 @@ def test_rules_choose_what_people_see_and_say_why(folder: Path) -> None:
     }
 
 
+def test_an_answer_that_its_cascade_was_not_sure_of_is_one_of_low_confidence(folder: Path) -> None:
+    """Its score says nothing of that: nobody may know the right answer."""
+    signals = [sample(0, 1.0, "billing", signal=0.55), sample(1, 1.0, "delivery", signal=0.9)]
+    write(folder / "quality.jsonl", [*signals, sample(2, 1.0, "other", "large", signal=0.1)])
+    assert chosen(Review(low_confidence=0.6)) == {"item-0": ("low confidence",)}
+
+
+def test_a_label_knows_what_was_asked(folder: Path) -> None:
+    """So it counts for the same question in another run: one that is said here, noted, and one from a file."""
+    write(folder / "out.jsonl", [result(n, "billing", input_hash=f"hash-{n}") for n in range(3)])
+    listed = review.listed(
+        Outputs(spec := job_spec.load("job.yaml"), open_history(spec.state).status(spec.run_id)), None
+    )
+    labels: list[Label] = []
+    desk = Desk(listed.items, [], "ann", labels.append, lambda: "now")
+    desk.press("1")
+    desk.press("b")
+    desk.note("sure")
+    assert [(label.item_id, label.note, label.request) for label in labels] == [
+        ("item-0", "", "hash-0"),
+        ("item-0", "sure", "hash-0"),
+    ]
+    assert bring([Label("item-1", "ben", "now", "other")]) == 0
+    assert log_of(folder).said()["item-1", "ben"].request == "hash-1"
+
+
 def test_what_a_wall_redacts_no_person_sees(folder: Path) -> None:
     """Where a wall of the job says so, inputs come from quality samples alone; the rest is counted."""
     (folder / "job.yaml").write_text(JOB + "walls: {health: {sample: redact}, public: {}}\n")
