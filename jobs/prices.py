@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import datetime
 import re
+import sys
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 from penstock.engine.catalog import Price, PriceAbove
@@ -97,11 +99,27 @@ def _version() -> str:
     return version("genai-prices")
 
 
-def _find(provider: str | None, base_url: str, model: str) -> Any | None:
-    from genai_prices.data_snapshot import get_snapshot
-
+@cache
+def _table() -> Any:
+    """The table, without what its package opens with: an HTTP client for newer tables, which takes as long to import
+    as the table. Whoever imports the package later gets all of it."""
+    name = "genai_prices"
+    spec = find_spec(name)
+    bare = name not in sys.modules and spec is not None
+    if spec is not None and bare:
+        sys.modules[name] = module_from_spec(spec)
     try:
-        _, info = get_snapshot().find_provider_model(model, None, provider, base_url or None)
+        from genai_prices.data_snapshot import get_snapshot
+
+        return get_snapshot()
+    finally:
+        if bare:
+            del sys.modules[name]
+
+
+def _find(provider: str | None, base_url: str, model: str) -> Any | None:
+    try:
+        _, info = _table().find_provider_model(model, None, provider, base_url or None)
     except LookupError:
         return None
     return info

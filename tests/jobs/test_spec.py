@@ -492,15 +492,25 @@ def test_the_schema_is_closed_and_names_every_field() -> None:
     Draft202012Validator.check_schema(made)
 
 
-def test_reading_a_job_imports_nothing_heavy(tmp_path: Path) -> None:
-    """`validate` answers at once: no Ray, no Arrow, no torch; schemas and prices only where a job needs them."""
-    (tmp_path / "job.yaml").write_text("source: a.jsonl\nmodels: [{name: m, model: x, base_url: 'http://localhost/v1',"
-                                       " price: free}]\nsinks: out/\n")  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "needed"),
+    [
+        ("{name: m, model: x, base_url: 'http://localhost/v1', price: free}", []),
+        ("{name: m, model: x, base_url: 'http://h/v1', price: {input_per_million: 1, output_per_million: 2}}", []),
+        ("anthropic/claude-haiku-4-5", ["genai_prices.data", "pydantic"]),
+    ],
+)
+def test_reading_a_job_imports_nothing_heavy(tmp_path: Path, model: str, needed: list[str]) -> None:
+    """`validate` answers at once: no Ray, no Arrow, no torch; schemas and prices only where a job needs them, and no
+    HTTP client to fetch newer prices."""
+    (tmp_path / "job.yaml").write_text(f"source: a.jsonl\nmodels: [{model}]\nsinks: out/\n")
+    heavy = "ray pyarrow torch numpy genai_prices.data pydantic httpx httpx2 aiohttp jsonschema jinja2"
     code = (
         "import sys; from penstock.jobs import spec; spec.load(sys.argv[1]); "
-        "print([m for m in ('ray','pyarrow','torch','numpy','genai_prices','jsonschema','jinja2') if m in sys.modules])"
+        f"print([m for m in {heavy.split()} if m in sys.modules]); "
+        "import genai_prices as g; print(g.calc_price is not None, g.types.Usage is g.Usage)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "job.yaml")], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]", done.stdout
+    assert done.stdout.splitlines() == [str(needed), "True True"], done.stdout
