@@ -168,8 +168,10 @@ class Driver:
         import ray
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
-        hear, how = (self._worker_lost, self._pool_down, self._worker_changed, self._note), spec.execution
-        self._fleet = Fleet(spec.catalog, spec.run_id, me, how.dispatchers, *hear, how.keep_s, spec.state)
+        hear, how = (self._worker_lost, self._pool_changed, self._worker_changed, self._note), spec.execution
+        self._fleet = Fleet(
+            spec.catalog, spec.run_id, me, how.dispatchers, *hear, how.keep_s, spec.state, endless=spec.endless
+        )
         self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
 
     async def _warm_up(self) -> None:
@@ -389,7 +391,12 @@ class Driver:
             self._note(f"worker {name} was lost; another takes its place")
         await self._crew.worker_lost(name)
 
-    async def _pool_down(self, pool: str, why: str) -> None:
+    async def _pool_changed(self, pool: str, why: str | None) -> None:
+        """`why` it is down; None: it is up again."""
+        if why is None:
+            self._note(f"{pool} is up again")
+            await self._crew.pool_up(pool)
+            return
         self._note(f"{pool} is down: {why}")
         await self._crew.pool_down(pool, why)
         await self._steersman.pool_down(self._crew.steer, pool, why, time.time())

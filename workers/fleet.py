@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection
@@ -19,6 +20,9 @@ from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
 MAX_STARTS = 5
 """Starts of one worker in a row that fail before its pool is down: a model that dies while loading won't heal."""
+PAUSE_S = 0.5
+"""Half of that before the second of them; doubled from then on."""
+MAX_PAUSE_S = 10.0
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
@@ -29,6 +33,8 @@ START_ASKED_S = 60.0
 BACKLOG = 128
 """Ready items a replica before one more is worth its loading. A guess: two batches of a small GPU."""
 GROW_AFTER_S = 30.0
+AGAIN_S = 180.0
+"""A pool that is down is tried again so often, in a run without an end: nobody begins that anew. A guess."""
 
 
 class Worker:
@@ -38,11 +44,13 @@ class Worker:
         self.name = ""
         self.handle: object | None = None
         self.failures = 0
+        self.given_up = False
+        """It did not start, however often it was tried."""
         self.gauges: dict[str, float] = {}
         self.started_at = 0.0
         self.ready_at = 0.0
         self.released = False
-        """Its version is not in use any more: it ends what it has, and nobody takes its place."""
+        """Its version is not in use any more: it ends what it has, and nobody takes its place, or tries to start it."""
 
 
 def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
@@ -54,8 +62,8 @@ def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
 
 
 class Fleet:
-    """`on_lost(name, replaced)`, `on_down(pool, why)`, `on_change(what, worker, why)` tell the driver, `note` tells
-    people."""
+    """`on_lost(name, replaced)`, `on_pool(pool, why it is down)` (None: it is up again), `on_change(what, worker, why)`
+    tell the driver, `note` tells people."""
 
     def __init__(
         self,
@@ -64,11 +72,13 @@ class Fleet:
         driver: object,
         dispatchers: int,
         on_lost: Callable[[str, bool], Awaitable[None]],
-        on_down: Callable[[str, str], Awaitable[None]],
+        on_pool: Callable[[str, str | None], Awaitable[None]],
         on_change: Callable[[str, Worker, str], None],
         note: Callable[[str], None],
         keep_s: float = 120.0,
         state: str = "",
+        *,
+        endless: bool = False,
     ) -> None:
         self.catalog = catalog
         self.workers: dict[tuple[str, int], Worker] = {}
@@ -78,8 +88,9 @@ class Fleet:
         self._dispatchers = dispatchers
         self._keep_s = keep_s
         self._state = state
+        self._endless = endless
         self._on_lost = on_lost
-        self._on_down = on_down
+        self._on_pool = on_pool
         self._on_change = on_change
         self._note = note
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,7 +98,7 @@ class Fleet:
 
     def want(self, pool: str) -> None:
         """See that the pool has its workers. Asked again: nothing."""
-        here = [worker for key, worker in self.workers.items() if key[0] == pool]
+        here = self._of(pool)
         for worker in here:
             self._take_back(worker)
         if self._closing or pool in self.down or here:
@@ -100,19 +111,25 @@ class Fleet:
         """One more replica of an own model, up to its `replicas.max`: where all it has have been busy for a while, work
         for each of them waits, and the cluster has a place for one more."""
         model = self._model(pool)
-        here = [worker for key, worker in self.workers.items() if key[0] == pool]
+        here = self._of(pool)
         if model is None or self._closing or len(here) >= model.max_replicas or waiting < BACKLOG * len(here):
             return
         settled = all(worker.handle is not None and now - worker.ready_at > GROW_AFTER_S for worker in here)
         if settled and _has_place(model, len(here)):
-            worker = self.workers[pool, len(here)] = Worker(pool, len(here))
+            number = next(n for n in itertools.count() if (pool, n) not in self.workers)
+            worker = self.workers[pool, number] = Worker(pool, number)
             self._spawn(self._keep(worker))
+
+    def _of(self, pool: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.pool == pool]
 
     def let_go(self, pools: Collection[str]) -> None:
         """No item is sent there any more: their workers end what they have, and then themselves. Asked again:
         nothing."""
         for worker in self.workers.values():
-            if worker.pool in pools and worker.handle is not None and not worker.released:
+            if worker.given_up:
+                worker.released = worker.pool in pools
+            elif worker.pool in pools and worker.handle is not None and not worker.released:
                 worker.released, worker.gauges = True, {}
                 self._on_change("left", worker, "")  # other jobs may use it for hours: those are not on our bill
                 self._spawn(_await(worker.handle.leave.remote(self._job)))  # pyright: ignore[reportAttributeAccessIssue]
@@ -172,12 +189,17 @@ class Fleet:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever keeps a worker from starting is told, and bounded
                 worker.failures += 1
-                if worker.failures >= MAX_STARTS or _hopeless(error):
+                if worker.given_up or worker.failures >= MAX_STARTS or _hopeless(error):
                     await self._give_up(worker, error)
-                    return
-                await asyncio.sleep(min(10.0, 0.5 * 2**worker.failures))
+                    if not self._endless:
+                        return
+                    await self._later(worker)
+                else:
+                    await asyncio.sleep(min(MAX_PAUSE_S, PAUSE_S * 2**worker.failures))
                 continue
-            worker.failures = 0
+            worker.failures, worker.given_up = 0, False
+            if self.down.pop(worker.pool, None) is not None:
+                await self._on_pool(worker.pool, None)
             await self._until_lost(worker)
             self._on_change("lost", worker, "")
             lost, worker.handle = worker.name, None
@@ -243,11 +265,19 @@ class Fleet:
             gone.cancel()
 
     async def _give_up(self, worker: Worker, error: Exception) -> None:
+        """Its pool is down where none of its workers is there, or still tried."""
         why = _words(error)
+        worker.given_up = True
         self._on_change("down", worker, why)
-        if not any(w.handle for key, w in self.workers.items() if key[0] == worker.pool):
+        if worker.pool not in self.down and all(each.given_up for each in self._of(worker.pool)):
             self.down[worker.pool] = why
-            await self._on_down(worker.pool, why)
+            await self._on_pool(worker.pool, why)
+
+    async def _later(self, worker: Worker) -> None:
+        """Until it is time to try again; never while nobody wants it."""
+        await asyncio.sleep(AGAIN_S)
+        while worker.released:  # noqa: ASYNC110 - a look every few minutes
+            await asyncio.sleep(AGAIN_S)
 
     # -- what to build
 

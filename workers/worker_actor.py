@@ -35,6 +35,8 @@ from penstock.workers.stall import STALLED_S, Stall
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
 EXPORT_EVERY_S = 5.0
+LAST_WORD_S = 0.5
+"""For the reply that says why an engine can't load. Shorter than the pause before it is tried again."""
 GRACE_S = 2.0
 """What a dead engine's process waits for its last answers to be delivered."""
 
@@ -72,12 +74,12 @@ class WorkerActor:
         return self._settings.label
 
     async def start(self, governed: bool = False) -> tuple[str, int]:
-        """Load; returns (name, pid). Asked again: the same answer. Raises what the engine's start raises. `governed`:
+        """Load; returns (name, pid). Asked again: the same answer. Raises what the engine's start raises, and ends the
+        process soon after. `governed`:
         the account has rates, or others send to it: its governor is asked from now on, if it was not before."""
         async with self._starting:
             if self._puller is None:
-                engine = self._build(governed)
-                await engine.start()
+                engine = await self._load(governed)
                 self._puller = Puller(self._settings.name, self._settings.pool, engine, verify)
                 self._puller.start()
                 self._watching = asyncio.get_running_loop().create_task(self._watch(self._puller))
@@ -85,6 +87,17 @@ class WorkerActor:
             elif governed:
                 await self._govern(self._puller.engine)
         return self._settings.name, os.getpid()
+
+    async def _load(self, governed: bool) -> Engine:
+        """The engine, which can answer. One that can't load has broken its process, which holds its GPUs and its name:
+        it ends, and the next try begins in another."""
+        try:
+            engine = self._build(governed)
+            await engine.start()
+        except Exception:
+            asyncio.get_running_loop().call_later(LAST_WORD_S, os._exit, 1)
+            raise
+        return engine
 
     async def _govern(self, engine: Engine) -> None:
         """It had the account to itself."""

@@ -291,8 +291,13 @@ class Lane:
         self.flights.worker_lost(worker, now)
 
     def pool_down(self, pool: str, why: str, now: float) -> None:
-        """Nothing can be sent to this pool any more: what waits for it goes to its next candidate."""
+        """Nothing can be sent to this pool, until it is up: what waits for it goes to its next candidate."""
         for slot in self.places.pool_down(pool, why):
+            self.flights.queue(slot, now)
+
+    def pool_up(self, pool: str, now: float) -> None:
+        """It is there again: what waits, and may go there, goes."""
+        for slot in self.places.pool_up(pool, now):
             self.flights.queue(slot, now)
 
     def adopt(self, adopted: Sequence[Adopted]) -> None:

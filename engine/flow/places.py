@@ -82,6 +82,14 @@ class Places:
         self.targets.down[pool] = why
         return self.ready.pop_all(pool)
 
+    def pool_up(self, pool: str, now: float) -> list[Slot]:
+        """Who waits at this pool, or for any that takes it and may go there. What went elsewhere stays there."""
+        self.targets.down.pop(pool, None)
+        held = [slot for _, _, slot in sorted(self._held) if any(c.pool == pool for c in slot.route.candidates)]
+        freed = [slot for slot in held if slot.pool == pool or self.targets.blocked(slot, now)]
+        self.drop(set(freed))
+        return freed
+
     def due(self, now: float) -> list[Slot]:
         """Held ones whose time has come."""
         due: list[Slot] = []

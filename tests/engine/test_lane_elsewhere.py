@@ -54,6 +54,33 @@ def test_what_a_pausing_account_gave_back_goes_to_the_next_target_and_was_no_try
     assert (call.role, tally.retries, tally.retried, tally.fallbacks) == ("fallback", 0, {}, 1)
 
 
+def test_what_waits_goes_on_when_its_pool_is_up_again() -> None:
+    """Also what waited for a fallback that is up first; what has been sent elsewhere stays there; and what comes next
+    goes to its first choice."""
+    rig = Rig("main", "spare")
+    for pool in ("api:main", "api:spare"):
+        rig.lane.pool_down(pool, "it does not start", rig.now)
+    rig.offer()
+    rig.offer(deadline=rig.now + 1_000)
+    assert rig.take("main") == rig.take("spare") == []
+    rig.lane.pool_up("api:spare", rig.now)
+    assert [call.role for call in rig.take("spare")] == ["fallback", "fallback"]
+    rig.offer()
+    (third,) = rig.take("spare")
+    rig.lane.pool_up("api:main", rig.now)
+    assert rig.take("main") == []
+    rig.offer()
+    assert [call.role for call in rig.take("main")] == ["primary"]
+    rig.lane.pool_down("api:main", "it does not start", rig.now)
+    rig.lane.pool_down("api:spare", "it does not start", rig.now)
+    refused = Failure("overloaded", "busy")
+    rig.lane.outcome(Outcome(third.item_id, 0, third.attempt, rig.now, 1.0, failure=refused), rig.now)
+    rig.tick(100.0)
+    assert rig.take("spare") == rig.take("main") == []
+    rig.lane.pool_up("api:main", rig.now)
+    assert [call.item_id for call in rig.take("main")] == [third.item_id]
+
+
 def test_what_a_pausing_account_gave_back_waits_where_there_is_no_other() -> None:
     """In its lane, for as long as the account does, and goes as what it was."""
     rig = Rig("main")

@@ -408,6 +408,12 @@ class LaneMachine(RuleBasedStateMachine):
     def pool_down(self, pool: str) -> None:
         self.lane.pool_down(pool, "its engine does not start", self.now)
 
+    @precondition(lambda self: self.lane.targets.down)
+    @rule()
+    def pool_up(self) -> None:
+        (pool,) = self.lane.targets.down
+        self.lane.pool_up(pool, self.now)
+
     @rule(tiers=st.sampled_from([frozenset[int](), frozenset({1}), frozenset({2, 3})]))
     def pause(self, tiers: frozenset[int]) -> None:
         self.lane.pause(tiers, self.now)
@@ -693,6 +699,8 @@ def trouble(machine: LaneMachine, dice: random.Random) -> None:
             machine.sweep(seconds=dice.choice([30.0, 3000.0]))
         case 2 if not machine.lane.targets.down:
             machine.pool_down(pool=dice.choice(POOLS))
+        case 2:
+            machine.pool_up()
         case 3:
             machine.drain()
         case 4:

@@ -57,7 +57,7 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
     made = Driver(msgspec.msgpack.encode(spec), msgspec.msgpack.encode(RunOptions()), 1)
     made._plan, made._stores = PLAN, Stores(MemoryStore("ends"), {}, {"results": "primary"})
     made._status.resumed, made._run_epoch = True, 1
-    fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_down, made._worker_changed, made._note)
+    fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_changed, made._worker_changed, made._note)
     made._fleet = fleet
     made._crew = Crew(spec, PLAN, None, 1, Board(), fleet, made._log, made._note, made._end)
     made._crew._primary, made._crew._run_epoch = made._stores.primary, 1

@@ -5,18 +5,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from penstock.engine.catalog import Account, Catalog, Limits
+from penstock.engine.catalog import Account, Catalog, Limits, Model, Version
+from penstock.engine.errors import SpecError
 from penstock.workers import fleet as shell
-from penstock.workers import governing
-from penstock.workers.fleet import Fleet, Worker
+from penstock.workers import governing, worker_actor
+from penstock.workers.engines.base import EngineDead
+from penstock.workers.fleet import MAX_STARTS, Fleet, Worker
 from penstock.workers.governing import Governing
-from penstock.workers.worker_actor import WorkerSettings
+from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
+OWN = Catalog(
+    {}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", min_replicas=2, max_replicas=3)}, {1: ("own",)}
+)
+POOL = "vllm:own@v1"
 OPEN = Catalog({"a": Account("a", "openai", "https://a.example/v1", limits=Limits(concurrency=100))}, {}, {})
 
 
@@ -53,15 +61,26 @@ class Method:
         return ("w", 1) if self.name == "start" else 0.0
 
 
-def made(dispatchers: int = 1, changes: list[str] | None = None) -> Fleet:
+def made(
+    dispatchers: int = 1,
+    changes: list[str] | None = None,
+    catalog: Catalog = OPEN,
+    *,
+    pools: list[tuple[str, str | None]] | None = None,
+    endless: bool = False,
+) -> Fleet:
     async def heard(*_: object) -> None:
         """Nobody listens."""
+
+    async def told(pool: str, why: str | None) -> None:
+        if pools is not None:
+            pools.append((pool, why))
 
     def changed(what: str, worker: Worker, why: str) -> None:
         if changes is not None:
             changes.append(what)
 
-    return Fleet(OPEN, "r", None, dispatchers, heard, heard, changed, print)
+    return Fleet(catalog, "r", None, dispatchers, heard, told, changed, print, endless=endless)
 
 
 async def test_a_worker_that_has_given_the_job_up_is_told_anew() -> None:
@@ -164,6 +183,105 @@ async def test_a_worker_whose_reply_gets_lost_is_asked_again(call: str, monkeypa
     assert told == (["start", "start", "serve"] if call == "start" else ["start", "serve", "serve"])
     assert fleet.workers["api:a", 0].failures == 0
     await fleet.close()
+
+
+class Loading(Cluster):
+    """Own engines, each start of which goes as the test says: an error, or True. What ended is nowhere to be found."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *starts: Exception | bool) -> None:
+        super().__init__(monkeypatch)
+        self.starts = list(starts)
+        self.begun: list[str] = []
+        monkeypatch.setattr(shell, "PAUSE_S", 0.001)
+        monkeypatch.setattr(shell, "AGAIN_S", 0.05)
+
+    def actor(self, settings: WorkerSettings, name: str, model: object) -> Hands:
+        hands, how = Hands(), self.starts.pop(0)
+        self.begun.append(settings.label)
+        if isinstance(how, Exception):
+            hands.failing["start"] = how
+        return hands
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.005)
+
+
+async def test_a_model_whose_process_dies_while_it_loads_is_loaded_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed by the system when memory is short, say: other replicas go on, and none is down."""
+    pools: list[tuple[str, str | None]] = []
+    cluster = Loading(monkeypatch, ActorDiedError(), True, ActorDiedError(), True)
+    fleet = made(catalog=OWN, pools=pools)
+    fleet.want(POOL)
+    await until(lambda: len(fleet.handles()) == 2)
+    assert sorted(cluster.begun) == ["engine own@v1 #0"] * 3 + ["engine own@v1 #1"]
+    assert (pools, fleet.down) == ([], {})
+    await fleet.close()
+
+
+async def test_a_pool_is_down_once_none_of_its_replicas_is_tried_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that gives up first leaves the pool to the other, which still loads."""
+    pools: list[tuple[str, str | None]] = []
+    cluster = Loading(monkeypatch, *([ActorDiedError()] * (2 * MAX_STARTS)))
+    fleet = made(catalog=OWN, pools=pools)
+    slow = fleet.workers[POOL, 0] = Worker(POOL, 0)
+    await fleet._give_up(fleet.workers.setdefault((POOL, 1), Worker(POOL, 1)), SpecError("no GPU is free"))
+    assert (pools, fleet.down) == ([], {})
+    await asyncio.wait_for(fleet._keep(slow), 5)
+    assert (len(cluster.begun), list(fleet.down), len(pools)) == (MAX_STARTS, [POOL], 1)
+    fleet.want(POOL)
+    await asyncio.sleep(0.2)
+    assert len(cluster.begun) == MAX_STARTS, "a run with an end is begun again by a person"
+
+
+async def test_a_run_without_an_end_tries_a_pool_that_is_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in a while, and tells when it is up; not while its version is in nobody's use."""
+    pools: list[tuple[str, str | None]] = []
+    cluster = Loading(monkeypatch, SpecError("no such folder"), EngineDead("out of memory"), True, True)
+    fleet = made(catalog=OWN, pools=pools, endless=True)
+    worker = fleet.workers[POOL, 0] = Worker(POOL, 0)
+    keeping = asyncio.ensure_future(fleet._keep(worker))
+    await until(lambda: fleet.down)
+    fleet.let_go([POOL])
+    await asyncio.sleep(0.2)
+    assert len(cluster.begun) == 1
+    fleet.let_go([])
+    await until(lambda: fleet.handles())
+    assert pools == [(POOL, "no such folder"), (POOL, None)]
+    assert (fleet.down, len(cluster.begun)) == ({}, 3)
+    keeping.cancel()
+    await fleet.close()
+
+
+async def test_a_new_replica_takes_no_others_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one was released and is gone; the second still works."""
+    Loading(monkeypatch, True)
+    monkeypatch.setattr(shell, "_has_place", lambda model, replicas: True)  # pyright: ignore[reportUnknownLambdaType]
+    fleet = made(catalog=OWN)
+    second = fleet.workers[POOL, 1] = Worker(POOL, 1)
+    second.handle = Hands()
+    fleet.grow(POOL, 10_000, shell.GROW_AFTER_S + 1)
+    assert sorted(fleet.workers) == [(POOL, 0), (POOL, 1)]
+    assert fleet.workers[POOL, 1] is second
+    await fleet.close()
+
+
+async def test_a_worker_that_cannot_load_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold its GPUs and its name for ever, and each further try would meet the same broken process."""
+    codes: list[int] = []
+    monkeypatch.setattr(worker_actor.os, "_exit", codes.append)
+    monkeypatch.setattr(worker_actor, "LAST_WORD_S", 0.05)
+    account = Account("a", "openai", "https://a.example/v1", api_key="env:PENSTOCK_NO_SUCH_KEY")
+    settings = WorkerSettings("w", "api a", "api:a", "api", account=account)
+    actor = WorkerActor(msgspec.msgpack.encode(settings))
+    monkeypatch.setattr(worker_actor, "governor_lives", lambda account: False)  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(SpecError):
+        await actor.start()
+    assert codes == [], "the reply has to leave first"
+    await until(lambda: codes)
+    assert codes == [1]
 
 
 async def test_jobs_that_differ_in_dispatchers_share_an_account_under_one_governor(

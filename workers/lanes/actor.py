@@ -236,6 +236,11 @@ class LaneActor:
             shell.machine.pool_down(pool, why, time.time())
             shell.wake()
 
+    async def pool_up(self, pool: str) -> None:
+        for shell in self._shells.values():
+            shell.machine.pool_up(pool, time.time())
+            shell.wake()
+
     async def pause(self, tiers: list[int]) -> None:
         """From now on items of these tiers wait, and no others."""
         for shell in self._shells.values():

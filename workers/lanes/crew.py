@@ -369,6 +369,9 @@ class Crew:
     async def pool_down(self, pool: str, why: str) -> None:
         await self._tell("pool_down", pool, why)
 
+    async def pool_up(self, pool: str) -> None:
+        await self._tell("pool_up", pool)
+
     async def reprice(self, model: str, price: bytes) -> None:
         await self._tell("reprice", model, price)
 
