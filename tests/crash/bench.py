@@ -158,7 +158,7 @@ class Bench:
     # -- how far it is
 
     def served(self) -> int:
-        with urllib.request.urlopen(f"{self.url}/stats", timeout=5) as reply:
+        with urllib.request.urlopen(f"{self.url}/stats", timeout=60) as reply:
             return msgspec.json.decode(reply.read(), type=dict[str, object])["served"]  # pyright: ignore[reportReturnType]
 
     def wait_served(self, calls: int, command: subprocess.Popen[bytes], timeout_s: float = START_S) -> None:
