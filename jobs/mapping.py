@@ -60,7 +60,8 @@ def map(
     keep: so its walls see the attributes (`row.attributes`: sensitivity, tenant, …) that they go by.
     id: a column that stands in the records (costs, `penstock explain`) beside the row's number.
     limit: the first so many rows only; the others come back without an answer. budget_usd: never exceeded; the job's
-    own budgets hold as well. state: a folder; else the job's, else `.penstock` here.
+    own budgets hold as well. state: a folder; else the job's, else `.penstock` here. Rows and answers are kept in its
+    `maps/`, in `.penstock/maps` here where it is the job's.
 
     The same call on the same rows is the same run: what was answered is not asked, nor paid for, again.
     Raises the errors of `penstock.engine.errors`: `Spent` where the budget ended it, `Temporary` where it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -122,3 +123,10 @@ def test_exit_codes_are_documented_as_they_are() -> None:
     codes = {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", OPERATIONS, re.MULTILINE)}
     assert documented == codes
+
+
+def test_the_readme_names_the_pythons_that_are_taken() -> None:
+    """Whoever has another one finds out before the installation fails."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11,<3.14"
+    assert "Python 3.11, 3.12 or 3.13 " in (ROOT / "README.md").read_text()
