@@ -280,20 +280,33 @@ def _refusal(error: kafka.KafkaError, connection: Connection, where: str, doing:
 
 
 async def _say_why(connection: Connection) -> None:
-    """Connect once by hand; raises the reason where it is more than "unreachable"."""
-    settings = _settings(connection)
-    names, timeout = settings.pop("bootstrap_servers"), settings["request_timeout_ms"] / 1000
+    """Connect once by hand; raises the reason where it is more than "unreachable". All brokers are asked at once, and
+    the first that answers answers for all: one that is a black hole would cost every start of a client its timeout."""
+    settings = _settings(connection)  # one for all: they share a token
+    names = settings.pop("bootstrap_servers")
     del settings["retry_backoff_ms"]
-    for server in names:
-        host, _, port = server.rpartition(":")
+    asked = [asyncio.ensure_future(_ask(connection, server, settings)) for server in names]
+    try:
+        for answer in asyncio.as_completed(asked):
+            try:
+                return await answer
+            except Temporary as error:
+                if isinstance(error.__cause__, NoToken):
+                    raise
+    finally:
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def _ask(connection: Connection, server: str, settings: dict[str, Any]) -> None:
+    host, _, port = server.rpartition(":")
+    async with within(REQUEST_TIMEOUT_MS / 1000, connection, "connecting"):
+        one = _Telling(host.strip("[]"), int(port), **settings)
         try:
-            async with within(timeout, connection, "connecting"):
-                one = _Telling(host.strip("[]"), int(port), **settings)
-                await one.connect()
-                one.close()
-        except Temporary as error:
-            if isinstance(error.__cause__, NoToken):
-                raise
+            await one.connect()
+        finally:
+            one.close()
 
 
 class _Telling(AIOKafkaConnection):

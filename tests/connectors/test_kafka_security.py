@@ -19,7 +19,8 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
 from penstock.connectors.base import Holder, OutRecord
-from penstock.connectors.kafka.client import ended, new_consumer, start
+from penstock.connectors.kafka import client
+from penstock.connectors.kafka.client import REQUEST_TIMEOUT_MS, ended, new_consumer, start
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.settings import Connection, KafkaSink, KafkaSource
@@ -330,6 +331,23 @@ async def test_wrong_credentials_are_refused_with_what_to_do(
     error = await refusal(lambda: connect(secured))
     assert isinstance(error, kind), repr(error)
     assert re.search(words, str(error)), str(error)
+
+
+async def test_a_broker_that_never_answers_does_not_hold_up_a_login_by_token(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every client asks for the reason before it starts: the first broker that says yes is enough."""
+    monkeypatch.setenv("GOOD", token())
+    silence = asyncio.Event()
+    silent = await asyncio.start_server(lambda reader, writer: silence.wait(), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    connection = secured.bearer(sasl_oauth_token="env:GOOD")
+    connection = msgspec.structs.replace(connection, bootstrap=f"127.0.0.1:{port},{connection.bootstrap}")
+    began = time.monotonic()
+    await client._say_why(connection)  # pyright: ignore[reportPrivateUsage] - aiokafka has its own way around the silent
+    assert time.monotonic() - began < REQUEST_TIMEOUT_MS / 2000
+    silence.set()
+    silent.close()
 
 
 async def test_a_token_endpoint_that_refuses_or_is_away_is_named(secured: Secured, tokens: Tokens) -> None:
