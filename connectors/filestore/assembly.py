@@ -115,7 +115,7 @@ def _assemble_file(job: Job, folder: Path, faults: Faults) -> list[str]:
     target = Path(job.output.path)
     if job.sink == "dead_letters" and not any(s.length for s in job.spools):
         job.check()
-        target.unlink(missing_ok=True)
+        _remove_letters(target, job.run_id)
         faults("finish.removed")
         return []
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +128,14 @@ def _assemble_file(job: Job, folder: Path, faults: Faults) -> list[str]:
     sync_folder(target.parent)
     faults("finish.published")
     return [str(target)]
+
+
+def _remove_letters(target: Path, run_id: str) -> None:
+    """Those of the run's earlier life; what else stands there is somebody's file."""
+    from penstock.connectors.writing.tables import is_of
+
+    if target.is_file() and is_of(str(target), run_id):
+        target.unlink()
 
 
 def _assemble_folder(job: Job, folder: Path, faults: Faults) -> list[str]:

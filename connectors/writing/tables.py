@@ -6,6 +6,7 @@ kept columns' types, once to write. A block of rows is held in memory, never the
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import decimal
@@ -40,6 +41,8 @@ ROW_GROUP_ROWS = 16_384
 ROW_GROUP_BYTES = 32 << 20
 """Of JSON: a row group is written when either is reached. It bounds memory, and is large enough to compress well."""
 READ_ROWS = 1024
+LONGEST_FIRST = 16 << 20
+"""Bytes of a first line that are looked at. Ours are shorter: a dead letter holds a megabyte of its original."""
 
 
 # writing
@@ -254,6 +257,22 @@ def read_records(path: str) -> Iterator[bytes]:
                     yield from _read_csv(file)
                 case _:
                     yield from (line.rstrip(b"\n") for line in file)
+
+
+class _Of(msgspec.Struct, frozen=True):
+    run_id: str
+
+
+def is_of(path: str, run_id: str) -> bool:
+    """Whether the first record of a file or object names that run. Any file may be asked about; memory stays flat."""
+    with contextlib.suppress(SpecError, ValueError, msgspec.MsgspecError, csv.Error):
+        if suffix(path) in (".parquet", ".csv"):
+            first = next(read_records(path), b"")
+        else:
+            with opened(path) as file:
+                first = file.readline(LONGEST_FIRST)
+        return msgspec.json.decode(first, type=_Of).run_id == run_id
+    return False
 
 
 def finished_files(path: str) -> list[str]:

@@ -98,13 +98,24 @@ async def test_one_file_is_in_input_order(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_empty_outputs_exist_and_an_empty_dead_letter_file_does_not(tmp_path: Path) -> None:
-    """No records: empty results, costs and quality; of dead letters no file, and one of an earlier finish goes."""
+    """No records: empty results, costs and quality; of dead letters no file, and one of the run's earlier life goes."""
     store = store_for(sinks_at(tmp_path), tmp_path / ".results.penstock")
-    (tmp_path / "dead_letters.jsonl").write_text("stale\n")
+    (tmp_path / "dead_letters.jsonl").write_text('{"item_id":"a","run_id":"run-1"}\n')
     done = await store.finish(PLAN)
     assert done["dead_letters"] == []
     assert sorted(p.name for p in tmp_path.glob("*.jsonl")) == ["costs.jsonl", "quality.jsonl", "results.jsonl"]
     assert (tmp_path / "results.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("theirs", [b"my notes\n", b"", b'{"run_id":"run-2"}\n', b"\xff\0" * 100, b"[1, 2]"])
+async def test_without_dead_letters_a_strangers_file_stays(tmp_path: Path, theirs: bytes) -> None:
+    """Nothing would be written in its place, so nothing is taken away."""
+    for name in ("dead.jsonl", "dead.csv", "dead.parquet"):
+        (tmp_path / name).write_bytes(theirs)
+        sinks = {**sinks_at(tmp_path), "dead_letters": FilesSink(str(tmp_path / name))}
+        store = store_for(sinks, tmp_path / f".{name}.penstock")
+        assert (await store.finish(PLAN))["dead_letters"] == []
+        assert (tmp_path / name).read_bytes() == theirs
 
 
 class Killed(BaseException):

@@ -486,6 +486,15 @@ async def test_a_single_object_is_all_records_in_input_order(world: World, monke
     assert len(list(read_records(done["dead_letters"][0]))) == 1
 
 
+async def test_without_dead_letters_a_strangers_object_stays_and_one_of_an_earlier_life_goes(world: World) -> None:
+    """Nothing would be written in its place."""
+    world.sinks = {"results": world.sink("out/all.jsonl"), "dead_letters": world.sink("out/dead.jsonl")}
+    for data, stays in ((b"my notes", True), (b'{"run_id":"run"}\n', False)):
+        world.s3.put(world.bucket, "out/dead.jsonl", data)
+        assert (await world.store().finish(PLAN))["dead_letters"] == []
+        assert ("out/dead.jsonl" in world.seen()) == stays
+
+
 async def test_an_object_that_somebody_else_wrote_meanwhile_is_not_replaced(world: World) -> None:
     """The put that ends the assembly names what was there when it began."""
     world.sinks = {"results": world.sink("out/all.jsonl")}

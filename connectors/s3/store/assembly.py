@@ -14,7 +14,9 @@ from penstock.connectors.s3.store.merge import temp_folder
 from penstock.connectors.s3.store.parts import Spools, fetched, lanes, whole
 from penstock.connectors.s3.store.run import Life, refuse_another
 from penstock.connectors.s3.store.upload import upload
+from penstock.connectors.s3.urls import Where
 from penstock.connectors.settings import FilesSink, S3Sink
+from penstock.connectors.writing.tables import is_of
 from penstock.engine.errors import Temporary
 
 _TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet", "csv": "text/csv"}
@@ -34,7 +36,7 @@ def assemble_object(life: Life, sink: str, output: S3Sink) -> bool:
         made = _local(home, sink, output, life.run_id, temp)
         life.check()
         if made is None:
-            home.s3.delete(home.bucket, [output.prefix] if before is not None else [])
+            _remove_letters(home, output, life.run_id)
             return False
         kind = assembly.format_of(FilesSink(output.prefix, output.format))
         stored = Stored(_TYPES[kind], output.sse, output.sse_kms_key_id)
@@ -47,6 +49,12 @@ def assemble_object(life: Life, sink: str, output: S3Sink) -> bool:
                 "is lost: run the same command again."
             ) from error
     return True
+
+
+def _remove_letters(home: Home, output: S3Sink, run_id: str) -> None:
+    """Those of the run's earlier life; what else stands there is somebody's object."""
+    if is_of(Where(home.bucket, output.prefix, output.endpoint, output.region).url, run_id):
+        home.s3.delete(home.bucket, [output.prefix])
 
 
 def _local(home: Home, sink: str, output: S3Sink, run_id: str, temp: Path) -> Path | None:
