@@ -7,6 +7,7 @@ answer                                              type
 no credentials, unknown profile                     SpecError
 401, 403                                            Refused
 409, 429, 5xx, SlowDown, timeouts, cut connections  Away
+403 RequestTimeTooSkewed (a clock is wrong)         Away
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ def _answered(response: Any, what: str, where: str) -> PenstockError:
         return Away(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or SLOW_DOWN_S)
     if code in _AGAIN or status in (408, 409) or status >= 500:
         return Away(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or LOST_S)
+    if code == "RequestTimeTooSkewed":  # a clock that jumped is set right again, by itself as a rule
+        message = f"cannot {what} now: this machine's clock and that of S3 at {where} differ. Set the clock."
+        return Away(message, retry_after_s=SLOW_DOWN_S)
     if code in _MISSING:
         return Missing(f"cannot {what}: it is not there ({said}).")
     return _refused(code, status, said, what, where)
@@ -92,8 +96,6 @@ def _refused(code: str, status: int, said: str, what: str, where: str) -> Pensto
         return SpecError(f"cannot {what}: the bucket is in another region ({said}). Set region.")
     if code in _KEYS:
         return Refused(f"cannot {what}: S3 at {where} refused the credentials: {_KEYS[code]} ({code}). Mend: {_CHAIN}.")
-    if code == "RequestTimeTooSkewed":
-        return Refused(f"cannot {what}: this machine's clock and that of S3 at {where} differ. Set the clock.")
     if status in (401, 403):
         return Refused(f"cannot {what}: {said}. Grant these credentials that action, or mend: {_CHAIN}.")
     return Refused(f"cannot {what}: {said}. Check bucket, key and endpoint, and what that server supports.")

@@ -73,8 +73,9 @@ def read(s3: S3, bucket: str, key: str) -> Got | None:
         return None
 
 
-def prove(s3: S3, bucket: str, prefix: str, stored: Stored = PLAIN) -> None:
-    """Try on a probe object that the store keeps its word. Raises `Refused` where it ignores a condition."""
+def prove(s3: S3, bucket: str, prefix: str, stored: Stored = PLAIN, *, parts: bool = False) -> None:
+    """Try on a probe object that the store keeps its word; `parts`: with an upload in parts too, which ends in another
+    request. Raises `Refused` where it ignores a condition."""
     key = f"{prefix}probe-{secrets.token_hex(8)}"
     try:
         etag = swap(s3, bucket, key, b"probe 1", None, stored)
@@ -82,9 +83,20 @@ def prove(s3: S3, bucket: str, prefix: str, stored: Stored = PLAIN) -> None:
         wrong = f'"{secrets.token_hex(16)}"'
         _must_fail(s3, bucket, "If-Match", lambda: s3.put(bucket, key, b"probe 3", etag=wrong, stored=stored))
         swap(s3, bucket, key, b"probe 4", etag, stored)
+        if parts:
+            _must_fail(s3, bucket, "If-None-Match of an upload in parts", lambda: _in_parts(s3, bucket, key, stored))
     finally:
         with contextlib.suppress(PenstockError):  # at worst eight bytes stay
             s3.delete(bucket, [key])
+
+
+def _in_parts(s3: S3, bucket: str, key: str, stored: Stored) -> None:
+    number = s3.start_parts(bucket, key, stored)
+    try:
+        s3.end_parts(bucket, key, number, [s3.put_part(bucket, key, number, 1, b"probe 5")], absent=True)
+    finally:
+        with contextlib.suppress(PenstockError):  # it became the object, or the bucket's own rule removes it
+            s3.drop_parts(bucket, key, number)
 
 
 def _must_fail(s3: S3, bucket: str, condition: str, put: Callable[[], object]) -> None:

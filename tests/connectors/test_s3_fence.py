@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 from aiohttp import web
+from botocore.exceptions import ClientError
 
 from penstock.connectors.base import OutRecord
 from penstock.connectors.registry import open_stores
 from penstock.connectors.s3 import client as s3_client
 from penstock.connectors.s3 import fence
+from penstock.connectors.s3.errors import translated
 from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.store.place import S3Place
 from penstock.connectors.settings import FilesSink, S3Sink
 from penstock.connectors.state import ABSENT, Conflict, open_state
-from penstock.engine.errors import Fenced, Refused
+from penstock.engine.errors import Away, Fenced, Refused
 
 if TYPE_CHECKING:
     from conftest import S3At
@@ -101,11 +103,13 @@ def _raw(url: str) -> object:
 
 
 class Careless:
-    """A store that speaks S3 and ignores `ignores`: one of the headers, or both."""
+    """A store that speaks S3 and ignores `ignores`: one of the headers, or both; where an upload in parts ends, all of
+    them, unless `parts`."""
 
-    def __init__(self, *ignores: str) -> None:
+    def __init__(self, *ignores: str, parts: bool = True) -> None:
         self.objects: dict[str, bytes] = {}
         self._ignores = ignores
+        self._parts = parts
         self.app = web.Application()
         self.app.router.add_route("*", "/{rest:.*}", self._answer)
 
@@ -113,6 +117,16 @@ class Careless:
         key, body = request.path, await request.read()
         there = self.objects.get(key)
         match request.method:
+            case "PUT" if "partNumber" in request.query:
+                return web.Response(headers={"ETag": _etag(body)})
+            case "POST" if "uploads" in request.query:
+                return web.Response(body=b"<Begun><UploadId>u</UploadId></Begun>", content_type="application/xml")
+            case "POST" if "uploadId" in request.query:
+                if self._parts and not self._allowed(request, there):
+                    return web.Response(status=412, body=b"<Error><Code>PreconditionFailed</Code></Error>")
+                return web.Response(body=b'<Ended><ETag>"e"</ETag></Ended>', content_type="application/xml")
+            case "DELETE":
+                return web.Response(status=204)
             case "PUT":
                 if not self._allowed(request, there):
                     return web.Response(status=412, body=b"<Error><Code>PreconditionFailed</Code></Error>")
@@ -216,6 +230,26 @@ def test_a_store_that_ignores_conditions_is_refused_at_start(ignores: tuple[str,
             open_state(f"s3://bucket/state?endpoint={endpoint}&region=us-east-1").put("n", b"", ABSENT)
     with serving(Careless().app) as endpoint:
         open_stores({"results": S3Sink("bucket", "out/", endpoint, "us-east-1")}, "run")
+
+
+def test_a_single_object_wants_conditions_at_the_end_of_uploads_too(s3_keys: None) -> None:
+    """A large one is put in parts, and ends in another request, which a store may take without looking."""
+    for parts in (True, False):
+        with serving(Careless(parts=parts).app) as endpoint:
+            open_stores({"results": S3Sink("bucket", "out/", endpoint, "us-east-1")}, "run")
+            one = {"results": S3Sink("bucket", "all.jsonl", endpoint, "us-east-1")}
+            if parts:
+                open_stores(one, "run")
+                continue
+            with pytest.raises(Refused, match=r"ignores conditional puts .*upload in parts"):
+                open_stores(one, "run")
+
+
+def test_a_clock_that_is_wrong_is_waited_for() -> None:
+    """It jumped, and is set right again: a run of days must not end for it."""
+    answer = {"Error": {"Code": "RequestTimeTooSkewed"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    with pytest.raises(Away, match="clock"), translated("write s3://b/k", "AWS"):
+        raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
 
 
 def test_an_s3_sink_may_follow_a_folder(tmp_path: object, s3_server: S3Server | S3At, s3_keys: None) -> None:

@@ -50,7 +50,8 @@ class S3Place:
                     f"sink {sink}: partition_by wants a prefix, and {output.prefix!r} is one object. "
                     "End it with a slash."
                 )
-        fence.prove(self.base.s3, self.base.bucket, self.base.root, self.base.stored)
+        single = not all(map(is_prefix, self._sinks.values()))
+        fence.prove(self.base.s3, self.base.bucket, self.base.root, self.base.stored, parts=single)
         for output in self._sinks.values():  # all of them before any is taken
             s3_run.refuse_another(self.base, output.prefix, self._owner(output), self._run_id)
         life, *_ = [s3_run.claim(base, self._run_id) for base in self._bases()]
