@@ -24,7 +24,6 @@ from penstock.connectors.s3.urls import Where, parsed
 from penstock.connectors.writing.record_structs import BatchLine
 from penstock.engine.errors import Corrupt, SpecError
 
-_JSON = Stored(content_type="application/json")
 _MARK = b'"too_large"'
 _BATCH_LINE = frozenset(BatchLine.__struct_fields__)
 
@@ -106,7 +105,8 @@ class LargeObjects:
 def _put(one: Large) -> None:
     with contextlib.suppress(NotAsExpected):  # it is there, with this content: its name says so
         s3 = client(one.where.endpoint, one.where.region)
-        s3.put(one.where.bucket, one.where.key, one.data, absent=True, stored=_JSON)
+        stored = Stored("application/json", one.where.sse, one.where.sse_kms_key_id)
+        s3.put(one.where.bucket, one.where.key, one.data, absent=True, stored=stored)
 
 
 def _answer_of(top: dict[str, msgspec.Raw]) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from penstock.connectors.s3.client import S3, Listed
 from penstock.connectors.s3.errors import Missing, NotAsExpected
 from penstock.connectors.settings import S3Source
-from penstock.engine.errors import BadRecord, Refused, Temporary
+from penstock.engine.errors import BadRecord, Refused, SpecError, Temporary
 from penstock.engine.plan import Split
 
 NO_VERSION = "null"
@@ -78,7 +78,7 @@ def _changed(what: Pinned) -> str:
 
 def listed(s3: S3, source: S3Source) -> Iterator[Pinned]:
     """The objects that `source` means, in order of keys, as the listing's pages come."""
-    rest = re.compile(translate(source.pattern)).fullmatch if source.pattern is not None else None
+    rest = matching(source.pattern) if source.pattern is not None else None
     skip = len(source.prefix)
     literal = "" if source.pattern is None else re.split(r"[*?\[]", source.pattern, maxsplit=1)[0]
     for page in _pages(s3, source.bucket, source.prefix + literal):
@@ -112,6 +112,14 @@ def _is_hidden(name: str) -> bool:
 def _is_folder(one: Listed) -> bool:
     """What consoles and Hadoop put where a folder should seem to be."""
     return one.size == 0 and one.key.endswith(("/", "_$folder$"))
+
+
+def matching(glob: str) -> Callable[[str], object]:
+    """Whether a name is one that the glob means. Raises `SpecError` where it is no glob."""
+    try:
+        return re.compile(translate(glob)).fullmatch
+    except re.error as error:
+        raise SpecError(f"the pattern {glob[:200]!r} is no glob: what stands in its brackets is wrong") from error
 
 
 def translate(glob: str) -> str:

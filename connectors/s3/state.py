@@ -8,7 +8,7 @@ from typing import Literal
 
 from penstock.connectors.documents import Absent, Conflict, Tag, check_key
 from penstock.connectors.s3 import fence
-from penstock.connectors.s3.client import S3, client
+from penstock.connectors.s3.client import S3, Stored, client
 from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.urls import Where
 
@@ -37,11 +37,11 @@ class S3State:
         name = self._root + check_key(key)
         data = secrets.token_hex(_TOKEN_BYTES).encode() + b"\n" + value
         if expect is None:
-            return self._s3.put(self._where.bucket, name, data)
+            return self._s3.put(self._where.bucket, name, data, stored=_stored(self._where))
         _prove(self._where, self._root)
         etag = expect if isinstance(expect, str) else None
         try:
-            return fence.swap(self._s3, self._where.bucket, name, data, etag)
+            return fence.swap(self._s3, self._where.bucket, name, data, etag, _stored(self._where))
         except Lost as error:
             raise Conflict(
                 f"state s3://{self._where.bucket}/{name} was written by another process. Read it and decide again."
@@ -56,4 +56,8 @@ class S3State:
 @functools.lru_cache(maxsize=64)
 def _prove(where: Where, root: str) -> None:
     """Once a process and state."""
-    fence.prove(client(where.endpoint, where.region), where.bucket, f"{root}.probe/")
+    fence.prove(client(where.endpoint, where.region), where.bucket, f"{root}.probe/", _stored(where))
+
+
+def _stored(where: Where) -> Stored:
+    return Stored(sse=where.sse, sse_kms_key_id=where.sse_kms_key_id)

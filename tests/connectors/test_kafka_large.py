@@ -167,6 +167,25 @@ async def test_an_object_that_is_gone_or_another_is_told(rig: Rig) -> None:
         await rig.committed()
 
 
+async def test_large_results_are_encrypted_as_the_url_says_and_found_without_it(rig: Rig) -> None:
+    """The pointer names no way of encryption: whoever changes it later still reads what was put before."""
+    asked: list[str | None] = []
+
+    def seen(params: dict[str, Any], **_: object) -> None:
+        asked.append(params["headers"].get("x-amz-server-side-encryption"))
+
+    events = rig.s3._client.meta.events  # pyright: ignore[reportPrivateUsage] - what is sent is ours
+    events.register("before-call.s3.PutObject", seen)
+    _, one = LargeObjects(f"{rig.url}&sse=AES256", rig.run).pointer(row(1, LONG))
+    try:
+        await LargeObjects(f"{rig.url}&sse=AES256", rig.run).put([one])
+    finally:
+        events.unregister("before-call.s3.PutObject", seen)
+    assert asked == ["AES256"]
+    short, _ = LargeObjects(f"{rig.url}&sse=AES256", rig.run).pointer(row(1, LONG))
+    assert LargeObjects(rig.url, rig.run).followed(short.value) == row(1, LONG).value
+
+
 def test_an_answer_that_looks_like_a_pointer_is_an_answer() -> None:
     """A model may say anything; nobody fetches what it names."""
     objects = LargeObjects("s3://bucket/large/", "r")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from penstock.connectors.ledger import LedgerClient, document
+from penstock.connectors.s3.client import client
 from penstock.connectors.state import ABSENT, Conflict, FolderState, open_state
 from penstock.engine.budget import Budget, NeedLease, budget_keys
-from penstock.engine.errors import Corrupt, SpecError
+from penstock.engine.errors import Corrupt, PenstockError, SpecError
+
+if TYPE_CHECKING:
+    from conftest import S3At
+
+    from penstock.jobs.dev.s3 import S3Server
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.s3)])
@@ -39,6 +48,31 @@ def test_a_value_is_written_only_over_what_was_read(url: str) -> None:
     state.put("a/b", b"4", None)
     assert state.list("a/") == ["a/b"]
     assert state.list("b") == []
+
+
+@pytest.mark.s3
+def test_a_state_on_s3_is_encrypted_as_its_url_says(
+    s3_server: S3Server | S3At, s3_keys: None, new_bucket: Callable[..., str]
+) -> None:
+    """Every put of it, the probe of a store's conditions too."""
+    asked: list[tuple[str | None, str | None]] = []
+
+    def seen(params: dict[str, Any], **_: object) -> None:
+        sse = "x-amz-server-side-encryption"
+        asked.append((params["headers"].get(sse), params["headers"].get(f"{sse}-aws-kms-key-id")))
+
+    events = client(s3_server.endpoint)._client.meta.events  # pyright: ignore[reportPrivateUsage] - what is sent is ours
+    events.register("before-call.s3.PutObject", seen)
+    try:
+        state = open_state(f"s3://{new_bucket('state')}/x?endpoint={s3_server.endpoint}&sse=aws:kms&sse_kms_key_id=k")
+        with contextlib.suppress(PenstockError):  # a store may know no such key
+            state.put("a", b"1", None)
+        with contextlib.suppress(PenstockError):
+            state.put("b", b"1", ABSENT)
+    finally:
+        events.unregister("before-call.s3.PutObject", seen)
+    assert len(asked) > 1
+    assert set(asked) == {("aws:kms", "k")}
 
 
 def test_of_many_writers_each_counts_once(url: str) -> None:

@@ -215,6 +215,8 @@ SOURCES = {
     "bucket": ("s3://in/x", "source: a bucket's name has 3 or more letters"),
     "key": ("s3://inbox//x", "source: a key has at most 1,024 printable bytes, no / in front"),
     "password in an endpoint": ("{type: s3, bucket: inbox, endpoint: 'http://a:hunter2@x.test'}", "source.endpoint: holds a user name or password"),
+    "no range": ("s3://inbox/[z-a]*", "source.pattern: the pattern '[z-a]*' is no glob"),
+    "empty brackets": ("{type: s3, bucket: inbox, pattern: 'a[!]x'}", "source.pattern: the pattern 'a[!]x' is no glob"),
     "empty pattern": ("{type: s3, bucket: inbox, pattern: ''}", "source.pattern: expected a glob"),
 }  # fmt: skip
 
@@ -252,6 +254,11 @@ WRITTEN = {
     "unknown part": (f"{{{OBJECT}prefix: a/, partition_by: [dat]}}}}\nrow: {{keep: [shop]}}", "sinks.results.partition_by[0]: can't part by `dat` (or a column of `row.keep`); did you mean `date`?"),
     "a column of the costs": ("{results: out/, costs: {type: s3, bucket: outbox, prefix: c/, partition_by: [shop]}}", "sinks.costs.partition_by[0]: can't part by `shop`"),
     "part twice": (f"{{{OBJECT}prefix: a/, partition_by: [date, date]}}}}", "sinks.results.partition_by[1]: `date` stands here twice"),
+    "compressed differently": (f"{{{SINK}}}, costs: {{type: kafka, connection: shop, topic: c, compression: gzip}}}}", "sinks.costs.compression: sinks of one cluster are written together"),
+    "encrypted differently": (f"{{{OBJECT}prefix: a/, sse: AES256}}, costs: {{type: s3, bucket: outbox, prefix: c/}}}}", "sinks.costs: sinks of one bucket are encrypted alike"),
+    "unknown option of a URL": (f"{{{SINK}, too_large: 's3://bucket/x/?ssee=AES256'}}}}", "`?ssee=` is not known here; did you mean `sse`?"),
+    "unknown encryption": (f"{{{SINK}, too_large: 's3://bucket/x/?sse=AES128'}}}}", "`?sse=` is one of AES256, aws:kms"),
+    "key of a URL without kms": (f"{{{SINK}, too_large: 's3://bucket/x/?sse=AES256&sse_kms_key_id=k'}}}}", "belongs to `?sse=aws:kms`"),
     "key without kms": (f"{{{OBJECT}prefix: a/, sse_kms_key_id: x}}}}", "sinks.results.sse_kms_key_id: belongs to `sse: aws:kms`"),
 }  # fmt: skip
 

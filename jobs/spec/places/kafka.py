@@ -147,6 +147,9 @@ def check_progress(doc: Doc, sinks: Mapping[SinkName, SinkSettings]) -> None:
                 raise doc.error(("sinks", name), "sinks of one cluster share their `progress_topic:`; name one")
             if one.topic == other.progress_topic:
                 raise doc.error(("sinks", name), f"`{one.topic}` is the topic of the progress")
+            if one.compression != other.compression and ("sinks", name, "compression") in doc.lines:
+                told = "sinks of one cluster are written together and compressed alike: name it at the results"
+                raise doc.error(("sinks", name, "compression"), told)
 
 
 def check_apart(doc: Doc, source: KafkaSource, sinks: Mapping[SinkName, SinkSettings]) -> None:

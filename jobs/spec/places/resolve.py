@@ -159,6 +159,7 @@ def _check_apart(doc: Doc, named: Mapping[SinkName, SinkSettings]) -> None:
             raise doc.error(("sinks", name), f"the same place as `{seen[place]}`; each sink needs its own")
         seen[place] = name
     kafka.check_progress(doc, named)
+    s3.check_encrypted(doc, named)
 
 
 def check_not_input(doc: Doc, source: SourceSettings, named: Mapping[SinkName, SinkSettings]) -> None:

@@ -10,7 +10,10 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from penstock.connectors.base import SinkName
+from penstock.connectors.s3.objects import matching
+from penstock.connectors.s3.urls import OPTIONS, SSE
 from penstock.connectors.settings import S3Sink, S3Source, SinkSettings
+from penstock.engine.errors import SpecError
 from penstock.jobs.spec.accounts import check_url
 from penstock.jobs.spec.places.files import PACKED, matches, split_suffix
 from penstock.jobs.spec.tree import Doc, Path, nearest
@@ -54,14 +57,19 @@ def check_folder_url(doc: Doc, path: Path, url: str, wanted: str) -> str:
 
 
 def check_state(doc: Doc, path: Path, url: str) -> str:
-    """`s3://bucket/prefix`, with `?endpoint=…&region=…` where the store is not AWS's own."""
+    """`s3://bucket/prefix`, with `?endpoint=…&region=…` where the store is not AWS's own, and `?sse=…&sse_kms_key_id=…`
+    for what is written."""
     parts = urlsplit(url)
     read_url(doc, path, f"s3://{parts.netloc}{parts.path}")
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in ("endpoint", "region"):
-            raise doc.error(path, f"`?{name[:60]}=` is not known here{nearest(name, ('endpoint', 'region'))}")
-        if name == "endpoint":
-            check_url(doc, path, value)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := next((name for name in options if name not in OPTIONS), None):
+        raise doc.error(path, f"`?{unknown[:60]}=` is not known here{nearest(unknown, OPTIONS)}")
+    if "endpoint" in options:
+        check_url(doc, path, options["endpoint"])
+    if (sse := options.get("sse")) is not None and sse not in SSE:
+        raise doc.error(path, f"`?sse=` is one of {', '.join(SSE)}")
+    if "sse_kms_key_id" in options and sse != "aws:kms":
+        raise doc.error(path, "`?sse_kms_key_id=` belongs to `?sse=aws:kms`")
     return url
 
 
@@ -80,8 +88,17 @@ def source(doc: Doc, value: S3Source) -> S3Source:
     check_key(doc, (*path, "prefix"), value.prefix)
     if value.pattern is not None and not check_key(doc, (*path, "pattern"), value.pattern):
         raise doc.error((*path, "pattern"), "expected a glob like *.jsonl, found empty text")
+    if value.pattern is not None:
+        _check_glob(doc, path, value.pattern)
     _check_endpoint(doc, path, value)
     return value
+
+
+def _check_glob(doc: Doc, path: Path, pattern: str) -> None:
+    try:
+        matching(pattern)
+    except SpecError as error:
+        raise doc.error((*path, "pattern"), str(error)) from None
 
 
 def _check_endpoint(doc: Doc, path: Path, value: S3Source | S3Sink) -> None:
@@ -149,7 +166,18 @@ def check_apart(doc: Doc, source: S3Source, sinks: Mapping[SinkName, SinkSetting
             raise doc.error(path, f"{name} would stand inside the source ({place}); give it a place of its own")
 
 
-def _is_one_bucket(source: S3Source, sink: S3Sink) -> bool:
+def check_encrypted(doc: Doc, sinks: Mapping[SinkName, SinkSettings]) -> None:
+    """A commit writes the records of a bucket's sinks into one object."""
+    found = [(name, sink) for name, sink in sinks.items() if isinstance(sink, S3Sink)]
+    for name, one in found:
+        other = next(sink for _, sink in found if _is_one_bucket(one, sink))
+        if (one.sse, one.sse_kms_key_id) != (other.sse, other.sse_kms_key_id):
+            raise doc.error(
+                ("sinks", name), "sinks of one bucket are encrypted alike: give all the same `sse:` and key"
+            )
+
+
+def _is_one_bucket(source: S3Source | S3Sink, sink: S3Sink) -> bool:
     one, other = ((s.endpoint or "").rstrip("/").replace("localhost:", "127.0.0.1:") for s in (source, sink))
     return source.bucket == sink.bucket and one == other
 
