@@ -113,12 +113,20 @@ class Rereadable(Protocol):
         ...
 
 
+class Later(msgspec.Struct, frozen=True):
+    """missing: what of the source is not there now, in words."""
+
+    splits: list[Split]
+    missing: str | None = None
+
+
 @runtime_checkable
 class Growing(Protocol):
     """A source whose settings say where it is begun: that counts once, and for what is there then."""
 
-    async def later(self, known: Collection[str]) -> list[Split]:
-        """What is there beside the objects `known` to a plan, each wanted whole. Raises what `splits` raises."""
+    async def later(self, known: Collection[str]) -> Later:
+        """What is there beside the objects `known` to a plan, each wanted whole. Raises what `splits` raises, but where
+        the source has no end and only a part of it is missing: what is there goes on."""
         ...
 
 

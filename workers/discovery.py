@@ -31,6 +31,8 @@ class Discovery:
         self._tell = tell
         self._note = note
         self._trouble = ""
+        """What was told last, while it lasts."""
+        self._missing = ""
         self._task: asyncio.Task[None] | None = None
 
     def start(self, lanes_at: Callable[[], Iterable[int]]) -> None:
@@ -63,7 +65,7 @@ class Discovery:
         except Fenced as error:  # another command wrote it: its plan is read at the next look
             self._tell_once(str(error))
             return
-        self._trouble = ""
+        self._tell_once(self._missing)
         if longer is not None:
             self.plan = longer
         if longer is not None or any(version < self.plan.version for version in lanes_at):
@@ -73,7 +75,8 @@ class Discovery:
         """The plan, where it is longer than ours: extended and written by us, or by a command before us."""
         stored = await self._primary.read_plan() or self.plan
         found = await listed(self._source, stored)
-        longer = extended(stored, self._spec, found)
+        self._missing = found.missing or ""
+        longer = extended(stored, self._spec, found.splits)
         if longer is not None:
             await self._primary.write_plan(longer)
             new = len(longer.splits) - len(self.plan.splits)
@@ -83,6 +86,6 @@ class Discovery:
         return stored if stored.version > self.plan.version else None
 
     def _tell_once(self, trouble: str) -> None:
-        if trouble != self._trouble:
+        if trouble and trouble != self._trouble:
             self._note(trouble)
         self._trouble = trouble

@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from penstock.connectors.base import Growing, Primary, Source
+from penstock.connectors.base import Growing, Later, Primary, Source
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
@@ -50,7 +50,9 @@ async def wanted_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bo
     accept = accept or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
-    longer = extended(plan, spec, await listed(source, plan))
+    found = await listed(source, plan)
+    notes += [found.missing] if found.missing is not None else []
+    longer = extended(plan, spec, found.splits)
     if longer is None:
         return Planned(plan, True, tuple(notes), tuple(changed)), False
     if new := len(longer.splits) - len(plan.splits):
@@ -58,11 +60,11 @@ async def wanted_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bo
     return Planned(longer, True, tuple(notes), tuple(changed)), True
 
 
-async def listed(source: Source, plan: Plan) -> list[Split]:
+async def listed(source: Source, plan: Plan) -> Later:
     """The input as it is now, or at least what of it the plan does not know."""
     if isinstance(source, Growing):
         return await source.later({split.object_id for split in plan.splits})
-    return await source.splits(plan.lanes)
+    return Later(await source.splits(plan.lanes))
 
 
 async def _any_finished(plan: Plan, primary: Primary) -> bool:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from penstock.connectors.base import Later
 from penstock.connectors.kafka import topic_ids
 from penstock.connectors.kafka.client import describe, new_consumer, opened, within
 from penstock.connectors.kafka.members import refuse_members
@@ -44,23 +45,28 @@ class KafkaTopics:
         if self._settings.group is not None:
             await refuse_members(self._connection, self._settings.group)
         async with self._looking() as consumer:
-            found = await self._topics(consumer)
+            found, missing = await self._topics(consumer)
+            if missing is not None:
+                raise missing
             partitions = _partitions(found)
             last = await ends(consumer, self._connection, partitions)
             first = await starts(self._start, consumer, self._connection, partitions, last)
             return [self._split(found, tp, first[tp], last[tp]) for tp in partitions]
 
-    async def later(self, known: Collection[str]) -> list[Split]:
+    async def later(self, known: Collection[str]) -> Later:
         """The partitions whose object is not among `known`, each from its earliest record: what appears while a run
-        lives, topics that were made anew included, is wanted whole."""
+        lives, topics that were made anew included, is wanted whole. One topic that was deleted holds up no other."""
         async with self._looking() as consumer:
-            found = await self._topics(consumer)
+            found, missing = await self._topics(consumer)
+            if missing is not None and (self._settings.until == "end" or not found):
+                raise missing
+            told = None if missing is None else f"{missing}; the run goes on with the other topics"
             partitions = [tp for tp in _partitions(found) if _object_id(found, tp) not in known]
             if not partitions:
-                return []
+                return Later([], told)
             first = await begins(consumer, self._connection, partitions)
             last = await ends(consumer, self._connection, partitions)
-            return [self._split(found, tp, first[tp], last[tp]) for tp in partitions]
+            return Later([self._split(found, tp, first[tp], last[tp]) for tp in partitions], told)
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> KafkaReader:
         """Connects with the first read."""
@@ -78,18 +84,20 @@ class KafkaTopics:
         async with opened(new_consumer(self._connection), self._connection) as consumer:
             yield consumer
 
-    async def _topics(self, consumer: AIOKafkaConsumer) -> dict[str, Topic]:
+    async def _topics(self, consumer: AIOKafkaConsumer) -> tuple[dict[str, Topic], SpecError | None]:
+        """Those that are there, and why not all are. Raises `SpecError` where no name matches the pattern."""
+        missing = None
         wanted = self._settings.topics if self._pattern is None else None
         async with within(LOOK_S, self._connection, "looking up topics"):
             found = await topic_ids.topics(topic_ids.client_of(consumer), wanted)
             if self._pattern is not None:
                 found = {name: topic for name, topic in found.items() if self._pattern.fullmatch(name)}
-            elif missing := [name for name in self._settings.topics if name not in found]:
-                raise await self._missing(consumer, missing[0])
-            if not found:
+            elif gone := [name for name in self._settings.topics if name not in found]:
+                missing = await self._missing(consumer, gone[0])
+            if not found and missing is None:
                 raise SpecError(f"{describe(self._connection)} has no topic that matches {self._settings.pattern!r}")
             await topic_ids.client_of(consumer).set_topics(list(found))
-        return found
+        return found, missing
 
     async def _missing(self, consumer: AIOKafkaConsumer, name: str) -> SpecError:
         there = await topic_ids.topics(topic_ids.client_of(consumer))

@@ -98,8 +98,8 @@ def publish(file: str, **given: object) -> int:
     try:
         asyncio.run(publishing.publish(order, done, _progress()))
     except BaseException:
-        if done.records:
-            click.echo(f"{done.records:,} records were published before this", err=True)
+        if done.records or done.unsure:
+            click.echo(publishing.before(done), err=True)
         raise
     return _tell(done, order.topic, time.monotonic() - began, call.as_json)
 

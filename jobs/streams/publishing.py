@@ -49,9 +49,11 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct):
-    """So far. `skipped`: how many could not be published; `why`: the first of them, in words."""
+    """So far. `unsure`: those behind `records` that were sent, and may be there or not. `skipped`: how many could not
+    be published; `why`: the first of them, in words."""
 
     records: int = 0
+    unsure: int = 0
     size_bytes: int = 0
     skipped: int = 0
     why: list[str] = msgspec.field(default_factory=list[str])
@@ -75,6 +77,12 @@ async def publish(order: Order, done: Published, show: Callable[[Published], Non
                     await pace.wait(done.records)
             finally:
                 await reader.close()
+
+
+def before(done: Published) -> str:
+    """What is there of a file that was not published whole: whoever goes on by hand must know where."""
+    told = f"{done.records:,} records were published before this"
+    return f"{told}; of the next {done.unsure:,}, some or all may be there too" if done.unsure else told
 
 
 async def _topic(order: Order) -> TopicFacts:
@@ -135,11 +143,12 @@ def _key(order: Order, raw: Raw, value: bytes) -> bytes | None:
 
 async def _send(producer: AIOKafkaProducer, order: Order, rows: list[Row], done: Published) -> None:
     """Send, and wait until all is acknowledged."""
+    done.unsure = len(rows)
     async with within(SEND_S, order.connection, f"publishing to {order.topic}"):
         sent = [await producer.send_batch(b, tp.topic, partition=tp.partition) for tp, b in batches(producer, rows)]
         for future in sent:
             await future
-    done.records += len(rows)
+    done.records, done.unsure = done.records + len(rows), 0
     done.size_bytes += sum(len(row.value or b"") + len(row.key or b"") for row in rows)
 
 

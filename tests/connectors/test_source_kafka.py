@@ -15,7 +15,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from penstock.connectors.base import Raw
+from penstock.connectors.base import Later, Raw
 from penstock.connectors.kafka.reader import RETRY_S, KafkaReader
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.kafka.starts import read_start
@@ -281,10 +281,33 @@ async def test_partitions_that_appear_later_are_read_from_their_earliest_record(
     known = await of.splits(1)
     await admin.create_partitions({topic: NewPartitions(2)})
     await write(kafka_server, topic, [b"first"], 1)
-    later = await of.later({split.object_id for split in known})
+    later = (await of.later({split.object_id for split in known})).splits
     assert [(split.object_id[-2:], split.start) for split in later] == [("/1", 0)]
     assert await read_all(of, later) == [b"first"]
-    assert await of.later({split.object_id for split in [*known, *later]}) == []
+    assert await of.later({split.object_id for split in [*known, *later]}) == Later([])
+
+
+async def test_a_topic_that_is_gone_keeps_no_other_of_an_endless_run_from_growing(
+    kafka_server: KafkaServer, new_topic: NewTopicOf, admin: AIOKafkaAdminClient
+) -> None:
+    """It is told; a run with an end, or one that has not begun, is refused as ever."""
+    stays, gone = await new_topic("stays"), await new_topic("gone")
+    endless = source(kafka_server, stays, gone, until="forever")
+    known = await endless.splits(1)
+    await admin.delete_topics([gone])
+    await admin.create_partitions({stays: NewPartitions(2)})
+    async with asyncio.timeout(30):
+        while (await endless.later(())).missing is None:  # noqa: ASYNC110 - the broker tells nobody
+            await asyncio.sleep(0.1)
+    later = await endless.later({split.object_id for split in known})
+    assert [split.object_id[-2:] for split in later.splits] == ["/1"]
+    assert f"has no topic '{gone}'" in str(later.missing)
+    with pytest.raises(SpecError, match=gone):
+        await source(kafka_server, stays, gone).later(())
+    with pytest.raises(SpecError, match=gone):
+        await endless.splits(1)
+    with pytest.raises(SpecError, match=gone):
+        await source(kafka_server, gone, until="forever").later(())
 
 
 async def test_a_topic_made_anew_is_new_input_and_the_old_one_is_told_as_lost(
@@ -309,7 +332,7 @@ async def test_a_topic_made_anew_is_new_input_and_the_old_one_is_told_as_lost(
     assert lost.error[0] == "source_lost"
     assert "another made under its name: what was not done yet of offset 3 and all that follow is lost" in lost.error[1]
     assert (lost.lost, ended) == ((3, None), [old.id])
-    (new,) = await of.later({old.object_id})
+    (new,) = (await of.later({old.object_id})).splits
     assert (new.start, new.object_id != old.object_id) == (0, True)
     await reader.close()
 
@@ -327,7 +350,7 @@ async def test_both_lives_of_a_partition_in_one_lane_leave_each_other_alone(
     await admin.delete_topics([topic])
     await made_anew(admin, topic)
     await write(kafka_server, topic, [b"%d" % n for n in range(9)])
-    (new,) = await of.later({old.object_id})
+    (new,) = (await of.later({old.object_id})).splits
     reader = await of.open([(old, 40), (new, new.start)])
     reader._now = clock  # pyright: ignore[reportPrivateUsage]
     first, _ = await some(reader, 9)
