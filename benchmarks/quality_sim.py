@@ -2,8 +2,9 @@
 
     python benchmarks/quality_sim.py [parts, or all of them] [--runs 1000] [--seed 1]
 
-Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs. No rival: each figure has
-a promise beside it. Caveat: items are independent here, as sampled rows are; scores of one conversation are not.
+Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, clusters. No rival: each
+figure has a promise beside it. Caveat: items are independent here, as sampled rows are (but in `clusters`); scores of
+one conversation are not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.engine.flow.cells import Scored
+from penstock.engine.measure.allocated import Stratum, log_evidence_between
 from penstock.engine.measure.betting import Side, log_factors, log_mixed
 from penstock.engine.measure.cascade import Threshold, calibrate
 from penstock.engine.measure.differences import arms_interval
@@ -195,6 +197,48 @@ def _found(name: str, draw: Draw, rng: np.random.Generator, runs: int, items: in
     print(f"  {name:42} within {items}: {within:.1%}, median {np.median(alarms):.0f}, 95 % by {later}")
 
 
+def clusters(rng: np.random.Generator, runs: int) -> None:
+    """Equal arms, divided by unit, whose items are taken for independent all the same."""
+    most, looks = min(runs, 400), 20
+    print(
+        f"\nItems that come in units: equal arms 1:1, mean 0.80, {looks} looks, {most} runs "
+        "(promise for independent items: 1 % taken for worse, 5 % of the intervals without 0)"
+    )
+    for units, each, alike in ((100_000, 1, 0.0), (2_000, 50, 1 / 20), (2_000, 50, 1 / 6), (200, 50, 1 / 6)):
+        seen = [_taken_for_different(rng, units, each, alike, looks) for _ in range(most)]
+        worse, without = np.mean(seen, axis=0)
+        print(
+            f"  {units:7,} units of {each:2} items, {alike:.2f} of the variance between units: "
+            f"taken for worse {worse:.1%}, intervals without 0 {without:.1%}"
+        )
+
+
+def _taken_for_different(
+    rng: np.random.Generator, units: int, each: int, alike: float, looks: int
+) -> tuple[bool, bool]:
+    """(the guard of quality failed, the interval of 95 % was without 0) at some look."""
+    arm = rng.random(units) < 0.5
+    whole = 1 / alike - 1 if alike else 0.0
+    quality = rng.beta(0.8 * whole, 0.2 * whole, units) if alike else np.full(units, 0.8)
+    n, right = np.zeros(2), np.zeros(2)
+    worse = without = False
+    for _ in range(looks):
+        items = rng.binomial(each, 1 / looks, units)
+        good = rng.binomial(items, quality)
+        n += [items[~arm].sum(), items[arm].sum()]
+        right += [good[~arm].sum(), good[arm].sum()]
+        base, other = (Sample(((0, int(all_ - ok)), (STEPS, int(ok)))) for all_, ok in zip(n, right, strict=True))
+        down, up = (log_evidence_between([Stratum(base, other)], 0.0, side) for side in ("down", "up"))
+        worse = worse or down >= math.log(100)
+        without = without or max(down, up) >= math.log(40)
+    return worse, without
+
+
+CHEAP, TOP = 1.0, 10.0
+"""What an answer of the first and of the last model costs: a guess, as small open models and the dearest ones differ by
+more than that."""
+
+
 def cascade(rng: np.random.Generator, runs: int) -> None:
     print(f"\nCascades calibrated for accepted answers of 0.95 at 95 % confidence ({runs} runs; promise: 95 % good)")
     grid = np.linspace(0, 1, 100_001)
@@ -203,18 +247,24 @@ def cascade(rng: np.random.Generator, runs: int) -> None:
         tail = np.cumsum(correct[::-1])[::-1] / np.arange(len(grid), 0, -1)
         ideal = 1 - grid[tail >= 0.95].min() if (tail >= 0.95).any() else 0.0
         for labels in (300, 1_000, 3_000):
-            good, shares = 0, []
+            good, shares = 0, list[float]()
             for _ in range(runs):
                 signal = rng.random(labels)
                 right = rng.random(labels) < np.interp(signal, grid, correct)
                 found = calibrate(signal.tolist(), right.astype(float).tolist(), 0.95)
                 good += not isinstance(found, Threshold) or np.interp(found.above, grid, tail) >= 0.95
                 shares.append(1 - found.above if isinstance(found, Threshold) else 0.0)
-            refused = np.mean(np.array(shares) == 0)
+            refused, cost = np.mean(np.array(shares) == 0), np.mean([_of_top(share) for share in shares])
             print(
                 f"  {name:16} {labels:5} labels: good {good / runs:.1%}, refused {refused:.1%}, "
-                f"accepts {np.mean(shares):.2f} of all (with full knowledge {ideal:.2f})"
+                f"accepts {np.mean(shares):.2f} of all (with full knowledge {ideal:.2f}), "
+                f"costs {cost:.2f} of always the top model ({_of_top(ideal):.2f})"
             )
+
+
+def _of_top(accepted: float) -> float:
+    """What a cascade of two costs, as a share of asking the top model alone."""
+    return (CHEAP + (1 - accepted) * TOP) / TOP if accepted else 1.0
 
 
 def drift(rng: np.random.Generator, runs: int) -> None:
@@ -305,6 +355,7 @@ PARTS: dict[str, Callable[[np.random.Generator, int], None]] = {
     "drift": drift,
     "split": split,
     "costs": costs,
+    "clusters": clusters,
 }
 
 
