@@ -57,7 +57,8 @@ def measure(n: int, share: float, scorers: tuple[Scorer, ...]) -> tuple[float, f
     request = Request(b'{"messages":[{"role":"user","content":"' + b"x" * 400 + b'"}]}', input_hash="h")
     right = Attributes(expected_json=b'"yes"')
     items = [Item(f"{i:032x}", Position("s", 0, i), right, request, b"o" * 400, 0.0) for i in range(n)]
-    read, calls, now = 0, 0, 0.0
+    read = calls = told = 0
+    now = 0.0
     started = time.process_time()
     machine.commit(0.0)
     machine.committed(0.0)
@@ -70,7 +71,8 @@ def measure(n: int, share: float, scorers: tuple[Scorer, ...]) -> tuple[float, f
         for call in taken:
             machine.outcome(_outcome(call, now), now)
         calls += len(taken)
-        if calls // BATCH % 8 == 0 or not taken:
+        if calls - told >= 8 * BATCH or not taken:
+            told = calls
             _write(encoder, machine.commit(now))
             machine.committed(now)
     _write(encoder, machine.commit(now))
