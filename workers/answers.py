@@ -69,6 +69,30 @@ def _check_schema(text: str, schema: bytes) -> tuple[bool, str, str]:
     return (False, text, problem) if problem else (True, bare, "")
 
 
+_SEARCHING = frozenset({"pattern", "patternProperties", "uniqueItems"})
+
+
+@lru_cache(256)
+def may_take_long(schema: bytes) -> bool:
+    """Does it search an answer by patterns, or compare all of its parts? An answer can be made, by chance too, on which
+    that goes on for ever: it is checked where it can be ended (`workers.apart`)."""
+    nodes: list[Any] = [_decode(schema)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if not _SEARCHING.isdisjoint(node):
+                return True
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    return False
+
+
+def prepare(schema: bytes) -> None:
+    """What the first check against a schema takes besides: libraries are loaded, and it is compiled."""
+    _validator(schema)
+
+
 @lru_cache(256)
 def _validator(schema: bytes) -> Callable[[object], str]:
     """A function that names what is wrong; "" where nothing is. References to other documents are not fetched."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
 from penstock.engine.plan import Epoch
@@ -42,8 +42,9 @@ REPLY_LOST_S = 10.0
 and a lane that is silent for so long is replaced. A delivery is then made again: an outcome that a lane has is none of
 its calls in flight any more, so it counts once."""
 
-Check = Callable[[Ticket, Outcome], Outcome]
-"""Looks at an answer before it is delivered: choices, schema (`workers.answers`)."""
+Check = Callable[[Ticket, Outcome], Outcome | Awaitable[Outcome]]
+"""Looks at an answer before it is delivered: choices, schema (`workers.verifying`), at once or, where it may take long,
+beside all else."""
 
 
 Landed = tuple[Ticket, Outcome]
@@ -298,12 +299,33 @@ class Puller:
         try:
             while True:
                 batch = await self.engine.outcomes()
-                self._landed([(ticket, self._check(ticket, outcome)) for ticket, outcome in batch])
+                self._landed([landed for ticket, outcome in batch for landed in self._checked(ticket, outcome)])
                 self._room.set()
         except EngineDead as error:
             self.died(error)
         except Exception as error:  # noqa: BLE001 - who takes calls and delivers nothing would be waited for, for ever
-            self.died(EngineDead(f"answers can't be delivered any more: {error!r}"[:500]))
+            self._broke(error)
+
+    def _checked(self, ticket: Ticket, outcome: Outcome) -> list[Landed]:
+        """Nothing where it takes long: it lands by itself."""
+        checked = self._check(ticket, outcome)
+        if isinstance(checked, Outcome):
+            return [(ticket, checked)]
+        self._spawn(self._land_later(ticket, checked))
+        return []
+
+    async def _land_later(self, ticket: Ticket, checking: Awaitable[Outcome]) -> None:
+        try:
+            outcome = await checking
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self._broke(error)
+            return
+        at = self._lanes.get((ticket.right.run, ticket.right.lane))
+        if at is not None and ticket in at.tickets:  # else it was told as fallen meanwhile
+            self._landed([(ticket, outcome)])
+
+    def _broke(self, error: Exception) -> None:
+        self.died(EngineDead(f"answers can't be delivered any more: {error!r}"[:500]))
 
     def _landed(self, batch: list[Landed]) -> None:
         touched: set[LaneKey] = set()

@@ -18,11 +18,9 @@ import msgspec
 
 from penstock.engine.catalog import Account, Model, Version
 from penstock.engine.errors import SpecError
-from penstock.engine.items import Failure, Outcome
 from penstock.engine.plan import Epoch
-from penstock.workers.answers import check
 from penstock.workers.clock import SYSTEM
-from penstock.workers.engines.base import Engine, EngineDead, Ticket
+from penstock.workers.engines.base import Engine, EngineDead
 from penstock.workers.governing import Governing, governor_lives
 from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
@@ -31,6 +29,7 @@ from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
 from penstock.workers.stall import STALLED_S, Stall
+from penstock.workers.verifying import Verifier
 
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
@@ -80,7 +79,7 @@ class WorkerActor:
         async with self._starting:
             if self._puller is None:
                 engine = await self._load(governed)
-                self._puller = Puller(self._settings.name, self._settings.pool, engine, verify)
+                self._puller = Puller(self._settings.name, self._settings.pool, engine, Verifier())
                 self._puller.start()
                 self._watching = asyncio.get_running_loop().create_task(self._watch(self._puller))
                 self._exporting = asyncio.get_running_loop().create_task(self._export(engine))
@@ -215,15 +214,3 @@ class WorkerActor:
                 os._exit(1)
             if not puller.jobs and time.time() - puller.idle_since > self._keep_s:
                 os._exit(0)
-
-
-def verify(ticket: Ticket, outcome: Outcome) -> Outcome:
-    """Hold an answer against the choices or the schema asked for: made canonical, or marked invalid with the reason."""
-    if ticket.output is None or outcome.answer is None or outcome.failure is not None:
-        return outcome
-    ok, text, message = check(outcome.answer.text, ticket.output)
-    if ok:
-        if text == outcome.answer.text:
-            return outcome
-        return msgspec.structs.replace(outcome, answer=msgspec.structs.replace(outcome.answer, text=text))
-    return msgspec.structs.replace(outcome, failure=Failure("invalid_output", message, may_be_billed=True))

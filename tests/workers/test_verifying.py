@@ -1,0 +1,119 @@
+"""Answers held against what was asked for: at once, or apart where that may take long, and never for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import msgspec
+import pytest
+
+from penstock.engine.items import Answer, Outcome, OutputSpec
+from penstock.workers import verifying
+from penstock.workers.answers import may_take_long
+from penstock.workers.apart import Apart
+from penstock.workers.engines.base import EngineDead, Right, Ticket
+from penstock.workers.verifying import Verifier
+from tests.workers.test_puller import World, call, outcome, until
+
+
+def asked(schema: object) -> Ticket:
+    return Ticket(call("a"), Right("r", 0, (1, 1), 1e12), OutputSpec(json_schema=msgspec.json.encode(schema)))
+
+
+def said(text: str) -> Outcome:
+    return msgspec.structs.replace(outcome(call("a")), answer=Answer(text, "stop", b"{}"))
+
+
+async def verified(verify: Verifier, schema: object, text: str) -> Outcome:
+    found = verify(asked(schema), said(text))
+    return found if isinstance(found, Outcome) else await found
+
+
+@pytest.mark.parametrize(
+    ("schema", "long"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "string"}}}, False),
+        ({"properties": {"a": {"anyOf": [{"type": "null"}, {"pattern": "a"}]}}}, True),
+        ({"patternProperties": {"^a": {}}}, True),
+        ({"items": {"uniqueItems": True}}, True),
+        (True, False),
+    ],
+)
+async def test_only_schemas_that_search_are_held_apart(schema: object, long: bool) -> None:
+    """All others are checked at once."""
+    assert may_take_long(msgspec.json.encode(schema)) is long
+    found = Verifier()(asked(schema), said("{}"))
+    assert isinstance(found, Outcome) is not long
+    assert isinstance(found, Outcome) or (await found).failure is None
+
+
+async def test_a_pattern_that_goes_back_for_ever_makes_an_answer_invalid_and_holds_up_nobody() -> None:
+    """The worker's loop goes on meanwhile; the answers behind it are checked."""
+    verify = Verifier(Apart(60.0, 0.5))
+    schema = {"type": "string", "pattern": "^(a+)+$"}
+    gaps, beats = [0.0], [time.monotonic()]
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            gaps.append(time.monotonic() - beats[-1])
+            beats.append(time.monotonic())
+
+    beating = asyncio.create_task(beat())
+    texts = ['"aa"', '"' + "a" * 60 + '!"', '```json\n"aaa"\n```', '"b"']
+    good, hung, fenced, bad = await asyncio.gather(*(verified(verify, schema, text) for text in texts))
+    beating.cancel()
+    assert max(gaps) < 0.5
+    assert (good.failure, fenced.failure) == (None, None)
+    assert fenced.answer is not None
+    assert fenced.answer.text == '"aaa"'
+    assert hung.failure is not None
+    assert hung.failure.kind == bad.failure.kind == "invalid_output"  # pyright: ignore[reportOptionalMemberAccess]
+    assert "takes over" in hung.failure.message
+    assert "does not match" in bad.failure.message  # pyright: ignore[reportOptionalMemberAccess]
+
+
+async def test_a_worker_that_can_start_no_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not well: a good answer must not count as a bad one, nor wait for ever."""
+
+    def refused(*_: object, **__: object) -> Any:
+        raise OSError("no memory")
+
+    monkeypatch.setattr("subprocess.Popen", refused)
+    monkeypatch.setattr(verifying, "TRIES", 2)
+    with pytest.raises(OSError, match="no process"):
+        await verified(Verifier(), {"pattern": "a"}, '"a"')
+
+
+async def test_an_answer_that_is_checked_for_long_lands_by_itself() -> None:
+    """Those after it are delivered before it; one whose worker dies meanwhile is told once."""
+    world = World([call("a"), call("b"), call("c")])
+    gate = asyncio.Event()
+
+    async def later(checked: Outcome) -> Outcome:
+        await gate.wait()
+        return checked
+
+    def check(ticket: Ticket, checked: Outcome) -> Outcome | Awaitable[Outcome]:
+        return later(checked) if ticket.call.item_id != "b" else checked
+
+    world.puller._check = check  # pyright: ignore[reportPrivateUsage]
+    await until(lambda: len(world.engine.tickets) == 3)
+    world.engine.land("a", "b")
+    await until(lambda: world.lane.got)
+    assert world.lane.got == [((1, 1), ["b"])]
+    gate.set()
+    await until(lambda: len(world.lane.got) == 2)
+    gate.clear()
+    world.engine.land("c")
+    await until(lambda: not world.engine.tickets)
+    await asyncio.sleep(0)
+    world.puller.died(EngineDead("out of memory"))
+    await until(lambda: len(world.lane.got) == 3)
+    gate.set()
+    await asyncio.sleep(0.01)
+    assert [names for _, names in world.lane.got] == [["b"], ["a"], ["c"]]
+    await world.puller.close()

@@ -1,0 +1,123 @@
+"""What a user's pattern, schema or function makes of a model's answer, asked of a process of its own.
+
+It may take for ever, or all of the memory. Nothing in Python ends a search that goes back over a text again and again:
+it holds the interpreter's lock, so the whole process stands still, and with it the lane or the worker. A process can be
+ended. What it does is in `apart_child`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from typing import Literal
+
+PATIENCE_S = 4.0
+"""One question may take so long, and so may the process to come up: the lane waits, and one that is silent for 10 s is
+replaced, which pays for its window again."""
+
+MEMORY_BYTES = 2 << 30
+"""For all of its data, the user's libraries included. Over that, Python raises `MemoryError`. A guess."""
+
+Question = Literal["search", "check", "score"]
+
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from penstock.workers.apart_child import serve
+serve(int(sys.argv[2]))
+"""
+
+
+class TooLong(Exception):
+    """No answer in time, or the process broke over it. The next question is asked of another."""
+
+
+class Apart:
+    """Asks one question at a time. Made cheaply: the process starts with the first, and ends with this one's."""
+
+    def __init__(
+        self, patience_s: float = PATIENCE_S, cpu_s: float = PATIENCE_S, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._patience_s = patience_s
+        self._cpu_s = cpu_s
+        """Of the processor's time, which a busy machine does not stretch."""
+        self._memory_bytes = memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._end: Callable[[], object] = _nothing
+
+    def ask(self, question: Question, *about: object) -> object:
+        """Its answer. None: the process could not be had yet. Raises `TooLong`."""
+        try:
+            process = self._started()
+            if not self._ready:
+                return None
+            said = self._said(process, json.dumps([self._patience_s, self._cpu_s, question, *about]).encode() + b"\n")
+        except OSError as error:
+            self.close()
+            logging.getLogger(__name__).error("the process for patterns, schemas and functions failed: %s", error)
+            return None
+        if said == b"":
+            self.close()
+            raise TooLong
+        return json.loads(said)
+
+    def close(self) -> None:
+        """End the process; the next question starts another."""
+        self._process, self._ready = None, False
+        self._end()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        """Raises `OSError`."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            self.close()
+            command = [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path), str(self._memory_bytes)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            self._process, self._end = process, weakref.finalize(self, _ended, process)
+        self._ready = self._ready or self._heard(process) == b"\n"
+        return process
+
+    def _said(self, process: subprocess.Popen[bytes], line: bytes) -> bytes:
+        """Its answer; nothing where none came in time. Raises `OSError`."""
+        assert process.stdin is not None
+        process.stdin.write(line)
+        return self._heard(process)
+
+    def _heard(self, process: subprocess.Popen[bytes]) -> bytes:
+        """A line of it; nothing where none came in time, or it has ended."""
+        assert process.stdout is not None
+        until = time.monotonic() + self._patience_s
+        waiting = select.poll()  # not `select`: descriptors may be over 1,023
+        waiting.register(process.stdout, select.POLLIN)
+        heard = b""
+        while not heard.endswith(b"\n"):
+            left_s = until - time.monotonic()
+            if left_s <= 0 or not waiting.poll(left_s * 1000):
+                return b""
+            more = os.read(process.stdout.fileno(), 1 << 16)
+            if not more:
+                return b""
+            heard += more
+        return heard
+
+
+def _nothing() -> None:
+    """No process was started."""
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
