@@ -6,6 +6,7 @@ only. What Ray can't do (GCS and raylet listen on all interfaces) stands in `doc
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -26,6 +27,8 @@ NAMESPACE = "penstock"
 """Ray namespace of all our actors: jobs find shared engines and governors there."""
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Chunks are small and short-lived; Ray's default (30 % of memory) is for data frames."""
+AWAY_S = 0.5
+"""Before an actor is asked again to which there was no way."""
 WITHOUT_DASHBOARD = ("0", "off", "no")
 """Values of PENSTOCK_DASHBOARD with which a local Ray starts without its dashboard: with half of the work."""
 
@@ -113,6 +116,19 @@ def kill(handle: object) -> None:
 
     with contextlib.suppress(Exception):
         ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]
+
+
+async def until_gone(handle: object) -> None:
+    """Returns when the actor's process is gone. One to which there is no way for a moment is asked again."""
+    from ray.exceptions import ActorUnavailableError
+
+    while True:
+        try:
+            await handle.lost.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        except ActorUnavailableError:
+            await asyncio.sleep(AWAY_S)
+        except Exception:  # noqa: BLE001 - Ray's words for a process that is gone differ
+            return
 
 
 def _keep_quiet() -> None:

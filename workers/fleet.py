@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.engine.catalog import Account, Catalog, Model
 from penstock.workers.clock import tell_skew
-from penstock.workers.cluster import NAMESPACE, kill, words
+from penstock.workers.cluster import NAMESPACE, kill, until_gone, words
 from penstock.workers.replies import Unanswered, answered
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
@@ -26,8 +26,6 @@ MAX_PAUSE_S = 10.0
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
-AWAY_S = 0.5
-"""Before a worker is asked again to which there was no way."""
 START_ASKED_S = 60.0
 """How often a worker that loads is asked whether it is there: a reply can get lost."""
 BACKLOG = 128
@@ -245,7 +243,7 @@ class Fleet:
         from ray.exceptions import RayTaskError
 
         handle = worker.handle
-        gone = asyncio.ensure_future(_gone(handle))
+        gone = asyncio.ensure_future(until_gone(handle))
         heard = time.monotonic()
         try:
             while not gone.done():
@@ -346,19 +344,6 @@ def _actor(settings: WorkerSettings, name: str, model: Model | None) -> object:
         scheduling_strategy="SPREAD",
     )
     return options.remote(msgspec.msgpack.encode(settings))  # pyright: ignore[reportCallIssue]
-
-
-async def _gone(handle: object) -> None:
-    """Returns when the process is gone. While nothing is known of it, it is asked again."""
-    from ray.exceptions import ActorUnavailableError
-
-    while True:
-        try:
-            await handle.lost.remote()  # pyright: ignore[reportAttributeAccessIssue]
-        except ActorUnavailableError:
-            await asyncio.sleep(AWAY_S)
-        except Exception:  # noqa: BLE001 - Ray's words for a process that is gone differ
-            return
 
 
 async def _await(call: Awaitable[object]) -> None:

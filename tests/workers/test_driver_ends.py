@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from penstock.connectors import memory
 from penstock.connectors.memory import MemoryStore
@@ -27,6 +28,7 @@ from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
+from penstock.workers import cluster
 from penstock.workers import driver as driver_module
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
@@ -217,6 +219,37 @@ async def test_a_lane_that_hangs_beside_others_that_work_is_opened_anew(tmp_path
             await asyncio.sleep(0.01)
     assert hands.opened == [0]
     assert any("lane 0 hangs" in note for note in one._status.notes)
+
+
+async def test_a_lane_actor_whose_connection_breaks_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with its window, which another would pay for again; its end is told as before."""
+    monkeypatch.setattr(cluster, "AWAY_S", 0.01)
+    asked, over = 0, asyncio.Event()
+
+    class Broken:
+        async def remote(self) -> None:
+            nonlocal asked
+            asked += 1
+            if asked < 3:
+                raise ActorUnavailableError("the connection broke", None)
+            await over.wait()
+            raise ActorDiedError
+
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    hands.lost = Broken()  # pyright: ignore[reportAttributeAccessIssue]
+    crew, (actor,) = one._crew, one._crew._actors
+    monkeypatch.setattr(crew, "_new_actor", lambda number, lanes: _Actor(number, Hands(None), PLAN.version))  # pyright: ignore[reportUnknownLambdaType]
+    watching = asyncio.create_task(crew._watch(actor))
+    async with asyncio.timeout(5):
+        while asked < 3:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    assert crew._actors == [actor]
+    over.set()
+    async with asyncio.timeout(5):
+        await watching
+    assert actor not in crew._actors
 
 
 async def test_a_lane_whose_opening_is_never_answered_is_opened_anew(

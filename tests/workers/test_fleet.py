@@ -14,8 +14,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Version
 from penstock.engine.errors import SpecError
+from penstock.workers import cluster, governing, worker_actor
 from penstock.workers import fleet as shell
-from penstock.workers import governing, worker_actor
 from penstock.workers.engines.base import EngineDead
 from penstock.workers.fleet import MAX_STARTS, Fleet, Worker
 from penstock.workers.governing import Governing
@@ -118,7 +118,7 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shell, "PING_S", 0.02)
-        monkeypatch.setattr(shell, "AWAY_S", 0.02)
+        monkeypatch.setattr(cluster, "AWAY_S", 0.02)
         self.hands, self.killed = Hands(), list[object]()
         monkeypatch.setattr(shell, "kill", self.killed.append)
         self.worker = Worker("api:a", 0)

@@ -12,7 +12,7 @@ from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.board import Board
 from penstock.workers.clock import tell_skew
-from penstock.workers.cluster import kill, words
+from penstock.workers.cluster import kill, until_gone, words
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.lanes.patience import Patience
@@ -207,8 +207,7 @@ class Crew:
     # -- losing and reopening
 
     async def _watch(self, actor: _Actor) -> None:
-        with contextlib.suppress(Exception):
-            await actor.handle.lost.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        await until_gone(actor.handle)
         if not self._closing and actor in self._actors:
             self._note(f"lane actor {actor.number} was lost; its lanes go on in another")
             await self._replace(actor)
