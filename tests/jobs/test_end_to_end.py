@@ -665,3 +665,40 @@ def test_a_wrong_key_falls_back_or_stops_and_costs_no_item(
     assert len(lines(tmp_path / "one.jsonl")) == 1_500
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(WRONG_KEY.encode() in content for content in written), "no file ever holds a key"
+
+
+# ---- code and patterns of the user's own
+
+PATTERNED = """\
+accounts: {{a: {{protocol: openai, base_url: "{us}/v1"}}}}
+models: [{{name: m, model: x, account: a, price: {{input_per_million: 1, output_per_million: 1}}}}]
+tiers: {{3: [m]}}
+source: in.jsonl
+row: {{keep: [n]}}
+tasks:
+  t:
+    tier: 3
+    prompt: "row {{{{ n }}}}"
+    output: {{on_invalid: keep, json_schema: {{type: object, required: [a], properties: {{a: {{type: string, pattern: "{pattern}"}}}}}}}}
+    params: {{max_tokens: 40}}
+    sample: 1.0
+    scorers: [{{type: function, function: "my_scorers:long"}}, {{type: json_schema, json_schema: {{properties: {{a: {{pattern: "{pattern}"}}}}}}}}]
+sinks: {{results: {place}}}
+"""
+
+
+@pytest.mark.parametrize(("pattern", "valid"), [("^.*$", 1.0), ("^never$", 0.0)])
+def test_patterns_and_functions_are_asked_beside_the_run(
+    pattern: str, valid: float, tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer is held against its schema's pattern by its worker, and scored by its lane, in other processes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_scorers.py").write_text("def long(answer, expected): return 0.25 if len(answer) > 5 else 0.0")
+    (tmp_path / "job.yaml").write_text(PATTERNED.format(us=us, pattern=pattern, place="out/results.jsonl"))
+    write(tmp_path / "in.jsonl", [{"n": n} for n in range(30)])
+    assert penstock("run", "job.yaml") == 0
+    results, samples = lines(tmp_path / "out/results.jsonl"), lines(tmp_path / "out/results.quality.jsonl")
+    assert [r["n"] for r in results] == list(range(30))
+    assert {r["penstock"]["attempts"][0]["outcome"] for r in results} == {"ok" if valid else "invalid_output"}
+    scored = {(sample["scorer"], sample["score"]) for sample in samples}
+    assert (len(samples), scored) == (60, {("my_scorers:long", 0.25), ("json_schema", valid)})
