@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Collection
 
 from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
 from penstock.engine.plan import Epoch
+from penstock.workers.at_lane import Landed, LaneAt
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
-from penstock.workers.ports import BoardPort, CallName, Grant, Kept, LanePort
+from penstock.workers.ports import BoardPort, Grant, Kept, LanePort
 
 LaneKey = tuple[str, int]
 
@@ -25,7 +26,6 @@ RENEW_EVERY_S = 1.0
 """The right lapses 5 s after the lane last saw its own epoch; four chances to renew it."""
 KEEP_S = 600.0
 """Answers nobody came for are dropped after ten minutes: a guess, far above any lane's restart."""
-KEEP_MAX = 50_000
 TAKES_IN_A_ROW = 8
 """Takes from one lane before the board is asked again, so that no lane starves the others."""
 
@@ -47,57 +47,6 @@ Check = Callable[[Ticket, Outcome], Outcome | Awaitable[Outcome]]
 beside all else."""
 
 
-Landed = tuple[Ticket, Outcome]
-
-
-class _LaneAt:
-    """What a worker knows of one lane. A call is in exactly one of `tickets`, `undelivered`, `delivering`."""
-
-    def __init__(self, job: str) -> None:
-        self.job = job
-        self.owner = -1
-        self.port: LanePort | None = None
-        self.right: Right | None = None
-        self.tickets: set[Ticket] = set()
-        self.undelivered: list[Landed] = []
-        self.delivering: list[Landed] = []
-        """On their way to the owner, who may die before he says so."""
-        self.busy: object | None = None
-        """The delivery that goes on; a new owner's begins whatever becomes of the old one's."""
-        self.lost_at: float | None = None
-        self.taking: set[int] = set()
-        """Numbers of takes under way."""
-        self.given_up = 0
-        """The last take whose answer never came, and of which the owner was not told."""
-
-    @property
-    def missed(self) -> int:
-        """Up to which take the owner may be told that nothing more of it is accepted here; 0: there is nothing to say,
-        or not yet."""
-        return 0 if any(number <= self.given_up for number in self.taking) else self.given_up
-
-    def names(self) -> list[CallName]:
-        """Of all calls that are here, answered or not."""
-        landed = (ticket for ticket, _ in (*self.undelivered, *self.delivering))
-        return [(t.call.item_id, t.call.generation, t.call.attempt) for t in (*self.tickets, *landed)]
-
-    def due(self) -> list[Landed]:
-        """Take out what its present owner is owed. What an owner left behind, whose successor did not ask us, stays."""
-        right, waiting = self.right, self.undelivered
-        if right is None or all(ticket.right is right for ticket, _ in waiting):
-            self.undelivered = []
-            return waiting
-        self.undelivered = [landed for landed in waiting if landed[0].right is not right]
-        return [landed for landed in waiting if landed[0].right is right]
-
-    def keep(self, landed: list[Landed]) -> None:
-        self.undelivered = (landed + self.undelivered)[-KEEP_MAX:]
-
-    @property
-    def empty(self) -> bool:
-        return not (self.tickets or self.undelivered or self.delivering)
-
-
 class Puller:
     def __init__(
         self,
@@ -115,7 +64,7 @@ class Puller:
         self._check = check
         self._now = now
         self._tick = tick
-        self._lanes: dict[LaneKey, _LaneAt] = {}
+        self._lanes: dict[LaneKey, LaneAt] = {}
         self._boards: dict[str, asyncio.Task[None]] = {}
         self._underway: set[tuple[str, int, int]] = set()
         """(job, lane, owner) of takes."""
@@ -153,7 +102,7 @@ class Puller:
 
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
         """A lane's new owner asks for what we hold. Calls still going on are his from now on."""
-        at = self._lanes.setdefault((job, lane), _LaneAt(job))
+        at = self._lanes.setdefault((job, lane), LaneAt(job))
         if at.right is not None and at.right.epoch >= epoch:
             return Kept()
         old, at.right = at.right, Right(job, lane, epoch, until)
@@ -243,7 +192,7 @@ class Puller:
             take.add_done_callback(_seen)
 
     async def _take_from(self, job: str, board: BoardPort, lane: int, owner: int, n: int, max_tokens: int) -> None:
-        at = self._lanes.setdefault((job, lane), _LaneAt(job))
+        at = self._lanes.setdefault((job, lane), LaneAt(job))
         if at.port is None or at.owner != owner:
             async with asyncio.timeout(REPLY_LOST_S):
                 found = await board.lane(lane)
@@ -262,7 +211,7 @@ class Puller:
             n = min(n, room)
 
     async def _take(
-        self, at: _LaneAt, port: LanePort, lane: int, n: int, max_tokens: int
+        self, at: LaneAt, port: LanePort, lane: int, n: int, max_tokens: int
     ) -> tuple[CallChunk | None, int]:
         """One take. Whatever ends it without an answer, an answer that comes later is not accepted any more."""
         self._takes += 1
@@ -280,7 +229,7 @@ class Puller:
             self._accept(at, chunk)
         return chunk, left
 
-    def _accept(self, at: _LaneAt, chunk: CallChunk) -> None:
+    def _accept(self, at: LaneAt, chunk: CallChunk) -> None:
         right = at.right
         if right is None or right.epoch < chunk.epoch:
             if right is not None:
@@ -362,7 +311,7 @@ class Puller:
             at.busy = token = object()
             self._spawn(self._deliver_to(key, at, token))
 
-    async def _deliver_to(self, key: LaneKey, at: _LaneAt, token: object) -> None:
+    async def _deliver_to(self, key: LaneKey, at: LaneAt, token: object) -> None:
         """One delivery at a time; what lands meanwhile goes with the next."""
         while at.busy is token and at.port is not None and (right := at.right) is not None and (landed := at.due()):
             at.delivering = landed
@@ -399,7 +348,7 @@ class Puller:
             if key not in taking and (lost or (at.empty and at.job not in self._boards)):
                 del self._lanes[key]
 
-    async def _renew_one(self, key: LaneKey, at: _LaneAt) -> None:
+    async def _renew_one(self, key: LaneKey, at: LaneAt) -> None:
         right, port = at.right, at.port
         if right is None or port is None:
             return
@@ -410,7 +359,7 @@ class Puller:
                 at.lost_at = None  # it lives, and is the owner: only the delivery had failed
                 self._flush(key)
 
-    async def _tell_missed(self, lane: int, at: _LaneAt) -> None:
+    async def _tell_missed(self, lane: int, at: LaneAt) -> None:
         """Else the owner would wait for those calls until they time out."""
         port, upto = at.port, at.missed
         if port is None:

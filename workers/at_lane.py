@@ -1,0 +1,60 @@
+"""What a worker knows and holds of one lane."""
+
+from __future__ import annotations
+
+from penstock.engine.items import Outcome
+from penstock.workers.engines.base import Right, Ticket
+from penstock.workers.ports import CallName, LanePort
+
+KEEP_MAX = 50_000
+"""Answers nobody came for, of one lane."""
+
+Landed = tuple[Ticket, Outcome]
+
+
+class LaneAt:
+    """What a worker knows of one lane. A call is in exactly one of `tickets`, `undelivered`, `delivering`."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.owner = -1
+        self.port: LanePort | None = None
+        self.right: Right | None = None
+        self.tickets: set[Ticket] = set()
+        self.undelivered: list[Landed] = []
+        self.delivering: list[Landed] = []
+        """On their way to the owner, who may die before he says so."""
+        self.busy: object | None = None
+        """The delivery that goes on; a new owner's begins whatever becomes of the old one's."""
+        self.lost_at: float | None = None
+        self.taking: set[int] = set()
+        """Numbers of takes under way."""
+        self.given_up = 0
+        """The last take whose answer never came, and of which the owner was not told."""
+
+    @property
+    def missed(self) -> int:
+        """Up to which take the owner may be told that nothing more of it is accepted here; 0: there is nothing to say,
+        or not yet."""
+        return 0 if any(number <= self.given_up for number in self.taking) else self.given_up
+
+    def names(self) -> list[CallName]:
+        """Of all calls that are here, answered or not."""
+        landed = (ticket for ticket, _ in (*self.undelivered, *self.delivering))
+        return [(t.call.item_id, t.call.generation, t.call.attempt) for t in (*self.tickets, *landed)]
+
+    def due(self) -> list[Landed]:
+        """Take out what its present owner is owed. What an owner left behind, whose successor did not ask us, stays."""
+        right, waiting = self.right, self.undelivered
+        if right is None or all(ticket.right is right for ticket, _ in waiting):
+            self.undelivered = []
+            return waiting
+        self.undelivered = [landed for landed in waiting if landed[0].right is not right]
+        return [landed for landed in waiting if landed[0].right is right]
+
+    def keep(self, landed: list[Landed]) -> None:
+        self.undelivered = (landed + self.undelivered)[-KEEP_MAX:]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.tickets or self.undelivered or self.delivering)
