@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -241,7 +241,10 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
             handle.close()
     result = JobResult(spec, status, was_done=before.state == "done" and before.items == done_items(status))
     if result.nothing_to_do and before.status is not None:
-        history.save_status(before.status)  # how the run went stays what history tells, not how this look at it went
+        with suppress(Temporary):
+            history.save_status(
+                before.status
+            )  # how the run went stays what history tells, not how this look at it went
     return result
 
 

@@ -422,6 +422,19 @@ def test_a_history_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_pat
     assert away.writes > 1
 
 
+class Gone(History):
+    def save_status(self, status: RunStatus) -> None:
+        raise Temporary("the bucket is away")
+
+
+def test_a_look_at_a_finished_run_needs_no_history(tmp_path: Path) -> None:
+    carry_out(tmp_path, ["done"])
+    run, gone = ScriptedRun(["done"], Tally(results=3)), Gone(open_state(str(tmp_path / ".penstock")), "here")
+    session = Session(open_cluster=ScriptedCluster(run).open, open_history=lambda _: gone)
+    result = running.execute(spec_in(tmp_path), session, Heard(), Stop())
+    assert (result.nothing_to_do, result.exit_code) == (True, 0)
+
+
 def test_every_note_is_said_once_also_behind_the_fiftieth() -> None:
     """A status keeps the latest notes only; another driver counts on from the last one's."""
     console = Console(file=io.StringIO(), width=200)
