@@ -68,6 +68,8 @@ class Report(msgspec.Struct, frozen=True):
     marked: int
     """Items that say `maybe_paid`."""
     cost_nano: int
+    samples: int = 0
+    """Lines in quality."""
 
     @property
     def clean(self) -> bool:
@@ -120,6 +122,7 @@ def check(
         repeated=len(seconds),
         marked=sum(f.maybe_paid for f in outputs.finished),
         cost_nano=sum(line.cost_nano for line in outputs.costs),
+        samples=len(outputs.quality),
     )
 
 

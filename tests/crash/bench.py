@@ -36,8 +36,23 @@ TITLES: dict[Kind, str] = {
     "governor": "ray::GovernorActor",
     "driver": "ray::Driver",
 }
+PATHS = {
+    "results": "out/results.jsonl",
+    "dead_letters": "out/results.dead_letters.jsonl",
+    "costs": "beside/costs.jsonl",
+    "quality": "beside/quality.jsonl",
+}
+"""Costs and quality have a place of their own: they follow the results by the outbox, and must survive kills there."""
+SINKS = tuple(PATHS)
+SINKS_TOLD = ", ".join(f"{sink}: {path}" for sink, path in PATHS.items())
+"""As a job file says them."""
+MANY = 100
+"""Results among which some are sampled for sure."""
 MAIN = "import sys; from penstock.jobs.cli import main; sys.argv[0] = 'penstock'; main()"
-SINKS = ("results", "dead_letters", "costs", "quality")
+SCORED = """\
+sample: 0.2
+scorers: [{type: regex, pattern: "(?i)[aeiou]"}]
+"""
 CONCURRENCY = 64
 START_S = 180.0
 END_S = 300.0
@@ -65,6 +80,8 @@ class Shape(msgspec.Struct, frozen=True):
     fallback: bool = True
     others: str = ""
     """Models of no tier, as the job file lists them."""
+    scored: str = SCORED
+    """Which share of the results is scored, and how, as the job file says it."""
     more: str = ""
     """What else the job file says."""
 
@@ -202,8 +219,7 @@ class Bench:
     # -- what came of it
 
     def outputs(self) -> dict[str, list[Path]]:
-        out = self.folder / "out"
-        named = {s: out / ("results.jsonl" if s == "results" else f"results.{s}.jsonl") for s in SINKS}
+        named = {sink: self.folder / path for sink, path in PATHS.items()}
         return {sink: [path] for sink, path in named.items() if path.exists()}
 
     def paid(self) -> list[Paid]:
@@ -226,6 +242,7 @@ class Bench:
 
     def check(self, bound: int) -> Report:
         report = assert_clean(self.labels, self.outputs(), self.paid(), bound=bound)
+        assert report.samples or not self.shape.scored or report.results < MANY, "nothing was sampled"
         print(
             f"{self.kills}: {report.repeated} second payments (bound {bound}), {report.marked} marked, "
             f"longest pause {self.longest_pause():.1f} s"
@@ -265,7 +282,7 @@ models:
   - {{name: m, account: a, model: pretend, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}}}
 {own}{shape.others}tiers: {{1: [{tier}], 2: [{tier}], 3: [{tier}]}}
 source: input.jsonl
-sinks: out/results.jsonl
+sinks: {{{SINKS_TOLD}}}
 max_dead_letters: 0.5
 execution:
   lanes: {shape.lanes}
@@ -273,7 +290,7 @@ execution:
   dispatchers: {shape.dispatchers}
   window: {shape.window}
   keep_s: {shape.keep_s}
-{budget}{shape.more}"""
+{budget}{shape.scored}{shape.more}"""
 
 
 def _of_kind(kind: Kind, pid: int) -> list[psutil.Process]:

@@ -54,6 +54,7 @@ def test_a_clean_run_passes(items: int) -> None:
     assert report.clean, str(report)
     assert report.results + report.dead_letters == report.offered == items
     assert report.cost_nano == CALL_NANO * len(journal)
+    assert report.samples == len(outputs.quality)
 
 
 def test_a_lost_item_is_found() -> None:

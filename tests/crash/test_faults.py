@@ -74,7 +74,7 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path:
                 process.suspend()
         second = b.start("--take-over")
         assert b.end(second) == 0, b.log(second)
-        paid, written = paid_for(b), folder_state(tmp_path / "out")
+        paid, written = paid_for(b), [folder_state(tmp_path / place) for place in ("out", "beside")]
         for process in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -84,7 +84,7 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path:
         status = b.penstock("status")
         assert status.wait(30) == 0
         assert " done" in b.log(status), b.log(status)
-        assert folder_state(tmp_path / "out") == written
+        assert [folder_state(tmp_path / place) for place in ("out", "beside")] == written
         b.kills.append("stopped command")
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 

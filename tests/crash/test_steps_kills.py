@@ -50,7 +50,7 @@ class Cost(msgspec.Struct, frozen=True):
 def test_pairs_survive_the_kill_of_a_lane_and_every_call_is_billed_under_its_role(tmp_path: Path, mark: str) -> None:
     """One lane actor is killed in the middle; shadows have a budget that lasts for some of them only."""
     budgets = f"budgets: [{{usd: 5}}, {{usd: {SHADOW_USD}, for: shadow}}]\n"
-    with bench(tmp_path, Shape(items=800, lanes=2, others=OTHERS, more=MORE + budgets)) as b:
+    with bench(tmp_path, Shape(items=800, lanes=2, others=OTHERS, scored="", more=MORE + budgets)) as b:
         command = b.start()
         b.wait_served(400, command)
         assert b.kill("lane", command, random.Random(1))

@@ -26,7 +26,7 @@ from penstock.jobs.look.verify import Report
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from penstock.jobs.sandbox.cases import rows as labelled
 from penstock.jobs.sandbox.planted import Planted
-from tests.crash.bench import SINKS, Bench, Kind, Shape
+from tests.crash.bench import SINKS, SINKS_TOLD, Bench, Kind, Shape
 from tests.crash.checker import assert_clean
 from tests.crash.shared_ray import SharedRay
 from tests.crash.steered.faults import Fault, Logged, Record
@@ -55,7 +55,7 @@ accounts:
 models:
   - {{name: small, account: a, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}, live: v1,
      versions: [{{id: v1, model: good}}, {{id: v2, model: same}}, {{id: v3, model: bad}}]}}
-sinks: out/results.jsonl
+sinks: {{{sinks}}}
 execution: {{lanes: 2, lane_actors: 2, dispatchers: 1, window: {window}}}
 {more}"""
 EXPERIMENT = f"""\
@@ -79,7 +79,9 @@ class Steered(Bench):
     def write_job(self, **changes: object) -> None:
         self.shape = msgspec.structs.replace(self.shape, **changes)
         shape = self.shape
-        text = JOB.format(url=self.url, concurrency=shape.concurrency, window=shape.window, more=shape.more)
+        text = JOB.format(
+            url=self.url, concurrency=shape.concurrency, sinks=SINKS_TOLD, window=shape.window, more=shape.more
+        )
         (self.folder / "job.yaml").write_text(text)
 
     # -- what a person says
