@@ -58,9 +58,9 @@ class Asked(msgspec.Struct, frozen=True):
         return tuple(f"{model} {variant}".strip() for model, variant in self.candidates)
 
 
-def deciding(task: Task, scorer: str) -> list[Scorer]:
-    """The task's scorers of that name: what decides."""
-    return [each for each in task.scorers or (EXACT,) if scorer_name(each) == scorer]
+def deciding(task: Task, scorer: str) -> Scorer:
+    """The task's first scorer of that name: what decides."""
+    return next(each for each in task.scorers or (EXACT,) if scorer_name(each) == scorer)
 
 
 def folder(state: str, name: str) -> Path:

@@ -95,8 +95,8 @@ class _Keeper:
 
     def __init__(self, task: Task, scorer: str, people: _People, most: int | None) -> None:
         """`scorer`: the name of the one that decides. What only another could score would be paid for in vain."""
-        kinds = {each.type for each in deciding(task, scorer)}
-        self._needs_expected, self._needs_fields = kinds.isdisjoint(NEEDS_NONE), kinds == {"fields"}
+        kind = deciding(task, scorer).type
+        self._needs_expected, self._needs_fields = kind not in NEEDS_NONE, kind == "fields"
         self._people = people
         self._most = most
         self._heap: list[tuple[int, str, Labelled]] = []

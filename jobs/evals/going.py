@@ -43,12 +43,10 @@ def rule_of(asked: Asked, *, decides: bool) -> StopRule:
 def informs(spec: RunSpec, asked: Asked) -> str | None:
     """Why no winner is named, and nothing ends before all rows are used: the scorer is a judge that is not known to
     agree with people. None: it decides. Raises what the state raises."""
-    scorers = [each for each in deciding(spec.policy.tasks[asked.task], asked.scorer) if each.type == "judge"]
-    if not scorers:
+    scorer = deciding(spec.policy.tasks[asked.task], asked.scorer)
+    if scorer.type != "judge":
         return None
-    known, models = read_judges(open_state(spec.state)), spec.catalog.models
-    why = (judges.informs(each, models[each.model or ""].live, known) for each in scorers)
-    return next(filter(None, why), None)
+    return judges.informs(scorer, spec.catalog.models[scorer.model or ""].live, read_judges(open_state(spec.state)))
 
 
 class Watch:

@@ -126,7 +126,7 @@ def _scores(outputs: Outputs, scorer: str) -> tuple[dict[tuple[str, str], Sample
         sample = _sample.decode(line)
         candidate = _candidate(sample.model, sample.model_version)
         if sample.scorer == scorer:
-            found[sample.item_id, candidate] = sample
+            found.setdefault((sample.item_id, candidate), sample)  # of two of one name the first decides
         if sample.judge_model:
             judged.setdefault(sample.item_id, set()).add(candidate)
     return found, judged

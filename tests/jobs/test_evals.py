@@ -524,6 +524,17 @@ def test_answers_that_are_json_are_compared_field_by_field(base: RunSpec) -> Non
     assert re.search(r"\[b\]sum +1 +1.00", told(found))
 
 
+def test_of_two_scorers_of_one_name_the_first_decides(base: RunSpec) -> None:
+    """As they stand in the task, and so in the records."""
+    spec = judged('[{type: regex, pattern: "^b"}, {type: regex, pattern: "^x"}]')
+    made = Committed(prepare(spec, scorer="regex", models=models_of(base.catalog, ("b",))))
+    made.result(0, [attempt(1, "primary", "b")], model="b")
+    for score in (1.0, 0.0):
+        made.score(0, "b", "v1", score, scorer="regex")
+    (row,) = made.seen().rows
+    assert [answer.score for answer in row.answers] == [1.0]
+
+
 def test_rows_that_the_scorer_who_decides_can_not_score_are_not_paid_for(base: RunSpec) -> None:
     """Another scorer of the task could: it does not count here."""
     both = '[{type: exact, expected: "{{ label }}"}, {type: regex, pattern: "billing"}]'
