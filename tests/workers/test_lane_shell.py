@@ -25,7 +25,7 @@ from penstock.workers.board import Board
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.lanes import shell as lane_shell
 from penstock.workers.ports import Kept
-from penstock.workers.worker_actor import verify
+from penstock.workers.verifying import Verifier
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None
@@ -477,7 +477,9 @@ async def test_an_answer_that_nests_too_deeply_ends_no_lane(monkeypatch: pytest.
     def reply(call: Call) -> Outcome:
         text = '{"a":' + "[" * 1000 if b'item 3"' in call.body_json else '{"a":1}'
         said = msgspec.structs.replace(rig.answered(call), answer=Answer(text, "stop", b"{}"))
-        return verify(Ticket(call, Right("r", 0, (1, 1), 1e18), OutputSpec(None, schema)), said)
+        held = Verifier()(Ticket(call, Right("r", 0, (1, 1), 1e18), OutputSpec(None, schema)), said)
+        assert isinstance(held, Outcome)
+        return held
 
     driver = await lane.life(lane.place.open(), reply)
     assert driver.failures == []
