@@ -78,10 +78,12 @@ class Steps:
         task = self._tasks.get(result.route.task)
         if task is None or result.route.wall in self._untold or (self.stopped and not is_whole(task)):
             return None
-        steps = self._scripts.get(task.name, ()) if rehearsal is None else self._rehearsed(task, rehearsal)
         item_id = result.item.item_id
         shadowed = task.shadow is not None and sampled(item_id, task.shadow.share)
         judged = result.sampled or any(sampled(each.item.item_id, task.sample_share) for each in followers)
+        if not (shadowed or judged or rehearsal is not None):  # as most items are: nothing is looked up for them
+            return None
+        steps = self._scripts.get(task.name, ()) if rehearsal is None else self._rehearsed(task, rehearsal)
         own = (result.model, f"{result.model}@{result.model_version}", *_in_vain(slot))
         todo = [step for step in steps if _owes(step, own, shadowed=shadowed, judged=judged)]
         if rehearsal is not None and not sampled(item_id, task.sample_share):  # the answer is judged for it alone

@@ -82,7 +82,7 @@ class Made(msgspec.Struct, frozen=True):
     labelled_by_people: int
     left: dict[str, int]
     digest: str = ""
-    """Of the rows as models see them, whatever is expected of them now."""
+    """Of the rows as they were read."""
 
 
 def _place(line: Fields) -> int:

@@ -171,6 +171,14 @@ def test_what_an_evaluation_measures_is_what_the_jobs_routes_go_by(base: RunSpec
     assert (task.name, task.prompt.version) == (mine.name, mine.prompt.version)
 
 
+def test_evaluations_of_the_same_rows_are_known_by_them(base: RunSpec) -> None:
+    """So that the registry counts their scores once."""
+    one, two = prepare(base).spec.data, prepare(base, "two", models=models_of(base.catalog, ("b", "a"))).spec.data
+    fewer = prepare(base, "three", rows=7).spec.data
+    assert one
+    assert one == two != fewer
+
+
 def test_a_variant_asks_every_row_again_with_its_own_prompt_and_parameters(base: RunSpec) -> None:
     """As a task of its own in the same run."""
     variants = {"": Variant(), "brief": Variant("Brief: {{ text }}", {"temperature": 0})}
