@@ -48,6 +48,7 @@ docs: install            ## the documents' own tests: examples run, commands and
 
 bench: install-vllm      ## beside the rivals; figures go to docs/benchmarks.md
 	.venv/bin/python benchmarks/router_speed.py
+	.venv/bin/python benchmarks/sampling_cost.py
 	.venv/bin/python benchmarks/api_path.py --delay-ms 0
 	.venv/bin/python benchmarks/api_path.py --delay-ms 200 --concurrency 1000
 	.venv/bin/python benchmarks/memory_flat.py
