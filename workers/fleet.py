@@ -21,7 +21,7 @@ from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 MAX_STARTS = 5
 """Starts of one worker in a row that fail before its pool is down: a model that dies while loading won't heal."""
 PAUSE_S = 0.5
-"""Half of that before the second of them; doubled from then on."""
+"""Twice that before the second of them, and doubled each time: longer than a process that can't load takes to end."""
 MAX_PAUSE_S = 10.0
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
