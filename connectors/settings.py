@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from penstock.connectors.base import SinkName
+
 DEAD_LETTER = "dead_letter"
 Format = Literal["openai-batch", "jsonl", "csv", "parquet"]
 
@@ -176,6 +178,14 @@ def is_endless(source: SourceSettings) -> bool:
             return source.until == "forever"
         case FilesSource() | S3Source():
             return False
+
+
+def with_replies(source: SourceSettings, sinks: dict[SinkName, SinkSettings]) -> dict[SinkName, SinkSettings]:
+    """What the source allows for results, known to their sink: a replay of dead letters reads a file."""
+    results = sinks.get("results")
+    if not isinstance(source, KafkaSource) or not isinstance(results, KafkaSink):
+        return sinks
+    return {**sinks, "results": msgspec.structs.replace(results, reply_to=source.reply_to)}
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):

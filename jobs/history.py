@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from penstock.connectors.settings import with_replies
 from penstock.connectors.state import State, open_state
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.workers.asked import read_paused, write_paused
@@ -48,7 +49,9 @@ class History:
         self._state.put(_key(status.run_id, "status.json"), msgspec.json.encode(status), None)
 
     def spec(self, run_id: str) -> RunSpec:
-        return self._read(run_id, "spec.json", RunSpec)
+        """A spec that was written before results knew the topics for replies means the same as one of today."""
+        spec = self._read(run_id, "spec.json", RunSpec)
+        return msgspec.structs.replace(spec, sinks=with_replies(spec.source, spec.sinks))
 
     def status(self, run_id: str) -> RunStatus:
         return self._read(run_id, "status.json", RunStatus)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.connectors.settings import Connection, FilesSource, KafkaSource, Row, SourceSettings
+from penstock.connectors.settings import Connection, FilesSource, KafkaSource, Row, SourceSettings, with_replies
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
@@ -25,7 +25,7 @@ from penstock.jobs.spec.decode import decode
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.jobs.spec.experiments import compile_experiments
 from penstock.jobs.spec.fields import BudgetFile, CatalogFile, JobFile, RowFile
-from penstock.jobs.spec.places import kafka, resolve
+from penstock.jobs.spec.places import resolve
 from penstock.jobs.spec.places.connections import compile_connections
 from penstock.jobs.spec.places.files import absolute, scheme
 from penstock.jobs.spec.rules import compile_rules
@@ -70,7 +70,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     _prompts_needed(doc, source, tasks)
     sinks = resolve.sinks(site, job.sinks, row.keep)
     resolve.check_not_input(doc, source, sinks)
-    sinks = kafka.with_replies(source, sinks)
+    sinks = with_replies(source, sinks)
     return RunSpec(
         run_id=run_id(name, values),
         name=name,

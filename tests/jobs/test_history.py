@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.connectors.settings import FilesSource, Row
+from penstock.connectors.settings import FilesSource, KafkaSink, KafkaSource, Row
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.policy import Policy
@@ -79,3 +79,12 @@ def test_a_kind_of_state_that_is_not_there_is_said_so() -> None:
     """Not a traceback from deep inside."""
     with pytest.raises(SpecError, match="Give a folder"):
         open_history("kafka://broker:9092/state")
+
+
+def test_a_run_stored_before_results_knew_of_replies_still_replies_where_its_records_ask(history: History) -> None:
+    """Else going on with it would put replies into the results' topic, and hide those that were given."""
+    source = KafkaSource(("requests",), bootstrap="k:1", reply_to=("inbox",))
+    catalog, policy = Catalog(accounts={}, models={}, tiers={}), Policy(tasks={})
+    before = RunSpec("a-1", "a", {}, source, None, Row(), catalog, policy, {"results": KafkaSink("r", bootstrap="k:1")})
+    history.save_spec(before)
+    assert history.spec("a-1").sinks == {"results": KafkaSink("r", bootstrap="k:1", reply_to=("inbox",))}

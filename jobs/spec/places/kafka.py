@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from penstock.connectors.base import SinkName
-from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource, SinkSettings, SourceSettings
+from penstock.connectors.settings import Connection, CreateTopic, KafkaSink, KafkaSource, SinkSettings
 from penstock.jobs.spec.places.connections import Connections, check_bootstrap, connect, is_one_cluster
 from penstock.jobs.spec.places.s3 import check_folder_url
 from penstock.jobs.spec.tree import Doc, Path
@@ -167,14 +167,6 @@ def check_apart(doc: Doc, source: KafkaSource, sinks: Mapping[SinkName, SinkSett
     for i, topic in enumerate(source.reply_to):
         if reads(source, topic):
             raise doc.error(("source", "reply_to", i), f"`{topic}` is a topic that the source reads")
-
-
-def with_replies(source: SourceSettings, sinks: dict[SinkName, SinkSettings]) -> dict[SinkName, SinkSettings]:
-    """What the source allows for results, known to their sink: a replay of dead letters reads a file."""
-    results = sinks["results"]
-    if not isinstance(source, KafkaSource) or not isinstance(results, KafkaSink):
-        return sinks
-    return {**sinks, "results": msgspec.structs.replace(results, reply_to=source.reply_to)}
 
 
 def reads(source: KafkaSource, topic: str) -> bool:
