@@ -67,9 +67,10 @@ class RunHandle(Protocol):
 class Cluster(Protocol):
     """Where runs are launched. `launch` returns once the run is accepted, and raises what `engine.errors` says:
     `Held` where another process has the run, `SpecError` where the job changed, `Corrupt`, `Temporary`. Listing an
-    input takes minutes: `unwanted` is asked meanwhile, and where it says so `KeyboardInterrupt` is raised."""
+    input takes minutes: `asked` tells meanwhile how often somebody asked to stop; where that is so,
+    `KeyboardInterrupt` is raised."""
 
-    def launch(self, spec: RunSpec, options: RunOptions, unwanted: Callable[[], bool]) -> RunHandle: ...
+    def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle: ...
 
 
 OpenCluster = Callable[[str | None], AbstractContextManager[Cluster]]
@@ -232,7 +233,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
     feedback = following(Followed(spec.feedback, spec.state, spec.run_id), display.say)
     with closing(display), interrupts(stop), start(session.address) as cluster, interrupts(stop), feedback:
-        handle = cluster.launch(spec, options, lambda: stop.level > 0)
+        handle = cluster.launch(spec, options, lambda: stop.level)
         try:
             # What history says of the run changes only now: a refused command must not change it.
             status = follow(handle, spec, history, display, stop)

@@ -38,10 +38,10 @@ class Cluster:
         self.local = local
         self.dashboard = dashboard
 
-    def launch(self, spec: RunSpec, options: RunOptions, unwanted: Callable[[], bool]) -> RunHandle:
+    def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle:
         from penstock.workers.launch import launch
 
-        return launch(spec, options, unwanted)
+        return launch(spec, options, asked)
 
 
 @contextlib.contextmanager

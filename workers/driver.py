@@ -100,8 +100,8 @@ class Driver:
             await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
         self._run_epoch = await self._stores.hold(holder, take_over=options.take_over)
         self._status.epoch = self._run_epoch
-        await asyncio.to_thread(forget_wishes, spec.state, spec.run_id)
         try:
+            await asyncio.to_thread(forget_wishes, spec.state, spec.run_id)
             self._plan = await self._make_plan()
         except BaseException:
             await self._close(abort=True)
@@ -274,7 +274,7 @@ class Driver:
         """Stop reading and dispatching; what is in flight finishes and is committed. The first reason stays."""
         if self._ending is None and self._status.ended_at is None:
             self._ending = (state, message)
-            self._status.state = "draining"
+            self._status.state, self._status.standstill = "draining", None
             self._log("info", "ending", state=state, reason=message[:500])
             if hasattr(self, "_crew"):
                 self._draining = asyncio.ensure_future(self._crew.drain())

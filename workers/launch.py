@@ -21,16 +21,19 @@ FORGO_S = 5.0
 STATUS_S = 5.0
 SILENT_S = 30.0
 """A driver that answers nothing for so long is stopped or frozen: it is replaced."""
+FIRST, AGAIN = 1, 2
+"""How often somebody must ask before a driver is not waited for: the first has nothing to end in order; another one, of
+a run that goes, drains it and puts its outputs together."""
 MAX_DRIVERS = 10
 """Drivers of one command: one that dies is replaced, and goes on where it was."""
 
 
 class RunHandle:
-    def __init__(self, spec: RunSpec, options: RunOptions, cores: int, unwanted: Callable[[], bool]) -> None:
+    def __init__(self, spec: RunSpec, options: RunOptions, cores: int, asked: Callable[[], int]) -> None:
         self._spec = spec
         self._options = options
         self._cores = cores
-        self._unwanted = unwanted
+        self._asked = asked
         self._drivers = 0
         self._driver: object | None = None
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
@@ -41,11 +44,11 @@ class RunHandle:
         self._silent_since: float | None = None
 
     def begin(self) -> None:
-        """The first driver. Raises as `start` does, but for `KeyboardInterrupt` where the run is not wanted any more;
+        """The first driver. Raises as `_start` does, but for `KeyboardInterrupt` where the run is not wanted any more;
         a driver that dies meanwhile is replaced."""
         while True:
             try:
-                self.start()
+                self._start(FIRST)
             except _DriverLost:
                 if self._drivers >= MAX_DRIVERS:
                     raise
@@ -54,8 +57,8 @@ class RunHandle:
             else:
                 return
 
-    def start(self) -> None:
-        """Raises `Held`, `SpecError`, `Corrupt`, `Temporary`; `_Unwanted` where somebody asked to stop before
+    def _start(self, urgent: int) -> None:
+        """Raises `Held`, `SpecError`, `Corrupt`, `Temporary`; `_Unwanted` where somebody asked so often to stop before
         the driver had accepted the run."""
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -70,13 +73,13 @@ class RunHandle:
         encoded = msgspec.msgpack.encode(self._spec), msgspec.msgpack.encode(self._options)
         self._driver = options.remote(*encoded, self._cores)  # pyright: ignore[reportCallIssue]
         try:
-            self._heard(self._driver.accept.remote())  # pyright: ignore
+            self._heard(self._driver.accept.remote(), urgent)  # pyright: ignore
         except RayTaskError as error:
             raise _our_own(error) from error
         except RayError as error:
             raise _DriverLost(f"the driver of {self._spec.name} did not start: {_brief(error)}") from error
 
-    def _heard(self, reply: object) -> None:
+    def _heard(self, reply: object, urgent: int) -> None:
         """Wait for the driver's word. Raises `_Unwanted`, `Temporary`, and what the driver raised."""
         import ray
         from ray.exceptions import GetTimeoutError
@@ -87,7 +90,7 @@ class RunHandle:
                 ray.get(reply, timeout=LISTEN_S)  # pyright: ignore[reportCallIssue, reportArgumentType]
                 return
             except GetTimeoutError as error:
-                if self._unwanted():
+                if self._asked() >= urgent:
                     self._forgo()
                     raise _Unwanted from None
                 if time.monotonic() >= end:
@@ -130,7 +133,7 @@ class RunHandle:
         note = "the driver was lost; another goes on where it was"
         while self._drivers < MAX_DRIVERS:
             try:
-                self.start()
+                self._start(AGAIN)
             except _DriverLost as problem:
                 why = str(problem)
                 continue
@@ -188,11 +191,11 @@ def _brief(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300]
 
 
-def launch(spec: RunSpec, options: RunOptions, unwanted: Callable[[], bool]) -> RunHandle:
-    """`unwanted`: whether somebody asked to stop; then a run that was not accepted yet raises `KeyboardInterrupt`."""
+def launch(spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle:
+    """`asked`: how often somebody asked to stop; then a run that was not accepted yet raises `KeyboardInterrupt`."""
     import ray
 
-    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))), unwanted)
+    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))), asked)
     handle.begin()
     return handle
 

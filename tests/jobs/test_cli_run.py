@@ -82,7 +82,7 @@ class ScriptedCluster:
         self._run = run
         self.options: RunOptions | None = None
 
-    def launch(self, spec: RunSpec, options: RunOptions, unwanted: Callable[[], bool]) -> ScriptedRun:
+    def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> ScriptedRun:
         self.options = options
         if isinstance(self._run, PenstockError):
             raise self._run
