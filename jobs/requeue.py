@@ -69,12 +69,17 @@ class _Line(msgspec.Struct, frozen=True):
 
 def touched(history: History, at: Rollout) -> tuple[list[Touched], list[Left]]:
     """(by run, those left out, replays among them). Of each item the record of the highest generation counts. A run
-    that can't be read holds up no other."""
+    that can't be read holds up no other. Raises `SpecError` where nobody knows when the version's answers begin."""
+    if at.since is None:
+        raise SpecError(
+            f"nothing is sent again: {at.model}@{at.candidate} was live before any rollout that is known here, so it "
+            f"can't be told since when its answers are bad; {at.baseline} is live for all"
+        )
     found: list[Touched] = []
     left: list[Left] = []
     for run in history.runs():
         try:
-            one = _touched(history, run, at)
+            one = _touched(history, run, at, at.since)
         except PenstockError as error:
             left.append(Left(run.run_id, str(error), error))
             continue
@@ -85,18 +90,18 @@ def touched(history: History, at: Rollout) -> tuple[list[Touched], list[Left]]:
     return found, left
 
 
-def _touched(history: History, run: RunStatus, at: Rollout) -> Touched | list[Left]:
+def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Touched | list[Left]:
     """What it touched in one run; else those that must end first, or none."""
     spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
     if spec is None or at.model not in spec.catalog.models:
         return []
     runs = [run, *map(history.status_or_starting, replay.replays(history, run.run_id))]
-    if all(_ended_before(each, at) for each in runs):
+    if all(_ended_before(each, since) for each in runs):
         return []
     unfinished = [Left(each.run_id, why) for each in runs if (why := _unfinished(each, history.url)) is not None]
     if unfinished:  # what it has under way may end well: sent again now, it would be paid for twice
         return unfinished
-    one = _of_run(history, runs, at)
+    one = _of_run(history, runs, at, since)
     return one if one.generations else []
 
 
@@ -110,13 +115,13 @@ def _unfinished(run: RunStatus, state: str) -> str | None:
     return f"it was not finished ({was}): penstock run {run.run_id} --state {state} finishes it; then --requeue again"
 
 
-def _ended_before(run: RunStatus, at: Rollout) -> bool:
-    return bool(run.started_at) and run.ended_at is not None and run.ended_at < at.decisions[0].at
+def _ended_before(run: RunStatus, since: float) -> bool:
+    return bool(run.started_at) and run.ended_at is not None and run.ended_at < since
 
 
-def _of_run(history: History, runs: list[RunStatus], at: Rollout) -> Touched:
+def _of_run(history: History, runs: list[RunStatus], at: Rollout, since: float) -> Touched:
     """`runs`: one, and its replays in order. What a replay sent is told by its own records alone."""
-    found, since, paid = Touched(runs[0].run_id, {}), at.decisions[0].at, dict[bytes, int]()
+    found, paid = Touched(runs[0].run_id, {}), dict[bytes, int]()
     for run in runs:
         for item in replay.sent_ids(history, run.run_id) if run is not runs[0] else ():
             found.generations.pop(item, None)

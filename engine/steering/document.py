@@ -94,7 +94,7 @@ def started(steering: Steering, rollout: Rollout) -> Steering:
             f"{rollout.model} has a rollout already ({there.id}, {there.state}): "
             f"end it first: penstock rollback {rollout.model}, or penstock rollout promote {rollout.model}"
         )
-    return with_rollout(steering, rollout)
+    return with_rollout(steering, msgspec.structs.replace(rollout, began=_began(there, rollout)))
 
 
 def put_back(steering: Steering, model: str, versions: tuple[str, str], by: str, now: float, why: str) -> Steering:
@@ -106,7 +106,18 @@ def put_back(steering: Steering, model: str, versions: tuple[str, str], by: str,
         steering = with_rollout(steering, said(there, "rollback", by, now, why))
         if steering.live[model] == to:
             return steering
-    return with_rollout(steering, back_to(model, (to, steering.live.get(model, own)), by, now, why))
+    made = back_to(model, (to, steering.live.get(model, own)), by, now, why)
+    return with_rollout(steering, msgspec.structs.replace(made, began=_began(steering.rollouts.get(model), made)))
+
+
+def _began(before: Rollout | None, rollout: Rollout) -> dict[str, float]:
+    """Only a model's latest rollout stands here, and what an older one's version answered may have to be sent again."""
+    known = {} if before is None else dict(before.began)
+    if before is not None and before.since is not None:
+        known[before.candidate] = before.since
+    if rollout.since is not None:
+        known[rollout.candidate] = rollout.since
+    return known
 
 
 def spoken(

@@ -140,6 +140,14 @@ class Rollout(msgspec.Struct, frozen=True):
     """None: it begins with its first stage."""
     watch: float = 0.0
     """Share of the units that keep the baseline after the last stage, to be compared with; 0: none does."""
+    began: dict[str, float] = {}
+    """Version → when a rollout sent it its first items: as far as is known, also from the model's rollouts before."""
+
+    @property
+    def since(self) -> float | None:
+        """When the candidate's answers begin. None: no rollout that is known brought it."""
+        first = self.decisions[0]
+        return self.began.get(self.candidate, first.at if first.what == "started" else None)
 
     @property
     def round(self) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.errors import PenstockError
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
 from penstock.jobs.commands.rollout import say, speak, why_option
@@ -33,23 +33,22 @@ def rollback(
     version that was promoted already. With --to, VERSION is live for all from now on: also one that was live before a
     later rollout, which passed its shadow stage or was taken back itself.
 
-    --requeue sends the items that the new version answered again, as a new generation: of runs that have ended, beside
-    their outputs, like a replay of dead letters. A run that can't be sent again (its input moved, say) is told of, and
+    --requeue sends again, as a new generation, the items that the version taken back answered since a rollout brought
+    it: of runs that have ended, beside their outputs, like a replay of dead letters. A run that can't be sent again (its input moved, say) is told of, and
     holds up no other. After the rollback it may be given once more, for runs that ended since.
     """
     from penstock.jobs import rollouts
 
     url = shared.state_url(state)
-    if version is not None:
-        if requeue:
-            raise SpecError(
-                "--requeue sends again what the last rollout's version answered, and --to is about no rollout"
-            )
-        return say(rollouts.put_back(url, model, version, why))
     there = rollouts.steering(url).rollouts.get(model)
-    code = exits.DONE
-    if not requeue or there is None or there.state != "rolled_back":
-        code = speak(model, "rollback", why, state)
+    is_back = there is not None and there.state == "rolled_back" and version in (None, there.baseline)
+    code: int = exits.DONE
+    if not (requeue and is_back):  # else only what ended since is sent again
+        code = (
+            speak(model, "rollback", why, state)
+            if version is None
+            else say(rollouts.put_back(url, model, version, why))
+        )
     return _requeue(url, model, yes, address) if requeue else code
 
 

@@ -126,9 +126,8 @@ def test_any_version_can_be_gone_back_to(here: Path, capsys: pytest.CaptureFixtu
     assert "v1 → v2  rolled back" in capsys.readouterr().out
     assert call(["rollback", "small", "--to", "v1"]) == 2
     assert call(["rollback", "small", "--to", "v9"]) == 2
-    assert call(["rollback", "small", "--to", "v2", "--requeue"]) == 2
     said = capsys.readouterr().err
-    for words in ("v1 of small is live already", "small has no version 'v9'", "--to is about no rollout"):
+    for words in ("v1 of small is live already", "small has no version 'v9'"):
         assert words in said
     assert call(["rollout", "start", "small", "v2", "--stages", "50"]) == 0
     assert call(["rollback", "small", "--to", "v2"]) == 0
@@ -435,6 +434,32 @@ def test_what_the_bad_version_answered_is_sent_again_as_the_next_generation(here
     back = [again.item(raw, 0.0) for raw in asyncio.run(read(made.spec))]
     assert [(each.item_id, each.generation) for each in back] == [(item.item_id, 1) for item in bad]
     assert [each.request for each in back if isinstance(each, Item)] == [item.request for item in bad]
+
+
+def test_what_a_version_answered_is_sent_again_after_any_way_back(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rollout is not the model's latest any more: the way back still knows since when it answered."""
+    assert call(["rollout", "start", "small", "v2", "--stages", "50", "--job", "job.yaml"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    _, items = finished(here)
+    assert call(["rollout", "start", "small", "v1", "--stages", "shadow", "--job", "job.yaml"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    for again in range(2):  # the second time it is back already
+        monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+        assert call(["rollback", "small", "--to", "v1", "--requeue"]) == 0
+        said = capsys.readouterr().out
+        assert ("small v1 → v2: rolled back" in said) == (not again)
+        assert f"{len(items[::3])} items answered by small@v2" in said
+
+
+def test_what_a_version_that_no_rollout_brought_answered_is_not_sent_again(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished(here)
+    assert call(["rollback", "small", "--to", "v2"]) == 0
+    assert call(["rollback", "small", "--requeue"]) == 2
+    assert "small@v1 was live before any rollout that is known here" in capsys.readouterr().err
 
 
 def test_requeue_says_what_it_costs_and_asks(
