@@ -34,8 +34,9 @@ def rollback(
     later rollout, which passed its shadow stage or was taken back itself.
 
     --requeue sends again, as a new generation, the items that the version taken back answered since a rollout brought
-    it: of runs that have ended, beside their outputs, like a replay of dead letters. A run that can't be sent again (its input moved, say) is told of, and
-    holds up no other. After the rollback it may be given once more, for runs that ended since.
+    it: of runs that have ended, beside their outputs, like a replay of dead letters. A run that can't be sent again
+    (its input moved, say) is told of, and holds up no other. After the rollback it may be given once more, for runs
+    that ended since.
     """
     from penstock.jobs import rollouts
 
