@@ -14,7 +14,8 @@
     not_sent                         again at once; where its account pauses: as after a rate limit, uncounted
     cancelled                        a dead letter
 
-Where the wait would pass the item's deadline, the next target is asked at once.
+Where the wait would pass the item's deadline, the next target is asked at once. A rate limit pauses its account:
+another model of the same account would wait as long, so the item moves to another account's only.
 
 `not_sent` counts for nothing. A target that is down for good (its pool, its account's money) holds an item for ever,
 the run stops when nothing else moves, and a resumed run sends it: thousands of dead letters for one wrong key would
@@ -33,6 +34,8 @@ from penstock.engine.items import DeadLetterReason, Failure, Role
 
 MENDED = frozenset({"spend_cap", "auth", "not_found"})
 """Failures that a person has to mend: an item with a deadline waits until then, it may be mended in time."""
+PAUSES = frozenset({"rate_limited", "not_sent"})
+"""Failures of which the whole account waits, whatever its model."""
 MEND_S = 60.0
 """The least wait for what a person has to mend."""
 
@@ -97,6 +100,8 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     """When it may be tried again, where it isn't up; infinite: never."""
     may_retry: bool = True
     """Its retry budget has room."""
+    account: str | None = None
+    """Whose limits it shares with its other models; None: an engine of our own."""
 
 
 class Again(msgspec.Struct, frozen=True, gc=False):
@@ -186,7 +191,7 @@ class _Case:
 
     def elsewhere(self, history: History) -> Again | None:
         """The item can't wait as decided: to another target at once. The present one would be too late, and is left."""
-        return self._next(history, give_up=True)
+        return self._next(history, give_up=True, apart=self.failure.kind in PAUSES)
 
     # ---- cases
 
@@ -298,16 +303,20 @@ class _Case:
 
     def _hop(self, wait: float, history: History) -> Again | None:
         """Away from a target that asks for a long wait. Each of them is asked once before one is waited for."""
-        if wait <= self.settings.patience_s or history.hops >= len(self.targets) - 1:
+        apart = self.failure.kind in PAUSES
+        asked = {target.account or i for i, target in enumerate(self.targets)} if apart else self.targets
+        if wait <= self.settings.patience_s or history.hops >= len(asked) - 1:
             return None
-        return self._next(msgspec.structs.replace(history, hops=history.hops + 1), give_up=False)
+        return self._next(msgspec.structs.replace(history, hops=history.hops + 1), give_up=False, apart=apart)
 
-    def _next(self, history: History, *, give_up: bool) -> Again | None:
-        """The next candidate that is up, at once. None: there is none, or the attempts are used up."""
+    def _next(self, history: History, *, give_up: bool, apart: bool = False) -> Again | None:
+        """The next candidate that is up, at once; `apart`: of another account. None: there is none, or the attempts are
+        used up."""
         if history.counted >= self.settings.max_attempts:
             return None
+        account = self._target.account if apart else None
         for i, target in self._others(history):
-            if target.up:
+            if target.up and (account is None or target.account != account):
                 return self._moved(i, history, give_up=give_up)
         return None
 

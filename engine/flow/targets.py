@@ -51,6 +51,7 @@ class Targets:
                 self._is_up(c),
                 self._at(c, now),
                 self.budgets[c.model].has_room(now),
+                self._catalog.models[c.model].account,
             )
             for c in slot.route.candidates
         ]

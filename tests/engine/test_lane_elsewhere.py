@@ -10,8 +10,16 @@ from penstock.engine.policy import Policy, Task
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(input=10**9, output=10**9)
-MODELS = [Model(n, (Version("v1", n),), "v1", account=n, price=PRICE, context=8000) for n in ("main", "spare")]
-ACCOUNTS = {m.name: Account(m.name, "openai", "http://localhost") for m in MODELS}
+SHARED = {"large": "main"}
+"""Of another model's account."""
+
+
+def _model(name: str) -> Model:
+    return Model(name, (Version("v1", name),), "v1", account=SHARED.get(name, name), price=PRICE, context=8000)
+
+
+MODELS = [_model(name) for name in ("main", "spare", "large")]
+ACCOUNTS = {name: Account(name, "openai", "http://localhost") for name in ("main", "spare")}
 
 
 class Rig(OneLane):
@@ -94,3 +102,14 @@ def test_what_a_pausing_account_gave_back_waits_where_there_is_no_other() -> Non
     assert budget.has_room(0.0)
     ((call,), tally) = rig.take("main"), rig.lane.tally
     assert (call.role, tally.retries, tally.retried) == ("primary", 0, {})
+
+
+def test_what_a_pausing_account_gave_back_goes_to_no_other_model_of_it() -> None:
+    """It waits for its own model; a larger one of the account would wait as long, and cost more."""
+    rig = Rig("main", "large")
+    rig.offer()
+    rig.fail("main", Failure("not_sent", "a pause", retry_after_s=60.0))
+    assert rig.take("main") == []
+    rig.tick(60.0)
+    ((call,), tally) = rig.take("main"), rig.lane.tally
+    assert (call.role, call.model, tally.fallbacks) == ("primary", "main", 0)

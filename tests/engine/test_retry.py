@@ -118,6 +118,30 @@ def test_what_was_given_back_unsent_moves_on_or_waits_as_long_as_its_account() -
     assert (short.candidate, short.at, short.history) == (0, NOW + 8, History())
 
 
+@pytest.mark.parametrize("kind", ["not_sent", "rate_limited"])
+def test_while_an_account_pauses_no_other_model_of_it_is_asked(kind: FailureKind) -> None:
+    """It would wait as long, and then be paid at its own price: only another account's helps, also where a deadline
+    comes first. A model's own overload is another matter."""
+    one = (Target(account="a"), Target(account="a"))
+    waits = decide(kind, targets=one, retry_after_s=60.0)
+    assert isinstance(waits, Again)
+    assert (waits.candidate, waits.at >= NOW + 60, waits.history.left) == (0, True, ())
+    failure = Failure(kind, "m", retry_after_s=60.0)
+    late = after(failure, History(), one, RetrySettings(), 0.5, NOW, NOW + 30)
+    assert isinstance(late, Stop)
+    two = (*one, Target(account="b"))
+    for deadline in (None, NOW + 30):
+        moved = after(failure, History(), two, RetrySettings(), 0.5, NOW, deadline)
+        assert isinstance(moved, Again)
+        assert (moved.candidate, moved.at) == (2, NOW)
+    waits = decide(kind, decide(kind, targets=two, retry_after_s=60.0).history, two, retry_after_s=60.0)  # type: ignore[union-attr]
+    assert isinstance(waits, Again)
+    assert (waits.candidate, waits.at >= NOW + 60) == (2, True)
+    busy = decide("overloaded", targets=one, retry_after_s=60.0)
+    assert isinstance(busy, Again)
+    assert (busy.candidate, busy.at) == (1, NOW)
+
+
 def test_a_longer_context_helps_a_long_prompt_and_a_shorter_one_does_not() -> None:
     """`too_long` goes to a larger context only."""
     assert isinstance(decide("too_long", targets=(Target(8_000), Target(4_000))), Stop)
