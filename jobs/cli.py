@@ -18,6 +18,7 @@ import click
 
 from penstock.engine.errors import PenstockError
 from penstock.jobs import exits
+from penstock.jobs.outlet import echo, silence
 
 
 class Entry(NamedTuple):
@@ -137,11 +138,9 @@ def call(argv: Sequence[str] | None = None) -> int:
         _tell(error.format_message().rstrip("."))
         return exits.USAGE
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo(str(error.__cause__ or error) or "interrupted", err=True)  # click wraps an interrupt into its own
+        echo(str(error.__cause__ or error) or "interrupted", err=True)  # click wraps an interrupt into its own
         return exits.INTERRUPTED
     except BrokenPipeError:
-        from penstock.jobs.outlet import silence
-
         silence(sys.stdout)  # its reader has gone (`| head`): that is its right
         return exits.DONE
     except PenstockError as error:
@@ -162,7 +161,7 @@ def _tell(message: str) -> None:
         import traceback
 
         traceback.print_exc()
-    click.echo(click.style("error:", fg="red", bold=True) + " " + message, err=True)
+    echo(click.style("error:", fg="red", bold=True) + " " + message, err=True)
 
 
 if __name__ == "__main__":

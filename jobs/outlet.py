@@ -1,43 +1,70 @@
-"""Where a command's words go while a run goes: the run must not end because nobody reads them any more."""
+"""Where a command's words go: neither a run nor an exit code may change because nobody reads them any more."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from typing import TextIO, cast
+import sys
+from typing import TYPE_CHECKING, TextIO, cast
 
-from rich.console import Console
+import click
+
+from penstock.engine.errors import Temporary
+
+if TYPE_CHECKING:  # every command imports this module
+    from rich.console import Console
+
+GONE = frozenset({errno.EPIPE, errno.EIO})
+"""Of a pipe whose reader went (`| head`), and of a terminal that was closed: nobody misses what is not written."""
 
 
 class Lasting:
-    """A stream that can't fail: a pipe whose reader went (`| head`), a terminal that was closed, a disk that is full.
-    What is written after that goes nowhere. Rich would end the process at the first."""
+    """A stream whose reader may go: what is written after that goes nowhere. (Rich would end the process.) What else
+    fails raises `Temporary`: a report that a full disk cut off is no report. `whatever`: then that goes nowhere too."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, whatever: bool = False) -> None:
         self._stream = stream
+        self._whatever = whatever
 
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError:
-            silence(self._stream)
+        except OSError as error:
+            self._failed(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            silence(self._stream)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        silence(self._stream)
+        if error.errno not in GONE and not self._whatever:
+            raise Temporary(f"what this command says can't be written: {error.strerror}") from error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 
-def lasting_console(stream: TextIO, *, plain: bool = False, width: int | None = None) -> Console:
-    """`plain`: no colour, and nothing that only a terminal understands."""
-    there = cast("TextIO", Lasting(stream))
+def lasting_console(
+    stream: TextIO, *, plain: bool = False, width: int | None = None, whatever: bool = False
+) -> Console:
+    """`plain`: no colour, and nothing that only a terminal understands. `whatever`: as `Lasting` has it."""
+    from rich.console import Console
+
+    there = cast("TextIO", Lasting(stream, whatever=whatever))
     terminal = False if plain else None
     return Console(file=there, highlight=False, no_color=plain or None, force_terminal=terminal, width=width)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """`click.echo` where the exit code says something: it stays what the command found, also when nobody reads."""
+    stream = cast("TextIO | None", sys.stderr if err else sys.stdout)
+    if stream is not None:  # it was closed before the command began
+        click.echo(text, file=cast("TextIO", Lasting(stream)))
 
 
 def silence(stream: TextIO) -> None:

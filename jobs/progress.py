@@ -298,5 +298,5 @@ def display_for(stream: TextIO, hint: str = "") -> Display:
     from penstock.jobs.outlet import lasting_console
 
     if stream.isatty() and os.environ.get("TERM") != "dumb":
-        return LiveDisplay(lasting_console(stream), hint)
-    return PlainDisplay(lasting_console(stream, plain=True))
+        return LiveDisplay(lasting_console(stream, whatever=True), hint)
+    return PlainDisplay(lasting_console(stream, plain=True, whatever=True))

@@ -170,13 +170,13 @@ def _tell(verdict: Verdict, as_json: bool) -> int:
         shared.print_json({**told, "broken": verdict.broken})
         return code
     if verdict.broken is None:
-        click.echo(f"{verdict.entries:,} entries: nothing was altered, removed, moved or cut off")
-        click.echo(f"head {verdict.head}")
+        shared.echo(f"{verdict.entries:,} entries: nothing was altered, removed, moved or cut off")
+        shared.echo(f"head {verdict.head}")
         return code
     broken = verdict.broken
-    click.echo(f"the audit log is broken: {broken.fault} at entry {broken.seq} ({broken.place})")
-    click.echo(f"  {broken.why}")
-    click.echo(f"  before it {verdict.entries:,} entries hold; compare with an exported copy or a backup")
+    shared.echo(f"the audit log is broken: {broken.fault} at entry {broken.seq} ({broken.place})")
+    shared.echo(f"  {broken.why}")
+    shared.echo(f"  before it {verdict.entries:,} entries hold; compare with an exported copy or a backup")
     return code
 
 

@@ -98,7 +98,7 @@ def go(job: str, **given: object) -> int:
     if (why := going.informs(spec, asked)) is not None:
         words.append(f"note: {view.informs_words(asked, why)}")
     for line in (*view.rows_words(prepared), *words):
-        click.echo(line, err=call.as_json)
+        shared.echo(line, err=call.as_json)
     if call.price_only:
         return exits.DONE
     display = display_for(sys.stderr if call.as_json else sys.stdout, "ctrl-c: stop; the same command goes on")

@@ -108,7 +108,7 @@ def replay(
     base = again.base_of(found.run_id)
     now = run.job() or found.history.spec(base)
     spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
-    click.echo(_chosen(spec.run_id, chosen))
+    shared.echo(_chosen(spec.run_id, chosen))
     facts = {"as": spec.run_id, "sent": chosen.sent, "left": chosen.left, "only_part_kept": len(chosen.cut)}
     record(found.history, "replay", base, facts)
     result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())

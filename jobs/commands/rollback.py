@@ -61,15 +61,15 @@ def _requeue(url: str, model: str, yes: bool, address: str | None) -> int:
     history, at = open_history(url), rollouts.steering(url).rollouts[model]
     found, left = requeue.touched(history, at)
     for run in left:
-        click.echo(f"note: {run.run_id} is left out: {run.why}", err=True)
+        shared.echo(f"note: {run.run_id} is left out: {run.why}", err=True)
     code = max((exits.of_error(run.error) for run in left if run.error is not None), default=exits.DONE)
     for one in found:
-        click.echo(f"{one.run_id}: {counted(len(one.generations), 'item')} answered by {at.model}@{at.candidate}")
+        shared.echo(f"{one.run_id}: {counted(len(one.generations), 'item')} answered by {at.model}@{at.candidate}")
     if not found:
-        click.echo(f"no run that has ended has an item of {at.model}@{at.candidate}: nothing to send again")
+        shared.echo(f"no run that has ended has an item of {at.model}@{at.candidate}: nothing to send again")
         return code
     items, cost = sum(len(one.generations) for one in found), sum(one.cost_nano for one in found)
-    click.echo(
+    shared.echo(
         f"sending {counted(items, 'item')} again costs about {dollars(cost)}: what their answers cost the first time"
     )
     if not yes and not click.confirm("Send them?", default=False):
@@ -84,7 +84,7 @@ def _send_all(history: History, found: list[Touched], address: str | None) -> in
         try:
             code = _send(history, one, address)
         except PenstockError as error:
-            click.echo(f"error: {one.run_id} is not sent again: {error}", err=True)
+            shared.echo(f"error: {one.run_id} is not sent again: {error}", err=True)
             code = exits.of_error(error)
         worst = max(worst, code)
         if code == exits.INTERRUPTED:
@@ -104,7 +104,7 @@ def _send(history: History, one: Touched, address: str | None) -> int:
 
     made = requeue.prepare(history, one)
     lost = f"; {made.lost:,} not in the source any more, or over 1 MB" if made.lost else ""
-    click.echo(f"{made.spec.run_id}: sending {counted(made.sent, 'item')} again{lost}")
+    shared.echo(f"{made.spec.run_id}: sending {counted(made.sent, 'item')} again{lost}")
     record(
         history, "replay", one.run_id, {"as": made.spec.run_id, "sent": made.sent, "requeue": True, "lost": made.lost}
     )

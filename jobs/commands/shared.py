@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from penstock.engine.errors import SpecError
+from penstock.jobs.outlet import echo, lasting_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,14 +74,12 @@ def load_job(job: str, sets: tuple[str, ...] = ()) -> RunSpec:
 def console(*, stderr: bool = False) -> Console:
     """A terminal gets colour and its own width; a pipe gets plain lines of 80 columns, and may break: the exit code
     stays what the command found."""
-    from penstock.jobs.outlet import lasting_console
-
     stream = sys.stderr if stderr else sys.stdout
     return lasting_console(stream) if stream.isatty() else lasting_console(stream, plain=True, width=PLAIN_WIDTH)
 
 
 def print_json(value: object) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 class Named(NamedTuple):

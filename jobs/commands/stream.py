@@ -136,12 +136,12 @@ def _tell(done: Published, topic: str, seconds: float, as_json: bool) -> int:
     if sys.stderr.isatty():
         click.echo("\r", nl=False, err=True)
     a_second = f"{done.records / seconds:,.0f} records/s" if seconds else ""
-    click.echo(f"{done.records:,} records to {topic} in {seconds:.1f} s ({rate:.1f} MB/s, {a_second})")
+    shared.echo(f"{done.records:,} records to {topic} in {seconds:.1f} s ({rate:.1f} MB/s, {a_second})")
     if not done.skipped:
         return exits.DONE
-    click.echo(f"{done.skipped:,} were not published:", err=True)
+    shared.echo(f"{done.skipped:,} were not published:", err=True)
     for why in done.why:
-        click.echo(f"  {why}", err=True)
+        shared.echo(f"  {why}", err=True)
     return exits.DEAD_LETTERS
 
 

@@ -1,5 +1,8 @@
 """The command line when something is wrong: one line that says what, and what to do next; never a traceback."""
 
+import errno
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,8 @@ import pytest
 
 from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, SpecError, Spent, Temporary
 from penstock.jobs import cli, exits
+from penstock.jobs.commands import shared
+from penstock.jobs.progress import display_for
 
 MINIMAL = """\
 source: messages.csv
@@ -191,3 +196,33 @@ def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     command = f"{sys.executable} -m penstock.jobs.cli schema | head -c 10"
     done = subprocess.run(command, shell=True, cwd=here, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_an_exit_code_stays_when_nobody_reads(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`penstock run --json | true` ends with what the run ended with; so does a command whose terminal was closed."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        shared.print_json({"state": "too_many_dead_letters"})
+        shared.echo("five dead letters")
+
+    class Terminal(io.StringIO):
+        def write(self, s: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert cli.call(["schema", "--sink", "costs"]) == 2
+
+
+def test_a_disk_that_is_full_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`penstock costs > report` must not end well with half a report; a run's progress may be lost."""
+    for tell in (lambda: shared.print_json([1]), lambda: shared.console().print("a report")):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr("sys.stdout", full)
+            with pytest.raises(Temporary, match="No space left on device"):
+                tell()
+    with open("/dev/full", "w") as full:
+        display_for(full).say("half done")
