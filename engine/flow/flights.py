@@ -311,9 +311,10 @@ class Flights:
             if failure.kind == "invalid_output" and answer is not None:
                 self._calls.ask_again(slot, answer.text, failure.message)
         slot.history = decision.history
-        if failure.kind != "not_sent" or decision.role == "fallback":  # else this repeats nothing
-            slot.role = slot.step or decision.role
+        if failure.kind != "not_sent":  # else this repeats nothing
             self._places.targets.budgets[slot.model].retried(now)
+        if failure.kind != "not_sent" or decision.role == "fallback":
+            slot.role = slot.step or decision.role
         if decision.at <= now:
             self.queue(slot, now)
         else:

@@ -60,6 +60,10 @@ def test_what_a_pausing_account_gave_back_goes_to_the_next_target_and_was_no_try
     assert rig.take("main") == []
     ((call,), tally) = rig.take("spare"), rig.lane.tally
     assert (call.role, tally.retries, tally.retried, tally.fallbacks) == ("fallback", 0, {}, 1)
+    for _ in range(150):
+        rig.offer()
+        rig.fail("main", Failure("not_sent", "a pause", retry_after_s=60.0))
+    assert rig.lane.targets.budgets["spare"].has_room(rig.now)
 
 
 def test_what_waits_goes_on_when_its_pool_is_up_again() -> None:
