@@ -81,7 +81,7 @@ def map(
     if state is not None or fields.get("state") is None:
         fields["state"] = str(folder.parent)
     source, rows = _write(data, folder)
-    spec = _job(fields, base, folder, source, id, vars)
+    spec = _job(fields, base, folder, source, id, vars, limit)
     result = run(spec, limit=limit, progress=progress)
     _check_end(result)
     return _joined(data, _answers(result, source, rows, rows if limit is None else min(limit, rows)), source)
@@ -230,13 +230,20 @@ def _folder(state: str) -> Path:
 
 
 def _job(
-    fields: Mapping[str, object], base: str, folder: Path, source: Path, id: str | None, vars: Mapping[str, str] | None
+    fields: Mapping[str, object],
+    base: str,
+    folder: Path,
+    source: Path,
+    id: str | None,
+    vars: Mapping[str, str] | None,
+    limit: int | None,
 ) -> RunSpec:
     from penstock.jobs import spec as job_spec
 
     # a larger budget goes on with the run, and so does one that finds its state elsewhere
     answers = {name: value for name, value in fields.items() if name not in ("budgets", "state")}
     asked = {"id": id, "vars": dict(vars or {}), "base": base, "rows": source.name, "job": answers}
+    before = _digest(asked)
     whole = {
         **fields,
         "name": "map",
@@ -246,13 +253,32 @@ def _job(
         "sinks": str(folder / "results.jsonl"),
         "on_duplicate": "allow",
     }
+
+    def named(digest: str) -> RunSpec:
+        name = {"name": f"map-{digest}", "sinks": str(folder / digest / "results.jsonl")}
+        return job_spec.from_mapping({**whole, **name}, base, sets=vars)
+
     meant = job_spec.from_mapping(whole, base, sets=vars).fingerprint  # what stands in its catalogue counts too
+    earlier = named(before)
+    return earlier if _ran(earlier, limit) else named(_digest([asked, meant]))
+
+
+def _digest(asked: object) -> str:
     try:
-        digest = hashlib.blake2b(msgspec.json.encode([asked, meant], order="sorted"), digest_size=8).hexdigest()
-    except TypeError as error:
+        encoded = msgspec.json.encode(asked, order="sorted")
+    except (TypeError, ValueError) as error:  # ValueError: half a surrogate pair
         raise SpecError(f"this can't stand in a job: {error}") from error
-    named = {"name": f"map-{digest}", "sinks": str(folder / digest / "results.jsonl")}
-    return job_spec.from_mapping({**whole, **named}, base, sets=vars)
+    return hashlib.blake2b(encoded, digest_size=8).hexdigest()
+
+
+def _ran(spec: RunSpec, limit: int | None) -> bool:
+    """By an earlier Penstock, which named a call without what its catalogue says: where that is still the same, its
+    rows are not paid for again."""
+    from penstock.jobs import trial
+    from penstock.jobs.history import open_history
+
+    history, run_id = open_history(spec.state), (spec if limit is None else trial.first(spec, limit)).run_id
+    return history.knows(run_id) and history.spec(run_id).fingerprint == spec.fingerprint
 
 
 def _check_end(result: JobResult) -> None:

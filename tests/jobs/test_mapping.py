@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -16,9 +19,12 @@ from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import FilesSource
+from penstock.engine.errors import SpecError
 from penstock.engine.items import NANO_PER_USD, Item, Position
 from penstock.engine.router import Rejection, Router
+from penstock.jobs.history import open_history
 from penstock.jobs.sandbox import running_sandbox
+from penstock.jobs.spec.digest import run_id
 from penstock.workers.runspec import RunSpec
 from tests.jobs.test_end_to_end import calls
 
@@ -123,6 +129,38 @@ def test_a_call_whose_catalogue_changed_is_another_run(tmp_path: Path, monkeypat
     first, dearer, other = ran
     assert first.run_id == dearer.run_id != other.run_id
     assert first.sinks["results"] == dearer.sinks["results"] != other.sinks["results"]
+
+
+def test_a_call_that_ran_before_an_upgrade_is_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls were once named without their catalogue. Such a run is gone on with, unless the catalogue changed since."""
+    ran: list[RunSpec] = []
+
+    def caught(spec: RunSpec, **_: object) -> None:
+        ran.append(spec)
+        raise KeyboardInterrupt
+
+    def called() -> RunSpec:
+        with pytest.raises(KeyboardInterrupt):
+            ps.map([{"text": "x"}], prompt="say {{ text }}", models="sandbox/fast", state=str(tmp_path))
+        return ran[-1]
+
+    monkeypatch.setattr("penstock.jobs.run.run", caught)
+    now = called()
+    assert isinstance(now.source, FilesSource)
+    asked = {"prompt": "say {{ text }}", "models": ["sandbox/fast"]}
+    whole = {"id": None, "vars": {}, "base": os.getcwd(), "rows": Path(now.source.path).name, "job": asked}
+    digest = blake2b(msgspec.json.encode(whole, order="sorted"), digest_size=8).hexdigest()
+    assert called() == now
+    for stored, goes_on in ((now.fingerprint, True), ({**now.fingerprint, "model": "another"}, False)):
+        spec = msgspec.structs.replace(now, run_id=run_id(f"map-{digest}", {}), fingerprint=stored)
+        open_history(now.state).save_spec(spec)
+        assert (called().name == f"map-{digest}") == goes_on
+
+
+def test_what_cannot_stand_in_a_job_is_refused_in_words(tmp_path: Path) -> None:
+    for value in (object(), "half a pair: \ud800"):
+        with pytest.raises(SpecError, match="can't stand in a job"):
+            ps.map([{"text": "x"}], prompt="a", models="sandbox/fast", output={"choices": [value]}, state=str(tmp_path))
 
 
 @pytest.mark.ray
