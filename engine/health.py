@@ -31,7 +31,8 @@ class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     """First cool-down; doubles with each failed probe."""
     max_cool_s: float = 120.0
     auth_cool_s: float = 300.0
-    """After 401 or 403, or an unknown model: somebody must mend it; look again in five minutes."""
+    """After 401 or 403, an unknown model, or one that goes on answering as another (each look is paid for): somebody
+    must mend it; look again in five minutes."""
     daily_cool_s: float = 900.0
     """After a daily limit without Retry-After."""
     probe_s: float = 60.0
@@ -177,15 +178,22 @@ class Health:
         unmet = failure.kind == "connection" and self._account_key(model) not in self._met
         if breaker.open_until is not None:
             if now >= breaker.open_until:
-                self._trip(model, now, max(told_s, min(self._settings.max_cool_s, 2 * breaker.cool_s)))
+                self._down(model, now, max(told_s, min(self._settings.max_cool_s, 2 * breaker.cool_s)), failure)
             return
         if breaker.row == 0 or now - breaker.first_at > self._settings.window_s:
             breaker.row, breaker.first_at = 0, now
         breaker.row += 1
         if breaker.row >= (self._settings.never_met if unmet else self._settings.faults):
-            self._trip(model, now, max(told_s, self._settings.cool_s))
+            self._down(model, now, max(told_s, self._settings.cool_s), failure)
             if unmet:  # an outage of one that has answered before may pass by itself; this one nobody ever reached
                 self._to_mend(model, "it was never reached, is base_url right?", failure)
+
+    def _down(self, model: str, now: float, cool_s: float, failure: Failure) -> None:
+        """Waiting does not bring back a model that another stands in for, and every look at it costs an answer."""
+        other = failure.kind == "other_model"
+        self._trip(model, now, max(cool_s, self._settings.auth_cool_s) if other else cool_s)
+        if other:
+            self._to_mend(model, "it answers as another model", failure)
 
     def _trip(self, key: str, now: float, cool_s: float, *, firm: bool = False) -> None:
         breaker = self._breakers.setdefault(key, _Breaker())

@@ -6,7 +6,7 @@
     overloaded server_error timeout
       connection                     same target with jitter, twice; then the next; at once where it says a long wait
     invalid_response                 same target once; then the next
-    other_model                      the next target; then a dead letter
+    other_model                      the next target; then a dead letter, or held like not_found while all answer so
     bad_request refused              next target once; then a dead letter
     too_long                         a target with a larger context, else a dead letter
     invalid_output                   ask again once, then the next target, then a dead letter
@@ -173,7 +173,7 @@ class _Case:
             case "daily_limit":
                 return self._next(self._counted(), give_up=True) or self._until_probe("no_candidate")
             case "spend_cap" | "auth" | "not_found":
-                return self._next(self.history, give_up=True) or self._until_mended()
+                return self._next(self.history, give_up=True) or self._until_mended(self.history)
             case "overloaded" | "server_error" | "timeout" | "connection":
                 return self._fault(self.settings.same_target)
             case "invalid_response":
@@ -242,22 +242,26 @@ class _Case:
         return self._same(slow, history)
 
     def _other_model(self) -> Again | Stop:
-        """It would answer the same again, for money: the item is not sent there twice while the target is up."""
-        if not self._target.up:
-            return self._outage()
-        return self._next(self._counted(), give_up=True) or self._nowhere("attempts_exhausted")
+        """It would answer the same again, for money: the item is not sent there twice while the target is up. One that
+        answers so in a row is down until a person mends it, which is not the item's fault; looks at it are counted."""
+        history = self._counted()
+        moved = self._next(history, give_up=True)
+        if moved is not None:
+            return moved
+        ends = self._target.up or history.counted >= self.settings.max_attempts
+        return self._nowhere("attempts_exhausted") if ends else self._until_mended(history)
 
     def _outage(self) -> Again | Stop:
         return self._next(self.history, give_up=False) or self._until_probe("attempts_exhausted")
 
-    def _until_mended(self) -> Again:
-        """Nobody else is there, and somebody has to act: held, uncounted, until it is worth another look."""
-        return Again(max(self._target.probe_at, self.now + MEND_S), self.history.candidate, "retry", self.history)
+    def _until_mended(self, history: History) -> Again:
+        """Nobody else is there, and somebody has to act: held until it is worth another look."""
+        return Again(max(self._target.probe_at, self.now + MEND_S), history.candidate, "retry", history)
 
     def _until_probe(self, reason: DeadLetterReason) -> Again | Stop:
         """Nobody else is there: wait for this target, if it is worth the wait. One that is down for good holds it."""
         if self._target.probe_at == float("inf"):
-            return self._until_mended()
+            return self._until_mended(self.history)
         waits = self.history.waits + 1
         wait = max(0.0, self._target.probe_at - self.now) + self.chance
         if waits > self.settings.max_waits or wait > self.settings.outage_s:

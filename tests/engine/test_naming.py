@@ -65,9 +65,9 @@ def lane(word: Literal["tell", "refuse"], items: int = 1) -> Lane:
     return made
 
 
-def answer(made: Lane, account: str, name: str, fingerprint: str | None = None) -> int:
+def answer(made: Lane, account: str, name: str, fingerprint: str | None = None, n: int = 100) -> int:
     """All calls that wait there, in this name; how many they were."""
-    calls = made.take(f"api:{account}", 100, 1 << 40, "w", NOW)
+    calls = made.take(f"api:{account}", n, 1 << 40, "w", NOW)
     for call in calls:
         said = Answer("yes", "stop", b"{}", name, fingerprint)
         made.outcome(Outcome(call.item_id, 0, call.attempt, NOW, 9.0, said, usage=Usage(10, output=5)), NOW)
@@ -108,6 +108,23 @@ def test_who_goes_on_answering_as_another_is_held_like_who_fails() -> None:
     answer(made, "first", "first-mini")
     assert [model for _, model in made.targets.health.opened()] == ["first"]
     assert answer(made, "second", "second") == 30
+
+
+def test_who_alone_goes_on_answering_as_another_is_paid_no_more_until_a_person_mends_it() -> None:
+    """Ten in a row, and the rest wait, with words of what to mend; one look in five minutes, not one in seconds."""
+    made = lane("refuse", items=30)
+    for _ in range(10):
+        answer(made, "first", "first-mini", n=1)
+        answer(made, "second", "second-mini", n=1)
+    made.tick(NOW)
+    assert answer(made, "first", "first") + answer(made, "second", "second") == 0
+    words = made.places.stuck() or ""
+    assert "it answers as another model" in words
+    assert "'second' was asked for, and 'second-mini' answered" in words
+    made.tick(NOW + 250.0)
+    assert made.take("api:first", 9, 1 << 40, "w", NOW + 250.0) == []
+    made.tick(NOW + 400.0)
+    assert len(made.take("api:first", 9, 1 << 40, "w", NOW + 400.0)) <= 1
 
 
 def test_names_and_fingerprints_are_kept_few_and_short() -> None:

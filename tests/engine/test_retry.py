@@ -67,6 +67,16 @@ def test_what_a_person_has_to_mend_ends_no_item(kind: FailureKind) -> None:
     assert for_good.at == float("inf")
 
 
+def test_another_models_answers_are_paid_for_a_few_times_at_most() -> None:
+    """Where everybody answers as another the item is held until a person mends it; each look is paid for, and counts."""
+    down, history, looks = (Target(up=False, probe_at=NOW + 300),), History(), 0
+    while isinstance(decision := decide("other_model", history, down), Again):
+        assert decision.at == NOW + 300
+        history, looks = decision.history, looks + 1
+    assert (looks, decision.reason) == (5, "attempts_exhausted")
+    assert story("other_model", TWO) == ["fallback 1", "attempts_exhausted"]
+
+
 def test_retry_after_is_obeyed_and_a_long_one_moves_on() -> None:
     """Never earlier than told; above the patience the next target is tried at once; alone, it waits even an hour."""
     short = decide("rate_limited", retry_after_s=5.0)
