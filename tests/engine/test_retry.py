@@ -68,7 +68,7 @@ def test_what_a_person_has_to_mend_ends_no_item(kind: FailureKind) -> None:
 
 
 def test_another_models_answers_are_paid_for_a_few_times_at_most() -> None:
-    """Where everybody answers as another the item is held until a person mends it; each look is paid for, and counts."""
+    """Where everybody answers as another the item is held until a person mends it; each look is paid, and counts."""
     down, history, looks = (Target(up=False, probe_at=NOW + 300),), History(), 0
     while isinstance(decision := decide("other_model", history, down), Again):
         assert decision.at == NOW + 300
