@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
 
+from penstock.engine.errors import PenstockError
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
 from penstock.jobs.look.bills import BYS
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from penstock.jobs.look.explain import Ending, Line
     from penstock.jobs.look.reading import Outputs
     from penstock.jobs.look.told import CostTold, SampleTold
+
+T = TypeVar("T")
 
 
 def outputs_of(run: shared.Named, state: str | None) -> Outputs:
@@ -45,24 +48,34 @@ def explain(item: str, run: shared.Named, state: str | None, as_json: bool) -> i
 
     outputs = outputs_of(run, state)
     endings = stories.find(item, outputs.records("results"), outputs.records("dead_letters"))
-    paid = [stories.bills(ending, _beside(outputs, "costs")) for ending in endings]
-    scored = stories.scores(endings[-1], _beside(outputs, "quality"))
+    paid = _beside(outputs, "costs", endings, stories.bills)
+    scored = _beside(outputs, "quality", endings, stories.scores)
+    told = list(zip(endings, paid, scored, strict=True))
     if as_json:
-        shared.print_json([_whole(*each, scored) for each in zip(endings, paid, strict=True)])
+        shared.print_json([_whole(*each) for each in told])
         return exits.DONE
-    for number, ending in enumerate(endings):
+    for number, (ending, costs, samples) in enumerate(told):
         if number:
             click.echo()
-        samples = scored if ending is endings[-1] else ()
-        _print(stories.story(ending, outputs.where(stories.sink_of(ending)), paid[number], samples))
+        _print(stories.story(ending, outputs.where(stories.sink_of(ending)), costs or (), samples or ()))
     return exits.DONE
 
 
-def _beside(outputs: Outputs, sink: SinkName) -> Iterable[bytes]:
-    return outputs.records(sink) if sink in outputs.spec.sinks else ()
+def _beside(
+    outputs: Outputs,
+    sink: SinkName,
+    endings: list[Ending],
+    of: Callable[[list[Ending], Iterable[bytes]], list[list[T]]],
+) -> list[list[T]] | list[None]:
+    """What another sink says of each ending; None: it can't be read now, and the story is told without it."""
+    try:
+        return of(endings, outputs.records(sink) if sink in outputs.spec.sinks else ())
+    except PenstockError as error:
+        click.echo(f"note: {sink} can't be read: {error}", err=True)
+        return [None] * len(endings)
 
 
-def _whole(ending: Ending, paid: list[CostTold], scored: list[SampleTold]) -> dict[str, object]:
+def _whole(ending: Ending, paid: list[CostTold] | None, scored: list[SampleTold] | None) -> dict[str, object]:
     return {**msgspec.to_builtins(ending), "costs": msgspec.to_builtins(paid), "quality": msgspec.to_builtins(scored)}
 
 

@@ -97,19 +97,20 @@ def _generation(ending: Ending) -> int:
     return ending.penstock.generation if isinstance(ending, ResultTold) else ending.generation
 
 
-def bills(ending: Ending, costs: Iterable[told.Line]) -> list[CostTold]:
-    """What was paid for this generation of the item: calls of judges and shadows are among it."""
-    item, mine = item_id(ending), f"{item_id(ending)}:{_generation(ending)}:"
-    found = told.costs(line for line in costs if item.encode() in line)
-    return [cost for cost in found if cost.entry_id.startswith(mine)]
+def bills(endings: Sequence[Ending], costs: Iterable[told.Line]) -> list[list[CostTold]]:
+    """What was paid for each ending of an item: calls of judges and shadows are among it."""
+    item = item_id(endings[0])
+    found = list(told.costs(line for line in costs if item.encode() in line))
+    mine = [f"{item}:{_generation(ending)}:" for ending in endings]
+    return [[cost for cost in found if cost.entry_id.startswith(each)] for each in mine]
 
 
-def scores(ending: Ending, quality: Iterable[told.Line]) -> list[SampleTold]:
-    """Samples of the item; they don't say of which generation."""
-    item = item_id(ending)
-    return [
-        sample for sample in told.samples(line for line in quality if item.encode() in line) if sample.item_id == item
-    ]
+def scores(endings: Sequence[Ending], quality: Iterable[told.Line]) -> list[list[SampleTold]]:
+    """The samples of each ending of an item: they don't say of which generation, but when its result was finished."""
+    item = item_id(endings[0])
+    found = [each for each in told.samples(line for line in quality if item.encode() in line) if each.item_id == item]
+    at = [ending.penstock.finished_at if isinstance(ending, ResultTold) else None for ending in endings]
+    return [[sample for sample in found if each is not None and sample.at == each] for each in at]
 
 
 def story(ending: Ending, written: str, paid: Sequence[CostTold] = (), scored: Sequence[SampleTold] = ()) -> list[Line]:

@@ -184,6 +184,8 @@ class SampleTold(msgspec.Struct, frozen=True):
     """Of a cascade: how sure the answer was."""
     signal_by: str | None = None
     """Of a judge that was its signal: the judge's version."""
+    at: datetime | None = None
+    """When the result that it is of was finished."""
 
 
 def nano(usd: float) -> int:

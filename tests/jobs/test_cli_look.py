@@ -202,6 +202,32 @@ def test_what_a_command_says_does_not_change_by_accident(
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("next:"))
 
 
+def test_a_story_is_told_without_what_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The costs are out of reach: where the item went and why is what a person asks just then."""
+    (folder / "costs.jsonl").unlink()
+    assert call(["explain", FIRST]) == 0
+    told = capsys.readouterr()
+    assert "note: costs can't be read: " in told.err
+    assert "exact@1  score 1" in told.out
+    assert call(["explain", FIRST, "--json"]) == 0
+    (whole,) = json.loads(capsys.readouterr().out)
+    assert (whole["costs"], len(whole["quality"])) == (None, 1)
+
+
+def test_scores_belong_to_the_answer_that_they_are_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An item that was sent again has two endings: each has its own score, in the text and for machines."""
+    encoder, first = Encoder("job-1", "rows"), result()
+    item = msgspec.structs.replace(first.item, generation=1)
+    again = msgspec.structs.replace(first, item=item, finished_at=AT + 60)
+    with (folder / "results.jsonl").open("ab") as results, (folder / "quality.jsonl").open("ab") as quality:
+        results.write(encoder.result(again) + b"\n")
+        quality.write(encoder.quality(again, Score("exact", "1", 0.0, False)) + b"\n")
+    assert call(["explain", FIRST, "--json"]) == 0
+    assert [[s["score"] for s in each["quality"]] for each in json.loads(capsys.readouterr().out)] == [[1.0], [0.0]]
+    one, two = said(capsys, "explain", FIRST).split("generation 1")
+    assert ("score 1" in one, "score 0" in one, "score 1" in two, "score 0" in two) == (True, False, False, True)
+
+
 JOB_OF_A_DAY = """\
 name: daily
 vars: {date: required}
