@@ -31,8 +31,8 @@ MAX_RUNS = 500
 MAX_ROWS = 1_000
 """Cells: some 400 kB. Beyond it arms of experiments that nobody adds to are merged, then the oldest cells go."""
 MAX_MERGED = 200
-MAX_FIRST = 1_000
-"""Evaluations times candidates; beyond it the oldest would count again."""
+MAX_COUNTED = 500
+"""Evaluations times candidates and scorers: some 100 kB. Beyond it the oldest would count again."""
 
 
 class Numbered(msgspec.Struct, frozen=True):
@@ -95,6 +95,13 @@ class Recent(msgspec.Struct):
         return self.task, self.model, self.version, self.prompt, self.scorer, self.accepted
 
 
+class Counted(msgspec.Struct):
+    """Whose scores of an evaluation's rows count, and which these are: to be taken out when others take their place."""
+
+    run: str
+    cells: list[Cell] = msgspec.field(default_factory=list[Cell])
+
+
 class Measured(msgspec.Struct):
     """The shared document."""
 
@@ -103,8 +110,10 @@ class Measured(msgspec.Struct):
     recent: list[Recent] = msgspec.field(default_factory=list[Recent])
     merged: list[str] = msgspec.field(default_factory=list[str])
     """Experiments whose arms are told apart no more."""
+    counted: dict[str, Counted] = msgspec.field(default_factory=dict[str, Counted])
+    """Rows of an evaluation with what is expected of them, task, model, version, prompt and scorer → whose scores."""
     first: dict[str, str] = msgspec.field(default_factory=dict[str, str])
-    """Rows of an evaluation, task, model, version and prompt → the run whose scores count (`_new`)."""
+    """The same without the scorer → the run whose scores count, as documents of before `counted` say it."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -123,21 +132,42 @@ def fold(into: Measured, name: str, sums: Sums, now: float) -> bool:
     run.number, run.at = latest.number, now
     if base is not None:  # else a document from a backup: what lies between can't be known, and is left out
         cells = _difference(latest.cells, base)
-        _apply(into, cells if not sums.data else [_new(into, name, sums.data, cell) for cell in cells], now)
+        if sums.data:
+            scores = _new_scores(into, name, _by_scorer(sums.data, latest.cells), _by_scorer(sums.data, base))
+            cells = [*(msgspec.structs.replace(cell, scores={}) for cell in cells), *scores]
+        _apply(into, cells, now)
     return True
 
 
-def _new(into: Measured, name: str, data: str, cell: Cell) -> Cell:
-    """The same rows asked again tell what they cost now, and nothing new of an answer's quality: the scores of the run
-    that told them first count."""
-    if not cell.scores:
-        return cell
-    key = "\n".join((data, cell.task, cell.model, cell.version, cell.prompt))
-    if into.first.setdefault(key, name) == name:
-        if len(into.first) > MAX_FIRST:
-            del into.first[next(iter(into.first))]
-        return cell
-    return msgspec.structs.replace(cell, scores={})
+def _new_scores(into: Measured, name: str, latest: dict[str, list[Cell]], base: dict[str, list[Cell]]) -> list[Cell]:
+    """The same rows asked again tell what they cost now, and nothing new of an answer's quality: by each scorer, those
+    scores count that are of the most rows. So a run that stopped early is no bar to one that went on."""
+    changes: list[Cell] = []
+    gone = [key for key, counted in into.counted.items() if counted.run == name and key not in latest]
+    for key in (*latest, *gone):
+        cells = latest.get(key, [])
+        if into.first.get(key.rpartition("\n")[0], name) != name:
+            continue
+        counted = into.counted.get(key) or Counted(name, base.get(key, []))
+        if counted.run == name or _scored(cells) > _scored(counted.cells):
+            changes += _difference(cells, counted.cells)
+            into.counted[key] = Counted(name, cells)
+    into.counted = dict(list(into.counted.items())[-MAX_COUNTED:])
+    return changes
+
+
+def _by_scorer(data: str, cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Scores alone."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        for scorer, scored in cell.scores.items():
+            key = "\n".join((data, cell.task, cell.model, cell.version, cell.prompt, scorer))
+            found.setdefault(key, []).append(Cell(*cell.key, scores={scorer: scored}))
+    return found
+
+
+def _scored(cells: Iterable[Cell]) -> int:
+    return sum(scored.n for cell in cells for scored in cell.scores.values())
 
 
 def opened(into: Measured, name: str, sums: Sums, now: float) -> None:

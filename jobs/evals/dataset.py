@@ -82,7 +82,7 @@ class Made(msgspec.Struct, frozen=True):
     labelled_by_people: int
     left: dict[str, int]
     digest: str = ""
-    """Of the rows as they were read."""
+    """Of the rows as they were read, and what is expected of them: scores by corrected labels are other scores."""
 
 
 def _place(line: Fields) -> int:
@@ -135,7 +135,8 @@ def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> M
         why = ", ".join(f"{n:,} {reason}" for reason, n in keeper.left.items()) or "the source is empty"
         raise SpecError(f"no row of task {asked.task} can be scored ({why})")
     _write(place, rows, asked)
-    digest = short_hash(b"".join(msgspec.json.encode(row.line, order="deterministic") for row in rows))
+    told = ([row.line, row.expected] for row in rows)
+    digest = short_hash(b"".join(msgspec.json.encode(each, order="deterministic") for each in told))
     return Made(len(rows), rows[0].is_request, sum(row.by_people for row in rows), dict(keeper.left), digest)
 
 

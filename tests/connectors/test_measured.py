@@ -80,6 +80,50 @@ def test_the_same_rows_evaluated_again_are_no_new_evidence_of_quality(tmp_path: 
     assert sum(w.scores.n for one in Registry(state).read().recent for w in one.windows) == 162
 
 
+def test_of_the_same_rows_the_scores_of_most_count_by_each_scorer(tmp_path: Path) -> None:
+    """One that stopped early is no bar to one that went on, nor to one with another scorer; and what takes the place of
+    other scores takes them out, also where prices changed between."""
+    state = FolderState(tmp_path)
+    Registry(state, "early", 1, data="rows").end([cell(60, 30, price="old")])
+    longer = Registry(state, "longer", 1, data="rows")
+    longer.tell([cell(40, 40)])
+    assert scores(state) == {"exact@1": (60, 30)}
+    longer.end([cell(500, 400)])
+    assert scores(state) == {"exact@1": (500, 400)}
+    assert sum(each.items for each in Registry(state).read().cells) == 560
+    judged = msgspec.structs.replace(cell(9, 9), scores={**cell(9, 9).scores, "judge@a": Scored(9, {1000: 9})})
+    Registry(state, "judged", 1, data="rows").end([judged])
+    assert scores(state) == {"exact@1": (500, 400), "judge@a": (9, 9)}
+    fresh = Registry(state, "longer", 1, 100.0, data="rows")
+    fresh.tell([])
+    assert scores(state) == {"judge@a": (9, 9)}
+    fresh.end([cell(3, 3)])
+    assert scores(state) == {"exact@1": (3, 3), "judge@a": (9, 9)}
+
+
+def test_evaluations_of_an_older_document_go_on_as_they_counted(tmp_path: Path) -> None:
+    """It says which run's scores count, not which they are."""
+    state = FolderState(tmp_path)
+    for name in ("old", "again"):
+        Registry(state, name, 1, data="rows").tell([cell(10, 8)])
+    said = json.loads((tmp_path / DOCUMENT).read_bytes())
+    del said["counted"]
+    said["first"] = {"rows\nsort\nm\nv1\n": "old"}
+    (tmp_path / DOCUMENT).write_bytes(json.dumps(said).encode())
+    Registry(state, "again", 2, data="rows").end([cell(90, 80)])
+    assert scores(state) == {"exact@1": (10, 8)}
+    Registry(state, "old", 2, data="rows").end([cell(25, 20)])
+    assert scores(state) == {"exact@1": (25, 20)}
+
+
+def scores(state: State) -> dict[str, tuple[int, int]]:
+    """Scorer → scores, and passes; the windows hold as many."""
+    shared = Registry(state).read()
+    (whole,) = summed([msgspec.structs.replace(each, price="") for each in shared.cells])
+    assert sum(w.scores.n for one in shared.recent for w in one.windows) == sum(s.n for s in whole.scores.values())
+    return {name: (each.n, each.passed) for name, each in whole.scores.items() if each.n}
+
+
 def test_a_run_that_goes_on_another_day_adds_only_what_is_new(tmp_path: Path) -> None:
     """Its lanes tell all that they ever measured; the command that ended it had told most of that."""
     state = FolderState(tmp_path)

@@ -128,6 +128,14 @@ def test_what_people_said_is_right_beats_the_row(base: RunSpec) -> None:
     assert prepared.made.labelled_by_people == 2
 
 
+def test_rows_whose_labels_were_corrected_are_other_rows_to_the_registry(base: RunSpec) -> None:
+    """Their scores by the wrong labels must not keep out those by the right ones."""
+    before = prepare(base).spec.data
+    (item,) = (each for each in items(base, 20) if each.custom_id == "r5")
+    Labels(open_state(base.state), base.run_id).add([Label(item.item_id, "ann", "2026", "delivery")])
+    assert prepare(base, "after").spec.data != before
+
+
 @pytest.mark.parametrize(("job", "counts"), [("sort", True), ("another", False)])
 def test_what_people_said_yesterday_counts_for_the_same_question_today(base: RunSpec, job: str, counts: bool) -> None:
     """Another run of the job, of another file: the items have other names there. What is asked of them is the same."""
