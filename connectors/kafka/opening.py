@@ -24,7 +24,7 @@ from penstock.connectors.kafka.keys import Scope
 from penstock.connectors.kafka.progress import records_below
 from penstock.connectors.kafka.topics import CALL_S, TopicFacts, begins, ends, ensure, look_up
 from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
-from penstock.engine.errors import Refused, SpecError
+from penstock.engine.errors import Away, Refused, SpecError
 
 BATCH_BYTES = 512 * 1024
 """Larger record batches mean fewer requests; above this nothing was gained."""
@@ -83,11 +83,24 @@ async def open_cluster(connection: Connection, name: str, sinks: Sinks, reply_to
     return Cluster(Scope(name, partitions), topics, replies, progress, avro)
 
 
-async def looked_up_again(cluster: Cluster, connection: Connection, sinks: Sinks, reply_to: tuple[str, ...]) -> Cluster:
-    """The same with its topics as they are now: somebody may have lowered a limit, or made a topic anew. Raises what
-    `open_cluster` raises."""
-    topics, replies, progress = await _topics(connection, sinks, reply_to)
-    return msgspec.structs.replace(cluster, sinks=topics, replies=replies, progress=progress)
+async def looked_up_again(cluster: Cluster, connection: Connection) -> Cluster:
+    """The same with its topics as they are now: somebody may have lowered a limit, or made a topic anew. None is made
+    here: what was committed to a topic that was deleted is gone with it, and one that is only unknown for a moment, as
+    after a broker's restart, comes back. Raises `Away` where one is missing, else what `open_cluster` raises."""
+    names = {*(topic.name for topic in cluster.sinks.values()), *cluster.replies, cluster.progress.name}
+    async with opened(new_admin(connection), connection) as admin:
+        found = await look_up(admin, connection, names)
+    if gone := sorted(names - found.keys()):
+        raise Away(
+            f"{describe(connection)}: the topic {gone[0]} is gone; if it was deleted, what was committed to it is gone "
+            "too. Bring it back, or stop the run."
+        )
+    return msgspec.structs.replace(
+        cluster,
+        sinks={sink: found[topic.name] for sink, topic in cluster.sinks.items()},
+        replies={name: found[name] for name in cluster.replies},
+        progress=_lasting(connection, found[cluster.progress.name]),
+    )
 
 
 async def _topics(
@@ -106,7 +119,11 @@ async def _progress_topic(admin: Admin, connection: Connection, sinks: Sinks) ->
     names = {sink.progress_topic for sink in sinks.values()}
     if len(names) > 1:
         raise SpecError(f"the sinks in one cluster share one progress topic: {', '.join(sorted(names))} are several.")
-    found = await ensure(admin, connection, names.pop(), PROGRESS_TOPIC)
+    return _lasting(connection, await ensure(admin, connection, names.pop(), PROGRESS_TOPIC))
+
+
+def _lasting(connection: Connection, found: TopicFacts) -> TopicFacts:
+    """The progress topic, if it forgets nothing."""
     if found.cleanup != "compact":
         raise Refused(
             f"{describe(connection)}: the progress topic {found.name} has cleanup.policy={found.cleanup}, so progress "

@@ -86,6 +86,8 @@ class KafkaStore:
         self._lanes: dict[int, _Owned] = {}
         self._opened: _Open | None = None
         self._opening = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        """Not `_opening`: lanes that only commit wait for nobody's second look at the topics."""
         self._stale = False
         """A commit failed since topics were looked up: they may be others than we think."""
         self._large = settings.large
@@ -102,11 +104,15 @@ class KafkaStore:
 
     async def _open_afresh(self) -> _Open:
         """Else a lane would be taken again with what its last commit broke on, and its items be paid for again."""
-        here, s = await self._open(), self._settings
-        async with self._opening:
+        here = await self._open()
+        async with self._looking:
             if self._stale:
-                here.cluster = await looked_up_again(here.cluster, s.connection, s.sinks, s.reply_to)
-                self._stale = False
+                self._stale = False  # first: a commit that fails meanwhile asks for one more look
+                try:
+                    here.cluster = await looked_up_again(here.cluster, self._settings.connection)
+                except BaseException:
+                    self._stale = True
+                    raise
         return here
 
     # the lanes
