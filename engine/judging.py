@@ -74,8 +74,16 @@ def output_name(task: str, place: int) -> str:
 def judge_version(scorer: Scorer, model_version: str) -> str:
     """Changes with the model's version, the rubric, what it may say, and the words of the prompt; not with where the
     right answer is found: an evaluation brings it along, and its judge is the job's."""
-    told = msgspec.structs.replace(scorer, expected=None)
-    parts = [msgspec.json.encode(told, order="deterministic").decode(), model_version, str(PROMPT_VERSION)]
+    return _version(msgspec.structs.replace(scorer, expected=None), model_version)
+
+
+def judge_versions(scorer: Scorer, model_version: str) -> tuple[str, str]:
+    """Its version, and the one that it had while `expected` was part of it: calibrations of then are of this judge."""
+    return judge_version(scorer, model_version), _version(scorer, model_version)
+
+
+def _version(scorer: Scorer, model_version: str) -> str:
+    parts = [msgspec.json.encode(scorer, order="deterministic").decode(), model_version, str(PROMPT_VERSION)]
     return short_hash(msgspec.json.encode(parts))
 
 

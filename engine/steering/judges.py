@@ -51,7 +51,7 @@ def decides(scorer: Scorer, judge_version: str, trusted: Collection[str]) -> boo
     never may: people are not asked what it is asked."""
     if scorer.type != "judge":
         return True
-    return not scorer.pairwise and f"{JUDGES[0]}@{judging.judge_version(scorer, judge_version)}" in trusted
+    return not scorer.pairwise and any(name in trusted for name in _names(scorer, judge_version))
 
 
 def informs(scorer: Scorer, judge_version: str, found: Mapping[str, Calibration]) -> str | None:
@@ -60,8 +60,13 @@ def informs(scorer: Scorer, judge_version: str, found: Mapping[str, Calibration]
         return None
     if scorer.pairwise:
         return "people are not asked what a judge of pairs is asked"
-    there = found.get(f"{JUDGES[0]}@{judging.judge_version(scorer, judge_version)}")
+    there = next((found[name] for name in _names(scorer, judge_version) if name in found), None)
     return "it was never held against what people say" if there is None else lacks(there)
+
+
+def _names(scorer: Scorer, judge_version: str) -> list[str]:
+    """Under which its calibrations stand, the newest first."""
+    return [f"{JUDGES[0]}@{version}" for version in judging.judge_versions(scorer, judge_version)]
 
 
 def lacks(found: Calibration) -> str | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.fingerprints import short_hash
 from penstock.engine.judging import judge_version
 from penstock.engine.measure.agreement import agreement
 from penstock.engine.policy import Arm, Experiment, Scorer
 from penstock.engine.steering.evidence import guards, judged
-from penstock.engine.steering.judges import Calibration, decides, lacks, trusted
+from penstock.engine.steering.judges import Calibration, decides, informs, lacks, trusted
 from penstock.engine.steering.rollout import Rollout, begin, see
 from penstock.engine.steering.trials import broken
 
@@ -62,6 +64,17 @@ def test_a_change_of_rubric_or_model_is_another_judge_and_a_judge_of_pairs_never
     assert not decides(Scorer("judge", model="opus", rubric="Correct.", choices=("1", "2")), "v1", may)
     assert not decides(Scorer("judge", model="opus", rubric="Kind.", pairwise=True), "v1", may)
     assert decides(Scorer("exact"), "", ())
+
+
+def test_a_calibration_of_when_the_place_of_the_right_answer_made_another_judge_still_holds() -> None:
+    """Its name has another hash; the judge is asked the same."""
+    scorer = Scorer("judge", expected="{{ label }}", model="opus", rubric="Kind.", choices=("1", "2"))
+    plain = msgspec.structs.replace(scorer, expected=None)
+    old = f"judge@{short_hash(msgspec.json.encode([msgspec.json.encode(scorer).decode(), 'v1', '1']))}"
+    assert decides(scorer, "v1", {old})
+    assert informs(scorer, "v1", {old: beside(60, 40, 0, 0, old)}) is None
+    assert not decides(scorer, "v2", {old})
+    assert not decides(plain, "v1", {old})
 
 
 # ---- what the guards make of it
