@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.fingerprints import short_hash
+from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.judging import judge_version
 from penstock.engine.measure.agreement import agreement
 from penstock.engine.policy import Arm, Experiment, Scorer
