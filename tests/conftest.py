@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import secrets
+import signal
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -33,6 +34,14 @@ os.environ.setdefault("PENSTOCK_DASHBOARD", "off")  # half of the work of each o
 MARK = "PENSTOCK_TEST_MARK"
 _PR_SET_CHILD_SUBREAPER = 36
 """<sys/prctl.h>: orphans below us become our children, so a killed command's Ray is still found and ended."""
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """As from a terminal: under `nohup` the tests, and what they start, would inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

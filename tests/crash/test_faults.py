@@ -135,6 +135,7 @@ def test_an_interrupt_is_heard_before_the_run_began(tmp_path: Path, ray: SharedR
         b.check(bound=0)
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: Path, mark: str) -> None:
     """What is in flight ends and is committed, nothing is paid twice or doubted, exit code 130; the same command goes

@@ -171,6 +171,7 @@ def test_a_drain_has_an_end(tmp_path: Path) -> None:
     assert any("execution.drain_s" in said for said in heard.said)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_closed_terminal_drains_and_nohup_goes_on(tmp_path: Path) -> None:
     """SIGHUP is an interrupt like any other; where it was ignored from the start, it stays so."""
 
