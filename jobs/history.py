@@ -6,13 +6,14 @@ History is for people and tools. It never decides whether an item is done: that 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
 from penstock.connectors.settings import with_replies
 from penstock.connectors.state import State, open_state
-from penstock.engine.errors import Corrupt, SpecError
+from penstock.engine.errors import Corrupt, PenstockError, SpecError
 from penstock.workers.asked import read_paused, write_paused
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -59,10 +60,20 @@ class History:
     def knows(self, run_id: str) -> bool:
         return self._state.get(_key(run_id, "spec.json")) is not None
 
-    def runs(self) -> list[RunStatus]:
-        """All runs, the latest first. One whose status was never written is shown as starting."""
-        keys = [key for key in self._state.list("runs/") if key.endswith("/spec.json")]
-        found = [self.status_or_starting(key.split("/")[-2]) for key in keys]
+    def runs(self, unread: Callable[[str, PenstockError], None] | None = None) -> list[RunStatus]:
+        """All runs, the latest first. One whose status was never written is shown as starting. `unread`: hears of one
+        that is written and can't be read, which is left out then; None: it raises."""
+        found: list[RunStatus] = []
+        for key in self._state.list("runs/"):
+            _, run_id, name = ("/" + key).rsplit("/", 2)
+            if name != "spec.json":
+                continue
+            try:
+                found.append(self.status_or_starting(run_id))
+            except (Corrupt, SpecError) as error:
+                if unread is None:
+                    raise
+                unread(run_id, error)
         return sorted(found, key=lambda status: (-status.started_at, status.run_id))
 
     def ask_cancel(self, run_id: str, by: str) -> None:

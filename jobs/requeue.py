@@ -77,7 +77,11 @@ def touched(history: History, at: Rollout) -> tuple[list[Touched], list[Left]]:
         )
     found: list[Touched] = []
     left: list[Left] = []
-    for run in history.runs():
+
+    def unread(run_id: str, error: PenstockError) -> None:
+        left.append(Left(run_id, str(error), error))
+
+    for run in history.runs(unread):
         try:
             one = _touched(history, run, at, at.since)
         except PenstockError as error:

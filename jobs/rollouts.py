@@ -14,8 +14,8 @@ from penstock.connectors.calibrations import read_judges
 from penstock.connectors.measured import SUMS, Registry
 from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
-from penstock.engine.catalog import Catalog, Model
-from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import Corrupt, PenstockError, SpecError
 from penstock.engine.flow.cells import Cell
 from penstock.engine.policy import Policy, Task
 from penstock.engine.steering import document
@@ -66,27 +66,34 @@ class Job(NamedTuple):
     policy: Policy | None
 
 
+class Known(NamedTuple):
+    jobs: list[Job]
+    unread: tuple[str, ...]
+    """Of runs that can't be read, which a word in an emergency does not wait for."""
+
+
 def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
     """Raises `SpecError` where the model or version is not known, or has a rollout."""
-    jobs = _jobs(url) if job is None else [job]
-    model = _with_version(jobs, ask.model, ask.version)
+    known = _jobs(url)
+    live = _live(known if job is None else Known([job], ()), ask.model, ask.version)
     chosen, by, now = guards(ask.guards, ask.items), me(), time.time()
 
     def decide(steering: Steering) -> Steering:
-        versions = (steering.live.get(ask.model, model.live), ask.version)
+        versions = (steering.live.get(ask.model, live), ask.version)
         made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, how=ask.how)
         return document.started(steering, made)
 
-    heard, jobs = _change(url, ask.model, decide), jobs if job is None else [job, *_jobs(url)]
-    notes = (*_climbing(ask, jobs), *_divided(ask, jobs, steering(url).experiments))
+    heard, jobs = _change(url, ask.model, decide), known.jobs if job is None else [job, *known.jobs]
+    notes = (*known.unread, *_climbing(ask, jobs), *_divided(ask, jobs, steering(url).experiments))
     return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs), notes=notes)
 
 
 def put_back(url: str, model: str, version: str, why: str = "") -> Heard:
     """Straight to a version that no rollout leads back to. Raises `SpecError`."""
-    own = _with_version(_jobs(url), model, version)
-    by, now = me(), time.time()
-    return _change(url, model, lambda there: document.put_back(there, model, (version, own.live), by, now, why))
+    known = _jobs(url)
+    live, by, now = _live(known, model, version), me(), time.time()
+    heard = _change(url, model, lambda there: document.put_back(there, model, (version, live), by, now, why))
+    return msgspec.structs.replace(heard, notes=known.unread)
 
 
 def _climbing(ask: Ask, jobs: Sequence[Job]) -> Iterator[str]:
@@ -217,35 +224,41 @@ def _change(url: str, model: str, decide: Callable[[Steering], Steering]) -> Hea
     return Heard(after.rollouts[model], untold)
 
 
-def _model(jobs: Sequence[Job], name: str) -> Model:
-    """As the first job that has it knows it."""
-    for job in jobs:
-        if name in job.catalog.models:
-            return job.catalog.models[name]
-    known = ", ".join(dict.fromkeys(each for job in jobs for each in job.catalog.models)) or "none"
-    raise SpecError(f"no model is named {name!r}; models: {known}. --job names the job or catalogue file that has it")
-
-
-def _with_version(jobs: Sequence[Job], name: str, version: str) -> Model:
-    """Raises `SpecError` where the model, or a version of that name, is not there."""
-    model = _model(jobs, name)
-    known = [each.id for each in model.versions]
-    if version not in known:
+def _live(known: Known, name: str, version: str) -> str:
+    """The version that is live where nothing was steered yet: as the latest job that has the model knows it. Raises
+    `SpecError` where no job has the model, or the version: jobs differ in what their catalogues hold."""
+    models = [job.catalog.models[name] for job in known.jobs if name in job.catalog.models]
+    unread = "".join(f". {each}" for each in known.unread)
+    if not models:
+        others = ", ".join(dict.fromkeys(each for job in known.jobs for each in job.catalog.models)) or "none"
         raise SpecError(
-            f"{name} has no version {version!r} in the catalogue; versions: {', '.join(known)}. "
-            "Add it under `versions:` there first, and run the jobs with it"
+            f"no model is named {name!r}; models: {others}. --job names the job or catalogue file that has it{unread}"
         )
-    return model
+    versions = dict.fromkeys(each.id for model in models for each in model.versions)
+    if version not in versions:
+        raise SpecError(
+            f"{name} has no version {version!r} in the catalogue; versions: {', '.join(versions)}. "
+            f"Add it under `versions:` there first, and run the jobs with it{unread}"
+        )
+    return models[0].live
 
 
-def _jobs(url: str) -> list[Job]:
-    """Of each job's latest run, the latest first."""
-    history, found = open_history(url), dict[str, Job]()
-    for run in history.runs():
+def _jobs(url: str) -> Known:
+    """Of each job's latest run that can be read, the latest first."""
+    history, found, unread = open_history(url), dict[str, Job](), list[str]()
+
+    def left_out(run_id: str, error: PenstockError) -> None:
+        unread.append(f"run {run_id} was left out: {error}")
+
+    for run in history.runs(left_out):
         if run.name not in found:
-            spec = history.spec(run.run_id)
-            found[run.name] = Job(spec.catalog, spec.policy)
-    return list(found.values())
+            try:
+                spec = history.spec(run.run_id)
+            except (Corrupt, SpecError) as error:
+                left_out(run.run_id, error)
+            else:
+                found[run.name] = Job(spec.catalog, spec.policy)
+    return Known(list(found.values()), tuple(unread))
 
 
 def me() -> str:

@@ -453,6 +453,31 @@ def test_what_a_version_answered_is_sent_again_after_any_way_back(
         assert f"{len(items[::3])} items answered by small@v2" in said
 
 
+def test_a_way_back_does_not_wait_for_a_run_that_cannot_be_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor for a job whose catalogue has other versions: another job has this one."""
+    ran(here)
+    assert call(["rollout", "start", "small", "v2", "--stages", "50"]) == 0
+    assert call(["rollout", "promote", "small"]) == 0
+    old, latest = load(here / "job.yaml"), here / ".penstock" / "runs"
+    models = {"small": msgspec.structs.replace(old.catalog.models["small"], live="v2")}
+    models["small"] = msgspec.structs.replace(models["small"], versions=models["small"].versions[1:])
+    catalog = msgspec.structs.replace(old.catalog, models=models)
+    history = open_history(old.state)
+    history.save_spec(msgspec.structs.replace(old, run_id="other-1", name="other", catalog=catalog))
+    history.save_status(RunStatus("other-1", "other", "done", started_at=9.0))
+    for run_id, file in (("broken-1", "spec.json"), ("broken-2", "status.json")):
+        history.save_spec(msgspec.structs.replace(old, run_id=run_id, name=run_id))
+        history.save_status(RunStatus(run_id, run_id, "done", started_at=8.0))
+        (latest / run_id / file).write_text("{")
+    capsys.readouterr()
+    assert call(["rollback", "small", "--to", "v9"]) == 2
+    assert "versions: v2, v1" in capsys.readouterr().err
+    assert call(["rollback", "small", "--to", "v1"]) == 0
+    told = capsys.readouterr()
+    assert "v1 is live for all" in told.out
+    assert [f"note: run broken-{n} was left out: " in told.err for n in (1, 2)] == [True, True]
+
+
 def test_what_a_version_that_no_rollout_brought_answered_is_not_sent_again(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
