@@ -154,7 +154,7 @@ def check_progress(doc: Doc, sinks: Mapping[SinkName, SinkSettings]) -> None:
 
 def check_apart(doc: Doc, source: KafkaSource, sinks: Mapping[SinkName, SinkSettings]) -> None:
     """A run that reads what it writes never ends, and pays for each round."""
-    topics = {name: sink for name, sink in sinks.items() if isinstance(sink, KafkaSink)}
+    topics: dict[SinkName, KafkaSink] = {n: sink for n, sink in sinks.items() if isinstance(sink, KafkaSink)}
     for name, sink in topics.items():
         if not is_one_cluster(source.connection, sink.connection):
             continue
@@ -162,11 +162,24 @@ def check_apart(doc: Doc, source: KafkaSource, sinks: Mapping[SinkName, SinkSett
         for topic, what in ((sink.topic, f"{name} would be written to"), (sink.progress_topic, "progress is kept in")):
             if reads(source, topic):
                 raise doc.error(path, f"{what} the topic `{topic}`, which the source reads; give it another")
-    if source.reply_to and not isinstance(sinks["results"], KafkaSink):
+    _check_replies(doc, source, topics)
+
+
+def _check_replies(doc: Doc, source: KafkaSource, topics: Mapping[SinkName, KafkaSink]) -> None:
+    """Whoever reads results reads the topics for replies too: they hold nothing else of the run's."""
+    if not source.reply_to:
+        return
+    if (results := topics.get("results")) is None:
         raise doc.error(("source", "reply_to"), "replies go to topics of the results' cluster: results must be Kafka")
+    near = {name: sink for name, sink in topics.items() if is_one_cluster(results.connection, sink.connection)}
+    taken = {sink.topic: f"the topic of the {name}" for name, sink in near.items() if name != "results"}
+    taken[results.progress_topic] = "the topic of the progress"
     for i, topic in enumerate(source.reply_to):
+        path: Path = ("source", "reply_to", i)
         if reads(source, topic):
-            raise doc.error(("source", "reply_to", i), f"`{topic}` is a topic that the source reads")
+            raise doc.error(path, f"`{topic}` is a topic that the source reads")
+        if topic in taken:
+            raise doc.error(path, f"`{topic}` is {taken[topic]}; replies need one of their own")
 
 
 def reads(source: KafkaSource, topic: str) -> bool:
