@@ -45,13 +45,17 @@ class GroupMirror:
         self._group = group
         self._every_s = every_s
         self._lanes: dict[int, Offsets] = {}
+        self._unwritten: set[int] = set()
+        """Lanes that were told of since their offsets were last written."""
         self._leaving: set[int] = set()
+        """They are forgotten once they are written: their next owner tells of them."""
         self._changed = asyncio.Event()
         self._admin: Admin | None = None
         self._task: asyncio.Task[None] | None = None
 
     def told(self, lane: int, splits: Sequence[Split], saved: Saved) -> None:
         self._lanes[lane] = offsets(splits, saved)
+        self._unwritten.add(lane)
         self._leaving.discard(lane)
         self._changed.set()
         if self._task is None:
@@ -59,6 +63,7 @@ class GroupMirror:
 
     def leaves(self, lane: int) -> None:
         self._leaving.add(lane)
+        self._forget()
 
     async def close(self) -> None:
         """The last offsets are written, if the broker takes them now."""
@@ -66,8 +71,11 @@ class GroupMirror:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._changed.is_set():
+        if self._unwritten:
             await self._write()
+        self._lanes.clear()  # who has them next tells of them, and may be somebody else
+        self._unwritten.clear()
+        self._leaving.clear()
         if self._admin is not None:
             abandon(self._admin)
             self._admin = None
@@ -82,13 +90,12 @@ class GroupMirror:
 
     async def _write(self) -> None:
         self._changed.clear()
-        left = set(self._leaving)
+        lanes = dict(self._lanes)
         try:
-            await self._commit(_by_topic(self._lanes.values()))
+            await self._commit(_by_topic(lanes.values()))
             self.trouble = None
-            for lane in left & self._leaving:
-                self._lanes.pop(lane, None)
-            self._leaving -= left
+            self._unwritten -= {lane for lane, written in lanes.items() if self._lanes.get(lane) is written}
+            self._forget()
         except PenstockError as error:
             if self.trouble is None:
                 _log.warning("this run's progress is not shown in the group %s: %s", self._group, error)
@@ -97,6 +104,12 @@ class GroupMirror:
             if self._admin is not None:
                 abandon(self._admin)
                 self._admin = None
+
+    def _forget(self) -> None:
+        """Of lanes that left what is written already: else it would be written over what their next owners say."""
+        for lane in self._leaving - self._unwritten:
+            self._leaving.discard(lane)
+            self._lanes.pop(lane, None)
 
     async def _commit(self, topics: list[tuple[str, list[tuple[int, int, str]]]]) -> None:
         if self._admin is None:

@@ -179,3 +179,60 @@ async def test_a_lane_that_left_is_shown_once_more_and_then_by_its_next_owner(
 
 async def test_a_group_that_nobody_ever_used_has_no_members(kafka_server: KafkaServer) -> None:
     assert not await has_members(Connection(kafka_server.bootstrap), f"never-{secrets.token_hex(4)}")
+
+
+class Scripted(GroupMirror):
+    """`written`: the topics and offsets of each write; `lets`: a write waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__(Connection("127.0.0.1:9"), "g", every_s=0.01)
+        self.written: list[dict[str, int]] = []
+        self.lets = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def _commit(self, topics: list[tuple[str, list[tuple[int, int, str]]]]) -> None:
+        self.begun.set()
+        await self.lets.wait()
+        self.written.append({topic: offset for topic, [(_, offset, _)] in topics})
+
+    async def writes(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.written) < count:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+
+
+async def test_what_a_lane_that_left_had_is_written_once_at_most() -> None:
+    """Later its next owner's offsets stand there."""
+    mirror = Scripted()
+    mirror.lets.set()
+    mirror.told(0, [split("a", 0)], saved(3))
+    await mirror.writes(1)
+    mirror.leaves(0)
+    mirror.told(1, [split("b", 0)], saved(5))
+    await mirror.writes(2)
+    assert mirror.written == [{"a": 3}, {"b": 5}]
+    await mirror.close()
+
+
+async def test_a_mirror_that_was_closed_has_forgotten_its_lanes() -> None:
+    """An actor that gets a lane anew tells of that one alone."""
+    mirror = Scripted()
+    mirror.lets.set()
+    mirror.told(0, [split("a", 0)], saved(3))
+    await mirror.writes(1)
+    await mirror.close()
+    mirror.told(1, [split("b", 0)], saved(5))
+    await mirror.writes(2)
+    assert mirror.written == [{"a": 3}, {"b": 5}]
+    await mirror.close()
+
+
+async def test_a_write_that_the_end_cuts_off_is_made_again() -> None:
+    """The last offsets are shown."""
+    mirror = Scripted()
+    mirror.told(0, [split("a", 0)], saved(3))
+    await mirror.begun.wait()
+    mirror.leaves(0)
+    asyncio.get_running_loop().call_later(0.05, mirror.lets.set)
+    await mirror.close()
+    assert mirror.written == [{"a": 3}]
