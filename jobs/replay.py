@@ -33,6 +33,7 @@ from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.look.told import LetterTold
 from penstock.jobs.trial import beside
+from penstock.jobs.wording import at_state
 from penstock.workers.runspec import RunSpec
 
 MARK = "~replay-"
@@ -115,7 +116,7 @@ def _refuse_unfinished(history: History, run_id: str) -> None:
     if not is_over(status) or status.state in ("interrupted", "cancelled", "failed"):
         raise SpecError(
             f"{run_id} is not finished ({status.state}): its items may still end well. "
-            f"Finish it first: penstock run {run_id} --state {history.url}"
+            f"Finish it first: penstock run {run_id} {at_state(history.url)}"
         )
 
 

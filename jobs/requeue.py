@@ -27,6 +27,7 @@ from penstock.jobs.forecasting.sampling import BATCH, next_batch
 from penstock.jobs.history import STALE_AFTER_S, History, is_over
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
+from penstock.jobs.wording import at_state
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
@@ -116,7 +117,7 @@ def _unfinished(run: RunStatus, state: str) -> str | None:
     if is_over(run) and run.state not in ("interrupted", "cancelled", "failed"):
         return None
     was = run.state if is_over(run) else "its command is gone"
-    return f"it was not finished ({was}): penstock run {run.run_id} --state {state} finishes it; then --requeue again"
+    return f"it was not finished ({was}): penstock run {run.run_id} {at_state(state)} finishes it; then --requeue again"
 
 
 def _ended_before(run: RunStatus, since: float) -> bool:

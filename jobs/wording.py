@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def instant(at: datetime) -> str:
 def clock(at: datetime) -> str:
     """`13:05:07.120` in this machine's time zone."""
     return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def at_state(url: str) -> str:
+    """`--state URL`, as a shell takes it: `s3://…?sse=…&…` is no single word to it."""
+    return f"--state {shlex.quote(url)}"
 
 
 def relative(path: str) -> str:

@@ -160,13 +160,14 @@ def submit(job: str, sets: tuple[str, ...], as_json: bool, address: str) -> int:
     Needs a state URL that the cluster and this machine both reach.
     """
     from penstock.jobs.submit import submit as hand_over
+    from penstock.jobs.wording import at_state
 
     handle = hand_over(shared.load_job(job, sets), address)
     if as_json:
         shared.print_json({"run_id": handle.run_id, "ray_job": handle.ray_job, "state": handle.state})
         return exits.DONE
     click.echo(f"submitted {handle.run_id} to {address} as {handle.ray_job}")
-    click.echo(f"next: penstock status {handle.run_id} --state {handle.state}")
+    click.echo(f"next: penstock status {handle.run_id} {at_state(handle.state)}")
     return exits.DONE
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from penstock.engine.flow.cells import Cell, quality_rows
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
 from penstock.jobs.progress import done_items, expected_items
-from penstock.jobs.wording import counted, dollars, duration, relative, share, tallied
+from penstock.jobs.wording import at_state, counted, dollars, duration, relative, share, tallied
 from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def summary(status: RunStatus, *, state: str | None = None) -> list[RenderableTy
 
 
 def _command_tail(status: RunStatus, state: str | None) -> str:
-    return f"--run {status.run_id}" + (f" --state {state}" if state else "")
+    return f"--run {status.run_id}" + (f" {at_state(state)}" if state else "")
 
 
 def _headline(status: RunStatus) -> str:

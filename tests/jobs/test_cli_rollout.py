@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
 from penstock.jobs.spec import load
 from penstock.workers.runspec import RunSpec
-from penstock.workers.status import RunState, RunStatus
+from penstock.workers.status import RunState, RunStatus, Tally
 
 JOB = """\
 name: labels
@@ -540,6 +541,29 @@ def test_a_run_that_has_to_be_finished_first_is_told_how(
     found, left = requeue.touched(history, steering(here).rollouts["small"])
     assert len(found) == (word is None)
     assert [each.why.startswith(word or "") for each in left] == [True] * (word is not None)
+
+
+def test_a_state_that_a_next_command_names_is_one_word_to_a_shell(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`s3://…?sse=aws:kms&sse_kms_key_id=…` would be cut off at its `&`."""
+    for folder in (here / "a&b", here / "there"):
+        folder.mkdir()
+    state = str(here / "a&b")
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml", "--state", state]) == 0
+    spec = load(here / "job.yaml")
+    history = open_history(state)
+    history.save_spec(msgspec.structs.replace(spec, state=state))
+    status = RunStatus(spec.run_id, spec.name, "interrupted", tally=Tally(dead_letters={"budget": 1}))
+    history.save_status(status)
+    monkeypatch.chdir(here / "there")
+    assert call(["rollback", "small", "--requeue", "--state", state]) == 0
+    assert call(["dead-letters", "replay", spec.run_id, "--state", state]) == 2
+    told = capsys.readouterr().err.splitlines()
+    commands = [line.partition("penstock run ")[2] for line in told if "penstock run " in line]
+    assert [shlex.split(command)[:3] for command in commands] == [[spec.run_id, "--state", state]] * 2
+    assert call(["report", spec.run_id, "--state", state]) == 0
+    assert shlex.quote(state).replace(" ", "") in "".join(capsys.readouterr().out.split())
 
 
 def test_what_an_earlier_replay_has_under_way_or_sent_is_not_sent_and_paid_for_once_more(here: Path) -> None:
