@@ -8,12 +8,15 @@ no credentials, unknown profile                     SpecError
 401, 403                                            Refused
 409, 429, 5xx, SlowDown, timeouts, cut connections  Away
 403 RequestTimeTooSkewed (a clock is wrong)         Away
+403 without a body, dated far from our clock        Away (an answer to HEAD names no code)
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from penstock.engine.errors import Away, PenstockError, Refused, SpecError, Temporary
@@ -34,6 +37,8 @@ SLOW_DOWN_S = 5.0
 """Wait after SlowDown, where the server names no time: the client has tried several times by then. A guess."""
 LOST_S = 1.0
 """Wait after a lost connection or a timeout. A guess."""
+SKEWED_S = 600.0
+"""S3 refuses requests that are dated more than 15 minutes from its own clock; answers take a while."""
 
 _SLOW = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException",
                    "BandwidthLimitExceeded", "RequestThrottled", "ServiceUnavailable"})  # fmt: skip
@@ -83,7 +88,9 @@ def _answered(response: Any, what: str, where: str) -> PenstockError:
         return Away(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or SLOW_DOWN_S)
     if code in _AGAIN or status in (408, 409) or status >= 500:
         return Away(f"cannot {what} now: {said}.", retry_after_s=_retry_after(meta) or LOST_S)
-    if code == "RequestTimeTooSkewed":  # a clock that jumped is set right again, by itself as a rule
+    if code == "RequestTimeTooSkewed" or (
+        code == "403" and _skewed(meta)
+    ):  # a clock that jumped is set right again, by itself as a rule
         message = f"cannot {what} now: this machine's clock and that of S3 at {where} differ. Set the clock."
         return Away(message, retry_after_s=SLOW_DOWN_S)
     if code in _MISSING:
@@ -128,6 +135,15 @@ def _lost(error: Exception, what: str, where: str) -> Away:
         f"cannot {what} now: S3 at {where} does not answer ({type(error).__name__}). Check endpoint and network.",
         retry_after_s=LOST_S,
     )
+
+
+def _skewed(meta: Any) -> bool:
+    """Whether the answer's date is far from this machine's clock. One that says no date is not."""
+    try:
+        at = parsedate_to_datetime(str(meta.get("HTTPHeaders", {}).get("date", "")))
+    except ValueError:
+        return False
+    return abs(at.timestamp() - time.time()) > SKEWED_S
 
 
 def _retry_after(meta: Any) -> float | None:

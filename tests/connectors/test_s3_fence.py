@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -250,6 +252,15 @@ def test_a_clock_that_is_wrong_is_waited_for() -> None:
     answer = {"Error": {"Code": "RequestTimeTooSkewed"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
     with pytest.raises(Away, match="clock"), translated("write s3://b/k", "AWS"):
         raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("off_s", "error"), [(3600, Away), (-3600, Away), (5, Refused), (None, Refused)])
+def test_a_wrong_clock_is_seen_where_an_answer_names_no_code(off_s: int | None, error: type[Exception]) -> None:
+    """As to a HEAD: it has no body."""
+    headers = {} if off_s is None else {"date": formatdate(time.time() + off_s, usegmt=True)}
+    answer = {"Error": {"Code": "403"}, "ResponseMetadata": {"HTTPStatusCode": 403, "HTTPHeaders": headers}}
+    with pytest.raises(error, match="clock" if error is Away else "403"), translated("look at s3://b/k", "AWS"):
+        raise ClientError(answer, "HeadObject")  # type: ignore[arg-type]
 
 
 def test_an_s3_sink_may_follow_a_folder(tmp_path: object, s3_server: S3Server | S3At, s3_keys: None) -> None:
