@@ -6,7 +6,6 @@ kept columns' types, once to write. A block of rows is held in memory, never the
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import datetime
 import decimal
@@ -31,7 +30,7 @@ from penstock.connectors.writing.table_columns import (
     RowLine,
     decode_line,
 )
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import SpecError, Temporary
 
 Array = Any
 """A `pa.Array`, `pa.RecordBatch` or `pa.DataType`: pyarrow brings no types."""
@@ -264,15 +263,19 @@ class _Of(msgspec.Struct, frozen=True):
 
 
 def is_of(path: str, run_id: str) -> bool:
-    """Whether the first record of a file or object names that run. Any file may be asked about; memory stays flat."""
-    with contextlib.suppress(SpecError, ValueError, msgspec.MsgspecError, csv.Error):
+    """Whether the first record of a file or object names that run. Any file may be asked about; memory stays flat.
+    Raises `Temporary`."""
+    try:
         if suffix(path) in (".parquet", ".csv"):
             first = next(read_records(path), b"")
         else:
             with opened(path) as file:
                 first = file.readline(LONGEST_FIRST)
         return msgspec.json.decode(first, type=_Of).run_id == run_id
-    return False
+    except Temporary:  # S3 is away, and says nothing about the object
+        raise
+    except Exception:  # noqa: BLE001 - what can't be read, for rights or for its bytes, is somebody else's
+        return False
 
 
 def finished_files(path: str) -> list[str]:

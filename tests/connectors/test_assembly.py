@@ -107,7 +107,13 @@ async def test_empty_outputs_exist_and_an_empty_dead_letter_file_does_not(tmp_pa
     assert (tmp_path / "results.jsonl").read_bytes() == b""
 
 
-@pytest.mark.parametrize("theirs", [b"my notes\n", b"", b'{"run_id":"run-2"}\n', b"\xff\0" * 100, b"[1, 2]"])
+NO_PARQUET = b"PAR1" + b"\xff" * 100 + (100).to_bytes(4, "little") + b"PAR1"
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [b"my notes\n", b"", b'{"run_id":"run-2"}\n', b"\xff\0" * 100, b"[1, 2]", NO_PARQUET, b'{"a":' + b"[" * 100_000],
+)
 async def test_without_dead_letters_a_strangers_file_stays(tmp_path: Path, theirs: bytes) -> None:
     """Nothing would be written in its place, so nothing is taken away."""
     for name in ("dead.jsonl", "dead.csv", "dead.parquet"):
