@@ -16,7 +16,7 @@ from penstock.engine.measure.evaluation import Evaluation, Row, evaluate
 from penstock.engine.measure.stopping import Stop as Enough
 from penstock.engine.measure.stopping import StopRule
 from penstock.jobs.evals import dataset, derived
-from penstock.jobs.evals.asked import Asked, check_same, folder, recalled
+from penstock.jobs.evals.asked import Asked, check_same, deciding, folder, recalled
 from penstock.jobs.evals.dataset import Made, index_of
 from penstock.jobs.evals.going import Watch, enough, informs, rule_of
 from penstock.jobs.evals.pricing import Priced, priced
@@ -136,8 +136,8 @@ def find(prepared: Prepared, history: History) -> Found:
 
 def _evaluated(prepared: Prepared, rows: Sequence[Row], rule: StopRule) -> Evaluation:
     asked, policy = prepared.asked, prepared.spec.policy
-    by_field = [each for each in policy.tasks[asked.task].scorers if each.type == "fields"]
-    tolerance = by_field[0].tolerance if by_field else None
+    scorer = deciding(policy.tasks[asked.task], asked.scorer)
+    tolerance = scorer.tolerance if scorer.type == "fields" else None  # another's rows need no JSON to be beside
     return evaluate(asked.names, rows, rule, choices_of(policy, asked.task), tolerance)
 
 

@@ -540,6 +540,22 @@ def test_answers_that_are_json_are_compared_field_by_field(base: RunSpec) -> Non
     assert re.search(r"\[b\]sum +1 +1.00", told(found))
 
 
+def test_fields_are_told_by_the_scorer_that_decides(base: RunSpec) -> None:
+    """Where another one decides there is no table by field: its tolerance would be of a question that nobody asked."""
+    both = judged('[{type: exact, expected: "{{ label }}"}, {type: fields, expected: "{{ label }}", tolerance: 0.5}]')
+    for scorer, there in (("exact", False), ("fields", True)):
+        rows = fixed(4)
+        for row in rows:
+            row["label"] = {"sum": 3}
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        made = Committed(prepare(both, scorer, scorer=scorer, models=models_of(base.catalog, ("b",))))
+        made.result(0, [attempt(1, "primary", "b")], model="b")
+        made.score(0, "b", "v1", 1.0, scorer=scorer, output='{"sum": 3.2}')
+        evaluation = made.found().evaluation
+        assert evaluation is not None
+        assert bool(evaluation.fields) == there
+
+
 def test_of_two_scorers_of_one_name_the_first_decides(base: RunSpec) -> None:
     """As they stand in the task, and so in the records."""
     spec = judged('[{type: regex, pattern: "^b"}, {type: regex, pattern: "^x"}]')
