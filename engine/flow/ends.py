@@ -78,6 +78,7 @@ class Ends:
         if slot is not None:
             self._forget(slot)
         else:
+            self.tally.second_payments += dead.maybe_paid
             self.bytes += len(dead.original)
             self._count(len(dead.original))
             self._progress.of(dead.source.ordinal).done(dead.source.position)
@@ -95,6 +96,7 @@ class Ends:
     def _forget(self, slot: Slot) -> None:
         item, route = slot.item, slot.route
         slot.state = "finished"
+        self.tally.second_payments += slot.orphaned
         del self.slots[item.item_id, item.generation]
         self._count(len(item.original))
         if route.walled and route.wall is not None:

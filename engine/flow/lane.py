@@ -94,6 +94,8 @@ class Lane:
         self.seq = seq
         self.progress = Progress(splits, saved)
         self.shelf = Shelf(self.settings, chunks)
+        self.doubted = self.progress.doubted or any(entry.maybe_paid for entry in self.shelf.restored)
+        """The last owner left calls whose end nobody knows: their items may be paid for twice."""
         self.outbox = Outbox(dict(chunks), saved.outbox_next)
         self.tally = tally = saved.tally
         tally.in_flight = {}
@@ -141,6 +143,7 @@ class Lane:
         for entry in entries:
             slot = self._slot(entry.item, now)
             slot.maybe_paid = slot.maybe_paid or entry.maybe_paid
+            slot.orphaned = slot.orphaned or entry.maybe_paid
             slot.attempt = max(slot.attempt, entry.attempt)
             self.shelf.put(slot, restored=True)
             if self._admit(slot, now):
@@ -159,7 +162,8 @@ class Lane:
             self.ends.dead(entry, None)
             return
         slot = self._slot(entry, now)
-        slot.maybe_paid = slot.maybe_paid or source.position < split.maybe_until
+        if source.position < split.maybe_until:
+            slot.maybe_paid = slot.orphaned = True
         if not self._admit(slot, now):
             return
         if source.position < split.horizon:

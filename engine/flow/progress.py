@@ -167,7 +167,7 @@ class Progress:
         self.open: dict[int, OpenSplit] = {}
         self.opened = 0
         self.doubted = False
-        """The last owner left calls whose end nobody knows: their items may be paid for twice."""
+        """Of items that are not on the shelf, some may have been under way when the last owner ended."""
         self._opened_bytes = 0
         by_ordinal = {split.ordinal: split for split in self.splits}
         if saved is not None:

@@ -30,6 +30,8 @@ class Tried(msgspec.Struct, frozen=True, array_like=True):
     attempts: tuple[Attempt, ...]
     maybe_paid: bool = False
     """Some call of it had an end that nobody knows."""
+    orphaned: bool = False
+    """That was a crash."""
 
 
 class Shelf:
@@ -100,7 +102,7 @@ class Shelf:
             return
         tried = _decode(TRIED + _name(slot), data, Tried)
         slot.tried, slot.attempt, slot.attempts = True, tried.attempt, list(tried.attempts)
-        slot.maybe_paid = tried.maybe_paid
+        slot.maybe_paid, slot.orphaned = tried.maybe_paid, tried.orphaned
         for attempt in tried.attempts:
             slot.cost_nano += attempt.cost_nano
             if attempt.role not in STEP_ROLES:
@@ -110,7 +112,7 @@ class Shelf:
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""
         slot.tried = True
-        tried = Tried(slot.attempt, tuple(slot.attempts), slot.maybe_paid)
+        tried = Tried(slot.attempt, tuple(slot.attempts), slot.maybe_paid, slot.orphaned)
         self.changes[TRIED + _name(slot)] = msgspec.msgpack.encode(tried)
 
     # -- a drained lane with nothing at a worker

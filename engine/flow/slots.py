@@ -45,6 +45,7 @@ class Slot:
         "max_output",
         "maybe_paid",
         "offered_at",
+        "orphaned",
         "pending",
         "rejection",
         "request",
@@ -90,6 +91,8 @@ class Slot:
         self.worker = ""
         self.rejection: Rejection | None = None
         self.maybe_paid = False
+        self.orphaned = False
+        """Since a call may have been under way when its lane, its worker or the command died: no mere timeout."""
         self.shelved = False
         self.tried = False
         """Its tries are in the progress."""

@@ -69,6 +69,8 @@ class Tally(msgspec.Struct, omit_defaults=True):
     """Of it, the worst case of calls whose end nobody knows. The rest are leases of owners that died."""
     tier1_cost_nano: int = 0
     """What the same tokens would have cost at the first Tier 1 model: for "saved against all-Tier-1"."""
+    second_payments: int = 0
+    """Of the items that may have been paid for twice, those for which a crash is the reason."""
     late_payments: int = 0
     """Outcomes of calls whose item was already finished."""
     tiers: dict[int, int] = msgspec.field(default_factory=dict[int, int])
@@ -168,7 +170,7 @@ OTHERS = "*"
 
 _SUMS = (
     "read", "results", "copied", "maybe_paid", "retries", "fallbacks", "cost_nano", "forfeit_nano",
-    "unknown_nano", "tier1_cost_nano", "late_payments", "ready", "shelved", "position_bytes",
+    "unknown_nano", "tier1_cost_nano", "second_payments", "late_payments", "ready", "shelved", "position_bytes",
 )  # fmt: skip
 
 

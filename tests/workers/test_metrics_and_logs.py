@@ -256,7 +256,7 @@ def test_what_an_earlier_owner_counted_is_not_counted_again() -> None:
     """A resumed lane brings its whole story; only what comes on top is exported."""
     sheet = Sheet()
     metrics = lanes(sheet)
-    tally = Tally(maybe_paid=5, retried={"timeout": 7}, refused={"eu": 3})
+    tally = Tally(maybe_paid=9, second_payments=5, retried={"timeout": 7}, refused={"eu": 3})
     tally.models["m@v1"] = ModelTally("m", "v1", other_model=4)
     metrics.taken(0, tally)
     tally.retried["timeout"] += 2

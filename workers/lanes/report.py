@@ -65,7 +65,7 @@ def report_of(machine: Lane, committed_at: float, now: float) -> LaneReport:
         open_breakers=machine.targets.health.opened(),
         commit_age_s=now - committed_at if moves or machine.dirty else 0.0,
         oldest_item_s=machine.ends.oldest_age(now),
-        doubted=machine.progress.doubted,
+        doubted=machine.doubted,
         read_all=machine.progress.all_read,
         deadline_left_s=machine.ends.deadline_left(now),
         plan_version=machine.plan_version,
