@@ -169,8 +169,9 @@ class TailCall(msgspec.Struct, frozen=True, kw_only=True):
 def tail(what: str, **given: object) -> int:
     """Print committed records as they come, a line each: time, key, item, model, cost, answer. Ctrl-C ends it.
 
-    Only what is committed is shown (isolation.level=read_committed), so each result of a run once. Of a JOB whose
-    outputs are files or objects, what is committed so far is printed, and that is all.
+    Only what is committed is shown (isolation.level=read_committed), so each result of a run once. The results of
+    a JOB are those of their topic and of the topics that `reply_to` allows. Of a JOB whose outputs are files or
+    objects, what is committed so far is printed, and that is all.
 
     \b
       penstock tail results
@@ -187,9 +188,10 @@ def tail(what: str, **given: object) -> int:
     if what.startswith("kafka://"):
         if call.bootstrap or call.connection:
             raise SpecError("a kafka:// URL names its cluster: leave --bootstrap and --connection out")
-        return _follow(*where.read_url(what), call, show)
+        connection, topic = where.read_url(what)
+        return _follow(connection, (topic,), call, show)
     connection = where.cluster(call.bootstrap, call.connection, call.job_file)
-    return _follow(connection, where.check_topic(what), call, show)
+    return _follow(connection, (where.check_topic(what),), call, show)
 
 
 def _shown(as_json: bool) -> Callable[[Seen], None]:
@@ -207,7 +209,7 @@ def _tail_job(job: str, call: TailCall, show: Callable[[Seen], None]) -> int:
     spec = shared.load_job(job, call.sets)
     sink = spec.sinks[call.sink]
     if isinstance(sink, KafkaSink) and isinstance(sink.connection, Connection):
-        return _follow(sink.connection, sink.topic, call, show)
+        return _follow(sink.connection, (sink.topic, *sink.reply_to), call, show)
     from penstock.jobs.history import open_history
     from penstock.jobs.look.reading import Outputs
     from penstock.jobs.streams.tailing import Seen
@@ -227,24 +229,24 @@ def _tail_job(job: str, call: TailCall, show: Callable[[Seen], None]) -> int:
     return exits.DONE
 
 
-def _follow(connection: Connection, topic: str, call: TailCall, show: Callable[[Seen], None]) -> int:
+def _follow(connection: Connection, topics: tuple[str, ...], call: TailCall, show: Callable[[Seen], None]) -> int:
     began, counts = time.monotonic(), [0]
     try:
-        asyncio.run(_watch(connection, topic, call, show, counts))
+        asyncio.run(_watch(connection, topics, call, show, counts))
     except KeyboardInterrupt:
         click.echo(err=True)
-    click.echo(f"{_counted(counts[0])} of {topic} in {time.monotonic() - began:.0f} s", err=True)
+    click.echo(f"{_counted(counts[0])} of {' and '.join(topics)} in {time.monotonic() - began:.0f} s", err=True)
     return exits.DONE
 
 
 async def _watch(
-    connection: Connection, topic: str, call: TailCall, show: Callable[[Seen], None], counts: list[int]
+    connection: Connection, topics: tuple[str, ...], call: TailCall, show: Callable[[Seen], None], counts: list[int]
 ) -> None:
     from contextlib import aclosing
 
     from penstock.jobs.streams.tailing import follow
 
-    async with aclosing(follow(connection, topic, from_start=call.from_start)) as batches:
+    async with aclosing(follow(connection, *topics, from_start=call.from_start)) as batches:
         async for batch in batches:
             for seen in batch:
                 show(seen)

@@ -32,22 +32,22 @@ class Seen(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-async def follow(connection: Connection, topic: str, *, from_start: bool) -> AsyncGenerator[list[Seen]]:
+async def follow(connection: Connection, *topics: str, from_start: bool) -> AsyncGenerator[list[Seen]]:
     """For ever, batch by batch, those of one partition in their order; an empty batch: nothing came for a moment.
 
-    Raises `SpecError` where the topic is not there, `Refused`, `Temporary`.
+    Raises `SpecError` where a topic is not there, `Refused`, `Temporary`.
     """
-    partitions = (await find(connection, topic)).all()
+    partitions = [tp for topic in topics for tp in (await find(connection, topic)).all()]
     async with opened(new_consumer(connection), connection) as consumer:
         first = await (begins if from_start else ends)(consumer, connection, partitions)
         consumer.assign(partitions)
         for tp, offset in first.items():
             consumer.seek(tp, offset)
         while True:
-            async with within(READ_S, connection, f"reading {topic}"):
+            async with within(READ_S, connection, f"reading {' and '.join(topics)}"):
                 found = await consumer.getmany(timeout_ms=POLL_MS)
             records = (record for batch in found.values() for record in batch)
-            yield sorted(map(_seen, records), key=lambda r: (r.at or 0.0, r.partition, r.offset))
+            yield sorted(map(_seen, records), key=lambda r: (r.at or 0.0, r.topic, r.partition, r.offset))
 
 
 def _seen(r: ConsumerRecord) -> Seen:

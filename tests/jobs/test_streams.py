@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from penstock.jobs import spec as job_spec
 from penstock.jobs.dev.kafka import KafkaServer
 from penstock.jobs.forecasting.forecast import exactly
 from penstock.jobs.forecasting.planning import make_plan
-from penstock.jobs.streams import lines, publishing, where
+from penstock.jobs.streams import lines, publishing, tailing, where
 from penstock.jobs.streams.tailing import Seen
 
 NewTopic = Callable[..., Awaitable[str]]
@@ -160,6 +160,29 @@ def test_a_key_that_is_no_column_is_refused_with_the_columns(
     file = rows(tmp_path / "a.jsonl", 3)
     done = call("publish", str(file), "--topic", topic, "--bootstrap", kafka_server.bootstrap, "--key", "shopp")
     assert "--key shopp: no such column at 0; there are id, shop, text" in str(done.exception)
+
+
+def test_tail_of_a_job_follows_the_topics_for_replies_with_its_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Results stand in both; its costs only in their own topic."""
+    asked: list[tuple[str, ...]] = []
+
+    async def follow(_connection: Connection, *topics: str, from_start: bool) -> AsyncGenerator[list[Seen]]:
+        asked.append(topics)
+        yield [Seen(b"{}", topic) for topic in topics if from_start]
+
+    monkeypatch.setattr(tailing, "follow", follow)
+    (tmp_path / "job.yaml").write_text(
+        'prompt: "{{ text }}"\n'
+        "models: [sandbox/a]\n"
+        "source: {type: kafka, bootstrap: 'k:1', topics: [requests], reply_to: [inbox, desk]}\n"
+        "sinks: {results: {type: kafka, bootstrap: 'k:1', topic: results}}\n"
+    )
+    for sink, count in (("results", "3"), ("costs", "1")):
+        done = call("tail", str(tmp_path / "job.yaml"), "--sink", sink, "--from-start", "-n", count, "--json")
+        assert done.exit_code == 0, done.output
+    assert asked == [("results", "inbox", "desk"), ("results.costs",)]
 
 
 @pytest.mark.kafka
