@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from penstock.connectors.settings import with_replies
-from penstock.connectors.state import State, open_state
+from penstock.connectors.state import ABSENT, State, open_state
 from penstock.engine.errors import Corrupt, PenstockError, SpecError
 from penstock.workers.asked import read_paused, write_paused
 from penstock.workers.runspec import RunSpec
@@ -41,6 +41,10 @@ class History:
         """A spec holds references to secrets (`env:NAME`), never secrets."""
         self._state.put(_key(spec.run_id, "spec.json"), msgspec.json.encode(spec), None)
 
+    def add_spec(self, spec: RunSpec) -> None:
+        """Raises `Conflict` where the run is known already."""
+        self._state.put(_key(spec.run_id, "spec.json"), msgspec.json.encode(spec), ABSENT)
+
     def save_status(self, status: RunStatus) -> None:
         """A command that was taken over, and wakes up, does not write over what its successor says."""
         found = self._state.get(_key(status.run_id, "status.json"))
@@ -59,6 +63,10 @@ class History:
 
     def knows(self, run_id: str) -> bool:
         return self._state.get(_key(run_id, "spec.json")) is not None
+
+    def has_told(self, run_id: str) -> bool:
+        """How it stands: it was begun, by whatever command."""
+        return self._state.get(_key(run_id, "status.json")) is not None
 
     def runs(self, unread: Callable[[str, PenstockError], None] | None = None) -> list[RunStatus]:
         """All runs, the latest first. One whose status was never written is shown as starting. `unread`: hears of one

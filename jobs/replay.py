@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from penstock.connectors.settings import FilesSource, KafkaSink, SinkSettings
+from penstock.connectors.state import Conflict
 from penstock.engine.errors import SpecError, Temporary
 from penstock.jobs.history import History, is_over
 from penstock.jobs.look import told
@@ -69,8 +71,8 @@ def base_of(run_id: str) -> str:
 def replays(history: History, run_id: str) -> list[str]:
     """The replays of a run so far, in order."""
     found: list[str] = []
-    while history.knows(f"{run_id}{MARK}{len(found) + 1}"):
-        found.append(f"{run_id}{MARK}{len(found) + 1}")
+    while history.knows(one := f"{run_id}{MARK}{len(found) + 1}") and not _is_free(history, one):
+        found.append(one)
     return found
 
 
@@ -106,13 +108,41 @@ def again(spec: RunSpec, number: int, path: Path, *, batch: bool) -> RunSpec:
     )
 
 
+@contextmanager
+def begun(history: History, spec: RunSpec) -> Generator[None]:
+    """History knows of a replay before anything of it is sent, though a run tells of itself only while it goes.
+    Whatever becomes of this command, other letters get another number; of two commands one is refused. Within: its
+    run, which gives the number back where it is refused itself. Raises `SpecError`, `Temporary`."""
+    try:
+        history.add_spec(spec)
+    except Conflict as error:
+        if not _is_free(history, spec.run_id):
+            raise SpecError(f"another command has begun {spec.run_id} just now; try again when it has ended") from error
+        history.save_spec(spec)
+    try:
+        yield
+    except SpecError:
+        if not history.has_told(spec.run_id):
+            _source(spec).unlink(missing_ok=True)
+        raise
+
+
+def _is_free(history: History, run_id: str) -> bool:
+    """It was refused before it began, and its letters are gone."""
+    return not history.has_told(run_id) and not _source(history.spec(run_id)).exists()
+
+
+def _source(spec: RunSpec) -> Path:
+    return Path(spec.source.path) if isinstance(spec.source, FilesSource) else Path()
+
+
 def _sink(sink: SinkSettings, mark: str) -> SinkSettings:
     """A topic takes more records in (each says its run and generation); a finished file or prefix doesn't."""
     return sink if isinstance(sink, KafkaSink) else beside(sink, mark)
 
 
 def _refuse_unfinished(history: History, run_id: str) -> None:
-    status = history.status(run_id)
+    status = history.status_or_starting(run_id)
     if not is_over(status) or status.state in ("interrupted", "cancelled", "failed"):
         raise SpecError(
             f"{run_id} is not finished ({status.state}): its items may still end well. "
@@ -155,8 +185,7 @@ def _item(line: bytes) -> str:
 
 
 def sent_ids(history: History, run_id: str) -> frozenset[bytes]:
-    source = history.spec(run_id).source
-    path = Path(source.path) if isinstance(source, FilesSource) else Path()
+    path = _source(history.spec(run_id))
     try:
         with path.open("rb") as file:
             return frozenset(bytes.fromhex(_item(line)) for line in file)

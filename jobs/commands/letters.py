@@ -110,8 +110,9 @@ def replay(
     spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
     shared.echo(_chosen(spec.run_id, chosen))
     facts = {"as": spec.run_id, "sent": chosen.sent, "left": chosen.left, "only_part_kept": len(chosen.cut)}
-    record(found.history, "replay", base, facts)
-    result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())
+    with again.begun(found.history, spec):
+        record(found.history, "replay", base, facts)
+        result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())
     out = shared.console()
     for part in report.summary(result.status, state=shared.state_to_name(found.history.url)):
         out.print(part)

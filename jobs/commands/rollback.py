@@ -95,7 +95,7 @@ def _send_all(history: History, found: list[Touched], address: str | None) -> in
 def _send(history: History, one: Touched, address: str | None) -> int:
     import sys
 
-    from penstock.jobs import requeue
+    from penstock.jobs import replay, requeue
     from penstock.jobs.audited import record
     from penstock.jobs.look import report
     from penstock.jobs.progress import display_for
@@ -105,10 +105,10 @@ def _send(history: History, one: Touched, address: str | None) -> int:
     made = requeue.prepare(history, one)
     lost = f"; {made.lost:,} not in the source any more, or over 1 MB" if made.lost else ""
     shared.echo(f"{made.spec.run_id}: sending {counted(made.sent, 'item')} again{lost}")
-    record(
-        history, "replay", one.run_id, {"as": made.spec.run_id, "sent": made.sent, "requeue": True, "lost": made.lost}
-    )
-    result = execute(made.spec, Session(address=address), display_for(sys.stdout), Stop())
+    facts = {"as": made.spec.run_id, "sent": made.sent, "requeue": True, "lost": made.lost}
+    with replay.begun(history, made.spec):
+        record(history, "replay", one.run_id, facts)
+        result = execute(made.spec, Session(address=address), display_for(sys.stdout), Stop())
     out = shared.console()
     for part in report.summary(result.status, state=shared.state_to_name(history.url)):
         out.print(part)

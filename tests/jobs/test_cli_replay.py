@@ -15,6 +15,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.jobs import replay
+from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
 from penstock.jobs.look import told
 from penstock.workers.runspec import RunSpec
@@ -109,6 +110,40 @@ def test_an_unfinished_run_or_replay_is_finished_first(story: Story, state: RunS
     story.ends(first, [], state)
     with pytest.raises(SpecError, match="is not finished"):
         story.prepare("wall")
+
+
+def test_a_replay_whose_command_died_before_it_told_anything_keeps_its_number(
+    story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its letters may have been sent and paid for: no other letters go under its number, and it can be gone on with."""
+    begun: list[RunSpec] = []
+
+    def dies(spec: RunSpec, *_: object) -> None:
+        begun.append(spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("penstock.jobs.run.execute", dies)
+    command = ["dead-letters", "replay", "job-1", "--state", story.history.url]
+    assert call(command) == 130
+    assert call([*command, "--reason", "wall"]) == 2
+    assert "penstock run job-1~replay-1 --state " in capsys.readouterr().err
+    (spec,) = begun
+    assert story.history.spec("job-1~replay-1") == spec
+    with pytest.raises(SpecError, match="another command has begun"), replay.begun(story.history, spec):
+        raise AssertionError("it must not run")
+
+
+def test_a_replay_that_is_refused_gives_its_number_back(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was sent: the job is mended and the replay asked for again."""
+
+    def refuses(spec: RunSpec, *_: object) -> None:
+        raise SpecError("the variable KEY is not set")
+
+    monkeypatch.setattr("penstock.jobs.run.execute", refuses)
+    for _ in range(2):
+        assert call(["dead-letters", "replay", "job-1", "--state", story.history.url]) == 2
+    spec, sent = story.prepare()
+    assert (spec.run_id, [one.item_id for one in sent]) == ("job-1~replay-1", [LOST])
 
 
 def test_with_no_dead_letters_there_is_nothing_to_send(story: Story) -> None:
