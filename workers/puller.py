@@ -269,9 +269,7 @@ class Puller:
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
             self._broke(error)
             return
-        at = self._lanes.get((ticket.right.run, ticket.right.lane))
-        if at is not None and ticket in at.tickets:  # else it was told as fallen meanwhile
-            self._landed([(ticket, outcome)])
+        self._landed([(ticket, outcome)])
 
     def _broke(self, error: Exception) -> None:
         self.died(EngineDead(f"answers can't be delivered any more: {error!r}"[:500]))
@@ -281,7 +279,9 @@ class Puller:
         for landed in batch:
             right = landed[0].right
             key = (right.run, right.lane)
-            at = self._lanes[key]
+            at = self._lanes.get(key)
+            if at is None or landed[0] not in at.tickets:
+                continue  # it was told as fallen meanwhile
             at.tickets.discard(landed[0])
             at.undelivered.append(landed)
             touched.add(key)

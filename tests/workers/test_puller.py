@@ -388,6 +388,24 @@ async def test_a_worker_that_can_deliver_nothing_more_is_dead() -> None:
     await world.puller.close()
 
 
+async def test_a_call_that_was_told_as_fallen_is_not_told_again() -> None:
+    """A check beside all else broke the worker; its engine still answers."""
+    world = World([call("a"), call("b")])
+
+    async def breaks() -> Outcome:
+        raise ZeroDivisionError
+
+    world.puller._check = lambda ticket, outcome: outcome if ticket.call.item_id == "b" else breaks()
+    await until(lambda: len(world.engine.tickets) == 2)
+    (other,) = [ticket for ticket in world.engine.tickets if ticket.call.item_id == "b"]
+    world.engine.land("a")
+    await until(lambda: len(world.lane.failures) == 2)
+    world.puller._landed([(other, outcome(other.call))])
+    await asyncio.sleep(0.02)
+    assert len(world.lane.failures) == 2
+    await world.puller.close()
+
+
 async def test_answers_nobody_came_for_are_dropped_in_the_end(world: World) -> None:
     """Kept for ten minutes, not for ever."""
     world.lane.alive = False
