@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Literal
 
 PATIENCE_S = 4.0
-"""One question may take so long, and so may the process to come up: the lane waits, and one that is silent for 10 s is
-replaced, which pays for its window again."""
+"""One question may take so long: the lane waits, and one that is silent for 10 s is replaced, which pays for its window
+again."""
 
 MEMORY_BYTES = 2 << 30
 """For all of its data, the user's libraries included. Over that, Python raises `MemoryError`. A guess."""
@@ -32,7 +32,7 @@ _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from penstock.workers.apart_child import serve
-serve(int(sys.argv[2]))
+serve(int(sys.argv[2]), json.loads(sys.argv[3]))
 """
 
 
@@ -41,34 +41,55 @@ class TooLong(Exception):
 
 
 class Apart:
-    """Asks one question at a time. Made cheaply: the process starts with the first, and ends with this one's."""
+    """Asks one question at a time. Made cheaply: the process starts with `up`, and ends with this one's."""
 
     def __init__(
         self, patience_s: float = PATIENCE_S, cpu_s: float = PATIENCE_S, memory_bytes: int = MEMORY_BYTES
     ) -> None:
+        self.loads: tuple[str, ...] = ()
+        """Functions that the process loads before it is up: a library may take longer than one question has."""
         self._patience_s = patience_s
         self._cpu_s = cpu_s
-        """Of the processor's time, which a busy machine does not stretch."""
+        """Of the processor's time, which a busy machine does not stretch; not for functions, whose libraries may use
+        all of its cores at once."""
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._end: Callable[[], object] = _nothing
+        self._told = ""
 
-    def ask(self, question: Question, *about: object) -> object:
-        """Its answer. None: the process could not be had yet. Raises `TooLong`."""
+    def up(self, wait_s: float = 0.0) -> bool:
+        """Can it be asked? Starts it where it isn't there."""
         try:
             process = self._started()
-            if not self._ready:
-                return None
-            said = self._said(process, json.dumps([self._patience_s, self._cpu_s, question, *about]).encode() + b"\n")
+            self._ready = self._ready or self._heard(process, wait_s) == b"\n"
+            if not self._ready and process.poll() is not None:
+                self.loads = ()  # one of them may have ended it
         except OSError as error:
-            self.close()
-            logging.getLogger(__name__).error("the process for patterns, schemas and functions failed: %s", error)
+            self._failed(error)
+        return self._ready
+
+    def ask(self, question: Question, *about: object) -> object:
+        """Its answer. None: it is not up. Raises `TooLong`."""
+        if not self.up():
+            return None
+        try:
+            assert self._process is not None
+            line = json.dumps([self._patience_s, self._cpu_s, question, *about]).encode() + b"\n"
+            said = self._said(self._process, line)
+        except OSError as error:
+            self._failed(error)
             return None
         if said == b"":
             self.close()
             raise TooLong
         return json.loads(said)
+
+    def _failed(self, error: OSError) -> None:
+        self.close()
+        if self._told != str(error):
+            self._told = str(error)
+            logging.getLogger(__name__).error("the process for patterns, schemas and functions failed: %s", error)
 
     def close(self) -> None:
         """End the process; the next question starts another."""
@@ -81,27 +102,26 @@ class Apart:
         if process is None or process.poll() is not None:
             self.close()
             command = [sys.executable, "-I", "-c", _CHILD, json.dumps(sys.path), str(self._memory_bytes)]
+            command.append(json.dumps(self.loads))
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
             self._process, self._end = process, weakref.finalize(self, _ended, process)
-        self._ready = self._ready or self._heard(process) == b"\n"
         return process
 
     def _said(self, process: subprocess.Popen[bytes], line: bytes) -> bytes:
         """Its answer; nothing where none came in time. Raises `OSError`."""
         assert process.stdin is not None
         process.stdin.write(line)
-        return self._heard(process)
+        return self._heard(process, self._patience_s)
 
-    def _heard(self, process: subprocess.Popen[bytes]) -> bytes:
+    def _heard(self, process: subprocess.Popen[bytes], wait_s: float) -> bytes:
         """A line of it; nothing where none came in time, or it has ended."""
         assert process.stdout is not None
-        until = time.monotonic() + self._patience_s
+        until = time.monotonic() + wait_s
         waiting = select.poll()  # not `select`: descriptors may be over 1,023
         waiting.register(process.stdout, select.POLLIN)
         heard = b""
         while not heard.endswith(b"\n"):
-            left_s = until - time.monotonic()
-            if left_s <= 0 or not waiting.poll(left_s * 1000):
+            if not waiting.poll(max(0.0, until - time.monotonic()) * 1000):
                 return b""
             more = os.read(process.stdout.fileno(), 1 << 16)
             if not more:

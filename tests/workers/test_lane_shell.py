@@ -188,6 +188,23 @@ async def test_an_answer_that_comes_before_we_know_whose_call_it_is_waits_until_
     assert shell.machine.tally.late_payments == 0
 
 
+async def test_answers_wait_until_they_can_be_scored() -> None:
+    """Where the lane is over meanwhile the worker keeps them."""
+    lane = in_memory("scored")
+    shell, _ = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    ready = asyncio.Event()
+    shell._turn = ready.wait  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    bringing = asyncio.create_task(shell.done(shell.epoch, [Outcome("gone", 0, 1, 0.0, 1.0)]))
+    await asyncio.sleep(0.05)
+    assert not bringing.done()
+    await shell.close()
+    ready.set()
+    with pytest.raises(Fenced):
+        await bringing
+
+
 async def test_a_lane_that_is_closed_before_it_goes_takes_no_answers() -> None:
     """The worker keeps them for the next owner."""
     lane = in_memory("never")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +13,13 @@ import pytest
 
 from penstock.engine.items import Answer, Attributes, Item, Position, Request
 from penstock.engine.policy import Scorer, Task
+from penstock.workers import scoring
 from penstock.workers.apart import Apart, TooLong
 from penstock.workers.scoring import Scoring
 
 ITEM = Item("i", Position("s", 0, 0), Attributes(expected_json=b'{"a": 1}'), Request(b"{}"), b"o", 0.0)
 CODE = """
-import os, re, sys, threading
+import os, re, signal, sys, threading, time
 
 calls = []
 
@@ -45,6 +49,16 @@ def eats_all_memory(answer, expected):
     while True:
         kept.append(bytearray(16 << 20))
 
+def lacks_a_library(answer, expected):
+    import no_such_library
+
+def uses_all_cores(answer, expected):
+    wall, used = time.monotonic() + 0.7, time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, min(signal.getitimer(signal.ITIMER_PROF)[0], 0.1))  # as of many cores
+    while time.monotonic() < wall or time.process_time() - used < 0.2:
+        pass
+    return 1
+
 def talks(answer, expected):
     calls.append(answer)
     print("1", flush=True)
@@ -60,15 +74,14 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scoring]:
     (tmp_path / "odd_scorers.py").write_text(CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
     made = Scoring(None)
-    made._apart = Apart(1.0, 0.5, 256 << 20)  # pyright: ignore[reportPrivateUsage]
+    made._apart = Apart(2.0, 0.5, 256 << 20)  # pyright: ignore[reportPrivateUsage]
     up(made._apart)  # pyright: ignore[reportPrivateUsage]
     yield made
     made._apart.close()  # pyright: ignore[reportPrivateUsage]
 
 
 def up(apart: Apart) -> None:
-    while apart.ask("search", "a", "a") is None:
-        pass
+    assert apart.up(60.0)
 
 
 def scores(score: Scoring, scorer: Scorer, *texts: str) -> list[list[float]]:
@@ -83,14 +96,20 @@ def scores(score: Scoring, scorer: Scorer, *texts: str) -> list[list[float]]:
         ("raises", [0.0]),
         ("strange", [0.0]),
         ("huge", [1.0]),
-        ("eats_all_memory", [0.0]),
-        ("nowhere", [0.0]),
+        ("eats_all_memory", []),
+        ("lacks_a_library", []),
+        ("nowhere", []),
+        ("uses_all_cores", [1.0]),
         ("talks", [0.75]),
     ],
 )
-def test_a_scorer_of_the_users_own_takes_no_lane_down(name: str, found: list[float], score: Scoring) -> None:
-    """It runs in another process: one that eats all memory fails there, and what it prints is no score."""
-    assert scores(score, Scorer("function", function=f"odd_scorers:{name}"), "yes") == [found]
+def test_a_scorer_of_the_users_own_takes_no_lane_down(
+    name: str, found: list[float], score: Scoring, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It runs in another process: one that eats all memory fails there, and what it prints is no score. Where the
+    machine can't run it, that says nothing of the answer: it goes unscored, and that is told once."""
+    assert scores(score, Scorer("function", function=f"odd_scorers:{name}"), "yes", "yes")[0] == found
+    assert caplog.text.count("go unscored") == (not found)
 
 
 @pytest.mark.parametrize("name", ["hangs", "holds_the_lock", "ends"])
@@ -149,3 +168,86 @@ def test_the_processors_time_is_what_counts() -> None:
             apart.ask("search", "(a+)+$", "a" * 60 + "!")
     finally:
         apart.close()
+
+
+SLOW_TO_LOAD = """
+import time
+
+time.sleep(1.5)
+
+def yes(answer, expected):
+    return 1
+"""
+
+
+@pytest.fixture
+def slow_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scorer:
+    (tmp_path / "slow_to_load.py").write_text(SLOW_TO_LOAD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return Scorer("function", function="slow_to_load:yes")
+
+
+async def test_results_wait_for_a_process_that_comes_up_slowly_and_the_lane_goes_on(slow_to_load: Scorer) -> None:
+    """No sample loses its score, however long its libraries take to load; the loop turns meanwhile."""
+    made = Scoring(None, [slow_to_load])
+    made._apart._patience_s = 1.0  # pyright: ignore[reportPrivateUsage]
+    gap, last = 0.0, time.monotonic()
+    waiting = asyncio.ensure_future(made.turn())
+    try:
+        while not waiting.done():
+            await asyncio.sleep(0.01)
+            gap, last = max(gap, time.monotonic() - last), time.monotonic()
+        assert scores(made, slow_to_load, "a") == [[1.0]]
+        assert gap < 1.0
+    finally:
+        made._apart.close()  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_a_function_that_never_ends_its_loading_holds_up_no_other(
+    slow_to_load: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process comes up without it."""
+    monkeypatch.setattr(scoring, "START_S", 0.05)
+    made = Scoring(None, [slow_to_load])
+    try:
+        await made.turn()
+        assert made._apart.loads == ()  # pyright: ignore[reportPrivateUsage]
+        up(made._apart)  # pyright: ignore[reportPrivateUsage]
+    finally:
+        made._apart.close()  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_scorers_that_are_slow_one_after_another_leave_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane that scores a whole batch without a pause would be taken for frozen."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    made = Scoring(None)
+
+    class Slow:
+        def ask(self, *_: object) -> float:
+            now[0] += 0.3
+            return 1.0
+
+    made._apart = Slow()  # type: ignore[assignment]
+    turns, alone, worst = [0], 0.0, 0.0
+    asyncio.get_running_loop().call_soon(lambda: _count_turns(turns))
+    seen = 0
+    for _ in range(20):
+        await made.turn()
+        if turns[0] != seen:
+            seen, alone = turns[0], 0.0
+        assert scores(made, Scorer("function", function="m:f"), "a") == [[1.0]]
+        alone += 0.3
+        worst = max(worst, alone)
+    turns[0] = sys.maxsize
+    assert worst < 1.0
+    three = Task("t", scorers=tuple(Scorer("function", function=f"m:{n}") for n in range(20)))
+    before = now[0]
+    made(ITEM, Answer("a", "stop", b"{}"), three)
+    assert now[0] - before < 3.0
+
+
+def _count_turns(turns: list[int]) -> None:
+    if turns[0] < sys.maxsize:
+        turns[0] += 1
+        asyncio.get_running_loop().call_soon(lambda: _count_turns(turns))

@@ -13,7 +13,7 @@ import pytest
 from penstock.engine.items import Answer, Outcome, OutputSpec
 from penstock.workers import verifying
 from penstock.workers.answers import may_take_long
-from penstock.workers.apart import Apart
+from penstock.workers.apart import Apart, TooLong
 from penstock.workers.engines.base import EngineDead, Right, Ticket
 from penstock.workers.verifying import Verifier
 from tests.workers.test_puller import World, call, outcome, until
@@ -83,9 +83,51 @@ async def test_a_worker_that_can_start_no_process_says_so(monkeypatch: pytest.Mo
         raise OSError("no memory")
 
     monkeypatch.setattr("subprocess.Popen", refused)
-    monkeypatch.setattr(verifying, "TRIES", 2)
+    monkeypatch.setattr(verifying, "START_S", 0.0)
+    monkeypatch.setattr(verifying, "PAUSE_S", 0.01)
     with pytest.raises(OSError, match="no process"):
         await verified(Verifier(), {"pattern": "a"}, '"a"')
+
+
+class Scripted:
+    """Stands where the process would. `late`: looks until it is up; `asked`: answers that it was asked about."""
+
+    def __init__(self, late: int = 0) -> None:
+        self.late = late
+        self.asked: list[str] = []
+
+    def up(self, wait_s: float) -> bool:
+        self.late -= 1
+        return self.late < 0
+
+    def ask(self, question: str, schema: str, text: str) -> object:
+        self.asked.append(text)
+        if text.startswith("long"):
+            raise TooLong
+        return [True, text, ""]
+
+
+async def test_answers_wait_for_a_process_that_starts_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine: the worker lives, and its calls are not paid for again."""
+    monkeypatch.setattr(verifying, "PAUSE_S", 0.001)
+    found = await verified(Verifier(Scripted(late=10)), {"pattern": "a"}, "a")  # pyright: ignore[reportArgumentType]
+    assert found.failure is None
+
+
+async def test_a_schema_whose_answers_often_take_too_long_is_not_asked_about_any_more() -> None:
+    """Each would hold up those behind it by a second and a new process. Other schemas' answers are checked still, and
+    so are those of one that is only seldom slow."""
+    apart = Scripted()
+    verify = Verifier(apart)  # pyright: ignore[reportArgumentType]
+    for n in range(6):
+        found = await verified(verify, {"pattern": "a"}, f"long {n}")
+        assert found.failure is not None
+        assert "takes over" in found.failure.message
+    assert len(apart.asked) == 3
+    assert (await verified(verify, {"pattern": "b"}, "b")).failure is None
+    for text in ["good"] * 100 + ["long"] * 4 + ["last"]:
+        await verified(verify, {"pattern": "c"}, text)
+    assert apart.asked[-1] == "last"
 
 
 async def test_an_answer_that_is_checked_for_long_lands_by_itself() -> None:

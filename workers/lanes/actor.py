@@ -92,7 +92,8 @@ class LaneActor:
         collect(Log(self._spec.state, self._spec.run_id, f"lanes-{os.getpid()}"))
         self._metrics = LaneMetrics(self._spec)
         self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
-        self._scoring = Scoring(self._spec.scorer_path)
+        tasks = self._spec.policy.tasks.values()
+        self._scoring = Scoring(self._spec.scorer_path, [scorer for task in tasks for scorer in task.scorers])
 
     def __repr__(self) -> str:
         return self._label
@@ -100,6 +101,7 @@ class LaneActor:
     async def open(self, lane: int, owner: int, epoch: Epoch, force: bool, complete: bool) -> None:
         """Take the lane. Raises what `LaneShell.open` raises. `complete`: there are no labels to wait for."""
         await self._let_go(lane)
+        await self._scoring.turn()  # what workers still hold of the last owner is scored as soon as it is read
         self._owners[lane] = owner
         shell = self._shell(lane, epoch, self._stores, complete)
         self._shells[lane] = shell
@@ -162,6 +164,7 @@ class LaneActor:
             outage_s=None if spec.endless else spec.execution.outage_s,
             verdicts=Verdicts(complete),
             outputs=_outputs(spec.policy),
+            turn=self._scoring.turn,
         )
 
     def _intake(self, read_as: InputShape) -> AnyIntake:

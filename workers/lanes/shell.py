@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol
 
 import msgspec
@@ -73,7 +73,9 @@ class LaneShell:
         outage_s: float | None = None,
         verdicts: Verdicts | None = None,
         outputs: dict[str, OutputSpec] | None = None,
+        turn: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`turn`: awaited before each outcome, which may have to be scored."""
         self.lane = lane
         self.epoch = epoch
         self.machine = machine
@@ -84,6 +86,7 @@ class LaneShell:
         self._now = now
         self._commit_s = commit_s
         self._outputs = outputs or {}
+        self._turn = turn
         self._wake = asyncio.Event()
         self._input = LaneInput(machine, source, intake, self.verdicts, limit, outage_s)
         self._out = LaneCommit(lane, epoch, machine, stores, encoder, now)
@@ -216,11 +219,15 @@ class LaneShell:
         that was asked may be done with a call before we know that it has it."""
         if epoch == self.epoch:
             await self._going.wait()
+        refused = Fenced(f"lane {self.lane}: epoch {self.epoch} can't take outcomes of epoch {epoch}")
         if self._over or epoch != self.epoch or not await self._ours():
-            raise Fenced(f"lane {self.lane}: epoch {self.epoch} can't take outcomes of epoch {epoch}")
-        now = self._now()
+            raise refused
         for outcome in outcomes:
-            self.machine.outcome(outcome, now)
+            if self._turn is not None:
+                await self._turn()
+                if self._over:
+                    raise refused
+            self.machine.outcome(outcome, self._now())
         self.wake()
 
     def missed(self, worker: str, upto: int, held: set[CallName]) -> None:
