@@ -301,7 +301,7 @@ class Deciders(RuleBasedStateMachine):
         beside, kept = BESIDE if shadow or not stages else None, 0.02 if watch and stages else 0.0
         first = rollout(stages, auto=auto, shadow=beside, watch=kept)
         self.stored = steering(first)
-        self.accepted.append(first)
+        self.accepted.append(self.stored.rollouts["small"])
 
     @rule(who=st.sampled_from(["one", "two", "ann"]))
     def read(self, who: str) -> None:
