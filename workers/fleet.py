@@ -21,8 +21,10 @@ from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 MAX_STARTS = 5
 """Starts of one worker in a row that fail before its pool is down: a model that dies while loading won't heal."""
 PAUSE_S = 0.5
-"""Twice that before the second of them, and doubled each time: longer than a process that can't load takes to end."""
+"""Twice that before the second of them, and doubled each time."""
 MAX_PAUSE_S = 10.0
+GONE_S = 15.0
+"""For the process of a worker that could not load to be gone: the next try would meet it, or find its GPU taken."""
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
@@ -127,10 +129,14 @@ class Fleet:
         for worker in self.workers.values():
             if worker.given_up:
                 worker.released = worker.pool in pools
-            elif worker.pool in pools and worker.handle is not None and not worker.released:
-                worker.released, worker.gauges = True, {}
-                self._on_change("left", worker, "")  # other jobs may use it for hours: those are not on our bill
-                self._spawn(_await(worker.handle.leave.remote(self._job)))  # pyright: ignore[reportAttributeAccessIssue]
+            elif worker.pool in pools and not worker.released:
+                self._release(worker)
+
+    def _release(self, worker: Worker) -> None:
+        if worker.handle is not None:
+            worker.released, worker.gauges = True, {}
+            self._on_change("left", worker, "")  # other jobs may use it for hours: those are not on our bill
+            self._spawn(_await(worker.handle.leave.remote(self._job)))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _take_back(self, worker: Worker) -> None:
         if worker.released and worker.handle is not None:
@@ -196,6 +202,8 @@ class Fleet:
                     await asyncio.sleep(min(MAX_PAUSE_S, PAUSE_S * 2**worker.failures))
                 continue
             worker.failures, worker.given_up = 0, False
+            if worker.released:  # while it was loading, after all
+                self._release(worker)
             if self.down.pop(worker.pool, None) is not None:
                 await self._on_pool(worker.pool, None)
             await self._until_lost(worker)
@@ -221,15 +229,24 @@ class Fleet:
         self._spawn(tell_skew(f"worker {worker.name}", handle.clock.remote, self._note))  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _loaded(self, handle: object, governed: bool) -> str:
-        """Its name. Loading may take long: asked again, it says the same."""
+        """Its name. Loading may take long: asked again, it says the same. Where it can't, its process is gone before
+        it is tried again."""
 
         def ask() -> Awaitable[tuple[str, int]]:
             return handle.start.remote(governed)  # pyright: ignore[reportAttributeAccessIssue]
 
         while True:
-            with contextlib.suppress(Unanswered):
+            try:
                 name, _ = await answered(ask, START_ASKED_S, times=1)
                 return name
+            except Unanswered:
+                continue
+            except Exception as error:
+                if not _hopeless(error):  # else there is no next try soon, and people are told at once
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(GONE_S):
+                            await until_gone(handle)
+                raise
 
     async def _serve(self, handle: object) -> None:
         def ask() -> Awaitable[None]:

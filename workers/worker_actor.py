@@ -34,8 +34,9 @@ from penstock.workers.verifying import Verifier
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
 EXPORT_EVERY_S = 5.0
-LAST_WORD_S = 0.5
-"""For the reply that says why an engine can't load. Shorter than the pause before it is tried again."""
+LAST_WORD_S = 5.0
+"""For the reply that says why an engine can't load: it is late on a busy machine, and where it never comes, a wrong
+setting looks like a process that died. Who tries again waits until it is gone."""
 GRACE_S = 2.0
 """What a dead engine's process waits for its last answers to be delivered."""
 

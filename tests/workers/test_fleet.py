@@ -194,6 +194,7 @@ class Loading(Cluster):
         self.begun: list[str] = []
         monkeypatch.setattr(shell, "PAUSE_S", 0.001)
         monkeypatch.setattr(shell, "AGAIN_S", 0.05)
+        monkeypatch.setattr(shell, "GONE_S", 0.001)
 
     def actor(self, settings: WorkerSettings, name: str, model: object) -> Hands:
         hands, how = Hands(), self.starts.pop(0)
@@ -251,6 +252,55 @@ async def test_a_run_without_an_end_tries_a_pool_that_is_down_again(monkeypatch:
     await until(lambda: fleet.handles())
     assert pools == [(POOL, "no such folder"), (POOL, None)]
     assert (fleet.down, len(cluster.begun)) == ({}, 3)
+    keeping.cancel()
+    await fleet.close()
+
+
+async def test_a_worker_that_is_let_go_while_it_loads_again_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had been given up, and starts well after all: nobody uses it, and its GPU would be on the bill for ever."""
+    changes: list[str] = []
+    cluster = Loading(monkeypatch, SpecError("no such folder"), True)
+    fleet = made(changes=changes, catalog=OWN, endless=True)
+    worker = fleet.workers[POOL, 0] = Worker(POOL, 0)
+    gate, loaded = asyncio.Event(), fleet._loaded
+
+    async def slowly(handle: object, governed: bool) -> str:
+        if len(cluster.begun) == 2:
+            await gate.wait()
+        return await loaded(handle, governed)
+
+    monkeypatch.setattr(fleet, "_loaded", slowly)
+    keeping = asyncio.ensure_future(fleet._keep(worker))
+    await until(lambda: len(cluster.begun) == 2)
+    fleet.let_go([POOL])
+    gate.set()
+    await until(lambda: isinstance(worker.handle, Hands) and "leave" in worker.handle.heard)
+    assert changes[-1] == "left"
+    keeping.cancel()
+    await fleet.close()
+
+
+async def test_the_next_try_does_not_meet_the_process_that_could_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends a moment after its reply, and holds its name and its GPU until then."""
+    cluster = Loading(monkeypatch, EngineDead("out of memory"), True)
+    monkeypatch.setattr(shell, "GONE_S", 60.0)
+    fleet, failed = made(catalog=OWN, endless=True), Hands()
+    actor = cluster.actor
+
+    def begun(settings: WorkerSettings, name: str, model: object) -> Hands:
+        nonlocal failed
+        hands = actor(settings, name, model)
+        failed = hands if hands.failing else failed
+        return hands
+
+    monkeypatch.setattr(shell, "_actor", begun)
+    keeping = asyncio.ensure_future(fleet._keep(fleet.workers.setdefault((POOL, 0), Worker(POOL, 0))))
+    await until(lambda: "lost" in failed.heard)
+    await asyncio.sleep(0.05)
+    assert len(cluster.begun) == 1
+    failed.failing["lost"] = ActorDiedError()
+    await until(fleet.handles)
+    assert len(cluster.begun) == 2
     keeping.cancel()
     await fleet.close()
 
