@@ -306,6 +306,36 @@ async def test_no_lane_opens_by_an_older_plan_than_its_last_owner_had(
     assert hands.told.count("extend") == 1
 
 
+async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A telling that gets lost is made again, or a lane would be without its pool until it is opened anew."""
+    monkeypatch.setattr(lane_crew, "TELL_S", 0.05)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    crew = one._crew
+    hands.error, crew._going, crew._opened = None, True, {0}
+    (actor,) = crew._actors
+
+    async def checked() -> list[str]:
+        await crew.check(time.time(), one._reports)
+        await asyncio.gather(*crew._tasks)
+        told = [each for each in hands.told if each.startswith("pool")]
+        hands.told.clear()
+        return told
+
+    one._fleet.down["vllm:own@v1"] = "no such folder"
+    hands.mute["pool_down"] = 1
+    await crew.pool_down("vllm:own@v1", "no such folder")
+    assert await checked() == ["pool_down", "pool_down"]
+    assert await checked() == []
+    await crew._tell_pools(actor, anew=True)
+    assert hands.told == ["pool_down"], "another lane has just opened there"
+    hands.told.clear()
+    del one._fleet.down["vllm:own@v1"]
+    hands.mute["pool_up"] = 1
+    await crew.pool_up("vllm:own@v1")
+    assert await checked() == ["pool_up", "pool_up"]
+    assert await checked() == []
+
+
 async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> None:
     """Killed after the primary's last commit: its followers still lack records."""
     one = driver(tmp_path)

@@ -47,6 +47,10 @@ class _Actor:
         self.steering = b""
         """The one that its lanes obey."""
         self.standings = b""
+        self.down: dict[str, str] = {}
+        """Pools that its lanes take for down, and why; "": they may."""
+        self.telling = asyncio.Lock()
+        """Of pools that are down or up: the later word must not come first."""
 
 
 class Crew:
@@ -200,8 +204,7 @@ class Crew:
         workers = self._fleet.handles()
         if workers:
             await actor.handle.adopt.remote(lane, actor.handle, workers)  # pyright: ignore[reportAttributeAccessIssue]
-        for pool, why in list(self._fleet.down.items()):  # told before this lane was there
-            await actor.handle.pool_down.remote(pool, why)  # pyright: ignore[reportAttributeAccessIssue]
+        await self._tell_pools(actor, anew=True)
         self._opened.add(lane)
 
     # -- losing and reopening
@@ -302,8 +305,8 @@ class Crew:
         return False
 
     async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
-        """Replace actors that are alive but silent (stopped, frozen), open lanes anew that hang alone, and tell of the
-        longer plan who has not heard it."""
+        """Replace actors that are alive but silent (stopped, frozen), open lanes anew that hang alone, and tell
+        who has not heard it of the longer plan, or of pools."""
         slept, self._checked = not 0 <= now - self._checked <= SILENT_S / 2, now
         if not self._going or self._closing:
             return
@@ -328,7 +331,8 @@ class Crew:
 
     def _behind(self, actor: _Actor) -> bool:
         known = (actor.steering, actor.standings)
-        return actor.plan_version < self._plan.version or known != (self._steering, self._standings)
+        told = known == (self._steering, self._standings) and actor.down == self._fleet.down
+        return actor.plan_version < self._plan.version or not told
 
     def _hangs(self, lane: int, now: float) -> None:
         self._heard[lane] = now
@@ -356,6 +360,21 @@ class Crew:
         if actor.standings != standings:
             await actor.handle.learn.remote(standings)  # pyright: ignore[reportAttributeAccessIssue]
             actor.standings = standings
+        await self._tell_pools(actor)
+
+    async def _tell_pools(self, actor: _Actor, *, anew: bool = False) -> None:
+        """Which are down, and which are no more. `anew`: a lane of it has heard of none. A telling that fails may have
+        been heard."""
+        async with actor.telling:
+            down = dict(self._fleet.down)
+            for pool in actor.down.keys() - down.keys():
+                await actor.handle.pool_up.remote(pool)  # pyright: ignore[reportAttributeAccessIssue]
+                del actor.down[pool]
+            for pool, why in down.items():
+                if anew or actor.down.get(pool) != why:
+                    actor.down[pool] = ""
+                    await actor.handle.pool_down.remote(pool, why)  # pyright: ignore[reportAttributeAccessIssue]
+                    actor.down[pool] = why
 
     async def _catch_up(self, actor: _Actor) -> None:
         """In time; else `check` comes back to it, and no lane is opened before."""
@@ -366,10 +385,11 @@ class Crew:
         await self._tell("worker_lost", name)
 
     async def pool_down(self, pool: str, why: str) -> None:
-        await self._tell("pool_down", pool, why)
+        """The fleet has it in `down` already."""
+        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
 
     async def pool_up(self, pool: str) -> None:
-        await self._tell("pool_up", pool)
+        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
 
     async def reprice(self, model: str, price: bytes) -> None:
         await self._tell("reprice", model, price)
