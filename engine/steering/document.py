@@ -94,7 +94,7 @@ def started(steering: Steering, rollout: Rollout) -> Steering:
             f"{rollout.model} has a rollout already ({there.id}, {there.state}): "
             f"end it first: penstock rollback {rollout.model}, or penstock rollout promote {rollout.model}"
         )
-    return with_rollout(steering, msgspec.structs.replace(rollout, began=_began(there, rollout)))
+    return with_rollout(steering, msgspec.structs.replace(rollout, began=_began(there)))
 
 
 def put_back(steering: Steering, model: str, versions: tuple[str, str], by: str, now: float, why: str) -> Steering:
@@ -107,17 +107,14 @@ def put_back(steering: Steering, model: str, versions: tuple[str, str], by: str,
         if steering.live[model] == to:
             return steering
     made = back_to(model, (to, steering.live.get(model, own)), by, now, why)
-    return with_rollout(steering, msgspec.structs.replace(made, began=_began(steering.rollouts.get(model), made)))
+    return with_rollout(steering, msgspec.structs.replace(made, began=_began(steering.rollouts.get(model))))
 
 
-def _began(before: Rollout | None, rollout: Rollout) -> dict[str, float]:
+def _began(before: Rollout | None) -> dict[str, float]:
     """Only a model's latest rollout stands here, and what an older one's version answered may have to be sent again."""
-    known = {} if before is None else dict(before.began)
-    if before is not None and before.since is not None:
-        known[before.candidate] = before.since
-    if rollout.since is not None:
-        known[rollout.candidate] = rollout.since
-    return known
+    if before is None:
+        return {}
+    return before.began if before.since is None else {**before.began, before.candidate: before.since}
 
 
 def spoken(

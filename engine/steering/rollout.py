@@ -141,13 +141,13 @@ class Rollout(msgspec.Struct, frozen=True):
     watch: float = 0.0
     """Share of the units that keep the baseline after the last stage, to be compared with; 0: none does."""
     began: dict[str, float] = {}
-    """Version → when a rollout sent it its first items: as far as is known, also from the model's rollouts before."""
+    """Version → when a rollout sent it its first items: of the model's rollouts before this one, as far as is known."""
 
     @property
     def since(self) -> float | None:
         """When the candidate's answers begin. None: no rollout that is known brought it."""
         first = self.decisions[0]
-        return self.began.get(self.candidate, first.at if first.what == "started" else None)
+        return first.at if first.what == "started" else self.began.get(self.candidate)
 
     @property
     def round(self) -> int:
