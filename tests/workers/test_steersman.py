@@ -142,7 +142,7 @@ async def test_a_worse_version_is_taken_back_by_whoever_looks_first_and_told_to_
     for seat in (one, two):
         await seat.hand.first(seat.lanes.steer)
         await seat.look()
-        assert seat.last == at
+        assert seat.last.decisions == at.decisions
     cells += [cell(at, "baseline", 3_600, 3_100), cell(at, "candidate", 400, 300)]
     await one.look()
     await two.look()
@@ -165,13 +165,13 @@ async def test_a_judge_decides_from_the_moment_on_that_it_is_calibrated(tmp_path
     seat = Seat(url, cells)
     await seat.hand.first(seat.lanes.steer)
     await seat.look()
-    assert seat.last == at
+    assert seat.last.decisions == at.decisions
     agreed = agreement([[60, 0], [0, 40]])
     assert agreed is not None
     known = Calibration("judge@1", "opus", 60, 40, agreed, "run", "now", "ann")
     write_judges(open_state(url), [msgspec.structs.replace(known, scorer="judge@2")])
     await seat.look()
-    assert seat.last == at  # that is another judge
+    assert seat.last.decisions == at.decisions  # that is another judge
     write_judges(open_state(url), [known])
     await seat.look()
     assert seat.last.state == "rolled_back"
