@@ -25,6 +25,7 @@ def serve(memory_bytes: int, loads: list[str]) -> None:
     os.dup2(2, 1)  # what the user's code prints is no answer
     with contextlib.suppress(OSError, ValueError):  # less is allowed already
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    prepare(b"{}")  # its libraries take a second on a busy machine, which an answer would be blamed for
     for name in loads:
         with contextlib.suppress(Exception, SystemExit):  # said by `_score`
             _loaded(name)
