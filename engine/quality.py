@@ -22,8 +22,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import Score
 from penstock.engine.policy import Scorer
-from penstock.engine.texts import normal as normal
-from penstock.engine.texts import text_of as text_of
+from penstock.engine.texts import normal, text_of
 
 PASS_MARK = 0.5
 """A score from here on counts as passed."""

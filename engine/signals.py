@@ -18,7 +18,7 @@ import msgspec
 
 from penstock.engine.items import Request
 from penstock.engine.policy import Signal
-from penstock.engine.quality import normal
+from penstock.engine.texts import normal
 
 OF_TOKENS = frozenset({"logprob", "margin"})
 """Signals for which the request asks for the tokens' probabilities."""

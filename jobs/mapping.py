@@ -246,11 +246,9 @@ def _job(
     before = _digest(asked)
     whole = {
         **fields,
-        "name": "map",
         "source": {"type": "files", "path": str(source)},
         "row": _row(fields.get("row"), id),
         "shape": "rows",
-        "sinks": str(folder / "results.jsonl"),
         "on_duplicate": "allow",
     }
 
@@ -258,8 +256,8 @@ def _job(
         name = {"name": f"map-{digest}", "sinks": str(folder / digest / "results.jsonl")}
         return job_spec.from_mapping({**whole, **name}, base, sets=vars)
 
-    meant = job_spec.from_mapping(whole, base, sets=vars).fingerprint  # what stands in its catalogue counts too
     earlier = named(before)
+    meant = earlier.fingerprint  # what stands in its catalogue counts too
     return earlier if _ran(earlier, limit) else named(_digest([asked, meant]))
 
 

@@ -393,13 +393,10 @@ class Driver:
 
     async def _pool_changed(self, pool: str, why: str | None) -> None:
         """`why` it is down; None: it is up again."""
-        if why is None:
-            self._note(f"{pool} is up again")
-            await self._crew.pool_up(pool)
-            return
-        self._note(f"{pool} is down: {why}")
-        await self._crew.pool_down(pool, why)
-        await self._steersman.pool_down(self._crew.steer, pool, why, time.time())
+        self._note(f"{pool} is up again" if why is None else f"{pool} is down: {why}")
+        await self._crew.pools_changed()
+        if why is not None:
+            await self._steersman.pool_down(self._crew.steer, pool, why, time.time())
 
     def _worker_changed(self, what: str, worker: Worker, why: str) -> None:
         replica = f"{worker.pool}#{worker.number}"

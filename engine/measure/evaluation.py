@@ -17,7 +17,8 @@ from penstock.engine.measure.comparison import Comparison, Difference, add_rows,
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import asymptotic_interval, moments_of
 from penstock.engine.measure.stopping import Stop, StopRule, look
-from penstock.engine.quality import PASS_MARK, Interval, normal
+from penstock.engine.quality import PASS_MARK, Interval
+from penstock.engine.texts import normal
 
 OTHER = "(something else)"
 """What stands in a confusion table for an answer that is no class, or none at all."""

@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.engine.items import DeadLetterReason
 from penstock.engine.measure.evaluation import Answered, Row
-from penstock.engine.quality import text_of
+from penstock.engine.texts import text_of
 from penstock.jobs.evals.asked import Asked
 from penstock.jobs.evals.dataset import VARIANT_MARK, Indexed
 from penstock.jobs.look import told

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from penstock.engine.measure.agreement import agreement, tally_labels
-from penstock.engine.quality import JUDGES, normal
+from penstock.engine.quality import JUDGES
 from penstock.engine.steering.judges import Calibration, lacks
+from penstock.engine.texts import normal
 from penstock.jobs.feedback.told import sure
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from penstock.engine.errors import SpecError
-from penstock.engine.quality import normal
+from penstock.engine.texts import normal
 from penstock.jobs.people.labels import Label, Said, standing
 from penstock.jobs.people.review import Asked
 

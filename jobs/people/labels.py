@@ -14,7 +14,7 @@ from penstock.connectors.documents import State
 from penstock.engine.errors import Corrupt
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.measure.agreement import Agreement, agreement, tally_labels
-from penstock.engine.quality import normal
+from penstock.engine.texts import normal
 
 PASS = 0.5
 _SAFE = re.compile(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+-]{0,99}")

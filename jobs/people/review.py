@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from penstock.engine.policy import Policy
-from penstock.engine.quality import normal, sampled
+from penstock.engine.quality import sampled
+from penstock.engine.texts import normal
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.workers.runspec import Review, RunSpec

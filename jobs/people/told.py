@@ -10,7 +10,8 @@ import msgspec
 from penstock.engine.measure.agreement import Agreement
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import sample_of
-from penstock.engine.quality import Interval, normal
+from penstock.engine.quality import Interval
+from penstock.engine.texts import normal
 from penstock.jobs.feedback.told import sure
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs

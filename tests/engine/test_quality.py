@@ -12,7 +12,6 @@ from penstock.engine.errors import SpecError
 from penstock.engine.policy import Scorer
 from penstock.engine.quality import (
     mean_interval,
-    normal,
     number_in,
     pattern_of,
     proportion_interval,
@@ -22,6 +21,7 @@ from penstock.engine.quality import (
     score_all,
     scorer_version,
 )
+from penstock.engine.texts import normal
 
 
 def value(scorer: Scorer, answer: str, expected: object = None) -> float | None:

@@ -323,7 +323,7 @@ async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkey
 
     one._fleet.down["vllm:own@v1"] = "no such folder"
     hands.mute["pool_down"] = 1
-    await crew.pool_down("vllm:own@v1", "no such folder")
+    await crew.pools_changed()
     assert await checked() == ["pool_down", "pool_down"]
     assert await checked() == []
     await crew._tell_pools(actor, anew=True)
@@ -331,7 +331,7 @@ async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkey
     hands.told.clear()
     del one._fleet.down["vllm:own@v1"]
     hands.mute["pool_up"] = 1
-    await crew.pool_up("vllm:own@v1")
+    await crew.pools_changed()
     assert await checked() == ["pool_up", "pool_up"]
     assert await checked() == []
 

@@ -345,7 +345,7 @@ class Crew:
     async def extend(self, plan: Plan) -> None:
         """A longer plan, durable already. Actors that are made from now on have it from the start."""
         self._plan = plan
-        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+        await self._all_catch_up()
 
     async def _inform(self, actor: _Actor) -> None:
         """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know; one
@@ -381,15 +381,15 @@ class Crew:
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._inform(actor), TELL_S)
 
+    async def _all_catch_up(self) -> None:
+        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+
     async def worker_lost(self, name: str) -> None:
         await self._tell("worker_lost", name)
 
-    async def pool_down(self, pool: str, why: str) -> None:
-        """The fleet has it in `down` already."""
-        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
-
-    async def pool_up(self, pool: str) -> None:
-        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+    async def pools_changed(self) -> None:
+        """The fleet's `down` says which are down now."""
+        await self._all_catch_up()
 
     async def reprice(self, model: str, price: bytes) -> None:
         await self._tell("reprice", model, price)
@@ -402,12 +402,12 @@ class Crew:
     async def steer(self, steering: bytes) -> None:
         """Versions of models, and who gets which."""
         self._steering = steering
-        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+        await self._all_catch_up()
 
     async def learn(self, standings: bytes) -> None:
         """How good the models are, as measured."""
         self._standings = standings
-        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
+        await self._all_catch_up()
 
     async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
         known = self._verdict[2] if self._verdict is not None else []
