@@ -49,7 +49,7 @@ class Cells:
         own = self.at(key)
         own.results += 1
         own.unpaid += result.unpaid
-        own.left += result.unheard
+        own.left += result.unheard and not result.unpaid
         if len(attempts) == 1:
             one = attempts[0]
             _call(own, one)

@@ -400,6 +400,7 @@ def test_an_item_waits_no_longer_for_a_shadow_stages_money_than_for_its_target(j
     assert PATIENCE_S < rig.now - began <= PATIENCE_S + 15.0
     assert all(r.shadows == () and r.answer.text == "yes" and r.unpaid for r in results)
     assert unpaid(at, rig.lane.cells.rows) == 5
+    assert silent(at, rig.lane.cells.rows).whole == 0, "spent money is told as such, and not as an outage"
     check(rig.lane)
 
 

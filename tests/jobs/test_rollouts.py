@@ -262,14 +262,15 @@ def test_a_version_that_is_as_good_goes_on_to_its_first_stage_after_the_shadow(
 def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
     one_ray: None, tmp_path: Path, equal: str
 ) -> None:
-    """The money is that of all jobs together: the second one finds none, and says at last that the stage must wait."""
+    """The money is that of all jobs together: the second one finds none, and says at last that the stage must wait. It
+    pays for some 70 pairs: a guard that rules out a loss of 3 points can't pass with under 100, all of them alike."""
     place = Place(tmp_path, equal, 1_000)
-    place.start("shadow", *SHADOW, "--items", "1000", "--shadow-usd", "0.01")
+    place.start("shadow", *SHADOW, "--items", "1000", "--shadow-usd", "0.004")
     assert place.run() == 0
     assert len(place.results()) == 1_000
     asked = place.calls("bad")
     assert 0 < asked < 0.3 * 1_000
-    assert 0 < sum(each["usd"] for each in place.records("out.costs") if each["role"] == "shadow") <= 0.01
+    assert 0 < sum(each["usd"] for each in place.records("out.costs") if each["role"] == "shadow") <= 0.004
     job = tmp_path / "job.yaml"
     job.write_text(job.read_text().replace("name: rolling", "name: other").replace("out.jsonl", "other.jsonl"))
     assert place.run() == 0
@@ -277,7 +278,7 @@ def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
     assert place.calls("bad") == asked
     at = place.rollout
     assert [d.what for d in at.decisions] == ["started", "waits"]
-    assert "the shadow's money ($0.01) is spent" in at.decisions[-1].why
+    assert "the shadow's money ($0.004) is spent" in at.decisions[-1].why
 
 
 def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_counts_twice(
