@@ -112,8 +112,6 @@ class Measured(msgspec.Struct):
     """Experiments whose arms are told apart no more."""
     counted: dict[str, Counted] = msgspec.field(default_factory=dict[str, Counted])
     """Rows of an evaluation with what is expected of them, task, model, version, prompt and scorer → whose scores."""
-    first: dict[str, str] = msgspec.field(default_factory=dict[str, str])
-    """The same without the scorer → the run whose scores count, as documents of before `counted` say it."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -146,8 +144,6 @@ def _new_scores(into: Measured, name: str, latest: dict[str, list[Cell]], base: 
     gone = [key for key, counted in into.counted.items() if counted.run == name and key not in latest]
     for key in (*latest, *gone):
         cells = latest.get(key, [])
-        if into.first.get(key.rpartition("\n")[0], name) != name:
-            continue
         counted = into.counted.get(key) or Counted(name, base.get(key, []))
         if counted.run == name or _scored(cells) > _scored(counted.cells):
             changes += _difference(cells, counted.cells)

@@ -101,21 +101,6 @@ def test_of_the_same_rows_the_scores_of_most_count_by_each_scorer(tmp_path: Path
     assert scores(state) == {"exact@1": (3, 3), "judge@a": (9, 9)}
 
 
-def test_evaluations_of_an_older_document_go_on_as_they_counted(tmp_path: Path) -> None:
-    """It says which run's scores count, not which they are."""
-    state = FolderState(tmp_path)
-    for name in ("old", "again"):
-        Registry(state, name, 1, data="rows").tell([cell(10, 8)])
-    said = json.loads((tmp_path / DOCUMENT).read_bytes())
-    del said["counted"]
-    said["first"] = {"rows\nsort\nm\nv1\n": "old"}
-    (tmp_path / DOCUMENT).write_bytes(json.dumps(said).encode())
-    Registry(state, "again", 2, data="rows").end([cell(90, 80)])
-    assert scores(state) == {"exact@1": (10, 8)}
-    Registry(state, "old", 2, data="rows").end([cell(25, 20)])
-    assert scores(state) == {"exact@1": (25, 20)}
-
-
 def scores(state: State) -> dict[str, tuple[int, int]]:
     """Scorer → scores, and passes; the windows hold as many."""
     shared = Registry(state).read()
