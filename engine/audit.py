@@ -34,7 +34,8 @@ MAX_AHEAD = 8
 """Entries of one append. A writer that dies right after it leaves the head so far behind, and never farther: the next
 one moves the head first."""
 MAX_FACTS_BYTES = 32_768
-"""A decision told in more is a document of its own. A guess."""
+"""Of one entry: a log that is read whole must stay readable. A guess."""
+_MOST_NAMED = 20
 _HASH_BYTES = 32
 _MARK = b',"hash":"'
 _END = b'"}\n'
@@ -50,7 +51,7 @@ class Draft(msgspec.Struct, frozen=True):
     job: str = ""
     run: str = ""
     facts: Mapping[str, object] = {}
-    """A small JSON object."""
+    """A small JSON object. Of one beyond `MAX_FACTS_BYTES` the longest members are left out, and the entry says so."""
 
 
 class _Body(msgspec.Struct, frozen=True):
@@ -107,13 +108,23 @@ def append(head: Head, drafts: Sequence[Draft]) -> tuple[bytes, Head]:
 
 
 def _body(head: Head, draft: Draft) -> _Body:
-    facts = msgspec.json.encode(draft.facts, order="sorted")
-    if len(facts) > MAX_FACTS_BYTES:
-        raise SpecError(
-            f"the facts of a {draft.kind} take {len(facts):,} bytes; the audit log takes {MAX_FACTS_BYTES:,}"
-        )
     at = datetime.fromtimestamp(draft.at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-    return _Body(head.count + 1, at, draft.actor, draft.kind, draft.job, draft.run, msgspec.Raw(facts), head.hash)
+    facts = msgspec.Raw(_bounded(draft.facts))
+    return _Body(head.count + 1, at, draft.actor, draft.kind, draft.job, draft.run, facts, head.hash)
+
+
+def _bounded(facts: Mapping[str, object]) -> bytes:
+    """As JSON. An entry that is too long must not keep those behind it, nor the decision, from being written down: its
+    longest members give way to their names and a digest of the whole."""
+    whole = msgspec.json.encode(facts, order="sorted")
+    longest = sorted(facts, key=lambda name: len(msgspec.json.encode(facts[name])), reverse=True)
+    told, left = whole, list[str]()
+    while len(told) > MAX_FACTS_BYTES:
+        left.append(longest[len(left)])
+        out = {"members": len(left), "names": left[:_MOST_NAMED], "bytes": len(whole), "digest": _hash(whole)}
+        kept = {name: facts[name] for name in longest[len(left) :]}
+        told = msgspec.json.encode({**kept, "left_out": out}, order="sorted")
+    return told
 
 
 def _hash(body: bytes) -> str:

@@ -21,7 +21,7 @@ from penstock.engine.errors import PenstockError
 from penstock.engine.flow.cells import Cell
 from penstock.engine.policy import Experiment, Policy
 from penstock.engine.steering import document, rollout
-from penstock.engine.steering.document import Steering
+from penstock.engine.steering.document import Owed, Steering
 from penstock.engine.steering.evidence import judged, silent, unpaid
 from penstock.engine.steering.judges import trusted
 from penstock.engine.steering.rollout import Rollout
@@ -71,6 +71,8 @@ class Steersman:
         self._unlike: set[tuple[str, str]] = set()
         """(model, version) of which it was told that the catalogue says otherwise."""
         self._trouble = ""
+        self._untold = ""
+        """Why decisions are not in the audit log, as it was told."""
         self.steering = Steering()
         self._pools: set[str] = set()
         """Of own engines, all that were ever in use."""
@@ -112,7 +114,7 @@ class Steersman:
             try:
                 await asyncio.to_thread(self._file.change, lambda now, at=at, moved=moved: _moved(now, [(at, moved)]))
                 await self._read(tell)
-                await asyncio.to_thread(self._file.pay, self.steering.owed)
+                await self._pay(self.steering.owed)
             except PenstockError as error:
                 self._note(f"{at.model}@{at.candidate} can't be taken back now: {error}; penstock rollback {at.model}")
 
@@ -157,14 +159,24 @@ class Steersman:
         )
 
     async def _judge(self, tell: Tell, now: float) -> None:
-        owed = tuple(each for each in self.steering.owed if now - each.at > OWED_S)
-        await asyncio.to_thread(self._file.pay, owed)
+        await self._pay(tuple(each for each in self.steering.owed if now - each.at > OWED_S))
         running = [at for at in self.steering.rollouts.values() if at.state in ("running", "watching")]
         mine = [at for at in running if at.model in self._catalog.models]
         trials = [each for each in self._experiments if each.id not in self.steering.experiments]
         if (mine or trials) and await asyncio.to_thread(self._decide, mine, trials, now):
             await self._read(tell)
-            await asyncio.to_thread(self._file.pay, self.steering.owed)
+            await self._pay(self.steering.owed)
+
+    async def _pay(self, owed: tuple[Owed, ...]) -> None:
+        """Into the audit log. Where it can't be written they stay owed and that is told: no bad version goes on
+        answering for it."""
+        try:
+            await asyncio.to_thread(self._file.pay, owed)
+            self._untold = "" if owed else self._untold
+        except PenstockError as error:
+            if str(error) != self._untold:
+                self._note(f"the audit log lacks {len(owed)} decisions about versions for now; they hold: {error}")
+            self._untold = str(error)
 
     def _decide(self, running: list[Rollout], trials: list[Experiment], now: float) -> bool:
         """Was anything decided? By us, or by somebody who was faster."""

@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.connectors.audit import actor_of, open_audit
 from penstock.connectors.base import Holder, this_process
-from penstock.engine.audit import MAX_AHEAD, MAX_FACTS_BYTES, Draft, Kind
+from penstock.engine.audit import MAX_AHEAD, Draft, Kind
 from penstock.engine.catalog import Catalog, Model, Wall
 from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
@@ -67,7 +67,7 @@ class Trail:
         drafts = [self._draft(now, "run_started", started, self._person)]
         if made.changed:
             drafts.append(self._draft(now, "job_changed", {"changed": made.changed}, self._person))
-        drafts.append(self._draft(now, "policy", _bounded(routes(self._spec.policy, self._spec.catalog))))
+        drafts.append(self._draft(now, "policy", routes(self._spec.policy, self._spec.catalog)))
         self._next_at = now + WRITE_EVERY_S
         await self._write(drafts)
 
@@ -193,13 +193,6 @@ def _model(model: Model) -> dict[str, object]:
 
 def _prices(model: Model) -> list[object]:
     return [{version.id: price_of(model, version.id) for version in model.versions}, model.hour_usd]
-
-
-def _bounded(facts: dict[str, object]) -> dict[str, object]:
-    """A catalogue of hundreds of models: what it comes to, without the list."""
-    if len(msgspec.json.encode(facts)) <= MAX_FACTS_BYTES:
-        return facts
-    return {"policy_version": facts["policy_version"], "too_long": True, "digest": _digest(facts)}
 
 
 def _digest(value: object) -> str:

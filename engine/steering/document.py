@@ -11,6 +11,7 @@ import msgspec
 from penstock.engine.audit import Kind
 from penstock.engine.errors import SpecError
 from penstock.engine.steering.rollout import Rollout, Told, What, Word, back_to, said
+from penstock.engine.steering.words import bounded
 
 
 class Owed(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -132,6 +133,7 @@ def with_experiment(steering: Steering, name: str, stopped: Stopped) -> Steering
     """`name`: `job/experiment`. Raises `SpecError` where it was stopped before."""
     if name in steering.experiments:
         raise SpecError(f"experiment {name} was stopped already, by {steering.experiments[name].by}")
+    stopped = msgspec.structs.replace(stopped, why=bounded(stopped.why))
     facts = msgspec.json.encode({"experiment": name, "what": "stopped", "why": stopped.why})
     entry = Owed(f"{name}:stopped", stopped.at, stopped.by, "rollout_ended", "", msgspec.Raw(facts))
     return msgspec.structs.replace(

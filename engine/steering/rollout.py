@@ -29,6 +29,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.items import NANO_PER_USD
 from penstock.engine.measure.guards import Decision as Finding
 from penstock.engine.measure.guards import Guard
+from penstock.engine.steering.words import bounded
 
 State = Literal["running", "waiting", "paused", "promoted", "rolled_back", "passed", "watching"]
 Word = Literal["pause", "resume", "promote", "rollback"]
@@ -52,8 +53,6 @@ UNPAIRED = frozenset({"error_rate", "refusals"})
 """Guards that a shadow stage can't decide, for the candidate is asked for no item that the baseline failed."""
 UNPAID = 20
 """Items without money for their shadow that end the stage: a single long one may find none while others still do."""
-
-
 SILENT = 100
 """Items more without an answer of the candidate than with one that end a shadow stage: it would never fill its pairs. A
 guess; one that answers every second item or more is for the guards."""
@@ -248,7 +247,7 @@ def back_to(model: str, versions: tuple[str, str], by: str, now: float, why: str
     back to, the one that is live now)."""
     if versions[0] == versions[1]:
         raise SpecError(f"{versions[0]} of {model} is live already")
-    decision = Decision(now, by, "rolled_back", 0, 0.0, why)
+    decision = Decision(now, by, "rolled_back", 0, 0.0, bounded(why))
     return Rollout(_id(model, versions, now), model, *versions, (), (), (decision,), state="rolled_back")
 
 
@@ -385,7 +384,7 @@ def _next(
     told: Sequence[Told] = (),
 ) -> Rollout:
     moved = msgspec.structs.replace(rollout, state=state, stage=stage)
-    decision = Decision(now, by, what, stage, moved.share, why, tuple(told))
+    decision = Decision(now, by, what, stage, moved.share, bounded(why), tuple(told))
     return msgspec.structs.replace(moved, decisions=(*rollout.decisions, decision))
 
 

@@ -16,6 +16,8 @@ from penstock.engine.measure.guards import Guard, Verdict
 
 UNPAIRED = "; it informs only, for a shadow is asked for no item that the live version could not answer"
 INFORMS = "; it informs only, for this judge is not calibrated on people's labels"
+MOST_CHARS = 2_000
+"""Of a decision's reason. It stands in the one document that every driver reads each second."""
 
 
 class Means(NamedTuple):
@@ -76,6 +78,12 @@ def of_sizes(guard: Guard, verdict: Verdict, n: int, base: str) -> str:
         return f"{guard.name}: too few items to compare yet"
     numbers = f"{_factor(verdict.mean)} that of {base} over {n:,} items"
     return f"{guard.name}: {numbers}; {_found(guard, verdict, lambda line: f'more than {_factor(line)} as much')}"
+
+
+def bounded(why: str) -> str:
+    """A reason of somebody's making, a whole log maybe: cut, for a rollback in an emergency is not refused for it."""
+    left = len(why) - MOST_CHARS
+    return why if left <= 0 else f"{why[:MOST_CHARS]} … ({left:,} more characters were left out)"
 
 
 def _found(guard: Guard, verdict: Verdict, beyond: Callable[[float], str]) -> str:

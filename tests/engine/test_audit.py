@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine import audit
-from penstock.engine.audit import GENESIS, MAX_AHEAD, Draft, Head, Kept, Line, Verdict, Walk, append, kept
+from penstock.engine.audit import (
+    GENESIS,
+    MAX_AHEAD,
+    MAX_FACTS_BYTES,
+    Draft,
+    Head,
+    Kept,
+    Line,
+    Verdict,
+    Walk,
+    append,
+    kept,
+)
 from penstock.engine.errors import SpecError
 
 AT = 1_795_525_207.12
@@ -166,10 +178,15 @@ def test_an_entry_of_a_newer_penstock_still_holds() -> None:
     assert verdict([line], Head(1, digest)).broken is None
 
 
-def test_facts_are_small() -> None:
-    """A log that is read whole must stay readable."""
-    with pytest.raises(SpecError, match="32,768"):
-        append(Head(), [draft(why="x" * 40_000)])
+def test_facts_are_small_and_what_is_too_long_is_left_out_with_its_name() -> None:
+    """A log that is read whole must stay readable, and a long entry may not keep out those behind it."""
+    names = {f"m{n}": "y" * 9_000 for n in range(9)}
+    for facts, left in (({"why": "x" * 40_000}, ["why"]), (names, [f"m{n}" for n in range(6)])):
+        line, head = append(Head(), [draft(share=0.5, **facts)])
+        told = json.loads(line)["facts"]
+        assert verdict([line], head).broken is None
+        assert (told["share"], told["left_out"]["names"]) == (0.5, left)
+        assert len(line) < MAX_FACTS_BYTES + 1_000
 
 
 @pytest.mark.parametrize("text", ["", "abc", "9:" + "0" * 63, "x:" + "0" * 64, "-1:" + "0" * 64])

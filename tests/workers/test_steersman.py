@@ -25,6 +25,7 @@ from penstock.engine.steering.evidence import guards, judged
 from penstock.engine.steering.judges import Calibration
 from penstock.engine.steering.rollout import SHADOW, UNPAID, How, Rollout, Shadowing, begin, said
 from penstock.engine.steering.turn import Turn
+from penstock.engine.steering.words import MOST_CHARS
 from penstock.workers.fleet import first_pools
 from penstock.workers.steering import JUDGE_EVERY_S, OWED_S, Steersman, named_pools
 
@@ -368,6 +369,34 @@ async def test_a_decision_whose_writer_died_is_written_down_by_another(tmp_path:
     await seat.look()
     assert [e.kind for e in open_audit(url).entries()] == ["rollout_started"]
     assert SteeringFile(url).read()[0].owed == ()  # type: ignore[index]
+
+
+async def test_an_audit_log_that_cannot_be_written_keeps_no_bad_version_answering(tmp_path: Path) -> None:
+    """The debt is told once and stays."""
+    url, at = str(tmp_path), rolling()
+    SteeringFile(url).change(lambda now: document.started(now, at))
+    (tmp_path / "audit").write_bytes(b"")  # no folder
+    seat = Seat(url, [cell(at, "baseline", 900, 800), cell(at, "candidate", 900, 200)])
+    await seat.hand.first(seat.lanes.steer)
+    seat.now += OWED_S
+    for _ in range(3):
+        await seat.look()
+    assert seat.last.state == "rolled_back"
+    assert len(SteeringFile(url).read()[0].owed) == 2  # type: ignore[index]
+    assert sum("the audit log lacks" in note for note in seat.notes) == 1
+
+
+def test_a_reason_as_long_as_a_log_is_cut_and_the_word_is_obeyed(tmp_path: Path) -> None:
+    file, log = SteeringFile(str(tmp_path)), "x" * 40_000
+    file.change(lambda now: document.started(now, rolling()))
+    after = file.change(lambda now: document.spoken(now, "small", "rollback", "ann", 1.0, log))
+    assert after is not None
+    after = file.change(lambda now: document.with_experiment(now, "j/x", document.Stopped(2.0, "ann", log)))
+    assert after is not None
+    file.pay(after.owed)
+    for why in (after.rollouts["small"].decisions[-1].why, after.experiments["j/x"].why):
+        assert why == "x" * MOST_CHARS + " … (38,000 more characters were left out)"
+    assert [e.kind for e in open_audit(str(tmp_path)).entries()] == ["rollout_started", "rollback", "rollout_ended"]
 
 
 def test_ten_who_change_the_document_at_once_lose_nothing(tmp_path: Path) -> None:

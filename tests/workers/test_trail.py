@@ -180,13 +180,24 @@ async def test_a_log_that_breaks_under_a_run_is_told_once_and_its_entries_wait(d
     assert desk.entries()[-1].kind == "run_ended"
 
 
-async def test_a_catalogue_too_large_for_one_entry_is_told_by_its_digest(tmp_path: Path) -> None:
+async def test_of_a_catalogue_too_large_for_one_entry_the_longest_parts_are_told_by_a_digest(tmp_path: Path) -> None:
     """The version still says which policy it was."""
     desk = Desk(tmp_path)
     models = {f"m{n}": Model(f"m{n}", (Version("v", "x"),), "v", account="us") for n in range(1000)}
     spec = msgspec.structs.replace(desk.trail._spec, catalog=Catalog(CATALOG.accounts, models, {}))  # pyright: ignore[reportPrivateUsage]
     await Trail(spec, RunOptions(), desk.notes.append).began(1, Planned(PLAN), 0.0)
-    assert desk.facts("policy")[0].keys() == {"policy_version", "too_long", "digest"}
+    (policy,) = desk.facts("policy")
+    assert (policy["policy_version"], "models" in policy) == ("pol1", False)
+    assert policy["left_out"]["names"] == ["models"]  # type: ignore[index]
+
+
+async def test_walls_that_keep_items_from_a_thousand_models_do_not_keep_the_end_out_of_the_log(desk: Desk) -> None:
+    tally = Tally(
+        refused={"eu-only": 1}, refused_models={f"eu-only|a-model-with-a-long-name-{n}": 1 for n in range(1000)}
+    )
+    await desk.trail.ended("done", "", tally, 1.0)
+    assert [entry.kind for entry in desk.entries()] == ["wall_refusals", "run_ended"]
+    assert desk.notes == []
 
 
 async def test_a_model_that_answers_under_another_name_is_told_once_and_so_is_a_new_fingerprint(desk: Desk) -> None:
