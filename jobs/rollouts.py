@@ -244,7 +244,8 @@ def _live(known: Known, name: str, version: str) -> str:
 
 
 def _jobs(url: str) -> Known:
-    """Of each job's latest run that can be read, the latest first."""
+    """Of each job's latest run that can be read, the latest first. An evaluation is no run of its job: it has the
+    versions that it compares for live ones, and scores every row."""
     history, found, unread = open_history(url), dict[str, Job](), list[str]()
 
     def left_out(run_id: str, error: PenstockError) -> None:
@@ -257,7 +258,8 @@ def _jobs(url: str) -> Known:
             except (Corrupt, SpecError) as error:
                 left_out(run.run_id, error)
             else:
-                found[run.name] = Job(spec.catalog, spec.policy)
+                if not spec.pinned:
+                    found[run.name] = Job(spec.catalog, spec.policy)
     return Known(list(found.values()), tuple(unread))
 
 
