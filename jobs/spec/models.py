@@ -107,7 +107,6 @@ def _carrying_model(found: Found, doc: Doc, path: Path, file: ModelFile, own: se
 
 def _api_model(found: Found, doc: Doc, path: Path, file: ModelFile, account: Account) -> Model:
     versions, live = _versions(doc, path, file, "")
-    known = hosts.host(account.provider)
     price = None if file.price is None else _declared(doc, path, file.price)
     if price is None:
         places: list[Path] = [(*path, "versions", i) for i in range(len(file.versions))] or [path]
@@ -120,9 +119,15 @@ def _api_model(found: Found, doc: Doc, path: Path, file: ModelFile, account: Acc
         price=price,
         regions=tuple(file.regions) or account.regions,
         no_train=file.no_train or account.no_train,
-        origin=file.origin or (known.origin if known else None),
+        origin=file.origin or _origin_at(account),
         context=file.context,
     )
+
+
+def _origin_at(account: Account) -> str | None:
+    """Behind another address than the known host's own, its name says nothing of who made a model."""
+    known = hosts.by_url(account.base_url)
+    return known.origin if known is not None and known.name == account.provider else None
 
 
 def _worker_model(part: Part, path: Path, file: ModelFile) -> Model:

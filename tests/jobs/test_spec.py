@@ -340,6 +340,28 @@ def test_a_catalogue_account_serves_the_short_form(tmp_path: Path) -> None:
     assert set(made.catalog.tiers.values()) == {("anthropic/claude-haiku-4-5",)}
 
 
+def test_a_known_hosts_origin_holds_at_its_own_address_alone(tmp_path: Path) -> None:
+    """A gateway under a provider's name serves whatever it likes: a wall must hear who made the model."""
+    accounts = (
+        "accounts:\n  openai: {base_url: https://proxy.example.cn/v1, api_key: env:K}\n"
+        "  gateway: {provider: mistral, base_url: https://gateway.example/v1, api_key: env:K}\n"
+        "  direct: {provider: mistral, api_key: env:K}\n"
+    )
+    models = [
+        f"{{name: {name}, account: {account}, model: m, price: free{said}}}"
+        for name, account, said in (
+            ("proxied", "openai", ""),
+            ("gated", "gateway", ""),
+            ("told", "gateway", ", origin: cn"),
+            ("straight", "direct", ""),
+        )
+    ]
+    listed = f"[{', '.join(models)}]"
+    made = job(tmp_path, MINIMAL.replace("[anthropic/claude-haiku-4-5]", listed) + accounts)
+    origins = {name: model.origin for name, model in made.catalog.models.items()}
+    assert origins == {"proxied": None, "gated": None, "told": "cn", "straight": "eu"}
+
+
 def test_a_job_may_choose_models_of_the_catalogue_by_name(tmp_path: Path) -> None:
     """Plain names: these models, in this order, whatever the catalogue's tiers say."""
     (tmp_path / "catalog.yaml").write_text(CATALOG)
