@@ -67,6 +67,7 @@ class Flights:
             adopted, candidate = claimed
             self._places.move(slot, candidate)
             _as_asked(slot, candidate, adopted.version)
+            slot.role = adopted.role
             self.fly(slot, adopted.worker, now)
             if adopted.outcome is not None:
                 self.landed(adopted.outcome, now)

@@ -150,3 +150,13 @@ def test_an_answer_that_comes_before_its_item_waits_for_it() -> None:
     assert heir.save() == ["early"]
     assert heir.lane.tally.late_payments == 0
     assert [(call.item_id, call.attempt) for call in heir.take()] == [("i1", 1)]
+
+
+def test_a_call_that_outlived_its_lane_keeps_its_role() -> None:
+    """A fallback's answer is no first choice's, in the costs neither."""
+    heir = Owner({})
+    heir.lane.adopt([Adopted("i0", 0, 2, "m", "w", role="fallback", version="v1")])
+    heir.offer(0)
+    heir.commit()
+    heir.lane.outcome(Outcome("i0", 0, 2, 0.0, 1.0, Answer("yes", "stop", b"{}"), None, Usage(5, output=5)), heir.now)
+    assert [line.role for line, _ in heir.commit().costs] == ["fallback"]
