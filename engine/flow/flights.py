@@ -340,7 +340,7 @@ class Flights:
 
     def _lose(self, slot: Slot, message: str, now: float) -> None:
         slot.maybe_paid = slot.orphaned = True
-        failure = Failure("worker_lost", message, may_be_billed=True)
+        failure = Failure("worker_lost", message, may_be_billed=not slot.own)
         item, ms = slot.item, max(0.0, now - slot.sent_at) * 1000
         self.landed(Outcome(item.item_id, item.generation, slot.attempt, slot.sent_at, ms, failure=failure), now)
 

@@ -128,6 +128,11 @@ class Slot:
         return self.route.candidates[self.candidate].pool
 
     @property
+    def own(self) -> bool:
+        """Served by an engine of our own: nobody bills its calls one by one."""
+        return _is_own(self.pool)
+
+    @property
     def model(self) -> str:
         return self.route.candidates[self.candidate].model
 
@@ -138,6 +143,10 @@ class Slot:
     @property
     def tokens(self) -> int:
         return self.est_input + self.max_output
+
+
+def _is_own(pool: str) -> bool:
+    return pool.startswith("vllm:")
 
 
 def urgency(attributes: Attributes) -> int:
@@ -161,7 +170,7 @@ class Ready:
         if slot.pending is not None:
             self.steps += 1
         pool = slot.pool
-        length = -slot.tokens if pool.startswith("vllm:") else 0
+        length = -slot.tokens if _is_own(pool) else 0
         entry = (-urgency(slot.item.attributes), length, slot.seq, slot)
         heapq.heappush(self._heaps.setdefault(pool, []), entry)
         self._tokens[pool] = self._tokens.get(pool, 0) + slot.tokens

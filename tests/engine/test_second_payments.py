@@ -100,3 +100,25 @@ def test_a_call_without_an_answer_is_marked_and_is_no_crash() -> None:
     rig.lane.tick(rig.now)
     rig.land()
     assert rig.told() == (1, 0)
+
+
+def test_an_own_engine_that_is_lost_costs_the_budget_nothing_more() -> None:
+    """Its hours are on the bill whatever becomes of its calls; the item is marked all the same."""
+    own = Model("own", (Version("v1", "own"),), "v1", worker="vllm", hour_usd=3.0, context=8000)
+    spent: dict[str, int] = {}
+    for model, pool in ((MODEL, "api:a"), (own, "vllm:own@v1")):
+        catalog = Catalog(CATALOG.accounts, {model.name: model}, {1: (model.name,)})
+        policy = Policy({"t": Task("t", tier=1, max_tokens=10)}, default_task="t")
+        one = OneLane(catalog, policy, HOOKS, (Budget(10**12),))
+        one.lane.offer(Item("i", Position("s", 0, 0), Attributes(), Request(b"{}"), b"x", one.now), one.now)
+        one.commit()
+        one.lane.take(pool, 9, 1 << 30, "w", one.now)
+        for wish in one.lane.wishes():
+            one.lane.leased(wish.key, {"l": 10**11}, one.now)
+        assert len(one.lane.take(pool, 9, 1 << 30, "w", one.now)) == 1
+        one.lane.worker_lost("w", one.now)
+        spent[model.name] = one.lane.tally.forfeit_nano
+        slot = one.lane.slots["i", 0]
+        assert (slot.maybe_paid, slot.orphaned) == (True, True)
+    assert spent["m"] > 0
+    assert spent["own"] == 0
