@@ -47,6 +47,9 @@ GUARDS: Mapping[str, Guard] = {
 """By the name that a person says. Any loss of quality that can be shown fails; of the others, what all items are
 counted for, only a loss that matters: a point more of errors, a tenth more cost, a quarter more time. Guesses."""
 
+FEW = 10
+"""A stage does not wait for a scorer with so many times fewer scores there than the one with the most. A guess."""
+
 Key = tuple[int, str]
 """(stage, task)."""
 
@@ -201,14 +204,22 @@ def _coins(good: int, items: int) -> Sample:
 
 
 def _quality(guard: Guard, view: View) -> list[Told]:
-    """Scores count by the scorer's name and version. With none that may decide, the guard goes on."""
+    """Scores count by the scorer's name and version. With none that may decide, the guard goes on.
+
+    A loss is looked for by each scorer, and all that ever scored share the alarm rate. A stage waits for those that
+    score it: one that was edited or whose job is over would else hold it for ever. Which these are is told by how often
+    they scored, never by what they said: so none is chosen for having passed.
+    """
     found = _in_pairs(view) if view.stage == SHADOW else _in_arms(view)
     deciding = [scorer for scorer in found if not is_judge(scorer) or scorer in view.trusted]
     shared = msgspec.structs.replace(guard, alarm_rate=guard.alarm_rate / max(1, len(deciding)))
     told = [] if deciding else [Told(guard.name, "go on", 0, None, None, words.undecidable(guard, judges=bool(found)))]
-    for scorer in sorted(found):
-        verdict, why = found[scorer](shared)
-        told.append(_told(f"{guard.name} {scorer}", verdict, why, "" if scorer in deciding else words.INFORMS))
+    said = {scorer: found[scorer](shared) for scorer in sorted(found)}
+    most = max((said[scorer][0].items for scorer in deciding), default=0)
+    for scorer, (verdict, why) in said.items():
+        few = verdict.items * FEW < most and verdict.decision != "fail"
+        informs = words.INFORMS if scorer not in deciding else words.FEW if few else ""
+        told.append(_told(f"{guard.name} {scorer}", verdict, why, informs))
     return told
 
 

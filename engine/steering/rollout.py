@@ -84,8 +84,8 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """That can't be ruled out. None: nothing is known."""
     why: str
     informs: bool = False
-    """It decides nothing: its scorer is a judge that was not calibrated (`judges.py`), or a shadow stage can't decide
-    it (`UNPAIRED`)."""
+    """It decides nothing: its scorer is a judge that was not calibrated (`judges.py`), or has few scores in this stage,
+    or a shadow stage can't decide it (`UNPAIRED`)."""
 
 
 class Decision(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,6 +16,7 @@ from penstock.engine.measure.guards import Guard, Verdict
 
 UNPAIRED = "; it informs only, for a shadow is asked for no item that the live version could not answer"
 INFORMS = "; it informs only, for this judge is not calibrated on people's labels"
+FEW = "; nobody waits for it, for it has few scores here beside another scorer's"
 MOST_CHARS = 2_000
 """Of a decision's reason. It stands in the one document that every driver reads each second."""
 

@@ -23,7 +23,7 @@ from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import guards, judged
 from penstock.engine.steering.judges import Calibration
-from penstock.engine.steering.rollout import SHADOW, UNPAID, How, Rollout, Shadowing, begin, said
+from penstock.engine.steering.rollout import SHADOW, UNPAID, How, Rollout, Shadowing, begin, said, see
 from penstock.engine.steering.turn import Turn
 from penstock.engine.steering.words import MOST_CHARS
 from penstock.workers.fleet import first_pools
@@ -131,6 +131,34 @@ def test_each_cheap_guard_finds_what_it_is_for_and_nothing_in_equal_arms(
     assert bad.decision == "fail", bad
     assert bad.guard == guard
     assert bad.why == f"{guard}: {said} (chance of a false alarm at most 1 %)"
+
+
+def scored_by(scorer: str, made: Cell) -> Cell:
+    made.scores = {scorer: made.scores["exact@1"]}
+    return made
+
+
+def test_a_stage_waits_for_the_scorers_that_score_it_and_for_no_other() -> None:
+    """One that was edited since, or a trial's: neither will ever have scores enough. A loss that it shows counts."""
+    at = said(rolling(), "promote", "ann", 1.0)  # one stage further
+    assert at.stage == 1
+    early = [cell(rolling(), side, 900, 800) for side in ("baseline", "candidate")]
+    edited = [scored_by("exact@2", cell(at, side, 900, 800)) for side in ("baseline", "candidate")]
+
+    def trial(good: int) -> list[Cell]:
+        return [scored_by("other@1", cell(at, side, 80, g)) for side, g in (("baseline", 80), ("candidate", good))]
+
+    for cells, decisions, state in (
+        (early, ["go on"], None),
+        ([*early, *edited], ["go on", "pass"], "promoted"),
+        ([*early, *edited, *trial(79)], ["go on", "pass", "go on"], "promoted"),
+        ([*early, *edited, *trial(20)], ["go on", "pass", "fail"], "rolled_back"),
+        ([*edited[:1], *[scored_by("exact@2", cell(at, "candidate", 300, 266))], *trial(79)], ["go on", "go on"], None),
+    ):
+        told = judged(at, cells)
+        after = see(at, told, 2.0)
+        assert [each.decision for each in told] == decisions
+        assert (after.state if after else None) == state
 
 
 # ---- drivers
