@@ -23,6 +23,9 @@ LOW_SHARE = 0.25
 """A lease with less than this left is worth a successor. A guess: it lasts seconds, a ledger write milliseconds."""
 
 
+Period = Literal["day", "month"]
+LATE_DAYS = 2
+"""So long the leases of a day or month that is over are still closed for owners that died. A guess."""
 Purpose = StepKind | Literal["explore"]
 """What may have a budget of its own: steps, and items that try a model which is not known well enough."""
 Keys = tuple[tuple[str, int], ...]
@@ -35,7 +38,7 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     """A hard limit. `per` None: the whole run. `tenant` "*": one such budget for each tenant."""
 
     limit_nano: int
-    per: Literal["day", "month"] | None = None
+    per: Period | None = None
     tenant: str | None = None
     role: Purpose | None = None
     """Only for calls of this kind; they must fit into the general ones as well."""
@@ -64,20 +67,29 @@ def budget_keys(
             who = f"/tenant/{quote(tenant or '', safe='')}"
         else:
             continue
-        key = _period(budget, run_id, now) + who + (f"/for/{budget.role}" if budget.role is not None else "")
+        key = _period(budget.per, run_id, now) + who + (f"/for/{budget.role}" if budget.role is not None else "")
         keys[key] = min(budget.limit_nano, keys.get(key, budget.limit_nano))
     return list(keys.items())
 
 
-def _period(budget: Budget, run_id: str, now: float) -> str:
+def _period(per: Period | None, run_id: str, now: float) -> str:
     day = datetime.fromtimestamp(now, UTC)
-    match budget.per:
+    match per:
         case None:
             return f"run/{quote(run_id, safe='')}"
         case "day":
             return f"day/{day:%Y-%m-%d}"
         case "month":
             return f"month/{day:%Y-%m}"
+
+
+def key_heads(run_id: str, now: float) -> set[str]:
+    """How the keys begin under which a run may have leases that still matter: its own, those of rollouts, of this day
+    and month and of those that just ended, or begin by another machine's clock. What is open in a budget whose time is
+    long over keeps nobody from anything."""
+    near = [now + 86_400 * days for days in range(-LATE_DAYS, 2)]
+    periods: tuple[Period | None, ...] = (None, "day", "month")
+    return {"rollout", *(_period(per, run_id, at) for per in periods for at in near)}
 
 
 # ---- the lane's purse

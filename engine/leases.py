@@ -119,8 +119,9 @@ def settle(ledger: Ledger, lease_id: str, spent_nano: int) -> Ledger:
     )
 
 
-def forfeit(ledger: Ledger, run: str, lane: int, before: Epoch, proven: Mapping[str, int]) -> tuple[Ledger, int]:
-    """Close the leases that a dead owner of this lane left behind (epochs below `before`). Call it after the fence.
+def forfeit(ledger: Ledger, run: str, lane: int | None, before: Epoch, proven: Mapping[str, int]) -> tuple[Ledger, int]:
+    """Close the leases that a dead owner of this lane (None: of any) left behind (epochs below `before`). Call it after
+    the fence.
 
     `proven`: lease id → nano-dollars that its committed progress says were spent. The rest of the lease may have been
     spent on calls in flight: it counts as spent and is returned as forfeit.
@@ -141,8 +142,8 @@ def relimit(ledger: Ledger, limit_nano: int) -> Ledger:
     return msgspec.structs.replace(ledger, limit_nano=limit_nano, overrun_nano=over)
 
 
-def _is_dead(lease: Lease, run: str, lane: int, before: Epoch) -> bool:
-    return lease.run == run and lease.lane == lane and tuple(lease.epoch) < tuple(before)
+def _is_dead(lease: Lease, run: str, lane: int | None, before: Epoch) -> bool:
+    return lease.run == run and lane in (None, lease.lane) and tuple(lease.epoch) < tuple(before)
 
 
 def _amounts(ledger: Ledger) -> list[int]:

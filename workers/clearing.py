@@ -8,7 +8,6 @@ import time
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import discard_stores, refuse_held
 from penstock.connectors.state import open_state
-from penstock.engine.plan import MAX_LANES
 from penstock.workers.runspec import RunSpec
 from penstock.workers.trail import Trail
 
@@ -19,7 +18,7 @@ async def make_way(spec: RunSpec, trail: Trail, *, fresh: bool) -> None:
         await refuse_held(spec.sinks, spec.run_id)
         await trail.deletes(time.time())
         # what the thrown-away progress could have proved unspent counts as spent
-        await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, MAX_LANES)
+        await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, time.time())
         await discard_stores(spec.sinks, spec.run_id)
     elif spec.budgets:
-        await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).check)
+        await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).check, time.time())

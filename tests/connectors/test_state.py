@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,25 +161,56 @@ def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(url: str) -> None:
     client = LedgerClient(open_state(url), "r")
     client.lease(need(500_000), "0-1", 0, (1, 1), 0.0)
     client.lease(need(100_000), "1-1", 1, (1, 1), 0.0)
-    assert client.forfeit(0, (1, 2), {"0-1": 200_000}) == 300_000
-    assert client.forfeit(0, (1, 2), {"0-1": 200_000}) == 0
+    assert client.forfeit(0, (1, 2), {"0-1": 200_000}, 0.0) == 300_000
+    assert client.forfeit(0, (1, 2), {"0-1": 200_000}, 0.0) == 0
     ledger = client.read("run/r")
     assert ledger is not None
     assert (ledger.settled_nano, ledger.forfeit_nano, ledger.leased_nano) == (200_000, 300_000, 100_000)
-    assert client.forfeit_run(2) == 100_000
+    assert client.forfeit_run(0.0) == 100_000
+
+
+class Counting(FolderState):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.read: list[str] = []
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        self.read.append(key)
+        return super().get(key)
+
+
+def test_a_lanes_opening_reads_no_ledger_of_other_runs_or_days_long_over(tmp_path: Path) -> None:
+    """A state that has served for years holds thousands; on S3 reading them all took longer than a lane may."""
+    state, now = Counting(tmp_path), 1_780_000_000.0
+    day = f"day/{datetime.fromtimestamp(now, UTC):%Y-%m-%d}"
+    others = ["run/job-10", "run/j", *(f"day/2020-01-{n:02d}/tenant/t" for n in range(1, 29)), "month/2020-01"]
+    mine = ["run/job-1", "run/job-1/tenant/" + "t" * 200, f"{day}/tenant/t", "rollout/r"]
+    for key in [*others, *mine]:
+        LedgerClient(state, "job-1").lease(NeedLease(key, 10, 1_000), "0-1", 0, (1, 1), now)
+    state.read.clear()
+    client = LedgerClient(state, "job-1")
+    client.check(now)
+    assert sorted(state.read) == sorted(document(key) for key in mine)
+    assert client.forfeit(0, (1, 2), {}, now) == 10 * len(mine)
+
+
+def test_a_run_with_a_long_name_finds_its_leases_too(tmp_path: Path) -> None:
+    client, key = LedgerClient(FolderState(tmp_path), "j" * 120), f"run/{'j' * 120}/tenant/{'t' * 60}"
+    client.lease(NeedLease(key, 10, 1_000), "3-1", 3, (1, 1), 0.0)
+    assert client.forfeit_run(0.0) == 10
 
 
 def test_a_ledger_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
     """`Corrupt`: nothing is paid for without a ledger, and a lost one is not begun anew in the middle."""
     state = FolderState(tmp_path)
     client = LedgerClient(state, "r")
-    client.check()
+    client.check(0.0)
     client.lease(need(100), "0-1", 0, (1, 1), 0.0)
     (tmp_path / document("run/r")).unlink()
     with pytest.raises(Corrupt):
         client.settle("run/r", "0-1", 50)
     state.put(document("run/r"), b'{"key": "run/r", "limit_nano": 5, "settled_nano": 9}', None)
-    for ask in (client.check, lambda: client.lease(need(100), "0-2", 0, (1, 1), 0.0)):
+    for ask in (lambda: client.check(0.0), lambda: client.lease(need(100), "0-2", 0, (1, 1), 0.0)):
         with pytest.raises(Corrupt):
             ask()
 

@@ -31,6 +31,14 @@ def test_a_server_that_is_away_is_waited_for_as_long_as_the_job_says() -> None:
     assert not one.may_reopen(0, AWAY, "the broker is away", NOW + 601)
 
 
+def test_an_opening_that_takes_too_long_is_an_outage_too() -> None:
+    """At a minute a try there were never enough of them to end the run, and nobody was told."""
+    one, told = patience()
+    assert all(one.may_reopen(0, TimeoutError(), "TimeoutError()", NOW + n * 62) for n in range(10))
+    assert [note for note in told if "lane 0 did not open in time" in note] == told != []
+    assert not one.may_reopen(0, TimeoutError(), "TimeoutError()", NOW + 620)
+
+
 def test_the_next_outage_has_its_own_time() -> None:
     """Whether the lane was opened in between, or only nobody tried."""
     one, told = patience()

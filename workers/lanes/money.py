@@ -28,7 +28,7 @@ class LedgerPort(Protocol):
         ...
 
     def settle(self, key: str, lease_id: str, spent_nano: int) -> None: ...
-    def forfeit(self, lane: int, before: Epoch, proven: dict[str, int]) -> int: ...
+    def forfeit(self, lane: int, before: Epoch, proven: dict[str, int], now: float) -> int: ...
 
 
 class LaneMoney:
@@ -60,7 +60,7 @@ class LaneMoney:
     async def forfeit(self) -> None:
         """Close what dead owners left open; what can't be proven unspent is spent."""
         proven = dict(self._machine.last_spent)
-        lost = await asyncio.to_thread(self._ledger.forfeit, self._lane, self._epoch, proven)
+        lost = await asyncio.to_thread(self._ledger.forfeit, self._lane, self._epoch, proven, self._now())
         self._machine.tally.forfeit_nano += lost
 
     def step(self, now: float) -> None:

@@ -36,6 +36,8 @@ class Patience:
 
     def may_reopen(self, lane: int, error: Exception | None, why: str, now: float) -> bool:
         """`error`: what kept it from being opened; None: it failed while it worked. `why`: in words."""
+        if isinstance(error, TimeoutError):  # something that it needs hardly answers
+            return self._may_wait(lane, f"lane {lane} did not open in time", now)
         if isinstance(error, Away):
             return self._may_wait(lane, why, now)
         times = self._failures.setdefault(lane, [])
