@@ -96,10 +96,10 @@ def touched(history: History, at: Rollout) -> tuple[list[Touched], list[Left]]:
 
 
 def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Touched | list[Left]:
-    """What it touched in one run; else those that must end first, or none. What an evaluation answered is nobody's
-    result."""
+    """What it touched in one run; else those that must end first, or none. What an evaluation or a trial
+    answered is nobody's result."""
     spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
-    if spec is None or spec.pinned or at.model not in spec.catalog.models:
+    if spec is None or spec.pinned or spec.limit is not None or at.model not in spec.catalog.models:
         return []
     runs = [run, *map(history.status_or_starting, replay.replays(history, run.run_id))]
     if all(_ended_before(each, since) for each in runs):

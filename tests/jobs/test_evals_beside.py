@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from penstock.jobs import requeue, rollouts
+from penstock.jobs import requeue, rollouts, trial
 from penstock.jobs.cli import call
 from penstock.jobs.evals import running
 from penstock.jobs.evals.asked import Asked, Variant, models_of
@@ -65,13 +65,13 @@ def test_the_first_version_that_was_evaluated_is_not_taken_for_the_live_one(base
     assert rollouts.put_back(base.state, "small", "v2").rollout.baseline == "v2"
 
 
-def test_what_an_evaluation_asked_a_bad_version_is_not_sent_again(base: RunSpec) -> None:
+def test_what_an_evaluation_or_a_trial_asked_a_bad_version_is_not_sent_again(base: RunSpec) -> None:
     rollouts.start(base.state, rollouts.Ask("small", "v2", (0.05,), ("quality",)))
     told = {"item_id": "00" * 16, "model": "small", "model_version": "v2", "finished_at": datetime.now(UTC).isoformat()}
     results = Path("answered.jsonl")
     results.write_text(json.dumps({"answer": "a", "penstock": told}) + "\n")
-    spec = evaluation(base)
-    ended(spec, 2.0, results=[str(results)])
+    for spec in (evaluation(base), trial.first(base, 5)):
+        ended(spec, 2.0, results=[str(results)])
     at = rollouts.speak(base.state, "small", "rollback").rollout
     assert requeue.touched(open_history(base.state), at) == ([], [])
     ended(msgspec.structs.replace(base, run_id="labels-2"), 3.0, results=[str(results)])
