@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.errors import PenstockError, SpecError
 from penstock.jobs import trial
 from penstock.jobs.feedback.following import Followed, following
 from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
@@ -104,9 +104,8 @@ def follow(
     meter, saved, told, drain_s = Meter(), _Saver(history, spec, display.say), 0, spec.execution.drain_s
     gave_up_at = drained_at = None
     while True:
-        status = handle.status()
-        now = clock.now()
-        display.show(meter.see(status, now))
+        status, now = handle.status(), clock.tick()
+        display.show(meter.see(status, clock.now()))
         if is_over(status):
             saved.last(status)
             return status
@@ -121,7 +120,7 @@ def follow(
         if stop.level >= 2 and told == 1:
             told = 2
             handle.cancel()
-            gave_up_at = clock.now() + STOP_GRACE_S
+            gave_up_at = now + STOP_GRACE_S
         if gave_up_at is not None and now >= gave_up_at:
             return _left_behind(status, saved)
         stop.wait(POLL_S)
@@ -144,12 +143,13 @@ class _Saver:
         self._unsaved: RunSpec | None = spec
         self._say = say
         self._state: RunState | None = None
-        self._next_at = 0.0
+        self._next_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, "penstock-history")
         self._going: Future[None] | None = None
         self._failed = False
 
     def see(self, status: RunStatus, now: float) -> None:
+        """`now`: of a clock that only grows."""
         if status.state == self._state and now < self._next_at:
             return
         if self._going is not None:
@@ -172,10 +172,11 @@ class _Saver:
         self._history.save_status(status)
 
     def _heard(self, going: Future[None]) -> None:
-        """What is wrong is said once, until it is well again. Raises all but `Temporary`."""
+        """What is wrong is said once, until it is well again. It ends no run: who is refused today (credentials that
+        ran out) may write again tomorrow."""
         try:
             going.result()
-        except Temporary as error:
+        except PenstockError as error:
             if not self._failed:
                 self._say(f"the run's history can't be written now: {error}")
             self._failed = True
@@ -242,10 +243,8 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
             handle.close()
     result = JobResult(spec, status, was_done=before.state == "done" and before.items == done_items(status))
     if result.nothing_to_do and before.status is not None:
-        with suppress(Temporary):
-            history.save_status(
-                before.status
-            )  # how the run went stays what history tells, not how this look at it went
+        with suppress(PenstockError):  # how the run went stays what history tells, not how this look at it went
+            history.save_status(before.status)
     return result
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog
-from penstock.engine.errors import Held, PenstockError, Temporary
+from penstock.engine.errors import Held, PenstockError, Refused, Temporary
 from penstock.engine.policy import Policy
 from penstock.jobs import exits, trial
 from penstock.jobs import run as running
@@ -227,7 +227,9 @@ def test_the_second_interrupt_stops_now(tmp_path: Path) -> None:
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    result, run, _ = carry_out(tmp_path, ["running", interrupt, "draining", interrupt, "draining", "interrupted"])
+    result, run, _ = carry_out(
+        tmp_path, ["running", interrupt, "draining", interrupt, "draining", "interrupted"], Tally()
+    )
     assert run.asked == ["drain", "cancel", "close"]
     assert result.exit_code == 130
 
@@ -421,6 +423,51 @@ def test_a_history_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_pat
     assert away.spec("job-1") == spec_in(tmp_path)
     assert heard.said == ["the run's history can't be written now: the bucket is away"]
     assert away.writes > 1
+
+
+class Shut(History):
+    """A state whose credentials ran out after the first write."""
+
+    writes = 0
+
+    def save_status(self, status: RunStatus) -> None:
+        self.writes += 1
+        if self.writes > 1:
+            raise Refused("the session token has expired")
+        super().save_status(status)
+
+
+def test_a_history_that_refuses_a_write_ends_no_run(tmp_path: Path) -> None:
+    """It ended the command, which killed the driver at once: calls in flight were paid for again."""
+    shut = Shut(open_state(str(tmp_path / ".penstock")), str(tmp_path / ".penstock"))
+    run, heard = ScriptedRun(["starting", "running", "draining", "running", "done"], Tally(results=3)), Heard()
+    session = Session(open_cluster=ScriptedCluster(run).open, open_history=lambda _: shut)
+    assert running.execute(spec_in(tmp_path), session, heard, Stop()).status.state == "done"
+    assert heard.said == ["the run's history can't be written now: the session token has expired"]
+
+
+class SetBack:
+    """A clock that is set back by an hour at its second reading; its other one only grows."""
+
+    def __init__(self) -> None:
+        self._ticks = 0
+
+    def now(self) -> float:
+        return 1_700_000_000.0 - (3_600.0 if self._ticks > 1 else 0.0) + self._ticks
+
+    def tick(self) -> float:
+        self._ticks += 1
+        return float(self._ticks)
+
+
+def test_a_clock_that_is_set_back_keeps_no_drain_waiting(tmp_path: Path) -> None:
+    """The time to drain passes all the same, and then calls in flight are cut off."""
+    spec, stop = spec_in(tmp_path), Stop()
+    spec = msgspec.structs.replace(spec, execution=msgspec.structs.replace(spec.execution, drain_s=3.0))
+    stop.ask()
+    run = ScriptedRun(["running", *["draining"] * 8, "interrupted"], Tally())
+    running.follow(run, spec, history_of(tmp_path), Heard(), stop, SetBack())
+    assert run.asked == ["drain", "cancel"]
 
 
 class Gone(History):
