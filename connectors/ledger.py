@@ -15,7 +15,7 @@ import msgspec
 from penstock.connectors.documents import until_won
 from penstock.connectors.state import ABSENT, State
 from penstock.engine import leases
-from penstock.engine.budget import NeedLease, key_heads
+from penstock.engine.budget import NeedLease, key_heads, run_key
 from penstock.engine.errors import Corrupt
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Epoch
@@ -101,8 +101,9 @@ class LedgerClient:
         self._swap(key, lambda ledger: leases.settle(ledger, self._own(lease_id), spent_nano))
 
     def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int], now: float) -> int:
-        """Close what dead owners of a lane left open, under every key that can still matter (`key_heads`); returns
-        what had to be given up as spent. Call it after the lane was taken."""
+        """Close what dead owners of a lane left open, under every key that can still matter (`key_heads`). Returns what
+        of the run's money had to be given up as spent: each dollar lies under several keys, so that of the run's own
+        budget counts, or without one the largest. Call it after the lane was taken."""
         mine = {self._own(lease_id): spent for lease_id, spent in proven.items()}
         return self._forfeit(lane, before, mine, now)
 
@@ -114,7 +115,7 @@ class LedgerClient:
         return f"{self._run}/{lease_id}"
 
     def _forfeit(self, lane: int | None, before: Epoch, proven: Mapping[str, int], now: float) -> int:
-        total = 0
+        given_up: dict[str, int] = {}
         for name, found in self._within_reach(now):
             if not _concerns(found, self._run, lane):
                 continue
@@ -125,8 +126,8 @@ class LedgerClient:
                 return ledger
 
             self._swap_at(name, swap, None)
-            total += lost[0]
-        return total
+            given_up[found.key] = lost[0]
+        return given_up.get(run_key(self._run), max(given_up.values(), default=0))
 
     def _within_reach(self, now: float) -> list[tuple[str, Ledger]]:
         """The documents that leases of this run may be in, and no others: a state that has served for years holds

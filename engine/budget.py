@@ -72,11 +72,16 @@ def budget_keys(
     return list(keys.items())
 
 
+def run_key(run_id: str) -> str:
+    """Of a budget of the run itself."""
+    return f"run/{quote(run_id, safe='')}"
+
+
 def _period(per: Period | None, run_id: str, now: float) -> str:
     day = datetime.fromtimestamp(now, UTC)
     match per:
         case None:
-            return f"run/{quote(run_id, safe='')}"
+            return run_key(run_id)
         case "day":
             return f"day/{day:%Y-%m-%d}"
         case "month":

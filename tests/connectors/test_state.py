@@ -191,7 +191,21 @@ def test_a_lanes_opening_reads_no_ledger_of_other_runs_or_days_long_over(tmp_pat
     client = LedgerClient(state, "job-1")
     client.check(now)
     assert sorted(state.read) == sorted(document(key) for key in mine)
-    assert client.forfeit(0, (1, 2), {}, now) == 10 * len(mine)
+    assert client.forfeit(0, (1, 2), {}, now) == 10
+    assert [ledger.forfeit_nano for key in mine if (ledger := client.read(key))] == [10] * len(mine)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"), [(("run/r", "day/1970-01-01"), 300), (("day/1970-01-01", "month/1970-01"), 900)]
+)
+def test_a_dead_owners_money_is_told_once_whatever_the_budgets_it_lay_under(
+    tmp_path: Path, keys: tuple[str, ...], told: int
+) -> None:
+    """A lease of each is out for the same calls, as large as that budget allows."""
+    client = LedgerClient(FolderState(tmp_path), "r")
+    for key, nano in zip(keys, (300, 900), strict=True):
+        client.lease(NeedLease(key, nano, 100 * nano), key, 0, (1, 1), 0.0)
+    assert client.forfeit(0, (1, 2), {}, 0.0) == told
 
 
 def test_a_run_with_a_long_name_finds_its_leases_too(tmp_path: Path) -> None:
