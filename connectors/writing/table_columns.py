@@ -76,6 +76,34 @@ def _decode_result(line: bytes) -> RowLine | BatchLine:
     return RowLine(top, top.pop("answer"), _decode_provenance(top.pop("penstock")))
 
 
+class _Message(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    message: _Message = _Message()
+
+
+class _Completion(msgspec.Struct, frozen=True):
+    choices: tuple[_Choice, ...] = ()
+
+
+_decode_completion = msgspec.json.Decoder(_Completion).decode
+
+
+def as_row(line: RowLine | BatchLine) -> RowLine:
+    """A result as shape `rows` has it: of a completion, its first choice's text; else the body."""
+    if isinstance(line, RowLine):
+        return line
+    body = line.response.body
+    try:
+        choices = _decode_completion(body).choices
+    except (msgspec.MsgspecError, RecursionError):
+        return RowLine({}, body, line.penstock)
+    text = (choices[0].message.content or "") if choices else ""
+    return RowLine({}, msgspec.Raw(msgspec.json.encode(text)), line.penstock)
+
+
 def columns_of(struct: type[msgspec.Struct], prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Column]:
     """The flat columns of a record struct, in its order."""
     for field in msgspec.structs.fields(struct):
@@ -153,18 +181,21 @@ def common_kind(kinds: Iterable[str]) -> Kind:
 
 
 class Layout:
-    """What a results table looks like: learnt from all its records before the first is written."""
+    """What a results table looks like: learnt from all its records before the first is written.
+
+    A job whose `shape` was changed while it ran has records of both: they make a table of rows."""
 
     def __init__(self) -> None:
-        self.batch = False
+        self._requests = self._rows = False
         self._kinds: dict[str, set[str]] = {}
         self._answers: AnswerShape | None = AnswerShape()
 
     def learn(self, line: bytes) -> None:
         top = _decode_top(line)
         if top.keys() == _BATCH_KEYS:
-            self.batch, self._answers = True, None
+            self._requests, self._answers = True, None
             return
+        self._rows = True
         del top["penstock"]
         answer = bytes(top.pop("answer"))
         if self._answers is not None and not self._answers.learn(answer):
@@ -173,6 +204,11 @@ class Layout:
             kinds = self._kinds.setdefault(name, set())
             if (kind := kind_of_json(bytes(raw))) is not None:
                 kinds.add(kind)
+
+    @property
+    def batch(self) -> bool:
+        """Whether all records are in shape `openai-batch`."""
+        return self._requests and not self._rows
 
     def answer_type(self) -> ArrowType | None:
         """The struct type that fits every answer; None: the column is text."""

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TextIO
 import msgspec
 
 from penstock.connectors.base import gone
+from penstock.connectors.writing.record_structs import BatchLine
 from penstock.connectors.writing.records import usd
 from penstock.connectors.writing.table_columns import (
     BATCH,
@@ -28,6 +29,7 @@ from penstock.connectors.writing.table_columns import (
     Layout,
     Line,
     RowLine,
+    as_row,
     decode_line,
 )
 from penstock.engine.errors import SpecError, Temporary
@@ -85,10 +87,10 @@ class Table:
 
     def columns(self, lines: Sequence[Line]) -> Iterator[tuple[Column, list[object]]]:
         """Each column with its values; the user's as JSON text, ours as the structs hold them."""
-        rows = [line for line in lines if isinstance(line, RowLine)]
-        for name, column in self.kept.items():
-            yield column, [row.kept.get(name) for row in rows]
         if self.has_answer:
+            rows = [as_row(line) for line in lines if isinstance(line, RowLine | BatchLine)]
+            for name, column in self.kept.items():
+                yield column, [row.kept.get(name) for row in rows]
             yield Column("answer", ("answer",), "text", ours=False), [row.answer for row in rows]
         for column, get in zip(self.fixed, self._getters, strict=True):
             yield column, list(map(get, lines))

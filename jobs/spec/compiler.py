@@ -70,6 +70,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     _prompts_needed(doc, source, tasks)
     sinks = resolve.sinks(site, job.sinks, row.keep)
     resolve.check_not_input(doc, source, sinks)
+    resolve.check_one_shape(doc, source, sinks["results"], job.shape)
     sinks = with_replies(source, sinks)
     return RunSpec(
         run_id=run_id(name, values),

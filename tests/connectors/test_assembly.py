@@ -365,6 +365,23 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
         assert [r.get("response") for r in back] == [r.get("response") for r in spooled]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+async def test_records_of_both_shapes_make_a_table_of_rows(tmp_path: Path, suffix: str) -> None:
+    """The job's `shape` was changed while it ran: what was paid for is readable all the same."""
+    said, strange = (
+        msgspec.structs.replace(result(n, {}), answer=Answer("yes", "stop", body))
+        for n, body in enumerate((b'{"choices":[{"message":{"content":"yes"}}]}', b'{"choices":7}'), 2)
+    )
+    requests = [Encoder("run-1", "openai-batch").result(one) for one in (said, strange)]
+    rows = [Encoder("run-1", "rows").result(result(n, keep)) for n, keep in enumerate(KEPT)]
+    mixed = [OutRecord(0, n, line) for n, line in enumerate([*requests, *rows])]
+    await finished(tmp_path, suffix, {"results": mixed})
+    back = [json.loads(v) for v in iter_records([str(tmp_path / f"results{suffix}")])]
+    assert [row["answer"] for row in back] == ["yes", '{"choices":7}', "yes", "yes"]
+    assert [row["penstock"]["item_id"][-1] for row in back] == ["2", "3", "0", "1"]
+    assert [row["i"] or None for row in back] in ([None, None, 1, 2], [None, None, "1", "2"])
+
+
 # which store holds what
 
 

@@ -390,6 +390,26 @@ async def test_a_lane_merges_while_it_goes_and_its_next_owner_ends_what_a_dead_o
     assert sorted(numbers(world.committed())) == [1, 2, 3]
 
 
+async def test_a_merge_that_fails_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Readers of a run without an end would wait for nothing, and nobody know why."""
+
+    def die() -> None:
+        raise RuntimeError("no such column")
+
+    monkeypatch.setattr(s3_merge, "MERGE_BYTES", 1)
+    store = world.store(once("merge.written", die))
+    await store.write_plan(msgspec.structs.replace(PLAN, bounded=False))
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [result(1)]}, {})
+    async with asyncio.timeout(30):
+        while not caplog.messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await store.release(0)
+    assert "merging lane 0 failed, its readers wait: RuntimeError('no such column')" in caplog.messages[0]
+
+
 async def test_a_follower_shows_records_while_a_run_without_an_end_goes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

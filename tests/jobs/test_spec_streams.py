@@ -159,13 +159,13 @@ def test_unnamed_objects_stand_beside_the_results(tmp_path: Path) -> None:
     made = load(
         tmp_path,
         with_sinks(
-            "{results: {type: s3, bucket: outbox, prefix: labels/, format: parquet, endpoint: 'http://127.0.0.1:7070', partition_by: [date, shop]}}"
+            "{results: {type: s3, bucket: outbox, prefix: labels/, format: parquet, endpoint: 'http://127.0.0.1:7070', partition_by: [date, shop]}}\nshape: rows"
         ),
     )
     at = {"endpoint": "http://127.0.0.1:7070"}
     assert made.sinks["costs"] == S3Sink("outbox", "labels.costs/", format="parquet", **at)
     assert made.sinks["dead_letters"] == S3Sink("outbox", "labels.dead_letters/", **at)
-    made = load(tmp_path, with_sinks("s3://outbox/labels.parquet"))
+    made = load(tmp_path, with_sinks("s3://outbox/labels.parquet\nshape: rows"))
     assert made.sinks["results"] == S3Sink("outbox", "labels.parquet")
     assert made.sinks["costs"] == S3Sink("outbox", "labels.costs.parquet")
     assert made.sinks["dead_letters"] == S3Sink("outbox", "labels.dead_letters.jsonl")
@@ -273,6 +273,25 @@ def test_a_sink_that_cannot_be_written_is_refused_at_its_line(name: str, tmp_pat
     told = refused(tmp_path, with_sinks(sinks))
     assert message in told
     assert told.startswith("job.yaml:5:")
+
+
+@pytest.mark.parametrize(
+    "sinks", ["out/labels.parquet", "out/labels.CSV", "s3://outbox/a.parquet", "{results: {type: files, path: out/, format: csv}}",
+              "{results: {type: s3, bucket: outbox, prefix: a/, format: parquet}}"],
+)  # fmt: skip
+def test_a_table_of_a_topic_wants_to_know_its_shape(tmp_path: Path, sinks: str) -> None:
+    """One request among a million rows would have no columns in their table."""
+    told = refused(tmp_path, with_sinks(sinks))
+    assert told.startswith("job.yaml:5:")
+    assert "say which with `shape: rows` or `shape: openai-batch`" in told
+    load(tmp_path, with_sinks(sinks) + "shape: rows\n")
+    load(tmp_path, with_sinks(sinks).replace("until: end", "until: end, format: jsonl"))
+
+
+def test_lines_hold_either_shape(tmp_path: Path) -> None:
+    """Only tables want one."""
+    for sinks in ("out/", "out.jsonl", "s3://outbox/a/", "{results: out/, costs: costs.parquet}"):
+        load(tmp_path, with_sinks(sinks))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from penstock.connectors.s3.store.assembly import assemble_object
 from penstock.connectors.s3.store.beacon import BEAT_S, Beacon, is_alive
 from penstock.connectors.s3.store.home import call
 from penstock.connectors.s3.store.lane import Lane, peek, read_progress
-from penstock.connectors.s3.store.merge import GRACE_S, MERGE_STEPS, collect, forget, is_due, merge
+from penstock.connectors.s3.store.merge import GRACE_S, MERGE_STEPS, Stopped, collect, forget, is_due, merge
 from penstock.connectors.s3.store.partitions import Sinks
 from penstock.connectors.s3.store.parts import Made
 from penstock.connectors.s3.store.progress import Progress, progress_name
@@ -39,6 +40,8 @@ FINISH_STEPS = (
 MERGE_AGAIN_S = 60.0
 OWNER_WAIT_S = 10.0
 """How long a lane's live owner of the same command is waited for."""
+
+_log = logging.getLogger(__name__)
 
 
 class S3Store:
@@ -144,7 +147,7 @@ class S3Store:
         return self._plan is not None and not self._plan.bounded
 
     async def _merge(self, lane: Lane, stop: threading.Event) -> None:
-        """What fails is tried again later, at last by `finish`, which tells."""
+        """What fails is told, and tried again later, at last by `finish`."""
         try:
             await merge(lane, self.home, self._sinks, self._now(), stop)
             await collect(lane, self.home, self._now() - GRACE_S)
@@ -152,8 +155,10 @@ class S3Store:
                 made = await asyncio.to_thread(parts.made, self.home, lane.number, lane.state)
                 await self._publish({lane.number: made})
                 await forget(lane, made.end, self._now())
-        except Exception:  # noqa: BLE001 - records are committed; a lane that was lost says so at its next commit
+        except Exception as error:  # noqa: BLE001 - records are committed; a lane that was lost says so at its next commit
             self._merge_after[lane.number] = self._now() + MERGE_AGAIN_S
+            if not isinstance(error, Stopped | Fenced):
+                _log.warning("%s: merging lane %d failed, its readers wait: %r", self.home, lane.number, error)
         finally:
             del self._merges[lane.number]
 

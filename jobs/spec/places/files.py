@@ -98,11 +98,11 @@ def split_suffix(path: str) -> tuple[str, str]:
     return bare[: -len(data)], path[len(bare) - len(data) :]
 
 
-def is_table(value: FilesSource) -> bool:
-    """Whether what is read is a table by its name or format."""
-    suffix = split_suffix(value.path)[1].split(".")
+def is_table(path: str, format: str | None) -> bool:
+    """Whether what is read or written there is a table, by its name or format."""
+    suffix = split_suffix(path)[1].lower().split(".")
     named = not {"csv", "parquet"}.isdisjoint(suffix)
-    return value.format in ("csv", "parquet") or (value.format is None and named)
+    return format in ("csv", "parquet") or (format is None and named)
 
 
 def check_apart(doc: Doc, source: FilesSource, sinks: Mapping[SinkName, SinkSettings]) -> None:

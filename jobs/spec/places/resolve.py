@@ -175,13 +175,34 @@ def check_not_input(doc: Doc, source: SourceSettings, named: Mapping[SinkName, S
             return
 
 
+def check_one_shape(doc: Doc, source: SourceSettings, results: SinkSettings, shape: str | None) -> None:
+    """A table has the columns of one shape; of a topic whose records are looked at one by one, each could have its own.
+    Raises `SpecError`."""
+    if shape is not None or not isinstance(source, KafkaSource) or source.format is not None:
+        return
+    match results:
+        case FilesSink():
+            table = files.is_table(results.path, results.format)
+        case S3Sink():
+            table = files.is_table(results.prefix, results.format)
+        case KafkaSink() | MemorySink():
+            table = False
+    if table:
+        path: Path = ("sinks", "results") if ("sinks", "results") in doc.lines else ("sinks",)
+        raise doc.error(
+            path,
+            "a table has one shape, and a topic may hold requests and rows: say which with `shape: rows` or "
+            "`shape: openai-batch`, or what the topic holds with the source's `format:`",
+        )
+
+
 def is_table(source: SourceSettings) -> bool:
     """Whether the records are rows in any case, never requests."""
     match source:
         case FilesSource():
-            return files.is_table(source)
+            return files.is_table(source.path, source.format)
         case S3Source():
-            return s3.is_table(source)
+            return files.is_table(source.pattern or source.prefix, source.format)
         case KafkaSource():
             return source.format in kafka.SCHEMA_FORMATS
         case MemorySource():

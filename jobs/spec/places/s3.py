@@ -106,13 +106,6 @@ def _check_endpoint(doc: Doc, path: Path, value: S3Source | S3Sink) -> None:
         check_url(doc, (*path, "endpoint"), value.endpoint)
 
 
-def is_table(value: S3Source) -> bool:
-    """Whether what is read is a table by its name or format."""
-    suffix = split_suffix(value.pattern or value.prefix)[1].split(".")
-    named = not {"csv", "parquet"}.isdisjoint(suffix)
-    return value.format in ("csv", "parquet") or (value.format is None and named)
-
-
 def sink(doc: Doc, path: Path, value: S3Sink) -> S3Sink:
     check_bucket(doc, (*path, "bucket"), value.bucket)
     place = (*path, "prefix") if (*path, "prefix") in doc.lines else path
