@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from penstock.connectors.filestore.run import (
     read_owner,
     refuse_another,
     run_epoch,
+    throw_away,
 )
 from penstock.connectors.filestore.spool import iter_values
 from penstock.connectors.filestore.store import FileStore, committed_spools
@@ -54,9 +54,8 @@ class FilesPlace:
 
     async def discard(self) -> None:
         with self._locked():
-            for home in self._homes():
-                if home.exists():
-                    shutil.rmtree(home)
+            for output in self._sinks.values():
+                throw_away(output)
             for output in self._sinks.values():  # so what another run shows there may be replaced
                 claim(output, self._run_id)
 

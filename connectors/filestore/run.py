@@ -10,14 +10,17 @@ run-<epoch>              one file a command, created exclusively; it names its h
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 import re
+import secrets
+import shutil
 from pathlib import Path
 
 import msgspec
 
 from penstock.connectors.base import Holder
-from penstock.connectors.filestore.disk import publish_new, try_lock
+from penstock.connectors.filestore.disk import publish_new, sync_folder, try_lock
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Corrupt, Fenced, Held, Refused
 from penstock.engine.plan import Plan
@@ -27,6 +30,8 @@ HOLD_WAIT_S = 4.0
 POLL_S = 0.05
 
 MARK = "run.json"
+_ASIDE = "[0-9a-f]" * 8
+"""Behind the name of a working folder that was thrown away."""
 _RUN = re.compile(r"run-(\d{8})")
 _PLAN = re.compile(r"plan-(\d{4,})\.json")
 
@@ -37,9 +42,10 @@ class RunMark(msgspec.Struct, frozen=True):
 
 
 def home_of(output: FilesSink) -> Path:
-    """The hidden folder that belongs to an output."""
+    """The hidden folder that belongs to an output. Its name is all of the output's: `labels.csv` and `labels.jsonl`, or
+    the folders `2026.11.24` and `2026.11.25`, are different runs' places."""
     path = Path(os.path.normpath(output.path))
-    return path.parent / f".{path.stem}.penstock"
+    return path.parent / f".{path.name}.penstock"
 
 
 def claim(output: FilesSink, run_id: str) -> None:
@@ -47,10 +53,21 @@ def claim(output: FilesSink, run_id: str) -> None:
     home = home_of(output)
     home.mkdir(parents=True, exist_ok=True)
     fd = publish_new(home / MARK, msgspec.json.encode(RunMark(run_id))) if read_owner(output) is None else None
-    if fd is not None:
-        os.close(fd)
-    else:
+    if fd is None:
         refuse_another(output, read_owner(output), run_id)
+        return
+    os.close(fd)
+    for aside in home.parent.glob(f"{glob.escape(home.name)}.{_ASIDE}"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def throw_away(output: FilesSink) -> None:
+    """Moved aside at once, and deleted by whoever makes the output its own next: a folder that is deleted piece by
+    piece may lose its plan before its lanes, and another plan would go on with them."""
+    home = home_of(output)
+    if home.exists():
+        home.rename(home.with_name(f"{home.name}.{secrets.token_hex(4)}"))
+        sync_folder(home.parent)
 
 
 def read_owner(output: FilesSink) -> str | None:
@@ -68,8 +85,8 @@ def refuse_another(output: FilesSink, owner: str | None, run_id: str) -> None:
     """Raises `Refused` where `owner` is another run."""
     if owner not in (None, run_id):
         raise Refused(
-            f"{output.path} holds the output of another run ({owner}); this one is {run_id}. "
-            "Give the sinks another path, or start with --fresh to throw the old output away."
+            f"{output.path} holds the output of another run ({owner}); this one is {run_id}. Give the sinks another "
+            f"path; or start with --fresh, which throws away all that {owner} has there, finished or not."
         )
 
 

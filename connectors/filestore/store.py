@@ -183,6 +183,8 @@ class FileStore:
 
     async def write_plan(self, plan: Plan) -> None:
         self._check_run()
+        if not file_run.plan_version(self.home):
+            self._refuse_lanes_without_plan()
         try:
             for lane in range(plan.lanes):  # before the plan: from then on a missing lane folder is a loss
                 self._folder(lane).mkdir(exist_ok=True)
@@ -190,6 +192,12 @@ class FileStore:
             file_run.write_plan(self.home, plan)
         except OSError as error:
             raise Temporary(f"{self.home}: the plan cannot be written now ({error}). Mend the disk.") from error
+
+    def _refuse_lanes_without_plan(self) -> None:
+        """Positions that a lane has finished say nothing of another plan's input, nor its answers of another job."""
+        for folder in _lane_folders(self.home):
+            if highest_marker(folder) != NEVER:
+                raise Corrupt(f"{folder} has progress, but its plan is gone. Restore it, or start with --fresh.")
 
     # the readers
 
@@ -236,8 +244,11 @@ class FileStore:
 
 
 def committed_spools(home: Path, sink: str) -> list[Spool]:
-    folders = sorted(f for f in home.iterdir() if _LANE.fullmatch(f.name)) if home.exists() else []
-    return [spool for folder in folders for spool in spools_of(folder, read_state(folder)[0], sink)]
+    return [spool for folder in _lane_folders(home) for spool in spools_of(folder, read_state(folder)[0], sink)]
+
+
+def _lane_folders(home: Path) -> list[Path]:
+    return sorted(f for f in home.iterdir() if _LANE.fullmatch(f.name)) if home.exists() else []
 
 
 def _claim() -> bytes:

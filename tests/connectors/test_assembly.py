@@ -256,7 +256,7 @@ def outputs(encoder: Encoder, text: str = "yes") -> Records:
 
 async def finished(folder: Path, suffix: str, records: Records) -> dict[SinkName, SinkSettings]:
     sinks = sinks_at(folder, suffix)
-    store = store_for(sinks, folder / ".results.penstock")
+    store = store_for(sinks, folder / f".results{suffix}.penstock")
     await commit_all(store, {0: [records]})
     await store.finish(PLAN)
     return sinks
@@ -394,7 +394,7 @@ async def test_sinks_of_the_results_folder_live_in_the_primary(tmp_path: Path) -
     follower = str(tmp_path / "money")
     assert stores.placement == {"results": PRIMARY, "dead_letters": PRIMARY, "costs": follower, "quality": follower}
     assert list(stores.followers) == [follower]
-    assert (tmp_path / "out/.results.penstock/run.json").exists()
+    assert (tmp_path / "out/.results.jsonl.penstock/run.json").exists()
     done = await stores.finish(PLAN)
     assert done["costs"] == [str(tmp_path / "money/costs.jsonl")]
     assert (tmp_path / "money/quality/_manifest.json").exists()

@@ -11,7 +11,6 @@ Each output has a base of its own, which says whose it is; in the first one's th
 from __future__ import annotations
 
 import secrets
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 import msgspec
@@ -54,10 +53,10 @@ class Base(msgspec.Struct, frozen=True):
 
 def root_of(prefix: str) -> str:
     """The working prefix beside an output; readers of data sets pass over names that start with a dot. Its name is all
-    of the output's but the ending: `results.replay-1.jsonl` is another run's place than `results.jsonl`."""
+    of the output's: `labels.csv` and `labels.jsonl` are different runs' places."""
     folder, _, name = prefix.rpartition("/")
     inside = f"{folder}/" if folder else ""
-    return f"{inside}.{PurePosixPath(name).stem}.penstock/" if name else f"{inside}.penstock/"
+    return f"{inside}.{name}.penstock/" if name else f"{inside}.penstock/"
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -138,7 +137,8 @@ def refuse_another(base: Base, output: str, owner: str | None, run_id: str) -> N
     if owner not in (None, run_id):
         raise Refused(
             f"s3://{base.bucket}/{output} holds the output of another run ({owner}); this one is {run_id}. Give the "
-            "sinks another prefix, or start with --fresh to throw the old output away."
+            f"sinks another prefix; or start with --fresh, which throws away all that {owner} has there, finished or "
+            "not."
         )
 
 

@@ -1,0 +1,89 @@
+"""Whose a place on disk is, and what becomes of it when its run is begun anew."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.base import OutRecord, SinkName, this_process
+from penstock.connectors.filestore.place import FilesPlace
+from penstock.connectors.s3.store.run import root_of
+from penstock.connectors.settings import FilesSink
+from penstock.engine.errors import Corrupt, Refused
+from penstock.engine.plan import Plan, Split
+
+OF_YESTERDAY = Plan("run-1", "test", {}, 1, (Split("a", "a", 0, 0, "a.jsonl", 0, 10),), {}, 0.0)
+OF_TODAY = Plan("run-1", "test", {}, 1, (Split("b", "b", 0, 0, "b.jsonl", 0, 10),), {}, 0.0)
+
+
+def place(path: Path | str, run_id: str = "run-1") -> FilesPlace:
+    sinks: dict[SinkName, FilesSink] = {"results": FilesSink(str(path))}
+    return FilesPlace(sinks, run_id)
+
+
+async def begun(at: FilesPlace) -> None:
+    """One commit, and its command is gone."""
+    store = at.open()
+    epoch = (await store.hold(this_process()), 1)
+    await store.write_plan(OF_YESTERDAY)
+    await store.take(0, epoch)
+    await store.commit(0, epoch, 1, {"results": [OutRecord(0, 0, b'{"old":1}')]}, {"p": b"1"})
+    await store.release(0)
+    await store.let_go()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("labels.csv", "labels.jsonl"), ("2026.11.24/", "2026.11.25/"), ("a", "a.jsonl")]
+)
+async def test_outputs_of_different_names_never_share_a_working_folder(tmp_path: Path, one: str, other: str) -> None:
+    """Neither is refused for the other's sake, nor thrown away by the other's `--fresh`."""
+    theirs, ours = place(f"{tmp_path}/{one}"), place(f"{tmp_path}/{other}", "run-2")
+    await begun(theirs)
+    ours.open()
+    await ours.discard()
+    assert list(theirs.committed("results")) == [b'{"old":1}']
+
+
+@pytest.mark.parametrize(("one", "other"), [("out/labels.csv", "out/labels.jsonl"), ("v1.0", "v1.1"), ("1.0/", "1.1/")])
+def test_objects_of_different_names_never_share_a_working_prefix(one: str, other: str) -> None:
+    assert root_of(one) != root_of(other)
+
+
+def test_who_would_be_thrown_away_is_named(tmp_path: Path) -> None:
+    place(tmp_path / "labels.csv").open()
+    with pytest.raises(Refused, match="--fresh, which throws away all that run-1 has there"):
+        place(tmp_path / "labels.csv", "run-2").open()
+
+
+async def test_fresh_that_is_killed_leaves_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan never goes before the lanes; what is left on the disk goes with the next."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run = place(tmp_path / "labels.csv")
+    await begun(run)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await run.discard()
+    assert await run.open().read_plan() is None
+    assert list(run.committed("results")) == []
+    assert len(list(tmp_path.iterdir())) == 2
+    await run.discard()
+    assert list(tmp_path.iterdir()) == [run.home]
+
+
+async def test_a_new_plan_takes_no_lane_of_an_old_one(tmp_path: Path) -> None:
+    """Its positions are of other input, its answers of another job."""
+    run = place(tmp_path / "labels.csv")
+    await begun(run)
+    (run.home / "plan-0001.json").unlink()
+    with pytest.raises(Corrupt, match=r"lane-0000 has progress, but its plan is gone.*--fresh"):
+        await run.open().write_plan(OF_TODAY)
+    await run.discard()
+    store = run.open()
+    await store.write_plan(OF_TODAY)
+    assert (await store.take(0, (1, 1))).seq == 0
