@@ -7,7 +7,7 @@ from math import log
 
 import msgspec
 
-from penstock.engine.flow.cells import LN, Cell, CellRole, Key, Scored, add
+from penstock.engine.flow.cells import LN, REST, Cell, CellRole, Key, Scored, add
 from penstock.engine.flow.settle import Priced
 from penstock.engine.items import STEP_ROLES, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer
 from penstock.engine.policy import Promise
@@ -19,8 +19,6 @@ MAX_ARMS = 384
 IN_USE = 4
 """Experiments and rollouts whose arms are told apart for sure: one item's calls are in fewer. Beyond `MAX_ARMS` the
 arms of the one that nobody added to for longest are merged."""
-REST = "*"
-"""Stands for prompt, price and arm in a cell that took what found no other."""
 
 
 class Cells:
@@ -36,7 +34,7 @@ class Cells:
         self._priced = priced or {}
         self._promises = promises or {}
         self._by_key = {cell.key: cell for cell in self.rows}
-        self._arms = sum(map(_is_arm, self.rows))
+        self._arms = sum(cell.is_arm for cell in self.rows)
         self._recent = dict.fromkeys(cell.experiment for cell in self.rows if cell.experiment and cell.arm != REST)
         """Experiments and rollouts, the one that was added to last at the end."""
 
@@ -124,7 +122,7 @@ class Cells:
         if cell is None:
             cell = self._by_key[key] = Cell(*key)
             self.rows.append(cell)
-            self._arms += _is_arm(cell)
+            self._arms += cell.is_arm
         return cell
 
     def _merge(self, experiment: str) -> None:
@@ -174,10 +172,6 @@ class Cells:
         for cell in map(self.at, heard):
             cell.doubted += cell is not own
         return judged
-
-
-def _is_arm(cell: Cell) -> bool:
-    return cell.experiment not in ("", REST)
 
 
 def _call(cell: Cell, attempt: Attempt) -> None:

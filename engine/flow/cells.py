@@ -35,6 +35,8 @@ MAX_VALUES = 128
 HUNDREDTH = 10
 LN = 1_000.0
 """Logarithms are kept in thousandths: a tenth of a per cent of a cost."""
+REST = "*"
+"""Stands for prompt, price and arm in a cell that took what found no other."""
 
 
 class Scored(msgspec.Struct, omit_defaults=True):
@@ -145,6 +147,11 @@ class Cell(msgspec.Struct, omit_defaults=True):
     whole_cost_ln2: int = 0
     whole_ms_ln: int = 0
     whole_ms_ln2: int = 0
+
+    @property
+    def is_arm(self) -> bool:
+        """Of an experiment or rollout, told apart."""
+        return self.experiment not in ("", REST)
 
     @property
     def key(self) -> Key:

@@ -29,7 +29,13 @@ from penstock.engine.registry.windows import Window, grow
 MAX_RUNS = 500
 """Runs that are remembered; of those that ended, the latest."""
 MAX_ROWS = 1_000
-"""Cells: some 400 kB. Beyond it arms of experiments that nobody adds to are merged, then the oldest cells go."""
+"""Cells without an arm: some 400 kB. Beyond it the oldest go."""
+MAX_ARMS = 500
+"""Cells of arms beside them: guards see nothing else. Beyond it the arms of the experiment or rollout that nobody added
+to for longest are merged."""
+IN_USE = 16
+"""Experiments and rollouts, of all jobs, whose arms are told apart for sure, however many they are: a guess at how many
+go on at once."""
 MAX_MERGED = 200
 MAX_COUNTED = 500
 """Evaluations times candidates and scorers: some 100 kB. Beyond it the oldest would count again."""
@@ -205,8 +211,11 @@ def _apply(into: Measured, cells: list[Cell], now: float) -> None:
         _prune(row.cell)
     _watch(into, cells, now)
     into.rows = [row for row in into.rows if _anything(row.cell)]
-    while len(into.rows) > MAX_ROWS:
-        _shrink(into)
+    while (name := _idle(into.rows)) is not None:
+        _merge(into, name)
+    plain = sorted((row for row in into.rows if not row.cell.is_arm), key=lambda row: row.at)
+    old = {row.cell.key for row in plain[: max(0, len(plain) - MAX_ROWS)]}
+    into.rows = [row for row in into.rows if row.cell.key not in old]
     known = {(at.task, at.model, at.version, at.prompt) for at in (row.cell for row in into.rows)}
     into.recent = [e for e in into.recent if (e.task, e.model, e.version, e.prompt) in known]  # old prompts go too
 
@@ -242,18 +251,17 @@ def _watch(into: Measured, cells: list[Cell], now: float) -> None:
     into.recent = [one for one in into.recent if one.windows]
 
 
-def _shrink(into: Measured) -> None:
-    """Merge the arms of the experiment that nobody has added to for longest; where there is none, the oldest cell
-    goes."""
+def _idle(rows: list[Row]) -> str | None:
+    """The experiment or rollout that nobody added to for longest, where there are too many arms."""
     last: dict[str, float] = {}
-    for row in into.rows:
-        name = row.cell.experiment
-        if name:
-            last[name] = max(last.get(name, 0.0), row.at)
-    if not last:
-        into.rows.remove(min(into.rows, key=lambda row: row.at))
-        return
-    name = min(last, key=lambda name: last[name])
+    arms = [row for row in rows if row.cell.is_arm]
+    for row in arms:
+        last[row.cell.experiment] = max(last.get(row.cell.experiment, 0.0), row.at)
+    return min(last, key=lambda name: last[name]) if len(arms) > MAX_ARMS and len(last) > IN_USE else None
+
+
+def _merge(into: Measured, name: str) -> None:
+    """Tell its arms apart no more."""
     into.merged = [*into.merged, name][-MAX_MERGED:]
     gone = [row for row in into.rows if row.cell.experiment == name]
     into.rows = [row for row in into.rows if row.cell.experiment != name]

@@ -214,17 +214,35 @@ def test_arms_of_old_experiments_are_merged_when_the_document_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that still tells them apart adds to the merged cell."""
-    monkeypatch.setattr(document, "MAX_ROWS", 3)
+    monkeypatch.setattr(document, "MAX_ARMS", 3)
+    monkeypatch.setattr(document, "IN_USE", 1)
+    registry = Registry(FolderState(tmp_path), "r", 1, now=iter(range(1, 100)).__next__)
+    arms, later = [cell(10, 5, arm="a"), cell(20, 5, arm="b")], [arm_of("next", "a"), arm_of("next", "b")]
+    registry.tell(arms)
+    registry.tell([*arms, *later])
+    shared = registry.tell([*arms[:1], cell(21, 6, arm="b"), *later])
+    assert shared.merged == ["tone"]
+    assert total(shared) == summed([exact(cell(31, 11))], map(exact, later))
+
+
+def arm_of(experiment: str, arm: str) -> Cell:
+    return msgspec.structs.replace(cell(1, 1, "p"), experiment=experiment, arm=arm)
+
+
+def test_arms_in_use_stay_apart_however_many_other_cells_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running rollout whose guards saw nothing any more would never be taken back."""
+    monkeypatch.setattr(document, "MAX_ROWS", 2)
+    monkeypatch.setattr(document, "MAX_ARMS", 1)
     registry = Registry(FolderState(tmp_path), "r", 1)
     arms = [cell(10, 5, arm="a"), cell(20, 5, arm="b")]
     registry.tell(arms)
-    registry.tell([*arms, cell(1, 1, "p1"), cell(1, 1, "p2")])
-    shared = registry.tell([*arms[:1], cell(21, 6, arm="b"), cell(1, 1, "p1"), cell(1, 1, "p2")])
-    assert shared.merged == ["tone"]
-    assert total(shared) == summed([exact(cell(31, 11))], [exact(cell(1, 1, "p1"))], [exact(cell(1, 1, "p2"))])
+    shared = registry.tell([*arms, *(cell(1, 1, f"p{n}") for n in range(5))])
+    assert [each.arm for each in shared.cells] == ["a", "b", "", ""]
 
 
-def test_without_experiments_the_cells_that_are_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cells_that_are_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "MAX_ROWS", 2)
     state = FolderState(tmp_path)
     for number in range(5):
