@@ -125,7 +125,7 @@ def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
             case "refusals":
                 told.append(_rate(guard, view, _not_refused))
             case "cost":
-                told.append(_size(guard, view, Cell.log_cost, Cell.cost_pairs))
+                told.append(_free(guard, view) or _size(guard, view, Cell.log_cost, Cell.cost_pairs))
             case _:
                 told.append(_size(guard, view, Cell.log_ms, Cell.ms_pairs))
     return tuple(told)
@@ -136,7 +136,7 @@ def counts(rollout: Rollout, cells: Iterable[Cell]) -> dict[int, tuple[int, int]
     found: dict[int, tuple[int, int]] = {}
     for (stage, _), sides in _sides(rollout, cells).items():
         base, other = found.get(stage, (0, 0))
-        found[stage] = base + sum(c.items for c in sides.base), other + sum(c.items for c in sides.other)
+        found[stage] = base + _items(sides.base), other + _items(sides.other)
     return found
 
 
@@ -283,6 +283,23 @@ def _size(guard: Guard, view: View, of: Callable[[Cell], Moments], in_pairs: Cal
     else:
         verdict, n = msgspec.structs.replace(safe, worst=harm.worst), here.n
     return _told(guard.name, verdict, words.of_sizes(guard, verdict, n, view.base))
+
+
+def _free(guard: Guard, view: View) -> Told | None:
+    """Of a version that costs nothing there is no ratio, and the guard would go on for ever. None: there is one, or
+    there are too few items to tell."""
+    here = [each for (stage, _), each in view.sides.items() if stage == view.stage]
+    n = sum(min(_items(each.base), _items(each.other)) for each in here)
+    paid = sum(cell.cost_n for each in here for cell in each.other)
+    dearer = not any(cell.cost_n for each in here for cell in each.base) and 2 * paid >= n
+    if n < guard.max_items or (paid and not dearer):
+        return None
+    verdict = Verdict("fail" if paid else "pass", n, None, math.inf, "", bool(paid))
+    return _told(guard.name, verdict, words.of_free(guard, verdict, view.base))
+
+
+def _items(cells: Sequence[Cell]) -> int:
+    return sum(cell.items for cell in cells)
 
 
 def apart(sides: Iterable[Sides], of: Callable[[Cell], Moments]) -> Moments:

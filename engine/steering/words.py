@@ -81,6 +81,13 @@ def of_sizes(guard: Guard, verdict: Verdict, n: int, base: str) -> str:
     return f"{guard.name}: {numbers}; {_found(guard, verdict, lambda line: f'more than {_factor(line)} as much')}"
 
 
+def of_free(guard: Guard, verdict: Verdict, base: str) -> str:
+    """One of the two costs nothing."""
+    if verdict.decision == "fail":
+        return f"{guard.name}: it is paid for, and {base} costs nothing, over {verdict.items:,} items"
+    return f"{guard.name}: nothing was paid for {verdict.items:,} items"
+
+
 def bounded(why: str) -> str:
     """A reason of somebody's making, a whole log maybe: cut, for a rollback in an emergency is not refused for it."""
     left = len(why) - MOST_CHARS

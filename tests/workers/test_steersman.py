@@ -33,6 +33,9 @@ SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account
 CATALOG = Catalog({"a": Account("a", "openai", "http://localhost")}, {"small": SMALL}, {3: ("small",)})
 
 
+SHADOWED, BESIDE = ("small", ("v1", "v2"), (0.5,)), How(shadow=Shadowing(1.0, 10**9))
+
+
 def rolling(*names: str, now: float = 0.0) -> Rollout:
     return begin("small", ("v1", "v2"), (0.1, 0.5), guards(names or ("quality",)), by="ann", now=now)
 
@@ -131,6 +134,22 @@ def test_each_cheap_guard_finds_what_it_is_for_and_nothing_in_equal_arms(
     assert bad.decision == "fail", bad
     assert bad.guard == guard
     assert bad.why == f"{guard}: {said} (chance of a false alarm at most 1 %)"
+
+
+def test_a_version_that_costs_nothing_passes_its_stage_and_one_that_does_beside_it_fails() -> None:
+    """Nothing has no logarithm; and a few items that were free say nothing of it."""
+    paid = {"cost_n": 1_000, "cost_ln": 7_000_000, "cost_ln2": 1_000 * 7_000**2 + 10**7}
+    for base, other, items, decision in (
+        ({}, {}, 1_000, "pass"),
+        ({}, {}, 999, "go on"),
+        (paid, {}, 1_000, "pass"),
+        ({}, paid, 1_000, "fail"),
+        ({}, {"cost_n": 1, "cost_ln": 7_000, "cost_ln2": 7_000**2}, 1_000, "go on"),
+    ):
+        for at in (rolling("cost"), begin(*SHADOWED, guards(["cost"]), by="ann", now=0.0, how=BESIDE)):
+            role = "shadow" if at.stage == SHADOW else ""
+            cells = [cell(at, "baseline", items, 0, **base), cell(at, "candidate", items, 0, role=role, **other)]
+            assert judged(at, cells)[0].decision == decision
 
 
 def scored_by(scorer: str, made: Cell) -> Cell:
