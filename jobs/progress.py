@@ -23,7 +23,7 @@ WINDOW_S = 15.0
 PLAIN_EVERY_S = 5.0
 BAR_WIDTH = 24
 LATE_S = 5.0
-"""A last commit longer ago than this is worth a word."""
+"""Commits that are later than this are worth a word."""
 NOTES_SHOWN = 3
 
 
@@ -131,7 +131,7 @@ def _endless(status: RunStatus) -> list[str]:
     if status.lag:
         parts.append(f"{sum(status.lag.values()):,} behind")
     if status.endless and status.commit_age_s >= LATE_S:
-        parts.append(f"last commit {duration(status.commit_age_s)} ago")
+        parts.append(f"commits are {duration(status.commit_age_s)} late")
     if status.paused:
         parts.append("paused: " + ", ".join(f"tier {tier}" for tier in status.paused))
     if status.standstill is not None:

@@ -28,6 +28,7 @@ from penstock.workers.hearing import Hearing
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.report import LaneReport
+from penstock.workers.lateness import Lateness
 from penstock.workers.log import Log, collect
 from penstock.workers.measuring import Measuring
 from penstock.workers.metrics import DriverMetrics
@@ -57,12 +58,12 @@ class Driver:
     def __init__(self, spec: bytes, options: bytes, cores: int) -> None:
         end_with_raylet()
         self._spec = msgspec.msgpack.decode(spec, type=RunSpec)
-        self._options = msgspec.msgpack.decode(options, type=RunOptions)
-        self._cores = cores
+        self._options, self._cores = msgspec.msgpack.decode(options, type=RunOptions), cores
         self._status = RunStatus(self._spec.run_id, self._spec.name, "starting", started_at=time.time())
         self._desk = Desk()
         self._board = self._desk.board
         self._reports: dict[int, LaneReport] = {}
+        self._lateness = Lateness()
         self._doubted: set[tuple[int, int]] = set()
         """(lane, owner) that had to doubt what the last owner left."""
         self._ending: tuple[RunState, str] | None = None
@@ -151,16 +152,14 @@ class Driver:
 
     async def _nothing_to_do(self) -> bool:
         """Every item has ended, followers have all records, and own engines' closing lines are in."""
-        ended = await all_ended(self._plan, self._stores.primary)
-        if ended is None:
+        if (ended := await all_ended(self._plan, self._stores.primary)) is None:
             return False
         total, cells = ended
         self._measuring.ended(self._status, cells)
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if self._bill.owed(total, self._run_epoch, time.time()):
             return False
-        self._status.tally = total
-        self._status.lanes_ended = self._plan.lanes
+        self._status.tally, self._status.lanes_ended = total, self._plan.lanes
         return True
 
     def _recruit(self, plan: Plan) -> None:
@@ -364,12 +363,12 @@ class Driver:
         report = _report.decode(data)
         if self._crew.owns(report.lane, owner):
             self._reports[report.lane] = report
+            self._lateness.heard(report, time.monotonic())
             self._measuring.heard(report)
             if report.doubted:
                 self._doubted.add((report.lane, owner))
             self._crew.heard(report.lane)
-            if report.first_dispatch_at is not None and self._status.first_dispatch_at is None:
-                self._status.first_dispatch_at = report.first_dispatch_at
+            self._status.first_dispatch_at = self._status.first_dispatch_at or report.first_dispatch_at
 
     async def lane_failed(self, lane: int, owner: int, fenced: bool, message: str, corrupt: bool) -> None:
         if self._crew.owns(lane, owner):
@@ -415,6 +414,7 @@ class Driver:
 
     def _sum_up(self) -> None:
         sum_up(self._status, self._spec, self._reports.values(), self._plan.lanes)
+        self._status.commit_age_s = self._lateness.most_s(self._plan.lanes, time.monotonic())
 
     async def _reprice(self, now: float) -> None:
         with contextlib.suppress(Temporary):  # the next save says all of it

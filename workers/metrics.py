@@ -60,7 +60,6 @@ LANE: dict[Name, Declared] = {
     "oldest_item_seconds": Declared("gauge", "Age of the oldest unfinished item"),
     "deadline_left_seconds": Declared("gauge", "Time that the most pressing unfinished item has left"),
     "lane_lag": Declared("gauge", "Records that are there and not read yet", ("topic",)),
-    "commit_age_seconds": Declared("gauge", "Seconds since the last commit of the lane that waits longest"),
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
     "second_payments": Declared("counter", "Items that may have been paid for twice after a crash, and late payments"),
     "wall_refusals": Declared("counter", "Targets refused by a wall", ("wall",)),
@@ -76,6 +75,7 @@ DRIVER: dict[Name, Declared] = {
         "gauge", "1: accepted answers fall short of what calibration promised", ("job", "task")
     ),
     "gpu_idle_usd": Declared("gauge", "Hours of own engines that no call has paid for"),
+    "commit_age_seconds": Declared("gauge", "Seconds that the latest lane has had something to commit, or was silent"),
     "standstill": Declared("gauge", "1: items wait, and nothing moves until somebody acts", ("job",)),
     "second_payments_bound": Declared(
         "gauge", "The most second payments that lost lanes and restarts explain", ("job",)
@@ -245,7 +245,6 @@ class LaneMetrics:
         if left or self._deadlines:
             self._deadlines = True
             self._metrics.set("deadline_left_seconds", min(left, default=NO_DEADLINE_S))
-        self._metrics.set("commit_age_seconds", max((report.commit_age_s for report in reports), default=0.0))
 
     def _difference(self, lane: int, tally: Tally) -> None:
         seen = self._seen.setdefault(lane, {})
@@ -307,6 +306,7 @@ class DriverMetrics:
         lost lanes and commands explain."""
         tally = status.tally
         self._metrics.set("second_payments_bound", second_payments, self._job)
+        self._metrics.set("commit_age_seconds", status.commit_age_s)
         self._metrics.set("standstill", float(status.standstill is not None), self._job)
         money = {
             "limit": status.budget_limit_nano,

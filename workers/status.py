@@ -42,7 +42,7 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     lag: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Topic → records that are there and not read yet."""
     commit_age_s: float = 0.0
-    """Of the lane that committed longest ago, among those with something to commit."""
+    """How late the latest lane is: since when there was something to commit, or nothing was heard of it."""
     paused: list[int] = msgspec.field(default_factory=list[int])
     """Tiers whose items wait until a person resumes them."""
     waits_for_money: str | None = None

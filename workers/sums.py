@@ -22,7 +22,6 @@ def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], la
         status.lag = dict(lag)
         known = not status.endless and all(report.read_all for report in reports)
         status.total_items = total.read if known else None
-    status.commit_age_s = max((report.commit_age_s for report in reports), default=0.0)
     status.waits_for_money = next((r.waits_for_money for r in reports if r.waits_for_money is not None), None)
     status.lanes_ended = sum(1 for report in reports if report.done)
     run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None and b.role is None]

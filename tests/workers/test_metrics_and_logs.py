@@ -294,7 +294,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     cell = Cell("t", "m", "v1", scores={name: Scored(40, {1000: 40, 0: 10}) for name in "ab"})
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     status.drifted = {"t": "its calibration does not hold any more"}
-    status.standstill = "no model can answer"
+    status.standstill, status.commit_age_s = "no model can answer", 40.0
     DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096, [Spend("day", 9 * 10**9, 2 * 10**9, 10**9)])
     told = [sheet.of("period_budget_usd", "mail", "day", state) for state in ("limit", "spent", "forfeit")]
     assert told == [9, 2, 1]
@@ -306,6 +306,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     assert sheet.of("second_payments_bound", "mail") == 4096
     assert sheet.of("cascade_drifted", "mail", "t") == 1
     assert sheet.of("standstill", "mail") == 1
+    assert sheet.of("commit_age_seconds") == 40
 
 
 def test_workers_tell_limits_throttles_and_vllms_own_load() -> None:
