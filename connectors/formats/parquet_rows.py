@@ -35,10 +35,15 @@ def spans(file: BinaryIO, path: str, piece: int) -> list[tuple[int, int, int]]:
             columns: list[str] = table.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read as Parquet (was it cut short?): {_first_line(error)}") from error
-    twice = next((name for name in columns if columns.count(name) > 1), None)
-    if twice is not None:
-        raise SpecError(f"{path}: two columns are named {twice!r}: rename one")
+    if (twice := _twice(columns)) is not None:
+        raise SpecError(f"{path}: {twice}")
     return _runs(sizes, piece) or [(0, 0, 0)]
+
+
+def _twice(columns: list[str]) -> str | None:
+    """Why a table's rows can't be told apart by its names; None: they can."""
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    return None if twice is None else f"two columns are named {twice!r}: rename one"
 
 
 def _runs(sizes: list[tuple[int, int]], piece: int) -> list[tuple[int, int, int]]:
@@ -56,7 +61,8 @@ def _runs(sizes: list[tuple[int, int]], piece: int) -> list[tuple[int, int, int]
 
 
 def records(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Raw]:
-    """The rows of `split` from row `start` on. A row group that can't be read gives one error for each of its rows.
+    """The rows of `split` from row `start` on. A row group that can't be read gives one error for each of its rows; a
+    file that can't be, or that names a column twice, one for the split.
 
     Raises `OSError` where the disk fails (not where the content is damaged).
     """
@@ -67,17 +73,15 @@ def records(file: BinaryIO, split: Split, start: int, limit: int) -> Iterator[Ra
     try:
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=STREAM_BYTES)
         counts = [table.metadata.row_group(n).num_rows for n in range(table.metadata.num_row_groups)]
+        lost = _twice(table.schema_arrow.names)
     except (pa.ArrowException, OSError, ValueError) as error:
         _raise_if_disk(error)
+        table, counts = None, list[int]()
+        lost = f"cannot be read as Parquet (was it cut short?): {_first_line(error)}"
+    if lost is not None:
         if start < end:
-            yield Raw(
-                Position(split.id, split.ordinal, start),
-                split.object_id,
-                error=(
-                    "source_lost",
-                    f"{split.uri} cannot be read as Parquet (was it cut short?): {_first_line(error)}",
-                ),
-            )
+            place = Position(split.id, split.ordinal, start)
+            yield Raw(place, split.object_id, error=("source_lost", f"{split.uri}: {lost}"))
         return
     first = 0
     for group, count in enumerate(counts):

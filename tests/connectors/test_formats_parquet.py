@@ -133,3 +133,13 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), path)
     with pytest.raises(SpecError, match="'a'"):
         parquet_rows.spans(io.BytesIO(path.read_bytes()), str(path), 100)
+
+
+def test_two_columns_of_one_name_beside_other_files_are_one_dead_letter(tmp_path: Path) -> None:
+    """Not rows that lack the first of the two, and not silence about those that come after them."""
+    twice = pa.Table.from_arrays([pa.array(["a"] * 10), pa.array(["b"] * 10)], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet", row_group_size=4)
+    pq.write_table(pa.table({"text": ["ok"]}), tmp_path / "whole.parquet")
+    records = read(tmp_path)
+    told = ("source_lost", f"{tmp_path}/twice.parquet: two columns are named 'text': rename one")
+    assert [(raw.row_json, raw.error) for raw in records] == [(None, told), (b'{"text":"ok"}', None)]
