@@ -138,6 +138,14 @@ def test_an_answer_comes_back_as_a_chat_completion() -> None:
     assert body["usage"]["prompt_tokens"] == 9
 
 
+def test_a_tools_arguments_are_text_whatever_their_bytes() -> None:
+    """They are passed on unread, and reading an answer never raises."""
+    call = {"type": "tool_use", "id": "t", "name": "look", "input": {"at": "caf?"}}
+    answer = got(200, msgspec.json.encode(message(call)).replace(b"caf?", b"caf\xc3")).answer
+    (called,) = msgspec.json.decode(answer.body_json)["choices"][0]["message"]["tool_calls"]
+    assert msgspec.json.decode(called["function"]["arguments"]) == {"at": "caf\ufffd"}
+
+
 @pytest.mark.parametrize(
     ("stop", "finish"),
     [

@@ -177,6 +177,14 @@ def test_blank_lines_before_the_answer_are_normal() -> None:
         assert got(200, lead + data).answer.text == "hi"
 
 
+def test_a_body_is_kept_as_utf8_whatever_its_host_sent() -> None:
+    """Members that are not read may hold half a character (a token's own bytes); a record must be text all the same."""
+    body = msgspec.json.encode(completion("hi", reasoning="caf?")).replace(b"caf?", b"caf\xc3")
+    answer = got(200, body).answer
+    assert answer.text == "hi"
+    assert msgspec.json.decode(answer.body_json)["choices"][0]["message"]["reasoning"] == "caf\ufffd"
+
+
 def test_text_in_parts_is_joined_and_tools_leave_it_empty() -> None:
     """Mistral's thinking models answer in parts."""
     parts: Any = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "h"}, {"type": "text", "text": "i"}]

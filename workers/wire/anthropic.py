@@ -16,6 +16,7 @@ from penstock.workers.wire.base import (
     LimitHeaders,
     Read,
     Wire,
+    as_utf8,
     believed,
     count,
     fail,
@@ -178,7 +179,7 @@ def _chat_body(response: _Response, text: str, reason: str, usage: Usage | None,
 
 
 def _tool_call(block: _Block) -> dict[str, Any]:
-    arguments = bytes(block.input).decode()
+    arguments = as_utf8(bytes(block.input)).decode()
     return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
 
 

@@ -94,6 +94,16 @@ def trim(body: bytes) -> bytes:
     return body
 
 
+def as_utf8(body: bytes) -> bytes:
+    """What is no UTF-8 as U+FFFD: members that nobody reads are not looked at when the body is, and records hold it
+    whole."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return body.decode("utf-8", "replace").encode()
+    return body
+
+
 _GO = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s|d)")
 _GO_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 

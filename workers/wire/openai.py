@@ -17,6 +17,7 @@ from penstock.workers.wire.base import (
     LimitHeaders,
     Read,
     Wire,
+    as_utf8,
     believed,
     count,
     fail,
@@ -217,7 +218,7 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
     if first.message.refusal or (reason == "content_filter" and not text):
         why = first.message.refusal or "the provider's filter withheld the answer"
         return Read(failure=fail("refused", why, status), usage=usage, request_id=request_id, limits=limits)
-    answer = Answer(text, reason, body, response.model or "", response.system_fingerprint)
+    answer = Answer(text, reason, as_utf8(body), response.model or "", response.system_fingerprint)
     return Read(answer=answer, usage=usage, request_id=request_id, limits=limits)
 
 
