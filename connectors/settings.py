@@ -105,7 +105,7 @@ class KafkaSource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
 
 class S3Source(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="s3"):
     """All objects whose key starts with `prefix`; with `pattern` (a glob, `**` crosses slashes) those whose key behind
-    the prefix matches it. Hidden ones (a part of the key behind the prefix starts with `.` or `_`) are left out.
+    the prefix matches it. Hidden ones (a name in the key behind the prefix begins with `.` or `_`) are left out.
     Credentials come by the normal AWS chain (environment, profile, role)."""
 
     bucket: str

@@ -84,7 +84,7 @@ def listed(s3: S3, source: S3Source) -> Iterator[Pinned]:
     for page in _pages(s3, source.bucket, source.prefix + literal):
         for one in page:
             name = one.key[skip:]
-            if not _is_hidden(name) and not _is_folder(one) and (rest is None or rest(name)):
+            if not _is_hidden(source.prefix, name) and not _is_folder(one) and (rest is None or rest(name)):
                 yield pinned(source.bucket, one)
 
 
@@ -103,10 +103,11 @@ def _pages(s3: S3, bucket: str, prefix: str) -> Iterator[list[Listed]]:
     yield from s3.pages(bucket, prefix)
 
 
-def _is_hidden(name: str) -> bool:
+def _is_hidden(prefix: str, name: str) -> bool:
     """Files have dots for it, Hadoop and its heirs `_` (`_temporary/`, `_delta_log/`, `_SUCCESS`). What the prefix
-    itself names is meant."""
-    return any(part.startswith((".", "_")) for part in name.split("/"))
+    itself names is meant, also where it ends amid a name: `in/batch` means `in/batch_2.jsonl`."""
+    amid = bool(prefix) and not prefix.endswith("/")
+    return any(part.startswith((".", "_")) for part in name.split("/")[amid:])
 
 
 def _is_folder(one: Listed) -> bool:

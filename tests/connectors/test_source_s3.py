@@ -136,6 +136,14 @@ async def test_prefix_and_pattern_choose_objects_hidden_ones_and_folder_marks_ar
         await keys("out/", None)
 
 
+async def test_a_prefix_that_ends_amid_a_name_means_all_that_go_on_with_it(bucket: Bucket) -> None:
+    """`_2.jsonl` behind the prefix is no hidden name."""
+    for key in ("in/batch.jsonl", "in/batch_2.jsonl", "in/batch/3.jsonl", "in/batch/_4.jsonl", "in/other.jsonl"):
+        bucket.put(key)
+    found = [split.uri.partition("/in/")[2] for split in await bucket.source("in/batch").splits(1)]
+    assert found == ["batch.jsonl", "batch/3.jsonl", "batch_2.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("glob", "matching", "others"),
     [
