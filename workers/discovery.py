@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from penstock.connectors.base import Primary
 from penstock.connectors.registry import open_source
-from penstock.engine.errors import BadRecord, Fenced, SpecError, Temporary
+from penstock.engine.errors import BadRecord, Fenced, Refused, SpecError, Temporary
 from penstock.engine.plan import Plan
 from penstock.workers.planner import extended, listed
 from penstock.workers.runspec import RunSpec
@@ -59,7 +59,7 @@ class Discovery:
         """
         try:
             longer = await self._longer()
-        except (SpecError, Temporary, BadRecord) as error:
+        except (SpecError, Refused, Temporary, BadRecord) as error:
             self._tell_once(f"new input can't be listed now: {error}")
             return
         except Fenced as error:  # another command wrote it: its plan is read at the next look

@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.connectors.base import this_process
 from penstock.connectors.registry import Stores, open_stores
-from penstock.engine.errors import PenstockError, Temporary
+from penstock.engine.errors import PenstockError, Refused, Temporary
 from penstock.engine.plan import Plan
 from penstock.workers.asked import ask_for, forget_wishes
 from penstock.workers.clearing import make_way
@@ -417,7 +417,7 @@ class Driver:
         self._status.commit_age_s = self._lateness.most_s(self._plan.lanes, time.monotonic())
 
     async def _reprice(self, now: float) -> None:
-        with contextlib.suppress(Temporary):  # the next save says all of it
+        with contextlib.suppress(Temporary, Refused):  # the next save says all of it
             await self._bill.save(now)
         self._bill.shared(self._fleet.borne())
         for model, price in self._bill.prices(self._status.tally, now).items():

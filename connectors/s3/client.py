@@ -1,7 +1,8 @@
 """One boto3 client a process, endpoint and region, behind thin typed calls. All block: call them in threads.
 
 Clients are thread-safe, sessions are not, and making one costs 50–100 ms. Credentials come by the AWS chain
-(environment, profile, role) when a client is made, and are refreshed by it. Each call tries a few times (retry mode
+(environment, profile, role) when a client is made, and are refreshed by it; where they are refused, a client is made
+anew, for files may hold fresh ones by then. Each call tries a few times (retry mode
 "standard": backoff with jitter, a retry quota), then raises what `errors` says.
 """
 
@@ -9,14 +10,15 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
-from penstock.connectors.s3.errors import Missing, translated
-from penstock.engine.errors import Refused
+from penstock.connectors.s3.errors import Missing, refuses_credentials, translated
+from penstock.engine.errors import PenstockError, Refused
 
 CONNECTIONS = 64
 """Connections that a client keeps: one for each thread that may call at once."""
@@ -71,8 +73,29 @@ class S3:
 
     def __init__(self, endpoint: str | None, region: str | None) -> None:
         self.where = endpoint or "AWS"
+        self._make = functools.partial(_make, endpoint, region)
         with translated("use S3", self.where):
-            self._client = _make(endpoint, region)
+            self._client = self._make()
+
+    @contextmanager
+    def _call(self, what: str) -> Generator[Any]:
+        """The client, for one call. One whose credentials are refused is replaced for the calls to come."""
+        used = self._client
+        try:
+            with translated(what, self.where):
+                yield used
+        except PenstockError as error:
+            if refuses_credentials(error):
+                self._renew(used)
+            raise
+
+    def _renew(self, used: Any) -> None:
+        """Where none are to be found just now (their file is being written), the client stays."""
+        from boto3.session import Session
+
+        with _making, suppress(PenstockError), translated("use S3", self.where):
+            if self._client is used and Session().get_credentials() is not None:
+                self._client = self._make()
 
     # -- looking
 
@@ -82,8 +105,8 @@ class S3:
         if after:
             args["StartAfter"] = after
         while True:
-            with translated(f"list s3://{bucket}/{prefix}", self.where):
-                page = self._client.list_objects_v2(**args)
+            with self._call(f"list s3://{bucket}/{prefix}") as s3:
+                page = s3.list_objects_v2(**args)
             yield [Listed(one["Key"], one["Size"], one["ETag"]) for one in page.get("Contents", ())]
             if not page.get("IsTruncated"):
                 return
@@ -93,8 +116,8 @@ class S3:
         """The same with the latest version of each object; needs the right `s3:ListBucketVersions`."""
         args: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS}
         while True:
-            with translated(f"list versions of s3://{bucket}/{prefix}", self.where):
-                page = self._client.list_object_versions(**args)
+            with self._call(f"list versions of s3://{bucket}/{prefix}") as s3:
+                page = s3.list_object_versions(**args)
             latest = [one for one in page.get("Versions", ()) if one["IsLatest"]]
             yield [Listed(one["Key"], one["Size"], one["ETag"], one["VersionId"]) for one in latest]
             if not page.get("IsTruncated"):
@@ -105,16 +128,16 @@ class S3:
     def versioned(self, bucket: str) -> bool:
         """Whether the bucket keeps versions. False where that may not be asked, or the store knows no versions."""
         try:
-            with translated(f"read the versioning of bucket {bucket}", self.where):
-                return self._client.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
+            with self._call(f"read the versioning of bucket {bucket}") as s3:
+                return s3.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
         except (Refused, Missing):
             return False
 
     def head(self, bucket: str, key: str) -> Listed | None:
         """None: no such object. A HEAD has no body, so a missing bucket looks the same."""
         try:
-            with translated(f"look at s3://{bucket}/{key}", self.where):
-                found = self._client.head_object(Bucket=bucket, Key=key)
+            with self._call(f"look at s3://{bucket}/{key}") as s3:
+                found = s3.head_object(Bucket=bucket, Key=key)
         except Missing:
             return None
         return Listed(key, found["ContentLength"], found["ETag"], found.get("VersionId"))
@@ -142,8 +165,8 @@ class S3:
             args["IfMatch"] = etag
         if version is not None:
             args["VersionId"] = version
-        with translated(f"read s3://{bucket}/{key}", self.where):
-            found = self._client.get_object(**args)
+        with self._call(f"read s3://{bucket}/{key}") as s3:
+            found = s3.get_object(**args)
             with found["Body"] as body:
                 return Got(body.read(), found["ETag"])
 
@@ -162,8 +185,8 @@ class S3:
         """Write the object whole; returns its ETag. `absent`: only where none is there; `etag`: only in the place of
         that content. Raises `NotAsExpected` otherwise. After `Temporary` it is uncertain whether it was written."""
         args = {**stored.options(), **_condition(absent, etag)}
-        with translated(f"write s3://{bucket}/{key}", self.where):
-            return self._client.put_object(Bucket=bucket, Key=key, Body=data, **args)["ETag"]
+        with self._call(f"write s3://{bucket}/{key}") as s3:
+            return s3.put_object(Bucket=bucket, Key=key, Body=data, **args)["ETag"]
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         """Delete objects, in calls of a thousand; what is not there is no error. Raises `Refused` where the store says
@@ -171,8 +194,8 @@ class S3:
         rest = list(keys)
         for at in range(0, len(rest), PAGE_KEYS):
             names = [{"Key": key} for key in rest[at : at + PAGE_KEYS]]
-            with translated(f"delete s3://{bucket}/{rest[at]} and others", self.where):
-                answer = self._client.delete_objects(Bucket=bucket, Delete={"Objects": names, "Quiet": True})
+            with self._call(f"delete s3://{bucket}/{rest[at]} and others") as s3:
+                answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": names, "Quiet": True})
             if errors := answer.get("Errors"):
                 code = errors[0].get("Code", "no reason")
                 raise Refused(f"cannot delete s3://{bucket}/{errors[0].get('Key')}: S3 at {self.where} says {code}.")
@@ -181,15 +204,13 @@ class S3:
 
     def start_parts(self, bucket: str, key: str, stored: Stored = PLAIN) -> str:
         """Begin an upload in parts; returns its id."""
-        with translated(f"begin s3://{bucket}/{key}", self.where):
-            return self._client.create_multipart_upload(Bucket=bucket, Key=key, **stored.options())["UploadId"]
+        with self._call(f"begin s3://{bucket}/{key}") as s3:
+            return s3.create_multipart_upload(Bucket=bucket, Key=key, **stored.options())["UploadId"]
 
     def put_part(self, bucket: str, key: str, upload: str, number: int, data: bytes) -> str:
         """Part `number` (from 1); returns its ETag. The same number again replaces it. Raises `Missing`."""
-        with translated(f"write part {number} of s3://{bucket}/{key}", self.where):
-            return self._client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=data)[
-                "ETag"
-            ]
+        with self._call(f"write part {number} of s3://{bucket}/{key}") as s3:
+            return s3.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=data)["ETag"]
 
     def end_parts(
         self,
@@ -203,8 +224,8 @@ class S3:
     ) -> str:
         """Make the object of its parts, under the conditions of `put`; returns its ETag. Raises as `put`, `Missing`."""
         parts = [{"PartNumber": number, "ETag": one} for number, one in enumerate(etags, 1)]
-        with translated(f"complete s3://{bucket}/{key}", self.where):
-            return self._client.complete_multipart_upload(
+        with self._call(f"complete s3://{bucket}/{key}") as s3:
+            return s3.complete_multipart_upload(
                 Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, **_condition(absent, etag)
             )["ETag"]
 
@@ -212,8 +233,8 @@ class S3:
         """Key and id of each upload in parts that has not ended; needs the right `s3:ListBucketMultipartUploads`."""
         args: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         while True:
-            with translated(f"list uploads to s3://{bucket}/{prefix}", self.where):
-                page = self._client.list_multipart_uploads(**args)
+            with self._call(f"list uploads to s3://{bucket}/{prefix}") as s3:
+                page = s3.list_multipart_uploads(**args)
             yield from ((one["Key"], one["UploadId"]) for one in page.get("Uploads", ()))
             if not page.get("IsTruncated"):
                 return
@@ -222,8 +243,8 @@ class S3:
 
     def drop_parts(self, bucket: str, key: str, upload: str) -> None:
         """Give an upload up; what it holds is no longer paid for. Raises `Missing`."""
-        with translated(f"give up s3://{bucket}/{key}", self.where):
-            self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        with self._call(f"give up s3://{bucket}/{key}") as s3:
+            s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
 
 
 def _condition(absent: bool, etag: str | None) -> dict[str, str]:

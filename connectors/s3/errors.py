@@ -5,6 +5,7 @@ answer                                              type
 404 (no such key, version or upload)                Missing
 404 NoSuchBucket, wrong region, a name no store has SpecError
 no credentials, unknown profile                     SpecError
+a session token that ran out                        Away (fresh ones are read for the next call)
 401, 403                                            Refused
 409, 429, 5xx, SlowDown, timeouts, cut connections  Away
 403 RequestTimeTooSkewed (a clock is wrong)         Away
@@ -53,6 +54,10 @@ _KEYS = {
     "InvalidToken": "it does not accept the session token",
     "TokenRefreshRequired": "the session token has expired",
 }
+_RAN_OUT = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
+"""Whoever gives out tokens gives out fresh ones as a rule."""
+_BARE = frozenset({"400", "401", "403"})
+"""An answer to HEAD names no code: these may mean the credentials."""
 _CHAIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"
 
 
@@ -102,10 +107,18 @@ def _refused(code: str, status: int, said: str, what: str, where: str) -> Pensto
     if code in _REGION or status == 301:
         return SpecError(f"cannot {what}: the bucket is in another region ({said}). Set region.")
     if code in _KEYS:
-        return Refused(f"cannot {what}: S3 at {where} refused the credentials: {_KEYS[code]} ({code}). Mend: {_CHAIN}.")
+        message = f"cannot {what}: S3 at {where} refused the credentials: {_KEYS[code]} ({code}). Mend: {_CHAIN}."
+        return Away(message, retry_after_s=SLOW_DOWN_S) if code in _RAN_OUT else Refused(message)
     if status in (401, 403):
         return Refused(f"cannot {what}: {said}. Grant these credentials that action, or mend: {_CHAIN}.")
     return Refused(f"cannot {what}: {said}. Check bucket, key and endpoint, and what that server supports.")
+
+
+def refuses_credentials(error: PenstockError) -> bool:
+    """Whether S3 may take the same call with other credentials."""
+    response: Any = getattr(error.__cause__, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code", ""))
+    return code in _KEYS or code in _BARE
 
 
 def _unanswered(error: Exception, what: str, where: str) -> PenstockError:

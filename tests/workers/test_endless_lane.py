@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from penstock.connectors import memory
+from penstock.connectors.base import Records
 from penstock.connectors.memory import MemoryStore, crash_at
 from penstock.connectors.memory_topic import MemoryTopic
+from penstock.connectors.registry import Stores
 from penstock.connectors.settings import MemorySink, MemorySource, Row
-from penstock.engine.errors import Temporary
-from penstock.engine.plan import Plan
+from penstock.engine.errors import Refused, Temporary
+from penstock.engine.plan import Epoch, Plan
 from penstock.workers.discovery import Discovery
 from penstock.workers.planner import all_ended, durable_plan, extended, first_plan
 from penstock.workers.runspec import RunSpec
@@ -202,3 +205,27 @@ async def test_a_source_that_can_not_be_listed_now_is_told_once() -> None:
     lane.topic.widen(3)
     await discovery.step([plan.version])
     assert lane.notes == ["new input can't be listed now: the broker is away", "1 new piece of input joined the run"]
+
+
+class Shut(MemoryStore):
+    """Takes the lane, and then refuses what it is told."""
+
+    async def commit(self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
+        if seq > 1:
+            raise Refused("403 AccessDenied")
+        await super().commit(lane, epoch, seq, records, chunks)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_a_store_that_refuses_ends_only_a_run_that_has_an_end(bounded: bool) -> None:
+    """Nobody starts one without an end again: its lane is opened anew, until somebody gave the right back."""
+    lane = Growing("shut")
+    lane.append(0, 3)
+    lane.plan = msgspec.structs.replace(await lane.made_plan(), bounded=bounded)
+    shell, driver = lane.shell(Stores(Shut("shut"), {}, dict.fromkeys(rig.SINKS, "primary")))
+    await shell.open(lane.plan, force=True)
+    shell.go()
+    async with asyncio.timeout(30):
+        await lane.work(shell, driver, rig.answered, lambda *_: False)
+    await shell.close()
+    assert driver.failures == [(False, "403 AccessDenied", bounded)]

@@ -17,7 +17,7 @@ from penstock.connectors.base import Source
 from penstock.connectors.reading.replay import Intake
 from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.errors import Corrupt, Fenced, PenstockError, Temporary
+from penstock.engine.errors import Corrupt, Fenced, PenstockError, Refused, Temporary
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, CommitBatch
 from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
@@ -300,10 +300,8 @@ class LaneShell:
 
     async def _rest(self) -> None:
         self._wake.clear()
-        wait = IDLE_S
         held = self.machine.places.next_wake()
-        if held is not None:
-            wait = max(0.001, min(wait, held - self._now()))
+        wait = IDLE_S if held is None else max(0.001, min(IDLE_S, held - self._now()))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), wait)
 
@@ -415,6 +413,7 @@ class LaneShell:
         if not self._over:
             self._over = True
             self._going.set()
-            uncertain = isinstance(error, Temporary)
+            endless = self._plan is not None and not self._plan.bounded  # it outlives rights that are taken for a while
+            uncertain = isinstance(error, Temporary) or (endless and isinstance(error, Refused))
             self._driver.failed(self.lane, isinstance(error, Fenced), str(error), not uncertain)
             self.wake()
