@@ -123,14 +123,16 @@ def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> i
     from penstock.connectors.state import open_state
     from penstock.engine.steering.judges import lacks
     from penstock.jobs.feedback.reading import stamp
-    from penstock.jobs.people import calibrating
+    from penstock.jobs.people import calibrating, told
+    from penstock.jobs.people.labels import current
 
     at = _work(run, state, None)
     if not at.run_id:
         raise SpecError(
             "a judge is held against labels of a run's answers: name the run or its job, not a file of rows"
         )
-    said = at.labels.said()
+    every = at.labels.said()
+    said = current(every, at.listed.answers)
     found = calibrating.calibrated(outputs_of(run, state), at.listed, said, by, stamp(time.time()))
     if not found:
         raise SpecError(f"{at.name}: no judge scored an answer that people labelled; `penstock label` labels them")
@@ -139,7 +141,7 @@ def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> i
     if as_json:
         shared.print_json(found)
         return exits.DONE
-    for part in calibrating.parts(found):
+    for part in (*calibrating.parts(found), *told.notes(told.grades(at.listed, every))):
         shared.console().print(part)
     return exits.DONE
 
@@ -153,10 +155,12 @@ def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> i
 def export_labels(run: str, file: str, sets: tuple[str, ...], state: str | None, choices: str | None) -> int:
     """Write the items of RUN and what was said of them. An item without a label stands there once, open."""
     from penstock.jobs.people import exchange
+    from penstock.jobs.people.labels import current
 
     at = _work(shared.Named(run, sets), state, choices)
     _tell_unshown(at)
-    count = exchange.write(Path(file), exchange.lines(at.listed.items, at.labels.said()))
+    said = current(at.labels.said(), at.listed.answers)
+    count = exchange.write(Path(file), exchange.lines(at.listed.items, said))
     click.echo(f"{count:,} lines in {file}; fill `label` or `score`, then penstock label import {run} {file}")
     return exits.DONE
 
@@ -169,7 +173,8 @@ def export_labels(run: str, file: str, sets: tuple[str, ...], state: str | None,
 @choices_option
 @by_option
 def import_labels(run: str, file: str, sets: tuple[str, ...], state: str | None, choices: str | None, by: str) -> int:
-    """Take labels from FILE: `item_id`, and `label` or `score` (0…1), with `by`, `at` and `note` if known.
+    """Take labels from FILE: `item_id`, and `label` or `score` (0…1), with `by`, `at`, `note` and `output_hash` (of the
+    answer that is graded) if known.
 
     A label of an item with choices has to be one of them. What stands already, and what was said before at that very
     time (an old export), changes nothing.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from penstock.engine.errors import SpecError
-from penstock.jobs.people.labels import Label, standing
+from penstock.jobs.people.labels import Label, current, standing
 from penstock.jobs.people.review import Asked
 
 CHOICE_KEYS = "123456789acdefghijklmoprvwxyz"
@@ -35,9 +35,9 @@ class Desk:
         self.by = by
         self._save = save
         self._clock = clock
-        known = {item.item_id for item in items}
-        mine = [label for label in history if label.by == by and label.item_id in known]
-        self._said = {item: label for (item, _), label in standing(mine).items()}
+        answers = {item.item_id: item.output_hash for item in items}
+        mine = [label for label in history if label.by == by and label.item_id in answers]
+        self._said = {item: label for (item, _), label in current(standing(mine), answers).items()}
         self._order = list(dict.fromkeys(label.item_id for label in reversed(mine) if label.item_id in self._said))
         self._order.reverse()
         self._notes: dict[str, str] = {}
@@ -96,7 +96,9 @@ class Desk:
 
     def _label(self, label: str | None = None, score: float | None = None) -> Label:
         item = self.item
-        return Label(item.item_id, self.by, self._clock(), label, score, self.note_of(), request=item.request)
+        of = item.output_hash if score is not None else ""
+        note = self.note_of()
+        return Label(item.item_id, self.by, self._clock(), label, score, note, request=item.request, output_hash=of)
 
     def _put(self, label: Label) -> None:
         self._save(label)

@@ -15,8 +15,6 @@ from penstock.engine.texts import normal
 from penstock.jobs.people.labels import Label, Said, standing
 from penstock.jobs.people.review import Asked
 
-COLUMNS = ("item_id", "task", "why", "input", "answer", "model", "choices", "label", "score", "note", "by", "at")
-
 
 class Line(msgspec.Struct, frozen=True):
     """One label, or (with `by` empty) one item that nobody labelled yet. Lists stand in one text, parted by ` | `."""
@@ -33,10 +31,15 @@ class Line(msgspec.Struct, frozen=True):
     note: str = ""
     by: str = ""
     at: str = ""
+    output_hash: str = ""
+    """Of the answer that stands here, or that the label speaks of."""
+
+
+COLUMNS = Line.__struct_fields__
 
 
 def lines(items: Sequence[Asked], said: Said) -> Iterator[Line]:
-    """Every item, with each person's label, or open."""
+    """Every item, with each person's label, or open. `said`: of the answers that the items have."""
     by_item: dict[str, list[Label]] = {}
     for (item, _), label in sorted(said.items()):
         by_item.setdefault(item, []).append(label)
@@ -45,11 +48,12 @@ def lines(items: Sequence[Asked], said: Said) -> Iterator[Line]:
         choices = " | ".join(item.choices)
         labels = by_item.pop(item.item_id, [])
         for label in labels:
-            yield Line(*shown, choices, label.label, label.score, label.note, label.by, label.at)
+            yield Line(*shown, choices, label.label, label.score, label.note, label.by, label.at, item.output_hash)
         if not labels:
-            yield Line(*shown, choices)
+            yield Line(*shown, choices, output_hash=item.output_hash)
     for label in (label for labels in by_item.values() for label in labels):
-        yield Line(label.item_id, label=label.label, score=label.score, note=label.note, by=label.by, at=label.at)
+        of = {"by": label.by, "at": label.at, "output_hash": label.output_hash}
+        yield Line(label.item_id, label=label.label, score=label.score, note=label.note, **of)
 
 
 def write(path: Path, told: Iterable[Line]) -> int:
@@ -93,10 +97,14 @@ def read(path: Path, by: str, at: str, items: Sequence[Asked] = ()) -> Read:
         elif line.label is None and line.score is None:
             left += 1
         else:
-            said = Label(line.item_id, line.by or by, line.at or at, line.label, line.score, line.note)
-            item = known.get(line.item_id)
-            labels.append(said if item is None else msgspec.structs.replace(said, request=item.request))
+            labels.append(_label(line, known.get(line.item_id), by, at))
     return Read(tuple(labels), left, tuple(wrong))
+
+
+def _label(line: Line, item: Asked | None, by: str, at: str) -> Label:
+    request, of = item.request if item is not None else "", line.output_hash if line.score is not None else ""
+    who, when = line.by or by, line.at or at
+    return Label(line.item_id, who, when, line.label, line.score, line.note, request=request, output_hash=of)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any] | str]:
@@ -140,14 +148,19 @@ def _chosen(line: Line, choices: tuple[str, ...]) -> Line | str:
 def new(read_: Read, history: Sequence[Label]) -> list[Label]:
     """Those that change what stands. An old export, brought in again, changes nothing: what it says was said at the
     very same time. Of several of one person about one item the file's last counts."""
-    stands = {place: _content(label) for place, label in standing(history).items()}
+    stands = standing(history)
     said = {(_content(label), label.at) for label in history if not label.withdrawn}
     last = {(label.item_id, label.by): label for label in read_.labels}
     return [
         label
         for place, label in last.items()
-        if stands.get(place) != _content(label) and (_content(label), label.at) not in said
+        if not _is_said(label, stands.get(place)) and (_content(label), label.at) not in said
     ]
+
+
+def _is_said(label: Label, before: Label | None) -> bool:
+    """The same stands already, of the same answer."""
+    return before is not None and _content(before) == _content(label) and before.counts_for(label.output_hash)
 
 
 def _content(label: Label) -> tuple[str, str, str | None, float | None, str]:

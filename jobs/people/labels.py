@@ -23,7 +23,8 @@ _SAFE = re.compile(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+-]{0,99}")
 class Label(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one person says of one item: the right answer (`label`), or how good the answer is (`score`, 0…1).
     `at`: ISO 8601, UTC. `withdrawn`: it takes back what the same person said before. `request`: hash of what was asked,
-    by which the label counts for the same question in another run; empty: not known."""
+    by which the label counts for the same question in another run; empty: not known. `output_hash`: of the answer that
+    a `score` speaks of; empty: not known, as where another tool says it, and then it speaks of the present one."""
 
     item_id: str
     by: str
@@ -33,6 +34,12 @@ class Label(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
     withdrawn: bool = False
     request: str = ""
+    output_hash: str = ""
+
+    def counts_for(self, output_hash: str) -> bool:
+        """Whether it speaks of this answer (empty: not known). The right answer stays right when the item is answered
+        anew (`--fresh`); how good the old one was says nothing of the new one."""
+        return self.label is not None or "" in (self.output_hash, output_hash) or self.output_hash == output_hash
 
     @property
     def says(self) -> str:
@@ -76,6 +83,11 @@ def standing(history: Iterable[Label]) -> dict[tuple[str, str], Label]:
         else:
             last[label.item_id, label.by] = label
     return last
+
+
+def current(said: Said, answers: Mapping[str, str]) -> dict[tuple[str, str], Label]:
+    """Without grades of earlier answers. `answers`: item → hash of its present one."""
+    return {place: label for place, label in said.items() if label.counts_for(answers.get(place[0], ""))}
 
 
 def labellers(said: Said) -> list[str]:

@@ -47,6 +47,8 @@ class Asked(msgspec.Struct, frozen=True):
     others: tuple[Other, ...] = ()
     request: str = ""
     """Hash of what was asked; empty: not known."""
+    output_hash: str = ""
+    """Of the answer; empty: not known."""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -55,6 +57,11 @@ class Listed(msgspec.Struct, frozen=True):
     items: tuple[Asked, ...]
     unshown: int = 0
     more: int = 0
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """Item → hash of its answer."""
+        return {item.item_id: item.output_hash for item in self.items}
 
 
 class _Sample(msgspec.Struct, frozen=True):
@@ -184,6 +191,7 @@ def _asked(spec: RunSpec, chosen: _Chosen, about: list[_Sample], shown: _Shown |
         choices=choices_of(spec.policy, block.task),
         others=tuple(_others(block, about)),
         request=block.input_hash or "",
+        output_hash=block.output_hash or "",
     )
 
 

@@ -15,8 +15,9 @@ from penstock.engine.texts import normal
 from penstock.jobs.feedback.told import sure
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
-from penstock.jobs.people.labels import Said, between_people, is_right, labellers, with_verdicts
+from penstock.jobs.people.labels import Said, between_people, current, is_right, labellers, with_verdicts
 from penstock.jobs.people.review import Listed
+from penstock.jobs.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +46,15 @@ class Model(msgspec.Struct, frozen=True):
     interval: Interval | None
 
 
+class Grades(msgspec.Struct, frozen=True):
+    """Those that don't speak of an answer that is there now, or may not."""
+
+    earlier: int = 0
+    """Of answers that their items had before: kept, and not counted."""
+    unplaced: int = 0
+    """Nobody says of which answer: counted for the item's present one."""
+
+
 class Summary(msgspec.Struct, frozen=True):
     items: int
     labelled: int
@@ -52,6 +62,7 @@ class Summary(msgspec.Struct, frozen=True):
     pairs: tuple[Pair, ...]
     judges: tuple[Pair, ...]
     models: tuple[Model, ...]
+    grades: Grades
 
 
 def verdicts(outputs: Outputs) -> Verdicts:
@@ -65,6 +76,7 @@ def verdicts(outputs: Outputs) -> Verdicts:
 
 
 def summary(listed: Listed, said: Said, judged: Verdicts) -> Summary:
+    found, said = grades(listed, said), current(said, listed.answers)
     answers = {item.item_id: item.answer for item in listed.items}
     judges = ((judge, with_verdicts(said, passed, answers)) for judge, passed in sorted(judged.items()))
     return Summary(
@@ -74,7 +86,16 @@ def summary(listed: Listed, said: Said, judged: Verdicts) -> Summary:
         pairs=tuple(Pair(*two, found) for two, found in between_people(said).items()),
         judges=tuple(Pair(judge, "people", found) for judge, found in judges if found is not None),
         models=tuple(_models(listed, said)),
+        grades=found,
     )
+
+
+def grades(listed: Listed, said: Said) -> Grades:
+    now, told_ = current(said, listed.answers), listed.answers
+    unplaced = sum(
+        each.label is None and not each.output_hash and bool(told_.get(item)) for (item, _), each in now.items()
+    )
+    return Grades(len(said) - len(now), unplaced)
 
 
 def _models(listed: Listed, said: Said) -> Iterator[Model]:
@@ -101,6 +122,14 @@ def parts(told_: Summary) -> Iterator[str | Table]:
         for pair in (*told_.pairs, *told_.judges):
             table.add_row(f"{pair.first}, {pair.second}", *_agreed(pair.agreement))
         yield table
+    yield from notes(told_.grades)
+
+
+def notes(found: Grades) -> Iterator[str]:
+    if found.earlier:
+        yield f"{counted(found.earlier, 'grade')} of earlier answers, which were made anew since: not counted"
+    if found.unplaced:
+        yield f"{counted(found.unplaced, 'grade')}, nobody says of which answer: counted for the item's present one"
 
 
 def _agreed(found: Agreement) -> tuple[str, str, str]:

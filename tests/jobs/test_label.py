@@ -140,6 +140,38 @@ def test_a_label_knows_what_was_asked(folder: Path) -> None:
     assert log_of(folder).said()["item-1", "ben"].request == "hash-1"
 
 
+def test_a_grade_speaks_of_the_answer_that_was_graded_and_of_no_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After --fresh the items have the same ids and other answers: they are open again, old words stay apart."""
+    free = JOB.replace(", output: {choices: [billing, delivery, other]}", "")
+    (folder / "job.yaml").write_text(free)
+    save(folder)
+
+    def answered(text: str) -> list[Asked]:
+        write(folder / "out.jsonl", [result(n, text, output_hash=f"hash of {text}") for n in range(3)])
+        made = [sample(n, 1.0, text, judge_model="opus", scorer="judge") for n in range(3)]
+        write(folder / "quality.jsonl", [{**each, "scorer_version": "abc"} for each in made])
+        outputs = Outputs(spec := job_spec.load("job.yaml"), open_history(spec.state).status(spec.run_id))
+        return list(review.listed(outputs, None).items)
+
+    desk = Desk(answered("old"), [], "ann", lambda label: log_of(folder).add([label]), lambda: "now")
+    for key in "xxx":
+        desk.press(key)
+    assert bring([Label("item-0", "tool", "now", score=1.0)]) == 0
+    assert call(["label", "export", "job.yaml", "old.csv"]) == 0
+    assert Desk(answered("new"), log_of(folder).history(), "ann", print, str).done == 0
+    assert call(["label", "import", "job.yaml", "old.csv"]) == 0
+    capsys.readouterr()
+    assert call(["label", "show", "job.yaml", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["labelled"], told["models"][0]["right"], told["grades"]) == (1, 1.0, {"earlier": 3, "unplaced": 1})
+    assert call(["label", "calibrate", "job.yaml"]) == 0
+    assert "3 grades of earlier answers" in capsys.readouterr().out
+    (found,) = read_judges(open_state(job_spec.load("job.yaml").state)).values()
+    assert (found.right, found.wrong) == (1, 0)
+
+
 def test_what_a_wall_redacts_no_person_sees(folder: Path) -> None:
     """Where a wall of the job says so, inputs come from quality samples alone; the rest is counted."""
     (folder / "job.yaml").write_text(JOB + "walls: {health: {sample: redact}, public: {}}\n")
