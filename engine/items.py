@@ -382,6 +382,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     region: str | None
     mode: Mode
     usage: Usage
+    """All attempts of this item together."""
     cost_nano: int
     """All attempts of this item together, its steps included."""
     cost_basis: CostBasis
@@ -393,6 +394,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     queue_ms: float
     call_ms: float
     output_hash: str
+    answer_usage: Usage = Usage()
+    """Of the one call that gave the answer: what any model would be asked for it. Nothing in a copy."""
     status: Literal["ok", "invalid_output"] = "ok"
     """`invalid_output` only where the task says `on_invalid: keep`."""
     sampled: bool = False

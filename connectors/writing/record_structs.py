@@ -84,6 +84,8 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     output_hash: str
     custom_id: str | None
     """The label: also of a row, whose kept columns need not hold it."""
+    answer_tokens: Tokens
+    """Of the one call that gave the answer, where `tokens` are of all of them."""
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):

@@ -108,7 +108,7 @@ class Encoder:
             stamp(result.finished_at),
             milliseconds(result.queue_ms),
             milliseconds(result.call_ms),
-            _tokens(result.usage),
+            (tokens := _tokens(result.usage)),
             Json(usd(result.cost_nano)),
             result.cost_basis,
             result.copied_from,
@@ -117,6 +117,7 @@ class Encoder:
             item.request.input_hash,
             result.output_hash,
             item.custom_id,
+            tokens if result.answer_usage == result.usage else _tokens(result.answer_usage),
         )
 
     def _attempts(self, attempts: tuple[Attempt, ...]) -> list[AttemptLine]:

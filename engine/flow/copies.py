@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.engine.flow.slots import Slot
-from penstock.engine.items import Result
+from penstock.engine.items import Result, Usage
 from penstock.engine.policy import Policy
 
 Key = tuple[object, ...]
@@ -82,6 +82,7 @@ def copy_of(result: Result, leader: Slot, follower: Slot) -> Result:
         item=follower.item,
         route=follower.route,
         usage=follower.usage,
+        answer_usage=Usage(),
         cost_nano=0,
         attempts=(),
         call_ms=0.0,

@@ -67,7 +67,7 @@ class Ends:
         self._cells.result(result)
         tier1 = self._tier1()
         if tier1 is not None:
-            self.tally.tier1_cost_nano += cost_nano(result.usage, tier1)
+            self.tally.tier1_cost_nano += cost_nano(result.answer_usage, tier1)
         self._forget(slot)
 
     def dead(self, dead: DeadLetter, slot: Slot | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 from penstock.engine.catalog import Account, Catalog, Model, Price
@@ -135,11 +136,18 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         queue_ms=max(0.0, (slot.first_sent_at or now) - item.enqueued_at) * 1000,
         call_ms=slot.call_ms,
         output_hash=output_hash(answer),
+        answer_usage=_last_usage(slot.attempts),
         maybe_paid=slot.maybe_paid,
         experiment=target.experiment,
         arm=target.arm,
         propensity=target.propensity,
     )
+
+
+def _last_usage(attempts: Sequence[Attempt]) -> Usage:
+    """Of the call that answered: the last one that is no step."""
+    answered = next((attempt for attempt in reversed(attempts) if attempt.role not in STEP_ROLES), None)
+    return (answered.usage if answered is not None else None) or Usage()
 
 
 def dead_letter_of(

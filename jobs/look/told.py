@@ -98,6 +98,8 @@ class Told(msgspec.Struct, frozen=True):
     sample_probability: float | None = None
     input_hash: str | None = None
     output_hash: str | None = None
+    answer_tokens: TokensTold | None = None
+    """None: of an older release."""
 
 
 class ResultTold(msgspec.Struct, frozen=True):

@@ -81,6 +81,7 @@ def result(**changes: object) -> Result:
         queue_ms=3.14159,
         call_ms=812.5,
         output_hash="cd" * 16,
+        answer_usage=USAGE,
         sampled=True,
         sample_probability=0.02,
     )
@@ -135,7 +136,7 @@ FIELDS = (  # noqa: SIM905 (as SURFACES writes them)
     "item_id run_id generation tenant subject unit episode traceparent task tier status finish_reason model "
     "model_version fingerprint provider account region mode experiment arm propensity sampled sample_probability "
     "prompt_version policy_version price_version route_reason refused attempts enqueued_at finished_at queue_ms "
-    "call_ms tokens cost_usd cost_basis copied_from maybe_paid source input_hash output_hash custom_id"
+    "call_ms tokens cost_usd cost_basis copied_from maybe_paid source input_hash output_hash custom_id answer_tokens"
 ).split()
 
 

@@ -168,6 +168,24 @@ def test_a_doubtful_answer_goes_up_and_the_last_one_is_taken_as_it_is() -> None:
     assert b"logprobs" not in rig.sent[2].body_json
 
 
+@pytest.mark.parametrize(
+    ("cascade", "answers"),
+    [
+        (LOGPROB, {"small": [said("a", -2.0)], "mid": [said("a", -2.0)], "top": [said("b", -0.01)]}),
+        (Cascade(("small", "top"), "agreement", 0.9, samples=3), {"small": [said("a"), said("a"), said("a")]}),
+    ],
+)
+def test_tier_1_alone_would_have_been_asked_once(
+    cascade: Cascade, answers: dict[str, list[Answer | FailureKind]]
+) -> None:
+    """What is saved is told against one answer's tokens, however many calls it took here."""
+    rig = Rig(cascade)
+    rig.offer()
+    result = rig.one(answers)
+    assert (result.usage, result.answer_usage) == (Usage(30, output=3), Usage(10, output=1))
+    assert rig.lane.tally.tier1_cost_nano == 11_000
+
+
 def test_no_signal_is_a_doubt() -> None:
     """A provider that tells no probabilities; a model that `lacks` them is not even asked."""
     rig = Rig(Cascade(("mute", "small", "top"), "logprob", 0.1))

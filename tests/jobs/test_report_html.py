@@ -386,8 +386,10 @@ def test_experiments_and_cascades_are_told_of_where_they_are(tmp_path: Path) -> 
 
 
 def test_a_cascade_is_set_against_its_top_model(tmp_path: Path) -> None:
-    """What was paid, judges and doubtful answers included, beside the top model's price for the same tokens."""
+    """What was paid, judges and doubtful answers included, beside the top model's price for one answer's tokens."""
     made = make(20, models=["small", "opus"], tasks=["topic"])
+    asked_thrice = Usage(90_000, output=90_000)
+    made.results = [msgspec.structs.replace(r, answer_usage=r.usage, usage=asked_thrice) for r in made.results]
     tasks = {"topic": Task("topic", cascade=Cascade(("small", "opus"), "validity"))}
     price = Price(input=5_000_000_000, output=25_000_000_000, version="2026-11")
     models = {"opus": Model("opus", (Version("v1", "opus"),), "v1", price=price)}
@@ -396,7 +398,7 @@ def test_a_cascade_is_set_against_its_top_model(tmp_path: Path) -> None:
     assert f"Note: {why}." in Page(page).text
     (row,) = Page(page).rows("Against its top model")
     paid = sum(one.cost_nano for one in made.results)
-    alone = sum(cost_nano(one.usage, price) for one in made.results)
+    alone = sum(cost_nano(one.answer_usage, price) for one in made.results)
     assert (row["task"], row["top model"], row["results"]) == ("topic", "opus", "20")
     assert (row["paid"], row["top model alone, about"]) == (dollars(paid), dollars(alone))
     assert row["saved"].startswith(dollars(alone - paid))

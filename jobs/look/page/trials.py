@@ -56,8 +56,9 @@ class Trials:
 
     def result(self, block: Told) -> None:
         paid = nano(block.cost_usd)
-        if block.tokens is not None:
-            self.used.at(named(block.task)).add(block.tokens)
+        tokens = block.answer_tokens or block.tokens
+        if tokens is not None:
+            self.used.at(named(block.task)).add(tokens)
         if block.experiment is not None or block.arm is not None:
             arm = self.arms.at(named(block.experiment), named(block.arm))
             arm.cost.add(paid)
