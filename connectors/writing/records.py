@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from penstock.connectors.reading.envelope import seal
-from penstock.connectors.reading.json_guard import MAX_DEPTH, decode
+from penstock.connectors.reading.json_guard import decode
 from penstock.connectors.writing.record_structs import (
     AttemptLine,
     BatchLine,
@@ -297,12 +297,11 @@ def _whole(text: str) -> str:
 
 
 def as_struct(text: str) -> bytes | None:
-    """The text as one line of JSON; None where it is none (an answer kept although it is invalid), or nests so deeply
-    (more than `MAX_DEPTH`) that readers would give up on it. Never raises."""
+    """The text as one line of JSON; None where it is none (an answer kept although it is invalid), or where readers
+    would give up on it: it nests too deeply, or holds a number that is too large. Never raises."""
     try:
         json = text.encode()
-        if text.count("{") + text.count("[") > MAX_DEPTH:
-            decode(json)
+        decode(json)
         return msgspec.json.format(json, indent=-1)
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError, BadRecord):
         return None

@@ -108,7 +108,7 @@ class AnswerShape:
             return False
         try:
             self._shape.learn(json.loads(answer))
-        except (NoCommonType, RecursionError):
+        except (NoCommonType, RecursionError, ValueError):  # of an integer with thousands of digits
             return False
         self._seen += 1
         return self._seen % _CHECK_EVERY != 0 or self._shape.size() <= MAX_FIELDS

@@ -366,6 +366,16 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+async def test_a_number_of_thousands_of_digits_costs_no_run_its_table(tmp_path: Path, suffix: str) -> None:
+    """Records of older versions hold such answers as JSON."""
+    line = Encoder("run-1", "rows", {"t"}).result(result(0, {}, '{"x":1}'))
+    long = line.replace(b'{"x":1}', b'{"x":' + b"1" * 5000 + b"}")
+    await finished(tmp_path, suffix, {"results": [OutRecord(0, 0, long)]})
+    (back,) = (json.loads(v) for v in iter_records([str(tmp_path / f"results{suffix}")]))
+    assert back["answer"] == '{"x":' + "1" * 5000 + "}"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 async def test_records_of_both_shapes_make_a_table_of_rows(tmp_path: Path, suffix: str) -> None:
     """The job's `shape` was changed while it ran: what was paid for is readable all the same."""
     said, strange = (

@@ -216,6 +216,14 @@ def test_an_answer_that_nests_too_deeply_is_text(text: str) -> None:
     assert json.loads(sample)["output"] == text.replace("\ud800", "?")
 
 
+@pytest.mark.parametrize("number", ["1e999", "1" * 5000])
+def test_an_answer_with_a_number_that_readers_cannot_hold_is_text(number: str) -> None:
+    """A model that went on and on must not make the whole file unreadable."""
+    text = f'{{"x":{number}}}'
+    line = Encoder("r", "rows", {"classification"}).result(result(answer=Answer(text, "stop", BODY)))
+    assert msgspec.json.decode(line)["answer"] == text
+
+
 def test_an_answer_of_many_values_is_a_struct_still() -> None:
     """Brackets in number are not brackets in depth."""
     encoder = Encoder("r", "rows", {"classification"})
