@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import BinaryIO
 
@@ -44,10 +45,17 @@ def look(file: BinaryIO, compression: str | None) -> str | None:
     for line in head.split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-            return "openai-batch" if "body" in fields and ("custom_id" in fields or "url" in fields) else "jsonl"
+            return "openai-batch" if _is_request(fields) else "jsonl"
         if len(line) > LOOK_BYTES // 2 and b'"custom_id"' in line and b'"body"' in line:
             return "openai-batch"
     return "jsonl"
+
+
+def _is_request(fields: Mapping[str, msgspec.Raw]) -> bool:
+    """`custom_id` and `body`. A request whose `custom_id` was forgotten is known by its `url` and an object as body:
+    crawled pages have a `url` too, and text as `body`."""
+    body = bytes(fields.get("body", b""))
+    return bool(body) and ("custom_id" in fields or ("url" in fields and body.startswith(b"{")))
 
 
 def _head(file: BinaryIO, compression: str | None) -> bytes:

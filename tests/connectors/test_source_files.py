@@ -50,6 +50,22 @@ async def test_a_folder_is_read_below_in_order_without_hidden_files(tmp_path: Pa
     assert [split.uri for split in await source(tmp_path / "*.jsonl").splits(1)] == [str(tmp_path / "b.jsonl")]
 
 
+@pytest.mark.parametrize(
+    ("line", "format"),
+    [
+        ({"url": "https://x.example", "body": "<html>"}, "jsonl"),
+        ({"url": "https://x.example", "body": None}, "jsonl"),
+        ({"url": "/v1/chat/completions", "body": {"messages": []}}, "openai-batch"),
+        ({"custom_id": "a", "body": None}, "openai-batch"),
+        ({"custom_id": "a", "text": "x"}, "jsonl"),
+    ],
+)
+async def test_pages_with_their_addresses_are_rows(tmp_path: Path, line: dict[str, object], format: str) -> None:
+    """A `url` is no sign of a request by itself; one whose `custom_id` was forgotten in the first line still is one."""
+    (tmp_path / "a.jsonl").write_text(json.dumps(line))
+    assert [split.format for split in await source(tmp_path).splits(1)] == [format]
+
+
 async def test_formats_are_found_from_names_and_lines_are_looked_into(tmp_path: Path) -> None:
     """`custom_id` and `body` in the first line make it openai-batch, compressed or not, BOM and blank lines apart."""
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n\n" + LINE)
