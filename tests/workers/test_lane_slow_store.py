@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,50 @@ async def test_a_run_does_not_wait_an_interval_for_the_last_commit_of_its_lanes(
         await lane.work(shell, driver, rig.answered, settled)
     await shell.close()
     assert shell.machine.tally.results == 3
+
+
+class Stuck(MemoryStore):
+    """Takes no commit while it is away."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.there = asyncio.Event()
+        self.there.set()
+
+    async def commit(self, *arguments: Any) -> None:
+        await self.there.wait()
+        await super().commit(*arguments)
+
+
+async def test_only_what_waits_for_a_commit_is_late() -> None:
+    """A call that takes minutes is not: there is nothing to commit until it is answered."""
+    store, hour, out = Stuck("late"), 0.0, []
+    lane = rig.Rig(rig.MemoryPlace("late"), rig.source("late", [rig.line(1)]))
+    lane.now = lambda: time.time() + hour
+    stores = Stores(store, {}, dict.fromkeys(rig.SINKS, "primary"))  # type: ignore[arg-type]
+    shell, driver = lane.shell(stores)
+
+    async def told_late_s() -> float:
+        driver.reports, _ = [], driver.changed.clear()
+        shell.wake()
+        while not driver.reports:
+            await driver.changed.wait()
+            driver.changed.clear()
+        return driver.reports[-1].commit_age_s
+
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    async with asyncio.timeout(20):
+        await lane.work(shell, driver, out.append, lambda *_: bool(out))
+        hour += 3600.0
+        await shell.right(shell.epoch, "w")
+        assert await told_late_s() < 60
+        store.there.clear()
+        await shell.done(shell.epoch, [rig.answered(call) for call in out])
+        await told_late_s()
+        hour += 3600.0
+        assert await told_late_s() >= 3600
+        store.there.set()
+        await lane.work(shell, driver, rig.answered, settled)
+        assert driver.reports[-1].commit_age_s < 60
+    await shell.close()

@@ -29,6 +29,8 @@ class LaneCommit:
     ) -> None:
         self.at = 0.0
         """When the last commit was durable."""
+        self.due_at: float | None = None
+        """Since when something waits for a commit that is not durable yet."""
         self.done = False
         """All of the lane's items have ended and are committed."""
         self.cells = b""
@@ -52,6 +54,11 @@ class LaneCommit:
         if self._bounds["results"] is not None:
             self._machine.ends.unfit = self._unfit
 
+    def due(self, due: bool, now: float) -> bool:
+        """While no commit is under way: is one wanted?"""
+        self.due_at = (now if self.due_at is None else self.due_at) if due else None
+        return due
+
     async def commit(self) -> float:
         """One commit on the primary; returns when it began. Raises what `Store.commit` raises."""
         started = self._now()
@@ -62,7 +69,7 @@ class LaneCommit:
             name, data = self._machine.outbox.add(msgspec.msgpack.encode(follow))
             chunks[name] = data
         await self._stores.primary.commit(self._lane, self._epoch, batch.seq, own, chunks)
-        self.at = self._now()
+        self.at, self.due_at = self._now(), None
         self.done, self.cells = batch.saved.done, chunks[CELLS]
         self._machine.committed(self.at)
         self.committed(batch)

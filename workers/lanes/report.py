@@ -25,7 +25,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     """Why items of an endless run wait for the next day."""
     open_breakers: list[tuple[str | None, str]] = []
     commit_age_s: float = 0.0
-    """0 where there is nothing to commit: an idle lane is not late, nor one whose items are all held back."""
+    """Since something waits for a commit. 0 where nothing does: an idle lane is not late, nor one whose calls are all
+    out or whose items are all held back."""
     oldest_item_s: float = 0.0
     deadline_left_s: float | None = None
     input_away: str | None = None
@@ -45,15 +46,15 @@ class LaneReport(msgspec.Struct, frozen=True):
     """This owner was given the closing lines of own engines."""
 
 
-def report_of(machine: Lane, committed_at: float, now: float) -> LaneReport:
-    """What the machine knows; its shell adds the rest. Brings the tally up to date."""
+def report_of(machine: Lane, due_at: float | None, now: float) -> LaneReport:
+    """What the machine knows; its shell adds the rest. Brings the tally up to date. `due_at`: since when there is
+    something to commit."""
     tally = machine.tally
     tally.ready = len(machine.ready)
     tally.shelved = machine.shelf.count
     tally.flying = machine.flights.by_model()
     tally.position_bytes = machine.progress.bytes_done()
     waits = machine.waits_for_money
-    moves = machine.flights.count or tally.ready or machine.horizon.waiting
     return LaneReport(
         machine.settings.lane,
         tally,
@@ -63,7 +64,7 @@ def report_of(machine: Lane, committed_at: float, now: float) -> LaneReport:
         spent_out=machine.spent_out,
         waits_for_money=waits[1] if waits is not None and waits[0] > now else None,
         open_breakers=machine.targets.health.opened(),
-        commit_age_s=now - committed_at if moves or machine.dirty else 0.0,
+        commit_age_s=max(0.0, now - due_at) if due_at is not None else 0.0,
         oldest_item_s=machine.ends.oldest_age(now),
         doubted=machine.doubted,
         read_all=machine.progress.all_read,

@@ -310,9 +310,8 @@ class LaneShell:
     def _due(self, now: float) -> bool:
         machine, age = self.machine, since(self._out.at, now)
         hurried = machine.thirsty or (machine.finished_all and self._unsaved())
-        if hurried and age >= min(HASTE_S, HASTE * self._commit_s):
-            return True
-        return age >= self._commit_s and (machine.dirty or self._unsaved() or machine.held_up(now))
+        due = self._out.due(hurried or machine.dirty or self._unsaved() or machine.held_up(now), now)
+        return due and age >= (min(HASTE_S, HASTE * self._commit_s) if hurried else self._commit_s)
 
     def _unsaved(self) -> bool:
         """The end of the lane, or an applied outbox batch, wants a commit of its own."""
@@ -398,7 +397,7 @@ class LaneShell:
             self._measured_at = now
         self._driver.report(
             msgspec.structs.replace(
-                report_of(self.machine, self._out.at, now),
+                report_of(self.machine, self._out.due_at, now),
                 done=self._out.done,
                 settled=settled,
                 cells=self._out.cells if measured else b"",
