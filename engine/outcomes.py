@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
@@ -83,6 +84,8 @@ class Cell(msgspec.Struct, frozen=True):
     n: int
     mean: float
     interval: Interval | None
+    results: int = 0
+    """That they speak of, those of an episode all. One whose item and episode both have an outcome counts for each."""
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -107,6 +110,7 @@ class Sums(NamedTuple):
 
     moments: Moments
     sample: Sample | None
+    results: int
 
 
 class Part(NamedTuple):
@@ -149,6 +153,7 @@ class Outcomes:
     def join(self, results: Iterable[Finished], ended_at: str | None = None) -> Part:
         """`ended_at`: when the run ended; None: it goes on."""
         values: dict[CellOf, list[float]] = {}
+        spoken: Counter[CellOf] = Counter()
         items: dict[tuple[str, str], int] = {}
         seen: set[tuple[tuple[str, str], str, str]] = set()
         found: set[tuple[str, str]] = set()
@@ -156,17 +161,18 @@ class Outcomes:
             items[result.task, result.target] = items.get((result.task, result.target), 0) + 1
             for whose, outcomes in self._of(result):
                 found.add(whose)
-                if (whose, result.task, result.target) in seen:
-                    continue
+                again = (whose, result.task, result.target) in seen
                 seen.add((whose, result.task, result.target))
                 for outcome in outcomes:
                     cell = CellOf(outcome.metric, result.task, result.target)
-                    values.setdefault(cell, []).append(outcome.value)
+                    spoken[cell] += 1
+                    if not again:
+                        values.setdefault(cell, []).append(outcome.value)
         joined = [outcome for whose in found for outcome in self._latest[whose].values()]
         every = sum(map(len, self._latest.values()))
         late = sum(ended_at is not None and outcome.received_at > ended_at for outcome in joined)
         counts = (len(joined), every - len(joined), late, self._repeated, self._contradicted, self._superseded)
-        return Part({cell: _sums(each) for cell, each in values.items()}, items, counts)
+        return Part({cell: _sums(each, spoken[cell]) for cell, each in values.items()}, items, counts)
 
     def _of(self, result: Finished) -> Iterator[tuple[tuple[str, str], Iterable[Outcome]]]:
         for whose in (("item", result.item_id), ("episode", result.episode or "")):
@@ -185,20 +191,20 @@ def together(parts: Sequence[Part]) -> Joined:
     return Joined({cell: _cell(cells[cell]) for cell in sorted(cells)}, parts[0].items, *counts)
 
 
-def _sums(values: list[float]) -> Sums:
+def _sums(values: list[float], results: int) -> Sums:
     unit = all(0.0 <= value <= 1.0 for value in values)
-    return Sums(moments_of(values), sample_of(values) if unit else None)
+    return Sums(moments_of(values), sample_of(values) if unit else None, results)
 
 
 def _added(a: Sums, b: Sums) -> Sums:
     sample = None if a.sample is None or b.sample is None else merge(a.sample, b.sample)
-    return Sums(merge_moments(a.moments, b.moments), sample)
+    return Sums(merge_moments(a.moments, b.moments), sample, a.results + b.results)
 
 
 def _cell(sums: Sums) -> Cell:
-    seen, sample = sums
+    seen, sample, results = sums
     around = anytime_interval(sample) if sample is not None else asymptotic_interval(seen)
-    return Cell(seen.n, seen.mean, around)
+    return Cell(seen.n, seen.mean, around, results)
 
 
 # ---- which are known

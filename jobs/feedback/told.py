@@ -48,7 +48,8 @@ def table(joined: Joined) -> Table:
 
 
 def _covered(joined: Joined, of: CellOf, cell: Cell) -> str:
-    return share(cell.n, joined.items[of.task, of.target])
+    results = joined.items[of.task, of.target]
+    return share(min(cell.results, results), results)
 
 
 def notes(joined: Joined) -> list[str]:
@@ -70,6 +71,7 @@ def machine(joined: Joined) -> dict[str, object]:
             "task": of.task,
             "model": of.target,
             "outcomes": cell.n,
+            "about": cell.results,
             "results": joined.items[of.task, of.target],
             "mean": cell.mean,
             "interval": cell.interval,

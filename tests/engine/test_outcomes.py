@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.outcomes import CellOf, Finished, Joined, Keys, Outcome, Outcomes, together, wrong
+from penstock.jobs.feedback.told import table
 
 DAY = "2026-11-24T{:02d}:00:00.000Z"
 
@@ -64,6 +65,16 @@ def test_an_episode_counts_once_for_each_model_that_answered_in_it() -> None:
     finished = [*results("a", "b", "c", episode="e"), *results("d", target="opus", episode="e")]
     joined = join([Outcome("done", 1.0, DAY.format(1), episode="e")], finished)
     assert {of.target: cell.n for of, cell in joined.cells.items()} == {"small@v1": 1, "opus": 1}
+
+
+def test_an_episodes_outcome_speaks_of_all_its_results() -> None:
+    """A hundred of a hundred episodes of ten results are all results, and a hundred values."""
+    told = [Outcome("ok", 1.0, DAY.format(1), episode=f"e{n}") for n in range(100)]
+    made = [Finished(f"i{n}-{k}", f"e{n}", "t", "small@v1") for n in range(100) for k in range(10)]
+    joined = join([*told, said("i0-0", 1.0)], made, parts=3)
+    cell = joined.cells[CellOf("ok", "t", "small@v1")]
+    assert (cell.n, cell.results) == (101, 1_001)
+    assert [str(cell) for cell in table(joined).columns[4].cells] == ["100 %"]
 
 
 def test_means_come_with_intervals_where_there_is_enough() -> None:
