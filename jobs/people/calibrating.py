@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from penstock.engine.measure.agreement import agreement, tally_labels
 from penstock.engine.quality import JUDGES
 from penstock.engine.steering.judges import Calibration, lacks
-from penstock.engine.texts import normal
 from penstock.jobs.feedback.told import sure
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
-from penstock.jobs.people.labels import Said, is_right
+from penstock.jobs.people.labels import Said, by_most, with_verdicts
 from penstock.jobs.people.review import Listed
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 Judge = tuple[str, str]
 """(`judge@version`, its model)."""
-_WORDS = ("right", "wrong")
 
 
 def calibrated(outputs: Outputs, listed: Listed, said: Said, by: str, at: str) -> list[Calibration]:
@@ -28,24 +25,15 @@ def calibrated(outputs: Outputs, listed: Listed, said: Said, by: str, at: str) -
 
     A judge of pairs is none of them: it says which of two answers is better, and people were not asked that.
     """
-    people = _people(listed, said)
+    people = by_most(said, {item.item_id: item.answer for item in listed.items})
     found: list[Calibration] = []
     for (scorer, model), passed in sorted(_verdicts(outputs).items()):
-        pairs = [(_WORDS[not right], _WORDS[not passed[item]]) for item, right in people.items() if item in passed]
-        agreed = agreement(tally_labels(pairs, _WORDS))
+        agreed = with_verdicts(people, passed)
         if agreed is not None:
-            right = sum(word == "right" for word, _ in pairs)
-            found.append(Calibration(scorer, model, right, len(pairs) - right, agreed, outputs.status.run_id, at, by))
+            right = sum(people[item] for item in passed if item in people)
+            counts = right, agreed.items - right
+            found.append(Calibration(scorer, model, *counts, agreed, outputs.status.run_id, at, by))
     return found
-
-
-def _people(listed: Listed, said: Said) -> dict[str, bool]:
-    """Item → do most people call its answer right? Evenly split ones are left out."""
-    answers, votes = {item.item_id: item.answer for item in listed.items}, dict[str, int]()
-    for (item, _), label in said.items():
-        if item in answers:
-            votes[item] = votes.get(item, 0) + (1 if is_right(label, answers[item], normal) else -1)
-    return {item: vote > 0 for item, vote in votes.items() if vote}
 
 
 def _verdicts(outputs: Outputs) -> dict[Judge, dict[str, bool]]:

@@ -17,6 +17,8 @@ from penstock.engine.measure.agreement import Agreement, agreement, tally_labels
 from penstock.engine.texts import normal
 
 PASS = 0.5
+EVEN = 0.5
+WORDS = ("right", "wrong")
 _SAFE = re.compile(r"[A-Za-z0-9_~+-][A-Za-z0-9_.~+-]{0,99}")
 
 
@@ -137,15 +139,21 @@ def is_right(label: Label, answer: str, same: Callable[[str], str]) -> bool:
     return (label.score or 0.0) >= PASS
 
 
-def with_verdicts(said: Said, passed: Mapping[str, bool], answers: Mapping[str, str]) -> Agreement | None:
-    """People against a judge's verdict on the same answers. (Each person's label counts.)"""
-    pairs = [
-        (_word(is_right(label, answers[item], normal)), _word(passed[item]))
-        for (item, _), label in said.items()
-        if item in passed and item in answers
-    ]
-    return agreement(tally_labels(pairs, ("right", "wrong"))) if pairs else None
+def right_by_people(said: Said, answers: Mapping[str, str]) -> dict[str, float]:
+    """Item → share of those who looked at it that call its answer right. An answer is one, however many looked."""
+    votes: dict[str, list[bool]] = {}
+    for (item, _), label in said.items():
+        if item in answers:
+            votes.setdefault(item, []).append(is_right(label, answers[item], normal))
+    return {item: sum(each) / len(each) for item, each in votes.items()}
 
 
-def _word(right: bool) -> str:
-    return "right" if right else "wrong"
+def by_most(said: Said, answers: Mapping[str, str]) -> dict[str, bool]:
+    """Item → do most people call its answer right? Evenly split ones are left out."""
+    return {item: right > EVEN for item, right in right_by_people(said, answers).items() if right != EVEN}
+
+
+def with_verdicts(people: Mapping[str, bool], passed: Mapping[str, bool]) -> Agreement | None:
+    """People (`by_most`) against a judge's verdict on the same answers."""
+    pairs = [(WORDS[not right], WORDS[not passed[item]]) for item, right in people.items() if item in passed]
+    return agreement(tally_labels(pairs, WORDS)) if pairs else None

@@ -11,11 +11,18 @@ from penstock.engine.measure.agreement import Agreement
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import sample_of
 from penstock.engine.quality import Interval
-from penstock.engine.texts import normal
 from penstock.jobs.feedback.told import sure
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
-from penstock.jobs.people.labels import Said, between_people, current, is_right, labellers, with_verdicts
+from penstock.jobs.people.labels import (
+    Said,
+    between_people,
+    by_most,
+    current,
+    labellers,
+    right_by_people,
+    with_verdicts,
+)
 from penstock.jobs.people.review import Listed
 from penstock.jobs.wording import counted
 
@@ -38,10 +45,11 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """`right`: share of labelled answers that people call right. Rows that rules chose are not like all rows."""
+    """`right`: share of labelled answers that people call right. Rows that rules chose are not like all rows. `items`:
+    answers, however many people looked at each: two who look at one are no two pieces of evidence."""
 
     model: str
-    labels: int
+    items: int
     right: float
     interval: Interval | None
 
@@ -78,7 +86,8 @@ def verdicts(outputs: Outputs) -> Verdicts:
 def summary(listed: Listed, said: Said, judged: Verdicts) -> Summary:
     found, said = grades(listed, said), current(said, listed.answers)
     answers = {item.item_id: item.answer for item in listed.items}
-    judges = ((judge, with_verdicts(said, passed, answers)) for judge, passed in sorted(judged.items()))
+    most = by_most(said, answers)
+    judges = ((judge, with_verdicts(most, passed)) for judge, passed in sorted(judged.items()))
     return Summary(
         items=len(listed.items),
         labelled=len({item for item, _ in said}),
@@ -99,12 +108,11 @@ def grades(listed: Listed, said: Said) -> Grades:
 
 
 def _models(listed: Listed, said: Said) -> Iterator[Model]:
-    items = {item.item_id: item for item in listed.items}
+    by_item = right_by_people(said, {item.item_id: item.answer for item in listed.items})
     right: dict[str, list[float]] = {}
-    for (item_id, _), label in said.items():
-        item = items.get(item_id)
-        if item is not None and item.model:
-            right.setdefault(item.model, []).append(float(is_right(label, item.answer, normal)))
+    for item in listed.items:
+        if item.model and item.item_id in by_item:
+            right.setdefault(item.model, []).append(by_item[item.item_id])
     for model, each in sorted(right.items()):
         yield Model(model, len(each), sum(each) / len(each), anytime_interval(sample_of(each)))
 
@@ -113,9 +121,9 @@ def parts(told_: Summary) -> Iterator[str | Table]:
     people = ", ".join(f"{each.by} {each.labels:,}" for each in told_.people) or "nobody yet"
     yield f"{told_.labelled:,} of {told_.items:,} items labelled ({people})"
     if told_.models:
-        table = _table("answers of", "labels", "right by people")
+        table = _table("answers of", "items", "right by people")
         for each in told_.models:
-            table.add_row(each.model, f"{each.labels:,}", sure(each.right, each.interval))
+            table.add_row(each.model, f"{each.items:,}", sure(each.right, each.interval))
         yield table
     if told_.pairs or told_.judges:
         table = _table("agreement of", "items", "same", "beyond chance (kappa)")

@@ -316,19 +316,16 @@ def test_agreement_is_told_between_people_and_with_the_judge(folder: Path, capsy
     """And how often models are right by them."""
     put(folder, "ann", {0: "billing", 1: "other", 2: "other", 3: "delivery"})
     put(folder, "ben", {0: "billing", 1: "delivery", 2: "other", 3: "delivery"})
+    assert gold(log_of(folder).said()) == {"item-0": "billing", "item-2": "other", "item-3": "delivery"}
+    put(folder, "cem", {1: "other"})
     assert call(["label", "show", "job.yaml", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["labelled"] == 4
     assert told["pairs"][0]["agreement"]["rate"]["mean"] == 0.75
-    assert told["judges"][0]["agreement"]["items"] == 2
-    assert told["models"][0]["right"] == pytest.approx(7 / 8)
+    assert told["judges"][0]["agreement"]["items"] == 1  # most say that it is wrong
+    assert (told["models"][0]["items"], told["models"][0]["right"]) == (4, pytest.approx((3 + 1 / 3) / 4))
     assert call(["label", "show", "job.yaml"]) == 0
-    assert "4 of 5 items labelled (ann 4, ben 4)" in capsys.readouterr().out
-    assert gold(log_of(folder).said()) == {
-        "item-0": "billing",
-        "item-2": "other",
-        "item-3": "delivery",
-    }
+    assert "4 of 5 items labelled (ann 4, ben 4, cem 1)" in capsys.readouterr().out
 
 
 def judged_run(folder: Path, wrong: int, noticed: int) -> None:
