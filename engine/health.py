@@ -17,7 +17,6 @@ FAULTS: frozenset[FailureKind] = frozenset(
     {"connection", "timeout", "overloaded", "server_error", "invalid_response", "other_model"}
 )
 """The target's own. A rate limit is none: the limiter paces it."""
-NEVER = float("inf")
 
 
 class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -30,9 +29,9 @@ class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     cool_s: float = 5.0
     """First cool-down; doubles with each failed probe."""
     max_cool_s: float = 120.0
-    auth_cool_s: float = 300.0
-    """After 401 or 403, an unknown model, or one that goes on answering as another (each look is paid for): somebody
-    must mend it; look again in five minutes."""
+    mend_cool_s: float = 300.0
+    """After 401 or 403, an empty account, an unknown model, or one that goes on answering as another (each look is paid
+    for): somebody must mend it; look again in five minutes."""
     daily_cool_s: float = 900.0
     """After a daily limit without Retry-After."""
     probe_s: float = 60.0
@@ -88,8 +87,8 @@ class Health:
         return not self._open or not any(key in self._open for key in self._keys(model))
 
     def next_probe_at(self, model: str, now: float) -> float:
-        """When to ask `allow` again: `now` where it is up; infinite where it is down for good. While a probe is out:
-        soon, since its answer may come any time."""
+        """When to ask `allow` again: `now` where it is up; while a probe is out: soon, since its answer may
+        come any time."""
         times = [now]
         for key in self._keys(model):
             breaker = self._breakers.get(key)
@@ -117,13 +116,13 @@ class Health:
         kind = failure.kind
         match kind:
             case "auth":
-                self._trip(self._account_key(model), now, self._settings.auth_cool_s, firm=True)
+                self._trip(self._account_key(model), now, self._settings.mend_cool_s, firm=True)
                 self._to_mend(self._account_key(model), "its key is refused", failure)
             case "spend_cap":
-                self._trip(self._account_key(model), now, NEVER, firm=True)
+                self._trip(self._account_key(model), now, self._settings.mend_cool_s, firm=True)
                 self._to_mend(self._account_key(model), "its money is spent", failure)
             case "not_found":
-                self._trip(model, now, self._settings.auth_cool_s, firm=True)
+                self._trip(model, now, self._settings.mend_cool_s, firm=True)
                 self._to_mend(model, f"it does not know the model {model}", failure)
             case "daily_limit":
                 self._trip(model, now, failure.retry_after_s or self._settings.daily_cool_s, firm=True)
@@ -191,7 +190,7 @@ class Health:
     def _down(self, model: str, now: float, cool_s: float, failure: Failure) -> None:
         """Waiting does not bring back a model that another stands in for, and every look at it costs an answer."""
         other = failure.kind == "other_model"
-        self._trip(model, now, max(cool_s, self._settings.auth_cool_s) if other else cool_s)
+        self._trip(model, now, max(cool_s, self._settings.mend_cool_s) if other else cool_s)
         if other:
             self._to_mend(model, "it answers as another model", failure)
 

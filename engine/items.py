@@ -261,7 +261,7 @@ FailureKind = Literal[
     "daily_limit",  # long window: try another target
     "overloaded",  # 529, 503: slow down
     "server_error",  # 5xx
-    "spend_cap",  # the account's own money is gone: never the same target again
+    "spend_cap",  # the account's own money is gone: held until somebody pays it in
     "auth",  # 401, 403: the account is unusable
     "not_found",  # unknown model at the provider
     "bad_request",  # 400, 422: this request can't work there

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.engine.catalog import Catalog
 from penstock.engine.flow.slots import Slot
-from penstock.engine.health import NEVER, Health
+from penstock.engine.health import Health
 from penstock.engine.items import Candidate
 from penstock.engine.retry import RetryBudget, Target
 
@@ -78,4 +78,4 @@ class Targets:
         return candidate.pool not in self.down and self.health.is_up(candidate.target)
 
     def _at(self, candidate: Candidate, now: float) -> float:
-        return NEVER if candidate.pool in self.down else self.health.next_probe_at(candidate.target, now)
+        return float("inf") if candidate.pool in self.down else self.health.next_probe_at(candidate.target, now)

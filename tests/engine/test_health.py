@@ -110,15 +110,22 @@ def test_a_target_that_says_no_is_alive(kind: FailureKind) -> None:
     assert h.is_up("opus")
 
 
-def test_a_spent_account_is_never_asked_again() -> None:
-    """All its models are down for good, whatever late answers still come; others work on."""
+def test_a_spent_account_is_asked_again_every_five_minutes() -> None:
+    """All its models are down, whatever late answers still come; others work on. A run of weeks finds it topped up."""
     h = health()
     h.record("opus", Failure("spend_cap", "no money"), NOW)
     h.record("opus", None, NOW + 1)
-    assert not h.allow("haiku", NOW + 10**9)
-    assert h.next_probe_at("haiku", NOW) == float("inf")
+    assert h.next_probe_at("haiku", NOW) == NOW + 300
     assert h.allow("small", NOW)
     assert h.opened() == [("anthropic", "*")]
+    for again in (300, 600):
+        assert not h.allow("haiku", NOW + again - 1)
+        assert h.allow("haiku", NOW + again)
+        h.record("haiku", Failure("spend_cap", "no money"), NOW + again)
+    assert h.to_mend("haiku") is not None
+    assert h.allow("haiku", NOW + 900)
+    h.record("haiku", None, NOW + 901)
+    assert h.is_up("opus")
 
 
 def test_a_refused_key_stops_the_account_for_minutes() -> None:

@@ -20,6 +20,7 @@ from penstock.engine.catalog import Account, Limits
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Call, Outcome, OutputSpec
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
+from penstock.workers.clock import SystemClock
 from penstock.workers.engines.api import ApiEngine
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.governor import Governor
@@ -354,6 +355,31 @@ async def test_a_request_that_cannot_be_said_is_the_items_failure() -> None:
             found = await finish(one, [ticket(body_json=b'{"messages":[]}'), ticket(1, body_json=b"[]"), ticket(2)])
         assert stats(url)["served"] == 1
     assert kinds(found) == {"bad_request": 2, "ok": 1}
+
+
+class Ahead(SystemClock):
+    """Time passes at a word."""
+
+    by_s = 0.0
+
+    def tick(self) -> float:
+        return super().tick() + self.by_s
+
+
+async def test_a_key_in_a_file_that_is_mended_is_taken_up(tmp_path: Path) -> None:
+    """It was read once a process: an endless run was refused for ever, and so was the next job of a cluster."""
+    key, clock = tmp_path / "key", Ahead()
+    key.write_text("wrong")
+    with running_sandbox(Settings(token="right")) as url:
+        async with engine(url, api_key=f"file:{key}", clock=clock) as one:
+            assert kinds(await finish(one, [ticket()])) == {"auth": 1}
+            key.write_text("right")
+            assert kinds(await finish(one, [ticket()])) == {"auth": 1}
+            clock.by_s += 60.0
+            assert kinds(await finish(one, [ticket()])) == {"ok": 1}
+            key.unlink()
+            clock.by_s += 60.0
+            assert kinds(await finish(one, [ticket()])) == {"ok": 1}
 
 
 async def test_a_wrong_key_is_told_apart(tmp_path: Path) -> None:

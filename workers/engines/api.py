@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import aiohttp
 from yarl import URL
 
 from penstock.connectors import secrets
 from penstock.engine.catalog import Account
+from penstock.engine.errors import SpecError
 from penstock.engine.items import Call, Failure, FailureKind, Outcome
 from penstock.workers.clock import SYSTEM, Clock
 from penstock.workers.engines.base import Ticket
@@ -41,6 +43,9 @@ IDLE_S = 4.0
 LONG_PAUSE_S = 5.0
 """Where a provider wants nothing for longer, what waits here goes back to its lane, which may know a better place, and
 nothing is taken meanwhile. A guess: less is not worth the way."""
+KEY_S = 60.0
+"""A key is read anew once it is so old: its file may hold another by now, since it was rotated, or refused and mended.
+Less than an account rests whose key was refused (`health.HealthSettings.mend_cool_s`)."""
 SWEEP_S = 0.1
 """How exactly timeouts are kept. One sweep over all slots is cheaper than a timer for each call."""
 
@@ -61,6 +66,7 @@ class ApiEngine:
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
         self._key: secrets.Secret | None = None
+        self._key_at = 0.0
         self._slots = [Slot() for _ in range(max(1, account.limits.concurrency))]
         self._idle: list[Slot] = []
         self._bulk_slots = len(self._slots) - len(self._slots) // 8
@@ -80,6 +86,7 @@ class ApiEngine:
     async def start(self) -> None:
         """Resolve the key and open the pool. Raises `SpecError` where the key or the address can't be used."""
         key = self._key = secrets.resolve(self._account.api_key)
+        self._key_at = self._clock.tick()
         headers = {
             **self._wire.auth(key.reveal() if key else None),
             "Content-Type": "application/json",
@@ -285,7 +292,7 @@ class ApiEngine:
             if self._tells_item
             else None
         )
-        body = Body(data, slot, ticket, self._clock)
+        body, key = Body(data, slot, ticket, self._clock), self._fresh_key(session)
         async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
             answer = await bounded(response)
             if answer is None:
@@ -295,7 +302,17 @@ class ApiEngine:
                     )
                 )
             status, told, now = response.status, response.headers, self._clock.now()
-            return read_hidden(lambda body: self._wire.read(status, told, body, now, account), answer, self._key)
+            return read_hidden(lambda body: self._wire.read(status, told, body, now, account), answer, key)
+
+    def _fresh_key(self, session: aiohttp.ClientSession) -> secrets.Secret | None:
+        """What the next call carries. A key that can't be read now (its file is being written) stays what it was."""
+        tick = self._clock.tick()
+        if self._key is not None and tick - self._key_at >= KEY_S:
+            self._key_at = tick
+            with suppress(SpecError):
+                self._key = secrets.resolve(self._account.api_key)
+                session.headers.update(self._wire.auth(self._key.reveal() if self._key else None))
+        return self._key
 
     def _url(self, path: str) -> URL:
         base = self._base
