@@ -51,11 +51,16 @@ class GpuBill:
     """A clock for each version, which has engines of its own. All of a model charge one rate."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._clocks = {
-            f"{name}@{version.id}": GpuClock(usd_to_nano(model.hour_usd), loading={}, working={})
+        self._names = {
+            f"{name}@{version.id}": (name, version.id)
             for name, model in catalog.models.items()
             if model.worker is not None and model.hour_usd
             for version in model.versions
+        }
+        """`model@version` → both. Either may hold an @ itself."""
+        self._clocks = {
+            target: GpuClock(usd_to_nano(catalog.models[name].hour_usd or 0.0), loading={}, working={})
+            for target, (name, _) in self._names.items()
         }
         """By `model@version`."""
 
@@ -102,7 +107,7 @@ class GpuBill:
         for target, clock in self._clocks.items():
             row = tally.models.get(target)
             clock.tokens = row.input_tokens + row.output_tokens if row is not None else 0
-            of_model.setdefault(target.rpartition("@")[0], []).append(clock)
+            of_model.setdefault(self._names[target][0], []).append(clock)
         return {model: price_together(clocks, now) for model, clocks in of_model.items()}
 
     def idle_nano(self, tally: Tally, now: float) -> int:
@@ -122,7 +127,7 @@ class GpuBill:
         return lines
 
     def _line(self, entry_id: str, target: str, nano: int, number: int, now: float) -> CostLine:
-        model, _, version = target.rpartition("@")
+        model, version = self._names[target]
         return CostLine(
             entry_id=entry_id,
             item_id=None,

@@ -130,7 +130,7 @@ class Calls:
         return msgspec.structs.replace(result, signal=climb.signal, signal_by=climb.by, doubted=doubted)
 
     def _doubted(self, slot: Slot, doubted: Doubted) -> ShadowAnswer:
-        task, (model, _, version) = self._tasks[slot.route.task], doubted.target.rpartition("@")
+        task, model, version = self._tasks[slot.route.task], doubted.model, doubted.version
         own = (a for a in slot.attempts if a.role not in STEP_ROLES)
         mine = [a for a in own if (a.model, a.model_version) == (model, version)]
         return ShadowAnswer(

@@ -26,8 +26,9 @@ class Taken(msgspec.Struct, frozen=True):
 class Doubted(msgspec.Struct, frozen=True):
     """The newest answer of a model that was not believed."""
 
-    target: str
-    """`model@version` that gave it: the route may name another version before the item ends."""
+    model: str
+    version: str
+    """That gave it: the route may name another version before the item ends."""
     answer: Answer
     signal: float | None
     by: str = ""
@@ -65,16 +66,17 @@ class Climb:
     def heard(
         self,
         cascade: Cascade,
-        target: str,
+        asked: tuple[str, str],
         answer: Answer,
         *,
         valid: bool,
         last: bool,
         judged: Word = SILENT,
     ) -> Taken | More:
-        """An answer came from `target`, a `model@version`. `last`: nobody stands above it, its valid answer is
+        """An answer came from `asked`, a (model, version). `last`: nobody stands above it, its valid answer is
         taken. `judged`: what a judge says of it, where that is the signal."""
-        model = target.rpartition("@")[0]
+        model, version = asked
+        target = f"{model}@{version}"
         if last:
             return Taken(answer, "; ".join([*self.doubts, f"answer of {model} taken: the last of the cascade"]))
         if target != self.target:
@@ -89,7 +91,7 @@ class Climb:
             return Taken(taken, "; ".join([*self.doubts, f"answer of {model} accepted: {said}"]))
         if cascade.signal == "agreement" and self._may_agree(cascade, target):
             return "again"
-        self.doubted.append(Doubted(target, taken or answer, level, judged.by))
+        self.doubted.append(Doubted(model, version, taken or answer, level, judged.by))
         self.doubts.append(f"answer of {model} doubtful: {said}")
         return "up"
 

@@ -188,8 +188,8 @@ class Flights:
         """Take the answer, or go on for another."""
         cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
         climb = slot.climb = slot.climb or Climb()
-        target = f"{source}@{slot.route.candidates[slot.candidate].version}"
-        word = climb.heard(cascade, target, answer, valid=valid, last=above is None, judged=judged)
+        asked = source, slot.route.candidates[slot.candidate].version
+        word = climb.heard(cascade, asked, answer, valid=valid, last=above is None, judged=judged)
         if isinstance(word, Taken):
             slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
             self._count(slot, self._calls.untold(slot, word.answer), now, valid=valid)

@@ -38,7 +38,7 @@ PRICE = Price(input=10**9, output=10**9)
 
 
 def model(name: str, region: str, lacks: tuple[str, ...] = ()) -> Model:
-    versions = (Version("v1", name), Version("v2", name))
+    versions = (Version("v1", name), Version("w@v2", name))
     return Model(
         name,
         versions,
@@ -295,11 +295,11 @@ def test_a_doubted_answer_stays_that_of_the_version_that_gave_it() -> None:
     rig = Rig(LOGPROB, sample=1.0, scorers=(Scorer("exact"),))
     rig.offer()
     rig.answer("small", said("a", math.log(0.5)))
-    rig.lane.steer(Turn(CATALOG.models, Steering(live={"small": "v2", "mid": "v2"})), rig.now)
+    rig.lane.steer(Turn(CATALOG.models, Steering(live={"small": "w@v2", "mid": "w@v2"})), rig.now)
     result = rig.one({"mid": [said("b", math.log(0.5))], "top": [said("c")]})
     told = [(d.model, d.model_version, d.usage.input, d.cost_nano) for d in result.doubted]
     assert told == [(a.model, a.model_version, 10, a.cost_nano) for a in result.attempts[:2]]
-    assert [version for _, version, *_ in told] == ["v1", "v2"]
+    assert [version for _, version, *_ in told] == ["v1", "w@v2"]
 
 
 def test_a_calibrated_model_has_a_threshold_of_its_own() -> None:

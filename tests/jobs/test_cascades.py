@@ -188,7 +188,9 @@ def test_a_grade_that_was_not_good_enough_is_not_taken(tmp_path: Path) -> None:
     cascade = job(tmp_path, "calibrated", JUDGED).policy.tasks["default"].cascade
     assert cascade is not None
     answer = Answer("yes", "stop", b"{}")
-    words = [Climb().heard(cascade, "small@s", answer, valid=True, last=False, judged=Word(g, "j1")) for g in (0.75, 1)]
+    words = [
+        Climb().heard(cascade, ("small", "s"), answer, valid=True, last=False, judged=Word(g, "j1")) for g in (0.75, 1)
+    ]
     assert [isinstance(word, Taken) for word in words] == [False, True]
 
 

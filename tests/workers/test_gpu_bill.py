@@ -42,6 +42,18 @@ def test_what_was_closed_once_owes_nothing_more() -> None:
     assert sum(line.cost_nano for line in later.closing_lines(lane.tally, "r", 2, 9000.0)) == 0
 
 
+def test_a_version_that_is_named_by_its_revision_is_billed_under_its_own_name() -> None:
+    """`model:` with `revision:` makes a version id that holds an @ itself."""
+    own = msgspec.structs.replace(OWN.models["own"], versions=(Version("x@main", "x"),), live="x@main")
+    made = GpuBill(msgspec.structs.replace(OWN, models={"own": own}))
+    made.starting("own@x@main", "own@x@main#0", 1000.0)
+    made.ready("own@x@main", "own@x@main#0", 1000.0)
+    tally = Tally(models={"own@x@main": ModelTally("own", "x@main", input_tokens=10**6)})
+    assert list(made.prices(tally, 1100.0)) == ["own"]
+    (line,) = made.closing_lines(tally, "r", 1, 1100.0)
+    assert (line.model, line.model_version) == ("own", "x@main")
+
+
 def test_each_version_has_closing_lines_of_its_own_and_one_rate_is_charged_for_all() -> None:
     """A rollout runs two engines; who ran is told with what it cost, and the one that never did is not named."""
     versions = (Version("v1", "x"), Version("v2", "y"), Version("v3", "z"))
