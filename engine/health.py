@@ -7,7 +7,7 @@ closed ──(10 faults in a row, or one that needs no proof)──▶ open ─�
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -164,8 +164,15 @@ class Health:
 
     def opened(self) -> list[tuple[str | None, str]]:
         """(account, model) of all that are not closed; an account that is down has the model `*`."""
+        return self._named(self._open)
+
+    def answering(self) -> list[tuple[str | None, str]]:
+        """Of those that are closed, the ones that have answered, so that it is known of them; named alike."""
+        return self._named(self._met - self._open)
+
+    def _named(self, keys: Iterable[str]) -> list[tuple[str | None, str]]:
         return sorted(
-            ((key[8:], "*") if key.startswith("account:") else (self._accounts.get(key), key) for key in self._open),
+            ((key[8:], "*") if key.startswith("account:") else (self._accounts.get(key), key) for key in keys),
             key=lambda pair: (pair[0] or "", pair[1]),
         )
 

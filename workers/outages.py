@@ -21,8 +21,10 @@ class Outages:
 
     def __init__(self, now: float, *, endless: bool = False) -> None:
         self._endless = endless
-        self._open: set[Target] = set()
-        self._input_away = False
+        self._open: dict[int, set[Target]] = {}
+        """Lane → who does not answer it. A lane that is opened anew changes that once it knows better."""
+        self._away: dict[int, str] = {}
+        """Lane → why its input can't be read."""
         self._finished = 0
         self._moved_at = now
         self._stuck_at: float | None = None
@@ -32,19 +34,30 @@ class Outages:
 
     def news(self, reports: Collection[LaneReport]) -> list[str]:
         """Sentences for the run's notes: who has stopped answering since the last look, and who answers again."""
-        found = {target for report in reports for target in report.open_breakers}
-        gone, back = sorted(found - self._open, key=str), sorted(self._open - found, key=str)
-        self._open = found
-        away = next((report.input_away for report in reports if report.input_away is not None), None)
-        was, self._input_away = self._input_away, away is not None
+        open_before, away_before = self._all_open(), bool(self._away)
+        for report in reports:
+            self._hear(report)
+        now_open, away = self._all_open(), next(iter(self._away.values()), None)
+        gone, back = sorted(now_open - open_before, key=str), sorted(open_before - now_open, key=str)
         told, self._told = self._told, self.standstill
         return [
             *([self.standstill] if self._endless and self.standstill not in (None, told) else []),
-            *([f"the run waits for its input, and goes on by itself: {away}"] if away is not None and not was else []),
-            *(["its input is read again"] if was and away is None else []),
+            *([f"the run waits for its input, and goes on by itself: {away}"] if away and not away_before else []),
+            *(["its input is read again"] if away_before and not away else []),
             *(f"{_named(target)} does not answer: its items wait, or go to others" for target in gone),
             *(f"{_named(target)} is asked again" for target in back),
         ]
+
+    def _hear(self, report: LaneReport) -> None:
+        known = self._open.get(report.lane, set[Target]()).difference(report.answering)
+        self._open[report.lane] = known.union(report.open_breakers)
+        if report.input_away is not None:
+            self._away[report.lane] = report.input_away
+        elif report.input_read:
+            self._away.pop(report.lane, None)
+
+    def _all_open(self) -> set[Target]:
+        return {target for targets in self._open.values() for target in targets}
 
     def verdict(self, reports: Iterable[LaneReport], finished: int, flying: bool, now: float) -> str | None:
         """Why the run should stop waiting; None: go on. `finished`: items that have ended; `flying`: calls are out."""
@@ -62,8 +75,9 @@ class Outages:
             self._stuck_at = now if self._stuck_at is None else self._stuck_at
             if now - max(self._stuck_at, self._moved_at) > STUCK_S:
                 return f"no model can answer: {stuck}"
-        if self._open and now - self._moved_at > OUTAGE_S:
-            who = ", ".join(_named(target) for target in sorted(self._open, key=str))
+        down = {target for report in reports for target in report.open_breakers}
+        if down and now - self._moved_at > OUTAGE_S:
+            who = ", ".join(_named(target) for target in sorted(down, key=str))
             then = "" if self._endless else "; run it again when it does"
             return f"nothing has moved for {OUTAGE_S / 3600:.0f} hours: {who} does not answer{then}"
         return None

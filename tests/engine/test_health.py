@@ -31,6 +31,7 @@ def test_faults_in_a_row_open_it_and_a_success_between_does_not() -> None:
     assert not h.is_up("opus")
     assert h.allow("haiku", NOW)
     assert h.opened() == [("anthropic", "opus")]
+    assert h.answering() == [("anthropic", "*")], "of those that never answered nobody knows"
 
 
 def test_faults_far_apart_are_no_row() -> None:

@@ -82,6 +82,7 @@ async def test_a_run_with_an_end_says_what_it_waits_for_and_stops_after_the_time
         nonlocal ahead_s
         ahead_s += 0.5
         told.extend(r.input_away for r in driver.reports if r.input_away)
+        assert not any(report.input_read for report in driver.reports)
         return False
 
     driver = await one.life(one.place.open(), until=later)

@@ -1,5 +1,7 @@
 """Who does not answer is told once; an outage is sat out; what only a person can mend stops the run soon."""
 
+import msgspec
+
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.outages import OUTAGE_S, STUCK_S, Outages
 from penstock.workers.status import Tally
@@ -7,8 +9,13 @@ from penstock.workers.status import Tally
 NOW = 1_700_000_000.0
 
 
+EVERYBODY: list[tuple[str | None, str]] = [("eu", "m"), ("eu", "*"), (None, "small")]
+
+
 def report(*targets: tuple[str | None, str], stuck: str | None = None, unfinished: bool = True) -> list[LaneReport]:
-    return [LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck, unfinished=unfinished)]
+    answering = [target for target in EVERYBODY if target not in targets]
+    told = LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck, unfinished=unfinished, input_read=True)
+    return [msgspec.structs.replace(told, answering=answering)]
 
 
 def test_an_outage_and_its_end_are_told_once() -> None:
@@ -31,10 +38,21 @@ def test_an_outage_and_its_end_are_told_once() -> None:
 def test_an_input_that_is_away_and_its_return_are_told_once() -> None:
     """Else a run that waits looks like one that hangs."""
     outages = Outages(NOW)
-    away = [LaneReport(0, Tally()), LaneReport(1, Tally(), input_away="the broker is away")]
+    away = [LaneReport(1, Tally()), LaneReport(0, Tally(), input_away="the broker is away")]
     assert outages.news(away) == ["the run waits for its input, and goes on by itself: the broker is away"]
     assert outages.news(away) == []
     assert outages.news(report()) == ["its input is read again"]
+
+
+def test_a_lane_that_is_opened_anew_says_nothing_of_an_outage_before_it_knows() -> None:
+    """In a long one that is every two minutes, for its input, and each time its breakers are closed at first."""
+    outages, fresh = Outages(NOW, endless=True), [LaneReport(0, Tally())]
+    away = [LaneReport(0, Tally(), input_away="S3 does not answer", open_breakers=[("eu", "m")])]
+    assert len(outages.news(away)) == 2
+    for _ in range(3):
+        assert [outages.news(reports) for reports in ([], fresh, away)] == [[], [], []]
+    assert outages.news(fresh) == []
+    assert outages.news(report()) == ["its input is read again", "model m (account eu) is asked again"]
 
 
 def test_what_a_person_must_mend_stops_the_run_soon() -> None:

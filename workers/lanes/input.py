@@ -48,6 +48,8 @@ class LaneInput:
         outage_s: float | None = None,
     ) -> None:
         self.verdicts = verdicts
+        self.was_read = False
+        """Its source has answered once."""
         self._machine = machine
         self._source = source
         self._intake = intake
@@ -132,7 +134,7 @@ class LaneInput:
             self._miss(error, now)
             self._not_before = now + (error.retry_after_s or RETRY_S)
             return None
-        self._away_since = None
+        self._away_since, self.was_read = None, True
         return batch
 
     def _miss(self, error: Temporary, now: float) -> None:

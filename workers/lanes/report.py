@@ -24,6 +24,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     waits_for_money: str | None = None
     """Why items of an endless run wait for the next day."""
     open_breakers: list[tuple[str | None, str]] = []
+    answering: list[tuple[str | None, str]] = []
+    """Targets that have answered this owner, and are not among those: of others it can't say that they are back."""
     commit_age_s: float = 0.0
     """Since something waits for a commit. 0 where nothing does: an idle lane is not late, nor one whose calls are all
     out or whose items are all held back."""
@@ -31,6 +33,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     deadline_left_s: float | None = None
     input_away: str | None = None
     """Why nothing could be read for a while."""
+    input_read: bool = False
+    """This owner has read its input: before, it can't say whether that is away."""
     lag: dict[str, int] = {}
     """Topic → records that are there and not read yet."""
     first_dispatch_at: float | None = None
@@ -64,6 +68,7 @@ def report_of(machine: Lane, due_at: float | None, now: float) -> LaneReport:
         spent_out=machine.spent_out,
         waits_for_money=waits[1] if waits is not None and waits[0] > now else None,
         open_breakers=machine.targets.health.opened(),
+        answering=machine.targets.health.answering(),
         commit_age_s=max(0.0, now - due_at) if due_at is not None else 0.0,
         oldest_item_s=machine.ends.oldest_age(now),
         doubted=machine.doubted,

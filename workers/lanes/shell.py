@@ -403,6 +403,7 @@ class LaneShell:
                 cells=self._out.cells if measured else b"",
                 lag=self._input.lag(),
                 input_away=self._input.away(now),
+                input_read=self._input.was_read,
                 first_dispatch_at=self._first_dispatch_at,
                 closed=self._closed,
             )
