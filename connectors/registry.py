@@ -97,10 +97,14 @@ def open_stores(sinks: Sinks, run_id: str) -> Stores:
         raise SpecError("no results sink. Name one under sinks:, or give -o FILE.")
     _check_apart(sinks)
     opened = {key: place.open() for key, place in _places(sinks, run_id).items()}
+    return Stores(opened.pop(_key(sinks["results"])), dict(opened), placement(sinks))
+
+
+def placement(sinks: Sinks) -> dict[SinkName, str]:
+    """Sink → the store that takes its records: `primary` (that of the results), or a follower's key."""
     primary = _key(sinks["results"])
     keys: dict[SinkName, str] = {sink: _key(settings) for sink, settings in sinks.items()}
-    placement: dict[SinkName, str] = {sink: PRIMARY if key == primary else key for sink, key in keys.items()}
-    return Stores(opened.pop(primary), dict(opened), placement)
+    return {sink: PRIMARY if key == primary else key for sink, key in keys.items()}
 
 
 async def discard_stores(sinks: Sinks, run_id: str) -> None:

@@ -51,4 +51,4 @@ class Plan(msgspec.Struct, frozen=True):
     started: bool = False
     """Every lane has committed once. From then on a lane without progress is corrupt, not new."""
     sinks: dict[str, str] = {}
-    """Sink name → where it is, as a person would write it."""
+    """Sink name → the store that takes its records: `primary`, or a follower's key."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
+from penstock.connectors.registry import where
 from penstock.engine.errors import PenstockError, SpecError
 from penstock.jobs import trial
 from penstock.jobs.feedback.following import Followed, following
@@ -227,8 +228,10 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     if before.is_quiet(SYSTEM.now()):
         history.forget_cancel(spec.run_id)
     options = msgspec.structs.replace(session.options, command=command_line())
-    if spec.limit is not None and before.fingerprint not in (None, spec.fingerprint):
+    if spec.limit is not None and before.is_of_another_job(spec):
         options = msgspec.structs.replace(options, fresh=True)  # a trial is for editing the job between two looks
+    if not options.fresh:
+        options = msgspec.structs.replace(options, results_at=before.results_at)
     display.show(_before_ray(spec, session.address))
     start = session.open_cluster or _real_cluster
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
@@ -268,14 +271,23 @@ class Before(msgspec.Struct, frozen=True):
     """What history says of a run before this command; all None where it is new."""
 
     status: RunStatus | None = None
-    fingerprint: dict[str, str] | None = None
+    spec: RunSpec | None = None
 
     @classmethod
     def of(cls, history: History, run_id: str) -> Before:
         if not history.knows(run_id):
             return cls()
         status = history.status_or_starting(run_id)
-        return cls(status, history.spec(run_id).fingerprint)
+        return cls(status, history.spec(run_id))
+
+    @property
+    def results_at(self) -> str | None:
+        return where(self.spec.sinks["results"]) if self.spec is not None else None
+
+    def is_of_another_job(self, spec: RunSpec) -> bool:
+        if self.spec is None:
+            return False
+        return self.spec.fingerprint != spec.fingerprint or self.results_at != where(spec.sinks["results"])
 
     @property
     def state(self) -> RunState | None:

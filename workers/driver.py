@@ -95,7 +95,7 @@ class Driver:
         self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id)
         holder = this_process(options.command)
         if options.take_over:
-            await wanted_plan(spec, self._stores.primary, self._cores, accept=options.accept_changes, now=time.time())
+            await wanted_plan(spec, options, self._stores.primary, self._cores, time.time())
             await self._trail.takes_over(await self._stores.primary.holder(), time.time())
             await self._warm_up()
             await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
@@ -119,9 +119,7 @@ class Driver:
             await asyncio.wait([self._accepting])
 
     async def _make_plan(self) -> Plan:
-        made = await durable_plan(
-            self._spec, self._stores.primary, self._cores, accept=self._options.accept_changes, now=time.time()
-        )
+        made = await durable_plan(self._spec, self._options, self._stores.primary, self._cores, time.time())
         await self._stores.tell(made.plan)
         await self._trail.began(self._run_epoch, made, time.time())
         for note in made.notes:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from hashlib import blake2b
 
 import msgspec
 
 from penstock.connectors.base import Growing, Later, Primary, Source
-from penstock.connectors.registry import open_source
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.registry import PRIMARY, open_source, placement, where
+from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
 from penstock.engine.flow.progress import OUTBOX, saved_in
 from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
-from penstock.workers.runspec import RunSpec
+from penstock.workers.runspec import RunOptions, RunSpec
 
 BYTES_PER_LANE = 16_000_000
 """A lane for every so many bytes of input: fewer are not worth a lane's commits. A guess."""
@@ -29,25 +32,39 @@ class Planned(msgspec.Struct, frozen=True):
     changed: tuple[str, ...] = ()
 
 
-async def durable_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bool, now: float) -> Planned:
+async def durable_plan(spec: RunSpec, options: RunOptions, primary: Primary, cores: int, now: float) -> Planned:
     """The run's plan as the primary holds it when this returns: made, or read and extended by what is new.
 
-    Raises `SpecError` where the job file changed in ways that change answers and `accept` is False.
+    Raises `SpecError` where the job file changed in ways that change answers and nobody accepts it, and where a sink
+    moved away from what is committed to it.
     """
-    made, new = await wanted_plan(spec, primary, cores, accept=accept, now=now)
+    made, new = await wanted_plan(spec, options, primary, cores, now)
+    if not made.resumed:
+        await _close_leases(spec, now)
     if new:
         await primary.write_plan(made.plan)
     return made
 
 
-async def wanted_plan(spec: RunSpec, primary: Primary, cores: int, *, accept: bool, now: float) -> tuple[Planned, bool]:
+async def _close_leases(spec: RunSpec, now: float) -> None:
+    """A life whose progress was deleted may have left some open, under names that the new one, whose epochs begin at 1
+    again, would give its own: their money would be handed out twice."""
+    if spec.budgets:
+        await asyncio.to_thread(LedgerClient(open_state(spec.state), spec.run_id).forfeit_run, now)
+
+
+async def wanted_plan(
+    spec: RunSpec, options: RunOptions, primary: Primary, cores: int, now: float
+) -> tuple[Planned, bool]:
     """What `durable_plan` makes or raises, and whether it is to be written; nothing is. So a command that would be
     refused leaves the one alone that it means to replace."""
     source = open_source(spec.source)
     plan = await primary.read_plan()
     if plan is None:
+        refuse_moved_results(spec, options)
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
-    accept = accept or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
+    refuse_moved_sinks(plan, spec)
+    accept = options.accept_changes or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
     found = await listed(source, plan)
@@ -119,6 +136,7 @@ def first_plan(spec: RunSpec, splits: Sequence[Split], cores: int, now: float) -
         created_at=now,
         generation=spec.generation,
         bounded=not spec.endless,
+        sinks=_placement(spec),
     )
 
 
@@ -133,12 +151,45 @@ def extended(plan: Plan, spec: RunSpec, splits: Sequence[Split]) -> Plan | None:
         msgspec.structs.replace(split, ordinal=next_ordinal + number, lane=_hash(split.id) % plan.lanes)
         for number, split in enumerate(split for split in splits if split.object_id not in known)
     )
-    bounded = not spec.endless
-    if not added and (plan.fingerprint, plan.bounded) == (spec.fingerprint, bounded):
-        return None
-    return msgspec.structs.replace(
-        plan, splits=plan.splits + added, fingerprint=spec.fingerprint, bounded=bounded, version=plan.version + 1
+    longer = msgspec.structs.replace(
+        plan,
+        splits=plan.splits + added,
+        fingerprint=spec.fingerprint,
+        bounded=not spec.endless,
+        sinks=_placement(spec),
     )
+    return msgspec.structs.replace(longer, version=plan.version + 1) if longer != plan else None
+
+
+def refuse_moved_results(spec: RunSpec, options: RunOptions) -> None:
+    """Raises `SpecError` where there is no plan, and history knows the run with its results elsewhere."""
+    here = where(spec.sinks["results"])
+    if options.results_at not in (None, here):
+        raise SpecError(
+            f"the results of run {spec.run_id} were at {options.results_at}, and nothing of it is at {here}: all would "
+            "be paid for again. Put the sink's path back, move its working folder along, or start over with --fresh"
+        )
+
+
+def refuse_moved_sinks(plan: Plan, spec: RunSpec) -> None:
+    """Raises `SpecError` where a sink went from one of the run's stores to another: what is committed to it stays in
+    the first, which would put it out no more. A store that is elsewhere as a whole is known by what its lanes hold."""
+    stores = _placement(spec)
+    for sink, now in stores.items():
+        before = plan.sinks.get(sink, now)
+        if before != now and (now in plan.sinks.values() or before in stores.values()):
+            raise SpecError(
+                f"{sink} went to another store since run {spec.run_id} began ({_told(before)}; now {_told(now)}): what "
+                "it holds so far would be in no output. Put the sink's path back, or start over with --fresh"
+            )
+
+
+def _placement(spec: RunSpec) -> dict[str, str]:
+    return {str(sink): store for sink, store in placement(spec.sinks).items()}
+
+
+def _told(store: str) -> str:
+    return "beside the results" if store == PRIMARY else f"at {store}"
 
 
 def check_unchanged(plan: Plan, spec: RunSpec, *, accept: bool) -> list[str]:

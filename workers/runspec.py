@@ -117,3 +117,5 @@ class RunOptions(msgspec.Struct, frozen=True):
     accept_changes: bool = False
     command: str = ""
     """The command line, for the person who finds the run held."""
+    results_at: str | None = None
+    """Where the results were when history last heard of this run; None: it knows of none, or is to forget."""

@@ -356,6 +356,21 @@ def test_a_trial_of_an_edited_job_starts_over(tmp_path: Path) -> None:
         assert asked == [False, False, fresh]
 
 
+def test_a_run_is_told_where_history_knows_its_results(tmp_path: Path) -> None:
+    """So that a path that moved is seen. A trial begins anew there; so does whoever says `--fresh`."""
+    spec = spec_in(tmp_path)
+    moved = msgspec.structs.replace(spec, sinks={**spec.sinks, "results": FilesSink(str(tmp_path / "new.jsonl"))})
+    old = str(tmp_path / "results.jsonl")
+    for name, limit, asked, known in (("a", None, False, old), ("b", 5, False, None), ("c", None, True, None)):
+        for each in (spec, moved):
+            cluster = ScriptedCluster(ScriptedRun(["done"], Tally()))
+            this = msgspec.structs.replace(each, run_id=f"job-{name}", limit=limit)
+            running.execute(this, Session(RunOptions(fresh=asked), open_cluster=cluster.open), Heard(), Stop())
+            told = cluster.options
+        assert told is not None
+        assert (told.results_at, told.fresh) == (known, known is None)
+
+
 async def test_work_goes_on_beside_a_running_loop() -> None:
     """In a notebook the work gets a thread of its own, and a loop of its own in it."""
 

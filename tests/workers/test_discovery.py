@@ -43,7 +43,7 @@ async def test_input_that_is_missing_is_told_once_and_what_is_there_joins() -> N
     """And told again when it goes away another time."""
     memory.forget("growing")
     store, notes, plans = MemoryStore("growing"), list[str](), list[Plan]()
-    plan = Plan("r", "n", {}, 1, (), {}, 0.0, started=True, bounded=False)
+    plan = Plan("r", "n", {}, 1, (), {}, 0.0, started=True, bounded=False, sinks={"results": "primary"})
     await store.write_plan(plan)
 
     async def tell(longer: Plan) -> None:

@@ -21,7 +21,7 @@ from penstock.engine.errors import Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
 from penstock.workers.discovery import Discovery
 from penstock.workers.planner import all_ended, durable_plan, extended, first_plan
-from penstock.workers.runspec import RunSpec
+from penstock.workers.runspec import RunOptions, RunSpec
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None
@@ -168,7 +168,7 @@ async def test_an_endless_run_is_never_done_by_itself() -> None:
     name = "never-done"
     memory.forget(name)
     MemoryTopic(name, 2)
-    made = await durable_plan(run_spec(name), MemoryStore(name), 2, accept=False, now=0.0)
+    made = await durable_plan(run_spec(name), RunOptions(), MemoryStore(name), 2, 0.0)
     assert not made.plan.bounded
     assert made.plan.lanes == 4
     started = msgspec.structs.replace(made.plan, started=True)

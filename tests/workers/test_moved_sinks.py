@@ -1,0 +1,85 @@
+"""A run whose sinks moved between two of its commands: nothing is lost or paid again without a word."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.registry import PRIMARY, open_stores
+from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.state import FolderState
+from penstock.engine.budget import Budget, NeedLease, run_key
+from penstock.engine.errors import SpecError
+from penstock.engine.plan import Plan
+from penstock.workers.planner import durable_plan
+from penstock.workers.runspec import RunOptions, RunSpec
+from tests.workers.lane_rig import CATALOG, POLICY
+
+
+def job(folder: Path, results: str = "r/results.jsonl", costs: str = "r/costs.jsonl") -> RunSpec:
+    (folder / "rows.jsonl").write_text('{"text":"hi"}\n')
+    sinks = {"results": FilesSink(str(folder / results)), "costs": FilesSink(str(folder / costs))}
+    source, budgets = FilesSource(str(folder / "rows.jsonl")), (Budget(10**9),)
+    return RunSpec(
+        "r", "j", {}, source, None, Row(), CATALOG, POLICY, {**sinks}, budgets=budgets, state=str(folder / "state")
+    )
+
+
+async def planned(spec: RunSpec, options: RunOptions | None = None) -> Plan:
+    stores = open_stores(spec.sinks, spec.run_id)
+    return (await durable_plan(spec, options or RunOptions(), stores.primary, 2, 0.0)).plan
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("r/costs.jsonl", "bill/costs.jsonl", r"costs went to another store .*beside the results; now at .*/bill\)"),
+        ("bill/costs.jsonl", "r/costs.jsonl", r"costs went to another store .*at .*/bill; now beside the results\)"),
+    ],
+)
+async def test_a_sink_that_moved_away_from_what_it_holds_is_refused(
+    tmp_path: Path, before: str, after: str, said: str
+) -> None:
+    """What is committed lies in the spools of one store; the other would put out the rest as if it were all."""
+    await planned(job(tmp_path, costs=before))
+    with pytest.raises(SpecError, match=said):
+        await planned(job(tmp_path, costs=after), RunOptions(accept_changes=True))
+    await planned(job(tmp_path, costs=before))
+
+
+async def test_a_sink_may_get_another_name_in_its_store(tmp_path: Path) -> None:
+    """Its records are put together there."""
+    first = await planned(job(tmp_path))
+    assert await planned(job(tmp_path, costs="r/money.jsonl")) == first
+    assert first.sinks == {"results": PRIMARY, "costs": PRIMARY}
+
+
+async def test_a_folder_may_move_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """The follower is known by what its lanes hold, not by its path."""
+    await planned(job(tmp_path, costs="bill/costs.jsonl"))
+    for part in ("r", "bill"):
+        shutil.move(tmp_path / part, tmp_path / "moved" / part)
+    moved = job(tmp_path, "moved/r/results.jsonl", "moved/bill/costs.jsonl")
+    assert (await planned(moved, RunOptions(results_at=str(tmp_path / "r/results.jsonl")))).version == 2
+
+
+async def test_results_that_moved_are_not_paid_again_without_a_word(tmp_path: Path) -> None:
+    """`--fresh`, or a run that history does not know, begins there."""
+    spec = job(tmp_path, "new/results.jsonl")
+    known = RunOptions(results_at=str(tmp_path / "r/results.jsonl"))
+    with pytest.raises(SpecError, match=r"were at .*/r/results.jsonl, and nothing of it is at .*/new/results.jsonl"):
+        await planned(spec, known)
+    assert (await planned(spec)).version == 1
+    assert (await planned(spec, known)).version == 1
+
+
+async def test_leases_of_a_life_whose_progress_is_gone_are_spent(tmp_path: Path) -> None:
+    """The new life counts its epochs from 1 again; by their names the old leases would be taken for its own."""
+    spec = job(tmp_path)
+    ledger, need = LedgerClient(FolderState(tmp_path / "state"), "r"), NeedLease(run_key("r"), 10, 10**9)
+    assert ledger.lease(need, "0-1.1-1", 0, (1, 1), 0.0) == 10**7
+    await planned(spec)
+    assert ledger.lease(need, "0-1.1-1", 0, (1, 1), 0.0) == 10**7 - 10**5, "1 % of what remains: another lease"
