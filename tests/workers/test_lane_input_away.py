@@ -60,6 +60,7 @@ async def test_an_input_that_comes_back_is_read_on_by_the_same_owner() -> None:
     assert (driver.settled, driver.failures) == (True, [])
     assert await one.told() == {f"r{n}": ["result"] for n in range(20)}
     assert len(one.sent) == 20
+    assert driver.reports[-1].input_read
 
 
 async def test_an_input_that_stays_away_fails_the_lane_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +70,9 @@ async def test_an_input_that_stays_away_fails_the_lane_in_the_end(monkeypatch: p
     driver = await one.life(one.place.open())
     assert "the broker is away" in str(driver.failures)
     assert not driver.failures[0][2], "it is opened anew"
+    one.source.reads = 1
+    again = await one.life(one.place.open())
+    assert not any(report.input_read for report in again.reports), "it can't say yet that its input is back"
 
 
 async def test_a_run_with_an_end_says_what_it_waits_for_and_stops_after_the_time_it_was_given() -> None:
@@ -82,7 +86,6 @@ async def test_a_run_with_an_end_says_what_it_waits_for_and_stops_after_the_time
         nonlocal ahead_s
         ahead_s += 0.5
         told.extend(r.input_away for r in driver.reports if r.input_away)
-        assert not any(report.input_read for report in driver.reports)
         return False
 
     driver = await one.life(one.place.open(), until=later)
