@@ -115,17 +115,20 @@ def _row(split: Split, place: Position, text: bytes, columns: tuple[str, ...], d
 def _values(text: bytes, delimiter: str) -> list[str] | str:
     """The fields of one row, or why they can't be told."""
     row = text.decode()
-    if '"' not in row:
+    if '"' not in row and "\r" not in row:
         return row.split(delimiter)
     try:
         return next(csv.reader([row], delimiter=delimiter, strict=True))
     except (csv.Error, StopIteration) as error:
-        return f"the row's quotes cannot be read: {error}"
+        outside = str(error).startswith("new-line")  # LF is none: it ends the row
+        return "a CR stands outside of quotes" if outside else f"the row's quotes cannot be read: {error}"
 
 
 def _framed(physical: BareLines, delimiter: str, limit: int) -> Lines:
-    """Physical lines → rows: a line break inside quotes belongs to the row. Blank lines between rows are dropped."""
-    quotes = _Quotes(delimiter.encode())
+    """Physical lines → rows: a line break inside quotes belongs to the row. Blank lines between rows are dropped; tabs
+    alone are no blank line where they part the fields."""
+    divider = delimiter.encode()
+    quotes = _Quotes(divider)
     row: _Row | None = None
     fresh = True  # what comes next begins a line
     for at, text in physical:
@@ -134,8 +137,8 @@ def _framed(physical: BareLines, delimiter: str, limit: int) -> Lines:
             row = None
             continue
         if row is None and isinstance(text, bytes) and b'"' not in text:
-            if text and not text.isspace():
-                yield at, _bounded(text.removesuffix(b"\r"), limit)
+            if text and (divider in text or not text.isspace()):
+                yield at, _bounded(text, limit)
             continue
         if row is None:
             row = _Row(at, limit)
@@ -153,7 +156,9 @@ def _framed(physical: BareLines, delimiter: str, limit: int) -> Lines:
 
 
 def _bounded(text: bytes, limit: int) -> bytes | Line:
-    return text if len(text) <= limit else Long([text]).line()
+    """A row without the CR at its end, which the limit doesn't count."""
+    row = text.removesuffix(b"\r")
+    return row if len(row) <= limit else Long([text]).line()
 
 
 class _Row:
@@ -178,7 +183,7 @@ class _Row:
     def whole(self) -> bytes | Line:
         if self._long is not None:
             return self._long.line()
-        return _bounded(b"".join(self._parts).removesuffix(b"\r"), self._limit)
+        return _bounded(b"".join(self._parts), self._limit)
 
 
 class _Quotes:

@@ -23,7 +23,8 @@ HEAD_BYTES = 1_000_000
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
-    """A line that isn't simply text: too long (`data` holds the head), or where a stream broke (`broken` says how)."""
+    """A line that isn't simply text: too long (`data` holds the head, `length` and `digest` are of all before its LF),
+    or where a stream broke (`broken` says how)."""
 
     data: bytes
     length: int
@@ -146,7 +147,7 @@ def _from_line_start(
             for piece in pieces:
                 text = piece[:-1] if not bare and piece.endswith(b"\r") else piece
                 if bare or (text and not text.isspace()):
-                    yield at, text if bare or len(text) <= limit else _long(text)
+                    yield at, text if bare or len(text) <= limit else _long(piece)
                 at += len(piece) + 1
                 if at >= stop:
                     return
@@ -165,9 +166,12 @@ def _last(at: int, text: bytes, long: Long | None, limit: int, bare: bool) -> Ba
     if long is not None:
         yield at, Part(b"", ended=True) if bare else long.line()
         return
-    text = text if bare else text.removesuffix(b"\r")
-    if text and not text.isspace():
-        yield at, text if bare or len(text) <= limit else _long(text)
+    if bare:
+        if text:
+            yield at, text
+    elif text and not text.isspace():
+        line = text.removesuffix(b"\r")
+        yield at, line if len(line) <= limit else _long(text)
 
 
 def _long(text: bytes) -> Line:

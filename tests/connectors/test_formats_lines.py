@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from penstock.connectors.base import Raw
 from penstock.connectors.formats import compression, csv_rows, json_lines
 from penstock.connectors.formats.compression import Broken, blocks
-from penstock.connectors.formats.lines import HEAD_BYTES, Line, lead, lines
+from penstock.connectors.formats.lines import HEAD_BYTES, Line, bare_lines, lead, lines
 from penstock.engine.errors import SpecError
 from penstock.engine.plan import Split
 
@@ -192,6 +192,44 @@ def test_gzip_padding_and_garbage_are_told_apart() -> None:
         list(blocks(io.BytesIO(gzip.compress(b"ab") + b"rubbish"), "gzip"))
 
 
+@given(st.integers(15, 30), st.sampled_from([b"\n", b"\r\n", b"", b"\r"]), st.integers(1, 40))
+def test_a_long_lines_length_is_the_same_whatever_the_blocks(length: int, end: bytes, size: int) -> None:
+    """All before its LF, a CR too: what a dead letter says of a line hangs on the line alone."""
+    line = b"a" * length + end.removesuffix(b"\n")
+    told = (len(line), hashlib.blake2b(line, digest_size=16).hexdigest())
+    for found in (
+        [one for _, one in lines(chunks(b"a" * length + end, 0, size), 0, None, 12)],
+        [one for _, one in csv_rows._framed(bare_lines(chunks(b"a" * length + end, 0, size), 0, None, 12), ",", 12)],  # pyright: ignore[reportPrivateUsage]
+    ):
+        assert [(one.length, one.digest) for one in found if isinstance(one, Line)] == [told]
+
+
+PACKERS = {None: bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
+
+
+@settings(max_examples=300)
+@given(CONTENTS, st.lists(st.integers(0, 60), max_size=4), st.integers(1, 9), st.sampled_from(list(PACKERS)))
+def test_json_lines_are_the_same_from_any_split_resume_and_packing(
+    content: bytes, cuts: list[int], size: int, packed: str | None
+) -> None:
+    """Records, errors and positions are those of the whole file; a packed one in two members is one split."""
+
+    def read(data: bytes, start: int, end: int | None, at: int) -> list[tuple[int, object]]:
+        found = json_lines.records(io.BytesIO(data), split(start, end, packed=packed), at, 6)
+        return [(raw.position.position, (raw.data, raw.error, raw.length, raw.digest)) for raw in found]
+
+    edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
+    data = b"".join(PACKERS[packed](part) for part in (content[: edges[1]], content[edges[1] :]))
+    end = None if packed else len(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "BLOCK", size)
+        whole = read(data, 0, end, 0)
+        if not packed:
+            assert whole == [one for a, b in itertools.pairwise(edges) for one in read(data, a, b, a)]
+        for at in (*edges, *(position + 1 for position, _ in whole)):
+            assert read(data, 0, end, at) == [one for one in whole if one[0] >= at]
+
+
 # CSV
 
 
@@ -229,6 +267,23 @@ def test_ragged_csv_rows_are_told_with_both_counts() -> None:
     assert (first, last) == (b'{"a":"1","b":"2"}', b'{"a":"7","b":"8"}')
     assert short == ("malformed", "the row has 1 columns, the header has 2")
     assert long == ("malformed", "the row has 3 columns, the header has 2")
+
+
+def test_a_row_of_empty_fields_is_a_row_whatever_parts_them() -> None:
+    """Tabs are white space; a row of them is as little blank as one of commas, at the end of the file too."""
+    for name, divider in (("a.tsv", b"\t"), ("a.csv", b",")):
+        content = divider.join([b"a", b"b"]) + b"\n" + divider + b"\r\n  \n\n" + divider
+        found = csv_rows.records(io.BytesIO(content), split(0, len(content), uri=name), 0, 100)
+        assert [raw.row_json for raw in found] == [b'{"a":"","b":""}'] * 2
+
+
+@pytest.mark.parametrize("row", [b"1\r2,x", b'1\r2,"x"', b"\r1,x"])
+def test_a_carriage_return_outside_of_quotes_is_told(row: bytes) -> None:
+    """Whether another field of the row has quotes or not: it may be the end of a row that would be lost in this one."""
+    assert rows(b"a,b\n" + row + b"\n3,y\r\n") == [
+        (4, ("malformed", "a CR stands outside of quotes")),
+        (5 + len(row), b'{"a":"3","b":"y"}'),
+    ]
 
 
 def test_a_quote_that_never_closes_ends_in_one_error_in_flat_memory() -> None:
