@@ -20,7 +20,7 @@ from penstock.connectors.base import OutRecord, Records, SinkName
 from penstock.connectors.registry import open_stores
 from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.catalog import Catalog, Model, Price, Version
+from penstock.engine.catalog import Catalog, Model, Price, PriceAbove, Version
 from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import (
     Answer,
@@ -58,6 +58,8 @@ from penstock.jobs.look.page.groups import MOST
 from penstock.jobs.look.page.parts import Table
 from penstock.jobs.look.page.sketch import Sketch
 from penstock.jobs.look.page.timeline import MOST_BUCKETS, Timeline
+from penstock.jobs.look.page.trials import Trials
+from penstock.jobs.look.told import SampleTold
 from penstock.jobs.wording import dollars
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus, Tally
@@ -402,6 +404,30 @@ def test_a_cascade_is_set_against_its_top_model(tmp_path: Path) -> None:
     assert (row["task"], row["top model"], row["results"]) == ("topic", "opus", "20")
     assert (row["paid"], row["top model alone, about"]) == (dollars(paid), dollars(alone))
     assert row["saved"].startswith(dollars(alone - paid))
+
+
+def test_a_long_prompts_price_holds_for_the_calls_that_are_long(tmp_path: Path) -> None:
+    """The tokens of a run together are none; and a copy would have cost nothing there either."""
+    made = make(20, models=["small", "opus"], tasks=["topic"])
+    made.results = [msgspec.structs.replace(one, answer_usage=Usage(500, output=100)) for one in made.results]
+    made.results[0] = msgspec.structs.replace(made.results[0], copied_from="another", answer_usage=Usage())
+    long = PriceAbove(1_000, input=5_000_000_000, output=25_000_000_000)
+    price = Price(input=1_000_000_000, output=5_000_000_000, per_request=7, version="2026-11", above=(long,))
+    models = {"opus": Model("opus", (Version("v1", "opus"),), "v1", price=price)}
+    tasks = {"topic": Task("topic", cascade=Cascade(("small", "opus"), "validity"))}
+    page = Page(write(tmp_path, made, catalog=Catalog({}, models, {}), policy=Policy(tasks)))
+    (row,) = page.rows("Against its top model")
+    assert row["top model alone, about"] == dollars(19 * cost_nano(Usage(500, output=100), price))
+
+
+def test_an_arm_is_told_by_its_results_and_not_by_the_jobs_own_shadows() -> None:
+    trials = Trials()
+    for n in range(100):
+        own = {"item_id": f"i{n}", "task": "t", "scorer": "exact", "arm": "kind"}
+        trials.sample(SampleTold(**own, score=float(n < 60)))
+        trials.sample(SampleTold(**own, score=1.0, model="opus", role="shadow"))
+    ((_, seen),) = trials.scores.ranked(lambda seen: seen.tally.n)
+    assert (seen.tally.n, seen.mean) == (100, 0.6)
 
 
 def test_decisions_about_versions_stand_on_the_page_with_who_answered(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from penstock.jobs.look.page.marks import Marks
 from penstock.jobs.look.page.money import Money
 from penstock.jobs.look.page.routing import Routing
 from penstock.jobs.look.page.speed import Speed
-from penstock.jobs.look.page.trials import Trials
+from penstock.jobs.look.page.trials import Trials, top_prices
 from penstock.jobs.look.page.troubles import Troubles
 from penstock.jobs.look.reading import Outputs
 
@@ -15,13 +15,13 @@ from penstock.jobs.look.reading import Outputs
 class Facts:
     """What the records say, each part by the module that tells of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, trials: Trials) -> None:
         self.money = Money()
         self.marks = Marks()
         self.routing = Routing()
         self.speed = Speed()
         self.troubles = Troubles()
-        self.trials = Trials()
+        self.trials = trials
 
     def result(self, block: told.Told) -> None:
         self.marks.result(block)
@@ -39,7 +39,7 @@ class Facts:
 
 def gather(outputs: Outputs) -> Facts:
     """Raises `Corrupt` where a record is not one of ours."""
-    facts = Facts()
+    facts = Facts(Trials(top_prices(outputs.spec)))
     for block in told.blocks(outputs.records("results")):
         facts.result(block)
     for letter in told.letters(outputs.records("dead_letters")):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from penstock.engine.catalog import Price
 from penstock.engine.items import Usage
 from penstock.engine.policy import Cascade
 from penstock.engine.pricing import cost_nano, price_of
@@ -29,36 +30,24 @@ class Arm(msgspec.Struct):
     call: Sketch = msgspec.field(default_factory=Sketch)
 
 
-class Used(msgspec.Struct):
-    """Tokens of answers."""
-
-    usage: Usage = Usage()
-
-    def add(self, tokens: TokensTold) -> None:
-        self.usage = Usage(
-            input=self.usage.input + tokens.input,
-            cached=self.usage.cached + tokens.cached,
-            cache_write=self.usage.cache_write + tokens.cache_write,
-            output=self.usage.output + tokens.output,
-        )
-
-
 class Trials:
-    """`cascaded`: results with a call of a cascade, by (task, first model, model that answered).
-    `used`: tokens of the answers that were taken, by task."""
+    """`cascaded`: results with a call of a cascade, by (task, first model, model that answered). `tops`: by task, the
+    price of its cascade's top model; `alone`: what that model would have taken for the answers that were taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, tops: Mapping[str, Price] | None = None) -> None:
         self.arms: Groups[Arm] = Groups(Arm)
         self.scores: Groups[Sampled] = Groups(Sampled)
         self.cascaded: Groups[Sum] = sums()
         self.tasks: Groups[Sum] = sums()
-        self.used: Groups[Used] = Groups(Used)
+        self.alone: Groups[Sum] = sums()
+        self._tops = tops or {}
 
     def result(self, block: Told) -> None:
         paid = nano(block.cost_usd)
         tokens = block.answer_tokens or block.tokens
-        if tokens is not None:
-            self.used.at(named(block.task)).add(tokens)
+        top = self._tops.get(block.task or "")
+        if top is not None and tokens is not None and block.copied_from is None:
+            self.alone.at(named(block.task)).add(cost_nano(_usage(tokens), top))
         if block.experiment is not None or block.arm is not None:
             arm = self.arms.at(named(block.experiment), named(block.arm))
             arm.cost.add(paid)
@@ -69,8 +58,20 @@ class Trials:
             self.cascaded.at(named(block.task), named(first.model), named(block.model)).add(paid)
 
     def sample(self, sample: SampleTold) -> None:
-        if sample.arm is not None:
+        if sample.arm is not None and sample.role == "primary":  # a task's own shadow stands in the same arm
             self.scores.at(named(sample.task), named(sample.arm), named(sample.scorer)).add(sample)
+
+
+def _usage(tokens: TokensTold) -> Usage:
+    return Usage(input=tokens.input, cached=tokens.cached, cache_write=tokens.cache_write, output=tokens.output)
+
+
+def top_prices(spec: RunSpec) -> dict[str, Price]:
+    """Task → price of its cascade's last model, as the catalogue says. Call by call: a long prompt has its own."""
+    tops = {name: task.cascade.models[-1] for name, task in spec.policy.tasks.items() if task.cascade is not None}
+    models = {name: spec.catalog.models[top] for name, top in tops.items() if top in spec.catalog.models}
+    prices = {name: price_of(model, model.live) for name, model in models.items()}
+    return {name: price for name, price in prices.items() if price is not None}
 
 
 def sections(trials: Trials, outputs: Outputs, rollouts: frozenset[str]) -> list[Section]:
@@ -111,7 +112,11 @@ def _cost(cost: Sum) -> tuple[str, str]:
 def _cascades(trials: Trials, spec: RunSpec, drifted: Iterable[str]) -> Section | None:
     """`drifted`: why calibrations don't hold any more."""
     tasks = {key[0]: seen for key, seen in trials.tasks.ranked(lambda seen: seen.n)}
-    saved = [_saved(name, cascade.models[-1], tasks[name], trials, spec) for name, cascade in _declared(spec, tasks)]
+    prices = top_prices(spec)
+    saved = [
+        _saved(name, cascade.models[-1], tasks[name], trials.alone.at(name) if name in prices else None)
+        for name, cascade in _declared(spec, tasks)
+    ]
     parts = [Table("Against its top model", columns(*SAVED), saved, note=SAVED_NOTE)] if saved else []
     rows = [
         (*map(shown, key), f"{seen.n:,}", share(seen.n, tasks[key[0]].n), *_cost(seen))
@@ -141,14 +146,11 @@ def _declared(spec: RunSpec, seen: Mapping[str, Sum]) -> list[tuple[str, Cascade
     return [(name, task.cascade) for name, task in tasks if task.cascade is not None and name in seen]
 
 
-def _saved(name: str, top: str, paid: Sum, trials: Trials, spec: RunSpec) -> tuple[str, ...]:
-    """Says so where it cost more."""
-    model = spec.catalog.models.get(top)
-    price = price_of(model, model.live) if model is not None else None
+def _saved(name: str, top: str, paid: Sum, alone: Sum | None) -> tuple[str, ...]:
+    """Says so where it cost more. `alone` None: the top model's price is not known."""
     known = shown(name), shown(top), f"{paid.n:,}", dollars(paid.nano)
-    if price is None:
+    if alone is None:
         return (*known, "–", "–")
-    alone = cost_nano(trials.used.at(name).usage, price, paid.n)
-    saved = alone - paid.nano
-    told = f"{dollars(saved)} ({share(saved, alone)})" if saved > 0 else f"nothing: {dollars(-saved)} more"
-    return (*known, dollars(alone), told)
+    saved = alone.nano - paid.nano
+    told = f"{dollars(saved)} ({share(saved, alone.nano)})" if saved > 0 else f"nothing: {dollars(-saved)} more"
+    return (*known, dollars(alone.nano), told)
