@@ -1,8 +1,8 @@
 """From spools to what readers want: one file in input order, or part files and a manifest.
 
-Everything is written under the store's own `assembly/` folder first, then published by rename. A crash at any point
-leaves the last published state (or, for a folder, one without a manifest: not finished), and the next call does all of
-it again from the spools, with the same bytes.
+A file is written under the store's own `assembly/` folder first, parts in a hidden folder where they go (maybe a disk
+of its own), then they are published by rename. A crash at any point leaves the last published state (or, for a folder,
+one without a manifest: not finished), and the next call does all of it again from the spools, with the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +25,7 @@ from penstock.connectors.settings import FilesSink
 
 OutFormat = Literal["jsonl", "parquet", "csv"]
 MANIFEST = "_manifest.json"
+_STAGE = ".penstock-parts-"
 PART_BYTES = 128 << 20
 """A part file is closed once this many bytes of JSON went into it: good to scan and to move."""
 FINISH_STEPS = (
@@ -41,7 +43,8 @@ _SUFFIXES: dict[str, OutFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parq
 class Job(msgspec.Struct, frozen=True):
     """One output to assemble.
 
-    temp: a folder of this command alone, on the output's file system; what must outlive it stands in its parent.
+    temp: a folder of this command alone, on the file system of the output's folder; what must outlive it stands in its
+    parent.
     check: raises `Fenced` where another command has taken the run over: nothing is published then.
     """
 
@@ -141,14 +144,31 @@ def _remove_letters(target: Path, run_id: str) -> None:
 def _assemble_folder(job: Job, folder: Path, faults: Faults) -> list[str]:
     target = Path(job.output.path)
     target.mkdir(parents=True, exist_ok=True)
+    with _staged(target) as stage:
+        return _publish_parts(job, folder, stage, target, faults)
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Generator[Path]:
+    """A folder of this command in an output that is a folder; those of earlier commands go, as with `Job.temp`."""
+    for old in target.glob(f"{_STAGE}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=target))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _publish_parts(job: Job, folder: Path, stage: Path, target: Path, faults: Faults) -> list[str]:
     suffix = format_of(job.output)
-    files = _write_parts(job, folder, lambda n: folder / f"part-{n:04d}.{suffix}", PART_BYTES)
+    files = _write_parts(job, folder, lambda n: stage / f"part-{n:04d}.{suffix}", PART_BYTES)
     faults("finish.written")
     job.check()
     old = _unlist(job, target)
     faults("finish.unlisted")
     for file in files:
-        (folder / file.name).rename(target / file.name)
+        (stage / file.name).rename(target / file.name)
         faults("finish.renamed")
     sync_folder(target)
     manifest = Manifest(job.run_id, job.sink, sum(f.rows for f in files), sum(f.bytes for f in files), files)

@@ -6,10 +6,12 @@ import asyncio
 import csv
 import datetime
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -45,6 +47,8 @@ from penstock.engine.items import (
 from penstock.engine.plan import Plan
 
 PLAN = Plan("run-1", "n", {}, 2, (), {}, 0.0)
+FAST = Path("/dev/shm")
+"""Another file system than that of the tests' folders."""
 SINKS: tuple[SinkName, ...] = ("results", "costs", "quality", "dead_letters")
 
 
@@ -191,6 +195,20 @@ async def test_fewer_parts_than_before_leave_none_behind_and_strangers_stay(
     monkeypatch.setattr(assembly, "PART_BYTES", 1 << 30)
     assert len((await store.finish(PLAN))["results"]) == 1
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["_manifest.json", "notes.txt", "part-0000.jsonl"]
+
+
+@pytest.mark.skipif(not FAST.exists(), reason="there is no second file system")
+async def test_a_folder_may_be_a_disk_of_its_own(tmp_path: Path) -> None:
+    """A mount point, or a link to another disk; what a killed command left in it goes."""
+    with tempfile.TemporaryDirectory(dir=FAST) as disk:
+        assert os.stat(disk).st_dev != tmp_path.stat().st_dev
+        (tmp_path / "out").symlink_to(disk)
+        (Path(disk) / ".penstock-parts-dead0000").mkdir()
+        store = store_for({"results": FilesSink(str(tmp_path / "out/"))}, tmp_path / ".out.penstock")
+        await commit_all(store, {0: in_commits(shuffled(40), 10)})
+        await store.finish(PLAN)
+        assert len(whole(FilesSink(str(tmp_path / "out")))) == len(shuffled(40))
+        assert sorted(os.listdir(disk)) == ["_manifest.json", "part-0000.jsonl"]
 
 
 async def test_a_command_that_was_taken_over_publishes_nothing(tmp_path: Path) -> None:
