@@ -38,6 +38,7 @@ class EvalCall(msgspec.Struct, frozen=True, kw_only=True):
     all_rows: bool = False
     budget_usd: float | None = None
     price_only: bool = False
+    fresh: bool = False
     address: str | None = None
 
 
@@ -74,25 +75,25 @@ def evaluate() -> None:
     help="Never more. [default: the price's high end × 1.25, and room for a crash]",
 )
 @click.option("--price", "price_only", is_flag=True, help="Say what it would cost, and stop.")
+@click.option("--fresh", is_flag=True, help="Start over with rows and job as they are now; what was done is forgotten.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
 def go(job: str, **given: object) -> int:
     """Evaluate candidates on the rows of JOB that have an expected answer.
 
     Each row's first answer comes from the first candidate, all others answer the same request: walls, budgets and
     the commit hold as in any run. It stops by itself when a winner is clear (or with --within, when every quality is
-    known as well as asked), and the intervals are valid whenever you look. Killed or stopped, it goes on.
+    known as well as asked), and the intervals are valid whenever you look. Killed or stopped, it goes on; where the job
+    has changed meanwhile, it says what, and wants --fresh or another --name.
     """
     call = msgspec.convert(given, EvalCall, strict=False)
     from penstock.jobs.evals import going, running, view
-    from penstock.jobs.evals.asked import folder, recalled
     from penstock.jobs.progress import display_for
     from penstock.jobs.run import Session
 
     base = _base(job, call)
     asked = _asked(job, base, call)
     name = call.name or _name(base, asked)
-    samples = _samples(base) if call.samples and recalled(folder(base.state, name)) is None else None
-    prepared = running.prepare(name, base, asked, samples)
+    prepared = running.prepare(name, base, asked, _samples(base) if call.samples else None, fresh=call.fresh)
     cost, spec = running.price(prepared, None if call.budget_usd is None else round(call.budget_usd * 1e9))
     words = [view.price_words(cost, prepared, min(b.limit_nano for b in spec.budgets)) if spec.budgets else "free"]
     if (why := going.informs(spec, asked)) is not None:

@@ -15,6 +15,7 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import scorer_name
+from penstock.jobs.spec.digest import changed
 from penstock.jobs.spec.tree import nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -117,9 +118,20 @@ def recalled(place: Path) -> Asked | None:
 def check_same(name: str, before: Asked, now: Asked) -> None:
     """Raises `SpecError` that names what differs."""
     old, new = (cast("Mapping[str, object]", msgspec.to_builtins(each)) for each in (before, now))
-    changed = [field for field in new if field not in _LATER and old.get(field) != new[field]]
-    if changed:
+    other = [field for field in new if field not in _LATER and old.get(field) != new[field]]
+    if other:
         raise SpecError(
-            f"the evaluation {name} was asked for another {', '.join(changed)}: give this one another name, "
-            f"or see what it found with `penstock eval show {name}`"
+            f"the evaluation {name} was asked for another {', '.join(other)}: give this one another name "
+            f"(--name), start over with --fresh, or see what it found with `penstock eval show {name}`"
+        )
+
+
+def check_unchanged(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """`before`, `now`: parts of the job, and their hashes. Raises `SpecError` that names what differs."""
+    told = changed(before, now)
+    if told:
+        raise SpecError(
+            f"the job has changed since the evaluation {name} was begun: {', '.join(told)}. Rows that have ended would "
+            "keep their old answers and scores: start over with --fresh, or give this one another name (--name); "
+            f"`penstock eval show {name}` tells what it found"
         )

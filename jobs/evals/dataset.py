@@ -11,7 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -22,13 +22,13 @@ from penstock.connectors.reading.records_from import records_from, to_the_end
 from penstock.connectors.registry import open_source
 from penstock.connectors.settings import FilesSource
 from penstock.connectors.state import open_state
-from penstock.engine.catalog import Catalog, Wall
+from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.fields import expected_json
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
-from penstock.engine.walls import wall_of
+from penstock.engine.walls import WallUnknown, wall_of
 from penstock.jobs.evals.asked import Asked, deciding
 from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
@@ -83,6 +83,10 @@ class Made(msgspec.Struct, frozen=True):
     left: dict[str, int]
     digest: str = ""
     """Of the rows as they were read, and what is expected of them: scores by corrected labels are other scores."""
+    parts: dict[str, str] = {}
+    """What else answers and scores come from, as `derived.parts_of` tells it."""
+    paid_nano: int = 0
+    """What earlier evaluations of this name had spent when these rows were written."""
 
 
 def _place(line: Fields) -> int:
@@ -121,8 +125,18 @@ class _Keeper:
         return [row for _, _, row in sorted(self._heap, key=lambda each: (-each[0], each[1]))]
 
 
-def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> Made:
-    """Write `rows.jsonl` and `index.jsonl`. Raises `SpecError` where no row can be scored."""
+class Gathered(NamedTuple):
+    rows: list[Labelled]
+    left: dict[str, int]
+
+    @property
+    def digest(self) -> str:
+        told = ([row.line, row.expected] for row in self.rows)
+        return short_hash(b"".join(msgspec.json.encode(each, order="deterministic") for each in told))
+
+
+def gather(spec: RunSpec, asked: Asked, outputs: Outputs | None) -> Gathered:
+    """The rows as they are now. Raises `SpecError` where none can be scored, and what reading the source raises."""
     if outputs is not None and spec.catalog.walls:
         raise SpecError("quality samples don't say their sensitivity, and the job has walls: use the source's rows")
     keeper = _Keeper(spec.policy.tasks[asked.task], asked.scorer, _People(spec), asked.rows)
@@ -134,18 +148,20 @@ def make(place: Path, spec: RunSpec, asked: Asked, outputs: Outputs | None) -> M
     if not rows:
         why = ", ".join(f"{n:,} {reason}" for reason, n in keeper.left.items()) or "the source is empty"
         raise SpecError(f"no row of task {asked.task} can be scored ({why})")
-    _write(place, rows, asked)
-    told = ([row.line, row.expected] for row in rows)
-    digest = short_hash(b"".join(msgspec.json.encode(each, order="deterministic") for each in told))
-    return Made(len(rows), rows[0].is_request, sum(row.by_people for row in rows), dict(keeper.left), digest)
+    return Gathered(rows, dict(keeper.left))
 
 
-def _write(place: Path, rows: list[Labelled], asked: Asked) -> None:
+def write(place: Path, gathered: Gathered, asked: Asked) -> Made:
+    """`rows.jsonl` and `index.jsonl`."""
+    rows = gathered.rows
     place.mkdir(parents=True, exist_ok=True)
+    place.chmod(0o700)  # texts of rows stand there, and answers
     lines = (line_of(row, n, asked.task, variant) for n, row in enumerate(rows) for variant in asked.variants)
     index = (Indexed(n, row.expected, row.slices) for n, row in enumerate(rows))
     publish(place / "index.jsonl", b"".join(msgspec.json.encode(each) + b"\n" for each in index))
     publish(place / "rows.jsonl", b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    by_people = sum(row.by_people for row in rows)
+    return Made(len(rows), rows[0].is_request, by_people, gathered.left, gathered.digest)
 
 
 def line_of(row: Labelled, number: int, task: str, variant: str) -> Fields:
@@ -198,17 +214,19 @@ async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
                 keeper.left[f"malformed ({item.reason})"] += 1
             elif (item.attributes.task or spec.policy.default_task) != asked.task:
                 keeper.left["of another task"] += 1
-            elif (rule := _hides(spec.catalog, item)) is not None:
-                keeper.left[f"behind a wall that says sample: {rule}"] += 1
+            elif (why := _hidden(spec.catalog, item)) is not None:
+                keeper.left[why] += 1
             else:
                 keeper.add(labelled(item, raw, asked))
 
 
-def _hides(catalog: Catalog, item: Item) -> str | None:
-    """What its wall says, where no copy of its text may stand in the state, as those of an evaluation do: its rows, and
-    what was answered. None: they may."""
+def _hidden(catalog: Catalog, item: Item) -> str | None:
+    """Why no copy of its text may stand in the state, as those of an evaluation do: its rows, and what was answered.
+    None: they may."""
     wall = wall_of(catalog, item.attributes.sensitivity)
-    return wall.sample if isinstance(wall, Wall) and wall.sample != "keep" else None
+    if isinstance(wall, WallUnknown):
+        return "whose sensitivity names no wall"
+    return f"behind a wall that says sample: {wall.sample}" if wall is not None and wall.sample != "keep" else None
 
 
 def labelled(item: Item, raw: Raw, asked: Asked) -> Labelled:

@@ -13,8 +13,9 @@ from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import policy_version
-from penstock.engine.policy import Policy, Prompt, Shadow, Task
-from penstock.engine.quality import scorer_name
+from penstock.engine.judging import PROMPT_VERSION
+from penstock.engine.policy import Policy, Prompt, Scorer, Shadow, Task
+from penstock.engine.quality import scorer_name, scorer_version
 from penstock.jobs.evals.asked import EXACT, Asked, Variant
 from penstock.jobs.evals.dataset import CARRIED, EXPECTED, ROW, TASK, column_of, task_name
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
@@ -53,11 +54,26 @@ def spec_of(base: RunSpec, asked: Asked, place: Path, name: str, *, requests: bo
         max_dead_letters=None,
         limit=None,
         execution=msgspec.structs.replace(base.execution, lanes=1, window=min(base.execution.window or WINDOW, WINDOW)),
-        fingerprint=fingerprint(policy, catalog, row, None),
+        fingerprint=fingerprint(policy, msgspec.structs.replace(catalog, tiers={}), row, None),
         feedback=None,
         review=None,
         pinned=True,
     )
+
+
+def parts_of(spec: RunSpec) -> dict[str, str]:
+    """Part of the job that answers and scores come from, in words that a person can be told → hash. (Not its rows.)"""
+    scorers = {
+        f"task {name}: scorers": digest([_scorer(scorer, spec.catalog) for scorer in task.scorers])
+        for name, task in spec.policy.tasks.items()
+    }
+    return spec.fingerprint | scorers
+
+
+def _scorer(scorer: Scorer, catalog: Catalog) -> list[object]:
+    judge = catalog.models.get(scorer.model or "")
+    live = None if judge is None else judge.live_version
+    return [scorer_version(scorer), *([] if live is None else [live.id, live.model, live.revision, PROMPT_VERSION])]
 
 
 def alone(spec: RunSpec, model: str) -> RunSpec:

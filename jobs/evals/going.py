@@ -50,15 +50,23 @@ def informs(spec: RunSpec, asked: Asked) -> str | None:
 
 
 class Watch:
-    """Looks in a thread of its own. `ask`: stop the run, as ctrl-c would."""
+    """Looks in a thread of its own. `ask`: stop the run, as ctrl-c would. `ours`: what there is to see is its own."""
 
     def __init__(
-        self, outputs: Outputs, asked: Asked, index: Sequence[Indexed], ask: Callable[[], None], *, to_the_end: bool
+        self,
+        outputs: Outputs,
+        asked: Asked,
+        index: Sequence[Indexed],
+        ask: Callable[[], None],
+        ours: Callable[[], bool],
+        *,
+        to_the_end: bool,
     ) -> None:
         self._outputs = outputs
         self._asked = asked
         self._index = index
         self._ask = ask
+        self._ours = ours
         self._to_the_end = to_the_end
         self._over = threading.Event()
         self.stop: Stop | None = None
@@ -78,6 +86,8 @@ class Watch:
         while not self._over.wait(pause):
             started = time.monotonic()
             try:
+                if not self._ours():
+                    continue
                 self.stop = enough(self._asked, self._look().rows, to_the_end=self._to_the_end)
             except (PenstockError, OSError):
                 continue  # nothing is committed yet, or a file is being replaced: the next look sees it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,12 +11,13 @@ from penstock.connectors.filestore.disk import publish
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget, budget_keys
-from penstock.engine.errors import SpecError, Spent
+from penstock.engine.errors import PenstockError, SpecError, Spent
+from penstock.engine.leases import Ledger
 from penstock.engine.measure.evaluation import Evaluation, Row, evaluate
 from penstock.engine.measure.stopping import Stop as Enough
 from penstock.engine.measure.stopping import StopRule
 from penstock.jobs.evals import dataset, derived
-from penstock.jobs.evals.asked import Asked, check_same, deciding, folder, recalled
+from penstock.jobs.evals.asked import Asked, check_same, check_unchanged, deciding, folder, recalled
 from penstock.jobs.evals.dataset import Made, index_of
 from penstock.jobs.evals.going import Watch, enough, informs, rule_of
 from penstock.jobs.evals.pricing import Priced, priced
@@ -35,7 +36,9 @@ HEADROOM = 1.25
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """`before`: the rows were written by an earlier command of this name."""
+    """`before`: the rows were written by an earlier command of this name. `anew`: what was answered before, if
+    anything, was answered of other rows or another job, and is thrown away when the run begins. `note`: what a person
+    has to know of the rows."""
 
     name: str
     place: Path
@@ -43,6 +46,8 @@ class Prepared(msgspec.Struct, frozen=True):
     made: Made
     spec: RunSpec
     before: bool
+    anew: bool = False
+    note: str = ""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -57,20 +62,58 @@ class Found(msgspec.Struct, frozen=True):
     informs: str | None = None
 
 
-def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None) -> Prepared:
-    """Write the rows, or find them as they were. Raises `SpecError`."""
+def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None, *, fresh: bool = False) -> Prepared:
+    """Write the rows, or find them as they were. `fresh`: begin anew, whatever is there. Raises `SpecError`, also where
+    the job has changed since it was begun."""
     place = folder(base.state, name)
-    known = recalled(place)
+    history, run_id = open_history(base.state), derived.run_id_of(name, place)
+    known = None if fresh else recalled(place)
     if known is not None:
         check_same(name, known, asked)
-        made = msgspec.json.decode((place / "made.json").read_bytes(), type=Made)
-    else:
-        made = dataset.make(place, base, asked, samples)
+    begun = history.spec(run_id) if history.knows(run_id) else None
+    note = ""
+    if known is not None and begun is not None:
+        made = _made(place)
+        spec = _spec(name, base, asked, place, made)
+        check_unchanged(name, made.parts, derived.parts_of(spec))
+        note = _moved(base, asked, samples, made)
+    else:  # nothing was asked yet: a price that was looked at binds to no rows
+        (place / "eval.json").unlink(missing_ok=True)
+        made = dataset.write(place, dataset.gather(base, asked, samples), asked)
+        spec = _spec(name, base, asked, place, made)
+        made = msgspec.structs.replace(made, parts=derived.parts_of(spec), paid_nano=_paid(spec))
         publish(place / "made.json", msgspec.json.encode(made))
-    spec = derived.spec_of(base, asked, place, name, requests=made.requests)
-    spec = msgspec.structs.replace(spec, data=made.digest)
     publish(place / "eval.json", msgspec.json.encode(asked))  # last: what it says is all there
-    return Prepared(name, place, asked, made, spec, known is not None)
+    anew = fresh or (begun is not None and _is_another(made, begun))
+    return Prepared(name, place, asked, made, spec, known is not None, anew, note)
+
+
+def _made(place: Path) -> Made:
+    return msgspec.json.decode((place / "made.json").read_bytes(), type=Made)
+
+
+def _spec(name: str, base: RunSpec, asked: Asked, place: Path, made: Made) -> RunSpec:
+    spec = derived.spec_of(base, asked, place, name, requests=made.requests)
+    return msgspec.structs.replace(spec, data=made.digest)
+
+
+def _is_another(made: Made, begun: RunSpec) -> bool:
+    """The run that is known asked other rows, or of another job: it was to begin anew, and has not yet."""
+    return (made.digest, made.parts) != (begun.data, derived.parts_of(begun))
+
+
+def _moved(base: RunSpec, asked: Asked, samples: Outputs | None, made: Made) -> str:
+    """Whether the job's rows are others now. An evaluation keeps those that it began with, since a source may grow."""
+    try:
+        digest = dataset.gather(base, asked, samples).digest
+    except PenstockError as error:
+        return f"whether the job's rows have changed since it was begun can't be told now: {error}"
+    if digest == made.digest:
+        return ""
+    return (
+        "the job's rows, or what is expected of them, have changed since it was begun, and it keeps those of then: "
+        "--fresh starts over with those of now (and pays again), another --name does so beside it"
+    )
 
 
 def price(prepared: Prepared, budget_nano: int | None) -> tuple[Priced, RunSpec]:
@@ -81,7 +124,7 @@ def price(prepared: Prepared, budget_nano: int | None) -> tuple[Priced, RunSpec]
             f"the evaluation costs {dollars(round(cost.cost_nano.low))} or more, and the budget is "
             f"{dollars(budget_nano)}: take fewer rows (--rows) or candidates"
         )
-    limit = budget_nano if budget_nano is not None else _by_price(prepared, cost)
+    limit = budget_nano if budget_nano is not None else _by_price(prepared, cost) + prepared.made.paid_nano
     return cost, derived.within(prepared.spec, limit or None)
 
 
@@ -92,23 +135,45 @@ def _by_price(prepared: Prepared, cost: Priced) -> int:
     evaluation in which something is killed would stop at a part of its rows."""
     spec, rows = prepared.spec, prepared.made.rows * len(prepared.asked.variants)
     lost_at_once = cost.aside_nano * min(1.0, (spec.execution.window or derived.WINDOW) / rows)
-    ((key, _),) = budget_keys((Budget(1),), spec.run_id, None, 0.0)
-    ledger = LedgerClient(open_state(spec.state), spec.run_id).read(key)
+    ledger = _ledger(spec)
     lost = ledger.forfeit_nano + ledger.leased_nano if ledger is not None else 0
     return round(cost.cost_nano.high * HEADROOM + lost_at_once) + lost
+
+
+def _ledger(spec: RunSpec) -> Ledger | None:
+    ((key, _),) = budget_keys((Budget(1),), spec.run_id, None, 0.0)
+    return LedgerClient(open_state(spec.state), spec.run_id).read(key)
+
+
+def _paid(spec: RunSpec) -> int:
+    ledger = _ledger(spec)
+    return ledger.settled_nano if ledger is not None else 0
 
 
 def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *, to_the_end: bool) -> Found:
     """Run it, or go on, until it has seen enough. Raises what a run raises."""
     history, to_the_end = open_history(spec.state), to_the_end or informs(spec, prepared.asked) is not None
-    found = find(prepared, history) if history.knows(spec.run_id) else None
+    found = find(prepared, history) if history.knows(spec.run_id) and not prepared.anew else None
     if found is not None and _is_over(found, to_the_end=to_the_end):
         return found
+    if prepared.anew:
+        options = msgspec.structs.replace(session.options, fresh=True)
+        session = msgspec.structs.replace(session, options=options)
     outputs, stop = Outputs(spec, RunStatus(spec.run_id, spec.name, "starting")), Stop()
     index = index_of(prepared.place)
-    with Watch(outputs, prepared.asked, index, stop.ask, to_the_end=to_the_end):
+    ours = taken(prepared, history)
+    with Watch(outputs, prepared.asked, index, stop.ask, ours, to_the_end=to_the_end):
         execute(spec, session, display, stop)
     return find(prepared, history)
+
+
+def taken(prepared: Prepared, history: History) -> Callable[[], bool]:
+    """Whether this command has the run: until then, what is read of one that begins anew is what it throws away."""
+    run_id = prepared.spec.run_id
+    if not prepared.anew or not history.knows(run_id):
+        return lambda: True
+    before = history.status_or_starting(run_id).started_at
+    return lambda: history.status_or_starting(run_id).started_at != before
 
 
 def _is_over(found: Found, *, to_the_end: bool) -> bool:
@@ -120,14 +185,15 @@ def _is_over(found: Found, *, to_the_end: bool) -> bool:
 
 
 def find(prepared: Prepared, history: History) -> Found:
-    """What is known by now; nothing is called."""
+    """What is known by now; nothing is called. Raises `SpecError` where nothing is: it was never run, or is to begin
+    anew."""
     run_id = prepared.spec.run_id
-    if not history.knows(run_id):
-        raise SpecError(f"the evaluation {prepared.name} was never run; `penstock eval` runs it")
+    if not history.knows(run_id) or _is_another(prepared.made, spec := history.spec(run_id)):
+        raise SpecError(f"the evaluation {prepared.name} was not run yet as it is now; `penstock eval` runs it")
     status = history.status_or_starting(run_id)
     asked = prepared.asked
     why = informs(prepared.spec, asked)
-    seen = read(Outputs(history.spec(run_id), status), asked, index_of(prepared.place))
+    seen = read(Outputs(spec, status), asked, index_of(prepared.place))
     whole = _evaluated(prepared, seen.rows, rule_of(asked, decides=why is None)) if seen.rows else None
     all_used = seen.ended == prepared.made.rows
     stopped = enough(asked, seen.rows, to_the_end=all_used or why is not None)
@@ -149,9 +215,9 @@ def remembered(name: str, state: str) -> Prepared:
         there = sorted(p.name for p in place.parent.iterdir() if p.is_dir()) if place.parent.is_dir() else []
         known = f"; there are {', '.join(there[:20])}" if there else ""
         raise SpecError(f"there is no evaluation {name} in {state}{known}")
-    made = msgspec.json.decode((place / "made.json").read_bytes(), type=Made)
     history = open_history(state)
     run_id = derived.run_id_of(name, place)
     if not history.knows(run_id):
         raise SpecError(f"the evaluation {name} was never run; `penstock eval` runs it")
-    return Prepared(name, place, asked, made, history.spec(run_id), True)
+    made, spec = _made(place), history.spec(run_id)
+    return Prepared(name, place, asked, made, spec, True, _is_another(made, spec))

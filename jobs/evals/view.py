@@ -37,6 +37,8 @@ def rows_words(prepared: Prepared) -> list[str]:
     told = [f"{n:,} rows left out: {why}" for why, n in made.left.items()]
     if made.labelled_by_people:
         told.append(f"{counted(made.labelled_by_people, 'row')} with what people said is right")
+    if prepared.note:
+        told.append(f"note: {prepared.note}")
     return told
 
 

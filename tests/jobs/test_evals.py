@@ -235,7 +235,7 @@ def test_what_a_killed_process_had_under_way_leaves_enough_for_the_whole_evaluat
     opened = ledger.leases(NeedLease(key, dearest, limit), 18 * dearest, ids, 0, (1, 0), 0.0)
     assert isinstance(opened, dict)
     assert len(opened) == 18
-    ledger.forfeit(0, (2, 0), {})
+    ledger.forfeit(0, (2, 0), {}, 0.0)
     there = ledger.read(key)
     assert there is not None
     assert there.forfeit_nano >= 18 * dearest
@@ -624,6 +624,7 @@ REQUESTS = """\
 name: asked
 source: {type: files, path: requests.jsonl, format: openai-batch}
 tasks: {topic: {output: {choices: [billing, other]}, scorers: [exact]}}
+walls: {x: {}}
 accounts: {sandbox: {}}
 models:
   - {name: a, account: sandbox, model: m, price: {input_per_million: 1, output_per_million: 5}}

@@ -14,6 +14,8 @@ from penstock.jobs.cli import call
 from penstock.jobs.evals import running
 from penstock.jobs.evals.asked import Asked, Variant, models_of
 from penstock.jobs.history import open_history
+from penstock.jobs.look.page import beside
+from penstock.jobs.look.reading import Outputs
 from penstock.jobs.spec import load
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
@@ -43,9 +45,9 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
     return spec
 
 
-def evaluation(base: RunSpec) -> RunSpec:
+def evaluation(base: RunSpec, name: str = "check") -> RunSpec:
     models = models_of(base.catalog, ("small@v2", "small@v3"))
-    return running.prepare("check", base, Asked(base.name, "default", models, {"": Variant()}, "exact"), None).spec
+    return running.prepare(name, base, Asked(base.name, "default", models, {"": Variant()}, "exact"), None).spec
 
 
 def ended(spec: RunSpec, at: float, **outputs: list[str]) -> None:
@@ -77,3 +79,16 @@ def test_what_an_evaluation_or_a_trial_asked_a_bad_version_is_not_sent_again(bas
     ended(msgspec.structs.replace(base, run_id="labels-2"), 3.0, results=[str(results)])
     (one,), _ = requeue.touched(open_history(base.state), at)
     assert one.run_id == "labels-2"
+
+
+def test_a_report_tells_the_latest_evaluations_of_its_own_job(base: RunSpec) -> None:
+    """However many other jobs of the state were evaluated since; one that is to begin anew is left out."""
+    for n in range(beside.EVALUATIONS):
+        another = msgspec.structs.replace(base, name="another", run_id="another-1")
+        ended(evaluation(another, f"another-{n}"), 5.0)
+    outputs = Outputs(base, RunStatus(base.run_id, base.name, "done"))
+    (told,) = beside.gather(outputs).evaluations
+    assert told.prepared.name == "check"
+    Path("in.jsonl").write_text('{"text": "another", "label": "b"}\n')
+    running.prepare("check", base, told.prepared.asked, None, fresh=True)
+    assert beside.gather(outputs).evaluations == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,7 @@ from penstock.jobs.look.reading import Outputs
 
 KINDS = frozenset({"rollout_started", "stage", "rollback", "rollout_ended"})
 EVALUATIONS = 5
-"""The latest ones: each is read from its records."""
+"""The latest ones of a job: each is read from its records."""
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -104,13 +105,13 @@ def _told(entries: Iterable[Entry]) -> Iterator[Decision]:
 
 
 def _evaluations(outputs: Outputs) -> Iterator[Found]:
-    """Of this job, or the one that the run is."""
-    state, history = outputs.spec.state, open_history(outputs.spec.state)
-    for place in _places(state)[:EVALUATIONS]:
-        asked = recalled(place)
-        if asked is not None and outputs.status.name in (asked.job, f"eval {place.name}"):
-            prepared = running.remembered(place.name, state)
-            yield running.find(prepared, history)
+    """The latest of this job, or the one that the run is. One that is to begin anew has nothing to tell."""
+    state, name, history = outputs.spec.state, outputs.status.name, open_history(outputs.spec.state)
+    asked = ((place, recalled(place)) for place in _places(state))
+    mine = (place for place, known in asked if known is not None and name in (known.job, f"eval {place.name}"))
+    prepared = (running.remembered(place.name, state) for place in mine)
+    for each in islice((each for each in prepared if not each.anew), EVALUATIONS):
+        yield running.find(each, history)
 
 
 def _places(state: str) -> list[Path]:
