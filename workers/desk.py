@@ -28,12 +28,12 @@ class Desk:
 
     async def ask(self, worker: str, pool: str, room: int) -> tuple[int, int, int, int] | None:
         """The board's answer, waiting up to a second for work: (lane, owner, items, tokens)."""
-        ends = time.time() + ASK_WAIT_S
+        ends = time.monotonic() + ASK_WAIT_S
         while True:
-            grant = self.board.grant(worker, pool, room, time.time())
+            grant = self.board.grant(worker, pool, room, time.monotonic())
             if grant is not None:
                 return grant.lane, grant.owner, grant.n, grant.max_tokens
-            left = ends - time.time()
+            left = ends - time.monotonic()
             if left <= 0:
                 return None
             self._work.clear()

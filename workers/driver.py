@@ -18,6 +18,7 @@ from penstock.engine.errors import PenstockError, Refused, Temporary
 from penstock.engine.plan import Plan
 from penstock.workers.asked import ask_for, forget_wishes
 from penstock.workers.clearing import make_way
+from penstock.workers.clock import since
 from penstock.workers.cluster import words
 from penstock.workers.desk import Desk
 from penstock.workers.discovery import Discovery
@@ -166,9 +167,8 @@ class Driver:
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
         hear, how = (self._worker_lost, self._pool_changed, self._worker_changed, self._note), spec.execution
-        self._fleet = Fleet(
-            spec.catalog, spec.run_id, me, how.dispatchers, *hear, how.keep_s, spec.state, endless=spec.endless
-        )
+        more = (how.keep_s, spec.state)
+        self._fleet = Fleet(spec.catalog, spec.run_id, me, how.dispatchers, *hear, *more, endless=spec.endless)
         self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
 
     async def _warm_up(self) -> None:
@@ -222,7 +222,7 @@ class Driver:
             self._sum_up()
             for pool in self._board.pools():
                 self._fleet.want(pool)
-            if now - checked > CANCEL_POLL_S:
+            if since(checked, now) > CANCEL_POLL_S:
                 checked = now
                 await self._hearing.look(self._crew.pause)
                 if not self._spec.pinned:
@@ -238,7 +238,7 @@ class Driver:
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():
                     self._fleet.grow(pool, self._board.ready(pool), now)
-            if now - repriced > REPRICE_EVERY_S and self._bill:
+            if since(repriced, now) > REPRICE_EVERY_S and self._bill:
                 repriced = now
                 await self._reprice(now)
             self._judge(now)

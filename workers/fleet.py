@@ -13,7 +13,7 @@ from hashlib import blake2b
 import msgspec
 
 from penstock.engine.catalog import Account, Catalog, Model
-from penstock.workers.clock import tell_skew
+from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, until_gone, words
 from penstock.workers.replies import Unanswered, answered
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
@@ -114,7 +114,7 @@ class Fleet:
         here = self._of(pool)
         if model is None or self._closing or len(here) >= model.max_replicas or waiting < BACKLOG * len(here):
             return
-        settled = all(worker.handle is not None and now - worker.ready_at > GROW_AFTER_S for worker in here)
+        settled = all(worker.handle is not None and since(worker.ready_at, now) > GROW_AFTER_S for worker in here)
         if settled and _has_place(model, len(here)):
             number = next(n for n in itertools.count() if (pool, n) not in self.workers)
             worker = self.workers[pool, number] = Worker(pool, number)
@@ -155,8 +155,8 @@ class Fleet:
 
     async def reunite(self, seconds: float) -> None:
         """Wait a little for workers that an earlier driver of this run left: they may hold answers for its lanes."""
-        ends = time.time() + seconds
-        while time.time() < ends and any(w.handle is None for w in self.workers.values()):  # noqa: ASYNC110 - once a run
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and any(w.handle is None for w in self.workers.values()):  # noqa: ASYNC110 - once a run
             await asyncio.sleep(0.05)
 
     def handles(self) -> list[tuple[str, object]]:

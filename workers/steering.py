@@ -27,6 +27,7 @@ from penstock.engine.steering.judges import trusted
 from penstock.engine.steering.rollout import Rollout
 from penstock.engine.steering.trials import broken
 from penstock.engine.steering.turn import Turn
+from penstock.workers.clock import since
 
 Tell = Callable[[bytes], Awaitable[None]]
 Reading = Callable[[], Iterable[Cell]]
@@ -85,7 +86,7 @@ class Steersman:
         """Every second or so. Never raises for a state that can't be read now."""
         try:
             await self._read(tell)
-            if now - self._judged_at >= JUDGE_EVERY_S:
+            if since(self._judged_at, now) >= JUDGE_EVERY_S:
                 self._judged_at = now
                 await self._judge(tell, now)
             self._trouble = ""

@@ -20,6 +20,7 @@ from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
+from penstock.workers.clock import since
 from penstock.workers.naming import Naming
 from penstock.workers.planner import Planned
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -44,7 +45,7 @@ class Trail:
         self._note = note
         self._person = this_process(options.command)
         self._waiting: list[Draft] = []
-        self._next_at = 0.0
+        self._flushed_at = 0.0
         self._walls: dict[str, object] = {}
         self._naming = Naming(spec.catalog, note)
         self._money_day = -1.0
@@ -68,7 +69,7 @@ class Trail:
         if made.changed:
             drafts.append(self._draft(now, "job_changed", {"changed": made.changed}, self._person))
         drafts.append(self._draft(now, "policy", routes(self._spec.policy, self._spec.catalog)))
-        self._next_at = now + WRITE_EVERY_S
+        self._flushed_at = now
         await self._write(drafts)
 
     async def look(self, status: RunStatus, now: float) -> None:
@@ -77,8 +78,8 @@ class Trail:
             self._money_day = now // DAY_S
             self._add(self._draft(now, "budget_stop", {"waits": status.waits_for_money}))
         self._add_names(status.tally, now)
-        if now >= self._next_at:
-            self._next_at = now + WRITE_EVERY_S
+        if since(self._flushed_at, now) >= WRITE_EVERY_S:
+            self._flushed_at = now
             self._add_walls(status.tally, now)
             await self._flush()
 

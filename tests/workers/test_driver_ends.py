@@ -66,6 +66,41 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
     return made
 
 
+class Enough(Exception):
+    pass
+
+
+class Listening:
+    """Counts the looks for requests; after the second the clock is set back by an hour."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self.now, self.looks = 1_700_000_000.0, 0
+
+    def time(self) -> float:
+        self.now += 0.6
+        return self.now
+
+    async def look(self, pause: object) -> None:
+        self.looks += 1
+        self.now -= 3_600.0 if self.looks == 2 else 0.0
+        if self.looks == 5:
+            raise Enough
+
+
+async def test_a_clock_that_is_set_back_does_not_make_the_driver_deaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as it was set back it heard no cancel, pause or hand-over, and saw no lane that is silent."""
+    made, listening = driver(tmp_path), Listening()
+    monkeypatch.setattr(driver_module, "time", listening)
+    monkeypatch.setattr(driver_module, "TICK_S", 0.001)
+    made._hearing = listening  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Enough):
+        await asyncio.wait_for(made._watch(), 5)
+
+
 async def commit(lane: int, tally: Tally | None = None, more: dict[str, bytes] | None = None) -> None:
     store = MemoryStore("ends")
     await store.take(lane, (1, 1), force=True)
