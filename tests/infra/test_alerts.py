@@ -28,7 +28,7 @@ def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
         if os.environ.get("PENSTOCK_CI"):
             pytest.fail("promtool is not installed (Debian: prometheus)")
         pytest.skip("promtool is not installed (Debian: prometheus)")
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def exported() -> set[str]:

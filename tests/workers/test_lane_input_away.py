@@ -72,7 +72,7 @@ async def test_an_input_that_stays_away_fails_the_lane_in_the_end(monkeypatch: p
     assert not driver.failures[0][2], "it is opened anew"
     one.source.reads = 1
     again = await one.life(one.place.open())
-    assert not any(report.input_read for report in again.reports), "it can't say yet that its input is back"
+    assert [report.input_read for report in again.reports] == [False], "it can't say yet that its input is back"
 
 
 async def test_a_run_with_an_end_says_what_it_waits_for_and_stops_after_the_time_it_was_given() -> None:
