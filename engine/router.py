@@ -44,7 +44,7 @@ from penstock.engine.registry.choice import (
     explores,
     grade,
 )
-from penstock.engine.registry.standing import Standing
+from penstock.engine.registry.standing import Standing, read
 from penstock.engine.routes import COMMON_TOKENS as COMMON_TOKENS
 from penstock.engine.routes import (
     NO_CEILING,
@@ -311,7 +311,7 @@ class Router:
         """The cheapest of those that are good enough, by what was measured, else declared (`registry.choice`)."""
         key = (ask.task.name, ask.names, asked, ask.wall, needs, len(targets))
         now = self._chosen.get(key)
-        targets = [self._weighed(target, ask.task.name) for target in targets]
+        targets = [self._weighed(target, ask.task.name, asked) for target in targets]
         grades = [self._grade(t, ask.task.name, asked, chosen=t.model.name == now) for t in targets]
         options = [Option(grade, common_cost(target)) for grade, target in zip(grades, targets, strict=True)]
         chosen = choose(options, asked, next((i for i, t in enumerate(targets) if t.model.name == now), None))
@@ -333,13 +333,13 @@ class Router:
             plan.explore = tuple(named[i] for i in chosen.explored if not named[i].candidate.experiment)
         return plan
 
-    def _weighed(self, target: Target, task: str) -> Target:
+    def _weighed(self, target: Target, task: str, asked: float) -> Target:
         """With what an accepted item costs there, where it was measured."""
         standing = self._standings.get((task, target.model.name, target.candidate.version))
         if standing is None or not standing.items:
             return target
         output = round(standing.output / standing.items)
-        return msgspec.structs.replace(target, output=output, weight=standing.weight)
+        return msgspec.structs.replace(target, output=output, weight=read(standing, asked).now.weight)
 
     def _grade(self, target: Target, task: str, asked: float, *, chosen: bool) -> Grade:
         model = target.model

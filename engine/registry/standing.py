@@ -71,8 +71,10 @@ class Known(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """A standing, read against a quality that is asked for."""
+    """A standing, read against a quality that is asked for. `now`: without the scores from before a change: what an
+    accepted item costs follows from those that count too."""
 
+    now: Standing
     n: int
     interval: Interval | None
     dropped: int = 0
@@ -83,8 +85,9 @@ class Reading(msgspec.Struct, frozen=True):
 def read(standing: Standing, asked: float) -> Reading:
     """How good it is now, read against this quality."""
     first = changed_at(standing.windows, asked)
-    kept = merge(*standing.windows[first:])
-    return Reading(kept.n, anytime_interval(kept), merge(*standing.windows[:first]).n)
+    now = msgspec.structs.replace(standing, windows=standing.windows[first:]) if first else standing
+    kept = now.sample
+    return Reading(now, kept.n, anytime_interval(kept), merge(*standing.windows[:first]).n)
 
 
 def changed_at(windows: Sequence[Sample], asked: float) -> int:
@@ -112,7 +115,8 @@ def _fallen_at(windows: Sequence[Sample], asked: float) -> int | None:
 
 def cost_per_accepted(standing: Standing, confidence: float = 0.95) -> Interval | None:
     """In nano-dollars. Approximate: of the mean cost for many items (`measure.moments`), of the share that passes at
-    any time; each has half of the chance to be wrong. None: too little is known."""
+    any time; each has half of the chance to be wrong. None: too little is known. `standing`: as it is now
+    (`Reading`)."""
     each = 1.0 - (1.0 - confidence) / 2
     item, share = asymptotic_interval(standing.cost, each), anytime_interval(_passes(standing.sample), each)
     if item is None or share is None or not standing.items or not standing.results:

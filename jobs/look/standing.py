@@ -99,7 +99,7 @@ def _row(
     standing: Standing, prompt: str, declared: float | None, asked: float | None, place: int | None, why: str
 ) -> Known:
     reading = read(standing, asked if asked is not None else 0.0)
-    paid, latency = cost_per_accepted(standing), standing.log_ms
+    paid, latency = cost_per_accepted(reading.now), standing.log_ms
     return Known(
         model=standing.model,
         version=standing.version,

@@ -19,6 +19,7 @@ from penstock.engine.registry.standing import Standing, changed_at, cost_per_acc
 from penstock.engine.registry.standings import scorer_of, standings
 from penstock.engine.registry.windows import MOST, Window, grow
 from penstock.engine.router import Rejection, Router
+from penstock.jobs.look.page import compared
 
 ASK = Request(b"{}")
 EXACT = Scorer("exact")
@@ -296,6 +297,23 @@ def test_cost_follows_the_price_of_today() -> None:
     assert paid is not None
     assert paid.mean == pytest.approx(1_100_000 / 0.9)
     assert paid.low < paid.mean < paid.high
+
+
+def test_what_an_accepted_item_costs_is_of_the_answers_since_a_fall_as_its_quality_is() -> None:
+    """Else a route would weigh a new quality by an old cost; and so would the page."""
+    windows = (*(share(900, 1_000) for _ in range(5)), *(share(30, 50) for _ in range(6)))
+    found = Standing("t", "m", "v1", windows, 1_000, 1_000, cost=Moments(1_000, 600.0, 1.0))
+    now = read(found, 0.85).now
+    paid = cost_per_accepted(now)
+    assert paid is not None
+    assert (now.weight, paid.mean) == (pytest.approx(1 / 0.6), pytest.approx(1_000))
+    task = Task("t", min_quality=0.85)
+    table = compared.measured((found,), Policy({"t": task}))
+    assert table is not None
+    assert table.rows[0][2:4] == ("300", "60.0 %")
+    old = compared.measured((found,), Policy({"t": Task("t")}))
+    assert old is not None
+    assert old.rows[0][2] == "5,300"  # nothing is asked for: no change is told from chance
 
 
 def test_judging_and_idle_hours_are_part_of_what_an_accepted_item_costs() -> None:

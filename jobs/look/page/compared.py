@@ -4,9 +4,9 @@ any time."""
 from __future__ import annotations
 
 from penstock.engine.measure.evaluation import Line
-from penstock.engine.measure.intervals import anytime_interval
+from penstock.engine.policy import Policy
 from penstock.engine.quality import Interval
-from penstock.engine.registry.standing import Standing, cost_per_accepted
+from penstock.engine.registry.standing import Reading, Standing, cost_per_accepted, read
 from penstock.jobs.evals import view
 from penstock.jobs.evals.running import Found
 from penstock.jobs.look.page.beside import Beside
@@ -14,8 +14,9 @@ from penstock.jobs.look.page.parts import Section, Table, columns, milliseconds,
 from penstock.jobs.wording import counted, dollars, share
 
 MEASURED_NOTE = (
-    "By all runs of this state, with the job's own prompt and its first scorer that is no judge. Intervals may be "
-    "looked at any time (95 %); that of the cost is rough. Failures, judges and idle hours are in its cost."
+    "By all runs of this state, with the job's own prompt and its first scorer that is no judge; of a model that fell "
+    "below the quality that its task asks for, by what was scored since. Intervals may be looked at any time (95 %); "
+    "that of the cost is rough. Failures, judges and idle hours are in its cost."
 )
 INTRO = (
     "Candidates answered the same rows, and an answer that failed scores 0. Quality intervals may be looked at any "
@@ -23,19 +24,19 @@ INTRO = (
 )
 
 
-def measured(standings: tuple[Standing, ...]) -> Table | None:
-    """For the section of quality. None: nothing was scored yet."""
-    rows = [_standing(at) for at in standings if at.sample.n]
+def measured(standings: tuple[Standing, ...], policy: Policy) -> Table | None:
+    """For the section of quality: as items are routed by it. None: nothing was scored yet."""
+    asked = {name: task.min_quality or 0.0 for name, task in policy.tasks.items()}
+    rows = [_standing(at, read(at, asked[at.task])) for at in standings if at.sample.n]
     names = columns("task", "model", "#n", "#mean score", "#surely between", "#$ per 1,000 accepted", "#95 % interval")
     return Table("Quality and cost as all runs measured it", names, rows, note=MEASURED_NOTE) if rows else None
 
 
-def _standing(at: Standing) -> tuple[str, ...]:
-    mean = at.sample.mean or 0.0
-    around, cost = anytime_interval(at.sample), cost_per_accepted(at)
+def _standing(at: Standing, found: Reading) -> tuple[str, ...]:
+    mean, cost = found.now.sample.mean or 0.0, cost_per_accepted(found.now)
     paid = ("–", "–") if cost is None else (_thousand(cost.mean), _money(cost))
     model = f"{shown(at.model)}@{shown(at.version)}"
-    return (shown(at.task), model, f"{at.sample.n:,}", percent(mean), spread(around), *paid)
+    return (shown(at.task), model, f"{found.n:,}", percent(mean), spread(found.interval), *paid)
 
 
 def _money(around: Interval | None) -> str:

@@ -44,7 +44,7 @@ def _sections(facts: Facts, outputs: Outputs, known: Beside) -> list[Section]:
     return [
         about.section(facts, status, places),
         money.section(facts.money),
-        marks.section(facts.marks, compared.measured(known.measured)),
+        marks.section(facts.marks, compared.measured(known.measured, outputs.spec.policy)),
         *_there(compared.evaluations(known)),
         routing.section(facts.routing, [each.at for each in known.decisions]),
         *_there(steered.section(known, status.cells)),
