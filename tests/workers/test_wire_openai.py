@@ -269,6 +269,15 @@ def test_limits_that_are_not_positive_are_unknown() -> None:
     assert got(200, completion(), headers).limits.requests is None
 
 
+def test_a_limit_that_means_none_fits_between_processes() -> None:
+    """Leases of rights travel as msgpack, which has 64 bits."""
+    everything = str(2**64 - 1)
+    names = ("limit-requests", "remaining-requests", "limit-tokens", "remaining-tokens")
+    limits = got(200, completion(), {f"x-ratelimit-{name}": everything for name in names}).limits
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(limits), type=type(limits)) == limits
+    assert limits.tokens.remaining > 10**12
+
+
 def test_a_refusal_that_was_answered_is_billed() -> None:
     """200 with a refusal, or with the answer withheld: no result, but tokens."""
     for body in (completion(None, refusal="I can't"), completion(None, "content_filter")):
@@ -276,6 +285,25 @@ def test_a_refusal_that_was_answered_is_billed() -> None:
         assert read.failure.kind == "refused"
         assert read.failure.may_be_billed
         assert read.usage == Usage(input=9, output=3)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "kind"),
+    [
+        ("error", {"code": 429, "message": "upstream is busy"}, "rate_limited"),
+        ("error", {"code": 502, "message": "upstream is gone"}, "server_error"),
+        ("error", None, "server_error"),
+        ("insufficient_system_resource", None, "server_error"),
+        ("abort", None, "server_error"),
+    ],
+)
+def test_an_answer_that_its_host_broke_off_is_none(reason: str, error: Any, kind: str) -> None:
+    """200 with a part of an answer: it is paid for as the host says, and asked for again."""
+    body = completion("In sho", reason)
+    body["choices"][0]["error"] = error
+    read = got(200, body)
+    assert (read.answer, read.failure.kind, read.failure.may_be_billed) == (None, kind, True)
+    assert read.usage == Usage(input=9, output=3)
 
 
 def test_a_cut_answer_stays_an_answer() -> None:

@@ -18,6 +18,8 @@ from penstock.workers.wire.base import (
     Wire,
     as_utf8,
     believed,
+    by_status,
+    contains,
     count,
     fail,
     positive,
@@ -225,19 +227,6 @@ _BY_TYPE: dict[str, FailureKind] = {
     "conflict_error": "server_error",
 }
 
-_BY_STATUS: dict[int, FailureKind] = {
-    401: "auth",
-    402: "spend_cap",
-    403: "auth",
-    404: "not_found",
-    408: "server_error",
-    409: "server_error",
-    413: "too_long",
-    429: "rate_limited",
-    503: "overloaded",
-    529: "overloaded",
-}
-
 _NO_MONEY = ("credit balance", "usage limits", "spend limit", "spending limit")
 """400 invalid_request_error carries these where one's own spend limit is reached or the balance is gone."""
 _TOO_LONG = ("prompt is too long", "exceed context limit", "context window")
@@ -253,26 +242,15 @@ def _failure(status: int, headers: Headers, error: _Said, now: float) -> Failure
 
 def _kind(status: int, error: _Said) -> FailureKind:
     said = error.message.lower()
-    if error.code == "enforced_spend_limit_reached" or (status in (400, 403, 429) and _any(_NO_MONEY, said)):
+    if error.code == "enforced_spend_limit_reached" or (status in (400, 403, 429) and contains(said, _NO_MONEY)):
         return "spend_cap"
-    if status in (400, 413) and _any(_TOO_LONG, said):
+    if status in (400, 413) and contains(said, _TOO_LONG):
         return "too_long"
-    if status in (400, 403) and _any(_POLICY, said):
+    if status in (400, 403) and contains(said, _POLICY):
         return "refused"
-    if status == 429 and _any(_A_DAY, said):
+    if status == 429 and contains(said, _A_DAY):
         return "daily_limit"
-    kind = _BY_TYPE.get(error.type) or _BY_STATUS.get(status)
-    if kind is not None:
-        return kind
-    if status >= 500:
-        return "server_error"
-    if 300 <= status < 400:
-        return "not_found"
-    return "bad_request" if status >= 400 else "invalid_response"
-
-
-def _any(words: tuple[str, ...], text: str) -> bool:
-    return any(word in text for word in words)
+    return _BY_TYPE.get(error.type) or by_status(status)
 
 
 def _limits(headers: Headers, now: float) -> LimitHeaders | None:

@@ -66,6 +66,37 @@ def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: 
     return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
 
 
+_BY_STATUS: dict[int, FailureKind] = {
+    401: "auth",
+    402: "spend_cap",
+    403: "auth",
+    404: "not_found",
+    408: "server_error",
+    409: "server_error",
+    413: "too_long",
+    429: "rate_limited",
+    498: "overloaded",  # Groq flex: capacity_exceeded
+    503: "overloaded",
+    529: "overloaded",
+}
+
+
+def by_status(status: int) -> FailureKind:
+    """What a status means where nothing else says more."""
+    if (kind := _BY_STATUS.get(status)) is not None:
+        return kind
+    if status >= 500:
+        return "server_error"
+    if 300 <= status < 400:
+        return "not_found"
+    return "bad_request" if status >= 400 else "invalid_response"
+
+
+def contains(text: str, words: tuple[str, ...]) -> bool:
+    """Whether one of the words stands in the text."""
+    return any(word in text for word in words)
+
+
 MOST_TOKENS = 1_000_000_000
 """Of one call; a thousand times the longest context there is."""
 
@@ -138,16 +169,19 @@ def number(text: str) -> float | None:
     return value if 0.0 <= value < float("inf") else None
 
 
+MOST_COUNTED = 10**15
+"""Some gateways write 2⁶⁴ − 1 for no limit, which messages between processes don't hold."""
+
+
 def positive(text: str | None) -> int | None:
     """A positive count; None for what is missing, unreadable, zero or negative."""
-    value = number(text) if text is not None else None
-    return int(value) if value is not None and value >= 1 else None
+    return count(text) or None
 
 
 def count(text: str | None) -> int | None:
     """A count that may be zero (`remaining`); None for what is missing, unreadable or negative."""
     value = number(text) if text is not None else None
-    return int(value) if value is not None else None
+    return int(min(value, MOST_COUNTED)) if value is not None else None
 
 
 def retry_after_s(headers: Headers, now: float) -> float | None:

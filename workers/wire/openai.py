@@ -19,6 +19,8 @@ from penstock.workers.wire.base import (
     Wire,
     as_utf8,
     believed,
+    by_status,
+    contains,
     count,
     fail,
     go_duration_s,
@@ -148,9 +150,16 @@ class _Message(msgspec.Struct):
     refusal: str | None = None
 
 
+class _Error(msgspec.Struct):
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+
+
 class _Choice(msgspec.Struct):
     message: _Message
     finish_reason: str | None = None
+    error: _Error | str | None = None
 
 
 class _InputDetails(msgspec.Struct):
@@ -170,12 +179,6 @@ class _Usage(msgspec.Struct):
     completion_tokens_details: _OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     """DeepSeek's name of the cached ones."""
-
-
-class _Error(msgspec.Struct):
-    message: str | None = None
-    type: str | None = None
-    code: str | int | None = None
 
 
 class _Response(msgspec.Struct):
@@ -211,10 +214,14 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         return Read(failure=failure, request_id=request_id, limits=limits)
     usage = _translate(response.usage)
     if not response.choices:
-        return Read(failure=_empty(response, headers, now), usage=usage, request_id=request_id, limits=limits)
+        return Read(failure=_empty(response.error, headers, now), usage=usage, request_id=request_id, limits=limits)
     first = response.choices[0]
     text = _text(first.message)
     reason = first.finish_reason or "stop"
+    if reason in _BROKEN_OFF:
+        failure = _empty(first.error or f"the host broke the answer off ({reason})", headers, now)
+        failure = msgspec.structs.replace(failure, may_be_billed=True)
+        return Read(failure=failure, usage=usage, request_id=request_id, limits=limits)
     if first.message.refusal or (reason == "content_filter" and not text):
         why = first.message.refusal or "the provider's filter withheld the answer"
         return Read(failure=fail("refused", why, status), usage=usage, request_id=request_id, limits=limits)
@@ -229,11 +236,16 @@ def _text(message: _Message) -> str:
     return content or ""
 
 
-def _empty(response: _Response, headers: Headers, now: float):
+_BROKEN_OFF = frozenset({"error", "insufficient_system_resource", "abort"})
+"""Finish reasons of OpenRouter (whose choice may tell its upstream's error), DeepSeek and SGLang: what was written by
+then is no answer."""
+
+
+def _empty(said: _Error | str | None, headers: Headers, now: float):
     """Some gateways (OpenRouter) send 200 and an error inside."""
-    if response.error is None:
+    if said is None:
         return fail("invalid_response", "the answer holds no choice", 200)
-    error = _as_error(response.error)
+    error = _as_error(said)
     inner = error.code if isinstance(error.code, int) else 500
     return fail(_kind(inner, error), _say(inner, error), inner, wait_s=retry_after_s(headers, now))
 
@@ -316,20 +328,6 @@ _BY_CODE: dict[str, FailureKind] = {
 }
 """Error codes and types that say more than the status does."""
 
-_BY_STATUS: dict[int, FailureKind] = {
-    401: "auth",
-    402: "spend_cap",
-    403: "auth",
-    404: "not_found",
-    408: "server_error",
-    409: "server_error",
-    413: "too_long",
-    429: "rate_limited",
-    498: "overloaded",  # Groq flex: capacity_exceeded
-    503: "overloaded",
-    529: "overloaded",
-}
-
 _TOO_LONG = ("maximum context length", "context_length", "prompt is too long", "longer than the maximum model length")
 _A_DAY = ("per day", "(rpd)", "(tpd)", "daily")
 _NO_MONEY = ("insufficient balance", "credit balance", "exceeded your current quota", "spend limit", "spending limit")
@@ -342,33 +340,19 @@ def _kind(status: int, error: _Error) -> FailureKind:
     said = (error.message or "").lower()
     if status == 429:
         return _kind_429(said)
-    if status in (400, 413, 422) and _any(_TOO_LONG, said):
+    if status in (400, 413, 422) and contains(said, _TOO_LONG):
         return "too_long"
-    if status in (400, 403) and _any(_NO_MONEY, said):
+    if status in (400, 403) and contains(said, _NO_MONEY):
         return "spend_cap"
-    return _by_status(status)
+    return by_status(status)
 
 
 def _kind_429(said: str) -> FailureKind:
-    if _any(_NO_MONEY, said):
+    if contains(said, _NO_MONEY):
         return "spend_cap"
-    if _any(_A_DAY, said):
+    if contains(said, _A_DAY):
         return "daily_limit"
     return "overloaded" if "resource unavailable" in said else "rate_limited"  # OpenAI flex without room
-
-
-def _by_status(status: int) -> FailureKind:
-    if (kind := _BY_STATUS.get(status)) is not None:
-        return kind
-    if status >= 500:
-        return "server_error"
-    if 300 <= status < 400:
-        return "not_found"
-    return "bad_request" if status >= 400 else "invalid_response"
-
-
-def _any(words: tuple[str, ...], text: str) -> bool:
-    return any(word in text for word in words)
 
 
 def _limits(headers: Headers, traits: Traits) -> LimitHeaders | None:
