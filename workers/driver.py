@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.connectors.base import this_process
 from penstock.connectors.registry import Stores, open_stores
-from penstock.engine.errors import PenstockError, Refused, Temporary
+from penstock.engine.errors import PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.asked import ask_for, forget_wishes
 from penstock.workers.clearing import make_way
@@ -138,10 +138,7 @@ class Driver:
                 await self._finish("done", "nothing to do: every item of this run has ended")
                 return
             await self._begin()
-            state, message = await self._watch()
-            if state == "done":
-                state, message = await self._settle_up()
-            await self._finish(state, message)
+            await self._finish(*await self._settle_up(*await self._watch()))
         except PenstockError as error:
             await self._fail(await taken_over(self._stores.primary, self._run_epoch) or words(error))
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
@@ -276,16 +273,17 @@ class Driver:
             if hasattr(self, "_crew"):
                 self._draining = asyncio.ensure_future(self._crew.drain())
 
-    async def _settle_up(self) -> tuple[RunState, str]:
-        """Closing lines of own engines, committed by lane 0 when all else is in. An owner of lane 0 is told once; the
-        next one, where it died before it had committed them, is told anew."""
-        told = None
-        while self._bill:
+    async def _settle_up(self, state: RunState, message: str) -> tuple[RunState, str]:
+        """Closing lines of own engines, committed by lane 0 when all else is in, whether the run is done or stops here:
+        to whoever goes on they count as charged. An owner of lane 0 is told once; the next one, where it died before it
+        had committed them, is told anew. Where a lane was given up the sums are not those of its commits: no lines."""
+        told, until = None, time.monotonic() + self._spec.execution.drain_s
+        while self._bill and (self._ending is None or time.monotonic() < until):
             now = time.time()
             self._sum_up()
             if self._all_settled():
                 report, holder = self._reports.get(0), self._crew.handle(0)
-                if report is None or holder is None:
+                if self._crew.gone or report is None or holder is None:
                     return self._ending or ("failed", "lane 0 could not write the closing lines of own engines")
                 self._bill.shared(self._fleet.borne())
                 lines = self._bill.owed(self._status.tally, self._run_epoch, now)
@@ -293,11 +291,12 @@ class Driver:
                     break
                 if holder[0] != told:
                     told = holder[0]
-                    await self._bill.save(now)
+                    if not await self._bill.save(now):
+                        return self._ending or ("failed", "the hours of own engines can't be kept: the state is away")
                     with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
                         await self._crew.add_costs(encode(lines))
             await asyncio.sleep(TICK_S)
-        return "done", ""
+        return state, message
 
     async def _finish(self, state: RunState, message: str) -> None:
         if (why := await taken_over(self._stores.primary, self._run_epoch)) is not None:
@@ -415,8 +414,7 @@ class Driver:
         self._status.commit_age_s = self._lateness.most_s(self._plan.lanes, time.monotonic())
 
     async def _reprice(self, now: float) -> None:
-        with contextlib.suppress(Temporary, Refused):  # the next save says all of it
-            await self._bill.save(now)
+        await self._bill.save(now)  # where it can't be, the next save says all of it
         self._bill.shared(self._fleet.borne())
         for model, price in self._bill.prices(self._status.tally, now).items():
             await self._crew.reprice(model, encode(price))

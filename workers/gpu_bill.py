@@ -14,6 +14,7 @@ import msgspec
 
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog, Price
+from penstock.engine.errors import Refused, Temporary
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CostLine, Usage
 from penstock.engine.pricing import GpuClock, price_together, usd_to_nano
@@ -112,7 +113,8 @@ class GpuBill:
 
     def idle_nano(self, tally: Tally, now: float) -> int:
         """Hours so far, loading left out, less what calls were charged. Stops nothing."""
-        return sum(max(0, clock.close(_charged(tally, name), now).idle_nano) for name, clock in self._clocks.items())
+        of_calls = {name: _charged(tally, name) - _adjusted(tally, name) for name in self._clocks}
+        return sum(max(0, clock.close(of_calls[name], now).idle_nano) for name, clock in self._clocks.items())
 
     def closing_lines(self, tally: Tally, run: str, epoch: int, now: float) -> list[CostLine]:
         """Adjustments after which the sum of the cost records is hours × price. Stops the clocks."""
@@ -152,6 +154,11 @@ def _charged(tally: Tally, target: str) -> int:
     return row.cost_nano if row is not None else 0
 
 
+def _adjusted(tally: Tally, target: str) -> int:
+    row = tally.models.get(target)
+    return row.adjusted_nano if row is not None else 0
+
+
 class BillKeeper:
     """The run's bill, kept in the state so that the hours before a crash stay on it. The state may be far away: it is
     asked in threads."""
@@ -174,9 +181,14 @@ class BillKeeper:
                 bill.load(found[0], now)
         self._bill = bill
 
-    async def save(self, now: float) -> None:
+    async def save(self, now: float) -> bool:
+        """False: the state can't be written now."""
         data = self._bill.dump(now)
-        await asyncio.to_thread(lambda: open_state(self._state).put(self._key(), data, None))
+        try:
+            await asyncio.to_thread(lambda: open_state(self._state).put(self._key(), data, None))
+        except (Temporary, Refused):
+            return False
+        return True
 
     def _key(self) -> str:
         return f"runs/{self._run}/gpu"

@@ -92,6 +92,7 @@ class Ends:
             key = f"{line.model}@{line.model_version}"
             row = self.tally.models.setdefault(key, ModelTally(line.model, line.model_version, basis=line.basis))
             row.cost_nano += line.cost_nano
+            row.adjusted_nano += line.cost_nano
 
     def _forget(self, slot: Slot) -> None:
         item, route = slot.item, slot.route

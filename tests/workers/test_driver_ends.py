@@ -400,6 +400,46 @@ async def test_a_finished_run_whose_engines_are_not_billed_is_not_over(tmp_path:
     assert await one._nothing_to_do()
 
 
+@pytest.mark.parametrize("trouble", ["", "a lane given up", "no state"])
+async def test_a_run_that_stops_before_its_end_bills_the_hours_of_its_engines(tmp_path: Path, trouble: str) -> None:
+    """Once: lane 0 commits them, and the next command counts them as charged. Where they can't be kept, or what the
+    lanes committed is not known, it ends as it would, and the next command bills them."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    told: list[list[CostLine]] = []
+
+    class AddCosts:
+        async def remote(self, lane: int, lines: bytes) -> None:
+            told.append(msgspec.msgpack.decode(lines, type=list[CostLine]))
+
+    hands.add_costs = AddCosts()  # pyright: ignore[reportAttributeAccessIssue]
+    one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
+    tally = Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=400_000_000)})
+    for lane in range(2):
+        one._reports[lane] = LaneReport(lane, tally if lane else Tally(), settled=True)
+    one._ending = ("interrupted", "interrupted")
+    if trouble == "a lane given up":
+        one._crew.gone.add(1)
+    if trouble == "no state":
+        (tmp_path / "runs").write_text("in the way")
+    ending = asyncio.create_task(one._settle_up("interrupted", "interrupted"))
+    if not trouble:
+        async with asyncio.timeout(20):
+            while not told:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+        (lines,) = told
+        nano = sum(line.cost_nano for line in lines)
+        assert 600_000_000 <= nano < 620_000_000
+        billed = Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=nano)})
+        one._reports[0] = LaneReport(0, billed, settled=True, closed=True)
+    async with asyncio.timeout(20):
+        assert await ending == ("interrupted", "interrupted")
+    assert len(told) == (not trouble)
+    if not trouble:
+        heir = driver(tmp_path)
+        await heir._bill.open(resumed=True, now=time.time() + 9_000.0)
+        assert heir._bill.owed(one._status.tally, 2, time.time() + 9_000.0) == []
+
+
 async def test_the_state_and_the_stores_are_asked_beside_the_drivers_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
 from penstock.engine.flow.tally import ModelTally, Tally
+from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
 from penstock.workers.fleet import Fleet, Worker
@@ -40,6 +41,7 @@ def test_what_was_closed_once_owes_nothing_more() -> None:
     later = GpuBill(OWN)
     later.load(saved, 9000.0)
     assert sum(line.cost_nano for line in later.closing_lines(lane.tally, "r", 2, 9000.0)) == 0
+    assert later.idle_nano(lane.tally, 9000.0) == 940_000_000, "what calls did not pay for, whoever billed it since"
 
 
 def test_a_version_that_is_named_by_its_revision_is_billed_under_its_own_name() -> None:
@@ -52,6 +54,42 @@ def test_a_version_that_is_named_by_its_revision_is_billed_under_its_own_name() 
     assert list(made.prices(tally, 1100.0)) == ["own"]
     (line,) = made.closing_lines(tally, "r", 1, 1100.0)
     assert (line.model, line.model_version) == ("own", "x@main")
+
+
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9_000), st.sampled_from(["told", "lost", "killed"]))))
+def test_however_often_a_run_stops_and_is_killed_its_hours_are_billed_once(
+    lives: list[tuple[int, int, str]],
+) -> None:
+    """Each command runs an engine so many seconds, is charged so much for calls, and stops; its lines are committed, or
+    die with lane 0, or the driver dies before it has made them. The last one ends in peace."""
+    hooks, policy = Hooks(lambda: 0.5, lambda _i, _a, _t: (), lambda body, _a, _w: body), Policy({"t": Task("t")})
+    disk: dict[str, bytes] = {}
+    clocks, billed, seq, now, seconds = GpuBill(OWN).dump(0.0), 0, 0, 0.0, 0
+    for epoch, (ran, charged, end) in enumerate([*lives, (1, 0, "told")]):
+        lane = Lane(LaneSettings(0, "r"), Router(OWN, policy), OWN, policy, hooks, Budgets((), "r"))
+        lane.begin([Split("s", "o", 0, 0, "u", 0, None, "rows")], dict(disk), seq)
+        made = GpuBill(OWN)
+        made.load(clocks, now + 7.0)
+        made.starting("own@v1", "own@v1#0", now)
+        made.ready("own@v1", "own@v1#0", now + ran / 2)
+        now, seconds = now + ran, seconds + ran
+        lane.drain(now)
+        lane.ends.tally.cost_nano += charged
+        lane.ends.tally.models.setdefault("own@v1", ModelTally("own", "v1")).cost_nano += charged
+        billed += charged
+        batch = lane.commit(now)  # what the calls cost
+        clocks = made.dump(now)
+        if end != "killed":
+            lines = made.closing_lines(batch.saved.tally, "r", epoch, now)
+            clocks = made.dump(now)
+            if end == "told":
+                lane.committed(now)
+                lane.add_costs(lines)
+                assert lane.dirty or not lines
+                batch = lane.commit(now)
+                billed += sum(line.cost_nano for line, _ in batch.costs)
+        disk, seq, now = disk | batch.chunks, lane.seq, now + 1000.0
+    assert billed == seconds * 1_000_000
 
 
 def test_each_version_has_closing_lines_of_its_own_and_one_rate_is_charged_for_all() -> None:

@@ -19,7 +19,7 @@ from penstock.connectors.memory import crash_at
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced
-from penstock.engine.items import Answer, Call, Failure, Outcome, OutputSpec
+from penstock.engine.items import Answer, Call, CostLine, Failure, Outcome, OutputSpec, Usage
 from penstock.engine.policy import Output, Policy, Task
 from penstock.workers.board import Board
 from penstock.workers.engines.base import Right, Ticket
@@ -272,13 +272,28 @@ async def test_a_drained_lane_settles_and_goes_on_later() -> None:
 
     async with asyncio.timeout(20):
         await lane.work(shell, driver, rig.answered, stop)
-    await shell.close()
     first = len(lane.sent)
+    shell.add_costs([own_hours(900)])
+    async with asyncio.timeout(20):
+        await lane.work(shell, driver, rig.answered, lambda *_: driver.settled and driver.reports[-1].closed)
+    await shell.close()
     assert 20 <= first < N
     assert len(await lane.told()) == first
     await lane.life(lane.place.open())
     assert len(lane.sent) == N
     assert await lane.told() == EXACTLY_ONCE
+    assert [c.entry_id for c in await lane.place.read("costs") if c.entry_id == "r:1:own@v1:idle"] == [
+        "r:1:own@v1:idle"
+    ]
+
+
+def own_hours(nano: int) -> CostLine:
+    """What closes the bill of an own engine."""
+    return CostLine(
+        entry_id="r:1:own@v1:idle", item_id=None, attempt=0, role="adjustment", account=None, model="own",
+        model_version="v1", usage=Usage(), cost_nano=nano, basis="amortised", price_version="amortised",
+        tenant=None, task=None, tier=None, at=0.0,
+    )  # fmt: skip
 
 
 async def test_a_wrong_key_stops_the_lane_with_words_and_ends_no_item() -> None:
