@@ -68,8 +68,28 @@ def base_of(run_id: str) -> str:
     return run_id.partition(MARK)[0]
 
 
+def generation_of(history: History, spec: RunSpec, *, fresh: bool) -> int:
+    """What the items of a run are that is begun or goes on: above all replays of a life that `--fresh` throws away, for
+    whoever follows the highest; their outputs stay, and in a topic the old records too."""
+    if not history.knows(spec.run_id):
+        return spec.generation
+    if fresh and replays(history, spec.run_id):
+        return next_generation(history, spec.run_id)
+    return history.spec(spec.run_id).generation
+
+
+def next_generation(history: History, base: str) -> int:
+    return 1 + max(history.spec(run_id).generation for run_id in [base, *replays(history, base)])
+
+
+def of_this_life(history: History, base: str) -> list[str]:
+    """The replays of a run since it was last begun anew, in order: its items were new then."""
+    born = history.spec(base).generation
+    return [run_id for run_id in replays(history, base) if history.spec(run_id).generation > born]
+
+
 def replays(history: History, run_id: str) -> list[str]:
-    """The replays of a run so far, in order."""
+    """The replays of a run so far, in order, those of a life that was thrown away too: their names are taken."""
     found: list[str] = []
     while history.knows(one := f"{run_id}{MARK}{len(found) + 1}") and not _is_free(history, one):
         found.append(one)
@@ -82,27 +102,29 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     Raises `SpecError` where there is nothing to send, an earlier replay is unfinished, or the state is no folder.
     """
     base = base_of(spec.run_id)
-    earlier = replays(history, base)
+    earlier = of_this_life(history, base)
     for run_id in [base, *earlier]:
         _refuse_unfinished(history, run_id)
-    number = len(earlier) + 1
+    number = len(replays(history, base)) + 1
     chosen = Chosen(source_path(history.url, base, number))
     _write(chosen, _last_words(history, base, earlier), wants)
     if not chosen.sent:
         chosen.path.unlink()
         raise SpecError(_nothing(base, chosen))
-    return again(spec, number, chosen.path, batch=chosen.batch), chosen
+    generation = next_generation(history, base)
+    return again(spec, number, chosen.path, generation=generation, batch=chosen.batch), chosen
 
 
-def again(spec: RunSpec, number: int, path: Path, *, batch: bool) -> RunSpec:
-    """The run that sends the records of a file again, beside the base run. `batch`: they are openai-batch lines."""
+def again(spec: RunSpec, number: int, path: Path, *, generation: int, batch: bool) -> RunSpec:
+    """The run that sends the records of a file again, beside the base run. generation: the highest that its items may
+    get. batch: they are openai-batch lines."""
     mark = f"replay-{number}"
     return msgspec.structs.replace(
         spec,
         run_id=f"{base_of(spec.run_id)}~{mark}",
         source=FilesSource(str(path), "openai-batch" if batch else "jsonl", replay=True),
         sinks={name: _sink(sink, mark) for name, sink in spec.sinks.items()},
-        generation=number,
+        generation=generation,
         on_duplicate="allow",  # who replays a duplicate means it
         limit=None,
     )

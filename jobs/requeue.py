@@ -101,7 +101,7 @@ def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Tou
     spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
     if spec is None or spec.pinned or spec.limit is not None or at.model not in spec.catalog.models:
         return []
-    runs = [run, *map(history.status_or_starting, replay.replays(history, run.run_id))]
+    runs = [run, *map(history.status_or_starting, replay.of_this_life(history, run.run_id))]
     if all(_ended_before(each, since) for each in runs):
         return []
     unfinished = [Left(each.run_id, why) for each in runs if (why := _unfinished(each, history.url)) is not None]
@@ -159,7 +159,9 @@ def prepare(history: History, of: Touched) -> Prepared:
     except OSError as error:
         raise Temporary(f"can't write {path}: {error.strerror}") from error
     batch = any(replay.is_batch(original) for _, original in lines)
-    return Prepared(replay.again(spec, number, path, batch=batch), len(lines), len(of.generations) - len(lines))
+    generation = replay.next_generation(history, of.run_id)
+    made = replay.again(spec, number, path, generation=generation, batch=batch)
+    return Prepared(made, len(lines), len(of.generations) - len(lines))
 
 
 async def _collect(spec: RunSpec, of: Touched) -> list[tuple[bytes, bytes]]:

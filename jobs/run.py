@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from penstock.connectors.registry import where
 from penstock.engine.errors import PenstockError, SpecError
 from penstock.jobs import trial
+from penstock.jobs.before import Before
 from penstock.jobs.feedback.following import Followed, following
-from penstock.jobs.history import ENDED, STALE_AFTER_S, History, is_over, open_history
+from penstock.jobs.history import History, is_over, open_history
 from penstock.jobs.progress import Display, Meter, Silent, View, done_items
+from penstock.jobs.replay import generation_of
 from penstock.jobs.result import JobResult
 from penstock.jobs.wording import secret_told
 from penstock.workers.clock import SYSTEM, Clock
@@ -227,11 +228,8 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     before = Before.of(history, spec.run_id)
     if before.is_quiet(SYSTEM.now()):
         history.forget_cancel(spec.run_id)
-    options = msgspec.structs.replace(session.options, command=command_line())
-    if spec.limit is not None and before.is_of_another_job(spec):
-        options = msgspec.structs.replace(options, fresh=True)  # a trial is for editing the job between two looks
-    if not options.fresh:
-        options = msgspec.structs.replace(options, results_at=before.results_at)
+    options = before.options(spec, msgspec.structs.replace(session.options, command=command_line()))
+    spec = msgspec.structs.replace(spec, generation=generation_of(history, spec, fresh=options.fresh))
     display.show(_before_ray(spec, session.address))
     start = session.open_cluster or _real_cluster
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
@@ -265,42 +263,6 @@ def require_secrets(spec: RunSpec) -> None:
     missing = missing_secrets(spec)
     if missing:
         raise SpecError("; ".join(map(secret_told, missing)) + "; set it and run again")
-
-
-class Before(msgspec.Struct, frozen=True):
-    """What history says of a run before this command; all None where it is new."""
-
-    status: RunStatus | None = None
-    spec: RunSpec | None = None
-
-    @classmethod
-    def of(cls, history: History, run_id: str) -> Before:
-        if not history.knows(run_id):
-            return cls()
-        status = history.status_or_starting(run_id)
-        return cls(status, history.spec(run_id))
-
-    @property
-    def results_at(self) -> str | None:
-        return where(self.spec.sinks["results"]) if self.spec is not None else None
-
-    def is_of_another_job(self, spec: RunSpec) -> bool:
-        if self.spec is None:
-            return False
-        return self.spec.fingerprint != spec.fingerprint or self.results_at != where(spec.sinks["results"])
-
-    @property
-    def state(self) -> RunState | None:
-        return self.status.state if self.status is not None else None
-
-    @property
-    def items(self) -> int:
-        """Items that had ended."""
-        return done_items(self.status) if self.status is not None else 0
-
-    def is_quiet(self, now: float) -> bool:
-        """No command seems to be at it: its request to cancel, if any, is an old one."""
-        return self.status is None or self.status.state in ENDED or now - self.status.updated_at > STALE_AFTER_S
 
 
 def _real_cluster(address: str | None) -> AbstractContextManager[Cluster]:

@@ -52,7 +52,8 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
     Raises `SpecError` where the cluster could not reach the state, `Held` where the run is under way, `Temporary` where
     the cluster does not answer; then history says what it said before.
     """
-    from penstock.jobs.run import Before, resolve
+    from penstock.jobs.before import Before
+    from penstock.jobs.run import resolve
 
     spec = resolve(job, vars)
     _check_reach(spec.state, address)

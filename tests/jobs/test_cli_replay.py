@@ -103,6 +103,23 @@ def test_no_item_is_sent_twice_for_one_death(story: Story) -> None:
     assert [(one.item_id, one.generation) for one in sent] == [(LOST, 1)]
 
 
+def test_a_run_that_is_begun_anew_stands_above_the_replays_of_its_old_life(story: Story) -> None:
+    """By the highest generation its records count, not theirs; and what died now was sent by none of them."""
+    old, _ = story.prepare()
+    story.ends(old, [], "interrupted")
+    assert replay.generation_of(story.history, story.spec, fresh=False) == 0
+    born = replay.generation_of(story.history, story.spec, fresh=True)
+    assert born > old.generation
+    story.ends(msgspec.structs.replace(story.spec, generation=born), [letter(LOST, "attempts_exhausted", born)])
+    assert replay.generation_of(story.history, story.spec, fresh=False) == born, "as its next command goes on"
+    new, sent = story.prepare()
+    assert [one.item_id for one in sent] == [LOST]
+    assert (new.run_id, new.generation) == ("job-1~replay-2", born + 1)
+    story.ends(new, [])
+    with pytest.raises(SpecError, match="no dead letters to send again"):
+        story.prepare()
+
+
 @pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
 def test_an_unfinished_run_or_replay_is_finished_first(story: Story, state: RunState) -> None:
     """Its items may still end well: sending them now could pay twice."""

@@ -21,7 +21,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Held, PenstockError, Refused, Temporary
 from penstock.engine.policy import Policy
-from penstock.jobs import exits, trial
+from penstock.jobs import exits, replay, trial
 from penstock.jobs import run as running
 from penstock.jobs.history import History, open_history
 from penstock.jobs.progress import Meter, PlainDisplay, View, display_for
@@ -81,9 +81,10 @@ class ScriptedCluster:
     def __init__(self, run: ScriptedRun | PenstockError) -> None:
         self._run = run
         self.options: RunOptions | None = None
+        self.generation: int | None = None
 
     def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> ScriptedRun:
-        self.options = options
+        self.options, self.generation = options, spec.generation
         if isinstance(self._run, PenstockError):
             raise self._run
         return self._run
@@ -369,6 +370,20 @@ def test_a_run_is_told_where_history_knows_its_results(tmp_path: Path) -> None:
             told = cluster.options
         assert told is not None
         assert (told.results_at, told.fresh) == (known, known is None)
+
+
+def test_a_run_that_is_begun_anew_gets_a_generation_above_its_replays(tmp_path: Path) -> None:
+    """And keeps it, whatever the job file says when it goes on."""
+    spec, got = spec_in(tmp_path), list[int | None]()
+    letters = tmp_path / "letters.jsonl"
+    letters.touch()
+    for fresh in (False, True, True, False):
+        cluster = ScriptedCluster(ScriptedRun(["done"], Tally()))
+        running.execute(spec, Session(RunOptions(fresh=fresh), open_cluster=cluster.open), Heard(), Stop())
+        got.append(cluster.generation)
+        if not fresh:
+            history_of(tmp_path).save_spec(replay.again(spec, 1, letters, generation=1, batch=False))
+    assert got == [0, 2, 3, 3]
 
 
 async def test_work_goes_on_beside_a_running_loop() -> None:

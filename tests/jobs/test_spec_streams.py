@@ -93,7 +93,7 @@ def test_topics_for_replies_are_known_to_the_results_and_to_their_replay(tmp_pat
     assert {sink: getattr(settings, "reply_to", ()) for sink, settings in made.sinks.items()} == {
         "results": ("a", "b"), "costs": (), "quality": (), "dead_letters": ()
     }  # fmt: skip
-    again = replay.again(made, 1, tmp_path / "letters.jsonl", batch=False)
+    again = replay.again(made, 1, tmp_path / "letters.jsonl", generation=1, batch=False)
     place = KafkaPlace({"results": again.sinks["results"]}, again.run_id)  # type: ignore[dict-item]
     assert place.settings.reply_to == ("a", "b")
 

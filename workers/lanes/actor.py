@@ -169,8 +169,8 @@ class LaneActor:
 
     def _intake(self, read_as: InputShape) -> AnyIntake:
         spec = self._spec
-        names = frozenset(spec.catalog.models)
-        intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, spec.generation, spec.vars, self._stopped)
+        names, born = frozenset(spec.catalog.models), self._plan.generation
+        intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, born, spec.vars, self._stopped)
         replayed = isinstance(spec.source, FilesSource) and spec.source.replay
         return ReplayIntake(intake) if replayed else intake
 

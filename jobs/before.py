@@ -1,0 +1,47 @@
+"""What history says of a run before a command, and how the command asks for the run then."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.connectors.registry import where
+from penstock.jobs.history import ENDED, STALE_AFTER_S, History
+from penstock.jobs.progress import done_items
+from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.status import RunState, RunStatus
+
+
+class Before(msgspec.Struct, frozen=True):
+    """All None where the run is new."""
+
+    status: RunStatus | None = None
+    spec: RunSpec | None = None
+
+    @classmethod
+    def of(cls, history: History, run_id: str) -> Before:
+        if not history.knows(run_id):
+            return cls()
+        return cls(history.status_or_starting(run_id), history.spec(run_id))
+
+    @property
+    def state(self) -> RunState | None:
+        return self.status.state if self.status is not None else None
+
+    @property
+    def items(self) -> int:
+        """Items that had ended."""
+        return done_items(self.status) if self.status is not None else 0
+
+    def is_quiet(self, now: float) -> bool:
+        """No command seems to be at it: its request to cancel, if any, is an old one."""
+        return self.status is None or self.status.state in ENDED or now - self.status.updated_at > STALE_AFTER_S
+
+    def options(self, spec: RunSpec, given: RunOptions) -> RunOptions:
+        """As the command gave them, with what is known of the run. A trial is for editing the job between two looks: it
+        begins anew where the job changed."""
+        if self.spec is None:
+            return given
+        known = where(self.spec.sinks["results"])
+        edited = self.spec.fingerprint != spec.fingerprint or known != where(spec.sinks["results"])
+        fresh = given.fresh or (spec.limit is not None and edited)
+        return msgspec.structs.replace(given, fresh=fresh, results_at=None if fresh else known)
