@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.errors import Held, PenstockError, Temporary
+from penstock.engine.errors import Away, Held, PenstockError, Temporary
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
@@ -24,8 +24,47 @@ SILENT_S = 30.0
 FIRST, AGAIN = 1, 2
 """How often somebody must ask before a driver is not waited for: the first has nothing to end in order; another one, of
 a run that goes, drains it and puts its outputs together."""
-MAX_DRIVERS = 10
-"""Drivers of one command: one that dies is replaced, and goes on where it was."""
+MAX_DRIVERS, WITHIN_S = 10, 3600.0
+"""Drivers of one command in an hour: one that dies is replaced, and goes on where it was. In weeks some are lost; where
+one is every few minutes, it is the run that ends them. A guess."""
+AWAY_PAUSE_S = 5.0
+"""Between tries to start one while a server is away: each is a process."""
+
+
+class Losses:
+    """Whether a driver that was lost is followed by another, and when. Pure: times are monotonic seconds, handed in.
+    `outage_s`: how long servers may be away meanwhile; None: as long as it takes."""
+
+    def __init__(self, outage_s: float | None) -> None:
+        self._outage_s = outage_s
+        self._started: list[float] = []
+        self._away_since: float | None = None
+        self._next_at = 0.0
+
+    def may_start(self, now: float) -> bool:
+        self._started = [at for at in self._started if now - at < WITHIN_S]
+        return len(self._started) < MAX_DRIVERS
+
+    def starts(self, now: float) -> None:
+        self._started.append(now)
+
+    def away(self, now: float) -> bool:
+        """The one that was started found a server away, which is not its fault. May another be tried, later?"""
+        self._started.pop()
+        self._away_since = now if self._away_since is None else self._away_since
+        self._next_at = now + AWAY_PAUSE_S
+        return self._outage_s is None or now - self._away_since < self._outage_s
+
+    def runs(self) -> None:
+        self._away_since = None
+
+    @property
+    def waits(self) -> bool:
+        """No driver is there, since a server is away."""
+        return self._away_since is not None
+
+    def due(self, now: float) -> bool:
+        return now >= self._next_at
 
 
 class RunHandle:
@@ -34,7 +73,7 @@ class RunHandle:
         self._options = options
         self._cores = cores
         self._asked = asked
-        self._drivers = 0
+        self._losses = Losses(None if spec.endless else spec.execution.outage_s)
         self._driver: object | None = None
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
         self._drained = False
@@ -50,7 +89,7 @@ class RunHandle:
             try:
                 self._start(FIRST)
             except _DriverLost:
-                if self._drivers >= MAX_DRIVERS:
+                if not self._losses.may_start(time.monotonic()):
                     raise
             except _Unwanted:
                 raise KeyboardInterrupt("interrupted before the run began; the same command begins it") from None
@@ -65,7 +104,7 @@ class RunHandle:
 
         from penstock.workers.driver import Driver
 
-        self._drivers += 1
+        self._losses.starts(time.monotonic())
         driver = ray.remote(Driver)
         options = driver.options(
             max_concurrency=1000, max_restarts=0, max_task_retries=0, enable_task_events=False, num_cpus=0
@@ -110,6 +149,10 @@ class RunHandle:
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
+        if self._losses.waits:
+            if self._drained or self._losses.due(time.monotonic()):
+                self._follow("it was lost")
+            return self._last
         try:
             data: bytes = ray.get(self._driver.status.remote(), timeout=STATUS_S)  # pyright: ignore
             self._last = msgspec.msgpack.decode(data, type=RunStatus)
@@ -117,9 +160,9 @@ class RunHandle:
             self._last.noted += self._noted
             self._silent_since = None
         except GetTimeoutError:
-            self._silent_since = self._silent_since or time.time()
+            self._silent_since = self._silent_since or time.monotonic()
             self._last.message = "the driver does not answer"
-            if time.time() - self._silent_since > SILENT_S:
+            if time.monotonic() - self._silent_since > SILENT_S:
                 self.close()
                 self._replace("it did not answer")
         except RayError as error:
@@ -130,15 +173,21 @@ class RunHandle:
         """Start another driver: never by force, since another command may have taken the run over meanwhile."""
         self._options = msgspec.structs.replace(self._options, fresh=False, take_over=False)
         self._silent_since = None
-        note = "the driver was lost; another goes on where it was"
-        while self._drivers < MAX_DRIVERS:
+        self._follow(why)
+
+    def _follow(self, why: str) -> None:
+        note, waited = "the driver was lost; another goes on where it was", self._losses.waits
+        while self._losses.may_start(time.monotonic()):
             try:
-                self._start(AGAIN)
+                self._start(FIRST if waited else AGAIN)
             except _DriverLost as problem:
                 why = str(problem)
                 continue
             except Held as problem:
                 self._give_up(f"the driver was lost, and the run is not ours any more: {problem}")
+                return
+            except Away as problem:
+                self._wait(problem)
                 return
             except PenstockError as problem:
                 self._give_up(f"{note}, but: {problem}")
@@ -146,14 +195,29 @@ class RunHandle:
             except _Unwanted:
                 self._give_up("the driver was lost, and no other was started: it was asked to stop", "interrupted")
                 return
+            self._losses.runs()
             self._notes.append(note)
             self._noted = self._last.noted + 1
             if self._drained:
                 self.drain()
             return
-        self._give_up(f"the driver was lost {self._drivers} times: {why}")
+        self._give_up(f"the driver was lost {MAX_DRIVERS} times within an hour: {why}")
+
+    def _wait(self, problem: Away) -> None:
+        """For what is away: nothing goes meanwhile, and nothing is lost."""
+        self.close()
+        waited = self._losses.waits
+        if self._drained:
+            self._give_up(f"the driver was lost, and no other was started: {problem}", "interrupted")
+        elif self._losses.away(time.monotonic()):
+            self._last.message = f"the driver was lost; another starts when this is over: {problem}"
+            if not waited:
+                self._last.notes, self._last.noted = [*self._last.notes, self._last.message], self._last.noted + 1
+        else:
+            self._give_up(f"the driver was lost, and could not be replaced within execution.outage_s: {problem}")
 
     def _give_up(self, message: str, state: RunState = "failed") -> None:
+        self._losses.runs()
         self._last.state, self._last.message, self._last.ended_at = state, message, time.time()
 
     def drain(self) -> None:

@@ -1,0 +1,86 @@
+"""A command whose driver is lost starts another, and waits for what that one needs."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import Away, PenstockError
+from penstock.engine.policy import Policy
+from penstock.workers import launch
+from penstock.workers.launch import AWAY_PAUSE_S, MAX_DRIVERS, WITHIN_S, Losses, RunHandle
+from penstock.workers.runspec import RunOptions, RunSpec
+
+
+def test_drivers_are_counted_by_the_hour() -> None:
+    """A service of weeks ended at its tenth lost driver, however far apart they were."""
+    one = Losses(600.0)
+    for n in range(100):
+        assert one.may_start(n * WITHIN_S / 9)
+        one.starts(n * WITHIN_S / 9)
+    two = Losses(600.0)
+    for n in range(MAX_DRIVERS):
+        two.starts(float(n))
+    assert not two.may_start(100.0)
+    assert two.may_start(WITHIN_S + 1.0)
+
+
+@pytest.mark.parametrize("outage_s", [60.0, None])
+def test_a_driver_that_finds_a_server_away_is_tried_again_and_does_not_count(outage_s: float | None) -> None:
+    """As long as the job waits for a store; a run without an end as long as it takes."""
+    one, now, tries = Losses(outage_s), 1_000.0, 0
+    going = True
+    while going and tries < 1_000:
+        assert one.may_start(now)
+        one.starts(now)
+        going, tries = one.away(now), tries + 1
+        assert one.waits
+        assert not one.due(now)
+        now += AWAY_PAUSE_S
+        assert one.due(now)
+    assert going == (outage_s is None)
+    assert outage_s is None or tries == outage_s / AWAY_PAUSE_S + 1
+    one.runs()
+    assert not one.waits
+
+
+class Scripted(RunHandle):
+    """Its drivers fail to start as the script says; what is left of it starts well."""
+
+    def __init__(self, *script: PenstockError, endless: bool) -> None:
+        source = KafkaSource(("t",), bootstrap="localhost:9092") if endless else MemorySource("launch")
+        sinks = {"results": MemorySink("launch")}
+        spec = RunSpec("r", "n", {}, source, None, Row(), Catalog({}, {}, {}), Policy({}), sinks)
+        super().__init__(spec, RunOptions(), 1, lambda: 0)
+        self._script = list(script)
+
+    def _start(self, urgent: int) -> None:
+        self._losses.starts(0.0)
+        if self._script:
+            raise self._script.pop(0)
+
+
+def test_a_driver_that_is_lost_while_the_store_is_away_is_followed_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command gave up at once: nobody started the service again."""
+    monkeypatch.setattr(launch, "AWAY_PAUSE_S", 0.0)
+    handle = Scripted(Away("the bucket is away"), Away("the bucket is away"), endless=True)
+    handle._replace("its node is gone")
+    assert (handle._last.state, "the bucket is away" in handle._last.message) == ("starting", True)
+    assert handle.status().state == "starting"
+    assert handle._losses.waits
+    assert handle._last.notes == ["the driver was lost; another starts when this is over: the bucket is away"]
+    handle.status()
+    assert not handle._losses.waits
+    assert handle._notes == ["the driver was lost; another goes on where it was"]
+
+
+def test_a_command_that_waits_for_a_driver_ends_when_it_is_asked_to_stop() -> None:
+    handle = Scripted(Away("the bucket is away"), Away("the bucket is away"), endless=True)
+    handle._replace("its node is gone")
+    handle.drain()
+    assert handle.status().state == "interrupted"
