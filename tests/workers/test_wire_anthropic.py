@@ -108,6 +108,13 @@ def test_output_constraints_are_translated() -> None:
     assert sent({"messages": HI}, OutputSpec(json_schema=msgspec.json.encode(schema)))["output_config"] == form
     asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     assert sent({"messages": HI, "response_format": asked})["output_config"] == form
+    effort = {"messages": HI, "output_config": {"effort": "low"}}
+    for asked_for in (
+        sent(effort, OutputSpec(json_schema=msgspec.json.encode(schema))),
+        sent({**effort, "response_format": asked}),
+        sent({**effort, "response_format": asked}, OutputSpec(json_schema=b'{"type":"array"}')),
+    ):
+        assert asked_for["output_config"] == {"effort": "low", **form}
     chosen = sent({"messages": HI}, OutputSpec(choices=("a", "b")))
     assert chosen["messages"][0]["content"][0]["text"].endswith("Answer with exactly one of: a, b")
 
@@ -126,6 +133,14 @@ def test_what_messages_cannot_say_is_refused_here(rows: list[dict[str, Any]]) ->
     """An item's error, found without a paid call."""
     with pytest.raises(ValueError):  # noqa: PT011 - the type is the promise
         sent({"messages": rows})
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"functions": [{"name": "f"}]}])
+def test_a_request_is_not_sent_without_what_it_asks_for(more: dict[str, Any]) -> None:
+    """One answer in place of two, or one that never calls: another target may do what it says."""
+    with pytest.raises(ValueError, match="a Messages API"):
+        sent({"messages": HI, **more})
+    sent({"messages": HI, "n": 1, "functions": []})
 
 
 def test_an_answer_comes_back_as_a_chat_completion() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -28,7 +27,7 @@ from penstock.workers.wire.base import (
     throttle,
     trim,
 )
-from penstock.workers.wire.convert import messages_request
+from penstock.workers.wire.convert import config_of, messages_request
 
 VERSION = "2023-06-01"
 """Header `anthropic-version`; the only one that their clients send."""
@@ -43,14 +42,14 @@ def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str,
     if output is not None and output.choices is not None:
         body["messages"] = answers.with_instruction(body["messages"], answers.choices_instruction(output.choices))
     request = messages_request(body, call.upstream, call.max_tokens)
-    if output is not None and output.json_schema is not None and "output_config" not in request:
-        request["output_config"] = _output_config(output.json_schema)
+    if output is not None and output.json_schema is not None:
+        known = config_of(request)  # `effort` may stand there
+        if "format" not in known:
+            request["output_config"] = {
+                **known,
+                "format": {"type": "json_schema", "schema": msgspec.Raw(output.json_schema)},
+            }
     return "/v1/messages", _encode(request)
-
-
-@lru_cache(64)
-def _output_config(schema: bytes) -> msgspec.Raw:
-    return msgspec.Raw(_encode({"format": {"type": "json_schema", "schema": msgspec.Raw(schema)}}))
 
 
 class _Block(msgspec.Struct):

@@ -15,6 +15,10 @@ _encode = msgspec.json.encode
 
 def messages_request(body: Body, upstream: str, max_tokens: int) -> dict[str, Any]:
     """The request as a dictionary ready to encode. Raises `ValueError` for what Messages can't say."""
+    if bytes(body.get("n", b"1")) not in (b"1", b"null"):
+        raise ValueError("a Messages API gives one answer, not `n` of them")
+    if bytes(body.get("functions", b"[]")) not in (b"[]", b"null"):
+        raise ValueError("a Messages API knows no `functions`: name them as `tools`")
     system, turns = _conversation(_decode(body["messages"], type=list[dict[str, Any]]))
     request: dict[str, Any] = {"model": upstream, "max_tokens": _ceiling(body, max_tokens), "messages": turns}
     if system:
@@ -179,7 +183,12 @@ def _format(body: Body, request: dict[str, Any]) -> None:
         return
     match _decode(body["response_format"]):
         case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            known: dict[str, Any] = _decode(request["output_config"]) if "output_config" in request else {}
-            request["output_config"] = {**known, "format": {"type": "json_schema", "schema": schema}}
+            request["output_config"] = {**config_of(request), "format": {"type": "json_schema", "schema": schema}}
         case _:
             pass
+
+
+def config_of(request: dict[str, Any]) -> dict[str, Any]:
+    """What the request says in `output_config` so far."""
+    said: dict[str, Any] | msgspec.Raw = request.get("output_config", {})
+    return said if isinstance(said, dict) else _decode(said, type=dict[str, Any])

@@ -218,8 +218,8 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
     first = response.choices[0]
     text = _text(first.message)
     reason = first.finish_reason or "stop"
-    if reason in _BROKEN_OFF:
-        failure = _empty(first.error or f"the host broke the answer off ({reason})", headers, now)
+    if (stump := next((one for one in response.choices if one.finish_reason in _BROKEN_OFF), None)) is not None:
+        failure = _empty(stump.error or f"the host broke the answer off ({stump.finish_reason})", headers, now)
         failure = msgspec.structs.replace(failure, may_be_billed=True)
         return Read(failure=failure, usage=usage, request_id=request_id, limits=limits)
     if first.message.refusal or (reason == "content_filter" and not text):
