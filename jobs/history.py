@@ -28,6 +28,7 @@ ENDED: frozenset[RunState] = frozenset(
 
 STALE_AFTER_S = 60.0
 """A run that goes says something every two seconds; a minute of silence means that its command is gone."""
+GONE = "its command seems to be gone; run the job again and it goes on where it was"
 
 
 class History:
@@ -159,6 +160,13 @@ def _unknown(wanted: str, runs: list[RunStatus], url: str) -> str:
 
 def is_over(status: RunStatus) -> bool:
     return status.state in ENDED
+
+
+def is_gone(status: RunStatus, now: float) -> bool:
+    """Nobody seems to be at it, though it has more to do: its command was killed, say, or the one that it was handed
+    over to. One that never said anything, as it was only just submitted, is waited for. `now`: Unix seconds."""
+    goes_on = not is_over(status) or status.state == "handed_over"
+    return goes_on and 0 < status.updated_at < now - STALE_AFTER_S
 
 
 def open_history(url: str) -> History:

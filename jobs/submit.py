@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from penstock.engine.errors import Held, SpecError, Temporary
-from penstock.jobs.history import History, is_over, open_history
+from penstock.jobs.history import History, is_gone, is_over, open_history
 from penstock.workers.clock import SYSTEM
 from penstock.workers.status import RunStatus
 
@@ -39,7 +39,9 @@ class JobHandle:
         return self._history.status(self.run_id)
 
     def done(self) -> bool:
-        return is_over(self.status())
+        """It is over, or its command is gone: nothing more happens by itself."""
+        status = self.status()
+        return is_over(status) or is_gone(status, SYSTEM.now())
 
     def cancel(self) -> None:
         """Ask it to drain, commit and stop."""

@@ -182,7 +182,7 @@ def status(run: shared.Named, state: str | None, as_json: bool) -> int:
     """
     import time
 
-    from penstock.jobs.history import STALE_AFTER_S, is_over
+    from penstock.jobs.history import GONE, is_gone, is_over
     from penstock.jobs.progress import Meter, plain_line, state_told
     from penstock.jobs.wording import duration
 
@@ -195,13 +195,11 @@ def status(run: shared.Named, state: str | None, as_json: bool) -> int:
     click.echo(plain_line(Meter().see(told, told.updated_at)).strip())
     for note in told.notes:
         click.echo(f"note: {note}")
-    age = time.time() - told.updated_at
-    if not is_over(told):
-        click.echo(f"as of {duration(age)} ago" + (STALE if age > STALE_AFTER_S else ""))
+    now = time.time()
+    gone = is_gone(told, now)
+    if told.updated_at and (gone or not is_over(told)):
+        click.echo(f"as of {duration(now - told.updated_at)} ago" + (f": {GONE}" if gone else ""))
     return exits.DONE
-
-
-STALE = ": its command seems to be gone; run the job again and it goes on where it was"
 
 
 @click.command(name="list")
@@ -224,19 +222,23 @@ def list_runs(state: str | None, as_json: bool) -> int:
 
 
 def _table(runs: list[RunStatus]) -> None:
+    import time
+
     from rich.table import Table
 
+    from penstock.jobs.history import is_gone
     from penstock.jobs.progress import done_items
     from penstock.jobs.wording import dollars, moment
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table, now = Table(box=None, pad_edge=False, header_style="bold"), time.time()
     for name in ("run", "state", "started"):
         table.add_column(name, overflow="fold")
     for name in ("items", "dead", "$"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         dead = sum(run.tally.dead_letters.values())
-        words = (run.run_id, run.state.replace("_", " "), moment(run.started_at))
+        state = run.state.replace("_", " ") + (", command gone" if is_gone(run, now) else "")
+        words = (run.run_id, state, moment(run.started_at))
         table.add_row(*words, f"{done_items(run):,}", f"{dead:,}", dollars(run.tally.cost_nano))
     shared.console().print(table)
 
@@ -246,8 +248,10 @@ def _table(runs: list[RunStatus]) -> None:
 @shared.state_option
 def cancel(run: shared.Named, state: str | None) -> int:
     """Ask RUN to drain, commit and stop. What is done stays done; running the job again goes on."""
+    import time
+
     from penstock.jobs.audited import record_stop
-    from penstock.jobs.history import is_over
+    from penstock.jobs.history import GONE, is_gone, is_over
     from penstock.jobs.run import command_line
 
     found = shared.locate(run, state)
@@ -258,12 +262,16 @@ def cancel(run: shared.Named, state: str | None) -> int:
     found.history.ask_cancel(found.run_id, command_line())
     if (missing := record_stop(found.history, "cancel", found.run_id, {})) is not None:
         click.echo(f"note: {missing}", err=True)
-    click.echo(f"asked {found.run_id} to stop; it drains and commits first (penstock status {found.run_id})")
+    gone = is_gone(told, time.time())
+    then = f"but {GONE}" if gone else f"it drains and commits first (penstock status {found.run_id})"
+    click.echo(f"asked {found.run_id} to stop; {then}")
     return exits.DONE
 
 
 def batch(status: RunStatus) -> dict[str, object]:
     """`RunStatus` as `jobs.batch_form` tells machines of it."""
+    import time
+
     from penstock.jobs.look.batch_form import batch_of
 
-    return msgspec.to_builtins(batch_of(status))
+    return msgspec.to_builtins(batch_of(status, time.time()))

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from penstock.engine.items import NANO_PER_USD
+from penstock.jobs.history import GONE, is_gone
 from penstock.jobs.progress import done_items, expected_items
 from penstock.workers.status import RunState, RunStatus
 
@@ -39,6 +40,8 @@ class RequestCounts(msgspec.Struct, frozen=True):
 class Ours(msgspec.Struct, frozen=True):
     state: RunState
     message: str
+    gone: bool
+    """Nobody is at it any more, though it is not over: `status` is `failed`, for nothing happens by itself."""
     updated_at: float
     cost_usd: float
     forfeit_usd: float
@@ -67,10 +70,12 @@ class Batch(msgspec.Struct, frozen=True):
     object: Literal["batch"] = "batch"
 
 
-def batch_of(status: RunStatus) -> Batch:
-    dead = sum(status.tally.dead_letters.values())
-    state = STATES[status.state]
-    ended = int(status.ended_at) if status.ended_at is not None else None
+def batch_of(status: RunStatus, now: float) -> Batch:
+    """`now`: Unix seconds."""
+    dead, gone = sum(status.tally.dead_letters.values()), is_gone(status, now)
+    state = "failed" if gone else STATES[status.state]
+    ended_at = status.updated_at if gone else status.ended_at
+    ended = int(ended_at) if ended_at is not None else None
     return Batch(
         id=status.run_id,
         status=state,
@@ -87,15 +92,16 @@ def batch_of(status: RunStatus) -> Batch:
         output_file_id=_first(status, "results"),
         error_file_id=_first(status, "dead_letters"),
         metadata={"name": status.name},
-        penstock=_ours(status),
+        penstock=_ours(status, gone=gone),
     )
 
 
-def _ours(status: RunStatus) -> Ours:
+def _ours(status: RunStatus, *, gone: bool) -> Ours:
     tally = status.tally
     return Ours(
         state=status.state,
-        message=status.message,
+        message=GONE if gone else status.message,
+        gone=gone,
         updated_at=status.updated_at,
         cost_usd=tally.cost_nano / NANO_PER_USD,
         forfeit_usd=tally.forfeit_nano / NANO_PER_USD,

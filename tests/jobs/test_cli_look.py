@@ -34,8 +34,9 @@ from penstock.engine.policy import Policy
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
 from penstock.jobs.spec import load
+from penstock.jobs.submit import JobHandle
 from penstock.workers.runspec import RunSpec
-from penstock.workers.status import ModelTally, RunStatus, Tally
+from penstock.workers.status import ModelTally, RunState, RunStatus, Tally
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 AT = 1_795_525_200.0
@@ -333,6 +334,30 @@ def test_cancelling_leaves_a_request_for_the_driver(folder: Path, capsys: pytest
     history.save_status(msgspec.structs.replace(history.status("job-1"), state="running"))
     said(capsys, "cancel", "job")
     assert history.cancel_asked("job-1")
+
+
+@pytest.mark.parametrize("state", ["running", "starting", "handed_over"])
+def test_a_run_whose_command_was_killed_is_told_as_such(
+    folder: Path, capsys: pytest.CaptureFixture[str], state: RunState
+) -> None:
+    """By every look: who waits for its end waits for nothing. One that only just was submitted is waited for."""
+    history = open_history(str(folder / ".penstock"))
+    told = msgspec.structs.replace(history.status("job-1"), state=state, ended_at=None, updated_at=time.time() - 100)
+    history.save_status(told)
+    assert f"{state.replace('_', ' ')}, command gone" in said(capsys, "list")
+    assert "seems to be gone" in said(capsys, "status")
+    for batch in (json.loads(said(capsys, "status", "--json")), *json.loads(said(capsys, "list", "--json"))):
+        assert (batch["status"], batch["failed_at"]) == ("failed", int(told.updated_at))
+        assert batch["penstock"]["gone"]
+        assert "run the job again" in batch["penstock"]["message"]
+    if state != "handed_over":
+        assert "seems to be gone" in said(capsys, "cancel", "job")
+        assert history.cancel_asked("job-1")
+    assert JobHandle("job-1", "", history).done()
+    for updated_at in (0.0, time.time()):
+        history.save_status(msgspec.structs.replace(told, updated_at=updated_at))
+        assert not json.loads(said(capsys, "status", "--json"))["penstock"]["gone"]
+        assert "gone" not in said(capsys, "list") + said(capsys, "status")
 
 
 def test_logs_are_merged_by_time_and_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
