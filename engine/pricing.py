@@ -11,6 +11,7 @@ import msgspec
 
 from penstock.engine.catalog import Model, Price, PriceAbove
 from penstock.engine.items import NANO_PER_USD, Request, Usage
+from penstock.engine.policy import Output
 
 PER = 1_000_000
 """Prices are per so many tokens."""
@@ -58,6 +59,15 @@ def max_input_tokens(request: Request, extra_bytes: int = 0) -> int:
     """
     tools = MAX_TOOL_TOKENS if "tools" in request.needs else 0
     return _text_bytes(request) + extra_bytes + MAX_TEMPLATE_TOKENS + tools + MAX_IMAGE_TOKENS * request.images
+
+
+def wire_extra(output: Output | None) -> int:
+    """Bytes that the wire may add to a request for what its answer must look like: choices or schema, and the words
+    around them."""
+    if output is None:
+        return 0
+    choices = sum(len(choice.encode()) + 4 for choice in output.choices or ())
+    return 512 + len(output.json_schema or b"") + choices
 
 
 def _text_bytes(request: Request) -> int:

@@ -26,12 +26,13 @@ from penstock.engine.flow.till import Till
 from penstock.engine.items import STEP_ROLES, Answer, Call, Failure, Outcome, Request, Result, ShadowAnswer, Usage
 from penstock.engine.judging import outputs
 from penstock.engine.naming import named
-from penstock.engine.policy import NEVER, Cascade, Output, Policy
+from penstock.engine.policy import NEVER, Cascade, Policy
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
     estimate_input_tokens,
     max_input_tokens,
     output_ceiling,
+    wire_extra,
     worst_case_nano,
 )
 from penstock.engine.quality import sampled
@@ -66,8 +67,8 @@ class Calls:
         self._closed = {
             name: msgspec.structs.replace(each, threshold=NEVER, thresholds={}) for name, each in cascades.items()
         }
-        self._wire_extra = {task.name: _wire_extra(task.output) for task in policy.tasks.values()}
-        self._wire_extra |= {name: _wire_extra(output) for name, output in outputs(policy).items()}
+        self._wire_extra = {task.name: wire_extra(task.output) for task in policy.tasks.values()}
+        self._wire_extra |= {name: wire_extra(output) for name, output in outputs(policy).items()}
         """Task, or judge → bytes that the wire may add to a request: choices or schema, and the words around them."""
 
     def measure(self, slot: Slot) -> None:
@@ -282,10 +283,3 @@ def _close(reservation: Reservation, slot: Slot, outcome: Outcome, cost: int, ta
         tally.forfeit_nano += reservation.nano
         tally.unknown_nano += reservation.nano
     till.purse.settle(reservation, reservation.nano if unknown else cost)
-
-
-def _wire_extra(output: Output | None) -> int:
-    if output is None:
-        return 0
-    choices = sum(len(choice.encode()) + 4 for choice in output.choices or ())
-    return 512 + len(output.json_schema or b"") + choices

@@ -3,7 +3,7 @@ answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 
@@ -18,15 +18,14 @@ from penstock.jobs.evals.derived import alone
 from penstock.jobs.forecasting.forecast import (
     ZERO,
     Interval,
+    call_cost,
     exactly,
-    mean_interval,
     output_tokens,
     token_interval,
     total,
 )
 from penstock.jobs.forecasting.plan_report import PlanReport
-from penstock.jobs.forecasting.planning import look, make_plan
-from penstock.jobs.forecasting.sampling import Reading
+from penstock.jobs.forecasting.planning import look, make_plan, mean_of
 from penstock.jobs.forecasting.survey import tokens_of_longest
 from penstock.workers.runspec import RunSpec
 
@@ -63,13 +62,7 @@ def _judges(spec: RunSpec, asked: Asked, answer: Interval) -> Interval:
         return ZERO
     reading = look(spec)
     each = [_of_item(spec, asked, found, answer) if isinstance(found, Item) else ZERO for found in reading.found]
-    return reading.rows.times(_mean(reading, each))
-
-
-def _mean(reading: Reading, each: Sequence[Interval]) -> Interval:
-    low, likely, high = (mean_interval([getattr(i, end) for i in each]) for end in ("low", "likely", "high"))
-    whole = reading.whole
-    return Interval(low.likely if whole else low.low, likely.likely, high.likely if whole else high.high)
+    return reading.rows.times(mean_of(reading, each))
 
 
 def _of_item(spec: RunSpec, asked: Asked, item: Item, answer: Interval) -> Interval:
@@ -85,8 +78,7 @@ def _of_judge(catalog: Catalog, scorer: Scorer, item: Item, candidates: int, ans
     judged = Judged(item, "", "" if scorer.pairwise else None, item.attributes.expected_json)
     asked = judging.request(scorer, judged)
     shown = token_interval(exactly(float(estimate_input_tokens(asked)))) + answer.scaled(2 if scorer.pairwise else 1)
-    call = shown.scaled(price.input / 1e6) + _word(scorer, asked.max_tokens).scaled(price.output / 1e6)
-    return _calls(scorer, candidates).times(call + exactly(float(price.per_request)))
+    return _calls(scorer, candidates).times(call_cost(shown, _word(scorer, asked.max_tokens), price))
 
 
 def _calls(scorer: Scorer, candidates: int) -> Interval:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from penstock.engine.catalog import Account, Model
+from penstock.engine.catalog import Account, Model, Price
+from penstock.engine.pricing import rate_of
 
 Z95 = 1.96
 """Normal quantile: intervals from a sample cover 95 %."""
@@ -179,6 +180,16 @@ def own_seconds(load: Load, model: Model) -> Interval | None:
     few, many = max(1, model.min_replicas), max(1, model.max_replicas)
     out = load.output_tokens
     return Interval(out.low / speed / many, out.likely / speed / few, out.high / speed / few)
+
+
+def call_cost(inputs: Interval, outputs: Interval, price: Price) -> Interval:
+    """Of one call of so many tokens, in nano-dollars. A long prompt's price holds for the whole call."""
+
+    def at(tokens: float, said: float) -> float:
+        rates = rate_of(price, round(tokens))
+        return (tokens * rates.input + said * rates.output) / 1e6 + price.per_request
+
+    return Interval(at(inputs.low, outputs.low), at(inputs.likely, outputs.likely), at(inputs.high, outputs.high))
 
 
 def token_interval(mean: Interval) -> Interval:

@@ -36,6 +36,7 @@ from penstock.jobs.forecasting.forecast import (
     Load,
     Measured,
     api_seconds,
+    call_cost,
     exactly,
     mean_interval,
     measured_output,
@@ -177,7 +178,8 @@ def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, his
     measured = history.get((group.task, group.model, group.version))
     rows = _rows(reading, group.n, survey.n)
     inputs = rows.times(token_interval(_mean(reading, group.input_tokens)))
-    outputs = rows.times(_output(group, measured, survey.longest_choice(group.task)))
+    output = _output(group, measured, survey.longest_choice(group.task))
+    each = [call_cost(token_interval(exactly(tokens)), output, price) for tokens in group.input_tokens]
     return ModelPlan(
         tier=group.tier,
         task=group.task,
@@ -186,10 +188,8 @@ def _model(catalog: Catalog, reading: Reading, survey: Survey, group: Group, his
         served_by=model.worker or model.account or "?",
         rows=rows,
         input_tokens=inputs,
-        output_tokens=outputs,
-        cost_nano=inputs.scaled(price.input / 1e6)
-        + outputs.scaled(price.output / 1e6)
-        + rows.scaled(price.per_request),
+        output_tokens=rows.times(output),
+        cost_nano=rows.times(mean_of(reading, each)),
         worst_nano=rows.high * _mean(reading, group.worst_nano).high,
         price_version=price.version,
         measured=measured is not None,
@@ -202,6 +202,12 @@ def _output(group: Group, measured: Measured | None, longest_choice: int | None)
     if measured is not None:
         return measured_output(measured, ceiling)
     return output_tokens(round(ceiling / answers), longest_choice=longest_choice).scaled(answers)
+
+
+def mean_of(reading: Reading, each: Sequence[Interval]) -> Interval:
+    """Of what the sample's items are expected to take."""
+    low, likely, high = (_mean(reading, [getattr(i, end) for i in each]) for end in ("low", "likely", "high"))
+    return Interval(low.low, likely.likely, high.high)
 
 
 def _mean(reading: Reading, values: Sequence[float]) -> Interval:

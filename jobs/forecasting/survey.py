@@ -20,6 +20,7 @@ from penstock.engine.pricing import (
     max_input_tokens,
     output_ceiling,
     price_of,
+    wire_extra,
     worst_case_nano,
 )
 from penstock.engine.registry.standing import Standing
@@ -116,7 +117,7 @@ class Survey:
         if price is None:
             return 0
         ceiling = output_ceiling(item.request, task.max_tokens, model) * item.request.n
-        return worst_case_nano(max_input_tokens(item.request, _added_bytes(task)), ceiling, price)
+        return worst_case_nano(max_input_tokens(item.request, wire_extra(task.output)), ceiling, price)
 
     def longest_choice(self, task: str) -> int | None:
         """Tokens of the longest permitted answer, where a task permits choices only."""
@@ -138,13 +139,6 @@ def _at_ceiling(item: Item, price: Price | None, ceiling: int) -> int:
     if price is None:
         return 0
     return expected_nano(estimate_input_tokens(item.request), ceiling * item.request.n, price)
-
-
-def _added_bytes(task: Task) -> int:
-    """What the wire adds to a body for the task's output."""
-    if task.output is None:
-        return 0
-    return len(task.output.json_schema or b"") + sum(len(c) + 4 for c in task.output.choices or ())
 
 
 __all__ = ["DEFAULT_MAX_TOKENS", "Group", "Survey"]

@@ -19,17 +19,18 @@ from penstock.connectors.measured import Registry
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget
-from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, Version, Wall
+from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, PriceAbove, Version, Wall
 from penstock.engine.errors import Spent
 from penstock.engine.flow.cells import Cell
-from penstock.engine.items import Attributes, DeadLetter, Item, Request
+from penstock.engine.items import Attributes, DeadLetter, Item, Request, Usage
 from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
+from penstock.engine.pricing import cost_nano
 from penstock.engine.steering.document import Steering, started
 from penstock.engine.steering.evidence import guards
 from penstock.engine.steering.rollout import begin
 from penstock.jobs import spec as job_spec
 from penstock.jobs.forecasting import forecast, planning
-from penstock.jobs.forecasting.forecast import Interval, Measured
+from penstock.jobs.forecasting.forecast import Interval, Measured, call_cost, exactly
 from penstock.jobs.forecasting.plan_report import PlanReport
 from penstock.jobs.forecasting.sampling import Reading, read_sample
 from penstock.jobs.forecasting.survey import Survey
@@ -178,6 +179,28 @@ def test_cost_follows_from_tokens_and_price(tmp_path: Path) -> None:
     assert plan.cost_nano.high == pytest.approx(high, rel=0.02)
     assert plan.cost_nano.low < 50 * (112 * 5 + 50 * 25) / 1e6 * USD < plan.cost_nano.high
     assert plan.worst_nano >= plan.cost_nano.high
+
+
+def test_long_prompts_cost_what_long_prompts_cost() -> None:
+    """A provider charges the whole call at its dearer rates: the plan prices each sampled item by its own length."""
+    price = Price(3 * USD, 15 * USD, above=(PriceAbove(200_000, 6 * USD, 30 * USD),))
+    long, short = (call_cost(exactly(float(n)), exactly(100.0), price).likely for n in (300_000, 100_000))
+    assert long == cost_nano(Usage(300_000, output=100), price)
+    assert short == cost_nano(Usage(100_000, output=100), price)
+    around = call_cost(Interval(150_000, 190_000, 240_000), exactly(100.0), price)
+    assert around.high == cost_nano(Usage(240_000, output=100), price), "it may be longer than it looks"
+
+
+def test_a_plan_of_long_prompts_is_priced_as_the_run_will_be(tmp_path: Path) -> None:
+    """Half of the rows are over the bound, half are under it."""
+    rows: list[dict[str, object]] = [{"text": "y" * size, "max_tokens": 100} for size in (60_000, 2_000) * 10]
+    spec = _spec(_write(tmp_path / "a.jsonl", rows))
+    above = Price(5 * USD, 25 * USD, version="t1", above=(PriceAbove(10_000, 10 * USD, 50 * USD),))
+    models = {**spec.catalog.models, "opus": msgspec.structs.replace(spec.catalog.models["opus"], price=above)}
+    dear = msgspec.structs.replace(spec, catalog=msgspec.structs.replace(spec.catalog, models=models))
+    plain, long = _plan(spec).cost_nano.likely, _plan(dear).cost_nano.likely
+    shorts = 10 * (520 * 5 + 35 * 25) / 1e6 * USD
+    assert long - shorts == pytest.approx(2 * (plain - shorts), rel=0.01)
 
 
 def test_what_earlier_runs_measured_narrows_the_forecast(tmp_path: Path) -> None:
