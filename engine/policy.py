@@ -164,13 +164,20 @@ class Experiment(msgspec.Struct, frozen=True, omit_defaults=True):
     """Units of one task are divided among arms, the same for each unit in every lane and restart."""
 
     id: str
-    """`job/name`: what records and cells call it."""
+    """`job/name`: what a person calls and stops."""
     task: str
     arms: tuple[Arm, ...]
     """The first is what the others are compared with, and what all units get once it is stopped."""
     unit: Literal["unit", "item"] = "unit"
     guardrails: tuple[str, ...] = ()
     """Guards by name: an arm that is shown worse than the first by one of them stops the experiment."""
+    version: str = ""
+    """Changes with what its arms do and with their shares: what was measured of others says nothing of these."""
+
+    @property
+    def key(self) -> str:
+        """What records and cells call it, and by what units are divided."""
+        return f"{self.id}@{self.version}" if self.version else self.id
 
 
 class Condition(msgspec.Struct, frozen=True, omit_defaults=True):

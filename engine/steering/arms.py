@@ -22,7 +22,7 @@ class Draw:
 
     def place(self, unit: str) -> int:
         """Which arm: its place among them."""
-        data = f"{self.experiment.id}\0{unit}".encode()
+        data = f"{self.experiment.key}\0{unit}".encode()
         drawn = int.from_bytes(blake2b(data, digest_size=8, person=b"pst-arm").digest())
         return next((i for i, end in enumerate(self._ends) if drawn < end), len(self._ends) - 1)
 
@@ -39,4 +39,4 @@ def exposure(experiment: Experiment, arm: Arm, propensity: float, *, counted: bo
     params = short_hash(arm.params_json) if arm.params_json is not None else ""
     if not counted:
         return Exposure(model=arm.model, version=arm.version, prompt_version=prompt, params=params)
-    return Exposure(experiment.id, arm.name, propensity, arm.model, arm.version, prompt, params)
+    return Exposure(experiment.key, arm.name, propensity, arm.model, arm.version, prompt, params)

@@ -51,9 +51,11 @@ class Seen(msgspec.Struct, frozen=True):
     united: int = 0
     """Answers and failures of items that have a `unit`, where units are divided: they come in groups that share an arm
     and, maybe, their luck, and all that is said here takes them for independent."""
+    earlier: int = 0
+    """Answers under the same name with other arms or shares: nothing of what is said here."""
 
 
-def look(experiment: Experiment, cells: Iterable[Cell], trusted: Collection[str] = ()) -> Seen:
+def look(experiment: Experiment, cells: Collection[Cell], trusted: Collection[str] = ()) -> Seen:
     """All that is known of it. `trusted`: judges that may decide."""
     by_arm = _by_arm(experiment, cells)
     told = broken(experiment, cells, trusted, by_arm)
@@ -65,7 +67,7 @@ def look(experiment: Experiment, cells: Iterable[Cell], trusted: Collection[str]
     counts = [arm.answers for arm in arms]
     united = sum(cell.united for cells in by_arm.values() for cell in cells) if experiment.unit == "unit" else 0
     split = mismatch(counts, [arm.share for arm in arms]) if any(counts) and not united else None
-    return Seen(arms, split, united)
+    return Seen(arms, split, united, _earlier(experiment, cells))
 
 
 def broken(
@@ -90,10 +92,15 @@ def broken(
 
 def _by_arm(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     found: dict[str, list[Cell]] = {arm.name: [] for arm in experiment.arms}
-    for cell in summed(cell for cell in cells if cell.experiment == experiment.id and cell.role == ""):
+    for cell in summed(cell for cell in cells if cell.experiment == experiment.key and cell.role == ""):
         if cell.arm in found:
             found[cell.arm].append(cell)
     return found
+
+
+def _earlier(experiment: Experiment, cells: Iterable[Cell]) -> int:
+    others = (cell for cell in cells if cell.role == "" and cell.experiment != experiment.key)
+    return sum(c.results for c in others if experiment.id in (c.experiment, c.experiment.rpartition("@")[0]))
 
 
 def _beside(first: list[Cell], other: list[Cell]) -> dict[Key, Sides]:

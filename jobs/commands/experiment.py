@@ -64,7 +64,7 @@ def _list(found: list[Told]) -> RenderableType:
     for each in found:
         answers = sum(arm.answers for arm in each.seen.arms)
         arms = ", ".join(arm.name for arm in each.seen.arms)
-        table.add_row(each.experiment.id, each.experiment.task, arms, f"{answers:,}", _state(each))
+        table.add_row(each.experiment.key, each.experiment.task, arms, f"{answers:,}", _state(each))
     return table
 
 
@@ -101,11 +101,13 @@ def _story(told: Told) -> Iterable[RenderableType]:
     from penstock.jobs.wording import moment
 
     at = told.experiment
-    yield Text(f"{at.id}  task {at.task}  by {at.unit}  {_state(told)}", style="bold")
+    yield Text(f"{at.key}  task {at.task}  by {at.unit}  {_state(told)}", style="bold")
     if (stopped := told.stopped) is not None:
         yield Text(f"stopped {moment(stopped.at)} by {stopped.by.partition('/')[0]}: {stopped.why or '–'}", style="dim")
     yield _arms(told.seen)
     yield Text(_split(told.seen), style="dim")
+    if told.seen.earlier:
+        yield Text(f"{told.seen.earlier:,} answers of before its arms or shares were changed are left out", style="dim")
     for arm in told.seen.arms:
         for said in arm.told:
             yield Text(f"guardrail, {arm.name}: {said.why}", style="dim")

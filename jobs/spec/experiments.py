@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Arm, Experiment, Task
 from penstock.jobs.spec.asked import Context, as_json, ceiling, checked_params
+from penstock.jobs.spec.digest import digest
 from penstock.jobs.spec.fields import ArmFile, ExperimentFile, JobFile
 from penstock.jobs.spec.tasks import compile_prompt
 from penstock.jobs.spec.tree import Doc, Path, nearest
@@ -45,7 +46,22 @@ def _experiment(at: Context, path: Path, file: ExperimentFile, job: str, tasks: 
     if len(set(names)) < len(names):
         raise doc.error((*path, "arms"), "two arms have the same name")
     arms = tuple(_arm(at, (*path, "arms", i), arm, tasks[task]) for i, arm in enumerate(file.arms))
-    return Experiment(f"{job}/{file.name}", task, arms, file.unit, tuple(dict.fromkeys(file.guardrails)))
+    version, guardrails = _version_of(at, tasks[task], arms, file.unit), tuple(dict.fromkeys(file.guardrails))
+    return Experiment(f"{job}/{file.name}", task, arms, file.unit, guardrails, version)
+
+
+def _version_of(at: Context, task: Task, arms: tuple[Arm, ...], unit: str) -> str:
+    """Of what is compared. (Not of the models that a task's items go to: they change for all arms alike.)"""
+    whole = sum(arm.weight for arm in arms)
+    shown = [task.prompt.version if task.prompt else None, task.output, task.params_json]
+    return digest([task.name, shown, unit, [_what(at, arm, arm.weight / whole) for arm in arms]])[:6]
+
+
+def _what(at: Context, arm: Arm, share: float) -> list[object]:
+    pinned = None if arm.version is None else at.catalog.models[arm.version[0]].version(arm.version[1])
+    version = None if pinned is None else [pinned.id, pinned.model, pinned.revision]
+    prompt = None if arm.prompt is None else arm.prompt.version
+    return [arm.name, round(share, 9), arm.model, arm.version, version, prompt, arm.params_json]
 
 
 def _arm(at: Context, path: Path, file: ArmFile, task: Task) -> Arm:

@@ -217,3 +217,37 @@ def test_an_effect_holds_the_truth_however_often_it_is_looked_at() -> None:
             wrong = wrong or not effect.low <= -0.05 <= effect.high
         missed += wrong
     assert missed <= 9  # 5, and 2 standard deviations
+
+
+def test_what_arms_did_before_they_were_changed_is_not_pooled_with_what_they_do_now() -> None:
+    """Under one name: an arm that was mended would still show its loss, and new weights a broken split."""
+    was, now = (msgspec.structs.replace(WORDING, version=version) for version in ("a1", "b2"))
+    shares = ((was, "plain", 900, 810), (was, "kind", 100, 60), (now, "plain", 300, 270), (now, "kind", 100, 95))
+    cells = [
+        Cell(
+            "t",
+            "m",
+            "v",
+            "",
+            "",
+            "",
+            each.key,
+            arm,
+            n,
+            n,
+            n,
+            ended=n,
+            scores={"exact@1": Scored(good, {1000: good, 0: n - good})},
+        )
+        for each, arm, n, good in shares
+    ]
+    seen = look(now, cells)
+    assert [arm.answers for arm in seen.arms] == [300, 100]
+    (kind,) = seen.arms[1].scores
+    assert kind.mean is not None
+    assert kind.mean.mean == 0.95
+    assert seen.split is not None
+    assert not seen.split.found
+    assert seen.earlier == 1_000
+    drawn = [(Draw(was).place(f"u{i}"), Draw(now).place(f"u{i}")) for i in range(2_000)]
+    assert {(0, 1), (1, 0)} <= set(drawn)

@@ -356,8 +356,9 @@ def test_the_latest_run_knows_the_model_where_no_file_is_named(here: Path) -> No
 
 
 def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (key,) = (each.key for each in load(here / "job.yaml").policy.experiments)
     cells = [
-        Cell("default", "small", "v1", p, "", "", "labels/wording", arm, items=n, results=n)
+        Cell("default", "small", "v1", p, "", "", key, arm, items=n, results=n)
         for arm, p, n in (("plain", "p", 500), ("kind", "k", 510))
     ]
     for cell, good in zip(cells, (400, 480), strict=True):

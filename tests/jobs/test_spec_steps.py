@@ -8,7 +8,7 @@ import pytest
 
 from penstock.engine.budget import Budget
 from penstock.engine.errors import SpecError
-from penstock.engine.policy import Cascade, Scorer, Shadow
+from penstock.engine.policy import Cascade, Experiment, Scorer, Shadow
 from penstock.jobs import spec
 from penstock.workers.runspec import RunSpec
 
@@ -183,3 +183,39 @@ def test_a_mistake_is_told_at_its_place(mistake: str, tmp_path: Path) -> None:
         job(tmp_path, text)
     assert told in str(caught.value)
     assert "job.yaml:" in str(caught.value)
+
+
+SPLIT = """\
+experiments:
+  - {name: wording, arms: [{name: plain, weight: 9}, {name: kind, prompt: "Please: {{ text }}"}, {name: new, version: b@v2}], guardrails: [cost]}
+"""  # noqa: E501 - as people write it
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("weight: 9", "weight: 1", False),
+        ("Please: {{", "Pretty please: {{", False),
+        ("b@v2", "b@v1", False),
+        ("model: b-2", "model: b-3", False),
+        ("name: kind", "name: kinder", False),
+        ("guardrails: [cost]", "unit: item", False),
+        ('\nprompt: "{{', '\nprompt: "Do: {{', False),
+        ("guardrails: [cost]", "guardrails: [latency]", True),
+        ("tiers: {1: [sandbox/a]}", "tiers: {1: [b]}", True),
+    ],
+)
+def test_an_experiment_is_another_one_where_its_arms_or_shares_are(
+    tmp_path: Path, before: str, after: str, same: bool
+) -> None:
+    """Its name stays the one by which people call it."""
+    text = BASE + SPLIT
+    assert text.count(before) == 1
+    made: list[Experiment] = []
+    for each in (text, text.replace(before, after)):
+        (tmp_path / "job.yaml").write_text(each)
+        made += spec.load(tmp_path / "job.yaml").policy.experiments
+    one, two = made
+    assert one.id == two.id == "job/wording"
+    assert (one.key == two.key) == same
+    assert one.key.startswith("job/wording@")

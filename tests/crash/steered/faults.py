@@ -158,7 +158,7 @@ def experiment_faults(records: Iterable[Record], experiment: Experiment, *, stop
             continue
         seen[record.unit].add(record.arm)
         arm = experiment.arms[draw.place(record.unit)]
-        if (record.experiment, record.arm) != (experiment.id, arm.name):
+        if (record.experiment, record.arm) != (experiment.key, arm.name):
             yield Fault("arm switched", f"unit {record.unit} is in {record.arm}, and its hash says {arm.name}")
         elif abs((record.propensity or 0.0) - arm.weight / whole) > 1e-9:
             yield Fault("wrong propensity", f"{record.item_id}: {record.propensity} in {record.arm}")
