@@ -335,7 +335,6 @@ class Driver:
     # -- what the command asks
 
     async def status(self) -> bytes:
-        self._status.updated_at = time.time()
         return encode(self._status)
 
     async def drain(self) -> None:

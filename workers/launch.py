@@ -152,10 +152,11 @@ class RunHandle:
         if self._losses.waits:
             if self._drained or self._losses.due(time.monotonic()):
                 self._follow("it was lost")
-            return self._last
+            return self._told()
         try:
             data: bytes = ray.get(self._driver.status.remote(), timeout=STATUS_S)  # pyright: ignore
             self._last = msgspec.msgpack.decode(data, type=RunStatus)
+            self._told()
             self._last.notes = [*self._notes, *self._last.notes]
             self._last.noted += self._noted
             self._silent_since = None
@@ -167,6 +168,11 @@ class RunHandle:
                 self._replace("it did not answer")
         except RayError as error:
             self._replace(_brief(error))
+        return self._last
+
+    def _told(self) -> RunStatus:
+        """Just now, by this clock: the driver's may be another machine's, and an old word is taken for none."""
+        self._last.updated_at = time.time()
         return self._last
 
     def _replace(self, why: str) -> None:
@@ -211,6 +217,7 @@ class RunHandle:
             self._give_up(f"the driver was lost, and no other was started: {problem}", "interrupted")
         elif self._losses.away(time.monotonic()):
             self._last.message = f"the driver was lost; another starts when this is over: {problem}"
+            self._last.state = "starting"
             if not waited:
                 self._last.notes, self._last.noted = [*self._last.notes, self._last.message], self._last.noted + 1
         else:

@@ -33,6 +33,7 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     message: str = ""
     started_at: float = 0.0
     updated_at: float = 0.0
+    """When the command had it from the driver, by the command's clock."""
     first_dispatch_at: float | None = None
     ended_at: float | None = None
     lanes: int = 0

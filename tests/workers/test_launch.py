@@ -4,15 +4,22 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
+import msgspec
 import pytest
+import ray
 
 from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Away, PenstockError
 from penstock.engine.policy import Policy
+from penstock.jobs.health import alive
 from penstock.workers import launch
 from penstock.workers.launch import AWAY_PAUSE_S, MAX_DRIVERS, WITHIN_S, Losses, RunHandle
 from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.status import RunStatus
 
 
 def test_drivers_are_counted_by_the_hour() -> None:
@@ -69,9 +76,11 @@ def test_a_driver_that_is_lost_while_the_store_is_away_is_followed_when_it_is_ba
     """The command gave up at once: nobody started the service again."""
     monkeypatch.setattr(launch, "AWAY_PAUSE_S", 0.0)
     handle = Scripted(Away("the bucket is away"), Away("the bucket is away"), endless=True)
+    handle._last.state = "running"
     handle._replace("its node is gone")
     assert (handle._last.state, "the bucket is away" in handle._last.message) == ("starting", True)
     assert handle.status().state == "starting"
+    assert time.time() - handle._last.updated_at < 60, "the command lives"
     assert handle._losses.waits
     assert handle._last.notes == ["the driver was lost; another starts when this is over: the bucket is away"]
     handle.status()
@@ -84,3 +93,24 @@ def test_a_command_that_waits_for_a_driver_ends_when_it_is_asked_to_stop() -> No
     handle._replace("its node is gone")
     handle.drain()
     assert handle.status().state == "interrupted"
+
+
+def test_a_status_is_as_old_as_the_command_says_not_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver may be on another machine: probes and `penstock status` would take its clock's lag for silence. One
+    that does not answer gets older all the same."""
+    handle, answers = Scripted(endless=True), [ray.exceptions.GetTimeoutError()]
+    said = msgspec.msgpack.encode(RunStatus("r", "n", "running", updated_at=5.0, epoch=1))
+
+    def get(*_: object, **__: object) -> bytes:
+        if answers:
+            raise answers.pop()
+        return said
+
+    monkeypatch.setattr(ray, "get", get)
+    handle._driver = SimpleNamespace(status=SimpleNamespace(remote=lambda: None))
+    assert handle.status().updated_at == 0.0
+    told = handle.status()
+    assert (told.state, alive(told, time.time()).ok) == ("running", True)
+    told.updated_at -= 100.0
+    answers.append(ray.exceptions.GetTimeoutError())
+    assert not alive(handle.status(), time.time()).ok
