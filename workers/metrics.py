@@ -70,7 +70,9 @@ DRIVER: dict[Name, Declared] = {
     "period_budget_usd": Declared(
         "gauge", "A day's or month's money, all its jobs together: limit, spent, forfeit", ("job", "per", "state")
     ),
-    "quality": Declared("gauge", "Mean score of the samples, 95 % bounds", ("task", "model_version", "bound")),
+    "quality": Declared(
+        "gauge", "Mean score of the samples, 95 % bounds", ("task", "model_version", "scorer", "bound")
+    ),
     "cascade_drifted": Declared(
         "gauge", "1: accepted answers fall short of what calibration promised", ("job", "task")
     ),
@@ -322,20 +324,20 @@ class DriverMetrics:
                 self._metrics.set("period_budget_usd", nano / NANO_PER_USD, self._job, period.per, state)
         if gpu_idle_nano is not None:
             self._metrics.set("gpu_idle_usd", gpu_idle_nano / NANO_PER_USD)
-        for (task, model), around in _bounds(status.cells).items():
+        for of, around in _bounds(status.cells).items():
             for bound, value in (("mean", around.mean), ("low", around.low), ("high", around.high)):
-                self._metrics.set("quality", value, task, model, bound)
+                self._metrics.set("quality", value, *of, bound)
         for task in status.drifted:
             self._metrics.set("cascade_drifted", 1, self._job, task)
 
 
-def _bounds(cells: list[Cell]) -> dict[tuple[str, str], Interval]:
-    """Of results by (task, model version); several scorers of one task count together. Somebody always looks, so the
-    bounds are those that hold at any time."""
-    samples: dict[tuple[str, str], Sample] = {}
+def _bounds(cells: list[Cell]) -> dict[tuple[str, str, str], Interval]:
+    """Of results by (task, model version, scorer): what one scorer says and what another does have no common mean.
+    Somebody always looks, so the bounds are those that hold at any time."""
+    samples: dict[tuple[str, str, str], Sample] = {}
     for cell in cells:
-        key = (cell.task, f"{cell.model}@{cell.version}")
-        for scored in cell.scores.values() if not cell.role else ():
+        for scorer, scored in cell.scores.items() if not cell.role else ():
+            key = (cell.task, f"{cell.model}@{cell.version}", scorer)
             samples[key] = merge(samples.get(key, Sample()), scored.sample())
     found = {key: anytime_interval(sample) for key, sample in samples.items()}
     return {key: around for key, around in found.items() if around is not None}

@@ -76,7 +76,7 @@ PROMISED = {
     "second_payments": "",
     "wall_refusals": "wall",
     "other_model_answers": "model_version",
-    "quality": "task model_version bound",
+    "quality": "task model_version scorer bound",
     "cascade_drifted": "job task",
     "gpu_idle_usd": "",
     "vllm_running": "model",
@@ -288,10 +288,10 @@ def test_gauges_speak_for_all_lanes_of_the_process() -> None:
 
 
 def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> None:
-    """Quality has its mean and both bounds; scorers of one task count together."""
+    """Quality has its mean and both bounds, by each scorer: answers that are always JSON are no better for it."""
     sheet = Sheet()
     tally = Tally(cost_nano=2 * 10**9, forfeit_nano=10**9)
-    cell = Cell("t", "m", "v1", scores={name: Scored(40, {1000: 40, 0: 10}) for name in "ab"})
+    cell = Cell("t", "m", "v1", scores={"exact@1": Scored(80, {1000: 80, 0: 20}), "json@1": Scored(50, {1000: 50})})
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     status.drifted = {"t": "its calibration does not hold any more"}
     status.standstill, status.commit_age_s = "no model can answer", 40.0
@@ -299,7 +299,7 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     told = [sheet.of("period_budget_usd", "mail", "day", state) for state in ("limit", "spent", "forfeit")]
     assert told == [9, 2, 1]
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
-    low, mean, high = (sheet.of("quality", "t", "m@v1", bound) for bound in ("low", "mean", "high"))
+    low, mean, high = (sheet.of("quality", "t", "m@v1", "exact@1", bound) for bound in ("low", "mean", "high"))
     assert mean == pytest.approx(0.8)
     assert 0.6 < low < mean < high < 0.95
     assert sheet.of("gpu_idle_usd") == 3
