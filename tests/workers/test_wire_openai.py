@@ -141,6 +141,16 @@ def test_an_answer_is_read_with_its_usage() -> None:
     assert msgspec.json.decode(read.answer.body_json) == body
 
 
+@pytest.mark.parametrize("name", ["cached_tokens", "prompt_cache_hit_tokens"])
+def test_cached_tokens_are_found_where_a_host_tells_them(name: str) -> None:
+    """Moonshot and DeepSeek name them beside `prompt_tokens`, and charge less for them."""
+    body = completion()
+    body["usage"] |= {name: 4}
+    assert got(200, body).usage == Usage(input=9, cached=4, output=3)
+    body["usage"] |= {"prompt_tokens_details": {"cached_tokens": 5}}
+    assert got(200, body).usage == Usage(input=9, cached=5, output=3)
+
+
 @pytest.mark.parametrize(
     ("completion", "total", "reasoning", "output"),
     [

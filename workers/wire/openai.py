@@ -179,6 +179,8 @@ class _Usage(msgspec.Struct):
     completion_tokens_details: _OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     """DeepSeek's name of the cached ones."""
+    cached_tokens: int | None = None
+    """Moonshot's, which gives no details."""
 
 
 class _Response(msgspec.Struct):
@@ -255,7 +257,7 @@ def _translate(usage: _Usage | None) -> Usage | None:
     if usage is None or usage.prompt_tokens is None:
         return None
     inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or 0
+    cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
     reasoning = (outer.reasoning_tokens if outer else None) or 0
     return believed(
         Usage(
