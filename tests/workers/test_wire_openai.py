@@ -222,6 +222,7 @@ ERRORS: list[tuple[int, dict[str, Any] | bytes, dict[str, str], str]] = [
     (500, {"error": {"message": "x"}}, {}, "server_error"),
     (502, b"<html>bad gateway</html>", {}, "server_error"),
     (504, b"", {}, "server_error"),
+    (524, b"<html>a timeout occurred</html>", {}, "server_error"),
     (401, {"error": {"message": "no key", "code": "invalid_api_key"}}, {}, "auth"),
     (403, {"error": {"message": "no"}}, {}, "auth"),
     (404, {"error": {"message": "no such model", "code": "model_not_found"}}, {}, "not_found"),
@@ -239,17 +240,20 @@ ERRORS: list[tuple[int, dict[str, Any] | bytes, dict[str, str], str]] = [
     (200, {"choices": []}, {}, "invalid_response"),
     (200, b"[" * 100_000, {}, "invalid_response"),
     (200, {"error": {"message": "upstream", "code": 502}}, {}, "server_error"),
+    (200, {"error": {"message": "upstream timed out", "code": 504}}, {}, "server_error"),
     (200, {"error": {"message": "slow down", "code": 429}}, {}, "rate_limited"),
 ]
 
 
 @pytest.mark.parametrize(("status", "body", "headers", "kind"), ERRORS)
 def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dict[str, str], kind: str) -> None:
-    """A 429 may mean: wait, come back tomorrow, or never."""
+    """A 429 may mean: wait, come back tomorrow, or never. Whom a gateway did not wait for may have worked all the
+    same, as after a timeout of our own."""
     read = got(status, body, headers)
     assert read.answer is None
     assert read.failure.kind == kind
-    assert read.failure.may_be_billed is (kind == "invalid_response")
+    waited = read.failure.status in (504, 524)
+    assert read.failure.may_be_billed is (waited or kind == "invalid_response")
     assert read.failure.message
 
 

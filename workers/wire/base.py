@@ -60,9 +60,15 @@ class Wire(msgspec.Struct, frozen=True):
     auth: Callable[[str | None], dict[str, str]]
 
 
+GAVE_UP_WAITING = frozenset({504, 520, 524})
+"""A gateway says that its host did not answer in time, or with nothing that it understands (520, 524: Cloudflare's).
+The host may have worked, and bills whom it answered. 502, 503 and 522 say that it was not reached."""
+
+
 def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: float | None = None) -> Failure:
     """A typed failure. Billed only where the provider worked: an answer that can't be used, or a lost one."""
-    billed = kind in ("invalid_response", "timeout") or (kind == "refused" and status == 200)
+    lost = kind in ("invalid_response", "timeout") or status in GAVE_UP_WAITING
+    billed = lost or (kind == "refused" and status == 200)
     return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
 
 
