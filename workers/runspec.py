@@ -39,9 +39,9 @@ class Execution(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """How long a run with an end waits for a source or a store that can't be reached, before it stops (exit code 4). A
     restart of a cluster takes minutes; whoever runs a job wants to hear of more within ten. A run without an end waits
     as long as it takes."""
-    drain_s: float = 30.0
+    drain_s: float = 25.0
     """After a request to stop: how long calls in flight may take to end before they are cut off. Kubernetes kills 30 s
-    after its SIGTERM unless told otherwise."""
+    after its SIGTERM unless told otherwise, and a last commit and Ray's end take some seconds."""
 
 
 def commit_s_of(spec: RunSpec) -> float:
