@@ -61,7 +61,7 @@ class Scored(msgspec.Struct, omit_defaults=True):
     def count(self, value: float) -> None:
         step = round(value * STEPS)
         if self.coarse:
-            step = _hundredths(step)
+            step = hundredths(step)
         self.counts[step] = self.counts.get(step, 0) + 1
         if len(self.counts) > MAX_VALUES:
             self.coarsen()
@@ -69,7 +69,7 @@ class Scored(msgspec.Struct, omit_defaults=True):
     def coarsen(self) -> None:
         fine, self.counts, self.coarse = self.counts, {}, True
         for step, n in fine.items():
-            self.counts[_hundredths(step)] = self.counts.get(_hundredths(step), 0) + n
+            self.counts[hundredths(step)] = self.counts.get(hundredths(step), 0) + n
 
 
 class Cell(msgspec.Struct, omit_defaults=True):
@@ -228,7 +228,7 @@ def add_scores(into: Scored, scored: Scored, sign: Literal[1, -1] = 1) -> None:
     if scored.coarse and not into.coarse:
         into.coarsen()
     for step, n in scored.counts.items():
-        at = _hundredths(step) if into.coarse else step
+        at = hundredths(step) if into.coarse else step
         into.counts[at] = into.counts.get(at, 0) + sign * n
     into.passed += sign * scored.passed
     if len(into.counts) > MAX_VALUES:
@@ -264,6 +264,6 @@ def _moments(n: int, total: int, squares: int) -> Moments:
     return Moments(n, total / n / LN, max(0, n * squares - total * total) / n / LN**2)
 
 
-def _hundredths(step: int) -> int:
+def hundredths(step: int) -> int:
     """The nearest; halves go to the even one, so that no mean drifts."""
     return round(step / HUNDREDTH) * HUNDREDTH

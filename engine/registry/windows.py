@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.engine.flow.cells import Scored, add_scores
+from penstock.engine.flow.cells import Scored, add_scores, hundredths
 
 FULL = 50
 """Scores after which a new window begins. A guess: a change is placed to within so many."""
@@ -31,21 +31,29 @@ def grow(windows: list[Window], more: Scored, now: float) -> None:
         add_scores(windows[-1].scores, new)
     for step, n in more.counts.items():
         if n < 0:
-            _take_back(windows, step, -n)
+            _take_back(windows, step, -n, coarse=more.coarse)
     windows[:] = [window for window in windows if window.scores.counts]
     while len(windows) > MOST:
         _join(windows)
 
 
-def _take_back(windows: list[Window], step: int, n: int) -> None:
+def _take_back(windows: list[Window], step: int, n: int, *, coarse: bool) -> None:
+    """`coarse`: the step is a hundredth."""
     for window in reversed(windows):
         counts = window.scores.counts
-        taken = min(n, counts.get(step, 0))
-        if taken:
-            counts[step] -= taken
-            if not counts[step]:
-                del counts[step]
+        for at in _alike(window.scores, step, coarse=coarse):
+            taken = min(n, counts[at])
+            counts[at] -= taken
+            if not counts[at]:
+                del counts[at]
             n -= taken
+
+
+def _alike(scores: Scored, step: int, *, coarse: bool) -> list[int]:
+    """Where one side is in hundredths, the steps that are the same in hundredths."""
+    if coarse or scores.coarse:
+        return [at for at in scores.counts if hundredths(at) == hundredths(step)]
+    return [step] if step in scores.counts else []
 
 
 def _join(windows: list[Window]) -> None:

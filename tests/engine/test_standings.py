@@ -299,6 +299,15 @@ def test_cost_follows_the_price_of_today() -> None:
     assert paid.low < paid.mean < paid.high
 
 
+def test_scores_of_many_values_leave_the_windows_with_what_is_thrown_away() -> None:
+    """Beyond 128 different ones they are in hundredths: a run's sums, or old windows that were joined, or both."""
+    windows = [Window(0.0, Scored(0, {10: 2, 20: 1}, coarse=True)), Window(1.0, Scored(0, {13: 1, 500: 1}))]
+    grow(windows, Scored(0, {11: -1, 12: -1}), 2.0)
+    assert [window.scores.counts for window in windows] == [{20: 1}, {13: 1, 500: 1}]
+    grow(windows, Scored(0, {10: -1, 500: -1}, coarse=True), 3.0)
+    assert [window.scores.counts for window in windows] == [{20: 1}]
+
+
 def test_what_an_accepted_item_costs_is_of_the_answers_since_a_fall_as_its_quality_is() -> None:
     """Else a route would weigh a new quality by an old cost; and so would the page."""
     windows = (*(share(900, 1_000) for _ in range(5)), *(share(30, 50) for _ in range(6)))
