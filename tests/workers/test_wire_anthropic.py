@@ -200,6 +200,12 @@ def test_what_was_written_to_the_cache_counts_also_where_only_its_parts_are_told
     assert read.usage == Usage(input=1510, cache_write=1000, cache_write_1h=500, output=5)
 
 
+@pytest.mark.parametrize("lacking", ["input_tokens", "output_tokens"])
+def test_half_a_bill_is_none(lacking: str) -> None:
+    """As at a gateway that tells the input only: what was produced is not free."""
+    assert got(200, message(text("x"), **{lacking: None})).usage is None
+
+
 def test_an_empty_refusal_is_a_billed_failure() -> None:
     """Tokens were spent; there is no answer."""
     read = got(200, message(stop="refusal"))

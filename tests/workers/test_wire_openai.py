@@ -180,6 +180,14 @@ def test_reasoning_is_paid_for_whether_it_stands_inside_the_completion_or_beside
     assert got(200, body).usage == Usage(input=8, output=output, reasoning=reasoning or 0)
 
 
+@pytest.mark.parametrize("told", [{"prompt_tokens": 8}, {"completion_tokens": 8}, {"total_tokens": 8}, {}])
+def test_half_a_bill_is_none(told: dict[str, int]) -> None:
+    """It would be charged as if nothing was produced; without usage the call is charged by what it may have cost."""
+    body = {"choices": [{"message": {"content": "hi"}}], "usage": told}
+    assert got(200, body).usage is None
+    assert got(200, {**body, "usage": {"prompt_tokens": 8, "completion_tokens": 0}}).usage == Usage(input=8)
+
+
 def test_blank_lines_before_the_answer_are_normal() -> None:
     """DeepSeek keeps a waiting connection open with them, or with comments."""
     data = msgspec.json.encode(completion())

@@ -144,7 +144,7 @@ def _translate(usage: _Usage | None) -> Usage | None:
 
     `cache_write` (5 minutes) and `cache_write_1h` are disjoint, as `pricing` wants them.
     """
-    if usage is None or usage.input_tokens is None:
+    if usage is None or usage.input_tokens is None or usage.output_tokens is None:
         return None
     parts, details = usage.cache_creation or _CacheCreation(), usage.output_tokens_details
     hour = parts.ephemeral_1h_input_tokens or 0
@@ -156,7 +156,7 @@ def _translate(usage: _Usage | None) -> Usage | None:
             cached=cached,
             cache_write=written - hour,
             cache_write_1h=hour,
-            output=usage.output_tokens or 0,
+            output=usage.output_tokens,
             reasoning=(details.thinking_tokens if details else None) or 0,
         )
     )

@@ -253,8 +253,11 @@ def _empty(said: _Error | str | None, headers: Headers, now: float):
 
 
 def _translate(usage: _Usage | None) -> Usage | None:
-    """`prompt_tokens` holds the cached ones, as `Usage` wants it."""
+    """`prompt_tokens` holds the cached ones, as `Usage` wants it. None where input or output is not told: half a bill is
+    none."""
     if usage is None or usage.prompt_tokens is None:
+        return None
+    if usage.completion_tokens is None and usage.total_tokens is None:
         return None
     inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
