@@ -253,8 +253,7 @@ def _empty(said: _Error | str | None, headers: Headers, now: float):
 
 
 def _translate(usage: _Usage | None) -> Usage | None:
-    """`prompt_tokens` holds the cached ones, as `Usage` wants it. None where input or output is not told: half a bill is
-    none."""
+    """`prompt_tokens` holds the cached ones, as `Usage` wants it. Half a bill, without input or output, is none."""
     if usage is None or usage.prompt_tokens is None:
         return None
     if usage.completion_tokens is None and usage.total_tokens is None:
