@@ -191,7 +191,7 @@ class Driver:
         self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
         force, primary = self._options.take_over, self._stores.primary
         await self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
-        if not self._plan.started:
+        if not self._plan.started and not self._crew.gone:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
         await self._hearing.look(self._crew.pause)

@@ -205,6 +205,7 @@ class FileStore:
         """Assemble every output anew from all that is committed. Idempotent; restartable after a crash anywhere.
         Raises `Fenced` where another command took the run over, `Temporary`, `Corrupt`."""
         self._check_run()
+        self._refuse_lost_lanes(plan)
         try:
             temp = self._assembly_folder()
             return {s: await asyncio.to_thread(self._assemble, s, plan, temp) for s in self.outputs}
@@ -214,6 +215,15 @@ class FileStore:
                 f"the outputs of {self.home} cannot be assembled now ({error}). Nothing committed is lost: free space "
                 "or mend the disk, then run the same command again."
             ) from error
+
+    def _refuse_lost_lanes(self, plan: Plan) -> None:
+        """An output without their records would look like all of it."""
+        for folder in map(self._folder, range(plan.lanes)):
+            if plan.started and highest_marker(folder) == NEVER:
+                raise Corrupt(
+                    f"{folder} has no progress, but its lane had started. Put {self.home} back where it was, "
+                    "or start with --fresh."
+                )
 
     def _assemble(self, sink: str, plan: Plan, temp: Path) -> list[str]:
         output = self.outputs[sink]

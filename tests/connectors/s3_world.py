@@ -18,7 +18,7 @@ from penstock.connectors.settings import S3Sink
 from penstock.engine.plan import Plan
 
 WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
-PLAN = Plan("run", "name", {}, 1, (), {}, 0.0)
+PLAN = Plan("run", "name", {}, 3, (), {}, 0.0)
 Faults = Callable[[str], None]
 
 

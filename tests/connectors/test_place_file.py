@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.connectors.base import OutRecord, SinkName, this_process
@@ -87,3 +88,11 @@ async def test_a_new_plan_takes_no_lane_of_an_old_one(tmp_path: Path) -> None:
     store = run.open()
     await store.write_plan(OF_TODAY)
     assert (await store.take(0, (1, 1))).seq == 0
+
+
+async def test_an_output_is_not_made_without_a_lane_that_had_started(tmp_path: Path) -> None:
+    """As where a finished run's costs have another folder now: they would be an empty file there."""
+    elsewhere = FilesPlace({"costs": FilesSink(str(tmp_path / "elsewhere/costs.jsonl"))}, "run-1").open()
+    with pytest.raises(Corrupt, match=r"lane-0000 has no progress, but its lane had started"):
+        await elsewhere.finish(msgspec.structs.replace(OF_YESTERDAY, started=True))
+    assert not (tmp_path / "elsewhere/costs.jsonl").exists()

@@ -168,7 +168,7 @@ class Bucket:
         await self.life.home.delete([f"alive/{store.beacon.id}"])
 
     def committed(self, sink: str) -> list[bytes]:
-        return list(parts.committed(self.life.home, parts.lanes(self.life.home), sink))
+        return list(parts.committed(self.life.home, parts.lanes(self.life.home, range(2)), sink))
 
     def close(self) -> None:
         """The bucket ends with the server."""

@@ -11,29 +11,30 @@ from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.store.home import Home
 from penstock.connectors.s3.store.leftovers import drop_uploads
 from penstock.connectors.s3.store.merge import temp_folder
-from penstock.connectors.s3.store.parts import Spools, fetched, lanes, whole
+from penstock.connectors.s3.store.parts import Spools, fetched, planned_lanes, whole
 from penstock.connectors.s3.store.run import Life, refuse_another
 from penstock.connectors.s3.store.upload import upload
 from penstock.connectors.s3.urls import Where
 from penstock.connectors.settings import FilesSink, S3Sink
 from penstock.connectors.writing.tables import is_of
 from penstock.engine.errors import Temporary
+from penstock.engine.plan import Plan
 
 _TYPES = {"jsonl": "application/x-ndjson", "parquet": "application/vnd.apache.parquet", "csv": "text/csv"}
 
 
-def assemble_object(life: Life, sink: str, output: S3Sink) -> bool:
+def assemble_object(life: Life, sink: str, output: S3Sink, plan: Plan) -> bool:
     """Write the object anew from all that is committed; False: it is not there, since there are no dead letters.
 
     Its ETag is read before what lanes have committed, and must be the same when the object is put: so of two commands
-    that do it at once, neither replaces more with less. Raises `Temporary`, `Fenced`, and
-    `Refused` where the object is another run's.
+    that do it at once, neither replaces more with less. Raises `Temporary`, `Fenced`, `Corrupt`,
+    and `Refused` where the object is another run's.
     """
     home = life.home
     refuse_another(life.base, output.prefix, life.owner(output.prefix), life.run_id)
     before = home.s3.head(home.bucket, output.prefix)
     with temp_folder() as temp:
-        made = _local(home, sink, output, life.run_id, temp)
+        made = _local(home, sink, output, plan, temp)
         life.check()
         if made is None:
             _remove_letters(home, output, life.run_id)
@@ -57,9 +58,9 @@ def _remove_letters(home: Home, output: S3Sink, run_id: str) -> None:
         home.s3.delete(home.bucket, [output.prefix])
 
 
-def _local(home: Home, sink: str, output: S3Sink, run_id: str, temp: Path) -> Path | None:
+def _local(home: Home, sink: str, output: S3Sink, plan: Plan, temp: Path) -> Path | None:
     spools = Spools(temp, [sink], lambda _sink, _record: "")
-    located = ((lane, part) for lane, state in lanes(home).items() for part in whole(home, lane, state))
+    located = ((lane, part) for lane, state in planned_lanes(home, plan).items() for part in whole(home, lane, state))
     mine = ((lane, part) for lane, part in located if any(name == sink for name, _, _ in part.slices))
     for lane, part, data in fetched(home, mine):
         spools.add(home, lane, part, data)
@@ -67,7 +68,7 @@ def _local(home: Home, sink: str, output: S3Sink, run_id: str, temp: Path) -> Pa
     job = assembly.Job(
         sink,
         FilesSink(str(name), output.format),
-        run_id,
+        plan.run_id,
         temp / "work",
         [spool for _, _, spool in spools.all()],
         lambda: None,

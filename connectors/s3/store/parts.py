@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,7 @@ from penstock.connectors.s3.store.progress import (
     progress_name,
 )
 from penstock.engine.errors import Corrupt
+from penstock.engine.plan import Plan
 
 AHEAD = 16
 """Parts fetched at once: one takes 20–60 ms, so 16 bring a few hundred a second."""
@@ -51,18 +52,30 @@ class Made(msgspec.Struct, frozen=True):
         return self.finals[max(0, number - self.first) :]
 
 
-def lanes(home: Home) -> dict[int, Progress]:
-    """Every lane that started, with what is committed there."""
+def lanes(home: Home, numbers: Sequence[int]) -> dict[int, Progress]:
+    """Those of these lanes that started, with what is committed there."""
 
     def get(lane: int) -> Progress | None:
         got = fence.read(home.s3, home.bucket, home.key(progress_name(lane)))
         return decode(got.data, f"{home}{progress_name(lane)}") if got is not None else None
 
-    numbers = lane_numbers(home)
     return {lane: state for lane, state in zip(numbers, threads().map(get, numbers), strict=True) if state is not None}
 
 
+def planned_lanes(home: Home, plan: Plan) -> dict[int, Progress]:
+    """All lanes of a run that is finished, asked for by name: a store's listing may lag. Raises `Corrupt` where one is
+    gone."""
+    found = lanes(home, range(plan.lanes))
+    if plan.started and len(found) < plan.lanes:
+        lost = next(lane for lane in range(plan.lanes) if lane not in found)
+        raise Corrupt(
+            f"{home}{progress_name(lost)} is gone, but its lane had started. Restore it, or start with --fresh."
+        )
+    return found
+
+
 def lane_numbers(home: Home) -> list[int]:
+    """Of the lanes that a listing shows."""
     return [int(name.removeprefix("progress/")) for name in home.list("progress/")]
 
 

@@ -184,8 +184,9 @@ class S3Store:
         prefix, stored = self.outputs[sink].prefix, self._manifest_stored(sink)
         return manifest.publish(self._life, sink, prefix, made, stored, self._faults)
 
-    def _made(self) -> dict[int, Made]:
-        return {lane: parts.made(self.home, lane, state) for lane, state in parts.lanes(self.home).items()}
+    def _made(self, plan: Plan) -> dict[int, Made]:
+        found = parts.planned_lanes(self.home, plan)
+        return {lane: parts.made(self.home, lane, state) for lane, state in found.items()}
 
     def _manifest_stored(self, sink: str) -> Stored:
         return msgspec.structs.replace(self._sinks.stored(sink), content_type="application/json")
@@ -242,16 +243,16 @@ class S3Store:
         Idempotent; restartable after a crash anywhere. Raises `Fenced`, `Temporary`, `Corrupt`."""
         await self._check_run()
         self._faults("finish.begin")
-        for number in await call(parts.lane_numbers, self.home) if self._merged else ():
+        for number in range(plan.lanes) if self._merged else ():
             await self._merge_rest(number)
         self._faults("finish.merged")
         await self._check_run()
-        done = await self._publish(await asyncio.to_thread(self._made) if self._merged else {})
+        done = await self._publish(await asyncio.to_thread(self._made, plan) if self._merged else {})
         self._faults("finish.published")
         for sink, output in self.outputs.items():
             if sink not in self._merged:
                 await self._check_run()
-                if await asyncio.to_thread(assemble_object, self._life, sink, output):
+                if await asyncio.to_thread(assemble_object, self._life, sink, output, plan):
                     done[sink] = output.prefix
                 self._faults("finish.assembled")
         await self._sweep(plan)

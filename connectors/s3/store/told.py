@@ -147,7 +147,7 @@ def snapshot(home: Home, sink: str) -> Snapshot:
     """What is told and what lanes hold beyond it, so that nothing is in both or in neither."""
     while True:
         told, etag = read(home, sink)
-        lanes = parts.lanes(home)
+        lanes = parts.lanes(home, parts.lane_numbers(home))
         if read(home, sink)[1] == etag:  # else a lane may have forgotten what was told meanwhile
             return Snapshot(told, lanes)
 
