@@ -24,6 +24,8 @@ from penstock.workers.lanes.report import LaneReport
 DEAD_A_MINUTE = 100
 """Dead letters of one lane that get a line of their own; the rest of the minute is counted."""
 SUM_EVERY_S = 60.0
+MOST_BYTES = 32 * 1024 * 1024
+"""Of one file; the one before it is kept too. A day of a lane that logs as many dead letters as it may. A guess."""
 MOST_FOREIGN = 500
 """Characters of a library's message."""
 
@@ -33,7 +35,8 @@ Field = str | int | float | None
 class Log:
     """Appends to `<state>/logs/<run_id>/<process>.jsonl`. A state that is no folder: nothing is written here.
 
-    Opened at its first line. Where that fails, or the disk is full, nothing is said: no run ends for its log.
+    Opened at its first line. Where that fails, or the disk is full, nothing is said: no run ends for its log. A file
+    that is full becomes `<process>.old.jsonl`, in the place of an earlier one.
     """
 
     def __init__(self, state: str, run_id: str, process: str) -> None:
@@ -51,6 +54,9 @@ class Log:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             os.write(self._handle, msgspec.json.encode(line) + b"\n")
+            if os.fstat(self._handle).st_size > MOST_BYTES:
+                self.close()
+                self._path.replace(self._path.with_suffix(".old.jsonl"))
 
     def close(self) -> None:
         handle, self._handle = self._handle, None

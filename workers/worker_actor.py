@@ -143,9 +143,12 @@ class WorkerActor:
     async def leave(self, job: str) -> None:
         if self._puller is not None:
             self._puller.leave(job)
+        self._close_log(job, "worker drained")
+
+    def _close_log(self, job: str, event: str) -> None:
         log = self._logs.pop(job, None)
         if log is not None:
-            log("info", "worker drained", worker=self._settings.name, **self._counts())
+            log("info", event, worker=self._settings.name, **self._counts())
             log.close()
 
     async def adopt(self, job: str, lane: int, epoch: Epoch, handle: object, until: float) -> bytes:
@@ -204,6 +207,8 @@ class WorkerActor:
         while True:
             await asyncio.sleep(0.5)
             self._shares.see(puller.jobs, time.monotonic())
+            for job in self._logs.keys() - set(puller.jobs):
+                self._close_log(job, "worker gave up a driver that was mute")
             if puller.dead is None:
                 with contextlib.suppress(Exception):  # numbers that can't be read now say nothing
                     if stall.see(puller.engine.gauges(), puller.busy, time.monotonic()):

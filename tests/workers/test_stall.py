@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -66,4 +67,25 @@ async def test_a_worker_whose_engine_hangs_ends(monkeypatch: pytest.MonkeyPatch)
     assert codes == [1]
     assert sorted(name for _, names in lane.got for name in names) == ["a", "b"]
     assert [(f.kind, f.may_be_billed) for f in lane.failures if isinstance(f, Failure)] == [("engine_died", False)] * 2
+    await puller.close()
+
+
+async def test_the_log_of_a_job_whose_driver_was_killed_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says no good-bye: a worker that serves for weeks would hold one file open for each."""
+    clock = Clock()
+    puller = Puller("w", "vllm:own@v1", Mute(), lambda ticket, outcome: outcome, clock)
+    puller.start()
+    actor = WorkerActor(msgspec.msgpack.encode(WorkerSettings("w", "engine own", "vllm:own@v1", "vllm")))
+    actor._puller = puller
+    monkeypatch.setattr(worker_actor, "RemoteBoard", lambda driver: driver)
+    await actor.serve("killed", BoardStub(LaneStub((1, 1), [], clock)), state=str(tmp_path))
+    await actor.serve("lives", BoardStub(LaneStub((1, 1), [], clock)), state=str(tmp_path))
+    watching = asyncio.ensure_future(actor._watch(puller))
+    puller.leave("killed")  # as it does with a driver that is mute for long
+    async with asyncio.timeout(20):
+        await until(lambda: "killed" not in actor._logs)
+    assert list(actor._logs) == ["lives"]
+    watching.cancel()
     await puller.close()
