@@ -13,17 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.connectors.base import OutRecord
-from penstock.connectors.kafka import records
-from penstock.connectors.reading.envelope import seal, unseal
-
-RECORD = "penstock-record"
-_TOLD = ("reason", "message", "retryable", "generation")
-"""Fields of the letter with a header of their own, for people and filters."""
-LEFT_OUT = "penstock-left-out"
-"""What of key and headers the topic does not take; not there as a rule."""
-_OURS = frozenset([RECORD, LEFT_OUT, *(f"penstock-{name.replace('_', '-')}" for name in _TOLD)])
-_REPLACED = _OURS.union(records.OURS)
-"""Headers of the input that ours stand in place of."""
+from penstock.connectors.reading.envelope import LEFT_OUT, OF_LETTERS, OURS, RECORD, TOLD, seal, unseal
 
 
 class _Beside(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,10 +47,10 @@ def outgoing(record: OutRecord) -> OutRecord:
     encoding = msgspec.json.decode(letter["original_encoding"], type=str)
     value = base64.b64decode(original) if encoding == "base64" else original.encode("utf-8", "surrogatepass")
     came = unseal(msgspec.json.decode(letter.pop("envelope"), type=str | None))
-    kept = [header for header in record.headers if header[0] not in _OURS]
-    told = [(f"penstock-{name.replace('_', '-')}", _text(letter[name])) for name in _TOLD]
+    kept = [header for header in record.headers if header[0] not in OF_LETTERS]
+    told = [(header, _text(letter[name])) for name, header in TOLD.items()]
     told += [(LEFT_OUT, came.cut.encode())] if came.cut else []
-    lost = tuple(header for header in came.headers if header[0] in _REPLACED)
+    lost = tuple(header for header in came.headers if header[0] in OURS)  # ours stand in their place
     written = _encode({**letter, "beside": _Beside(came.key is None, lost, came.cut)})
     return msgspec.structs.replace(record, value=value, headers=(*kept, *told, (RECORD, written)))
 
@@ -82,7 +72,7 @@ def incoming(value: bytes | None, key: bytes | None, headers: Sequence[tuple[str
 
 
 def _envelope(beside: _Beside, key: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> str | None:
-    own = tuple((name, value or b"") for name, value in headers if name not in _REPLACED)
+    own = tuple((name, value or b"") for name, value in headers if name not in OURS)
     return seal(None if beside.keyless else key, (*own, *beside.headers), beside.cut)
 
 

@@ -13,9 +13,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from penstock.connectors.base import OutRecord
 from penstock.connectors.kafka.topics import TopicFacts
+from penstock.connectors.reading.envelope import EPOCH, ITEM, OF_RECORDS, RUN
 
-RUN, EPOCH, ITEM, REPLY_TO = "penstock-run", "penstock-epoch", "penstock-item", "reply_to"
-OURS = (RUN, EPOCH, ITEM)
+REPLY_TO = "reply_to"
 _partition_of = DefaultPartitioner()
 """murmur2 of the key, as the Java client does it: a key's records meet those that others write."""
 
@@ -50,7 +50,7 @@ def row(run_id: str, epoch: int, topic: TopicFacts, record: OutRecord, replies: 
     """One record of a sink, written under a run epoch. `replies`: topics that a record's `reply_to` header may name
     instead of the sink's own."""
     item = record.item_id.encode()
-    headers: Headers = [pair for pair in record.headers if pair[0] not in OURS]
+    headers: Headers = [pair for pair in record.headers if pair[0] not in OF_RECORDS]
     reply = next(
         (replies.get(value.decode("utf-8", "replace")) for name, value in record.headers if name == REPLY_TO), None
     )

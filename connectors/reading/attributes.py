@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from penstock.connectors.reading.envelope import OURS
 from penstock.connectors.templates.template import nearest
 from penstock.engine.errors import BadRecord
 from penstock.engine.items import Attributes
@@ -135,11 +136,11 @@ def from_metadata(metadata: Mapping[str, object], tasks: Collection[str] | None)
     values: Values = {}
     taken: set[str] = set()
     for key, value in metadata.items():
-        if not key.startswith(PREFIX):
+        if not _is_prefixed(key):
             continue
         name = _PREFIXED.get(key)
         if name is None:
-            raise BadRecord("bad_field", f"metadata has {key[:100]!r}, which is no attribute{nearest(key, _PREFIXED)}")
+            raise _no_attribute("metadata has", key)
         taken.add(key)
         if value is not None:
             _set(values, name, read(name, value))
@@ -172,7 +173,8 @@ def _set(values: Values, name: str, value: Value) -> None:
 
 
 def from_headers(headers: Iterable[tuple[str, bytes]]) -> Values:
-    """The attributes in a message's headers; other headers, ours among them, say nothing of the item."""
+    """The attributes in a message's headers; other headers, and those that Penstock wrote, say nothing of the item.
+    Raises `BadRecord` where one looks like an attribute and is none: a misspelt wall must not fall away."""
     values: Values = {}
     for key, value in headers:
         name = _PREFIXED.get(key)
@@ -182,4 +184,15 @@ def from_headers(headers: Iterable[tuple[str, bytes]]) -> Values:
             except UnicodeDecodeError as error:
                 raise BadRecord("bad_field", f"the header {key} is not UTF-8") from error
             _set(values, name, read(name, text))
+        elif _is_prefixed(key) and key not in OURS:
+            raise _no_attribute("the record has the header", key)
     return values
+
+
+def _is_prefixed(key: str) -> bool:
+    """However it is written: only one way of writing it is read."""
+    return key[: len(PREFIX)].lower() == PREFIX
+
+
+def _no_attribute(where: str, key: str) -> BadRecord:
+    return BadRecord("bad_field", f"{where} {key[:100]!r}, which is no attribute{nearest(key.lower(), _PREFIXED)}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.connectors.base import Raw
-from penstock.connectors.reading import attributes
+from penstock.connectors.reading import attributes, envelope
 from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.settings import Row
 from penstock.engine.items import DeadLetter, Item, Position
@@ -246,6 +246,20 @@ def test_message_headers_are_attributes_too() -> None:
     both = raw(line({"metadata": {"sensitivity": "public"}}), headers=(("penstock-sensitivity", b"health"),))
     assert dead(both)[0] == "bad_field"
     assert dead(raw(line(), headers=(("penstock-tier", b"\xff"),)))[0] == "bad_field"
+
+
+@pytest.mark.parametrize("name", ["penstock-sensitvity", "Penstock-Sensitivity", "penstock-tenent", "penstock-"])
+def test_a_header_that_looks_like_an_attribute_and_is_none_is_a_dead_letter(name: str) -> None:
+    """Where all else is public, a misspelt sensitivity would leave as public."""
+    reason, message = dead(raw(line(), headers=((name, b"health"),)))
+    assert (reason, name in message) == ("bad_field", True)
+    assert dead(line({"metadata": {name: "health"}}))[0] == "bad_field"
+
+
+def test_headers_that_a_job_before_this_one_wrote_say_nothing() -> None:
+    """Its results or dead letters are this one's input."""
+    came = raw(line(), headers=(*((name, b"x") for name in sorted(envelope.OURS)), ("penstock-tenant", b"acme")))
+    assert item(came).attributes.tenant == "acme"
 
 
 def test_task_parameters_are_defaults_under_the_line() -> None:
