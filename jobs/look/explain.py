@@ -130,8 +130,7 @@ def _result(ending: ResultTold) -> list[Line]:
     lines += _some("attributes", _pairs(block, ("task", "sensitivity", "tenant", "subject", "unit", "episode")))
     why = block.route_reason if block.route_reason != f"tier {block.tier}" else None
     lines.append(Line("route", f"tier {block.tier}: {why or 'the order of preference'}"))
-    lines += _refused(block.refused)
-    lines += _attempts(block.attempts)
+    lines += [*_some("drawn", _drawn(block)), *_refused(block.refused), *_attempts(block.attempts)]
     if block.copied_from:
         lines.append(Line("copied", f"the same request was answered for {block.copied_from}; nothing was paid here"))
     lines += [Line("answer", cut(ending.answer)), Line("status", _status(ending)), *_tokens(ending)]
@@ -154,6 +153,14 @@ def _letter(letter: LetterTold) -> list[Line]:
     lines += _attempts(letter.attempts)
     lines.append(Line("cost", dollars(told.nano(letter.cost_usd)) + _maybe(letter.maybe_paid)))
     return [*lines, Line("original", cut(letter.original))]
+
+
+def _drawn(block: told.Told) -> str:
+    """Why it got this version, prompt or model: chance put it into an arm of a rollout or an experiment."""
+    if not block.experiment or not block.arm:
+        return ""
+    chance = f", with a chance of {100 * block.propensity:.3g} %" if block.propensity is not None else ""
+    return f"arm {block.arm} of {block.experiment}{chance}"
 
 
 def _again(letter: LetterTold) -> Line:

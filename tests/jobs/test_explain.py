@@ -131,6 +131,14 @@ def test_every_generation_of_an_item_is_told() -> None:
     assert isinstance(second, told.ResultTold)
 
 
+def test_an_items_story_says_which_arm_it_was_drawn_into() -> None:
+    """Else nobody knows why it got v2."""
+    drawn = msgspec.structs.replace(result(ITEMS[0]), experiment="small-v2-1a", arm="candidate-1", propensity=0.25)
+    for made, lines in ((drawn, ["arm candidate-1 of small-v2-1a, with a chance of 25 %"]), (result(ITEMS[0]), [])):
+        (ending,) = explain.find(ITEMS[0], [line(made)], nothing())
+        assert [each.text for each in explain.story(ending, "out.jsonl") if each.label == "drawn"] == lines
+
+
 def test_a_prefix_of_several_items_names_them() -> None:
     """Nobody's story is told in another's place."""
     with pytest.raises(SpecError, match="fits 5 items"):
