@@ -109,15 +109,21 @@ class History:
     def find(self, wanted: str | None) -> str:
         """A run id, the start of one, or a job's name (its latest run); None: the latest run of all.
 
-        Raises `SpecError` with the nearest names where nothing or too much matches.
+        Raises `SpecError` with the nearest names where nothing or too much matches. A run whose whole id was given is
+        found whatever can't be read beside it.
         """
-        runs = self.runs()
+        unread = dict[str, PenstockError]()
+        runs = self.runs(unread.__setitem__)
+        if any(run.run_id == wanted for run in runs):
+            return str(wanted)
+        for error in unread.values():  # it may be the one that is meant
+            raise error
         if not runs:
             raise SpecError(f"no run is known in {self.url}; run a job first, or name another folder with --state")
         if wanted is None:
             return runs[0].run_id
-        exact = [run.run_id for run in runs if run.run_id == wanted] or [r.run_id for r in runs if r.name == wanted][:1]
-        matches = exact or [run.run_id for run in runs if run.run_id.startswith(wanted)]
+        named = [run.run_id for run in runs if run.name == wanted][:1]
+        matches = named or [run.run_id for run in runs if run.run_id.startswith(wanted)]
         match matches:
             case [one]:
                 return one

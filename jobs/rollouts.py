@@ -72,9 +72,17 @@ class Known(NamedTuple):
     """Of runs that can't be read, which a word in an emergency does not wait for."""
 
 
+Note = Callable[[str], None]
+"""Hears what a person has to know beside the answer."""
+
+
+def silent(_: str) -> None:
+    """Nobody wants to know."""
+
+
 def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
     """Raises `SpecError` where the model or version is not known, or has a rollout."""
-    known = _jobs(url)
+    known = jobs(url)
     live = _live(known if job is None else Known([job], ()), ask.model, ask.version)
     chosen, by, now = guards(ask.guards, ask.items), me(), time.time()
 
@@ -83,14 +91,14 @@ def start(url: str, ask: Ask, job: Job | None = None) -> Heard:
         made = begin(ask.model, versions, ask.stages, chosen, by=by, now=now, how=ask.how)
         return document.started(steering, made)
 
-    heard, jobs = _change(url, ask.model, decide), known.jobs if job is None else [job, *known.jobs]
-    notes = (*known.unread, *_climbing(ask, jobs), *_divided(ask, jobs, steering(url).experiments))
-    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, jobs), notes=notes)
+    heard, all_jobs = _change(url, ask.model, decide), known.jobs if job is None else [job, *known.jobs]
+    notes = (*known.unread, *_climbing(ask, all_jobs), *_divided(ask, all_jobs, steering(url).experiments))
+    return msgspec.structs.replace(heard, undecided=_undecided(url, ask, all_jobs), notes=notes)
 
 
 def put_back(url: str, model: str, version: str, why: str = "") -> Heard:
     """Straight to a version that no rollout leads back to. Raises `SpecError`."""
-    known = _jobs(url)
+    known = jobs(url)
     live, by, now = _live(known, model, version), me(), time.time()
     heard = _change(url, model, lambda there: document.put_back(there, model, (version, live), by, now, why))
     return msgspec.structs.replace(heard, notes=known.unread)
@@ -181,12 +189,12 @@ def steering(url: str) -> Steering:
     return found[0]
 
 
-def standing(url: str, model: str | None) -> list[Standing]:
-    """Of one model, or of all. Raises `SpecError` for one that never had a rollout."""
+def standing(url: str, model: str | None, note: Note = silent) -> list[Standing]:
+    """Of one model, or of all. `note`: as `measured` has it. Raises `SpecError` for one that never had a rollout."""
     there = steering(url).rollouts
     if model is not None and model not in there:
         raise SpecError(f"{model} never had a rollout in {url}; models that had one: {', '.join(there) or 'none'}")
-    cells, may_decide = measured(url), judges(url)
+    cells, may_decide = measured(url, note), judges(url)
     picked = there.values() if model is None else [there[model]]
     return [Standing(at, judged(at, cells, may_decide), counts(at, cells), shadow_cost(at, cells)) for at in picked]
 
@@ -196,14 +204,23 @@ def judges(url: str) -> frozenset[str]:
     return trusted(read_judges(open_state(url)).values())
 
 
-def measured(url: str) -> list[Cell]:
+def measured(url: str, note: Note = silent) -> list[Cell]:
     """What all runs of this state have committed: as the registry has it, and runs that it does not know. (One that it
-    knew and forgot is in its sums: it left sums of its own.)"""
+    knew and forgot is in its sums: it left sums of its own.) `note`: hears of those that can't be read."""
     state = open_state(url)
     shared = Registry(state).read()
     known = {*shared.runs, *(key.removeprefix(SUMS).removesuffix(".json") for key in state.list(SUMS))}
-    others = (run for run in open_history(url).runs() if run.run_id not in known)
+
+    def unread(run_id: str, error: PenstockError) -> None:
+        if run_id not in known:
+            note(_left_out(run_id, error))
+
+    others = (run for run in open_history(url).runs(unread) if run.run_id not in known)
     return [*shared.cells, *(cell for run in others for cell in run.cells)]
+
+
+def _left_out(run_id: str, error: PenstockError) -> str:
+    return f"run {run_id} was left out: {error}"
 
 
 def decided(url: str, decide: Callable[[Steering], Steering]) -> tuple[Steering, str | None]:
@@ -243,13 +260,13 @@ def _live(known: Known, name: str, version: str) -> str:
     return models[0].live
 
 
-def _jobs(url: str) -> Known:
+def jobs(url: str) -> Known:
     """Of each job's latest run that can be read, the latest first. An evaluation is no run of its job: it has the
     versions that it compares for live ones, and scores every row."""
     history, found, unread = open_history(url), dict[str, Job](), list[str]()
 
     def left_out(run_id: str, error: PenstockError) -> None:
-        unread.append(f"run {run_id} was left out: {error}")
+        unread.append(_left_out(run_id, error))
 
     for run in history.runs(left_out):
         if run.name not in found:

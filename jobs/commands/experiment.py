@@ -43,8 +43,8 @@ def list_experiments(state: str | None, as_json: bool) -> int:
     """The experiments of this state's jobs."""
     from penstock.jobs import experiments
 
-    url = shared.state_url(state)
-    found = experiments.told(url, list(experiments.known(url).values()))
+    url, note = shared.state_url(state), shared.noting()
+    found = experiments.told(url, list(experiments.known(url, note).values()), note)
     if as_json:
         shared.print_json(found)
         return exits.DONE
@@ -84,8 +84,8 @@ def show(name: str, state: str | None, as_json: bool) -> int:
     """
     from penstock.jobs import experiments
 
-    url = shared.state_url(state)
-    (found,) = experiments.told(url, [experiments.find(url, name)])
+    url, note = shared.state_url(state), shared.noting()
+    (found,) = experiments.told(url, [experiments.find(url, name, note)], note)
     if as_json:
         shared.print_json(found)
         return exits.DONE
@@ -190,7 +190,7 @@ def stop(name: str, why: str, state: str | None) -> int:
     """
     from penstock.jobs import experiments
 
-    full, untold = experiments.stop(shared.state_url(state), name, why)
+    full, untold = experiments.stop(shared.state_url(state), name, why, shared.noting())
     click.echo(f"{full}: stopped; all units get its first arm")
     if untold is not None:
         click.echo(f"note: this is not in the audit log yet; the next run writes it: {untold}", err=True)

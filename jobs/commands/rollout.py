@@ -160,7 +160,7 @@ def show(model: str | None, state: str | None, as_json: bool) -> int:
     from penstock.jobs import rollouts
 
     url = shared.state_url(state)
-    found = rollouts.standing(url, model)
+    found = rollouts.standing(url, model, shared.noting())
     if as_json:
         shared.print_json(found)
         return exits.DONE

@@ -209,8 +209,8 @@ def list_runs(state: str | None, as_json: bool) -> int:
     """The runs that a state folder knows, the latest first."""
     from penstock.jobs.history import open_history
 
-    url = shared.state_url(state)
-    runs = open_history(url).runs()
+    url, note = shared.state_url(state), shared.noting()
+    runs = open_history(url).runs(lambda run_id, error: note(f"run {run_id} was left out: {error}"))
     if as_json:
         shared.print_json([batch(run) for run in runs])
         return exits.DONE

@@ -78,6 +78,18 @@ def console(*, stderr: bool = False) -> Console:
     return lasting_console(stream) if stream.isatty() else lasting_console(stream, plain=True, width=PLAIN_WIDTH)
 
 
+def noting() -> Callable[[str], None]:
+    """Says what a person has to know beside an answer, each word once."""
+    said = set[str]()
+
+    def note(word: str) -> None:
+        if word not in said:
+            said.add(word)
+            echo(f"note: {word}", err=True)
+
+    return note
+
+
 def print_json(value: object) -> None:
     echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 

@@ -88,3 +88,14 @@ def test_a_run_stored_before_results_knew_of_replies_still_replies_where_its_rec
     before = RunSpec("a-1", "a", {}, source, None, Row(), catalog, policy, {"results": KafkaSink("r", bootstrap="k:1")})
     history.save_spec(before)
     assert history.spec("a-1").sinks == {"results": KafkaSink("r", bootstrap="k:1", reply_to=("inbox",))}
+
+
+def test_a_run_that_is_named_whole_waits_for_no_other_that_cannot_be_read(history: History, tmp_path: Path) -> None:
+    """Anything less might mean that one."""
+    ran(history, "a-1", "a", 1.0)
+    ran(history, "b-1", "b", 2.0)
+    (tmp_path / "runs" / "b-1" / "status.json").write_text("{")
+    assert history.find("a-1") == "a-1"
+    for wanted in ("a", "a-", None):
+        with pytest.raises(Corrupt, match="b-1"):
+            history.find(wanted)
