@@ -338,6 +338,9 @@ def test_a_table_needs_a_prompt(tmp_path: Path) -> None:
         ("data/**/*.jsonl", "data/a/b/results.jsonl"),
         ("data/**", "data/out/"),
         (".", "out/"),
+        ("data/*/*.jsonl", "data/labels/"),
+        ("data/**/*.jsonl", "data/labels"),
+        ("data/**/*.json", "data/labels/"),
     ],
 )
 def test_a_sink_inside_the_input_is_refused(source: str, sinks: str, tmp_path: Path) -> None:
@@ -349,7 +352,13 @@ def test_a_sink_inside_the_input_is_refused(source: str, sinks: str, tmp_path: P
 
 @pytest.mark.parametrize(
     ("source", "sinks"),
-    [("in/*.jsonl", "out/results.jsonl"), ("*.csv", "results.jsonl"), ("data/*.jsonl", "data/out/r.jsonl")],
+    [
+        ("in/*.jsonl", "out/results.jsonl"),
+        ("*.csv", "results.jsonl"),
+        ("data/*.jsonl", "data/out/r.jsonl"),
+        ("data/**/in.jsonl", "data/out/"),
+        ("data/*/*.csv", "data/out/"),
+    ],
 )
 def test_a_sink_beside_the_input_is_fine(source: str, sinks: str, tmp_path: Path) -> None:
     """Only what a listing would find is refused."""

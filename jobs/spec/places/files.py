@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from penstock.connectors.base import SinkName
+from penstock.connectors.filestore.assembly import MANIFEST, format_of, is_single_file
 from penstock.connectors.settings import FilesSink, FilesSource, SinkSettings
 from penstock.jobs.spec.tree import Doc, Path
 
@@ -108,17 +109,23 @@ def is_table(path: str, format: str | None) -> bool:
 def check_apart(doc: Doc, source: FilesSource, sinks: Mapping[SinkName, SinkSettings]) -> None:
     """A sink inside the input would be read as input by the next run, or would write over it."""
     for name, sink in sinks.items():
-        if isinstance(sink, FilesSink) and _reads(source.path, sink.path):
+        if isinstance(sink, FilesSink) and any(_reads(source.path, made) for made in _made(sink)):
             path: Path = ("sinks", name) if ("sinks", name) in doc.lines else ("sinks",)
             raise doc.error(path, f"{name} would stand inside the source ({source.path}); give it a place of its own")
 
 
-def _reads(source: str, sink: str) -> bool:
-    """Whether listing the source (a file, a folder with all below it, a glob) would find the sink's files."""
-    inside = f"{sink}part" if sink.endswith("/") else sink
+def _made(sink: FilesSink) -> list[str]:
+    """Files that a sink is made of: of a folder, one of each kind."""
+    if is_single_file(sink):
+        return [sink.path]
+    return [f"{sink.path.rstrip('/')}/{name}" for name in (f"part-0000.{format_of(sink)}", MANIFEST)]
+
+
+def _reads(source: str, made: str) -> bool:
+    """Whether listing the source (a file, a folder with all below it, a glob) would find this file."""
     if any(c in source for c in "*?["):
-        return matches(source.split("/"), inside.split("/"))
-    return inside == source or inside.startswith(source.rstrip("/") + "/")
+        return matches(source.split("/"), made.split("/"))
+    return made == source or made.startswith(source.rstrip("/") + "/")
 
 
 def matches(pattern: list[str], path: list[str]) -> bool:
