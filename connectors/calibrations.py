@@ -97,17 +97,20 @@ def read_judges(state: State) -> dict[str, judges.Calibration]:
     return {} if found is None else _judges(found[0])
 
 
-def write_judges(state: State, found: Iterable[judges.Calibration]) -> None:
-    """The newest of each judge holds; the others stay. Raises `Corrupt`, `Temporary`."""
-    new = {each.scorer: each for each in found}
+def write_judges(state: State, found: Iterable[judges.Calibration]) -> dict[str, judges.Calibration]:
+    """The newest of each judge holds, but one on too few labels where there is one on enough of them; the others stay.
+    Returns all that hold. Raises `Corrupt`, `Temporary`."""
+    given = list(found)
 
-    def attempt() -> None:
+    def attempt() -> dict[str, judges.Calibration]:
         there = state.get(JUDGES)
         before = {} if there is None else _judges(there[0])
+        new = {each.scorer: each for each in given if judges.replaces(each, before.get(each.scorer))}
         data = msgspec.json.format(msgspec.json.encode({**before, **new}))
         state.put(JUDGES, data, ABSENT if there is None else there[1])
+        return {**before, **new}
 
-    until_won(attempt, JUDGES)
+    return until_won(attempt, JUDGES)
 
 
 def _judges(data: bytes) -> dict[str, judges.Calibration]:

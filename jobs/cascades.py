@@ -33,7 +33,14 @@ Way = dict[str, Seen]
 
 
 def found(outputs: Outputs, task: str | None, scorer: str | None, min_quality: float, confidence: float) -> Calibration:
-    """Raises `SpecError` where the run can't tell: no cascade, no signal of its own, no scored answers."""
+    """Raises `SpecError` where the run can't tell: no cascade, no signal of its own, no scored answers; or where rows
+    are open: those that end first are not like the others, and the promise is of rows drawn at random."""
+    state, run = outputs.status.state, outputs.spec.run_id
+    if state != "done":
+        raise SpecError(
+            f"run {run} has not ended all of its rows ({state}), and those that end first are no fair draw of all: "
+            "thresholds are found on a finished run of labelled rows"
+        )
     name, cascade, by = _asked(outputs, task, scorer)
     prompt = prompt_of(outputs.spec.policy.tasks[name])
     mine = (sample for sample in samples(outputs.records("quality")) if (sample.prompt_version or "") == prompt)
@@ -42,7 +49,6 @@ def found(outputs: Outputs, task: str | None, scorer: str | None, min_quality: f
         raise SpecError(f"no answer of task {name} has a signal and a score by {by}; that needs `sample`, and labels")
     at = datetime.now(UTC).isoformat(timespec="seconds")
     models = _in_order(cascade.models[:-1], ways, min_quality, confidence)
-    run = outputs.spec.run_id
     return Calibration(name, cascade.signal, by, min_quality, confidence, run, at, models, prompt=prompt)
 
 

@@ -71,17 +71,29 @@ def _names(scorer: Scorer, judge_version: str) -> list[str]:
 
 def lacks(found: Calibration) -> str | None:
     """Why this judge may not decide, in words; None: it may."""
-    n, kappa = found.right + found.wrong, found.agreement.kappa
+    kappa = found.agreement.kappa
+    if (few := _too_few(found)) is not None:
+        return few
+    if kappa is None or kappa.low < LEAST_KAPPA:
+        low = "unknown" if kappa is None else f"{kappa.low:.2f}"
+        return f"the lower end of its kappa is {low}: {LEAST_KAPPA} at least"
+    return None
+
+
+def _too_few(found: Calibration) -> str | None:
+    n = found.right + found.wrong
     if n < LEAST_ITEMS:
         return f"{n} labelled answers are too few: {LEAST_ITEMS} at least"
     if min(found.right, found.wrong) < LEAST_OF_EACH:
         return (
             f"people called {found.right:,} answers right and {found.wrong:,} wrong: {LEAST_OF_EACH} of each at least"
         )
-    if kappa is None or kappa.low < LEAST_KAPPA:
-        low = "unknown" if kappa is None else f"{kappa.low:.2f}"
-        return f"the lower end of its kappa is {low}: {LEAST_KAPPA} at least"
     return None
+
+
+def replaces(new: Calibration, old: Calibration | None) -> bool:
+    """A look at a few labels says nothing against one at enough of them: rollouts under way would lose who decides."""
+    return old is None or _too_few(new) is None or _too_few(old) is not None
 
 
 def trusted(found: Iterable[Calibration]) -> frozenset[str]:

@@ -117,7 +117,8 @@ def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> i
 
     A judge that agrees with people decides about rollouts and experiments from then on, in running jobs too; any other
     informs only. The bar: at least 50 labelled answers, 10 right and 10 wrong ones among them, and kappa's lower end at
-    0.6 or above. A new model, rubric or prompt of the judge needs a new calibration.
+    0.6 or above. A new model, rubric or prompt of the judge needs a new calibration. One on too few labels replaces
+    none that is on enough of them.
     """
     from penstock.connectors.calibrations import write_judges
     from penstock.connectors.state import open_state
@@ -136,8 +137,12 @@ def calibrate(run: shared.Named, state: str | None, as_json: bool, by: str) -> i
     found = calibrating.calibrated(outputs_of(run, state), at.listed, said, by, stamp(time.time()))
     if not found:
         raise SpecError(f"{at.name}: no judge scored an answer that people labelled; `penstock label` labels them")
-    write_judges(open_state(at.url), found)
-    _record(at, by, len(said), "calibration", {each.scorer: lacks(each) or "may decide" for each in found})
+    stands = write_judges(open_state(at.url), found)
+    kept = [stands[each.scorer] for each in found if stands[each.scorer] != each]
+    facts = {each.scorer: lacks(each) or "may decide" for each in found}
+    _record(at, by, len(said), "calibration", facts | {each.scorer: calibrating.kept(each) for each in kept})
+    for each in kept:
+        shared.echo(f"note: {each.model}: {calibrating.kept(each)}", err=True)
     if as_json:
         shared.print_json(found)
         return exits.DONE

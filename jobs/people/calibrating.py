@@ -36,6 +36,14 @@ def calibrated(outputs: Outputs, listed: Listed, said: Said, by: str, at: str) -
     return found
 
 
+def kept(stands: Calibration) -> str:
+    """Said of a judge whose calibration of before was not replaced."""
+    n = stands.right + stands.wrong
+    return (
+        f"its calibration on {n:,} labelled answers of run {stands.run_id} stays: this one is on too few to replace it"
+    )
+
+
 def _verdicts(outputs: Outputs) -> dict[Judge, dict[str, bool]]:
     """Of judges of single answers, on results: item → did it pass?"""
     models = {block.item_id: (block.model, block.model_version) for block in told.blocks(outputs.records("results"))}

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from penstock.connectors.calibrations import Calibration, read_calibration, write_calibration
+from penstock.connectors.calibrations import (
+    Calibration,
+    read_calibration,
+    read_judges,
+    write_calibration,
+    write_judges,
+)
 from penstock.connectors.drifts import Drift, Drifts
 from penstock.connectors.measured import Registry
 from penstock.connectors.state import open_state
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.measure.agreement import agreement
+from penstock.engine.steering import judges
 
 MADE = Calibration("spam/ham", "logprob", "exact", 0.9, 0.95, "run-1", "2026-11-26T12:00:00+00:00", ())
 
@@ -63,3 +72,16 @@ def test_a_drift_that_cant_be_read_keeps_its_numbers(tmp_path: Path) -> None:
     path.write_text("[{")
     with pytest.raises(Corrupt, match="restore it from a backup"):
         write_calibration(state, MADE)
+
+
+def test_a_calibration_of_a_judge_on_a_few_labels_is_not_kept_where_there_is_a_better_one(tmp_path: Path) -> None:
+    state = open_state(str(tmp_path))
+    well, few = (
+        judges.Calibration("judge@1", "opus", right, wrong, agreed, run, "now", "ann")
+        for right, wrong, run in ((60, 40, "all"), (3, 0, "few"))
+        if (agreed := agreement([[right, 0], [0, wrong]])) is not None
+    )
+    assert write_judges(state, [well]) == {"judge@1": well}
+    assert write_judges(state, [few]) == read_judges(state) == {"judge@1": well}
+    other = msgspec.structs.replace(few, scorer="judge@2")
+    assert write_judges(state, [other]) == {"judge@1": well, "judge@2": other}

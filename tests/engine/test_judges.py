@@ -13,7 +13,7 @@ from penstock.engine.judging import judge_version
 from penstock.engine.measure.agreement import agreement
 from penstock.engine.policy import Arm, Experiment, Scorer
 from penstock.engine.steering.evidence import guards, judged
-from penstock.engine.steering.judges import Calibration, decides, informs, lacks, trusted
+from penstock.engine.steering.judges import Calibration, decides, informs, lacks, replaces, trusted
 from penstock.engine.steering.rollout import Rollout, begin, see
 from penstock.engine.steering.trials import broken
 
@@ -46,6 +46,23 @@ def test_a_judge_may_decide_once_enough_labels_show_that_it_agrees_with_people(
     assert (said is None) == (why is None)
     assert why is None or (said is not None and why in said)
     assert trusted([found]) == (frozenset({JUDGE}) if why is None else frozenset())
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "holds"),
+    [
+        (beside(3, 0, 0, 0), beside(60, 40, 0, 0), False),
+        (beside(45, 0, 0, 0), beside(60, 40, 0, 0), False),
+        (beside(40, 30, 15, 15), beside(60, 40, 0, 0), True),  # enough of them, and it agrees no more
+        (beside(3, 0, 0, 0), beside(24, 24, 0, 0), True),
+        (beside(3, 0, 0, 0), None, True),
+    ],
+)
+def test_a_look_at_a_few_labels_takes_nothing_from_a_judge_that_was_held_against_enough(
+    new: Calibration, old: Calibration | None, holds: bool
+) -> None:
+    """Rollouts under way would lose who decides about them."""
+    assert replaces(new, old) == holds
 
 
 @given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 80), st.integers(0, 80))

@@ -25,7 +25,7 @@ from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.spec.digest import digest, names_called
 from penstock.workers.runspec import RunSpec
-from penstock.workers.status import RunStatus
+from penstock.workers.status import RunState, RunStatus
 
 JOB = """\
 source: messages.csv
@@ -271,6 +271,15 @@ def test_what_cant_be_calibrated_is_told(tmp_path: Path) -> None:
     write_calibration(open_state(run.spec.state), msgspec.structs.replace(made, signal="margin"))
     with pytest.raises(SpecError, match="of the signal margin"):
         job(tmp_path, "calibrated")
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "cancelled", "stopped_by_budget", "failed"])
+def test_a_run_whose_rows_have_not_all_ended_calibrates_nothing(tmp_path: Path, state: RunState) -> None:
+    """Rows that end first are easier, or shorter, than the rest: the promise is of rows drawn at random."""
+    run = outputs(tmp_path, answers(300))
+    open_run = msgspec.structs.replace(run, status=msgspec.structs.replace(run.status, state=state))
+    with pytest.raises(SpecError, match="no fair draw"):
+        cascades.found(open_run, None, None, 0.9, 0.95)
 
 
 def test_a_calibration_is_numbered_and_never_overwritten_unseen(tmp_path: Path) -> None:
