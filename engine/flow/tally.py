@@ -19,8 +19,6 @@ class ModelTally(msgspec.Struct, omit_defaults=True):
     items: int = 0
     """Results that carry this model's answer."""
     cost_nano: int = 0
-    adjusted_nano: int = 0
-    """Of it, closing lines of own engines: what no call was charged."""
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -33,6 +31,8 @@ class ModelTally(msgspec.Struct, omit_defaults=True):
     """Of them, those whose name is not even an expansion of the one that was asked for (`naming.named`)."""
     fingerprints: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Answers by the provider's fingerprint of its configuration."""
+    adjusted_nano: int = 0
+    """Of `cost_nano`, closing lines of own engines: what no call was charged."""
 
 
 class TaskTally(msgspec.Struct, omit_defaults=True):
