@@ -188,8 +188,8 @@ class Driver:
             self._fleet.want(pool)
         if self._status.resumed:
             await self._fleet.reunite(REUNITE_S)
-        self._labels = LabelWatch(spec, self._plan, lambda why: self._end("failed", why))
         force, primary = self._options.take_over, self._stores.primary
+        self._labels = LabelWatch(spec, self._plan, primary, lambda why: self._end("failed", why), self._note)
         await self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
         if not self._plan.started and not self._crew.gone:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)

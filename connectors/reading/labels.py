@@ -159,10 +159,19 @@ class LabelPass:
             if not batch:
                 raise
             return read, batch  # the failure comes again with the next batch, if it lasts
+        self.pass_over()
+        return read, batch
+
+    @property
+    def reading(self) -> Split:
+        """The split that `advance` goes on with, where it is not done."""
+        return self._splits[self._at]
+
+    def pass_over(self) -> None:
+        """Go on with the next split, whatever is left of this one."""
         self._at += 1
         self._reading = None
         self._next = self._splits[self._at].start if self._at < len(self._splits) else 0
-        return read, batch
 
     def duplicates(self, ordinal: int, start: int = 0, limit: int = 100_000) -> list[Duplicate]:
         """Those known so far in one split, from position `start` on, at most `limit`."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from penstock.connectors.base import SinkName
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_stores
-from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget, NeedLease, run_key
 from penstock.engine.errors import SpecError
@@ -21,10 +22,13 @@ from tests.workers.lane_rig import CATALOG, POLICY
 
 def job(folder: Path, results: str = "r/results.jsonl", costs: str = "r/costs.jsonl") -> RunSpec:
     (folder / "rows.jsonl").write_text('{"text":"hi"}\n')
-    sinks = {"results": FilesSink(str(folder / results)), "costs": FilesSink(str(folder / costs))}
+    sinks: dict[SinkName, SinkSettings] = {
+        "results": FilesSink(str(folder / results)),
+        "costs": FilesSink(str(folder / costs)),
+    }
     source, budgets = FilesSource(str(folder / "rows.jsonl")), (Budget(10**9),)
     return RunSpec(
-        "r", "j", {}, source, None, Row(), CATALOG, POLICY, {**sinks}, budgets=budgets, state=str(folder / "state")
+        "r", "j", {}, source, None, Row(), CATALOG, POLICY, sinks, budgets=budgets, state=str(folder / "state")
     )
 
 

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from penstock.connectors.base import Rereadable
-from penstock.connectors.reading.labels import Duplicate, LabelPass, labeller
+from penstock.connectors.base import Primary, Rereadable
+from penstock.connectors.reading.labels import Duplicate, LabelPass, Verdict, labeller
 from penstock.connectors.registry import open_source
-from penstock.engine.errors import PenstockError, Temporary
-from penstock.engine.plan import Plan
+from penstock.engine.errors import BadRecord, PenstockError, Temporary
+from penstock.engine.flow.progress import saved_in
+from penstock.engine.plan import Plan, Split
 from penstock.workers.lanes.input import PATIENCE_S, RETRY_S
 from penstock.workers.runspec import RunSpec
 
@@ -26,9 +27,14 @@ Tell = Callable[[bool, tuple[int, int], list[tuple[int, int, str]]], Awaitable[N
 
 
 class LabelWatch:
-    def __init__(self, spec: RunSpec, plan: Plan, on_error: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: RunSpec, plan: Plan, primary: Primary, on_error: Callable[[str], None], note: Callable[[str], None]
+    ) -> None:
         self._plan = plan
+        self._primary = primary
         self._on_error = on_error
+        self._note = note
+        self._noted: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._uris = {split.ordinal: split.uri for split in plan.splits}
@@ -54,7 +60,7 @@ class LabelWatch:
         away_s = 0.0
         while not self._stopping:
             try:
-                verdict = await asyncio.to_thread(labels.advance, STEP)
+                verdict = await self._advance(labels)
                 away_s = 0.0
             except Temporary as error:
                 wait_s = error.retry_after_s or RETRY_S
@@ -73,6 +79,30 @@ class LabelWatch:
             await tell(verdict.done, verdict.upto, [self._words(duplicate) for duplicate in verdict.duplicates])
             if verdict.done:
                 return
+
+    async def _advance(self, labels: LabelPass) -> Verdict:
+        """Past what can't be read again and need not: the inbox was cleared, or a file grew, after all of it had ended.
+        What its items were called is forgotten with it."""
+        while True:
+            try:
+                return await asyncio.to_thread(labels.advance, STEP)
+            except BadRecord as error:
+                split = labels.reading
+                if error.reason != "source_lost" or not await self._is_closed(split):
+                    raise
+                self._forgets(split, str(error))
+                labels.pass_over()
+
+    def _forgets(self, split: Split, why: str) -> None:
+        if split.uri not in self._noted:
+            self._noted.add(split.uri)
+            self._note(f"{why}. All of its items have ended; labels that they bear count as new in what is left")
+
+    async def _is_closed(self, split: Split) -> bool:
+        """All of its items have ended and are committed."""
+        saved = saved_in((await self._primary.peek(split.lane)).chunks)
+        lane = sorted(each.ordinal for each in self._plan.splits if each.lane == split.lane)
+        return split.ordinal in lane[: saved.opened] and split.ordinal not in {each.ordinal for each in saved.splits}
 
     def _words(self, found: Duplicate) -> tuple[int, int, str]:
         uri = self._uris.get(found.first_ordinal, "")
