@@ -149,6 +149,29 @@ def test_a_budget_holds_and_what_was_found_until_then_is_told(here: Path, capsys
     assert (more["rows"], qualities(more)) == (200, qualities(whole))
 
 
+def test_a_job_that_changed_is_told_of_and_a_fresh_start_asks_it_as_it_is_now(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another model answered is neither shown as this one's nor mixed with it, and its money is no bar."""
+    argv = ("--model", "best", "--model", "good", "--name", "edited", "--rows", "120", "--all-rows")
+    before = evaluated(capsys, *argv)
+    job_file = here / "job.yaml"
+    was = job_file.read_text()
+    try:
+        job_file.write_text(was.replace("planted:0.93:best", "planted:0.30:best"))
+        assert call(["eval", "job.yaml", *argv]) == 2
+        assert "model best has changed" in capsys.readouterr().err
+        calls = len(read_journal(here / "journal.jsonl"))
+        now = evaluated(capsys, *argv, "--fresh")
+        assert len(read_journal(here / "journal.jsonl")) >= calls + 2 * 120
+        again = evaluated(capsys, *argv)
+    finally:
+        job_file.write_text(was)
+    assert (now["state"], now["rows"]) == ("done", 120)
+    assert qualities(again) == qualities(now)
+    assert qualities(now)["best@v1"] < 0.5 < qualities(before)["best@v1"]
+
+
 KILL_AFTER = 500
 """Calls: a third of the evaluation is done."""
 
