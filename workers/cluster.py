@@ -27,6 +27,9 @@ NAMESPACE = "penstock"
 """Ray namespace of all our actors: jobs find shared engines and governors there."""
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Chunks are small and short-lived; Ray's default (30 % of memory) is for data frames."""
+WATCH_S = 60.0
+"""How long one watch of an actor lasts. Ray ends no call of an actor whose caller waits no more, and a worker that
+serves many jobs takes a thousand at a time."""
 AWAY_S = 0.5
 """Before an actor is asked again to which there was no way."""
 WITHOUT_DASHBOARD = ("0", "off", "no")
@@ -116,6 +119,11 @@ def kill(handle: object) -> None:
 
     with contextlib.suppress(Exception):
         ray.kill(handle, no_restart=True)  # pyright: ignore[reportArgumentType]
+
+
+async def watched() -> None:
+    """What an actor's `lost` does: its caller learns at once where this process is gone, and else asks again."""
+    await asyncio.sleep(WATCH_S)
 
 
 async def until_gone(handle: object) -> None:

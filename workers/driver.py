@@ -347,9 +347,6 @@ class Driver:
         if hasattr(self, "_fleet"):
             await self._fleet.abort()
 
-    async def lost(self) -> None:
-        await asyncio.Event().wait()
-
     # -- what lanes tell
 
     async def post(self, posts: bytes, owner: int) -> None:

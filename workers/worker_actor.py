@@ -20,6 +20,7 @@ from penstock.engine.catalog import Account, Model, Version
 from penstock.engine.errors import SpecError
 from penstock.engine.plan import Epoch
 from penstock.workers.clock import SYSTEM
+from penstock.workers.cluster import watched
 from penstock.workers.engines.base import Engine, EngineDead
 from penstock.workers.governing import Governing, governor_lives
 from penstock.workers.gpu_bill import Shares
@@ -199,8 +200,8 @@ class WorkerActor:
         return SYSTEM.now()
 
     async def lost(self) -> None:
-        """Never returns: whoever awaits it learns at once that this process is gone."""
-        await asyncio.Event().wait()
+        """Asked again and again: see `cluster.until_gone`."""
+        await watched()
 
     async def _watch(self, puller: Puller) -> None:
         stall = Stall()

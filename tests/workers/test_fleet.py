@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -155,6 +156,24 @@ async def test_a_worker_that_is_gone_is_lost_at_once(monkeypatch: pytest.MonkeyP
     async with asyncio.timeout(2):
         await watched.lost
     assert watched.killed == []
+
+
+async def test_a_watch_of_a_worker_ends_by_itself_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of weeks would keep the call of each job that ever watched it, and take no others after a thousand."""
+    monkeypatch.setattr(cluster, "WATCH_S", 0.01)
+    settings = WorkerSettings("w", "api a", "api:a", "api", account=Account("a", "openai", "https://a.example/v1"))
+    actor, asked = WorkerActor(msgspec.msgpack.encode(settings)), 0
+
+    async def remote() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise ActorDiedError
+        await actor.lost()
+
+    async with asyncio.timeout(5):
+        await cluster.until_gone(SimpleNamespace(lost=SimpleNamespace(remote=remote)))
+    assert asked == 3
 
 
 async def test_a_worker_without_a_connection_for_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

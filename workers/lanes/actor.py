@@ -31,6 +31,7 @@ from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn
 from penstock.workers.answers import ask_again_body
 from penstock.workers.clock import SYSTEM
+from penstock.workers.cluster import watched
 from penstock.workers.lanes.input import Verdicts
 from penstock.workers.lanes.money import LedgerPort
 from penstock.workers.lanes.report import LaneReport
@@ -283,8 +284,8 @@ class LaneActor:
             await self._let_go(lane)
 
     async def lost(self) -> None:
-        """Never returns: whoever awaits it learns at once that this process is gone."""
-        await asyncio.Event().wait()
+        """Asked again and again: see `cluster.until_gone`."""
+        await watched()
 
     async def clock(self) -> float:
         """This node's time, Unix seconds."""
