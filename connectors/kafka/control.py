@@ -9,6 +9,8 @@ Who is alive is found by watching, never by clocks: a process's counter moves, o
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -20,6 +22,7 @@ from penstock.connectors.kafka.keys import Scope
 from penstock.connectors.kafka.progress import records_below
 from penstock.connectors.kafka.topics import CALL_S, ends
 from penstock.connectors.settings import Connection
+from penstock.engine.errors import PenstockError
 from penstock.engine.plan import Epoch
 
 ALIVE_S = 6.0
@@ -52,7 +55,10 @@ class Beat(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Control:
-    """What the control partition says of one run. Reads are shared: one consumer, one after another."""
+    """What the control partition says of one run. Reads are shared: one consumer, one after another.
+
+    A client that failed is thrown away, and the same is tried at once with a new one: it logs in with what was right
+    when it was made, and a password or certificate may have been rotated since."""
 
     def __init__(self, connection: Connection, topic: str, scope: Scope) -> None:
         self.hold: Hold | None = None
@@ -70,29 +76,48 @@ class Control:
         self._ends: AIOKafkaConsumer | None = None
         """A connection of its own: a broker answers one connection's requests in order, and the tail's fetch waits."""
         self._lock = asyncio.Lock()
+        self._ending = asyncio.Lock()
 
     async def refresh(self) -> None:
         """Read up to where the partition ends now. Raises `Temporary`."""
         async with self._lock:
-            tail = self._tail or await self._open_tail()
-            end = await self.end(self.partition)
-            async with within(CALL_S, self._connection, "reading who owns what"):
-                async for record in records_below(tail, self.partition, end):
-                    self._see(record.key, record.value, record.timestamp / 1000)
+            end, known = await self.end(self.partition), self._tail is not None
+            await _twice(lambda: self._read(end), known, self._drop_tail)
+
+    async def _read(self, end: int) -> None:
+        tail = self._tail or await self._open_tail()
+        async with within(CALL_S, self._connection, "reading who owns what"):
+            async for record in records_below(tail, self.partition, end):
+                self._see(record.key, record.value, record.timestamp / 1000)
 
     async def end(self, partition: TopicPartition) -> int:
-        """The offset behind the partition's last record, open transactions included."""
-        if self._ends is None:
-            consumer = new_consumer(self._connection, committed=False)
-            await start(consumer, self._connection)
-            self._ends = consumer
-        return (await ends(self._ends, self._connection, [partition]))[partition]
+        """The offset behind the partition's last record, open transactions included. Raises `Temporary`."""
+        known = self._ends
+        return await _twice(lambda: self._end(partition), known is not None, lambda: self._drop_ends(known))
+
+    async def _end(self, partition: TopicPartition) -> int:
+        async with self._ending:
+            if self._ends is None:
+                consumer = new_consumer(self._connection, committed=False)
+                await start(consumer, self._connection)
+                self._ends = consumer
+            consumer = self._ends
+        return (await ends(consumer, self._connection, [partition]))[partition]
 
     def close(self) -> None:
-        for consumer in (self._tail, self._ends):
-            if consumer is not None:
-                abandon(consumer)
-        self._tail = self._ends = None
+        self._drop_tail()
+        self._drop_ends(self._ends)
+
+    def _drop_tail(self) -> None:
+        if self._tail is not None:
+            abandon(self._tail)
+        self._tail = None
+
+    def _drop_ends(self, known: AIOKafkaConsumer | None) -> None:
+        """Unless another call has put a new one into its place."""
+        if known is not None and self._ends is known:
+            abandon(known)
+            self._ends = None
 
     async def alive(self, process: str, window_s: float) -> bool:
         """Whether the process's counter moves within `window_s`. Waits that long only where it does not."""
@@ -160,6 +185,18 @@ class Control:
 
 
 T = TypeVar("T")
+
+
+async def _twice(work: Callable[[], Awaitable[T]], known: bool, drop: Callable[[], None]) -> T:
+    """`known`: its client was there before. The first error counts: why a new one fails says no more."""
+    try:
+        return await work()
+    except PenstockError:
+        drop()
+        if known:
+            with contextlib.suppress(PenstockError):
+                return await work()
+        raise
 
 
 def _decoded(value: bytes | None, kind: type[T]) -> T | None:

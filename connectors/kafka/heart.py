@@ -22,7 +22,10 @@ STOP_S = 2.0
 
 
 class Heart:
-    """`process`: names this process, new with each start. Beats without a transaction: nothing hides them."""
+    """`process`: names this process, new with each start. Beats without a transaction: nothing hides them.
+
+    After a beat that failed the client is thrown away: it logs in with what was right when it was made, and a password
+    or certificate may have been rotated since."""
 
     def __init__(self, connection: Connection, partition: TopicPartition, scope: Scope, beat_s: float = BEAT_S) -> None:
         self.process = secrets.token_hex(8)
@@ -44,15 +47,18 @@ class Heart:
                 await self._start()
 
     async def _start(self) -> None:
-        producer = new_producer(self._connection, None)
-        await start(producer, self._connection)
-        self._producer = producer
         try:
-            await self._beat(producer)
+            await self._beat(await self._connect())
         except BaseException:
             self.kill()
             raise
-        self._task = asyncio.get_running_loop().create_task(self._go(producer))
+        self._task = asyncio.get_running_loop().create_task(self._go())
+
+    async def _connect(self) -> AIOKafkaProducer:
+        producer = new_producer(self._connection, None)
+        await start(producer, self._connection)
+        self._producer = producer
+        return producer
 
     async def stop(self) -> None:
         """End in peace: nobody has to wait to see that we are gone."""
@@ -79,15 +85,20 @@ class Heart:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._producer is not None:
             drop(self._producer)
             self._producer = None
 
-    async def _go(self, producer: AIOKafkaProducer) -> None:
+    async def _go(self) -> None:
         while True:
             await asyncio.sleep(self._beat_s)
-            with contextlib.suppress(PenstockError):  # unreachable now: others may think us gone, epochs keep us apart
-                await self._beat(producer)
+            try:
+                await self._beat(self._producer or await self._connect())
+            except Exception:  # noqa: BLE001 - others may think us gone meanwhile, epochs keep us apart: the next may do
+                self._disconnect()
 
     async def _beat(self, producer: AIOKafkaProducer) -> None:
         self._count += 1

@@ -39,7 +39,7 @@ class Beacon:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._beat_s)
-            with contextlib.suppress(PenstockError):  # the next one may come through
+            with contextlib.suppress(Exception):  # whatever it is, the next one may come through
                 await self._home.put(_name(self.id), secrets.token_bytes(8))
             await self._each()
 
