@@ -30,10 +30,11 @@ _UNITS = {"d": 86_400.0, "h": 3_600.0}
 @click.option("--topic", default="penstock-progress", show_default=True, help="Where progress is kept.")
 @click.option("--older-than", default="30d", show_default=True, metavar="TIME", help="At least 1d; 30d, 72h.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--state", metavar="URL", help="Whose audit log tells what was deleted. [default: .penstock here]")
 @shared.json_option
 def prune(
     job_file: str | None, connection: str | None, bootstrap: str | None, topic: str, older_than: str, dry_run: bool,
-    as_json: bool,
+    state: str | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Delete the progress of finished runs from a Kafka cluster.
 
@@ -49,7 +50,8 @@ def prune(
 
     before = time.time() - seconds(older_than)
     where_to = where.cluster(bootstrap, connection, job_file)
-    gone, kept = asyncio.run(_prune(where_to, where.check_topic(topic), before, dry_run))
+    log = None if dry_run else shared.state_url(state)
+    gone, kept = asyncio.run(take_out(where_to, where.check_topic(topic), before, log))
     if as_json:
         shared.print_json({"dry_run": dry_run, "pruned": msgspec.to_builtins(gone), "kept": msgspec.to_builtins(kept)})
         return exits.DONE
@@ -71,14 +73,28 @@ def seconds(text: str) -> float:
     return found
 
 
-async def _prune(connection: Connection, topic: str, before: float, dry_run: bool) -> tuple[list[Found], list[Found]]:
+async def take_out(
+    connection: Connection, topic: str, before: float, log: str | None
+) -> tuple[list[Found], list[Found]]:
+    """(what is gone, what stays). `log`: state whose audit log is told first: what it can't be told of is not deleted.
+    None: nothing is deleted."""
     from penstock.connectors.kafka.client import ended
     from penstock.connectors.kafka.pruning import Progress
 
     progress = Progress(connection, topic)
     runs = [run for run in await progress.read() if run.records > run.stays]
     gone = [run for run in runs if run.over and run.last_at < before]
-    for run in gone if not dry_run else ():
-        await progress.prune(run)
+    if gone and log is not None:
+        await asyncio.to_thread(_record, log, connection, topic, gone)
+        for run in gone:
+            await progress.prune(run)
     await ended()
     return gone, [run for run in runs if run not in gone]
+
+
+def _record(log: str, connection: Connection, topic: str, gone: list[Found]) -> None:
+    from penstock.jobs.audited import record
+    from penstock.jobs.history import open_history
+
+    what = f"the progress of finished runs in {topic} at {connection.bootstrap}: penstock prune"
+    record(open_history(log), "deletion", "", {"what": what, "runs": [run.name for run in gone]})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
+from penstock.connectors.audit import open_audit
 from penstock.connectors.base import Holder, OutRecord
 from penstock.connectors.kafka import control, progress
 from penstock.connectors.kafka.client import ended
@@ -19,9 +22,11 @@ from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.pruning import Found, Progress
 from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.settings import Connection, KafkaSink
+from penstock.engine.errors import PenstockError
 from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
 from penstock.engine.plan import Plan, Split
 from penstock.jobs import cli
+from penstock.jobs.commands.prune import take_out
 from penstock.jobs.dev.kafka import KafkaServer
 
 WHO = Holder(host="here", pid=7, user="ada", since=0.0, command="penstock run job.yaml")
@@ -79,17 +84,24 @@ async def runs(kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str
 
 
 @pytest.mark.kafka
-async def test_only_runs_that_are_over_are_pruned_and_begin_anew_under_their_name(runs: Runs) -> None:
+async def test_only_runs_that_are_over_are_pruned_and_begin_anew_under_their_name(runs: Runs, tmp_path: Path) -> None:
     """Those under way, and those without an end, stay as they are. A pruned one has a higher epoch when it is run
-    again, and counts none of the old life's records as its own."""
+    again, and counts none of the old life's records as its own. The audit log is told first, or nothing is pruned."""
     over, begun, endless = (f"{name}-{secrets.token_hex(3)}" for name in ("over", "begun", "endless"))
     await runs.worked(over)
     await runs.worked(begun, done=False)
     await runs.worked(endless, bounded=False)
     found = await runs.found()
     assert {name for name, run in found.items() if run.over} == {over}
-    one = Progress(Connection(runs.bootstrap), runs.topic)
-    await one.prune(next(run for run in await one.read() if run.name == over))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "audit").write_bytes(b"")
+    with pytest.raises(PenstockError):
+        await take_out(Connection(runs.bootstrap), runs.topic, time.time() + 9, str(tmp_path / "broken"))
+    assert await runs.found() == found
+    gone, _ = await take_out(Connection(runs.bootstrap), runs.topic, time.time() + 9, str(tmp_path))
+    (entry,) = open_audit(str(tmp_path)).entries()
+    assert ([run.name for run in gone], entry.kind) == ([over], "deletion")
+    assert msgspec.json.decode(entry.facts)["runs"] == [over]
     left = await runs.found()
     assert left[over].records == left[over].stays == 2
     assert [left[name].records for name in (begun, endless)] == [found[name].records for name in (begun, endless)]

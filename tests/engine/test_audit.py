@@ -182,7 +182,7 @@ def test_facts_are_small_and_what_is_too_long_is_left_out_with_its_name() -> Non
     """A log that is read whole must stay readable, and a long entry may not keep out those behind it."""
     names = {f"m{n}": "y" * 9_000 for n in range(9)}
     for facts, left in (({"why": "x" * 40_000}, ["why"]), (names, [f"m{n}" for n in range(6)])):
-        line, head = append(Head(), [draft(share=0.5, **facts)])
+        line, head = append(Head(), [draft(0, share=0.5, **facts)])
         told = json.loads(line)["facts"]
         assert verdict([line], head).broken is None
         assert (told["share"], told["left_out"]["names"]) == (0.5, left)

@@ -423,9 +423,9 @@ def test_a_long_prompts_price_holds_for_the_calls_that_are_long(tmp_path: Path) 
 def test_an_arm_is_told_by_its_results_and_not_by_the_jobs_own_shadows() -> None:
     trials = Trials()
     for n in range(100):
-        own = {"item_id": f"i{n}", "task": "t", "scorer": "exact", "arm": "kind"}
-        trials.sample(SampleTold(**own, score=float(n < 60)))
-        trials.sample(SampleTold(**own, score=1.0, model="opus", role="shadow"))
+        own = SampleTold(f"i{n}", "t", "exact", arm="kind", score=float(n < 60))
+        trials.sample(own)
+        trials.sample(msgspec.structs.replace(own, score=1.0, model="opus", role="shadow"))
     ((_, seen),) = trials.scores.ranked(lambda seen: seen.tally.n)
     assert (seen.tally.n, seen.mean) == (100, 0.6)
 
