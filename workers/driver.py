@@ -335,6 +335,8 @@ class Driver:
     # -- what the command asks
 
     async def status(self) -> bytes:
+        if self._status.state == "running":
+            self._see_lateness()  # the round under way may wait for a state that is away, as the lanes' store is
         return encode(self._status)
 
     async def drain(self) -> None:
@@ -407,6 +409,9 @@ class Driver:
 
     def _sum_up(self) -> None:
         sum_up(self._status, self._spec, self._reports.values(), self._plan.lanes)
+        self._see_lateness()
+
+    def _see_lateness(self) -> None:
         self._status.commit_age_s = self._lateness.most_s(self._plan.lanes, time.monotonic())
 
     async def _reprice(self, now: float) -> None:
