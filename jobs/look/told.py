@@ -273,8 +273,7 @@ def _text_or_none(raw: msgspec.Raw) -> str | None:
 def _answer(record: _Either) -> str:
     """Text of the answer: the column `answer` (JSON where it is a struct), or the first choice of a completion."""
     if raw := bytes(record.answer):
-        value: object = msgspec.json.decode(raw)
-        return value if isinstance(value, str) else raw.decode()
+        return msgspec.json.decode(raw, type=str) if raw.startswith(b'"') else raw.decode()
     try:
         choices = msgspec.json.decode(record.response or b"{}", type=_Response).body.choices
     except msgspec.ValidationError:

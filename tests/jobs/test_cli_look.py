@@ -33,6 +33,7 @@ from penstock.engine.items import (
 from penstock.engine.policy import Policy
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
+from penstock.jobs.look import told
 from penstock.jobs.spec import load
 from penstock.jobs.submit import JobHandle
 from penstock.workers.runspec import RunSpec
@@ -213,6 +214,13 @@ def test_a_story_is_told_without_what_cannot_be_read(folder: Path, capsys: pytes
     assert call(["explain", FIRST, "--json"]) == 0
     (whole,) = json.loads(capsys.readouterr().out)
     assert (whole["costs"], len(whole["quality"])) == (None, 1)
+
+
+@pytest.mark.parametrize(("written", "text"), [('"a\\nb"', "a\nb"), ('{"x":1e999}', '{"x":1e999}'), ("7", "7")])
+def test_an_answer_is_told_whatever_its_numbers(written: str, text: str) -> None:
+    """Records of older versions hold JSON with numbers that no reader holds."""
+    line = f'{{"answer": {written}, "penstock": {{"item_id": "{FIRST}"}}}}'.encode()
+    assert told.result(line).answer == text
 
 
 def test_scores_belong_to_the_answer_that_they_are_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
