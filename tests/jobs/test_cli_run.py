@@ -123,7 +123,7 @@ def carry_out(
     script: Sequence[RunState | Action],
     tally: Tally | None = None,
     stop: Stop | None = None,
-    drain_s: float = 30.0,
+    drain_s: float = 25.0,
 ) -> tuple[JobResult, ScriptedRun, Heard]:
     run, heard = ScriptedRun(script, tally or Tally(results=3)), Heard()
     session = Session(open_cluster=ScriptedCluster(run).open)
