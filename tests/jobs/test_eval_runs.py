@@ -93,7 +93,8 @@ def test_the_planted_winner_is_named_and_the_rest_is_not_paid_for(
         assert (line["failed"], line["rows"]) == (0, told["rows"])
     paid = {line["name"]: line["cost_nano"] for line in told["candidates"]}
     assert paid["best@v2"] == pytest.approx(10 * paid["best@v1"], rel=0.1), "not at its own price"
-    assert all(d["real"] for d in told["differences"] if "best@v1" in (d["first"], d["second"]))
+    real = {frozenset((d["first"], d["second"])): d["real"] for d in told["differences"]}
+    assert real[frozenset(("best@v1", "best@v2"))]  # the other may not be yet: all pairs together are held to more
     assert told["classes"][1]["macro_f1"] > 0.85
     assert {s["attribute"] for s in told["slices"]} == {"channel"}
     calls = len(read_journal(here / "journal.jsonl"))
@@ -104,7 +105,7 @@ def test_the_planted_winner_is_named_and_the_rest_is_not_paid_for(
     assert call(["eval", "show", "three"]) == 0
     shown = capsys.readouterr().out
     assert "the winner is best@v1" in shown
-    assert "best@v1 is better than good by" in shown
+    assert "best@v1 is better than best@v2 by" in shown
 
 
 def test_equal_candidates_have_no_winner_and_variants_are_candidates_too(
