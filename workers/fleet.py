@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection
 from hashlib import blake2b
+from importlib.metadata import version
 
 import msgspec
 
@@ -151,6 +152,7 @@ class Fleet:
         if gauges.get("serves") == 0.0 and not worker.released:
             worker.released = True
             self._on_change("left", worker, "")
+            self._note(f"worker {worker.name} heard nothing of this run for long: it is told of it anew")
             self._take_back(worker)
 
     async def reunite(self, seconds: float) -> None:
@@ -305,16 +307,17 @@ class Fleet:
             account = self.catalog.accounts[worker.pool.removeprefix("api:")]
             label = f"api {account.name}" + (f" #{worker.number}" if worker.number else "")
             settings = WorkerSettings("", label, worker.pool, "api", account=account)
-        fingerprint = blake2b(msgspec.msgpack.encode(settings), digest_size=4).hexdigest()
+        code = version("penstock").encode()  # one that an upgrade left on a shared cluster may not know our words
+        fingerprint = blake2b(msgspec.msgpack.encode(settings) + code, digest_size=4).hexdigest()
         named = msgspec.structs.replace(settings, name=f"{label} {uuid.uuid4().hex[:8]}")
         return named, f"{label} {fingerprint}"
 
     def _model(self, pool: str) -> Model | None:
         """The own model that the pool serves, at the pool's version; None: an account's."""
         for model in self.catalog.models.values():
-            for version in model.versions if model.worker is not None else ():
-                if model.pool_of(version.id) == pool:
-                    return msgspec.structs.replace(model, live=version.id)
+            for each in model.versions if model.worker is not None else ():
+                if model.pool_of(each.id) == pool:
+                    return msgspec.structs.replace(model, live=each.id)
         return None
 
     def _replicas(self, pool: str) -> int:

@@ -102,6 +102,15 @@ async def test_a_worker_that_has_given_the_job_up_is_told_anew() -> None:
     assert hands.heard == ["serve", "leave"]
 
 
+def test_jobs_of_two_versions_share_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: a worker that had begun before an upgrade could not ask the new driver, and its items waited for ever."""
+    names: list[str] = []
+    for found in ("1.0", "1.0", "1.1"):
+        monkeypatch.setattr(shell, "version", {"penstock": found}.__getitem__)
+        names.append(made()._settings(Worker("api:a", 0))[1])
+    assert names[0] == names[1] != names[2]
+
+
 class Cluster:
     """Actors by name. `hands`: those that are there already, else one that answers all."""
 
