@@ -7,6 +7,7 @@ host until the catalogue's account says them. `origin` is told only where a host
 from __future__ import annotations
 
 import os
+import re
 
 import msgspec
 
@@ -17,7 +18,8 @@ SANDBOX_URL = "http://127.0.0.1:8899"
 
 
 class Host(msgspec.Struct, frozen=True):
-    """`prices`: the provider's name in the price table. `origin`: where its models come from, if all from one place."""
+    """`prices`: the provider's name in the price table. `origin`: where its models come from, if all from one place.
+    `also`: its addresses beside `base_url` and what lies below that, as its documentation names them."""
 
     name: str
     base_url: str
@@ -25,6 +27,14 @@ class Host(msgspec.Struct, frozen=True):
     protocol: Protocol = "openai"
     prices: str | None = None
     origin: str | None = None
+    also: tuple[str, ...] = ()
+
+    def owns(self, base_url: str) -> bool:
+        """Whether an address is the host's own: the known one, a subdomain of it (`eu.api.openai.com`,
+        `us.api.x.ai`), or one of `also`. A gateway's is not."""
+        at = _netloc(base_url)
+        main = _netloc(self.base_url)
+        return at == main or at.endswith(f".{main}") or at in self.also
 
 
 _ROWS = (
@@ -34,15 +44,18 @@ _ROWS = (
          origin="us"),
     Host("xai", "https://api.x.ai/v1", "XAI_API_KEY", prices="x-ai", origin="us"),
     Host("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", prices="deepseek", origin="cn"),
-    Host("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", prices="mistral", origin="eu"),
+    Host("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", prices="mistral", origin="eu",
+         also=("api.eu.mistral.ai", "api.us.mistral.ai")),
     Host("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", prices="groq"),
-    Host("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", prices="together"),
+    Host("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", prices="together",
+         also=("api.together.ai",)),
     Host("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", prices="fireworks"),
     Host("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", prices="openrouter"),
     Host("cerebras", "https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", prices="cerebras"),
     Host("perplexity", "https://api.perplexity.ai", "PERPLEXITY_API_KEY", prices="perplexity"),
     Host("novita", "https://api.novita.ai/v3/openai", "NOVITA_API_KEY", prices="novita"),
-    Host("moonshot", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY", prices="moonshotai", origin="cn"),
+    Host("moonshot", "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY", prices="moonshotai", origin="cn",
+         also=("api.moonshot.cn",)),
 )  # fmt: skip
 
 HOSTS: dict[str, Host] = {row.name: row for row in _ROWS}
@@ -66,9 +79,8 @@ def names() -> list[str]:
 
 
 def by_url(base_url: str) -> Host | None:
-    """The known host that an address belongs to."""
-    wanted = _netloc(base_url)
-    return next((h for h in [*HOSTS.values(), sandbox()] if _netloc(h.base_url) == wanted), None)
+    """The known host whose own address this is (see `Host.owns`)."""
+    return next((h for h in [*HOSTS.values(), sandbox()] if h.owns(base_url)), None)
 
 
 def is_sandbox(base_url: str) -> bool:
@@ -77,4 +89,4 @@ def is_sandbox(base_url: str) -> bool:
 
 
 def _netloc(url: str) -> str:
-    return url.split("://", 1)[-1].split("/", 1)[0].lower().replace("localhost:", "127.0.0.1:")
+    return re.split(r"[/?#\\]", url.split("://", 1)[-1], maxsplit=1)[0].lower().replace("localhost:", "127.0.0.1:")

@@ -140,3 +140,20 @@ def test_the_sandbox_stands_where_the_variable_says(monkeypatch: pytest.MonkeyPa
     for url in ("http://127.0.0.1:1234", "http://127.0.0.1:1234/", "http://127.0.0.1:1234/v1"):
         monkeypatch.setenv("PENSTOCK_SANDBOX", url)
         assert hosts.sandbox().base_url == "http://127.0.0.1:1234/v1"
+
+
+def test_a_hosts_regional_addresses_are_its_own() -> None:
+    """As their documentation names them; what only looks alike is somebody else's."""
+    own = {
+        "https://eu.api.openai.com/v1": "openai",
+        "https://us.api.x.ai/v1": "xai",
+        "https://api.eu.mistral.ai/v1": "mistral",
+        "https://eu.openrouter.ai/api/v1": "openrouter",
+        "https://api.moonshot.cn/v1": "moonshot",
+    }
+    for url, name in own.items():
+        found = hosts.by_url(url)
+        assert found is not None
+        assert found.name == name
+    for url in ("https://api.openai.com.example/v1", "https://example.com?.api.openai.com", "https://notapi.x.ai/v1"):
+        assert hosts.by_url(url) is None

@@ -346,6 +346,9 @@ def test_a_known_hosts_origin_holds_at_its_own_address_alone(tmp_path: Path) -> 
         "accounts:\n  openai: {base_url: https://proxy.example.cn/v1, api_key: env:K}\n"
         "  gateway: {provider: mistral, base_url: https://gateway.example/v1, api_key: env:K}\n"
         "  direct: {provider: mistral, api_key: env:K}\n"
+        "  europe: {provider: openai, base_url: https://eu.api.openai.com/v1, api_key: env:K}\n"
+        "  other_name: {provider: moonshot, base_url: https://api.moonshot.cn/v1, api_key: env:K}\n"
+        "  alike: {provider: openai, base_url: https://api.openai.com.example/v1, api_key: env:K}\n"
     )
     models = [
         f"{{name: {name}, account: {account}, model: m, price: free{said}}}"
@@ -354,12 +357,16 @@ def test_a_known_hosts_origin_holds_at_its_own_address_alone(tmp_path: Path) -> 
             ("gated", "gateway", ""),
             ("told", "gateway", ", origin: cn"),
             ("straight", "direct", ""),
+            ("regional", "europe", ""),
+            ("home", "other_name", ""),
+            ("lookalike", "alike", ""),
         )
     ]
     listed = f"[{', '.join(models)}]"
     made = job(tmp_path, MINIMAL.replace("[anthropic/claude-haiku-4-5]", listed) + accounts)
     origins = {name: model.origin for name, model in made.catalog.models.items()}
-    assert origins == {"proxied": None, "gated": None, "told": "cn", "straight": "eu"}
+    none = {"proxied": None, "gated": None, "lookalike": None}
+    assert origins == none | {"told": "cn", "straight": "eu", "regional": "us", "home": "cn"}
 
 
 def test_a_job_may_choose_models_of_the_catalogue_by_name(tmp_path: Path) -> None:
