@@ -84,8 +84,9 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     output_hash: str
     custom_id: str | None
     """The label: also of a row, whose kept columns need not hold it."""
-    answer_tokens: Tokens
-    """Of the one call that gave the answer, where `tokens` are of all of them."""
+    answer_tokens: Tokens | None
+    """Of the one call that gave the answer, where `tokens` are of all of them. May be null as whatever joins a record
+    that was published: only then do readers of this schema take records of before."""
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):

@@ -80,6 +80,19 @@ def test_avro_holds_money_as_decimals_and_times_as_times() -> None:
     assert read["at"].tzinfo is not None
 
 
+@pytest.mark.parametrize(("name", "sink"), FILES.items())
+def test_a_record_of_an_earlier_schema_is_read_with_ours(name: str, sink: SinkName) -> None:
+    """Else a registry at BACKWARD refuses the schema, and a topic in Avro ends at an upgrade."""
+    earlier: Any = json.loads((GOLDEN / "avro_schemas.earlier.json").read_bytes())
+    written, schema = fastavro.parse_schema(earlier[sink]), fastavro.parse_schema(avro_schema(sink))
+    for line in lines(name):
+        stream = io.BytesIO()
+        fastavro.schemaless_writer(stream, written, packed(sink, line))
+        stream.seek(0)
+        read: Any = fastavro.schemaless_reader(stream, written, schema)
+        assert exact(unpacked(sink, read)).keys() == exact(line).keys()
+
+
 @pytest.mark.parametrize("sink", SINKS)
 def test_a_field_that_may_be_null_has_a_default(sink: SinkName) -> None:
     """A reader of a later schema takes older records: registries call that backward compatible."""
