@@ -68,14 +68,16 @@ def base_of(run_id: str) -> str:
     return run_id.partition(MARK)[0]
 
 
-def generation_of(history: History, spec: RunSpec, *, fresh: bool) -> int:
-    """What the items of a run are that is begun or goes on: above all replays of a life that `--fresh` throws away, for
-    whoever follows the highest; their outputs stay, and in a topic the old records too."""
-    if not history.knows(spec.run_id):
-        return spec.generation
-    if fresh and replays(history, spec.run_id):
-        return next_generation(history, spec.run_id)
-    return history.spec(spec.run_id).generation
+def generation_of(history: History, spec: RunSpec) -> int:
+    """What the items of a run are that is begun or goes on."""
+    return history.spec(spec.run_id).generation if history.knows(spec.run_id) else spec.generation
+
+
+def generation_anew(history: History, run_id: str) -> int | None:
+    """What they are where the run has no plan any more, by this command's `--fresh` or an earlier one's: above all
+    replays of its life before, for whoever follows the highest; their outputs stay, and in a topic the old records too.
+    None: it was never replayed."""
+    return next_generation(history, run_id) if replays(history, run_id) else None
 
 
 def next_generation(history: History, base: str) -> int:

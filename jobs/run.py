@@ -27,7 +27,7 @@ from penstock.jobs.before import Before
 from penstock.jobs.feedback.following import Followed, following
 from penstock.jobs.history import History, is_over, open_history
 from penstock.jobs.progress import Display, Meter, Silent, View, done_items
-from penstock.jobs.replay import generation_of
+from penstock.jobs.replay import generation_anew, generation_of
 from penstock.jobs.result import JobResult
 from penstock.jobs.wording import secret_told
 from penstock.workers.clock import SYSTEM, Clock
@@ -169,7 +169,8 @@ class _Saver:
 
     def _save(self, status: RunStatus) -> None:
         if self._unsaved is not None:
-            self._history.save_spec(self._unsaved)
+            born = self._unsaved.generation if status.generation is None else status.generation
+            self._history.save_spec(msgspec.structs.replace(self._unsaved, generation=born))
             self._unsaved = None
         self._history.save_status(status)
 
@@ -228,8 +229,11 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     before = Before.of(history, spec.run_id)
     if before.is_quiet(SYSTEM.now()):
         history.forget_cancel(spec.run_id)
-    options = before.options(spec, msgspec.structs.replace(session.options, command=command_line()))
-    spec = msgspec.structs.replace(spec, generation=generation_of(history, spec, fresh=options.fresh))
+    given = msgspec.structs.replace(
+        session.options, command=command_line(), generation_anew=generation_anew(history, spec.run_id)
+    )
+    options = before.options(spec, given)
+    spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
     display.show(_before_ray(spec, session.address))
     start = session.open_cluster or _real_cluster
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.

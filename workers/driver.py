@@ -126,7 +126,7 @@ class Driver:
         for note in made.notes:
             self._tell(note)
         self._status.resumed, self._status.lanes = made.resumed, made.plan.lanes
-        self._status.endless = not made.plan.bounded
+        self._status.endless, self._status.generation = not made.plan.bounded, made.plan.generation
         self._status.total_bytes = sum(split.size_bytes for split in made.plan.splits) if made.plan.bounded else 0
         return made.plan
 

@@ -62,6 +62,8 @@ async def wanted_plan(
     plan = await primary.read_plan()
     if plan is None:
         refuse_moved_results(spec, options)
+        if options.generation_anew is not None:
+            spec = msgspec.structs.replace(spec, generation=options.generation_anew)
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
     refuse_moved_sinks(plan, spec)
     accept = options.accept_changes or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))

@@ -70,3 +70,5 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     """Task → why the calibration of its cascade does not hold any more."""
     epoch: int = 0
     """Of the command that tells this: what an older one says, after it was taken over, is not news."""
+    generation: int | None = None
+    """Of the items of its plan; None: not known yet."""

@@ -148,7 +148,7 @@ def _started(spec: RunSpec, options: RunOptions, epoch: int, made: Planned) -> d
         "epoch": epoch,
         "resumed": made.resumed,
         "lanes": made.plan.lanes,
-        "generation": spec.generation,
+        "generation": made.plan.generation,
         "limit": spec.limit,
         "asked": asked,
         "job_digest": _digest(spec.fingerprint),

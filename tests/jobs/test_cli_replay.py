@@ -1,5 +1,9 @@
 """Sending dead letters again: the same items, a new generation, nobody twice."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -11,14 +15,16 @@ from penstock.connectors.reading.replay import ReplayIntake
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import SpecError, Temporary
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
-from penstock.jobs import replay
+from penstock.jobs import replay, run
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
 from penstock.jobs.look import told
-from penstock.workers.runspec import RunSpec
+from penstock.jobs.progress import Silent
+from penstock.jobs.run import Session
+from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
 LOST, WALLED, HUGE = "1" * 32, "2" * 32, "3" * 32
@@ -107,17 +113,52 @@ def test_a_run_that_is_begun_anew_stands_above_the_replays_of_its_old_life(story
     """By the highest generation its records count, not theirs; and what died now was sent by none of them."""
     old, _ = story.prepare()
     story.ends(old, [], "interrupted")
-    assert replay.generation_of(story.history, story.spec, fresh=False) == 0
-    born = replay.generation_of(story.history, story.spec, fresh=True)
+    assert replay.generation_of(story.history, story.spec) == 0
+    born = replay.generation_anew(story.history, story.spec.run_id)
+    assert born is not None
     assert born > old.generation
     story.ends(msgspec.structs.replace(story.spec, generation=born), [letter(LOST, "attempts_exhausted", born)])
-    assert replay.generation_of(story.history, story.spec, fresh=False) == born, "as its next command goes on"
+    assert replay.generation_of(story.history, story.spec) == born, "as its next command goes on"
     new, sent = story.prepare()
     assert [one.item_id for one in sent] == [LOST]
     assert (new.run_id, new.generation) == ("job-1~replay-2", born + 1)
     story.ends(new, [])
     with pytest.raises(SpecError, match="no dead letters to send again"):
         story.prepare()
+
+
+class Planning:
+    """A cluster whose `--fresh` throws the plan away and fails; the next command's plan is made as it asks."""
+
+    def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> Planning:
+        if options.fresh:
+            raise Temporary("the source can't be listed now")
+        self._status = RunStatus(spec.run_id, spec.name, "done", generation=options.generation_anew)
+        return self
+
+    def status(self) -> RunStatus:
+        return self._status
+
+    def drain(self) -> None: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def test_a_fresh_start_that_failed_leaves_its_generation_to_the_next_command(story: Story) -> None:
+    """Else its records would stand below the replays of the life thrown away. History says as the plan does."""
+    old, _ = story.prepare()
+    story.ends(old, [])
+
+    def execute(*, fresh: bool) -> None:
+        session = Session(RunOptions(fresh=fresh), "ray://x", lambda _: nullcontext(Planning()))
+        run.execute(story.spec, session, Silent(), run.Stop())
+
+    with pytest.raises(Temporary):
+        execute(fresh=True)
+    assert replay.of_this_life(story.history, "job-1") == [old.run_id], "a refused command changes nothing"
+    execute(fresh=False)
+    assert story.history.spec("job-1").generation > old.generation
+    assert replay.of_this_life(story.history, "job-1") == []
 
 
 @pytest.mark.parametrize("state", ["running", "interrupted", "failed"])

@@ -80,6 +80,12 @@ async def test_results_that_moved_are_not_paid_again_without_a_word(tmp_path: Pa
     assert (await planned(spec, known)).version == 1
 
 
+async def test_a_new_life_stands_above_the_replays_of_the_last_whichever_command_plans_it(tmp_path: Path) -> None:
+    """`--fresh` may fail after it threw the plan away. A plan that is there keeps what it says."""
+    assert (await planned(job(tmp_path), RunOptions(generation_anew=2))).generation == 2
+    assert (await planned(job(tmp_path), RunOptions(generation_anew=4))).generation == 2
+
+
 async def test_leases_of_a_life_whose_progress_is_gone_are_spent(tmp_path: Path) -> None:
     """The new life counts its epochs from 1 again; by their names the old leases would be taken for its own."""
     spec = job(tmp_path)
