@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
-from penstock.engine.errors import Away, Held, PenstockError, Temporary
+from penstock.engine.errors import Away, Held, PenstockError, Refused, Temporary
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
 ACCEPT_S = 600.0
 """Listing the input and taking the lock: minutes of listing belong to S3."""
 LISTEN_S = 0.5
-"""While a run is being accepted: how often to ask whether it is still wanted."""
+"""While a run is being accepted: how often to ask whether it is still wanted, and to tell that its command lives."""
 FORGO_S = 5.0
 """Then a driver may take to let go of a run that nobody wants any more; else it is ended as a crash would."""
 STATUS_S = 5.0
@@ -67,6 +68,16 @@ class Losses:
         return now >= self._next_at
 
 
+class _Start(NamedTuple):
+    """Of a driver that has not accepted the run yet."""
+
+    reply: object
+    urgent: int
+    """How often somebody must ask to stop before it is not waited for."""
+    until: float
+    """Monotonic seconds."""
+
+
 class RunHandle:
     def __init__(self, spec: RunSpec, options: RunOptions, cores: int, asked: Callable[[], int]) -> None:
         self._spec = spec
@@ -75,6 +86,8 @@ class RunHandle:
         self._asked = asked
         self._losses = Losses(None if spec.endless else spec.execution.outage_s)
         self._driver: object | None = None
+        self._following: _Start | None = None
+        """The driver that is to follow a lost one, and has not accepted the run yet."""
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
         self._drained = False
         self._notes: list[str] = []
@@ -83,11 +96,13 @@ class RunHandle:
         self._silent_since: float | None = None
 
     def begin(self) -> None:
-        """The first driver. Raises as `_start` does, but for `KeyboardInterrupt` where the run is not wanted any more;
+        """The first driver. Raises as `_heard` does, but for `KeyboardInterrupt` where the run is not wanted any more;
         a driver that dies meanwhile is replaced."""
         while True:
+            start = self._start(FIRST)
             try:
-                self._start(FIRST)
+                while not self._heard(start):
+                    pass
             except _DriverLost:
                 if not self._losses.may_start(time.monotonic()):
                     raise
@@ -96,11 +111,8 @@ class RunHandle:
             else:
                 return
 
-    def _start(self, urgent: int) -> None:
-        """Raises `Held`, `SpecError`, `Corrupt`, `Temporary`; `_Unwanted` where somebody asked so often to stop before
-        the driver had accepted the run."""
+    def _start(self, urgent: int) -> _Start:
         import ray
-        from ray.exceptions import RayError, RayTaskError
 
         from penstock.workers.driver import Driver
 
@@ -111,31 +123,30 @@ class RunHandle:
         )
         encoded = msgspec.msgpack.encode(self._spec), msgspec.msgpack.encode(self._options)
         self._driver = options.remote(*encoded, self._cores)  # pyright: ignore[reportCallIssue]
+        return _Start(self._driver.accept.remote(), urgent, time.monotonic() + ACCEPT_S)  # pyright: ignore
+
+    def _heard(self, start: _Start) -> bool:
+        """Wait a moment for the driver's word; False: there is none yet. Raises `Held`, `SpecError`, `Corrupt`,
+        `Temporary`; `_DriverLost`; `_Unwanted` where somebody asked so often to stop before it had accepted the run."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
         try:
-            self._heard(self._driver.accept.remote(), urgent)  # pyright: ignore
+            ray.get(start.reply, timeout=LISTEN_S)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        except GetTimeoutError as error:
+            if self._asked() >= start.urgent:
+                self._forgo()
+                raise _Unwanted from None
+            if time.monotonic() >= start.until:
+                self.close()
+                why = f"the driver of {self._spec.name} did not accept the run in {ACCEPT_S:g} s"
+                raise Temporary(why) from error
+            return False
         except RayTaskError as error:
             raise _our_own(error) from error
         except RayError as error:
             raise _DriverLost(f"the driver of {self._spec.name} did not start: {_brief(error)}") from error
-
-    def _heard(self, reply: object, urgent: int) -> None:
-        """Wait for the driver's word. Raises `_Unwanted`, `Temporary`, and what the driver raised."""
-        import ray
-        from ray.exceptions import GetTimeoutError
-
-        end = time.monotonic() + ACCEPT_S
-        while True:
-            try:
-                ray.get(reply, timeout=LISTEN_S)  # pyright: ignore[reportCallIssue, reportArgumentType]
-                return
-            except GetTimeoutError as error:
-                if self._asked() >= urgent:
-                    self._forgo()
-                    raise _Unwanted from None
-                if time.monotonic() >= end:
-                    self.close()
-                    why = f"the driver of {self._spec.name} did not accept the run in {ACCEPT_S:g} s"
-                    raise Temporary(why) from error
+        return True
 
     def _forgo(self) -> None:
         import ray
@@ -145,10 +156,14 @@ class RunHandle:
         self.close()
 
     def status(self) -> RunStatus:
-        """Never fails: where the driver is lost another goes on, or it says `failed` with a message."""
+        """Never fails, nor waits for long: where the driver is lost another goes on, or it says `failed` and why.
+        Until that one has accepted the run, which may take minutes, it says `starting`."""
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
+        if self._following is not None:
+            self._listen(self._following)
+            return self._told()
         if self._losses.waits:
             if self._drained or self._losses.due(time.monotonic()):
                 self._follow("it was lost")
@@ -182,34 +197,47 @@ class RunHandle:
         self._follow(why)
 
     def _follow(self, why: str) -> None:
-        note, waited = "the driver was lost; another goes on where it was", self._losses.waits
-        while self._losses.may_start(time.monotonic()):
-            try:
-                self._start(FIRST if waited else AGAIN)
-            except _DriverLost as problem:
-                why = str(problem)
-                continue
-            except Held as problem:
-                self._give_up(f"the driver was lost, and the run is not ours any more: {problem}")
+        if self._losses.may_start(time.monotonic()):
+            self._listen(self._start(FIRST if self._losses.waits else AGAIN))
+        else:
+            self._give_up(f"the driver was lost {MAX_DRIVERS} times within an hour: {why}")
+
+    def _listen(self, start: _Start) -> None:
+        """To the driver that is to follow, for a moment: whoever asks for the status must be told that we live."""
+        note, self._following = "the driver was lost; another goes on where it was", None
+        try:
+            if not self._heard(start):
+                self._following = start
+                self._starting("the driver was lost; another is about to go on where it was")
                 return
-            except Away as problem:
+        except _DriverLost as problem:
+            self._follow(str(problem))
+        except Held as problem:
+            self._give_up(f"the driver was lost, and the run is not ours any more: {problem}")
+        except PenstockError as problem:
+            if self._is_waited_for(problem):
                 self._wait(problem)
-                return
-            except PenstockError as problem:
+            else:
                 self._give_up(f"{note}, but: {problem}")
-                return
-            except _Unwanted:
-                self._give_up("the driver was lost, and no other was started: it was asked to stop", "interrupted")
-                return
+        except _Unwanted:
+            self._give_up("the driver was lost, and no other was started: it was asked to stop", "interrupted")
+        else:
             self._losses.runs()
             self._notes.append(note)
             self._noted = self._last.noted + 1
             if self._drained:
                 self.drain()
-            return
-        self._give_up(f"the driver was lost {MAX_DRIVERS} times within an hour: {why}")
 
-    def _wait(self, problem: Away) -> None:
+    def _is_waited_for(self, problem: PenstockError) -> bool:
+        """A store that refuses what it took before is mended by a person; nobody would start an endless run again."""
+        return isinstance(problem, Away) or (self._spec.endless and isinstance(problem, Refused))
+
+    def _starting(self, message: str) -> None:
+        if not self._losses.waits:  # else it says already for what
+            self._last.message = message
+        self._last.state = "starting"
+
+    def _wait(self, problem: PenstockError) -> None:
         """For what is away: nothing goes meanwhile, and nothing is lost."""
         self.close()
         waited = self._losses.waits

@@ -13,11 +13,11 @@ import ray
 
 from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
 from penstock.engine.catalog import Catalog
-from penstock.engine.errors import Away, PenstockError
+from penstock.engine.errors import Away, PenstockError, Refused
 from penstock.engine.policy import Policy
 from penstock.jobs.health import alive
 from penstock.workers import launch
-from penstock.workers.launch import AWAY_PAUSE_S, MAX_DRIVERS, WITHIN_S, Losses, RunHandle
+from penstock.workers.launch import AWAY_PAUSE_S, MAX_DRIVERS, WITHIN_S, Losses, RunHandle, _Start
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunStatus
 
@@ -55,27 +55,33 @@ def test_a_driver_that_finds_a_server_away_is_tried_again_and_does_not_count(out
 
 
 class Scripted(RunHandle):
-    """Its drivers fail to start as the script says; what is left of it starts well."""
+    """Its drivers fail to start as the script says (None: nothing is heard yet); what is left of it starts well."""
 
-    def __init__(self, *script: PenstockError, endless: bool) -> None:
+    def __init__(self, *script: PenstockError | None, endless: bool) -> None:
         source = KafkaSource(("t",), bootstrap="localhost:9092") if endless else MemorySource("launch")
         sinks = {"results": MemorySink("launch")}
         spec = RunSpec("r", "n", {}, source, None, Row(), Catalog({}, {}, {}), Policy({}), sinks)
         super().__init__(spec, RunOptions(), 1, lambda: 0)
         self._script = list(script)
 
-    def _start(self, urgent: int) -> None:
+    def _start(self, urgent: int) -> _Start:
         self._losses.starts(0.0)
-        if self._script:
-            raise self._script.pop(0)
+        return _Start(None, urgent, 0.0)
+
+    def _heard(self, start: _Start) -> bool:
+        said = self._script.pop(0) if self._script else True
+        if isinstance(said, PenstockError):
+            raise said
+        return said is not None
 
 
+@pytest.mark.parametrize("kind", [Away, Refused])
 def test_a_driver_that_is_lost_while_the_store_is_away_is_followed_when_it_is_back(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: type[PenstockError]
 ) -> None:
     """The command gave up at once: nobody started the service again."""
     monkeypatch.setattr(launch, "AWAY_PAUSE_S", 0.0)
-    handle = Scripted(Away("the bucket is away"), Away("the bucket is away"), endless=True)
+    handle = Scripted(kind("the bucket is away"), kind("the bucket is away"), endless=True)
     handle._last.state = "running"
     handle._replace("its node is gone")
     assert (handle._last.state, "the bucket is away" in handle._last.message) == ("starting", True)
@@ -85,6 +91,26 @@ def test_a_driver_that_is_lost_while_the_store_is_away_is_followed_when_it_is_ba
     assert handle._last.notes == ["the driver was lost; another starts when this is over: the bucket is away"]
     handle.status()
     assert not handle._losses.waits
+    assert handle._notes == ["the driver was lost; another goes on where it was"]
+
+
+def test_a_run_with_an_end_does_not_wait_for_a_store_that_refuses_it() -> None:
+    handle = Scripted(Refused("the key is refused"), endless=False)
+    handle._replace("its node is gone")
+    assert handle._last.state == "failed"
+
+
+def test_a_command_lives_while_the_driver_that_it_started_reaches_for_the_store() -> None:
+    """It was silent for minutes then: its probe failed, and other commands took it for gone."""
+    handle = Scripted(None, None, None, endless=True)
+    handle._last = RunStatus("r", "n", "running", epoch=3)
+    handle._replace("its node is gone")
+    for _ in range(2):
+        handle._last.updated_at = 0.0
+        told = handle.status()
+        assert (told.state, alive(told, time.time()).ok) == ("starting", True)
+    handle.status()
+    assert handle._following is None
     assert handle._notes == ["the driver was lost; another goes on where it was"]
 
 
