@@ -164,7 +164,7 @@ class Experiment(msgspec.Struct, frozen=True, omit_defaults=True):
     """Units of one task are divided among arms, the same for each unit in every lane and restart."""
 
     id: str
-    """`job/name`: what a person calls and stops."""
+    """`job/name`: what a person calls and stops, and by what units are divided."""
     task: str
     arms: tuple[Arm, ...]
     """The first is what the others are compared with, and what all units get once it is stopped."""
@@ -176,7 +176,7 @@ class Experiment(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """What records and cells call it, and by what units are divided."""
+        """What records and cells call it."""
         return f"{self.id}@{self.version}" if self.version else self.id
 
 

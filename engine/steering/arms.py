@@ -21,8 +21,8 @@ class Draw:
         self._over = exposure(experiment, experiment.arms[0], 1.0, counted=False)
 
     def place(self, unit: str) -> int:
-        """Which arm: its place among them."""
-        data = f"{self.experiment.key}\0{unit}".encode()
+        """Which arm: its place among them. By the name alone: an edit moves no more units than new shares do."""
+        data = f"{self.experiment.id}\0{unit}".encode()
         drawn = int.from_bytes(blake2b(data, digest_size=8, person=b"pst-arm").digest())
         return next((i for i, end in enumerate(self._ends) if drawn < end), len(self._ends) - 1)
 

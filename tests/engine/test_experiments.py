@@ -249,5 +249,14 @@ def test_what_arms_did_before_they_were_changed_is_not_pooled_with_what_they_do_
     assert seen.split is not None
     assert not seen.split.found
     assert seen.earlier == 1_000
-    drawn = [(Draw(was).place(f"u{i}"), Draw(now).place(f"u{i}")) for i in range(2_000)]
-    assert {(0, 1), (1, 0)} <= set(drawn)
+
+
+def test_an_edit_moves_no_more_units_than_the_shares_say() -> None:
+    """A customer keeps what it got where only an arm's wording was mended, or Penstock is another release."""
+    mended = msgspec.structs.replace(WORDING, version="b2")
+    halves = msgspec.structs.replace(mended, arms=(Arm("plain", 1.0), WORDING.arms[1]))
+    was, now, then = ([Draw(each).place(f"u{i}") for i in range(2_000)] for each in (WORDING, mended, halves))
+    assert now == was
+    assert set(zip(was, then, strict=True)) == {(0, 0), (0, 1), (1, 1)}
+    assert Draw(halves).exposed("u", "i", stopped=False)[1].experiment == halves.key
+    assert "".join(str(at) for at in was[:20]) == "10000000010010001011"

@@ -219,3 +219,8 @@ def test_an_experiment_is_another_one_where_its_arms_or_shares_are(
     assert one.id == two.id == "job/wording"
     assert (one.key == two.key) == same
     assert one.key.startswith("job/wording@")
+
+
+def test_an_upgrade_changes_no_fingerprint_of_an_experiment(tmp_path: Path) -> None:
+    """As the release before versions of experiments wrote it: else no run that has one could go on."""
+    assert job(tmp_path, SPLIT).fingerprint["experiment job/wording"] == "a08acfddad49"
