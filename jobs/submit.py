@@ -10,9 +10,14 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from penstock.connectors.registry import where
 from penstock.engine.errors import Held, SpecError, Temporary
 from penstock.jobs.history import History, is_gone, is_over, open_history
+from penstock.jobs.replay import generation_of
 from penstock.workers.clock import SYSTEM
+from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 
 if TYPE_CHECKING:
@@ -51,8 +56,8 @@ class JobHandle:
 def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> JobHandle:
     """Start a run on the cluster whose dashboard is at `address` (`http://host:8265`) and return at once.
 
-    Raises `SpecError` where the cluster could not reach the state, `Held` where the run is under way, `Temporary` where
-    the cluster does not answer; then history says what it said before.
+    Raises `SpecError` where the cluster could not reach the state or the results are elsewhere now, `Held` where the
+    run is under way, `Temporary` where the cluster does not answer; then history says what it said before.
     """
     from penstock.jobs.before import Before
     from penstock.jobs.run import resolve
@@ -63,7 +68,8 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
     before = Before.of(history, spec.run_id)
     if not before.is_quiet(SYSTEM.now()):
         raise Held(f"{spec.run_id} is under way: penstock status {spec.run_id}, or penstock cancel {spec.run_id} first")
-    former = history.spec(spec.run_id) if before.status is not None else None
+    _refuse_moved(before.spec, spec)
+    spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
     history.save_spec(spec)  # the command there reads it
     history.forget_cancel(spec.run_id)
     history.save_status(RunStatus(run_id=spec.run_id, name=spec.name, state="starting", message="submitted"))
@@ -71,11 +77,22 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
     try:
         return JobHandle(spec.run_id, _to_ray(address, command, spec.run_id), history)
     except Temporary as error:
-        if former is not None and before.status is not None:
-            history.save_spec(former)
+        if before.spec is not None:
+            history.save_spec(before.spec)
         failed = RunStatus(spec.run_id, spec.name, "failed", f"not submitted: {error}")
         history.save_status(before.status or failed)
         raise
+
+
+def _refuse_moved(former: RunSpec | None, spec: RunSpec) -> None:
+    """The command there can't: all that it reads of the run is the spec that is saved here."""
+    here = where(spec.sinks["results"])
+    if former is not None and (known := where(former.sinks["results"])) != here:
+        raise SpecError(
+            f"the results of run {spec.run_id} were at {known}, and would be at {here}: all that is not there would be "
+            "paid for again. Put the sink's path back; where its working folder moved along, or to start over (with "
+            "--fresh), `penstock run` it once"
+        )
 
 
 def _check_reach(state: str, address: str) -> None:

@@ -27,7 +27,6 @@ from penstock.jobs.history import History, open_history
 from penstock.jobs.progress import Meter, PlainDisplay, View, display_for
 from penstock.jobs.result import JobResult
 from penstock.jobs.run import Session, Stop
-from penstock.jobs.submit import submit
 from penstock.workers.runspec import Execution, RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus, Tally
 
@@ -529,15 +528,3 @@ def test_every_note_is_said_once_also_behind_the_fiftieth() -> None:
 def test_an_error_of_ours_is_another_exit_code_than_lost_machines(unexpected: bool, code: int) -> None:
     status = RunStatus("job-1", "job", "failed", "unexpected: KeyError: 'x'", unexpected=unexpected)
     assert exits.of_status(status, None) == code
-
-
-def test_a_submit_that_the_cluster_does_not_take_leaves_history_as_it_was(tmp_path: Path) -> None:
-    carry_out(tmp_path, ["running", "done"])
-    history, spec = history_of(tmp_path), spec_in(tmp_path)
-    with pytest.raises(Temporary, match="did not take the job"):
-        submit(spec, "http://127.0.0.1:9")
-    assert history.status("job-1").state == "done"
-    history.save_status(RunStatus("job-1", "job", "running", updated_at=time.time()))
-    with pytest.raises(Held, match="is under way"):
-        submit(spec, "http://127.0.0.1:9")
-    assert history.status("job-1").state == "running"
