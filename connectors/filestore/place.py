@@ -17,6 +17,7 @@ from penstock.connectors.filestore.run import (
     marker,
     read_owner,
     refuse_another,
+    refuse_old_names,
     run_epoch,
     throw_away,
 )
@@ -44,6 +45,7 @@ class FilesPlace:
         for output in self._sinks.values():  # all of them before any is taken
             owner = read_owner(output)
             refuse_another(output, shown_by(output) if owner is None else owner, self._run_id)
+        refuse_old_names(self._sinks.values(), self._run_id)
         for output in self._sinks.values():
             claim(output, self._run_id)
         return FileStore(self.home, {str(sink): output for sink, output in self._sinks.items()})

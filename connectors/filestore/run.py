@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -72,7 +73,10 @@ def throw_away(output: FilesSink) -> None:
 
 def read_owner(output: FilesSink) -> str | None:
     """The run that an output belongs to; None: no run says that it does."""
-    home = home_of(output)
+    return _owner(home_of(output))
+
+
+def _owner(home: Path) -> str | None:
     try:
         return msgspec.json.decode((home / MARK).read_bytes(), type=RunMark).run_id
     except FileNotFoundError:
@@ -87,6 +91,22 @@ def refuse_another(output: FilesSink, owner: str | None, run_id: str) -> None:
         raise Refused(
             f"{output.path} holds the output of another run ({owner}); this one is {run_id}. Give the sinks another "
             f"path; or start with --fresh, which throws away all that {owner} has there, finished or not."
+        )
+
+
+def refuse_old_names(outputs: Collection[FilesSink], run_id: str) -> None:
+    """Raises `Refused` where this run was begun by a Penstock that left the ending out of a working folder's name: it
+    would begin again beside all that it has, and pay again."""
+    homes = [home_of(output) for output in outputs]
+    moves: list[str] = []
+    for output, home in zip(outputs, homes, strict=True):
+        old = home.with_name(f".{Path(os.path.normpath(output.path)).stem}.penstock")
+        if old not in homes and not (home / MARK).exists() and _owner(old) == run_id:
+            moves.append(f"{old} to {home}")
+    if moves:
+        raise Refused(
+            f"run {run_id} was begun when working folders had other names: rename {', and '.join(moves)} to go on "
+            "(or start over with --fresh)"
         )
 
 

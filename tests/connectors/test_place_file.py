@@ -10,6 +10,8 @@ import pytest
 
 from penstock.connectors.base import OutRecord, SinkName, this_process
 from penstock.connectors.filestore.place import FilesPlace
+from penstock.connectors.s3.client import PLAIN, client
+from penstock.connectors.s3.store import run as s3_run
 from penstock.connectors.s3.store.run import root_of
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Corrupt, Refused
@@ -50,6 +52,46 @@ async def test_outputs_of_different_names_never_share_a_working_folder(tmp_path:
 @pytest.mark.parametrize(("one", "other"), [("out/labels.csv", "out/labels.jsonl"), ("v1.0", "v1.1"), ("1.0/", "1.1/")])
 def test_objects_of_different_names_never_share_a_working_prefix(one: str, other: str) -> None:
     assert root_of(one) != root_of(other)
+
+
+async def test_a_run_begun_under_an_older_name_of_its_working_folder_is_not_begun_again(tmp_path: Path) -> None:
+    """All of it would be paid again. Renamed, it goes on; --fresh begins anew; another run's place is left alone."""
+    run = place(tmp_path / "labels.jsonl")
+    await begun(run)
+    run.home.rename(tmp_path / ".labels.penstock")
+    with pytest.raises(Refused, match=r"rename .*/\.labels\.penstock to .*/\.labels\.jsonl\.penstock to go on"):
+        run.open()
+    assert not run.home.exists()
+    place(tmp_path / "labels.csv", "run-2").open()
+    await run.discard()
+    assert await run.open().read_plan() is None
+    shutil.rmtree(run.home)
+    (tmp_path / ".labels.penstock").rename(run.home)
+    assert await run.open().read_plan() == OF_YESTERDAY
+
+
+def test_an_output_that_another_ones_old_name_belongs_to_is_no_older_run(tmp_path: Path) -> None:
+    """As where costs are added to a run whose results are a folder of that name."""
+    results, costs = FilesSink(f"{tmp_path}/labels/"), FilesSink(f"{tmp_path}/labels.jsonl")
+    FilesPlace({"results": results}, "run-1").open()
+    FilesPlace({"results": results, "costs": costs}, "run-1").open()
+
+
+def test_objects_of_a_run_begun_under_an_older_prefix_are_not_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the new name has no mark yet, and the old one has this run's."""
+    marks = {"out/.labels.penstock/": "run-1"}
+
+    def read_mark(base: s3_run.Base) -> tuple[s3_run.RunMark, str] | None:
+        return (s3_run.RunMark(marks[base.root], "life"), "etag") if base.root in marks else None
+
+    monkeypatch.setattr(s3_run, "read_mark", read_mark)
+    base = s3_run.Base(client(None, None), "bucket", root_of("out/labels.jsonl"), PLAIN)
+    with pytest.raises(Refused, match=r"s3://bucket/out/\.labels\.penstock/: finish it with the version"):
+        s3_run.refuse_old_names(base, ["out/labels.jsonl"], "run-1")
+    s3_run.refuse_old_names(base, ["out/labels.jsonl"], "run-2")
+    s3_run.refuse_old_names(base, ["out/labels"], "run-1")
+    marks["out/.labels.jsonl.penstock/"] = "run-1"
+    s3_run.refuse_old_names(base, ["out/labels.jsonl"], "run-1")
 
 
 def test_who_would_be_thrown_away_is_named(tmp_path: Path) -> None:

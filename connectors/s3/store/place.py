@@ -54,6 +54,7 @@ class S3Place:
         fence.prove(self.base.s3, self.base.bucket, self.base.root, self.base.stored, parts=single)
         for output in self._sinks.values():  # all of them before any is taken
             s3_run.refuse_another(self.base, output.prefix, self._owner(output), self._run_id)
+        s3_run.refuse_old_names(self.base, [output.prefix for output in self._sinks.values()], self._run_id)
         life, *_ = [s3_run.claim(base, self._run_id) for base in self._bases()]
         return S3Store(life, {str(sink): output for sink, output in self._sinks.items()})
 

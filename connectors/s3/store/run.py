@@ -11,6 +11,8 @@ Each output has a base of its own, which says whose it is; in the first one's th
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 import msgspec
@@ -140,6 +142,22 @@ def refuse_another(base: Base, output: str, owner: str | None, run_id: str) -> N
             f"sinks another prefix; or start with --fresh, which throws away all that {owner} has there, finished or "
             "not."
         )
+
+
+def refuse_old_names(base: Base, prefixes: Collection[str], run_id: str) -> None:
+    """Raises `Refused` where this run was begun by a Penstock that left an object's ending out of its working prefix:
+    it would begin again beside all that it has, and pay again. prefixes: of the run's outputs in this bucket."""
+    roots = {root_of(prefix) for prefix in prefixes}
+    for prefix in prefixes:
+        old = base.at(prefix.removesuffix(PurePosixPath(prefix).suffix))
+        if old.root in roots or read_mark(base.at(prefix)) is not None:
+            continue
+        found = read_mark(old)
+        if found is not None and found[0].run_id == run_id:
+            raise Refused(
+                f"run {run_id} is where working prefixes were named before, at s3://{old.bucket}/{old.root}: "
+                "finish it with the version of Penstock that began it, or start over with --fresh"
+            )
 
 
 def begin_anew(base: Base, run_id: str) -> str | None:
