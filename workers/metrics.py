@@ -312,7 +312,7 @@ class DriverMetrics:
         self._metrics.set("standstill", float(status.standstill is not None), self._job)
         money = {
             "limit": status.budget_limit_nano,
-            "spent": tally.cost_nano,
+            "spent": tally.called_nano(),
             "forfeit": tally.forfeit_nano,
         }
         for state, nano in money.items():

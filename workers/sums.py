@@ -26,7 +26,7 @@ def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], la
     status.lanes_ended = sum(1 for report in reports if report.done)
     run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None and b.role is None]
     status.budget_limit_nano = min(run_budgets, default=None)
-    status.budget_spent_nano = total.cost_nano + total.forfeit_nano
+    status.budget_spent_nano = total.called_nano() + total.forfeit_nano
 
 
 def second_payments_bound(spec: RunSpec, lanes: int, doubted: int) -> int:

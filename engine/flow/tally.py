@@ -103,6 +103,10 @@ class Tally(msgspec.Struct, omit_defaults=True):
     steps_nano: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Judge or shadow → what they cost; also in `cost_nano`."""
 
+    def called_nano(self) -> int:
+        """Of `cost_nano`, what calls were charged: that is what budgets hold."""
+        return self.cost_nano - sum(row.adjusted_nano for row in self.models.values())
+
     def fell_back(self) -> list[tuple[tuple[str, str], int]]:
         return [((pair.partition("|")[0], pair.partition("|")[2]), n) for pair, n in self.fallen.items()]
 

@@ -290,7 +290,7 @@ def test_gauges_speak_for_all_lanes_of_the_process() -> None:
 def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> None:
     """Quality has its mean and both bounds, by each scorer: answers that are always JSON are no better for it."""
     sheet = Sheet()
-    tally = Tally(cost_nano=2 * 10**9, forfeit_nano=10**9)
+    tally = Tally(cost_nano=9 * 10**9, forfeit_nano=10**9, models={"own@v1": ModelTally(adjusted_nano=7 * 10**9)})
     cell = Cell("t", "m", "v1", scores={"exact@1": Scored(80, {1000: 80, 0: 20}), "json@1": Scored(50, {1000: 50})})
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     status.drifted = {"t": "its calibration does not hold any more"}

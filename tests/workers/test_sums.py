@@ -11,7 +11,7 @@ from penstock.connectors.settings import MemorySource, Row
 from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget, NeedLease
 from penstock.engine.catalog import Catalog
-from penstock.engine.flow.tally import Tally
+from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.policy import Policy, Task
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import Execution, RunSpec
@@ -35,6 +35,14 @@ def test_the_number_of_items_is_known_once_every_lane_has_read_its_input() -> No
     assert known(True) is None
     assert known(True, True, endless=True) is None
     assert known(True, True) == 100
+
+
+def test_hours_of_own_engines_are_no_spent_budget() -> None:
+    """It holds calls, and nothing stops for hours: a run of a later command looked as if it had overspent."""
+    spec, status = msgspec.structs.replace(SPEC, budgets=(Budget(25),)), RunStatus("r", "n", "running")
+    own = ModelTally("own", "v1", cost_nano=12, adjusted_nano=9)
+    sum_up(status, spec, [LaneReport(0, Tally(cost_nano=29, forfeit_nano=2, models={"own@v1": own}))], lanes=1)
+    assert (status.budget_limit_nano, status.budget_spent_nano) == (25, 22)
 
 
 def test_what_crashes_explain_is_a_window_for_each_lane_that_was_left_in_doubt() -> None:
