@@ -7,6 +7,7 @@ the number of processes. All calls block (a few milliseconds): call them in a th
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,7 @@ import msgspec
 from penstock.connectors.documents import until_won
 from penstock.connectors.state import ABSENT, State
 from penstock.engine import leases
-from penstock.engine.budget import NeedLease, key_heads, run_key
+from penstock.engine.budget import NeedLease, key_heads, run_key, scope
 from penstock.engine.errors import Corrupt
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Epoch
@@ -103,7 +104,8 @@ class LedgerClient:
     def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int], now: float) -> int:
         """Close what dead owners of a lane left open, under every key that can still matter (`key_heads`). Returns what
         of the run's money had to be given up as spent: each dollar lies under several keys, so that of the run's own
-        budget counts, or without one the largest. Call it after the lane was taken."""
+        budget counts, or without one the largest sum over keys that share no dollar (`scope`). Call it after
+        the lane was taken."""
         mine = {self._own(lease_id): spent for lease_id, spent in proven.items()}
         return self._forfeit(lane, before, mine, now)
 
@@ -115,7 +117,7 @@ class LedgerClient:
         return f"{self._run}/{lease_id}"
 
     def _forfeit(self, lane: int | None, before: Epoch, proven: Mapping[str, int], now: float) -> int:
-        given_up: dict[str, int] = {}
+        given_up: Counter[tuple[str, ...]] = Counter()
         for name, found in self._within_reach(now):
             if not _concerns(found, self._run, lane):
                 continue
@@ -126,8 +128,8 @@ class LedgerClient:
                 return ledger
 
             self._swap_at(name, swap, None)
-            given_up[found.key] = lost[0]
-        return given_up.get(run_key(self._run), max(given_up.values(), default=0))
+            given_up[scope(found.key)] += lost[0]
+        return given_up.get(scope(run_key(self._run)), max(given_up.values(), default=0))
 
     def _within_reach(self, now: float) -> list[tuple[str, Ledger]]:
         """The documents that leases of this run may be in, and no others: a state that has served for years holds

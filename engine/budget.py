@@ -77,6 +77,14 @@ def run_key(run_id: str) -> str:
     return f"run/{quote(run_id, safe='')}"
 
 
+def scope(key: str) -> tuple[str, ...]:
+    """Which kind of budget a key is of. A call falls under one key of a scope at most (one tenant, one day), so what
+    lies under them adds up; what lies under keys of two scopes may be the same money."""
+    parts = key.split("/")
+    pairs = zip(parts[::2], parts[1::2], strict=False)
+    return tuple(f"for/{value}" if kind == "for" else kind for kind, value in pairs)
+
+
 def _period(per: Period | None, run_id: str, now: float) -> str:
     day = datetime.fromtimestamp(now, UTC)
     match per:

@@ -208,6 +208,22 @@ def test_a_dead_owners_money_is_told_once_whatever_the_budgets_it_lay_under(
     assert client.forfeit(0, (1, 2), {}, 0.0) == told
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (("run/r/tenant/a", "run/r/tenant/b"), 1_200),
+        (("day/1970-01-01/tenant/a", "day/1970-01-02/tenant/a"), 1_200),
+        (("run/r/tenant/a", "run/r/tenant/a/for/explore"), 900),
+    ],
+)
+def test_what_lies_under_disjoint_budgets_adds_up(tmp_path: Path, keys: tuple[str, ...], told: int) -> None:
+    """A call has one tenant and one day."""
+    client = LedgerClient(FolderState(tmp_path), "r")
+    for key, nano in zip(keys, (300, 900), strict=True):
+        client.lease(NeedLease(key, nano, 100 * nano), key, 0, (1, 1), 0.0)
+    assert client.forfeit(0, (1, 2), {}, 0.0) == told
+
+
 def test_a_run_with_a_long_name_finds_its_leases_too(tmp_path: Path) -> None:
     client, key = LedgerClient(FolderState(tmp_path), "j" * 120), f"run/{'j' * 120}/tenant/{'t' * 60}"
     client.lease(NeedLease(key, 10, 1_000), "3-1", 3, (1, 1), 0.0)
