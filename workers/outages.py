@@ -37,6 +37,7 @@ class Outages:
         open_before, away_before = self._all_open(), bool(self._away)
         for report in reports:
             self._hear(report)
+        self._forget_answered(reports)
         now_open, away = self._all_open(), next(iter(self._away.values()), None)
         gone, back = sorted(now_open - open_before, key=str), sorted(open_before - now_open, key=str)
         told, self._told = self._told, self.standstill
@@ -55,6 +56,14 @@ class Outages:
             self._away[report.lane] = report.input_away
         elif report.input_read:
             self._away.pop(report.lane, None)
+
+    def _forget_answered(self, reports: Collection[LaneReport]) -> None:
+        """What answers one lane is well for all but those that say now that it does not answer them: another one that
+        was opened anew, and has nothing to send, would never know."""
+        answering = {target for report in reports for target in report.answering}
+        down = {report.lane: report.open_breakers for report in reports}
+        for lane, known in self._open.items():
+            known -= answering.difference(down.get(lane, ()))
 
     def _all_open(self) -> set[Target]:
         return {target for targets in self._open.values() for target in targets}

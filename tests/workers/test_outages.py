@@ -55,6 +55,18 @@ def test_a_lane_that_is_opened_anew_says_nothing_of_an_outage_before_it_knows() 
     assert outages.news(report()) == ["its input is read again", "model m (account eu) is asked again"]
 
 
+def test_an_outage_is_over_for_a_lane_that_was_opened_anew_and_has_nothing_to_send() -> None:
+    """It never asked, so the account counted as away for good, and its next outage was told by nobody."""
+    outages, quiet, account = Outages(NOW), LaneReport(1, Tally()), [("eu", "*")]
+    down, well = LaneReport(0, Tally(), open_breakers=account), LaneReport(0, Tally(), answering=account)
+    assert len(outages.news([down, LaneReport(1, Tally(), open_breakers=account)])) == 1
+    assert outages.news([well, LaneReport(1, Tally(), open_breakers=account)]) == []
+    assert outages.news([down, quiet]) == []
+    for _ in range(2):
+        assert outages.news([well, quiet]) == ["account eu is asked again"]
+        assert outages.news([down, quiet]) == ["account eu does not answer: its items wait, or go to others"]
+
+
 def test_what_a_person_must_mend_stops_the_run_soon() -> None:
     """Ten seconds after it is known, and nothing moves; a probe that goes out or an item that ends begins them anew."""
     outages = Outages(NOW - 1_000)
