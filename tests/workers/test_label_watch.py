@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from penstock.connectors.base import Taken
 from penstock.connectors.files import FileSource
 from penstock.connectors.memory import MemoryStore, forget
 from penstock.connectors.settings import FilesSource, MemorySink, Row
@@ -71,6 +72,23 @@ def test_finished_input_that_is_gone_is_passed_over_with_a_note(tmp_path: Path, 
     assert errors == []
     assert "a.jsonl" in note
     assert "All of its items have ended" in note
+
+
+def test_a_lane_s_progress_is_read_once_for_all_of_its_files_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each, of a large inbox that was cleared, kept the lanes waiting for hours."""
+    splits, peeked, peek = two_files(tmp_path), list[int](), MemoryStore.peek
+
+    async def counted(store: MemoryStore, lane: int) -> Taken:
+        peeked.append(lane)
+        return await peek(store, lane)
+
+    monkeypatch.setattr(MemoryStore, "peek", counted)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).unlink()
+    _, errors, notes = watched(tmp_path, splits, Saved(opened=2))
+    assert (errors, len(notes), peeked) == ([], 2, [0])
 
 
 @pytest.mark.parametrize("saved", [Saved(), Saved(opened=1, splits=(SavedSplit(0, 0, b"", 0, ended=False),))])

@@ -30,13 +30,18 @@ class LabelWatch:
     def __init__(
         self, spec: RunSpec, plan: Plan, primary: Primary, on_error: Callable[[str], None], note: Callable[[str], None]
     ) -> None:
-        self._plan = plan
         self._primary = primary
         self._on_error = on_error
         self._note = note
         self._noted: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._ordinals: dict[int, list[int]] = {}
+        """Lane → those of its splits, in its order."""
+        for ordinal, lane in sorted((split.ordinal, split.lane) for split in plan.splits):
+            self._ordinals.setdefault(lane, []).append(ordinal)
+        self._closed: dict[int, set[int]] = {}
+        """Lane → its splits that were closed when its progress was read last. Closed ones stay so."""
         self._uris = {split.ordinal: split.uri for split in plan.splits}
         source = open_source(spec.source)
         label = labeller(plan.splits[0].format, spec.row, spec.vars) if plan.splits else None
@@ -100,9 +105,11 @@ class LabelWatch:
 
     async def _is_closed(self, split: Split) -> bool:
         """All of its items have ended and are committed."""
-        saved = saved_in((await self._primary.peek(split.lane)).chunks)
-        lane = sorted(each.ordinal for each in self._plan.splits if each.lane == split.lane)
-        return split.ordinal in lane[: saved.opened] and split.ordinal not in {each.ordinal for each in saved.splits}
+        if split.ordinal not in self._closed.get(split.lane, ()):
+            saved = saved_in((await self._primary.peek(split.lane)).chunks)
+            opened = self._ordinals[split.lane][: saved.opened]
+            self._closed[split.lane] = set(opened).difference(each.ordinal for each in saved.splits)
+        return split.ordinal in self._closed[split.lane]
 
     def _words(self, found: Duplicate) -> tuple[int, int, str]:
         uri = self._uris.get(found.first_ordinal, "")
