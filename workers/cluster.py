@@ -158,6 +158,9 @@ def _environment(*, local: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # glibc keeps a heap for each thread, and Ray's processes have dozens: a long run grows by 20 MB less with two
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+        # Ray's default is 15: on a busy machine lanes and workers then get so little of it that their driver takes them
+        # for lost
+        os.environ.setdefault("RAY_worker_niceness", "0")
         _token_before_ray()
 
 

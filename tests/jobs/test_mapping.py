@@ -52,6 +52,13 @@ def asked(one_ray: None, sandbox: str, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def test_processes_of_a_local_ray_get_as_much_of_a_busy_machine_as_the_command(one_ray: None) -> None:
+    """Ray's default would leave them what is left over, and lanes that get nothing fall silent."""
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 def check(rows: list[dict[str, Any]]) -> None:
     assert [row["text"] for row in rows] == TEXTS
     assert all(row["answer"] in CHOICES and row["error"] is None for row in rows)
