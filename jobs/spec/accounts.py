@@ -28,6 +28,8 @@ class Found:
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
         self.models: dict[str, Model] = {}
+        self.namesakes: set[str] = set()
+        """Accounts that are called like a known host and are elsewhere, without a `provider` that was said."""
         self.walls: dict[str, Wall] = {}
         self.chosen: list[str] = []
         """Models that the job itself names by plain strings, in order."""
@@ -39,10 +41,18 @@ def compile_accounts(found: Found, part: Part) -> None:
         check_name(part.doc, path, name)
         if name in found.accounts:
             raise part.doc.error(path, "this account is defined twice; a name belongs to one account")
-        found.accounts[name] = new_account(part.doc, path, name, file)
+        add_account(found, part.doc, path, name, file)
 
 
-def new_account(doc: Doc, path: Path, name: str, file: AccountFile) -> Account:
+def add_account(found: Found, doc: Doc, path: Path, name: str, file: AccountFile) -> Account:
+    made = found.accounts[name] = _account(doc, path, name, file)
+    known = None if file.provider else hosts.host(name)
+    if known is not None and hosts.by_url(made.base_url) != known:
+        found.namesakes.add(name)
+    return made
+
+
+def _account(doc: Doc, path: Path, name: str, file: AccountFile) -> Account:
     known = hosts.host(file.provider or name) or (hosts.by_url(file.base_url) if file.base_url else None)
     url = file.base_url or (known.base_url if known else None)
     if url is None:

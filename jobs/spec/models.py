@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.engine.catalog import Account, Model, Price, Version
 from penstock.jobs import hosts, prices
-from penstock.jobs.spec.accounts import Found, Part, check_name, host_account, new_account
+from penstock.jobs.spec.accounts import Found, Part, add_account, check_name, host_account
 from penstock.jobs.spec.fields import AccountFile, ModelFile, PriceFile, Replicas, VersionFile
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
@@ -100,9 +100,7 @@ def _carrying_model(found: Found, doc: Doc, path: Path, file: ModelFile, own: se
         timeout_s=file.timeout_s,
         provider=file.provider,
     )
-    account = new_account(doc, path, file.name, carried)
-    found.accounts[file.name] = account
-    return _api_model(found, doc, path, file, account)
+    return _api_model(found, doc, path, file, add_account(found, doc, path, file.name, carried))
 
 
 def _api_model(found: Found, doc: Doc, path: Path, file: ModelFile, account: Account) -> Model:
@@ -110,7 +108,7 @@ def _api_model(found: Found, doc: Doc, path: Path, file: ModelFile, account: Acc
     price = None if file.price is None else _declared(doc, path, file.price)
     if price is None:
         places: list[Path] = [(*path, "versions", i) for i in range(len(file.versions))] or [path]
-        versions = tuple(_from_table(doc, at, v, account) for at, v in zip(places, versions, strict=True))
+        versions = tuple(_from_table(found, doc, at, v, account) for at, v in zip(places, versions, strict=True))
     return Model(
         **_common(doc, path, file),
         versions=versions,
@@ -218,13 +216,13 @@ def _weights(model: str, base: str) -> str:
     return model
 
 
-def _from_table(doc: Doc, path: Path, version: Version, account: Account) -> Version:
+def _from_table(found: Found, doc: Doc, path: Path, version: Version, account: Account) -> Version:
     """With the table's price of what it is called at the provider, unless the file says one."""
     if version.price is not None:
         return version
-    if hosts.is_sandbox(account.base_url) or account.provider == "sandbox":
+    known = None if account.name in found.namesakes else hosts.host(account.provider)
+    if hosts.is_sandbox(account.base_url) or (known is not None and known.name == "sandbox"):
         return msgspec.structs.replace(version, price=prices.sandbox_price(version.model))
-    known = hosts.host(account.provider)
     try:
         price = prices.table_price(known.prices if known else None, account.base_url, version.model)
     except prices.Uncounted as error:
@@ -234,6 +232,13 @@ def _from_table(doc: Doc, path: Path, version: Version, account: Account) -> Ver
             f"can't tell how much ({error}); add `price: {{input_per_million: …, output_per_million: …, "
             "per_request: …}` (US dollars)",
         ) from None
+    if price is None and account.name in found.namesakes:
+        raise doc.error(
+            path,
+            f"whether {account.base_url} charges what {account.name} does for `{version.model}` is not known; say "
+            f"`provider: {account.name}` in the account, or add "
+            "`price: {input_per_million: …, output_per_million: …}` (US dollars) or `price: free`",
+        )
     if price is None:
         raise doc.error(
             path,

@@ -205,6 +205,10 @@ MODELS = {
     "unknown host": ("[antropic/claude]", "models[0]: `antropic` is neither a known host nor an account; did you mean `anthropic`?"),
     "no host": ("[claude]", "models[0]: `claude` is no model of the catalogue; write provider/model"),
     "no models": ("[]", "no model is named"),
+    "priced by a name": (
+        "[openai/gpt-4o-mini]\naccounts: {openai: {base_url: https://gateway.example/v1, api_key: env:K}}",
+        "whether https://gateway.example/v1 charges what openai does for `gpt-4o-mini` is not known",
+    ),
     "unpriced": ("[openai/gpt-unheard-of-9]", "the price table does not know `gpt-unheard-of-9` at openai; add `price:"),
     "priced by more than tokens": ("[perplexity/sonar]", "by more than their tokens, and the price table can't tell how much (requests_kcount)"),
     "price of a thousand requests": ("[{name: m, model: perplexity/sonar, price: {input_per_million: 1, output_per_million: 1, per_request: 5}}]",
@@ -278,7 +282,8 @@ def test_a_literal_key_is_refused_whatever_it_looks_like(tmp_path: Path) -> None
 def test_a_known_hosts_key_goes_to_that_host_only(tmp_path: Path) -> None:
     """An account named like a host, at another address, gets no key that it does not ask for."""
     text = BASE.replace("[sandbox/a, sandbox/b]", "[openai/gpt-4o-mini]")
-    made = spec.load(_written(tmp_path, text + "accounts: {openai: {base_url: 'https://elsewhere.test/v1'}}\n"))
+    accounts = "accounts: {openai: {base_url: 'https://elsewhere.test/v1', provider: openai}}\n"
+    made = spec.load(_written(tmp_path, text + accounts))
     assert made.catalog.accounts["openai"].api_key is None
 
 
