@@ -87,6 +87,8 @@ class Made(msgspec.Struct, frozen=True):
     """What else answers and scores come from, as `derived.parts_of` tells it."""
     paid_nano: int = 0
     """What earlier evaluations of this name had spent when these rows were written."""
+    replaces: float | None = None
+    """When the run had started that is to begin anew with these rows; None: there was none."""
 
 
 def _place(line: Fields) -> int:

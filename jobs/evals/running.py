@@ -75,16 +75,17 @@ def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None, *, 
     if known is not None and begun is not None:
         made = _made(place)
         spec = _spec(name, base, asked, place, made)
-        check_unchanged(name, made.parts, derived.parts_of(spec))
+        _refuse_changed(name, made, begun, spec)
         note = _moved(base, asked, samples, made)
     else:  # nothing was asked yet: a price that was looked at binds to no rows
         (place / "eval.json").unlink(missing_ok=True)
         made = dataset.write(place, dataset.gather(base, asked, samples), asked)
         spec = _spec(name, base, asked, place, made)
-        made = msgspec.structs.replace(made, parts=derived.parts_of(spec), paid_nano=_paid(spec))
+        replaces = None if begun is None else history.status_or_starting(run_id).started_at
+        made = msgspec.structs.replace(made, parts=derived.parts_of(spec), paid_nano=_paid(spec), replaces=replaces)
         publish(place / "made.json", msgspec.json.encode(made))
     publish(place / "eval.json", msgspec.json.encode(asked))  # last: what it says is all there
-    anew = fresh or (begun is not None and _is_another(made, begun))
+    anew = fresh or (begun is not None and _is_another(made, begun, history))
     return Prepared(name, place, asked, made, spec, known is not None, anew, note)
 
 
@@ -97,9 +98,19 @@ def _spec(name: str, base: RunSpec, asked: Asked, place: Path, made: Made) -> Ru
     return msgspec.structs.replace(spec, data=made.digest)
 
 
-def _is_another(made: Made, begun: RunSpec) -> bool:
-    """The run that is known asked other rows, or of another job: it was to begin anew, and has not yet."""
-    return (made.digest, made.parts) != (begun.data, derived.parts_of(begun))
+def _is_another(made: Made, begun: RunSpec, history: History) -> bool:
+    """The run that is known asked other rows, or is the one that was to begin anew with these, and has not yet. What
+    has changed in the job, or in Penstock, since it began hides nothing that it found."""
+    started_at = history.status_or_starting(begun.run_id).started_at
+    return made.digest != begun.data or (made.replaces is not None and made.replaces == started_at)
+
+
+def _refuse_changed(name: str, made: Made, begun: RunSpec, now: RunSpec) -> None:
+    """Rows that were written before they knew the parts of their job go by what its run knew."""
+    if made.parts:
+        check_unchanged(name, made.parts, derived.parts_of(now))
+    else:
+        check_unchanged(name, begun.fingerprint, now.fingerprint)
 
 
 def _moved(base: RunSpec, asked: Asked, samples: Outputs | None, made: Made) -> str:
@@ -188,7 +199,7 @@ def find(prepared: Prepared, history: History) -> Found:
     """What is known by now; nothing is called. Raises `SpecError` where nothing is: it was never run, or is to begin
     anew."""
     run_id = prepared.spec.run_id
-    if not history.knows(run_id) or _is_another(prepared.made, spec := history.spec(run_id)):
+    if not history.knows(run_id) or _is_another(prepared.made, spec := history.spec(run_id), history):
         raise SpecError(f"the evaluation {prepared.name} was not run yet as it is now; `penstock eval` runs it")
     status = history.status_or_starting(run_id)
     asked = prepared.asked
@@ -220,4 +231,4 @@ def remembered(name: str, state: str) -> Prepared:
     if not history.knows(run_id):
         raise SpecError(f"the evaluation {name} was never run; `penstock eval` runs it")
     made, spec = _made(place), history.spec(run_id)
-    return Prepared(name, place, asked, made, spec, True, _is_another(made, spec))
+    return Prepared(name, place, asked, made, spec, True, _is_another(made, spec, history))

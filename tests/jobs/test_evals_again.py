@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import pytest
 
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
 from penstock.engine.budget import NeedLease, budget_keys
 from penstock.engine.errors import SpecError, Temporary
-from penstock.jobs.evals import going, running, view
+from penstock.jobs.evals import derived, going, running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
 from penstock.jobs.evals.going import Watch
 from penstock.jobs.evals.records import Seen
@@ -151,7 +152,37 @@ def test_a_fresh_start_that_was_killed_before_its_run_began_still_begins_anew() 
         running.find(running.remembered("one", made.spec.state), open_history(made.spec.state))
     history = open_history(made.spec.state)
     history.save_spec(again.spec)  # its run has begun
+    history.save_status(RunStatus(again.spec.run_id, again.spec.name, "running", started_at=2.0))
     assert not prepared().anew
+
+
+def test_the_same_rows_with_another_scorer_begin_anew_too_after_a_kill() -> None:
+    begun()
+    edit('"{{ label }}"}]', '"{{ label }}"}, {type: regex, pattern: x}]')
+    prepared(fresh=True)
+    assert prepared().anew
+
+
+def test_what_it_found_stays_to_be_seen_when_penstock_or_the_job_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only going on with it would mix scores; that is refused with what changed."""
+    made = begun()
+    state, history = made.spec.state, open_history(made.spec.state)
+    monkeypatch.setattr(derived, "scorer_version", lambda _: "of the next release")
+    assert running.find(running.remembered("one", state), history).prepared.made == made.made
+    with pytest.raises(SpecError, match=r"scorers has changed.*eval show"):
+        prepared()
+
+
+def test_one_from_before_rows_knew_the_parts_of_their_job_is_shown_and_goes_on() -> None:
+    made = begun()
+    old = msgspec.structs.replace(made.made, parts={}, replaces=None)
+    (made.place / "made.json").write_bytes(msgspec.json.encode(old))
+    state, history = made.spec.state, open_history(made.spec.state)
+    assert not running.find(running.remembered("one", state), history).prepared.anew
+    assert not prepared().anew
+    edit("Which? {{", "Which one? {{")
+    with pytest.raises(SpecError, match="prompt has changed"):
+        prepared()
 
 
 def test_a_fresh_run_throws_away_what_was_answered_before() -> None:
