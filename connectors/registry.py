@@ -108,11 +108,14 @@ def placement(sinks: Sinks) -> dict[SinkName, str]:
 
 
 async def discard_stores(sinks: Sinks, run_id: str) -> None:
-    """Throw away everything that earlier commands of this run left (`--fresh`). Raises `Held` where one is alive."""
-    places = _places(sinks, run_id).values()
+    """Throw away everything that earlier commands of this run left (`--fresh`). Raises `Held` where one is alive.
+
+    The results' place goes last: where this is killed before, the run has its plan, and whoever goes on with it is told
+    that its followers were emptied; a run without a plan would begin anew under epochs that old followers fence."""
+    places = list(_places(sinks, run_id).values())
     for place in places:
         await place.refuse_held()
-    for place in places:
+    for place in reversed(places):
         await place.discard()
 
 

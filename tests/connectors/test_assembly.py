@@ -25,6 +25,7 @@ from penstock.connectors.base import OutRecord, Records, SinkName, this_process
 from penstock.connectors.filestore import assembly
 from penstock.connectors.filestore import sort as file_sort
 from penstock.connectors.filestore.disk import no_faults
+from penstock.connectors.filestore.place import FilesPlace
 from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.registry import PRIMARY, discard_stores, iter_committed, open_stores, refuse_held
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
@@ -501,6 +502,43 @@ async def test_what_a_live_command_holds_is_not_discarded(tmp_path: Path) -> Non
     await stores.primary.let_go()
     await refuse_held(sinks_at(tmp_path), "run-1")
     await discard_stores(sinks_at(tmp_path), "run-1")
+
+
+async def test_fresh_that_is_killed_between_two_stores_leaves_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a new life would begin beside followers of the old one, whose owners fence it off."""
+    sinks: dict[SinkName, SinkSettings] = {
+        "results": FilesSink(str(tmp_path / "out/results.jsonl")),
+        "costs": FilesSink(str(tmp_path / "money/costs.jsonl")),
+    }
+    stores = open_stores(sinks, "run-1")
+    await stores.hold(this_process())
+    await stores.primary.write_plan(PLAN)
+    for follower in stores.followers.values():
+        await follower.take(0, (7, 1))
+        await follower.release(0)
+    await stores.primary.let_go()
+    discard, gone = FilesPlace.discard, list[str]()
+
+    async def killed_before_the_last(place: FilesPlace) -> None:
+        if gone:
+            raise KeyboardInterrupt
+        await discard(place)
+        gone.append(place.home.name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FilesPlace, "discard", killed_before_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            await discard_stores(sinks, "run-1")
+    assert gone == [".costs.jsonl.penstock"]
+    assert await open_stores(sinks, "run-1").primary.read_plan() == PLAN
+    await discard_stores(sinks, "run-1")
+    anew = open_stores(sinks, "run-1")
+    assert await anew.primary.read_plan() is None
+    for follower in anew.followers.values():
+        assert (await follower.take(0, (1, 1))).seq == 0
+        await follower.release(0)
 
 
 def test_two_sinks_cannot_share_a_path(tmp_path: Path) -> None:
