@@ -177,6 +177,11 @@ def refuse_moved_sinks(plan: Plan, spec: RunSpec) -> None:
     """Raises `SpecError` where a sink went from one of the run's stores to another: what is committed to it stays in
     the first, which would put it out no more. A store that is elsewhere as a whole is known by what its lanes hold."""
     stores = _placement(spec)
+    if plan.started and plan.sinks and (new := [sink for sink in stores if sink not in plan.sinks]):
+        raise SpecError(
+            f"{' and '.join(new)} {'is' if len(new) == 1 else 'are'} new to run {spec.run_id} that has begun: what it "
+            "did is not in there. Leave the sink out for this run, or start over with --fresh (and pay again)"
+        )
     for sink, now in stores.items():
         before = plan.sinks.get(sink, now)
         if before != now and (now in plan.sinks.values() or before in stores.values()):

@@ -221,8 +221,8 @@ class FileStore:
         for folder in map(self._folder, range(plan.lanes)):
             if plan.started and highest_marker(folder) == NEVER:
                 raise Corrupt(
-                    f"{folder} has no progress, but its lane had started. Put {self.home} back where it was, "
-                    "or start with --fresh."
+                    f"{folder} has no progress, but its lane had started. Put {self.home}, or the sink's path, back "
+                    "as it was; --fresh starts over, and pays again."
                 )
 
     def _assemble(self, sink: str, plan: Plan, temp: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.connectors.base import SinkName
@@ -52,6 +53,18 @@ async def test_a_sink_that_moved_away_from_what_it_holds_is_refused(
     with pytest.raises(SpecError, match=said):
         await planned(job(tmp_path, costs=after), RunOptions(accept_changes=True))
     await planned(job(tmp_path, costs=before))
+
+
+async def test_a_sink_that_is_new_to_a_run_that_has_begun_is_refused(tmp_path: Path) -> None:
+    """It would hold a part as if it were all. The run stays as it is."""
+    spec = job(tmp_path, costs="bill/costs.jsonl")
+    alone = msgspec.structs.replace(spec, sinks={"results": spec.sinks["results"]})
+    plan = await planned(alone)
+    stores = open_stores(alone.sinks, "r")
+    await stores.primary.write_plan(msgspec.structs.replace(plan, started=True, version=2))
+    with pytest.raises(SpecError, match="costs is new to run r that has begun"):
+        await planned(spec)
+    assert (await planned(alone)).version == 2
 
 
 async def test_a_sink_may_get_another_name_in_its_store(tmp_path: Path) -> None:
