@@ -30,7 +30,9 @@ _UNITS = {"d": 86_400.0, "h": 3_600.0}
 @click.option("--topic", default="penstock-progress", show_default=True, help="Where progress is kept.")
 @click.option("--older-than", default="30d", show_default=True, metavar="TIME", help="At least 1d; 30d, 72h.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
-@click.option("--state", metavar="URL", help="Whose audit log tells what was deleted. [default: .penstock here]")
+@click.option(
+    "--state", metavar="URL", help="Whose audit log tells what was deleted. [default: the job's, or .penstock here]"
+)
 @shared.json_option
 def prune(
     job_file: str | None, connection: str | None, bootstrap: str | None, topic: str, older_than: str, dry_run: bool,
@@ -50,7 +52,7 @@ def prune(
 
     before = time.time() - seconds(older_than)
     where_to = where.cluster(bootstrap, connection, job_file)
-    log = None if dry_run else shared.state_url(state)
+    log = None if dry_run else log_of(state, job_file)
     gone, kept = asyncio.run(take_out(where_to, where.check_topic(topic), before, log))
     if as_json:
         shared.print_json({"dry_run": dry_run, "pruned": msgspec.to_builtins(gone), "kept": msgspec.to_builtins(kept)})
@@ -62,6 +64,13 @@ def prune(
     said = "would be pruned" if dry_run else "pruned"
     click.echo(f"{len(gone):,} runs {said}; {len(kept):,} are younger, unfinished or without an end, and stay")
     return exits.DONE
+
+
+def log_of(state: str | None, job_file: str | None) -> str:
+    """The state whose audit log tells: a job keeps one in its own. Raises `SpecError`."""
+    from penstock.jobs.spec import load_state
+
+    return shared.state_url(state or (load_state(job_file) if job_file is not None else None))
 
 
 def seconds(text: str) -> float:

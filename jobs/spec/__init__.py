@@ -15,10 +15,12 @@ from penstock.connectors.settings import Connection
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.policy import Policy
+from penstock.jobs.history import DEFAULT_STATE
 from penstock.jobs.spec import compiler
 from penstock.jobs.spec.describe import describe, missing_secrets, warnings
 from penstock.jobs.spec.digest import changed
 from penstock.jobs.spec.fields import schema
+from penstock.jobs.spec.places import resolve
 from penstock.jobs.spec.tree import from_python, nearest
 from penstock.workers.runspec import RunSpec
 
@@ -78,6 +80,18 @@ def load_connection(path: str | os.PathLike[str], name: str) -> Connection:
     if name not in known:
         raise SpecError(f"no connection `{name[:100]}`{nearest(name, known)}", path=doc.name)
     return known[name]
+
+
+def load_state(path: str | os.PathLike[str]) -> str | None:
+    """The state of a job file, whole; None: it is a catalogue, which has none. Raises `SpecError`, also where the
+    state's name depends on the job's vars."""
+    doc = compiler.read(os.fspath(path))
+    said = doc.data.get("state", DEFAULT_STATE if "source" in doc.data else None)
+    if not isinstance(said, str):
+        return None
+    if "{{" in said:
+        raise doc.error(("state",), "depends on vars: say which one by --state")
+    return resolve.state(doc, said, os.path.dirname(os.path.abspath(path)))
 
 
 def from_mapping(
