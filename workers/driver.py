@@ -291,7 +291,7 @@ class Driver:
                     break
                 if holder[0] != told:
                     told = holder[0]
-                    if not await self._bill.save(now):
+                    if not await self._bill.save(now, hurry=self._ending is not None):
                         return self._ending or ("failed", "the hours of own engines can't be kept: the state is away")
                     with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
                         await self._crew.add_costs(encode(lines))

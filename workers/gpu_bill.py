@@ -19,6 +19,10 @@ from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CostLine, Usage
 from penstock.engine.pricing import GpuClock, price_together, usd_to_nano
 
+HURRY_S = 3.0
+"""One small object; a state that is away is tried for longer than whoever stops the command waits, and then the hours
+are billed by the next one. A guess."""
+
 
 class Shares:
     """Held by an engine's worker: of each job that it serves, how many seconds of its time the others bear."""
@@ -181,12 +185,13 @@ class BillKeeper:
                 bill.load(found[0], now)
         self._bill = bill
 
-    async def save(self, now: float) -> bool:
-        """False: the state can't be written now."""
+    async def save(self, now: float, *, hurry: bool = False) -> bool:
+        """False: the state can't be written now. `hurry`: the run is to stop, and waits `HURRY_S` at most."""
         data = self._bill.dump(now)
         try:
-            await asyncio.to_thread(lambda: open_state(self._state).put(self._key(), data, None))
-        except (Temporary, Refused):
+            put = asyncio.to_thread(lambda: open_state(self._state).put(self._key(), data, None))
+            await asyncio.wait_for(put, HURRY_S if hurry else None)
+        except (Temporary, Refused, TimeoutError):
             return False
         return True
 

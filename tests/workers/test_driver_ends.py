@@ -28,7 +28,7 @@ from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
-from penstock.workers import cluster
+from penstock.workers import cluster, gpu_bill
 from penstock.workers import driver as driver_module
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
@@ -438,6 +438,24 @@ async def test_a_run_that_stops_before_its_end_bills_the_hours_of_its_engines(tm
         heir = driver(tmp_path)
         await heir._bill.open(resumed=True, now=time.time() + 9_000.0)
         assert heir._bill.owed(one._status.tally, 2, time.time() + 9_000.0) == []
+
+
+async def test_a_run_that_is_to_stop_does_not_wait_for_a_state_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 is tried for half a minute, and the command is killed meanwhile: the next one bills the hours."""
+    one, back = with_lanes(tmp_path, Temporary("away"), endless=True)[0], threading.Event()
+    one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
+    for lane in range(2):
+        one._reports[lane] = LaneReport(lane, Tally(), settled=True)
+    one._ending = ("interrupted", "interrupted")
+    monkeypatch.setattr(gpu_bill, "HURRY_S", 0.01)
+    monkeypatch.setattr(FolderState, "put", lambda *_: back.wait(10))
+    try:
+        async with asyncio.timeout(5):
+            assert await one._settle_up("interrupted", "interrupted") == ("interrupted", "interrupted")
+    finally:
+        back.set()
 
 
 async def test_the_state_and_the_stores_are_asked_beside_the_drivers_loop(
