@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +16,7 @@ from penstock.jobs.commands import shared
 
 if TYPE_CHECKING:
     from penstock.jobs.evals.asked import Asked
-    from penstock.jobs.evals.running import Found
+    from penstock.jobs.evals.running import Found, Prepared
     from penstock.jobs.look.reading import Outputs
     from penstock.workers.runspec import RunSpec
 
@@ -86,25 +88,36 @@ def go(job: str, **given: object) -> int:
     has changed meanwhile, it says what, and wants --fresh or another --name.
     """
     call = msgspec.convert(given, EvalCall, strict=False)
-    from penstock.jobs.evals import going, running, view
+    from penstock.jobs.evals import running
     from penstock.jobs.progress import display_for
     from penstock.jobs.run import Session
 
     base = _base(job, call)
     asked = _asked(job, base, call)
     name = call.name or _name(base, asked)
-    prepared = running.prepare(name, base, asked, _samples(base) if call.samples else None, fresh=call.fresh)
-    cost, spec = running.price(prepared, None if call.budget_usd is None else round(call.budget_usd * 1e9))
-    words = [view.price_words(cost, prepared, min(b.limit_nano for b in spec.budgets)) if spec.budgets else "free"]
-    if (why := going.informs(spec, asked)) is not None:
-        words.append(f"note: {view.informs_words(asked, why)}")
-    for line in (*view.rows_words(prepared), *words):
-        shared.echo(line, err=call.as_json)
+    samples = _samples(base) if call.samples else None
     if call.price_only:
+        with TemporaryDirectory(prefix="penstock-price-") as aside:
+            _priced(running.prepare(name, base, asked, samples, fresh=call.fresh, aside=Path(aside)), call)
         return exits.DONE
+    prepared = running.prepare(name, base, asked, samples, fresh=call.fresh)
+    spec = _priced(prepared, call)
     display = display_for(sys.stderr if call.as_json else sys.stdout, "ctrl-c: stop; the same command goes on")
     found = running.go(prepared, spec, Session(address=call.address), display, to_the_end=call.all_rows)
     return _tell(found, call.as_json)
+
+
+def _priced(prepared: Prepared, call: EvalCall) -> RunSpec:
+    """Says what it would cost. The run inside its budget."""
+    from penstock.jobs.evals import going, running, view
+
+    cost, spec = running.price(prepared, None if call.budget_usd is None else round(call.budget_usd * 1e9))
+    words = [view.price_words(cost, prepared, min(b.limit_nano for b in spec.budgets)) if spec.budgets else "free"]
+    if (why := going.informs(spec, prepared.asked)) is not None:
+        words.append(f"note: {view.informs_words(prepared.asked, why)}")
+    for line in (*view.rows_words(prepared), *words):
+        shared.echo(line, err=call.as_json)
+    return spec
 
 
 @evaluate.command()

@@ -62,9 +62,12 @@ class Found(msgspec.Struct, frozen=True):
     informs: str | None = None
 
 
-def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None, *, fresh: bool = False) -> Prepared:
-    """Write the rows, or find them as they were. `fresh`: begin anew, whatever is there. Raises `SpecError`, also where
-    the job has changed since it was begun."""
+def prepare(
+    name: str, base: RunSpec, asked: Asked, samples: Outputs | None, *, fresh: bool = False, aside: Path | None = None
+) -> Prepared:
+    """Write the rows, or find them as they were. `fresh`: begin anew, whatever is there. `aside`: only the price is
+    wanted, so rows go into this folder, and what the evaluation has stays as it is. Raises `SpecError`, also where the
+    job has changed since it was begun."""
     place = folder(base.state, name)
     history, run_id = open_history(base.state), derived.run_id_of(name, place)
     known = None if fresh else recalled(place)
@@ -78,13 +81,15 @@ def prepare(name: str, base: RunSpec, asked: Asked, samples: Outputs | None, *, 
         _refuse_changed(name, made, begun, spec)
         note = _moved(base, asked, samples, made)
     else:  # nothing was asked yet: a price that was looked at binds to no rows
-        (place / "eval.json").unlink(missing_ok=True)
-        made = dataset.write(place, dataset.gather(base, asked, samples), asked)
-        spec = _spec(name, base, asked, place, made)
+        if aside is None:
+            (place / "eval.json").unlink(missing_ok=True)
+        made = dataset.write(aside or place, dataset.gather(base, asked, samples), asked)
+        spec = msgspec.structs.replace(_spec(name, base, asked, aside or place, made), run_id=run_id)
         replaces = None if begun is None else history.status_or_starting(run_id).started_at
         made = msgspec.structs.replace(made, parts=derived.parts_of(spec), paid_nano=_paid(spec), replaces=replaces)
-        publish(place / "made.json", msgspec.json.encode(made))
-    publish(place / "eval.json", msgspec.json.encode(asked))  # last: what it says is all there
+        publish((aside or place) / "made.json", msgspec.json.encode(made))
+    if aside is None:
+        publish(place / "eval.json", msgspec.json.encode(asked))  # last: what it says is all there
     anew = fresh or (begun is not None and _is_another(made, begun, history))
     return Prepared(name, place, asked, made, spec, known is not None, anew, note)
 

@@ -62,10 +62,10 @@ def write_rows(n: int, *odd: dict[str, str | None]) -> None:
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def prepared(*, fresh: bool = False) -> Prepared:
+def prepared(*, fresh: bool = False, aside: Path | None = None) -> Prepared:
     base = load("job.yaml")
     asked = Asked(base.name, "default", models_of(base.catalog, ("a", "b@v2")), {"": Variant()}, "exact")
-    return running.prepare("one", base, asked, None, fresh=fresh)
+    return running.prepare("one", base, asked, None, fresh=fresh, aside=aside)
 
 
 def begun() -> Prepared:
@@ -125,6 +125,18 @@ def test_a_price_that_was_looked_at_binds_to_nothing() -> None:
     write_rows(30)
     again = prepared()
     assert (again.made.rows, again.anew, again.note) == (30, False, "")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_price_changes_nothing(tmp_path: Path, fresh: bool) -> None:
+    """What a fresh start would throw away can be shown until it begins."""
+    before = begun()
+    had = {path.name: path.read_bytes() for path in before.place.iterdir()}
+    write_rows(30)
+    told = prepared(fresh=fresh, aside=tmp_path / "aside")
+    assert running.price(told, None)[1].run_id == before.spec.run_id
+    assert told.made.rows == (30 if fresh else 20)
+    assert {path.name: path.read_bytes() for path in before.place.iterdir()} == had
 
 
 def test_it_keeps_its_rows_and_says_that_those_of_the_job_have_changed() -> None:
