@@ -33,7 +33,8 @@ class LabelWatch:
         self._primary = primary
         self._on_error = on_error
         self._note = note
-        self._noted: set[str] = set()
+        self._forgotten: dict[str, str] = {}
+        """File → why it can't be read again."""
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._ordinals: dict[int, list[int]] = {}
@@ -83,6 +84,7 @@ class LabelWatch:
                 return
             await tell(verdict.done, verdict.upto, [self._words(duplicate) for duplicate in verdict.duplicates])
             if verdict.done:
+                self._tell_forgotten()
                 return
 
     async def _advance(self, labels: LabelPass) -> Verdict:
@@ -95,13 +97,16 @@ class LabelWatch:
                 split = labels.reading
                 if error.reason != "source_lost" or not await self._is_closed(split):
                     raise
-                self._forgets(split, str(error))
+                self._forgotten.setdefault(split.uri, str(error))
                 labels.pass_over()
 
-    def _forgets(self, split: Split, why: str) -> None:
-        if split.uri not in self._noted:
-            self._noted.add(split.uri)
-            self._note(f"{why}. All of its items have ended; labels that they bear count as new in what is left")
+    def _tell_forgotten(self) -> None:
+        """One note for all: an inbox may have been cleared of thousands."""
+        for why in list(self._forgotten.values())[:1]:
+            others = f" (and {len(self._forgotten) - 1:,} others like it)" if len(self._forgotten) > 1 else ""
+            self._note(
+                f"{why}{others}. All of its items have ended; labels that they bear count as new in what is left"
+            )
 
     async def _is_closed(self, split: Split) -> bool:
         """All of its items have ended and are committed."""
