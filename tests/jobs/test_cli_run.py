@@ -57,6 +57,7 @@ class ScriptedRun:
         self._tally = tally
         self.asked: list[str] = []
         self._state: RunState = "starting"
+        self.generation: int | None = None
 
     def status(self) -> RunStatus:
         step = self._script.pop(0) if self._script else self._state
@@ -64,7 +65,9 @@ class ScriptedRun:
             step()
         else:
             self._state = step
-        return RunStatus("job-1", "job", self._state, started_at=1.0, updated_at=2.0, tally=self._tally)
+        told = RunStatus("job-1", "job", self._state, started_at=1.0, updated_at=2.0, tally=self._tally)
+        told.generation = self.generation
+        return told
 
     def drain(self) -> None:
         self.asked.append("drain")
@@ -83,9 +86,11 @@ class ScriptedCluster:
         self.generation: int | None = None
 
     def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> ScriptedRun:
-        self.options, self.generation = options, spec.generation
+        anew = options.generation_anew if options.fresh else None  # that of the plan which is made then
+        self.options, self.generation = options, spec.generation if anew is None else anew
         if isinstance(self._run, PenstockError):
             raise self._run
+        self._run.generation = self.generation
         return self._run
 
     @contextmanager
