@@ -64,7 +64,7 @@ class Driver:
         self._desk = Desk()
         self._board = self._desk.board
         self._reports: dict[int, LaneReport] = {}
-        self._lateness = Lateness()
+        self._lateness, self._metrics = Lateness(), DriverMetrics(self._spec.name)
         self._doubted: set[tuple[int, int]] = set()
         """(lane, owner) that had to doubt what the last owner left."""
         self._ending: tuple[RunState, str] | None = None
@@ -190,7 +190,8 @@ class Driver:
             await self._fleet.reunite(REUNITE_S)
         force, primary = self._options.take_over, self._stores.primary
         self._labels = LabelWatch(spec, self._plan, primary, lambda why: self._end("failed", why), self._note)
-        await self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
+        start = self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
+        await self._metrics.tell_lateness(lambda: self._lateness.most_s(self._plan.lanes, time.monotonic()), start)
         if not self._plan.started and not self._crew.gone:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
@@ -212,7 +213,6 @@ class Driver:
     async def _watch(self) -> tuple[RunState, str]:
         """Until every lane is over, or something ends the run early."""
         checked = repriced = 0.0
-        metrics = DriverMetrics(self._spec.name)
         while True:
             await asyncio.sleep(TICK_S)
             now = time.time()
@@ -230,7 +230,7 @@ class Driver:
                 idle = self._bill.idle_nano(self._status.tally, now)
                 bound = second_payments_bound(self._spec, self._plan.lanes, len(self._doubted))
                 periods = await asyncio.to_thread(self._spending.look, now)
-                await asyncio.to_thread(metrics.see, self._status, idle, bound, periods)
+                await asyncio.to_thread(self._metrics.see, self._status, idle, bound, periods)
                 await self._trail.look(self._status, now)
                 await self._crew.check(now, self._reports)
                 for pool in self._board.pools():

@@ -8,8 +8,9 @@ show; the summary always does.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, cast
 
 import msgspec
@@ -300,6 +301,16 @@ class DriverMetrics:
     def __init__(self, job: str, make: Maker = ray_metric) -> None:
         self._metrics = Metrics(DRIVER, make)
         self._job = job
+
+    async def tell_lateness(self, late_s: Callable[[], float], meanwhile: Awaitable[None]) -> None:
+        """While `meanwhile` goes on: lanes that are to be opened wait for a store for as long as it is away."""
+        work = asyncio.ensure_future(meanwhile)
+        try:
+            while not (await asyncio.wait([work], timeout=EXPORT_EVERY_S))[0]:
+                self._metrics.set("commit_age_seconds", late_s())
+            work.result()
+        finally:
+            work.cancel()
 
     def see(
         self, status: RunStatus, gpu_idle_nano: int | None, second_payments: int, periods: Sequence[Spend] = ()

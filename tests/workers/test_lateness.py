@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from penstock.jobs.health import ready
+from penstock.workers import metrics
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.lateness import QUIET_S, Lateness
+from penstock.workers.metrics import DriverMetrics
 from penstock.workers.ports import encode
 from penstock.workers.status import RunStatus, Tally
-from tests.workers.test_driver_ends import driver
+from tests.workers.test_driver_ends import Enough, driver
+from tests.workers.test_metrics_and_logs import Sheet
 
 
 def late(lane: int, age_s: float = 0.0) -> LaneReport:
@@ -61,3 +65,33 @@ async def test_a_run_whose_store_is_away_for_hours_is_late_and_not_ready(
     one._status.commit_age_s = 0.0
     one._sum_up()
     assert one._status.commit_age_s > 3600, "for the metrics"
+
+
+async def test_a_run_whose_lanes_can_not_be_opened_at_its_start_tells_how_late_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an endless run that is as long as its store is away, and nobody was alarmed."""
+    monkeypatch.setattr(metrics, "EXPORT_EVERY_S", 0.01)
+    one, sheet, opened = driver(tmp_path, endless=True), Sheet(), asyncio.Event()
+    one._metrics = DriverMetrics("n", sheet.make)
+
+    async def start(*_: object, **__: object) -> None:
+        one._lateness._heard = dict.fromkeys(range(2), (-3_600.0, 0.0))
+        await opened.wait()
+        raise Enough
+
+    async def nothing(*_: object) -> None:
+        """What the driver does before."""
+
+    monkeypatch.setattr(one._crew, "start", start)
+    monkeypatch.setattr(one._steersman, "first", nothing)
+    monkeypatch.setattr(one._measuring, "first", nothing)
+    monkeypatch.setattr(one._fleet, "want", lambda _: None)
+    monkeypatch.setattr(one._fleet, "reunite", nothing)
+    begun = asyncio.create_task(one._begin())
+    async with asyncio.timeout(5):
+        while sheet.of("commit_age_seconds") < 3_600:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        opened.set()
+        with pytest.raises(Enough):
+            await begun
