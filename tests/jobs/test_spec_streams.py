@@ -283,9 +283,15 @@ def test_a_table_of_a_topic_wants_to_know_its_shape(tmp_path: Path, sinks: str) 
     """One request among a million rows would have no columns in their table."""
     told = refused(tmp_path, with_sinks(sinks))
     assert told.startswith("job.yaml:5:")
-    assert "say which with `shape: rows` or `shape: openai-batch`" in told
+    assert "say which in a job file, with `shape: rows` or `shape: openai-batch`" in told
     load(tmp_path, with_sinks(sinks) + "shape: rows\n")
     load(tmp_path, with_sinks(sinks).replace("until: end", "until: end, format: jsonl"))
+
+
+def test_a_command_that_has_no_word_for_the_shape_is_told_of_the_job_file() -> None:
+    """`penstock run kafka://… -o labels.parquet`"""
+    with pytest.raises(SpecError, match="say which in a job file, with `shape: rows`"):
+        spec.inline("kafka://127.0.0.1:9092/in", "{{ text }}", ["sandbox/a"], "labels.parquet")
 
 
 def test_lines_hold_either_shape(tmp_path: Path) -> None:

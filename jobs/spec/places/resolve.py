@@ -191,8 +191,8 @@ def check_one_shape(doc: Doc, source: SourceSettings, results: SinkSettings, sha
         path: Path = ("sinks", "results") if ("sinks", "results") in doc.lines else ("sinks",)
         raise doc.error(
             path,
-            "a table has one shape, and a topic may hold requests and rows: say which with `shape: rows` or "
-            "`shape: openai-batch`, or what the topic holds with the source's `format:`",
+            "a table has one shape, and a topic may hold requests and rows: say which in a job file, with `shape: "
+            "rows` or `shape: openai-batch`, or what the topic holds with the source's `format:`",
         )
 
 
