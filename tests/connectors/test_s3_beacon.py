@@ -1,10 +1,17 @@
 """The sign by which a process on S3 says that it lives."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
+import pytest
+
+from penstock.connectors.s3.store import store
 from penstock.connectors.s3.store.beacon import Beacon
+from penstock.connectors.s3.store.store import MERGE_AGAIN_S
 
 
 class Home:
@@ -33,3 +40,36 @@ async def test_a_beacon_outlives_an_error_that_is_not_ours() -> None:
     await beacon.light()
     await asyncio.wait_for(home.again.wait(), 5)
     await beacon.stop()
+
+
+async def test_a_beacon_outlives_an_error_of_what_is_done_beside_it() -> None:
+    home = Home()
+
+    async def mistaken() -> None:
+        raise KeyError("a library's own mistake")
+
+    beacon = Beacon(home, 0.001, mistaken)  # type: ignore[arg-type]
+    await beacon.light()
+    await asyncio.wait_for(home.again.wait(), 5)
+    await beacon.stop()
+
+
+@pytest.mark.parametrize(("failed_at", "tried"), [(995.0, 0), (1_000.0 - MERGE_AGAIN_S, 1), (4_600.0, 1)])
+async def test_a_failed_merge_is_tried_again_later_but_for_a_clock_that_was_set_back(
+    monkeypatch: pytest.MonkeyPatch, failed_at: float, tried: int
+) -> None:
+    """By an hour, say: for so long readers saw nothing new."""
+    merged: list[object] = []
+
+    async def merge(*arguments: object) -> None:
+        merged.append(arguments)
+
+    async def endless() -> bool:
+        return True
+
+    monkeypatch.setattr(store, "is_due", lambda *_, **__: True)
+    it = SimpleNamespace(_lanes={0: SimpleNamespace(state=None)}, _merges={}, _merge_failed={0: failed_at})
+    it._now, it._merge, it._is_endless = lambda: 1_000.0, merge, endless
+    await store.S3Store._now_and_then(it)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert len(merged) == tried

@@ -33,15 +33,18 @@ class Beacon:
     async def light(self) -> None:
         """The first sign is there when this returns. Raises `Temporary`."""
         if self._task is None or self._task.done():
-            await self._home.put(_name(self.id), secrets.token_bytes(8))
+            await self._sign()
             self._task = asyncio.get_running_loop().create_task(self._beat())
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._beat_s)
-            with contextlib.suppress(Exception):  # whatever it is, the next one may come through
-                await self._home.put(_name(self.id), secrets.token_bytes(8))
-            await self._each()
+            for act in (self._sign, self._each):
+                with contextlib.suppress(Exception):  # whatever it is, the next one may come through
+                    await act()
+
+    async def _sign(self) -> None:
+        await self._home.put(_name(self.id), secrets.token_bytes(8))
 
     async def forget_others(self) -> None:
         """Remove the signs that killed processes left. One that lives makes the next in a moment."""

@@ -72,8 +72,8 @@ class S3Store:
         self._sinks = Sinks({sink: output for sink, output in outputs.items() if is_prefix(output)}, life.name)
         self._merged = frozenset(self._sinks.outputs)
         self._merges: dict[int, tuple[asyncio.Task[None], threading.Event]] = {}
-        self._merge_after: dict[int, float] = {}
-        """Lane → when to try again, where a merge failed."""
+        self._merge_failed: dict[int, float] = {}
+        """Lane → when a merge failed: it is tried again later, but for a clock that was set back."""
         self._plan: Plan | None = None
         self._lanes: dict[int, Lane] = {}
         self._run: s3_run.Hold | None = None
@@ -134,7 +134,8 @@ class S3Store:
 
     async def _now_and_then(self) -> None:
         for number, lane in list(self._lanes.items()):
-            busy = number in self._merges or self._now() < self._merge_after.get(number, 0.0)
+            failed_s = self._now() - self._merge_failed.get(number, float("-inf"))
+            busy = number in self._merges or 0 <= failed_s < MERGE_AGAIN_S
             if not busy and is_due(lane.state, self._now(), endless=await self._is_endless()):
                 stop = threading.Event()
                 self._merges[number] = asyncio.create_task(self._merge(lane, stop)), stop
@@ -156,7 +157,7 @@ class S3Store:
                 await self._publish({lane.number: made})
                 await forget(lane, made.end, self._now())
         except Exception as error:  # noqa: BLE001 - records are committed; a lane that was lost says so at its next commit
-            self._merge_after[lane.number] = self._now() + MERGE_AGAIN_S
+            self._merge_failed[lane.number] = self._now()
             if not isinstance(error, Stopped | Fenced):
                 _log.warning("%s: merging lane %d failed, its readers wait: %r", self.home, lane.number, error)
         finally:
