@@ -70,7 +70,7 @@ class Driver:
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
-        self._outages = Outages(time.time(), endless=self._spec.endless)
+        self._outages = Outages(time.monotonic(), endless=self._spec.endless)
         self._discovery: Discovery | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._main: asyncio.Task[None] | None = None
@@ -238,7 +238,7 @@ class Driver:
             if since(repriced, now) > REPRICE_EVERY_S and self._bill:
                 repriced = now
                 await self._reprice(now)
-            self._judge(now)
+            self._judge(time.monotonic())
             if self._all_settled():
                 self._sum_up()  # the last reports came while this round waited for something
                 if self._ending is not None:
@@ -253,13 +253,13 @@ class Driver:
             for lane in range(self._plan.lanes)
         )
 
-    def _judge(self, now: float) -> None:
+    def _judge(self, tick: float) -> None:
         """Does anything end the run early?"""
         if self._ending is not None:
             return
         for news in self._outages.news(self._reports.values()):
             self._note(news)
-        found = early_end(self._spec.max_dead_letters, self._reports.values(), self._status.tally, self._outages, now)
+        found = early_end(self._spec.max_dead_letters, self._reports.values(), self._status.tally, self._outages, tick)
         self._status.standstill = self._outages.standstill
         if found is not None:
             self._end(*found)

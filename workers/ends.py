@@ -16,15 +16,15 @@ FUSE_AFTER = 1_000
 
 
 def early_end(
-    max_dead_letters: int | float | None, reports: Collection[LaneReport], tally: Tally, outages: Outages, now: float
+    max_dead_letters: int | float | None, reports: Collection[LaneReport], tally: Tally, outages: Outages, tick: float
 ) -> tuple[RunState, str] | None:
-    """The state to end in, and why; None: go on. `now`: Unix seconds."""
+    """The state to end in, and why; None: go on. `tick`: monotonic seconds."""
     spent_out = next((report.spent_out for report in reports if report.spent_out is not None), None)
     if spent_out is not None:
         return "stopped_by_budget", spent_out
     dead = sum(tally.dead_letters.values())
     finished = tally.results + dead
-    why = outages.verdict(reports, finished, any(tally.in_flight.values()), now)
+    why = outages.verdict(reports, finished, any(tally.in_flight.values()), tick)
     if why is not None:
         return "failed", why
     if _blown(max_dead_letters, dead, finished):

@@ -17,7 +17,7 @@ Target = tuple[str | None, str]
 
 
 class Outages:
-    """Pure: times are Unix seconds, handed in. An endless run is told why nothing moves, and never ended for it."""
+    """Pure: times are monotonic seconds. An endless run is told why nothing moves, and never ended for it."""
 
     def __init__(self, now: float, *, endless: bool = False) -> None:
         self._endless = endless

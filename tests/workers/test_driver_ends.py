@@ -101,6 +101,20 @@ async def test_a_clock_that_is_set_back_does_not_make_the_driver_deaf(
         await asyncio.wait_for(made._watch(), 5)
 
 
+async def test_a_standstill_is_timed_by_a_clock_that_can_not_be_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the run sat there for as long as it was set back, and longer."""
+    made, heard = driver(tmp_path), list[float]()
+    monkeypatch.setattr(made._outages, "verdict", lambda *said: heard.append(said[-1]))
+    watching = asyncio.create_task(made._watch())
+    async with asyncio.timeout(5):
+        while not heard:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    watching.cancel()
+    assert abs(time.monotonic() - heard[0]) < 60 > time.monotonic() - made._outages._moved_at > 0
+
+
 async def commit(lane: int, tally: Tally | None = None, more: dict[str, bytes] | None = None) -> None:
     store = MemoryStore("ends")
     await store.take(lane, (1, 1), force=True)
