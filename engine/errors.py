@@ -5,7 +5,8 @@
     │   ├── SpecError        the job file or a command is wrong: mend it (exit code 2)
     │   ├── BadRecord        one input record is unusable: it becomes a dead letter
     │   ├── Refused          a wall, a policy or a lock said no
-    │   │   └── Held         another process holds the run: who, and how to take it over
+    │   │   ├── Held         another process holds the run: who, and how to take it over
+    │   │   └── Taken        an output is another run's, or this one's by another name: say which is meant
     │   ├── Spent            a budget cannot hold it (exit code 3)
     │   └── Corrupt          stored progress or state cannot be read: refuse to go on
     ├── Temporary            the same again later may work; `retry_after_s` says when
@@ -51,6 +52,10 @@ class Refused(Permanent):
 
 class Held(Refused):
     """Another process holds the run; the message says who, since when, and how to take it over."""
+
+
+class Taken(Refused):
+    """An output holds what another run put there, or this run under another name. Waiting changes nothing of it."""
 
 
 class Spent(Permanent):

@@ -171,7 +171,8 @@ class _Saver:
         if self._unsaved is not None:
             born = self._unsaved.generation if status.generation is None else status.generation
             self._history.save_spec(msgspec.structs.replace(self._unsaved, generation=born))
-            self._unsaved = None
+            if status.generation is not None:  # else the plan is still to say which one it is
+                self._unsaved = None
         self._history.save_status(status)
 
     def _heard(self, going: Future[None]) -> None:

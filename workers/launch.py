@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from penstock.engine.errors import Away, Held, PenstockError, Refused, Temporary
+from penstock.engine.errors import Away, Held, PenstockError, Refused, Taken, Temporary
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
@@ -230,7 +230,8 @@ class RunHandle:
 
     def _is_waited_for(self, problem: PenstockError) -> bool:
         """A store that refuses what it took before is mended by a person; nobody would start an endless run again."""
-        return isinstance(problem, Away) or (self._spec.endless and isinstance(problem, Refused))
+        refuses = isinstance(problem, Refused) and not isinstance(problem, Taken)
+        return isinstance(problem, Away) or (self._spec.endless and refuses)
 
     def _starting(self, message: str) -> None:
         if not self._losses.waits:  # else it says already for what

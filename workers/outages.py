@@ -23,6 +23,8 @@ class Outages:
         self._endless = endless
         self._open: dict[int, set[Target]] = {}
         """Lane → who does not answer it. A lane that is opened anew changes that once it knows better."""
+        self._answering: dict[int, frozenset[Target]] = {}
+        """Lane → who answered it, at the last look."""
         self._away: dict[int, str] = {}
         """Lane → why its input can't be read."""
         self._finished = 0
@@ -58,12 +60,17 @@ class Outages:
             self._away.pop(report.lane, None)
 
     def _forget_answered(self, reports: Collection[LaneReport]) -> None:
-        """What answers one lane is well for all but those that say now that it does not answer them: another one that
-        was opened anew, and has nothing to send, would never know."""
-        answering = {target for report in reports for target in report.answering}
+        """What begins to answer one lane is well for all but those that say now that it does not answer them: another
+        one that was opened anew, and has nothing to send, would never know. What a lane that is idle heard long ago
+        says nothing of today."""
+        new = {target for each in reports for target in set(each.answering).difference(self._heard_by(each.lane))}
         down = {report.lane: report.open_breakers for report in reports}
         for lane, known in self._open.items():
-            known -= answering.difference(down.get(lane, ()))
+            known -= new.difference(down.get(lane, ()))
+        self._answering.update((report.lane, frozenset(report.answering)) for report in reports)
+
+    def _heard_by(self, lane: int) -> frozenset[Target]:
+        return self._answering.get(lane, frozenset())
 
     def _all_open(self) -> set[Target]:
         return {target for targets in self._open.values() for target in targets}

@@ -23,7 +23,7 @@ import msgspec
 from penstock.connectors.base import Holder
 from penstock.connectors.filestore.disk import publish_new, sync_folder, try_lock
 from penstock.connectors.settings import FilesSink
-from penstock.engine.errors import Corrupt, Fenced, Held, Refused
+from penstock.engine.errors import Corrupt, Fenced, Held, Taken
 from penstock.engine.plan import Plan
 
 HOLD_WAIT_S = 4.0
@@ -50,7 +50,7 @@ def home_of(output: FilesSink) -> Path:
 
 
 def claim(output: FilesSink, run_id: str) -> None:
-    """Make an output this run's, or see that it is already. Raises `Refused` where it is another run's."""
+    """Make an output this run's, or see that it is already. Raises `Taken` where it is another run's."""
     home = home_of(output)
     home.mkdir(parents=True, exist_ok=True)
     fd = publish_new(home / MARK, msgspec.json.encode(RunMark(run_id))) if read_owner(output) is None else None
@@ -86,16 +86,16 @@ def _owner(home: Path) -> str | None:
 
 
 def refuse_another(output: FilesSink, owner: str | None, run_id: str) -> None:
-    """Raises `Refused` where `owner` is another run."""
+    """Raises `Taken` where `owner` is another run."""
     if owner not in (None, run_id):
-        raise Refused(
+        raise Taken(
             f"{output.path} holds the output of another run ({owner}); this one is {run_id}. Give the sinks another "
             f"path; or start with --fresh, which throws away all that {owner} has there, finished or not."
         )
 
 
 def refuse_old_names(outputs: Collection[FilesSink], run_id: str) -> None:
-    """Raises `Refused` where this run was begun by a Penstock that left the ending out of a working folder's name: it
+    """Raises `Taken` where this run was begun by a Penstock that left the ending out of a working folder's name: it
     would begin again beside all that it has, and pay again."""
     homes = [home_of(output) for output in outputs]
     moves: list[str] = []
@@ -104,9 +104,9 @@ def refuse_old_names(outputs: Collection[FilesSink], run_id: str) -> None:
         if old not in homes and not (home / MARK).exists() and _owner(old) == run_id:
             moves.append(f"{old} to {home}")
     if moves:
-        raise Refused(
-            f"run {run_id} was begun when working folders had other names: rename {', and '.join(moves)} to go on "
-            "(or start over with --fresh)"
+        raise Taken(
+            f"run {run_id} was begun when working folders were named in another way, or its sinks were: rename "
+            f"{', and '.join(moves)} to go on (or start over with --fresh)"
         )
 
 

@@ -390,6 +390,15 @@ def test_a_run_that_is_begun_anew_gets_a_generation_above_its_replays(tmp_path: 
     assert got == [0, 2, 3, 3]
 
 
+def test_history_waits_for_the_generation_that_the_plan_has(tmp_path: Path) -> None:
+    """A first status may come from a driver that has not looked at the plan yet."""
+    history, spec = history_of(tmp_path), spec_in(tmp_path)
+    saver = running._Saver(history, spec, print)  # pyright: ignore[reportPrivateUsage]
+    saver.see(RunStatus(spec.run_id, spec.name, "starting"), 0.0)
+    saver.last(RunStatus(spec.run_id, spec.name, "done", generation=2))
+    assert history.spec(spec.run_id).generation == 2
+
+
 async def test_work_goes_on_beside_a_running_loop() -> None:
     """In a notebook the work gets a thread of its own, and a loop of its own in it."""
 

@@ -13,7 +13,7 @@ import ray
 
 from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
 from penstock.engine.catalog import Catalog
-from penstock.engine.errors import Away, PenstockError, Refused
+from penstock.engine.errors import Away, PenstockError, Refused, Taken
 from penstock.engine.policy import Policy
 from penstock.jobs.health import alive
 from penstock.workers import launch
@@ -94,8 +94,10 @@ def test_a_driver_that_is_lost_while_the_store_is_away_is_followed_when_it_is_ba
     assert handle._notes == ["the driver was lost; another goes on where it was"]
 
 
-def test_a_run_with_an_end_does_not_wait_for_a_store_that_refuses_it() -> None:
-    handle = Scripted(Refused("the key is refused"), endless=False)
+@pytest.mark.parametrize(("problem", "endless"), [(Refused("the key is refused"), False), (Taken("of r2"), True)])
+def test_what_no_waiting_mends_ends_the_command(problem: PenstockError, endless: bool) -> None:
+    """A run with an end waits for no store that refuses it, and none for an output that is another run's now."""
+    handle = Scripted(problem, endless=endless)
     handle._replace("its node is gone")
     assert handle._last.state == "failed"
 

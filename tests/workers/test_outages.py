@@ -67,6 +67,19 @@ def test_an_outage_is_over_for_a_lane_that_was_opened_anew_and_has_nothing_to_se
         assert outages.news([down, quiet]) == ["account eu does not answer: its items wait, or go to others"]
 
 
+def test_a_lane_that_is_idle_ends_no_outage_of_one_that_waits() -> None:
+    """It was answered long ago; the other is opened anew every two minutes, and has no report meanwhile."""
+    outages, account = Outages(NOW), [("eu", "*")]
+    idle = LaneReport(1, Tally(), answering=account)
+    assert outages.news([LaneReport(0, Tally()), idle]) == []
+    assert len(outages.news([LaneReport(0, Tally(), open_breakers=account), idle])) == 1
+    for _ in range(3):
+        assert outages.news([idle]) == []
+        assert outages.news([LaneReport(0, Tally()), idle]) == []
+        assert outages.news([LaneReport(0, Tally(), open_breakers=account), idle]) == []
+    assert outages.news([LaneReport(0, Tally(), answering=account), idle]) == ["account eu is asked again"]
+
+
 def test_what_a_person_must_mend_stops_the_run_soon() -> None:
     """Ten seconds after it is known, and nothing moves; a probe that goes out or an item that ends begins them anew."""
     outages = Outages(NOW - 1_000)

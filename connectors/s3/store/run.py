@@ -24,7 +24,7 @@ from penstock.connectors.s3.client import S3, Got, Stored
 from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.store.beacon import is_alive
 from penstock.connectors.s3.store.home import Home
-from penstock.engine.errors import Corrupt, Fenced, Held, Refused
+from penstock.engine.errors import Corrupt, Fenced, Held, Taken
 from penstock.engine.plan import Plan
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def read_mark(base: Base) -> tuple[RunMark, str] | None:
 
 
 def claim(base: Base, run_id: str) -> Life:
-    """Make an output this run's, or see that it is already. Raises `Refused` where it is another run's."""
+    """Make an output this run's, or see that it is already. Raises `Taken` where it is another run's."""
     found = read_mark(base)
     if found is None:
         try:
@@ -135,9 +135,9 @@ def claim(base: Base, run_id: str) -> Life:
 
 
 def refuse_another(base: Base, output: str, owner: str | None, run_id: str) -> None:
-    """Raises `Refused` where `owner` is another run. output: a prefix or an object."""
+    """Raises `Taken` where `owner` is another run. output: a prefix or an object."""
     if owner not in (None, run_id):
-        raise Refused(
+        raise Taken(
             f"s3://{base.bucket}/{output} holds the output of another run ({owner}); this one is {run_id}. Give the "
             f"sinks another prefix; or start with --fresh, which throws away all that {owner} has there, finished or "
             "not."
@@ -145,7 +145,7 @@ def refuse_another(base: Base, output: str, owner: str | None, run_id: str) -> N
 
 
 def refuse_old_names(base: Base, prefixes: Collection[str], run_id: str) -> None:
-    """Raises `Refused` where this run was begun by a Penstock that left an object's ending out of its working prefix:
+    """Raises `Taken` where this run was begun by a Penstock that left an object's ending out of its working prefix:
     it would begin again beside all that it has, and pay again. prefixes: of the run's outputs in this bucket."""
     roots = {root_of(prefix) for prefix in prefixes}
     for prefix in prefixes:
@@ -154,7 +154,7 @@ def refuse_old_names(base: Base, prefixes: Collection[str], run_id: str) -> None
             continue
         found = read_mark(old)
         if found is not None and found[0].run_id == run_id:
-            raise Refused(
+            raise Taken(
                 f"run {run_id} is where working prefixes were named before, at s3://{old.bucket}/{old.root}: "
                 "finish it with the version of Penstock that began it, or start over with --fresh"
             )
