@@ -88,5 +88,10 @@ def is_sandbox(base_url: str) -> bool:
     return _netloc(base_url) == _netloc(sandbox().base_url)
 
 
+def is_here(base_url: str) -> bool:
+    """Whether it is on this machine: a rehearsal, or a proxy of one's own. In a cluster each node has its own."""
+    return _netloc(base_url).rpartition(":")[0].strip("[]") in ("127.0.0.1", "::1") or _netloc(base_url) == "localhost"
+
+
 def _netloc(url: str) -> str:
     return re.split(r"[/?#\\]", url.split("://", 1)[-1], maxsplit=1)[0].lower().replace("localhost:", "127.0.0.1:")

@@ -47,7 +47,7 @@ def compile_accounts(found: Found, part: Part) -> None:
 def add_account(found: Found, doc: Doc, path: Path, name: str, file: AccountFile) -> Account:
     made = found.accounts[name] = _account(doc, path, name, file)
     known = None if file.provider else hosts.host(name)
-    if known is not None and hosts.by_url(made.base_url) != known:
+    if known is not None and hosts.by_url(made.base_url) != known and not hosts.is_here(made.base_url):
         found.namesakes.add(name)
     return made
 

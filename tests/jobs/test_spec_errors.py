@@ -287,6 +287,15 @@ def test_a_known_hosts_key_goes_to_that_host_only(tmp_path: Path) -> None:
     assert made.catalog.accounts["openai"].api_key is None
 
 
+@pytest.mark.parametrize("here", ["127.0.0.1:8000", "localhost:8000", "localhost", "[::1]:8000"])
+def test_a_rehearsal_on_this_machine_has_the_prices_of_the_real_host(here: str, tmp_path: Path) -> None:
+    """A job runs against a server of one's own with its addresses replaced and nothing else."""
+    text = BASE.replace("[sandbox/a, sandbox/b]", "[openai/gpt-4o-mini]")
+    made = spec.load(_written(tmp_path, text + f"accounts: {{openai: {{base_url: 'http://{here}/v1'}}}}\n"))
+    (model,) = made.catalog.models.values()
+    assert model.live_version.price is not None
+
+
 def _written(folder: Path, text: str) -> Path:
     path = folder / "job.yaml"
     path.write_text(text)
