@@ -22,6 +22,7 @@ from penstock.engine.plan import Epoch
 from penstock.workers.clock import SYSTEM
 from penstock.workers.cluster import watched
 from penstock.workers.engines.base import Engine, EngineDead
+from penstock.workers.engines.vllm_settings import check_path
 from penstock.workers.governing import Governing, governor_lives
 from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
@@ -123,6 +124,7 @@ class WorkerActor:
             raise SpecError(
                 f"model {settings.model.name} needs vLLM, which is missing here: uv sync --extra cpu (or --extra gpu)"
             )
+        check_path(settings.version)
         # Ray sets one thread in actors; an engine that steps in this process wants the machine's.
         os.environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
         from penstock.workers.engines.vllm import vllm_engine

@@ -251,20 +251,33 @@ def test_input_that_goes_away_half_way_is_a_clear_error(harm: str, tmp_path: Pat
         b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
 
 
-OWN_MODEL = '{name: own, worker: vllm, model: "/nowhere/at/all", hour_usd: 0.1, engine: {max_model_len: 512}}'
+OWN_MODEL = '{{name: own, worker: vllm, model: "{}", hour_usd: 0.1, engine: {{max_model_len: 512}}}}'
 
 
 @pytest.mark.parametrize("fallback", [True, False])
 def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, mark: str) -> None:
     """A model that isn't there. With another candidate, the items go to it; without, exit code 4, the reason, and no
     dead letter: once the job is mended, the same command goes on from the first item, and doubts none."""
-    with bench(tmp_path, Shape(items=40, own_model=OWN_MODEL, fallback=fallback)) as b:
+    loading_dies("/nowhere/at/all", fallback, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fallback", [True, False])
+def test_soak_a_model_that_vllm_cannot_load(fallback: bool, tmp_path: Path, mark: str) -> None:
+    """As above, by an empty folder: vLLM itself dies, after its import, and is tried five times (four minutes)."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    loading_dies(str(empty), fallback, tmp_path)
+
+
+def loading_dies(model: str, fallback: bool, folder: Path) -> None:
+    with bench(folder, Shape(items=40, own_model=OWN_MODEL.format(model), fallback=fallback)) as b:
         command = b.start()
         code = b.end(command)
         assert code == (0 if fallback else 4), b.log(command)
         said = " ".join(b.log(command).split())
         assert "own" in said
-        assert "/nowhere/at/all" in said or "--extra cpu" in said, said
+        assert model in said or "--extra cpu" in said, said
         if fallback:
             b.check(bound=0)
         else:

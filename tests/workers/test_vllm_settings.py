@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from penstock.engine.catalog import Model, Version
+from penstock.engine.errors import SpecError
 from penstock.workers.engines import vllm_settings
-from penstock.workers.engines.vllm_settings import settings
+from penstock.workers.engines.vllm_settings import check_path, settings
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,11 @@ def test_a_cpu_that_cannot_multiply_in_16_bits_is_not_asked_to(
     assert "dtype" not in settings(model, version, gpu=True).arguments
     own = msgspec.structs.replace(model, engine={"dtype": "half"})
     assert settings(own, version, gpu=False).arguments["dtype"] == "half"
+
+
+def test_a_path_with_nothing_there_is_told_before_vllm_is_asked(tmp_path: Path) -> None:
+    """A wrong path took four minutes: five tries, each with vLLM's import. A name is for the hub to know."""
+    check_path(Version("v1", str(tmp_path)))
+    check_path(Version("v1", "HuggingFaceTB/SmolLM2-135M-Instruct"))
+    with pytest.raises(SpecError, match=r"there is no /nowhere/at/all on .*: mend the model's path"):
+        check_path(Version("v1", "/nowhere/at/all"))

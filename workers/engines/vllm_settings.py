@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ class Settings(msgspec.Struct, frozen=True):
     """Names of `EngineArgs`."""
     processes: bool
     """True: the engine lives in processes of its own, so that a GPU need not wait for the event loop."""
+
+
+def check_path(version: Version) -> None:
+    """Raises `SpecError` where the model is a path and nothing is there: vLLM takes a minute to find that out, each of
+    the times that it is tried."""
+    if version.model.startswith("/") and not os.path.exists(version.model):
+        raise SpecError(f"there is no {version.model} on {platform.node()}: mend the model's path, or put it there")
 
 
 def settings(model: Model, version: Version, *, gpu: bool, resolve: Callable[[str], str] = str) -> Settings:
