@@ -20,7 +20,6 @@ from penstock.workers.status import RunState, RunStatus
 
 T = TypeVar("T")
 
-DEFAULT_STATE = ".penstock"
 ENDED: frozenset[RunState] = frozenset(
     {"done", "stopped_by_budget", "too_many_dead_letters", "failed", "cancelled", "interrupted", "handed_over"}
 )

@@ -12,6 +12,7 @@ from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
 
+DEFAULT_STATE = ".penstock"
 WINDOW_IN_ALL, MIN_WINDOW, MAX_WINDOW = 8192, 512, 4096
 
 
@@ -67,7 +68,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     sinks: dict[SinkName, SinkSettings]
     """results, costs, quality, dead_letters: all four are named here."""
     budgets: tuple[Budget, ...] = ()
-    state: str = ".penstock"
+    state: str = DEFAULT_STATE
     on_duplicate: Literal["allow", "dead_letter"] = "dead_letter"
     max_dead_letters: int | float | None = None
     limit: int | None = None

@@ -154,7 +154,7 @@ def locate(run: Named, state: str | None) -> Found:
 
 def state_url(state: str | None) -> str:
     """A folder becomes absolute, so that it means the same to every process; None: `.penstock` here."""
-    from penstock.jobs.history import DEFAULT_STATE
+    from penstock.workers.runspec import DEFAULT_STATE
 
     url = state or DEFAULT_STATE
     return url if "://" in url else str(Path(url).resolve())

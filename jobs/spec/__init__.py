@@ -15,14 +15,13 @@ from penstock.connectors.settings import Connection
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.policy import Policy
-from penstock.jobs.history import DEFAULT_STATE
 from penstock.jobs.spec import compiler
 from penstock.jobs.spec.describe import describe, missing_secrets, warnings
 from penstock.jobs.spec.digest import changed
 from penstock.jobs.spec.fields import schema
 from penstock.jobs.spec.places import resolve
 from penstock.jobs.spec.tree import from_python, nearest
-from penstock.workers.runspec import RunSpec
+from penstock.workers.runspec import DEFAULT_STATE, RunSpec
 
 __all__ = [
     "changed",

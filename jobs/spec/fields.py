@@ -12,7 +12,7 @@ import msgspec
 from penstock.connectors.settings import Connection, SinkSettings, SourceSettings
 from penstock.engine.catalog import EngineValue, Limits, Protocol
 from penstock.engine.items import Latency
-from penstock.workers.runspec import Execution, Review
+from penstock.workers.runspec import DEFAULT_STATE, Execution, Review
 
 Number = int | float
 Text = str | int | float | bool
@@ -288,7 +288,7 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     """Integer: a count. Fraction: a share of the finished items."""
     max_attempts: int | None = None
     """Attempts of one item over all candidates."""
-    state: str = ".penstock"
+    state: str = DEFAULT_STATE
     on_duplicate: Literal["allow", "dead_letter"] | None = None
     execution: Execution | None = None
     feedback: str | SourceSettings | None = None

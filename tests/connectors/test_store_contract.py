@@ -143,6 +143,10 @@ class Memory:
         memory.forget(self.name)
 
 
+LANES = range(len((*S3_TAKE_STEPS, *S3_COMMIT_STEPS)))
+"""More than any test takes."""
+
+
 class Bucket:
     """Prefix sinks beside one that is a single object: both kinds of part."""
 
@@ -168,7 +172,7 @@ class Bucket:
         await self.life.home.delete([f"alive/{store.beacon.id}"])
 
     def committed(self, sink: str) -> list[bytes]:
-        return list(parts.committed(self.life.home, parts.lanes(self.life.home, range(2)), sink))
+        return list(parts.committed(self.life.home, parts.lanes(self.life.home, LANES), sink))
 
     def close(self) -> None:
         """The bucket ends with the server."""
