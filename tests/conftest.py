@@ -38,10 +38,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @pytest.fixture
 def terminal() -> Iterator[None]:
-    """As from a terminal: under `nohup` the tests, and what they start, would inherit that SIGHUP is ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """As from a terminal: under `nohup`, or in the background of a script, the tests and what they start would inherit
+    that SIGHUP or SIGINT is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, before[0])
+    signal.signal(signal.SIGINT, before[1])
 
 
 @pytest.fixture

@@ -186,6 +186,7 @@ def test_tail_of_a_job_follows_the_topics_for_replies_with_its_results(
 
 
 @pytest.mark.kafka
+@pytest.mark.usefixtures("terminal")
 def test_tail_shows_what_comes_and_ends_with_a_count(kafka_server: KafkaServer, topic: str, tmp_path: Path) -> None:
     """From the end on, unless told otherwise; Ctrl-C is no error."""
     to = ("--bootstrap", kafka_server.bootstrap)
