@@ -140,6 +140,11 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"vllm:{self.name}@{version}" if self.worker else f"api:{self.account}"
 
 
+def is_own(pool: str) -> bool:
+    """Whether an engine of our own serves it: nobody bills its calls one by one."""
+    return pool.startswith("vllm:")
+
+
 class Wall(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an item of this sensitivity asks of a target. Empty tuples ask nothing."""
 

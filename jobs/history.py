@@ -174,6 +174,11 @@ def is_gone(status: RunStatus, now: float) -> bool:
     return goes_on and 0 < status.updated_at < now - STALE_AFTER_S
 
 
+def left_out(run_id: str, error: PenstockError) -> str:
+    """What a person is told of a run that can't be read, and holds up nothing."""
+    return f"run {run_id} was left out: {error}"
+
+
 def open_history(url: str) -> History:
     """The history at a state URL; nothing is made there before something is saved. Raises `SpecError`."""
     return History(open_state(url), url)

@@ -23,7 +23,7 @@ from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged, shadow_cost
 from penstock.engine.steering.judges import decides, trusted
 from penstock.engine.steering.rollout import How, Rollout, Told, Word, begin
-from penstock.jobs.history import open_history
+from penstock.jobs.history import left_out, open_history
 from penstock.jobs.run import command_line
 
 
@@ -213,14 +213,10 @@ def measured(url: str, note: Note = silent) -> list[Cell]:
 
     def unread(run_id: str, error: PenstockError) -> None:
         if run_id not in known:
-            note(_left_out(run_id, error))
+            note(left_out(run_id, error))
 
     others = (run for run in open_history(url).runs(unread) if run.run_id not in known)
     return [*shared.cells, *(cell for run in others for cell in run.cells)]
-
-
-def _left_out(run_id: str, error: PenstockError) -> str:
-    return f"run {run_id} was left out: {error}"
 
 
 def decided(url: str, decide: Callable[[Steering], Steering]) -> tuple[Steering, str | None]:
@@ -265,15 +261,15 @@ def jobs(url: str) -> Known:
     versions that it compares for live ones, and scores every row."""
     history, found, unread = open_history(url), dict[str, Job](), list[str]()
 
-    def left_out(run_id: str, error: PenstockError) -> None:
-        unread.append(_left_out(run_id, error))
+    def passed_over(run_id: str, error: PenstockError) -> None:
+        unread.append(left_out(run_id, error))
 
-    for run in history.runs(left_out):
+    for run in history.runs(passed_over):
         if run.name not in found:
             try:
                 spec = history.spec(run.run_id)
             except (Corrupt, SpecError) as error:
-                left_out(run.run_id, error)
+                passed_over(run.run_id, error)
             else:
                 if not spec.pinned:
                     found[run.name] = Job(spec.catalog, spec.policy)

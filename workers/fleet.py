@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from penstock.engine.catalog import Account, Catalog, Model
+from penstock.engine.catalog import Account, Catalog, Model, is_own
 from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, until_gone, words
 from penstock.workers.replies import Unanswered, answered
@@ -59,7 +59,7 @@ def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
     of engines whose versions are in use."""
     firsts = [catalog.models[names[0]] for names in catalog.tiers.values() if names]
     pools = [model.pool_of(v.id) for model in firsts for v in model.versions]
-    return list(dict.fromkeys(pool for pool in pools if pool in own or not pool.startswith("vllm:")))
+    return list(dict.fromkeys(pool for pool in pools if pool in own or not is_own(pool)))
 
 
 class Fleet:

@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection
 
+from penstock.engine.catalog import is_own
 from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
 from penstock.engine.plan import Epoch
 from penstock.workers.at_lane import Landed, LaneAt
@@ -298,7 +299,7 @@ class Puller:
         self.dead = error
         for task in self._boards.values():
             task.cancel()
-        failure = Failure("engine_died", f"{self.name}: {error}"[:500], may_be_billed=not self.pool.startswith("vllm:"))
+        failure = Failure("engine_died", f"{self.name}: {error}"[:500], may_be_billed=not is_own(self.pool))
         self._landed([(t, self._fallen(t, failure)) for at in self._lanes.values() for t in list(at.tickets)])
 
     def _fallen(self, ticket: Ticket, failure: Failure) -> Outcome:

@@ -16,7 +16,7 @@ from penstock.connectors.documents import Tag
 from penstock.connectors.measured import Registry
 from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
-from penstock.engine.catalog import Catalog
+from penstock.engine.catalog import Catalog, is_own
 from penstock.engine.errors import PenstockError
 from penstock.engine.flow.cells import Cell
 from penstock.engine.policy import Experiment, Policy
@@ -110,7 +110,7 @@ class Steersman:
         an item of it. Never raises: where the state can't be written now, a person has to say it."""
         models = self._catalog.models
         mine = (at for at in self.steering.rollouts.values() if at.auto and at.active and at.model in models)
-        for at in [at for at in mine if models[at.model].pool_of(at.candidate) == pool and pool.startswith("vllm:")]:
+        for at in [at for at in mine if models[at.model].pool_of(at.candidate) == pool and is_own(pool)]:
             moved = rollout.said(at, "rollback", rollout.PENSTOCK, now, f"its engine can't be started: {why}")
             try:
                 await asyncio.to_thread(self._file.change, lambda now, at=at, moved=moved: _moved(now, [(at, moved)]))

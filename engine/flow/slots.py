@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from penstock.engine.budget import Keys, Purpose, Reservation
+from penstock.engine.catalog import is_own
 from penstock.engine.flow.climb import Climb
 from penstock.engine.flow.pending import Pending
 from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
@@ -130,7 +131,7 @@ class Slot:
     @property
     def own(self) -> bool:
         """Served by an engine of our own: nobody bills its calls one by one."""
-        return _is_own(self.pool)
+        return is_own(self.pool)
 
     @property
     def model(self) -> str:
@@ -143,10 +144,6 @@ class Slot:
     @property
     def tokens(self) -> int:
         return self.est_input + self.max_output
-
-
-def _is_own(pool: str) -> bool:
-    return pool.startswith("vllm:")
 
 
 def urgency(attributes: Attributes) -> int:
@@ -170,7 +167,7 @@ class Ready:
         if slot.pending is not None:
             self.steps += 1
         pool = slot.pool
-        length = -slot.tokens if _is_own(pool) else 0
+        length = -slot.tokens if is_own(pool) else 0
         entry = (-urgency(slot.item.attributes), length, slot.seq, slot)
         heapq.heappush(self._heaps.setdefault(pool, []), entry)
         self._tokens[pool] = self._tokens.get(pool, 0) + slot.tokens

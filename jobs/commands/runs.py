@@ -207,10 +207,10 @@ def status(run: shared.Named, state: str | None, as_json: bool) -> int:
 @shared.json_option
 def list_runs(state: str | None, as_json: bool) -> int:
     """The runs that a state folder knows, the latest first."""
-    from penstock.jobs.history import open_history
+    from penstock.jobs.history import left_out, open_history
 
     url, note = shared.state_url(state), shared.noting()
-    runs = open_history(url).runs(lambda run_id, error: note(f"run {run_id} was left out: {error}"))
+    runs = open_history(url).runs(lambda run_id, error: note(left_out(run_id, error)))
     if as_json:
         shared.print_json([batch(run) for run in runs])
         return exits.DONE

@@ -10,7 +10,7 @@ import msgspec
 from penstock.connectors.filestore.disk import publish
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
-from penstock.engine.budget import Budget, budget_keys
+from penstock.engine.budget import run_key
 from penstock.engine.errors import PenstockError, SpecError, Spent
 from penstock.engine.leases import Ledger
 from penstock.engine.measure.evaluation import Evaluation, Row, evaluate
@@ -157,8 +157,7 @@ def _by_price(prepared: Prepared, cost: Priced) -> int:
 
 
 def _ledger(spec: RunSpec) -> Ledger | None:
-    ((key, _),) = budget_keys((Budget(1),), spec.run_id, None, 0.0)
-    return LedgerClient(open_state(spec.state), spec.run_id).read(key)
+    return LedgerClient(open_state(spec.state), spec.run_id).read(run_key(spec.run_id))
 
 
 def _paid(spec: RunSpec) -> int:

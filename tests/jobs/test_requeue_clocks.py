@@ -12,15 +12,7 @@ from penstock.jobs import requeue, rollouts
 from penstock.jobs.history import open_history
 from penstock.jobs.spec import load
 from penstock.workers.status import RunStatus
-
-JOB = """\
-name: labels
-source: in.csv
-prompt: "{{ text }}"
-accounts: {sand: {protocol: openai, base_url: "http://127.0.0.1:1", provider: sandbox}}
-models: [{name: small, account: sand, price: free, live: v1, versions: [{id: v1, model: m1}, {id: v2, model: m2}]}]
-sinks: out.jsonl
-"""
+from tests.jobs.test_unread_runs import JOB
 
 
 @pytest.mark.parametrize(("behind_s", "found"), [(20, 1), (3_600, 0)])
