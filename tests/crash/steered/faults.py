@@ -16,7 +16,7 @@ import msgspec
 
 from penstock.engine.policy import Experiment
 from penstock.engine.steering.arms import Draw
-from penstock.engine.steering.rollout import BASELINE, CANDIDATE, Rollout, arm_of
+from penstock.engine.steering.rollout import BASELINE, CANDIDATE, Decision, Rollout, arm_of
 from penstock.engine.steering.turn import gate_of
 from penstock.jobs.people.labels import Label
 
@@ -36,6 +36,8 @@ class Record(msgspec.Struct, frozen=True):
     experiment: str | None = None
     arm: str | None = None
     propensity: float | None = None
+    asked_at: float = 0.0
+    """When its last call was sent; 0: not told."""
 
 
 class Logged(msgspec.Struct, frozen=True):
@@ -50,13 +52,21 @@ class Logged(msgspec.Struct, frozen=True):
 
 # ---- rollouts
 
+HEARD_S = 5.0
+"""After a decision, until when calls by the one before it may be sent: lanes hear of it within two seconds, and their
+workers hold some calls."""
 
-def rollout_faults(records: Iterable[Record], at: Rollout) -> Iterator[Fault]:
-    """Of records of one job, all of it read after the rollout began."""
+
+def rollout_faults(records: Iterable[Record], at: Rollout, heirs: int = 0) -> Iterator[Fault]:
+    """Of records of one job, all of it read after the rollout began. `heirs`: answers that lanes which were killed can
+    have left to their next owners. Such a one counts in no arm where its unit gets another version by now."""
     sides: defaultdict[str, dict[int, set[str]]] = defaultdict(dict)
+    left = heirs
     for record in records:
         if record.arm is None:
-            yield from _outside(record, at)
+            outlived = left > 0 and _outlived(record, at)
+            left -= outlived
+            yield from () if outlived else _outside(record, at)
             continue
         side, stage = arm_of(record.arm) or ("", -1)
         if record.experiment != at.id or not 0 <= stage <= at.stage:
@@ -75,6 +85,32 @@ def _outside(record: Record, at: Rollout) -> Iterator[Fault]:
         yield Fault("no arm", f"{record.item_id}, though the rollout goes on")
     elif record.model_version != right:
         yield Fault("wrong version", f"{record.item_id} got {record.model_version} after it was {at.state}")
+
+
+def _outlived(record: Record, at: Rollout) -> bool:
+    """It was asked before a decision gave its unit another version, and that was not the last one's."""
+    unit = record.unit.encode()
+    until = [*(decision.at for decision in at.decisions[1:]), float("inf")]
+    given = [_given(at, decision, unit) for decision in at.decisions]
+    asked = record.asked_at
+    then = {
+        version
+        for version, decision, end in zip(given, at.decisions, until, strict=True)
+        if decision.at <= asked < end + HEARD_S
+    }
+    return record.model_version in then and record.model_version != given[-1]
+
+
+def _given(at: Rollout, decision: Decision, unit: bytes) -> str:
+    """The version that the unit gets from this decision on."""
+    match decision.what:
+        case "promoted":
+            return at.candidate
+        case "rolled_back":
+            return at.baseline
+        case _:
+            there = msgspec.structs.replace(at, stage=decision.stage, state="running")
+            return at.candidate if gate_of(there).lets(unit) else at.baseline
 
 
 def _inside(record: Record, at: Rollout, side: str, stage: int) -> Iterator[Fault]:

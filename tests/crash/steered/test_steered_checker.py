@@ -14,6 +14,7 @@ from penstock.engine.steering.rollout import Rollout, begin, said
 from penstock.engine.steering.turn import gate_of
 from penstock.jobs.people.labels import Label
 from tests.crash.steered.faults import (
+    HEARD_S,
     Logged,
     Record,
     decision_faults,
@@ -101,6 +102,32 @@ def test_a_wrong_version_is_found() -> None:
     assert planted(FORWARD, lambda one: one.arm == "candidate-1", model_version="v1") == {"wrong version"}
     assert planted(FORWARD, lambda one: one.arm is None, model_version="v1") == {"wrong version"}
     assert planted(BACK, lambda one: one.arm is None, model_version="v2") == {"wrong version"}
+
+
+def heired(at: Rollout, heirs: int, **changes: object) -> set[str]:
+    """Records after the end that say the other version, as many as there are units."""
+    made = [msgspec.structs.replace(r, **changes) if r.arm is None else r for r in records(at)]
+    return kinds(rollout_faults(made, at, heirs))
+
+
+def test_an_answer_that_outlived_its_lane_is_in_no_arm_and_anything_else_is_found() -> None:
+    """BACK: begun at 1 s, half of the units at 2 s, taken back at 3 s."""
+    chosen = {one.unit for one in records(BACK) if one.arm == "candidate-2"}
+    made = records(BACK)
+    mine = [r for r in made if r.arm is None and r.unit in chosen]
+    others = [r for r in made if not (r.arm is None and r.unit in chosen)]
+
+    def found(heirs: int, asked_at: float) -> set[str]:
+        late = [msgspec.structs.replace(r, model_version="v2", asked_at=asked_at) for r in mine]
+        return kinds(rollout_faults([*others, *late], BACK, heirs))
+
+    assert found(len(mine), 2.9) == found(len(mine), 4.0) == set()
+    assert found(len(mine), 3.0 + 2 * HEARD_S) == {"wrong version"}, "sent long after it was taken back"
+    assert found(len(mine), 0.5) == {"wrong version"}, "sent before it began"
+    assert found(len(mine) - 1, 2.9) == {"wrong version"}, "more of them than a lane can leave"
+    assert found(0, 2.9) == {"wrong version"}, "no lane was killed"
+    assert heired(BACK, len(UNITS), model_version="v2", asked_at=2.9) == {"wrong version"}, "units that never had it"
+    assert heired(BACK, len(UNITS), model_version="v0", asked_at=2.9) == {"wrong version"}
 
 
 def test_arms_that_nobody_gave_are_found() -> None:

@@ -16,7 +16,7 @@ from tests.crash.bench import Kind
 from tests.crash.shared_ray import SharedRay
 from tests.crash.steered.faults import Fault, decision_faults, experiment_faults, rollout_faults, table_faults
 from tests.crash.steered.people import Labelling
-from tests.crash.steered.world import EXPERIMENT, WINDOW, Steered, harmed, shape_of, steered_bench
+from tests.crash.steered.world import EXPERIMENT, LANES, WINDOW, Steered, harmed, shape_of, steered_bench
 from tests.crash.streams.storms import Line, note
 
 pytestmark = pytest.mark.ray
@@ -87,7 +87,7 @@ def killed(
             _steered(b, phase, kinds, chance, seed)
             bound = b.allowed(len(kinds))
             report = b.check(bound)
-            found = list(_experiment(b) if phase == "experiment" else _rollout(b))
+            found = list(_experiment(b) if phase == "experiment" else _rollout(b, kinds))
         found += b.audit_faults()
         assert not found, told(found)
         line = Line(
@@ -131,11 +131,12 @@ def _experiment(b: Steered) -> Iterator[Fault]:
     yield from experiment_faults(records, experiment, stopped=experiment.id in b.steering.experiments)
 
 
-def _rollout(b: Steered) -> Iterator[Fault]:
+def _rollout(b: Steered, kinds: Sequence[Kind]) -> Iterator[Fault]:
     at, owed = b.steering.rollouts["small"], [each.id for each in b.steering.owed]
     records = b.records()
     assert {record.model_version for record in records} == {at.baseline, at.candidate}, "both versions were seen"
-    yield from rollout_faults(records, at)
+    heirs = sum(b.shape.window * (LANES if kind == "command" else 1) for kind in kinds if kind in ("lane", "command"))
+    yield from rollout_faults(records, at, heirs)
     yield from decision_faults(at, b.logged(), owed)
 
 

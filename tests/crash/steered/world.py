@@ -14,6 +14,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ UNITS = 10
 """Rows of a customer."""
 WINDOW = 64
 """Rows under way in a lane."""
+LANES = 2
 FOUND_S = 60.0
 _SEED = 1
 """Of what models answer: the same in all benches, so that evaluations can be compared."""
@@ -56,7 +58,7 @@ models:
   - {{name: small, account: a, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}, live: v1,
      versions: [{{id: v1, model: good}}, {{id: v2, model: same}}, {{id: v3, model: bad}}]}}
 sinks: {{{sinks}}}
-execution: {{lanes: 2, lane_actors: 2, dispatchers: 1, window: {window}}}
+execution: {{lanes: {lanes}, lane_actors: {lanes}, dispatchers: 1, window: {window}}}
 {more}"""
 EXPERIMENT = f"""\
 experiments:
@@ -80,7 +82,12 @@ class Steered(Bench):
         self.shape = msgspec.structs.replace(self.shape, **changes)
         shape = self.shape
         text = JOB.format(
-            url=self.url, concurrency=shape.concurrency, sinks=SINKS_TOLD, window=shape.window, more=shape.more
+            url=self.url,
+            concurrency=shape.concurrency,
+            sinks=SINKS_TOLD,
+            window=shape.window,
+            lanes=LANES,
+            more=shape.more,
         )
         (self.folder / "job.yaml").write_text(text)
 
@@ -115,11 +122,12 @@ class Steered(Bench):
     # -- what came of it
 
     def records(self) -> list[Record]:
-        class Line(msgspec.Struct, frozen=True):
-            penstock: Record
-
-        lines = (self.folder / "out" / "results.jsonl").read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=Line).penstock for line in lines]
+        found: list[Record] = []
+        for line in (self.folder / "out" / "results.jsonl").read_bytes().splitlines():
+            told = msgspec.json.decode(line)["penstock"]
+            asked = max(datetime.fromisoformat(attempt["started_at"]).timestamp() for attempt in told["attempts"])
+            found.append(msgspec.structs.replace(msgspec.convert(told, Record), asked_at=asked))
+        return found
 
     def logged(self) -> list[Logged]:
         kinds = ("rollout_started", "stage", "rollback", "rollout_ended")
