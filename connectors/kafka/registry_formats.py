@@ -15,6 +15,7 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
+from penstock.connectors.kafka.bombs import Counted, many_values, refers_to_itself, too_many
 from penstock.connectors.kafka.partition import Record, raw, too_large
 from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.schemas import Codec, Compile, Schemas
@@ -58,7 +59,12 @@ class RegistryRecords:
         if isinstance(found, BadRecord):
             return raw(split, record, value, error=(found.reason, str(found)))
         try:
-            return raw(split, record, value, row_json=found(value[5:]))
+            row = found(value[5:])
+            if len(row) > MAX_RECORD_BYTES:
+                raise BadRecord(
+                    "too_large", f"the row has {len(row):,} bytes; the longest allowed has {MAX_RECORD_BYTES:,}"
+                )
+            return raw(split, record, value, row_json=row)
         except BadRecord as error:
             return raw(split, record, value, error=(error.reason, str(error)))
         except Exception as error:  # noqa: BLE001 - a payload from strangers that a decoder chokes on is data
@@ -95,15 +101,22 @@ def _need(package: str, format: str) -> None:
 
 def _avro(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
     import fastavro
+    from fastavro import _read_py
 
     types: dict[str, Any] = {}
     for other in named.values():
         fastavro.parse_schema(msgspec.json.decode(other.schema), named_schemas=types)
     parsed = fastavro.parse_schema(msgspec.json.decode(schema.schema), named_schemas=types)
+    endless = refers_to_itself(parsed, types)
+    # The compiled reader has no bound of depth: it would end the process.
+    decoded = _read_py.schemaless_reader if endless else fastavro.schemaless_reader
 
     def read(payload: bytes) -> bytes:
-        stream = io.BytesIO(payload)
-        row = fastavro.schemaless_reader(stream, parsed, None)
+        stream = Counted(payload) if endless else io.BytesIO(payload)
+        try:
+            row = decoded(stream, parsed, None)
+        except RecursionError as error:
+            raise BadRecord("malformed", "the Avro record is nested deeper than can be read") from error
         if stream.tell() != len(payload):
             raise BadRecord("malformed", f"{len(payload) - stream.tell()} bytes are left behind the Avro record")
         return _row(row)
@@ -157,6 +170,8 @@ def _protobuf(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec
             found = found.nested_types[number]
         message = message_factory.GetMessageClass(found)()
         message.ParseFromString(payload)
+        if many_values(message, pool):
+            raise too_many()
         text = json_format.MessageToJson(
             message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None,
             ensure_ascii=False, descriptor_pool=pool,

@@ -15,7 +15,7 @@ import fastavro
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from penstock.connectors.base import Raw
 from penstock.connectors.kafka.registry_formats import RegistryFormat, RegistryRecords
@@ -195,6 +195,65 @@ async def test_what_cannot_be_decoded_is_a_dead_letter(registry: Registry) -> No
     assert "not protobuf of schema 11" in await error(registry, "protobuf", framed(11, b"\x02\x02\xff\xff"))
     assert "not protobuf of schema 11" in await error(registry, "protobuf", framed(11, b"\x02\x22"))
     assert "which can't be" in await error(registry, "protobuf", framed(11, b"\x02\x01"))
+
+
+COMMENT = {
+    "type": "record", "name": "Comment",
+    "fields": [{"name": "text", "type": "string"}, {"name": "replies", "type": {"type": "array", "items": "Comment"}}],
+}  # fmt: skip
+EMPTY = {"type": "record", "name": "Empty", "fields": [{"name": "none", "type": "null"}]}
+NONES = {"type": "record", "name": "Nones", "fields": [{"name": "all", "type": {"type": "array", "items": EMPTY}}]}
+
+
+def thread(deep: int) -> bytes:
+    return b"\x02x\x02" * deep + b"\x02x\x00" + b"\x00" * deep
+
+
+def register_bombs(registry: Registry) -> None:
+    registry.schemas[7] = {"schema": json.dumps(COMMENT)}
+    registry.schemas[8] = {"schema": json.dumps(NONES)}
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="m", syntax="proto3", dependency=["google/protobuf/any.proto", "google/protobuf/struct.proto"]
+    )
+    top, item = file.message_type.add(name="Top"), file.message_type.add(name="Item")
+    top.field.add(name="items", number=1, type=field.TYPE_MESSAGE, type_name=".Item", label=3)
+    top.field.add(name="any", number=2, type=field.TYPE_MESSAGE, type_name=".google.protobuf.Any", label=1)
+    top.field.add(name="free", number=3, type=field.TYPE_MESSAGE, type_name=".google.protobuf.Struct", label=1)
+    for number in range(1, 101):
+        item.field.add(name=f"f{number}_{'long' * 20}", number=number, type=field.TYPE_STRING, label=1)
+    registry.schemas[11] = {"schema": base64.b64encode(file.SerializeToString()).decode(), "schemaType": "PROTOBUF"}
+
+
+ITEM = b"\x0a\x00"
+IN_ANY = any_pb2.Any(type_url="x/Top", value=ITEM * 2_500).SerializeToString()
+FREE = struct_pb2.Struct(fields={"a": struct_pb2.Value(string_value="b")}).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("format", "schema_id", "bomb", "reason", "why", "good"),
+    [
+        ("avro", 7, thread(10_000), "malformed", "nested deeper", thread(30)),
+        ("avro", 7, b"\x00\x80\x89\x7a" + b"\x00\x00" * 1_000_000 + b"\x00", "too_large", "200,000 values", thread(1)),
+        ("avro", 8, b"\x80\x9b\xee\x02\x00", "malformed", "items take no bytes", None),
+        ("protobuf", 11, b"\x00" + ITEM * 20_000, "too_large", "200,000 values", b"\x00" + ITEM),
+        ("protobuf", 11, b"\x00\x12\x92\x27" + IN_ANY, "too_large", "200,000 values", b"\x00\x12\x07\x0a\x05x/Top"),
+        ("protobuf", 11, b"\x00" + ITEM * 1_500, "too_large", "the row has", b"\x00\x1a" + bytes([len(FREE)]) + FREE),
+    ],
+)  # fmt: skip
+async def test_a_small_record_that_would_become_much_or_deep_is_a_dead_letter(
+    registry: Registry, format: RegistryFormat, schema_id: int, bomb: bytes, reason: str, why: str, good: bytes | None
+) -> None:
+    """It neither ends nor holds up the process that reads it: the one behind it is read."""
+    register_bombs(registry)
+    make = RegistryRecords(format, connection(registry))
+    found = await made(make, framed(schema_id, bomb))
+    assert found.error is not None
+    assert found.error[0] == reason
+    assert why in found.error[1]
+    if good is not None:
+        assert (await made(make, framed(schema_id, good))).error is None
+    await make.schemas.close()
 
 
 async def test_a_schema_is_asked_for_once(registry: Registry) -> None:
