@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.connectors.registry import where
-from penstock.jobs.history import ENDED, STALE_AFTER_S, History
+from penstock.jobs.history import History, is_over, is_silent
 from penstock.jobs.progress import done_items
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -33,8 +33,13 @@ class Before(msgspec.Struct, frozen=True):
         return done_items(self.status) if self.status is not None else 0
 
     def is_quiet(self, now: float) -> bool:
-        """No command seems to be at it: its request to cancel, if any, is an old one."""
-        return self.status is None or self.status.state in ENDED or now - self.status.updated_at > STALE_AFTER_S
+        """No command seems to be at it, nor about to be."""
+        return self.status is None or is_over(self.status) or is_silent(self.status, now)
+
+    @property
+    def is_submitted(self) -> bool:
+        """It was handed to a cluster, whose command is the next to tell of it, however late that starts."""
+        return self.status is not None and self.status.submitted
 
     def options(self, spec: RunSpec, given: RunOptions) -> RunOptions:
         """As the command gave them, with what is known of the run. A trial is for editing the job between two looks: it

@@ -27,6 +27,8 @@ ENDED: frozenset[RunState] = frozenset(
 
 STALE_AFTER_S = 60.0
 """A run that goes says something every two seconds; a minute of silence means that its command is gone."""
+SUBMITTED_S = 600.0
+"""A cluster may take so long to start a command, and that one to list its input, before anything is said. A guess."""
 GONE = "its command seems to be gone; run the job again and it goes on where it was"
 
 
@@ -167,11 +169,16 @@ def is_over(status: RunStatus) -> bool:
     return status.state in ENDED
 
 
+def is_silent(status: RunStatus, now: float) -> bool:
+    """For longer than whoever is at it would be. `now`: Unix seconds."""
+    return now - status.updated_at > (SUBMITTED_S if status.submitted else STALE_AFTER_S)
+
+
 def is_gone(status: RunStatus, now: float) -> bool:
     """Nobody seems to be at it, though it has more to do: its command was killed, say, or the one that it was handed
-    over to. One that never said anything, as it was only just submitted, is waited for. `now`: Unix seconds."""
+    over to. One that never said anything is waited for. `now`: Unix seconds."""
     goes_on = not is_over(status) or status.state == "handed_over"
-    return goes_on and 0 < status.updated_at < now - STALE_AFTER_S
+    return goes_on and status.updated_at > 0 and is_silent(status, now)
 
 
 def left_out(run_id: str, error: PenstockError) -> str:

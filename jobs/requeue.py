@@ -24,7 +24,7 @@ from penstock.engine.items import NANO_PER_USD
 from penstock.engine.steering.rollout import Rollout
 from penstock.jobs import replay
 from penstock.jobs.forecasting.sampling import BATCH, next_batch
-from penstock.jobs.history import STALE_AFTER_S, History, is_over
+from penstock.jobs.history import History, is_over, is_silent
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.wording import at_state
@@ -117,7 +117,7 @@ def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Tou
 
 def _unfinished(run: RunStatus, state: str) -> str | None:
     """What has to happen first; None: it is finished."""
-    if not is_over(run) and time.time() - run.updated_at <= STALE_AFTER_S:
+    if not is_over(run) and not is_silent(run, time.time()):
         return f"it has not ended ({run.state}); give --requeue again when it has"
     if is_over(run) and run.state not in ("interrupted", "cancelled", "failed"):
         return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
-from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.errors import Held, PenstockError, SpecError
 from penstock.jobs import trial
 from penstock.jobs.before import Before
 from penstock.jobs.feedback.following import Followed, following
@@ -228,7 +228,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
         require_secrets(spec)
     history = (session.open_history or open_history)(spec.state)
     before = Before.of(history, spec.run_id)
-    if before.is_quiet(SYSTEM.now()):
+    if before.is_quiet(SYSTEM.now()) and not before.is_submitted:  # else whoever asked meant this command
         history.forget_cancel(spec.run_id)
     given = msgspec.structs.replace(
         session.options, command=command_line(), generation_anew=generation_anew(history, spec.run_id)
@@ -240,7 +240,8 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
     feedback = following(Followed(spec.feedback, spec.state, spec.run_id), display.say)
     with closing(display), interrupts(stop), start(session.address) as cluster, interrupts(stop), feedback:
-        handle = cluster.launch(spec, options, lambda: stop.level)
+        with _refusal_told(history, before, spec):
+            handle = cluster.launch(spec, options, lambda: stop.level)
         try:
             # What history says of the run changes only now: a refused command must not change it.
             status = follow(handle, spec, history, display, stop)
@@ -252,6 +253,23 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
         with suppress(PenstockError):  # how the run went stays what history tells, not how this look at it went
             history.save_status(before.status)
     return result
+
+
+@contextmanager
+def _refusal_told(history: History, before: Before, spec: RunSpec) -> Generator[None]:
+    """The command of a run that was submitted is seen by nobody: history says why it was refused. (Where another has
+    the run, that one tells of it.)"""
+    try:
+        yield
+    except PenstockError as error:
+        told, now = before.status, SYSTEM.now()
+        if told is not None and told.submitted and before.spec == spec and not isinstance(error, Held):
+            failed = msgspec.structs.replace(
+                told, state="failed", message=str(error), submitted=False, updated_at=now, ended_at=now
+            )
+            with suppress(PenstockError):
+                history.save_status(failed)
+        raise
 
 
 def _before_ray(spec: RunSpec, address: str | None) -> View:

@@ -14,11 +14,12 @@ import msgspec
 
 from penstock.connectors.registry import where
 from penstock.engine.errors import Held, SpecError, Temporary
-from penstock.jobs.history import History, is_gone, is_over, open_history
+from penstock.jobs.before import Before
+from penstock.jobs.history import SUBMITTED_S, History, is_gone, is_over, open_history
 from penstock.jobs.replay import generation_of
 from penstock.workers.clock import SYSTEM
 from penstock.workers.runspec import RunSpec
-from penstock.workers.status import RunStatus
+from penstock.workers.status import RunStatus, Tally
 
 if TYPE_CHECKING:
     from penstock.jobs.run import Job
@@ -56,23 +57,24 @@ class JobHandle:
 def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> JobHandle:
     """Start a run on the cluster whose dashboard is at `address` (`http://host:8265`) and return at once.
 
-    Raises `SpecError` where the cluster could not reach the state or the results are elsewhere now, `Held` where the
-    run is under way, `Temporary` where the cluster does not answer; then history says what it said before.
+    Raises `SpecError` where the cluster could not reach the state, or the job has changed since items of the run ended,
+    or its results are elsewhere now; `Held` where the run is under way; `Temporary` where the cluster does not answer.
+    Then history says what it said before.
     """
-    from penstock.jobs.before import Before
     from penstock.jobs.run import resolve
 
     spec = resolve(job, vars)
     _check_reach(spec.state, address)
     history = open_history(spec.state)
-    before = Before.of(history, spec.run_id)
-    if not before.is_quiet(SYSTEM.now()):
-        raise Held(f"{spec.run_id} is under way: penstock status {spec.run_id}, or penstock cancel {spec.run_id} first")
+    before, now = Before.of(history, spec.run_id), SYSTEM.now()
+    if not before.is_quiet(now):
+        raise Held(_under_way(before, spec.run_id))
     _refuse_moved(before.spec, spec)
+    _refuse_changed(before, spec)
     spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
     history.save_spec(spec)  # the command there reads it
     history.forget_cancel(spec.run_id)
-    history.save_status(RunStatus(run_id=spec.run_id, name=spec.name, state="starting", message="submitted"))
+    history.save_status(_submitted(spec, before, now))
     command = shlex.join(["penstock", "run", spec.run_id, "--state", spec.state])
     try:
         return JobHandle(spec.run_id, _to_ray(address, command, spec.run_id), history)
@@ -82,6 +84,34 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
         failed = RunStatus(spec.run_id, spec.name, "failed", f"not submitted: {error}")
         history.save_status(before.status or failed)
         raise
+
+
+def _submitted(spec: RunSpec, before: Before, now: float) -> RunStatus:
+    """What was done before stays known."""
+    tally = before.status.tally if before.status is not None else Tally()
+    told = RunStatus(spec.run_id, spec.name, "starting", "submitted", started_at=now, updated_at=now, submitted=True)
+    return msgspec.structs.replace(told, tally=tally)
+
+
+def _under_way(before: Before, run_id: str) -> str:
+    if before.is_submitted:
+        return (
+            f"{run_id} was submitted already, and its command has told nothing yet: penstock status {run_id}. "
+            f"If it never does, the run can be submitted again {SUBMITTED_S / 60:g} minutes after that"
+        )
+    return f"{run_id} is under way: penstock status {run_id}, or penstock cancel {run_id} first"
+
+
+def _refuse_changed(before: Before, spec: RunSpec) -> None:
+    """The command there would refuse it, seen by nobody."""
+    from penstock.jobs.spec import changed
+
+    parts = changed(before.spec.fingerprint, spec.fingerprint) if before.spec is not None and before.items else []
+    if parts:
+        raise SpecError(
+            f"run {spec.run_id} was begun with another job file; changed: {', '.join(parts)}. Finished items would "
+            "keep their old answers: to go on so, `penstock run` it once with --accept-changes; or --fresh starts over"
+        )
 
 
 def _refuse_moved(former: RunSpec | None, spec: RunSpec) -> None:

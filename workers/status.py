@@ -33,7 +33,9 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     message: str = ""
     started_at: float = 0.0
     updated_at: float = 0.0
-    """When the command had it from the driver, by the command's clock."""
+    """When the command had it from the driver, by the command's clock; of one that was submitted: when it was."""
+    submitted: bool = False
+    """It was handed to a cluster, and no command has told anything of it since."""
     first_dispatch_at: float | None = None
     ended_at: float | None = None
     lanes: int = 0

@@ -10,12 +10,30 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from penstock.connectors.settings import FilesSink
-from penstock.engine.errors import Held, SpecError, Temporary
+from penstock.engine.errors import Held, PenstockError, SpecError, Temporary
 from penstock.jobs.history import History, open_history
-from penstock.jobs.submit import submit
+from penstock.jobs.run import Session, Stop, execute
+from penstock.jobs.submit import JobHandle, submit
 from penstock.workers.runspec import RunSpec
-from penstock.workers.status import RunState, RunStatus
-from tests.jobs.test_cli_run import spec_in
+from penstock.workers.status import RunState, RunStatus, Tally
+from tests.jobs.test_cli_run import Heard, ScriptedCluster, ScriptedRun, spec_in
+
+CLUSTER = "http://127.0.0.1:9"
+
+
+def _nothing(*_: object) -> None: ...
+
+
+def _taken(*_: object, **__: object) -> str:
+    return "ray-1"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> str:
+    """One that takes every job."""
+    monkeypatch.setattr(JobSubmissionClient, "__init__", _nothing)
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", _taken)
+    return CLUSTER
 
 
 def known(folder: Path, state: RunState) -> tuple[History, RunSpec]:
@@ -32,25 +50,91 @@ def test_a_submit_pays_for_no_run_again_whose_results_moved(tmp_path: Path) -> N
     history, spec = known(tmp_path, "interrupted")
     moved = msgspec.structs.replace(spec, sinks={**spec.sinks, "results": FilesSink(str(tmp_path / "new/r.jsonl"))})
     with pytest.raises(SpecError, match=r"results of run job-1 were at .* and would be at .*/new/r.jsonl"):
-        submit(moved, "http://127.0.0.1:9")
+        submit(moved, CLUSTER)
     assert history.spec("job-1") == spec
 
 
-def test_a_submitted_run_keeps_its_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submitted_run_keeps_its_generation(tmp_path: Path, cluster: str) -> None:
     """A job file says none; records of a lower one would rank below those that stand."""
     history, _ = known(tmp_path, "interrupted")
-    monkeypatch.setattr(JobSubmissionClient, "__init__", lambda *_: None)
-    monkeypatch.setattr(JobSubmissionClient, "submit_job", lambda *_, **__: "ray-1")
-    submit(spec_in(tmp_path), "http://127.0.0.1:9")
+    submit(spec_in(tmp_path), cluster)
     assert history.spec("job-1").generation == 2
 
 
 def test_a_submit_that_the_cluster_does_not_take_leaves_history_as_it_was(tmp_path: Path) -> None:
     history, spec = known(tmp_path, "done")
     with pytest.raises(Temporary, match="did not take the job"):
-        submit(spec, "http://127.0.0.1:9")
+        submit(spec, CLUSTER)
     assert history.status("job-1").state == "done"
     history.save_status(RunStatus("job-1", "job", "running", updated_at=time.time()))
     with pytest.raises(Held, match="is under way"):
-        submit(spec, "http://127.0.0.1:9")
+        submit(spec, CLUSTER)
     assert history.status("job-1").state == "running"
+
+
+def carried_out(spec: RunSpec, came: ScriptedRun | PenstockError) -> None:
+    """The command there."""
+    execute(spec, Session(open_cluster=ScriptedCluster(came).open), Heard(), Stop())
+
+
+def silent_for(history: History, seconds: float) -> None:
+    told = history.status("job-1")
+    history.save_status(msgspec.structs.replace(told, updated_at=told.updated_at - seconds))
+
+
+@pytest.mark.parametrize("late_s", [0.0, 3_600.0])
+def test_a_submitted_run_is_cancelled_before_its_command_starts(tmp_path: Path, cluster: str, late_s: float) -> None:
+    """However late it starts: the request was made of this command, which took it for an old one and paid."""
+    handle, history = submit(spec_in(tmp_path), cluster), open_history(spec_in(tmp_path).state)
+    handle.cancel()
+    silent_for(history, late_s)
+    carried_out(history.spec("job-1"), ScriptedRun(["cancelled"], Tally()))
+    assert history.cancel_asked("job-1")
+    carried_out(history.spec("job-1"), ScriptedRun(["done"], Tally()))
+    assert not history.cancel_asked("job-1")
+
+
+def test_a_run_is_submitted_again_only_where_nothing_came_of_it(tmp_path: Path, cluster: str) -> None:
+    """Who waits for one that never starts waits ten minutes, not for ever."""
+    handle, history = submit(spec_in(tmp_path), cluster), open_history(spec_in(tmp_path).state)
+    silent_for(history, 590.0)
+    assert not handle.done()
+    with pytest.raises(Held, match="was submitted already, and its command has told nothing yet"):
+        submit(spec_in(tmp_path), cluster)
+    silent_for(history, 20.0)
+    assert handle.done()
+    submit(spec_in(tmp_path), cluster)
+    assert not JobHandle("job-1", "", history).done()
+
+
+def test_a_submit_of_a_changed_job_is_refused_here(tmp_path: Path, cluster: str) -> None:
+    """Its command would be, there, where nobody sees it. Before its first item has ended, a job may be mended."""
+    history, spec = known(tmp_path, "interrupted")
+    changed = msgspec.structs.replace(spec, fingerprint={"row": "other"})
+    submit(changed, cluster)
+    history.save_status(RunStatus("job-1", "job", "interrupted", updated_at=1.0, tally=Tally(results=3)))
+    submit(changed, cluster)
+    silent_for(history, 700.0)
+    with pytest.raises(SpecError, match="begun with another job file; changed: row"):
+        submit(spec, cluster)
+    assert history.spec("job-1") == changed
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(SpecError("the topic is not there"), "failed"), (Held("held by ann"), "starting")],
+)
+def test_history_tells_why_a_submitted_run_was_refused(
+    tmp_path: Path, cluster: str, error: PenstockError, state: RunState
+) -> None:
+    """Nobody sees what its command says. Another command that has the run tells of it itself."""
+    handle = submit(spec_in(tmp_path), cluster)
+    spec = open_history(spec_in(tmp_path).state).spec("job-1")
+    with pytest.raises(type(error)):
+        carried_out(msgspec.structs.replace(spec, name="edited"), error)
+    assert handle.status().state == "starting", "that was another job"
+    with pytest.raises(type(error)):
+        carried_out(spec, error)
+    told = handle.status()
+    assert (told.state, handle.done()) == (state, state == "failed")
+    assert told.message == (str(error) if state == "failed" else "submitted")
