@@ -140,7 +140,8 @@ class Driver:
             await self._begin()
             await self._finish(*await self._settle_up(*await self._watch()))
         except PenstockError as error:
-            await self._fail(await taken_over(self._stores.primary, self._run_epoch) or words(error))
+            taken = await taken_over(self._stores.primary, self._run_epoch)
+            await self._fail(taken or words(error), abort=taken is None)
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
             self._log("error", "driver failed", error=words(error))
             self._status.unexpected = True
@@ -181,6 +182,7 @@ class Driver:
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if not hasattr(self, "_crew"):
             self._recruit(self._plan)
+        self._fleet.command = (self._plan.created_at, self._run_epoch)
         if not spec.pinned:
             await self._steersman.first(self._crew.steer)
         await self._measuring.first(self._crew.learn)
@@ -300,7 +302,7 @@ class Driver:
 
     async def _finish(self, state: RunState, message: str) -> None:
         if (why := await taken_over(self._stores.primary, self._run_epoch)) is not None:
-            await self._fail(why)
+            await self._fail(why, abort=False)
             return
         self._status.state = "assembling"
         await self._close(abort=self._cancelled)
@@ -309,9 +311,10 @@ class Driver:
         await self._stores.primary.let_go()
         await self._over(state, message)
 
-    async def _fail(self, message: str) -> None:
+    async def _fail(self, message: str, *, abort: bool = True) -> None:
+        """`abort`: what workers still have under way. Where another command took the run over, it is that one's."""
         self._log("error", "run failed", reason=message[:500])
-        await self._close(abort=True)
+        await self._close(abort=abort)
         with contextlib.suppress(PenstockError):
             await self._stores.primary.let_go()
         await self._over("failed", message)

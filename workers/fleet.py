@@ -16,6 +16,7 @@ import msgspec
 from penstock.engine.catalog import Account, Catalog, Model, is_own
 from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, until_gone, words
+from penstock.workers.ports import Command
 from penstock.workers.replies import Unanswered, answered
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
@@ -84,6 +85,8 @@ class Fleet:
         self.catalog = catalog
         self.workers: dict[tuple[str, int], Worker] = {}
         self.down: dict[str, str] = {}
+        self.command: Command = (0.0, 0)
+        """Set before any worker is wanted: it keeps workers from obeying a command that the run was taken from."""
         self._job = job
         self._driver = driver
         self._dispatchers = dispatchers
@@ -137,7 +140,7 @@ class Fleet:
         if worker.handle is not None:
             worker.released, worker.gauges = True, {}
             self._on_change("left", worker, "")  # other jobs may use it for hours: those are not on our bill
-            self._spawn(_await(worker.handle.leave.remote(self._job)))  # pyright: ignore[reportAttributeAccessIssue]
+            self._spawn(_await(worker.handle.leave.remote(self._job, self.command)))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _take_back(self, worker: Worker) -> None:
         if worker.released and worker.handle is not None:
@@ -174,16 +177,16 @@ class Fleet:
         self._closing = True
         for task in list(self._tasks):
             task.cancel()
+        if abort:
+            await self.abort()
         for _, handle in self.handles():
             with contextlib.suppress(Exception):
-                if abort:
-                    await asyncio.wait_for(handle.abort.remote(self._job), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
-                await asyncio.wait_for(handle.leave.remote(self._job), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+                await asyncio.wait_for(handle.leave.remote(self._job, self.command), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def abort(self) -> None:
         for _, handle in self.handles():
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(handle.abort.remote(self._job), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+                await asyncio.wait_for(handle.abort.remote(self._job, self.command), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
 
     # -- one worker's life
 
@@ -252,7 +255,7 @@ class Fleet:
 
     async def _serve(self, handle: object) -> None:
         def ask() -> Awaitable[None]:
-            return handle.serve.remote(self._job, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
+            return handle.serve.remote(self._job, self.command, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
 
         await answered(ask, PING_S)
 

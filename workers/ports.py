@@ -49,6 +49,9 @@ class Kept(msgspec.Struct, frozen=True):
     """(item_id, generation, attempt, model, role, version)."""
 
 
+Command = tuple[float, int]
+"""Which command of a run speaks: (when the run's plan was made, its run epoch). A run that is begun anew counts its
+epochs anew, too."""
 CallName = tuple[str, int, int]
 """(item_id, generation, attempt)."""
 

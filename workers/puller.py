@@ -19,7 +19,7 @@ from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
 from penstock.engine.plan import Epoch
 from penstock.workers.at_lane import Landed, LaneAt
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
-from penstock.workers.ports import BoardPort, Grant, Kept, LanePort
+from penstock.workers.ports import BoardPort, Command, Grant, Kept, LanePort
 
 LaneKey = tuple[str, int]
 
@@ -67,6 +67,9 @@ class Puller:
         self._tick = tick
         self._lanes: dict[LaneKey, LaneAt] = {}
         self._boards: dict[str, asyncio.Task[None]] = {}
+        self._commands: dict[str, Command] = {}
+        """Job → the latest command that it was served for, while it is served, or anything of it is here. One that it
+        was taken from may live on for a while."""
         self._underway: set[tuple[str, int, int]] = set()
         """(job, lane, owner) of takes."""
         self._takes = 0
@@ -80,17 +83,30 @@ class Puller:
         self._spawn(self._deliver())
         self._spawn(self._renew())
 
-    def serve(self, job: str, board: BoardPort) -> None:
+    def serve(self, job: str, board: BoardPort, command: Command) -> bool:
         """Take work from this job's board until `leave`. Owners are numbered by each driver anew: what an earlier one's
-        number stood for is forgotten, or we would go on asking a lane actor of a run that is over."""
-        self.leave(job)
+        number stood for is forgotten, or we would go on asking a lane actor of a run that is over. False: a later
+        command has taken the run over."""
+        latest = self._commands.get(job, command)
+        if latest[0] == command[0] and latest > command:
+            return False
+        self._commands[job] = command
+        self._turn_away(job)
         for at in self._lanes.values():
             if at.job == job:
                 at.owner = -1
         if self.dead is None:
             self._boards[job] = self._spawn(self._pull(job, board))
+        return True
 
-    def leave(self, job: str) -> None:
+    def leave(self, job: str, command: Command) -> bool:
+        """False: it isn't this command's any more."""
+        ours = self._commands.get(job) == command
+        if ours:
+            self._turn_away(job)
+        return ours
+
+    def _turn_away(self, job: str) -> None:
         task = self._boards.pop(job, None)
         if task is not None:
             task.cancel()
@@ -124,10 +140,10 @@ class Puller:
             [_known(ticket.call) for ticket in at.tickets],
         )
 
-    def abort(self, job: str) -> None:
-        """Nobody wants this job's calls any more."""
+    def abort(self, job: str, command: Command) -> None:
+        """Nobody wants this job's calls any more; unless a later command has taken the run over, and them with it."""
         for (run, _), at in self._lanes.items():
-            if run == job:
+            if run == job and self._commands.get(job) == command:
                 self.engine.abort(list(at.tickets))
 
     async def close(self) -> None:
@@ -348,6 +364,8 @@ class Puller:
             lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
             if key not in taking and (lost or (at.empty and at.job not in self._boards)):
                 del self._lanes[key]
+        here = {job for job, _ in self._lanes} | self._boards.keys()
+        self._commands = {job: command for job, command in self._commands.items() if job in here}
 
     async def _renew_one(self, key: LaneKey, at: LaneAt) -> None:
         right, port = at.right, at.port

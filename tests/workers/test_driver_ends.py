@@ -32,7 +32,7 @@ from penstock.workers import cluster, gpu_bill
 from penstock.workers import driver as driver_module
 from penstock.workers.board import Board
 from penstock.workers.driver import Driver
-from penstock.workers.fleet import Fleet
+from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
 from penstock.workers.lanes.crew import Crew, _Actor
 from penstock.workers.lanes.report import LaneReport
@@ -143,6 +143,22 @@ async def test_a_run_that_others_took_over_ends(tmp_path: Path) -> None:
     assert one._all_settled()
     assert one._ending is not None
     assert "taken over" in one._ending[1]
+
+
+async def test_a_run_that_others_took_over_leaves_its_calls_alone(tmp_path: Path) -> None:
+    """Workers know them by the run, which is the other command's: they would be paid for, and made again."""
+    for taken in (False, True):
+        one, worker = driver(tmp_path), Hands(None)
+        one._fleet.workers["api:a", 0] = Worker("api:a", 0)
+        one._fleet.workers["api:a", 0].handle = worker
+        for _ in range(2 if taken else 1):
+            await MemoryStore("ends").hold(memory_holder(), take_over=True)
+        if taken:
+            await one._finish("failed", "the run was taken over by another command")
+        else:
+            await one._fail("a lane can't go on")
+        assert worker.told == (["leave"] if taken else ["abort", "leave"])
+        assert one._status.state == "failed"
 
 
 class Away(MemoryStore):

@@ -14,6 +14,9 @@ from penstock.workers.engines.base import EngineDead, Ticket
 from penstock.workers.ports import CallName, Grant
 from penstock.workers.puller import KEEP_S, ORPHANED_S, Puller
 
+FIRST, SECOND, ANEW = (7.0, 1), (7.0, 2), (8.0, 1)
+"""Commands of one run: one after the other, and one that begins it anew."""
+
 
 class Clock:
     def __init__(self) -> None:
@@ -164,7 +167,7 @@ class World:
         self.board = BoardStub(self.lane)
         self.puller = Puller("w", "api:a", self.engine, lambda ticket, outcome: outcome, self.clock)
         self.puller.start()
-        self.puller.serve("job", self.board)
+        self.puller.serve("job", self.board, FIRST)
 
     def successor(self, epoch: Epoch = (1, 2)) -> LaneStub:
         return LaneStub(epoch, [], self.clock)
@@ -329,7 +332,7 @@ async def test_a_dead_engine_is_told_at_once_and_takes_no_more_work(world: World
     world.lane.calls = [call("later")]
     await asyncio.sleep(0.01)
     assert world.lane.calls
-    world.puller.serve("job", world.board)
+    world.puller.serve("job", world.board, FIRST)
     await asyncio.sleep(0.01)
     assert world.lane.calls
 
@@ -338,10 +341,10 @@ async def test_lanes_that_are_over_are_forgotten(world: World) -> None:
     """No memory grows with the jobs a worker served; what nobody came for goes after ten minutes."""
     world.engine.land("a", "b", "c")
     await until(lambda: world.lane.got)
-    world.puller.leave("job")
+    world.puller.leave("job", FIRST)
     await until(lambda: world.puller._lanes["job", 0].empty)
     await world.puller.renew()
-    assert world.puller._lanes == {}
+    assert world.puller._lanes == world.puller._commands == {}
 
 
 @pytest.mark.parametrize("slow", ["take", "lane"])
@@ -361,14 +364,14 @@ async def test_a_slow_take_that_comes_in_after_its_job_was_left_is_delivered(
 
     setattr(stub, slow, late)
     await until(lambda: len(world.board.rooms) == 2)  # it has turned to others
-    world.puller.leave("job")
+    world.puller.leave("job", FIRST)
     await world.puller.renew()
     gate.set()
     await until(lambda: world.engine.tickets)
     world.engine.land("a")
     await until(lambda: world.lane.got)
     world.lane.calls = [call("b")]
-    world.puller.serve("job", world.board)
+    world.puller.serve("job", world.board, FIRST)
     await until(lambda: world.engine.tickets)
     world.engine.land("b")
     await until(lambda: len(world.lane.got) == 2)
@@ -426,16 +429,31 @@ async def test_the_next_driver_of_a_run_numbers_its_owners_anew(world: World) ->
     await until(lambda: world.lane.got)
     old, new = world.lane, LaneStub((2, 1), [call("j0")], world.clock)
     taken = len(old.takes)
-    world.puller.leave("job")
-    world.puller.serve("job", BoardStub(new))
+    world.puller.leave("job", FIRST)
+    world.puller.serve("job", BoardStub(new), SECOND)
     await until(lambda: any(ticket.call.item_id == "j0" for ticket in world.engine.tickets))
     assert len(old.takes) == taken
 
 
 async def test_an_abort_reaches_what_is_in_flight(world: World) -> None:
     """`cancel`: the engine is told of every call of the job."""
-    world.puller.abort("job")
+    world.puller.abort("job", FIRST)
     assert {ticket.call.item_id for ticket in world.engine.aborted} == {"a", "b", "c"}
+
+
+async def test_a_command_that_the_run_was_taken_from_stops_nothing(world: World) -> None:
+    """It may come to its end, or be told to, when its successor's calls are under way here."""
+    heir = LaneStub((2, 1), [], world.clock)
+    assert world.puller.serve("job", BoardStub(heir), SECOND)
+    assert world.puller.adopt("job", 0, (2, 1), heir, world.clock() + 5).flying
+    world.puller.abort("job", FIRST)
+    assert not world.puller.leave("job", FIRST)
+    assert not world.puller.serve("job", world.board, FIRST)
+    assert (world.engine.aborted, list(world.puller.jobs)) == ([], ["job"])
+    heir.calls = [call("d")]
+    await until(lambda: len(world.engine.tickets) == 4)
+    assert world.puller.leave("job", SECOND)
+    assert world.puller.serve("job", world.board, ANEW), "its epochs begin at 1 again"
 
 
 @pytest.mark.parametrize("ticks", range(6))
@@ -443,14 +461,14 @@ async def test_a_job_that_is_left_is_asked_for_no_more_work(ticks: int) -> None:
     """Whatever wakes its puller in the moment in which it is told to stop."""
     clock = Clock()
     puller = Puller("w", "api:a", Script(room=0), lambda ticket, outcome: outcome, clock)
-    puller.serve("job", BoardStub(LaneStub((1, 1), [], clock)))
+    puller.serve("job", BoardStub(LaneStub((1, 1), [], clock)), FIRST)
     pulling = puller._boards["job"]  # pyright: ignore[reportPrivateUsage]
     for _ in range(5):
         await asyncio.sleep(0)
     puller._room.set()  # pyright: ignore[reportPrivateUsage]
     for _ in range(ticks):
         await asyncio.sleep(0)
-    puller.leave("job")
+    puller.leave("job", FIRST)
     await asyncio.wait([pulling], timeout=5)
     assert pulling.cancelled()
     await puller.close()
@@ -478,7 +496,7 @@ async def test_a_job_is_given_up_after_a_long_silence_only(monkeypatch: pytest.M
     clock, ticks = Clock(), Clock()
     board = BoardStub(LaneStub((1, 1), [], clock))
     puller = Puller("w", "api:a", Script(), lambda ticket, outcome: outcome, clock, ticks)
-    puller.serve("job", board)
+    puller.serve("job", board, FIRST)
     await until(lambda: board.rooms)
     ticks.now += 10 * ORPHANED_S
     board.away = True
