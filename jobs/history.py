@@ -169,6 +169,11 @@ def is_over(status: RunStatus) -> bool:
     return status.state in ENDED
 
 
+def goes_on(status: RunStatus) -> bool:
+    """By the command that told this, or the one that it handed the run over to."""
+    return not is_over(status) or status.state == "handed_over"
+
+
 def is_silent(status: RunStatus, now: float) -> bool:
     """For longer than whoever is at it would be. `now`: Unix seconds."""
     return now - status.updated_at > (SUBMITTED_S if status.submitted else STALE_AFTER_S)
@@ -177,8 +182,7 @@ def is_silent(status: RunStatus, now: float) -> bool:
 def is_gone(status: RunStatus, now: float) -> bool:
     """Nobody seems to be at it, though it has more to do: its command was killed, say, or the one that it was handed
     over to. One that never said anything is waited for. `now`: Unix seconds."""
-    goes_on = not is_over(status) or status.state == "handed_over"
-    return goes_on and status.updated_at > 0 and is_silent(status, now)
+    return goes_on(status) and status.updated_at > 0 and is_silent(status, now)
 
 
 def left_out(run_id: str, error: PenstockError) -> str:

@@ -247,21 +247,25 @@ def _table(runs: list[RunStatus]) -> None:
 @shared.run_argument
 @shared.state_option
 def cancel(run: shared.Named, state: str | None) -> int:
-    """Ask RUN to drain, commit and stop. What is done stays done; running the job again goes on."""
+    """Ask RUN to drain, commit and stop. What is done stays done; running the job again goes on.
+
+    A run that is over is asked as well: a command that has just begun on it tells nothing yet.
+    """
     import time
 
     from penstock.jobs.audited import record_stop
-    from penstock.jobs.history import GONE, is_gone, is_over
+    from penstock.jobs.history import GONE, goes_on, is_gone
     from penstock.jobs.run import command_line
 
     found = shared.locate(run, state)
     told = found.history.status(found.run_id)
-    if is_over(told):
-        click.echo(f"{found.run_id} is over already: {told.state.replace('_', ' ')}")
-        return exits.DONE
     found.history.ask_cancel(found.run_id, command_line())
     if (missing := record_stop(found.history, "cancel", found.run_id, {})) is not None:
         click.echo(f"note: {missing}", err=True)
+    if not goes_on(told):
+        state = told.state.replace("_", " ")
+        click.echo(f"{found.run_id} is over already: {state}; a command that has just begun on it is asked to stop")
+        return exits.DONE
     gone = is_gone(told, time.time())
     then = f"but {GONE}" if gone else f"it drains and commits first (penstock status {found.run_id})"
     click.echo(f"asked {found.run_id} to stop; {then}")
