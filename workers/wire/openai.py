@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from penstock.engine.catalog import Account
-from penstock.engine.items import Answer, Call, FailureKind, OutputSpec, Usage
+from penstock.engine.items import Answer, Call, OutputSpec, Usage
 from penstock.workers import answers
 from penstock.workers.wire.base import (
     Bucket,
@@ -19,16 +19,13 @@ from penstock.workers.wire.base import (
     Wire,
     as_utf8,
     believed,
-    by_status,
-    contains,
     count,
     fail,
     go_duration_s,
     positive,
-    retry_after_s,
-    throttle,
     trim,
 )
+from penstock.workers.wire.openai_errors import HostError, failed, failed_inside
 
 Body = dict[str, msgspec.Raw]
 
@@ -150,16 +147,10 @@ class _Message(msgspec.Struct):
     refusal: str | None = None
 
 
-class _Error(msgspec.Struct):
-    message: str | None = None
-    type: str | None = None
-    code: str | int | None = None
-
-
 class _Choice(msgspec.Struct):
     message: _Message
     finish_reason: str | None = None
-    error: _Error | str | None = None
+    error: HostError | str | None = None
 
 
 class _InputDetails(msgspec.Struct):
@@ -188,17 +179,10 @@ class _Response(msgspec.Struct):
     usage: _Usage | None = None
     model: str | None = None
     system_fingerprint: str | None = None
-    error: _Error | str | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Error | str | None = None
-    message: str | None = None
-    detail: msgspec.Raw | None = None
+    error: HostError | str | None = None
 
 
 _response = msgspec.json.Decoder(_Response)
-_error_body = msgspec.json.Decoder(_ErrorBody)
 
 
 def read(status: int, headers: Headers, body: bytes, now: float, account: Account) -> Read:
@@ -207,7 +191,7 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
     traits = _traits(account.provider, account.base_url)
     limits = _limits(headers, traits)
     if status != 200:
-        return Read(failure=_failure(status, headers, body, now, limits), request_id=request_id, limits=limits)
+        return Read(failure=failed(status, headers, body, now, limits), request_id=request_id, limits=limits)
     body = trim(body)
     try:
         response = _response.decode(body)
@@ -216,12 +200,14 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         return Read(failure=failure, request_id=request_id, limits=limits)
     usage = _translate(response.usage)
     if not response.choices:
-        return Read(failure=_empty(response.error, headers, now), usage=usage, request_id=request_id, limits=limits)
+        return Read(
+            failure=failed_inside(response.error, headers, now), usage=usage, request_id=request_id, limits=limits
+        )
     first = response.choices[0]
     text = _text(first.message)
     reason = first.finish_reason or "stop"
     if (stump := next((one for one in response.choices if one.finish_reason in _BROKEN_OFF), None)) is not None:
-        failure = _empty(stump.error or f"the host broke the answer off ({stump.finish_reason})", headers, now)
+        failure = failed_inside(stump.error or f"the host broke the answer off ({stump.finish_reason})", headers, now)
         failure = msgspec.structs.replace(failure, may_be_billed=True)
         return Read(failure=failure, usage=usage, request_id=request_id, limits=limits)
     if first.message.refusal or (reason == "content_filter" and not text):
@@ -241,15 +227,6 @@ def _text(message: _Message) -> str:
 _BROKEN_OFF = frozenset({"error", "insufficient_system_resource", "abort"})
 """Finish reasons of OpenRouter (whose choice may tell its upstream's error), DeepSeek and SGLang: what was written by
 then is no answer."""
-
-
-def _empty(said: _Error | str | None, headers: Headers, now: float):
-    """Some gateways (OpenRouter) send 200 and an error inside."""
-    if said is None:
-        return fail("invalid_response", "the answer holds no choice", 200)
-    error = _as_error(said)
-    inner = error.code if isinstance(error.code, int) else 500
-    return fail(_kind(inner, error), _say(inner, error), inner, wait_s=retry_after_s(headers, now))
 
 
 def _translate(usage: _Usage | None) -> Usage | None:
@@ -278,85 +255,6 @@ def _output(prompt: int, completion: int, total: int | None, reasoning: int) -> 
     if total is not None:
         return max(completion, total - prompt)
     return completion + reasoning if reasoning > completion else completion
-
-
-def _failure(status: int, headers: Headers, body: bytes, now: float, limits: LimitHeaders | None):
-    error = _parse_error(body)
-    kind = _kind(status, error)
-    if kind == "rate_limited" and _day_is_spent(limits):
-        kind = "daily_limit"
-    wait_s = retry_after_s(headers, now)
-    return fail(throttle(kind, wait_s), _say(status, error), status, wait_s=wait_s)
-
-
-def _day_is_spent(limits: LimitHeaders | None) -> bool:
-    requests = limits.requests if limits else None
-    return requests is not None and requests.window_s > 3600.0 and requests.remaining == 0
-
-
-def _parse_error(body: bytes) -> _Error:
-    body = trim(body)
-    try:
-        parsed = _error_body.decode(body)
-    except (ValueError, RecursionError):
-        return _Error(message=body[:200].decode("utf-8", "replace"))
-    if parsed.error is not None:
-        return _as_error(parsed.error)
-    detail = bytes(parsed.detail)[:300].decode("utf-8", "replace") if parsed.detail is not None else None
-    return _Error(message=parsed.message or detail)
-
-
-def _as_error(error: _Error | str) -> _Error:
-    return _Error(message=error) if isinstance(error, str) else error
-
-
-def _say(status: int, error: _Error) -> str:
-    name = error.code or error.type
-    return f"{status}{f' {name}' if name else ''}: {error.message or 'no message'}"
-
-
-_BY_CODE: dict[str, FailureKind] = {
-    "insufficient_quota": "spend_cap",
-    "billing_hard_limit_reached": "spend_cap",
-    "billing_not_active": "spend_cap",
-    "context_length_exceeded": "too_long",
-    "string_above_max_length": "too_long",
-    "request_too_large": "too_long",
-    "content_policy_violation": "refused",
-    "content_filter": "refused",
-    "invalid_prompt": "refused",  # OpenAI's reasoning models: "flagged as potentially violating our usage policy"
-    "model_not_found": "not_found",
-    "invalid_api_key": "auth",
-    "capacity_exceeded": "overloaded",
-    "resource_unavailable": "overloaded",
-}
-"""Error codes and types that say more than the status does."""
-
-_TOO_LONG = ("maximum context length", "context_length", "prompt is too long", "longer than the maximum model length")
-_A_DAY = ("per day", "(rpd)", "(tpd)", "daily")
-_NO_MONEY = ("insufficient balance", "credit balance", "exceeded your current quota", "spend limit", "spending limit")
-
-
-def _kind(status: int, error: _Error) -> FailureKind:
-    for name in (error.code, error.type):
-        if isinstance(name, str) and (kind := _BY_CODE.get(name.lower().replace(" ", "_"))) is not None:
-            return kind
-    said = (error.message or "").lower()
-    if status == 429:
-        return _kind_429(said)
-    if status in (400, 413, 422) and contains(said, _TOO_LONG):
-        return "too_long"
-    if status in (400, 403) and contains(said, _NO_MONEY):
-        return "spend_cap"
-    return by_status(status)
-
-
-def _kind_429(said: str) -> FailureKind:
-    if contains(said, _NO_MONEY):
-        return "spend_cap"
-    if contains(said, _A_DAY):
-        return "daily_limit"
-    return "overloaded" if "resource unavailable" in said else "rate_limited"  # OpenAI flex without room
 
 
 def _limits(headers: Headers, traits: Traits) -> LimitHeaders | None:
