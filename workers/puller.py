@@ -90,6 +90,8 @@ class Puller:
         latest = self._commands.get(job, command)
         if latest[0] == command[0] and latest > command:
             return False
+        if latest[0] != command[0]:
+            self._throw_away(job)
         self._commands[job] = command
         self._turn_away(job)
         for at in self._lanes.values():
@@ -105,6 +107,11 @@ class Puller:
         if ours:
             self._turn_away(job)
         return ours
+
+    def _throw_away(self, job: str) -> None:
+        """The run was begun anew: its items and epochs look as before, and these answers are of what was asked then."""
+        for key in [key for key in self._lanes if key[0] == job]:
+            self.engine.abort(list(self._lanes.pop(key).tickets))
 
     def _turn_away(self, job: str) -> None:
         task = self._boards.pop(job, None)

@@ -452,8 +452,21 @@ async def test_a_command_that_the_run_was_taken_from_stops_nothing(world: World)
     assert (world.engine.aborted, list(world.puller.jobs)) == ([], ["job"])
     heir.calls = [call("d")]
     await until(lambda: len(world.engine.tickets) == 4)
-    assert world.puller.leave("job", SECOND)
-    assert world.puller.serve("job", world.board, ANEW), "its epochs begin at 1 again"
+
+
+async def test_a_run_that_is_begun_anew_gets_no_answers_of_its_earlier_life(world: World) -> None:
+    """Its command was killed, and `--fresh` asks the same items something else, under epochs that begin at 1 again."""
+    world.puller.adopt("job", 0, (1, 2), world.lane, world.clock() + 5)
+    world.lane.alive = False
+    world.engine.land("a")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    anew = LaneStub((1, 1), [call("a"), call("d")], world.clock)
+    assert world.puller.serve("job", BoardStub(anew), ANEW)
+    assert {ticket.call.item_id for ticket in world.engine.aborted} == {"b", "c"}
+    await until(lambda: len(world.engine.tickets) == 4)
+    world.engine.land("b", "c", "d")
+    await until(lambda: anew.got)
+    assert anew.got == [((1, 1), ["d"])]
 
 
 @pytest.mark.parametrize("ticks", range(6))
