@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from botocore.exceptions import ConnectionClosedError
+from botocore.httpsession import URLLib3Session
 from pyarrow.fs import S3FileSystem
 
+from penstock.connectors.filestore.disk import no_faults
 from penstock.connectors.s3 import outputs
+from penstock.connectors.s3.client import PLAIN
 from penstock.connectors.s3.store import manifest, told
 from penstock.connectors.s3.store.merge import MERGE_STEPS
+from penstock.connectors.s3.store.parts import Made
+from penstock.connectors.s3.store.progress import Final
 from penstock.connectors.s3.store.store import S3Store
 from penstock.connectors.writing.tables import read_records
 from tests.connectors.s3_world import PLAN, World, fill, numbers, once, result
@@ -146,6 +152,31 @@ async def test_a_crash_at_any_step_of_telling_readers_loses_and_doubles_nothing(
     assert sorted(world.seen("out/results/")) == sorted(world.seen_by(url_of(other, "results")))
     lists = json.loads(world.s3.get(world.bucket, "out/results/_manifest.json").data)["lists"]
     assert world.keys("out/results/_manifest/") == sorted(one["key"] for one in lists)
+
+
+async def test_a_list_that_was_told_stays_where_the_answer_got_lost_and_another_told_on_top_of_it(
+    world: World, short_lists: int
+) -> None:
+    """The put that is sent again is told that it lost, though its first sending counted."""
+    life = world.store()._life  # pyright: ignore[reportPrivateUsage]
+
+    def tell(lane: int, count: int) -> told.Told:
+        finals = [Final("results", f"out/results/{lane}-{n}", 1, 1) for n in range(count)]
+        return told.tell(life, "results", "out/results/", {lane: Made(0, finals)}, told.Told(), PLAIN, no_faults)
+
+    def lose_the_answer(request: Any, **_: object) -> None:
+        if request.method == "PUT" and request.url.endswith("told/results") and left:
+            left.pop()
+            assert URLLib3Session().send(request).status_code == 200
+            tell(1, 1)
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    left = [None]
+    life.home.s3._client.meta.events.register("before-send.s3.PutObject", lose_the_answer)  # pyright: ignore[reportPrivateUsage]
+    tell(0, short_lists + 1)
+    now = told.read(life.home, "results")[0]
+    assert not left
+    assert (len(now.lists), len(list(told.keys(life.home, now)))) == (1, short_lists + 2)
 
 
 async def test_a_reader_beside_a_lane_that_merges_sees_every_record_once(world: World, short_lists: int) -> None:

@@ -109,8 +109,7 @@ def tell(
         try:
             _swap(home, sink, new, etag)
         except Lost:
-            with contextlib.suppress(PenstockError):  # at worst they stay until the next sweep
-                home.s3.delete(home.bucket, [one.key for one in lists])
+            _drop(home, sink, lists)
             continue
         faults("publish.told")
         return new
@@ -118,6 +117,13 @@ def tell(
 
 def _swap(home: Home, sink: str, new: Told, etag: str | None) -> None:
     fence.swap(home.s3, home.bucket, home.key(_name(sink)), msgspec.json.encode(new), etag, home.stored)
+
+
+def _drop(home: Home, sink: str, lists: list[FileList]) -> None:
+    """But for those that are told: our swap may have succeeded, its answer got lost, and another came on top of it."""
+    with contextlib.suppress(PenstockError):  # at worst they stay until the next sweep
+        named = read(home, sink)[0].lists
+        home.s3.delete(home.bucket, [one.key for one in lists if one not in named])
 
 
 def _listed(life: Life, prefix: str, files: list[Entry], stored: Stored) -> tuple[list[FileList], list[Entry]]:
