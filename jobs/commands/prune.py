@@ -52,7 +52,7 @@ def prune(
 
     before = time.time() - seconds(older_than)
     where_to = where.cluster(bootstrap, connection, job_file)
-    log = None if dry_run else log_of(state, job_file)
+    log = None if dry_run else shared.state_beside(state, job_file)
     gone, kept = asyncio.run(take_out(where_to, where.check_topic(topic), before, log))
     if as_json:
         shared.print_json({"dry_run": dry_run, "pruned": msgspec.to_builtins(gone), "kept": msgspec.to_builtins(kept)})
@@ -64,13 +64,6 @@ def prune(
     said = "would be pruned" if dry_run else "pruned"
     click.echo(f"{len(gone):,} runs {said}; {len(kept):,} are younger, unfinished or without an end, and stay")
     return exits.DONE
-
-
-def log_of(state: str | None, job_file: str | None) -> str:
-    """The state whose audit log tells: a job keeps one in its own. Raises `SpecError`."""
-    from penstock.jobs.spec import load_state
-
-    return shared.state_url(state or (load_state(job_file) if job_file is not None else None))
 
 
 def seconds(text: str) -> float:

@@ -48,7 +48,7 @@ def rollback(
         code = (
             speak(model, "rollback", why, state)
             if version is None
-            else say(rollouts.put_back(url, model, version, why))
+            else say(rollouts.put_back(url, model, version, why), url)
         )
     return _requeue(url, model, yes, address) if requeue else code
 

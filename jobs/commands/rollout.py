@@ -123,14 +123,15 @@ def start(
     beside = _shadowing(shadow_share, shadow_usd, items) if shadow or in_front else None
     how = How(not manual, unit, beside, watch / 100)
     ask = rollouts.Ask(model, version, _shares(rest if in_front else stages), names, items, how)
-    heard = rollouts.start(shared.state_url(state), ask, None if job is None else rollouts.Job(*load_either(job)))
+    url = shared.state_beside(state, job)
+    heard = rollouts.start(url, ask, None if job is None else rollouts.Job(*load_either(job)))
     if unit == "unit":
         click.echo(
             "note: guards take items for independent; where units (the attribute `unit`) bring many items each, they "
             "accuse an equal version more often than declared (docs/quality.md); --unit item divides items",
             err=True,
         )
-    return say(heard)
+    return say(heard, url)
 
 
 def _shadowing(percent: float, usd: float, items: int | None) -> Shadowing:
@@ -168,7 +169,7 @@ def show(model: str | None, state: str | None, as_json: bool) -> int:
         click.echo(f"no rollout in {url}; penstock rollout start MODEL VERSION begins one")
     out = shared.console()
     for at in found:
-        for part in _standing(at):
+        for part in _standing(at, url):
             out.print(part)
     return exits.DONE
 
@@ -253,13 +254,14 @@ def promote(model: str, percent: float | None, why: str, state: str | None) -> i
 def speak(model: str, word: Word, why: str, state: str | None, share: float | None = None) -> int:
     from penstock.jobs import rollouts
 
-    return say(rollouts.speak(shared.state_url(state), model, word, why, share))
+    url = shared.state_url(state)
+    return say(rollouts.speak(url, model, word, why, share), url)
 
 
 _WORDS = {"stage": "one stage further", "rolled_back": "rolled back", "watching": "live, and watched"}
 
 
-def say(heard: Heard) -> int:
+def say(heard: Heard, url: str) -> int:
     at = heard.rollout
     last = at.decisions[-1]
     match at.state:
@@ -283,14 +285,23 @@ def say(heard: Heard) -> int:
     for word in heard.notes:
         click.echo(f"note: {word}", err=True)
     if at.active:
-        click.echo(f"next: penstock rollout show {at.model}, penstock rollback {at.model}")
+        there = _there(url)
+        click.echo(f"next: penstock rollout show {at.model}{there}, penstock rollback {at.model}{there}")
     return exits.DONE
+
+
+def _there(url: str) -> str:
+    """What a next command has to say more, so that it means the same state."""
+    from penstock.jobs.wording import at_state
+
+    named = shared.state_to_name(url)
+    return "" if named is None else f" {at_state(named)}"
 
 
 # ---- how it stands
 
 
-def _standing(at: Standing) -> Iterable[RenderableType]:
+def _standing(at: Standing, url: str) -> Iterable[RenderableType]:
     from rich.text import Text
 
     r = at.rollout
@@ -301,8 +312,9 @@ def _standing(at: Standing) -> Iterable[RenderableType]:
         yield Text(line, style="dim")
     if r.active:
         yield _guards(at.guards)
-        further = f"penstock rollout promote {r.model} --from {r.share * 100:g}"
-        yield Text(f"on: {further}; back: penstock rollback {r.model}", style="dim")
+        there = _there(url)
+        further = f"penstock rollout promote {r.model} --from {r.share * 100:g}{there}"
+        yield Text(f"on: {further}; back: penstock rollback {r.model}{there}", style="dim")
     yield _decisions(r.decisions)
 
 

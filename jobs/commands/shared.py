@@ -160,6 +160,14 @@ def state_url(state: str | None) -> str:
     return url if "://" in url else str(Path(url).resolve())
 
 
+def state_beside(state: str | None, job: str | None) -> str:
+    """As `state_url`; None: that of a job file, where one is named beside it (a catalogue has none). Raises
+    `SpecError`."""
+    from penstock.jobs.spec import load_state
+
+    return state_url(state or (load_state(job) if job is not None else None))
+
+
 def state_to_name(url: str) -> str | None:
     """What a next command must say with `--state`; None where the default, from this folder, is the same."""
     from penstock.jobs.wording import relative

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from penstock.engine.errors import SpecError
-from penstock.jobs.commands.prune import log_of
+from penstock.jobs.commands.shared import state_beside
 
 
 def test_deletions_are_told_where_the_job_keeps_its_audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,11 +17,11 @@ def test_deletions_are_told_where_the_job_keeps_its_audit_log(tmp_path: Path, mo
     job.parent.mkdir()
     job.write_text("source: rows.jsonl\nstate: audited\n")
     shared.write_text("connections: {}\n")
-    assert log_of(None, str(job)) == f"{tmp_path}/there/audited"
-    assert log_of("mine", str(job)) == f"{tmp_path}/mine"
-    assert log_of(None, str(shared)) == log_of(None, None) == f"{tmp_path}/.penstock"
+    assert state_beside(None, str(job)) == f"{tmp_path}/there/audited"
+    assert state_beside("mine", str(job)) == f"{tmp_path}/mine"
+    assert state_beside(None, str(shared)) == state_beside(None, None) == f"{tmp_path}/.penstock"
     job.write_text("source: rows.jsonl\n")
-    assert log_of(None, str(job)) == f"{tmp_path}/there/.penstock"
+    assert state_beside(None, str(job)) == f"{tmp_path}/there/.penstock"
     job.write_text("source: rows.jsonl\nstate: 's3://b/{{ vars.day }}'\n")
     with pytest.raises(SpecError, match="depends on vars: say which one by --state"):
-        log_of(None, str(job))
+        state_beside(None, str(job))

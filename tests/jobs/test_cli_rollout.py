@@ -96,6 +96,17 @@ def test_a_rollout_is_started_seen_to_and_taken_back(here: Path, capsys: pytest.
     assert call(["audit", "verify"]) == 0
 
 
+def test_a_rollout_begins_where_its_job_keeps_its_state(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anywhere else no job would ever obey it. The commands that follow are told to look there, too."""
+    (here / "job.yaml").write_text(JOB + "state: shared\n")
+    assert call(["rollout", "start", "small", "v2", "--job", "job.yaml"]) == 0
+    there = "penstock rollout show small --state shared, penstock rollback small --state shared"
+    assert there in capsys.readouterr().out
+    assert not (here / ".penstock").exists()
+    assert call(["rollout", "show", "small", "--state", "shared"]) == 0
+    assert "back: penstock rollback small --state shared" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_promotion_that_the_guards_were_faster_with_does_nothing(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
