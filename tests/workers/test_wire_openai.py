@@ -211,7 +211,25 @@ def test_text_in_parts_is_joined_and_tools_leave_it_empty() -> None:
     assert (tools.answer.text, tools.answer.finish_reason) == ("", "tool_calls")
 
 
-ERRORS: list[tuple[int, dict[str, Any] | bytes, dict[str, str], str]] = [
+def gemini(status: int, name: str, message: str, *details: dict[str, Any]) -> dict[str, Any]:
+    return {"error": {"code": status, "message": message, "status": name, "details": list(details)}}
+
+
+def gemini_limit(said: str, quota: str = "GenerateContentInputTokensPerModelPerMinute") -> dict[str, Any]:
+    message = (
+        "You exceeded your current quota, please check your plan and billing details. For more information on this "
+        f"error, head to: https://ai.google.dev/gemini-api/docs/rate-limits.\n* Quota exceeded for metric: {said}"
+    )
+    violations = {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": quota}]}
+    retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "33s"}
+    return gemini(429, "RESOURCE_EXHAUSTED", message, violations, retry)
+
+
+A_MINUTE = gemini_limit("input_token_count, limit: 1000000, model: gemini-x\nPlease retry in 33.8s.")
+A_DAY = gemini_limit("requests, limit: 20\nPlease retry in 33.8s.", "GenerateRequestsPerDayPerProjectPerModel")
+NONE = gemini_limit("free_tier_requests, limit: 0, model: gemini-x\nPlease retry in 33.8s.")
+DEPLETED = gemini(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted. Please go to AI Studio")
+ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (
         429,
         {"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}},
@@ -220,7 +238,16 @@ ERRORS: list[tuple[int, dict[str, Any] | bytes, dict[str, str], str]] = [
     ),
     (429, {"error": {"message": "x", "type": "insufficient_quota", "code": "insufficient_quota"}}, {}, "spend_cap"),
     (429, {"error": {"message": "You exceeded your current quota, please check your plan"}}, {}, "spend_cap"),
+    (429, A_MINUTE, {}, "rate_limited"),
+    (429, [A_MINUTE], {}, "rate_limited"),
+    (429, {"error": {"message": msgspec.json.encode(A_MINUTE).decode(), "code": 429}}, {}, "rate_limited"),
+    (429, A_DAY, {}, "daily_limit"),
+    (429, [A_DAY], {}, "daily_limit"),
+    (429, [NONE], {}, "not_found"),
+    (429, [DEPLETED], {}, "spend_cap"),
+    (429, [], {}, "rate_limited"),
     (429, {"error": {"message": "Limit 1000 requests per day (RPD)"}}, {}, "daily_limit"),
+    (429, {"error": {"message": "Rate limit reached. Please try again in 7m12s."}}, {}, "daily_limit"),
     (429, {"error": {"message": "x"}}, {"retry-after": "7200"}, "daily_limit"),
     (429, {"error": {"message": "Resource Unavailable"}}, {}, "overloaded"),
     (402, {"error": {"message": "Insufficient Balance"}}, {}, "spend_cap"),
@@ -263,6 +290,23 @@ def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dic
     waited = read.failure.status in (504, 524)
     assert read.failure.may_be_billed is (waited or kind == "invalid_response")
     assert read.failure.message
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "wait_s"),
+    [
+        ([A_MINUTE], {}, 33.8),
+        (gemini(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted", {"retryDelay": "33s"}), {}, 33.0),
+        ({"error": {"message": "Rate limit reached for m. Please try again in 812.5ms. Visit us."}}, {}, 0.8125),
+        ({"error": {"message": "Please try again in 1m6s."}}, {}, 66.0),
+        ([A_MINUTE], {"retry-after": "2"}, 2.0),
+        ([A_DAY], {}, None),  # 33 s would not bring the day back
+        ({"error": {"message": "Please try again in a while."}}, {}, None),
+    ],
+)
+def test_how_long_to_wait_is_also_read_from_words(body: Any, headers: dict[str, str], wait_s: float | None) -> None:
+    """Gemini sends no header; others' gateways lose it."""
+    assert got(429, body, headers).failure.retry_after_s == (None if wait_s is None else pytest.approx(wait_s))
 
 
 def test_a_spent_day_is_seen_in_groqs_headers() -> None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from penstock.engine.items import Failure, FailureKind
-from penstock.workers.wire.base import Headers, LimitHeaders, by_status, contains, fail, retry_after_s, throttle, trim
+from penstock.workers.wire.base import (
+    Headers,
+    LimitHeaders,
+    by_status,
+    contains,
+    fail,
+    go_duration_s,
+    retry_after_s,
+    throttle,
+    trim,
+)
 
 
 class HostError(msgspec.Struct):
     message: str | None = None
     type: str | None = None
     code: str | int | None = None
+    status: str | int | None = None
+    """Google's name of the error."""
+    details: msgspec.Raw = msgspec.Raw(b"")
+    """Google's: which quota is spent, and for how long."""
 
 
 class _ErrorBody(msgspec.Struct):
@@ -20,17 +36,12 @@ class _ErrorBody(msgspec.Struct):
     detail: msgspec.Raw | None = None
 
 
-_error_body = msgspec.json.Decoder(_ErrorBody)
+_error_body = msgspec.json.Decoder(_ErrorBody | list[_ErrorBody])
 
 
 def failed(status: int, headers: Headers, body: bytes, now: float, limits: LimitHeaders | None) -> Failure:
     """Of a response that is not 200."""
-    error = _parse_error(body)
-    kind = _kind(status, error)
-    if kind == "rate_limited" and _day_is_spent(limits):
-        kind = "daily_limit"
-    wait_s = retry_after_s(headers, now)
-    return fail(throttle(kind, wait_s), _say(status, error), status, wait_s=wait_s)
+    return _failure(status, _parse_error(body), headers, now, limits)
 
 
 def failed_inside(said: HostError | str | None, headers: Headers, now: float) -> Failure:
@@ -38,8 +49,16 @@ def failed_inside(said: HostError | str | None, headers: Headers, now: float) ->
     if said is None:
         return fail("invalid_response", "the answer holds no choice", 200)
     error = _as_error(said)
-    inner = error.code if isinstance(error.code, int) else 500
-    return fail(_kind(inner, error), _say(inner, error), inner, wait_s=retry_after_s(headers, now))
+    return _failure(error.code if isinstance(error.code, int) else 500, error, headers, now, None)
+
+
+def _failure(status: int, error: HostError, headers: Headers, now: float, limits: LimitHeaders | None) -> Failure:
+    kind = _kind(status, error)
+    wait_s = retry_after_s(headers, now)
+    if kind == "rate_limited":
+        kind = "daily_limit" if _day_is_spent(limits) else kind
+        wait_s = _told_wait_s(error) if wait_s is None else wait_s
+    return fail(throttle(kind, wait_s), _say(status, error), status, wait_s=wait_s)
 
 
 def _day_is_spent(limits: LimitHeaders | None) -> bool:
@@ -53,6 +72,8 @@ def _parse_error(body: bytes) -> HostError:
         parsed = _error_body.decode(body)
     except (ValueError, RecursionError):
         return HostError(message=body[:200].decode("utf-8", "replace"))
+    if isinstance(parsed, list):  # Gemini
+        parsed = parsed[0] if parsed else _ErrorBody()
     if parsed.error is not None:
         return _as_error(parsed.error)
     detail = bytes(parsed.detail)[:300].decode("utf-8", "replace") if parsed.detail is not None else None
@@ -64,7 +85,7 @@ def _as_error(error: HostError | str) -> HostError:
 
 
 def _say(status: int, error: HostError) -> str:
-    name = error.code or error.type
+    name = error.code if isinstance(error.code, str) else error.status or error.type or error.code
     return f"{status}{f' {name}' if name else ''}: {error.message or 'no message'}"
 
 
@@ -86,27 +107,50 @@ _BY_CODE: dict[str, FailureKind] = {
 """Error codes and types that say more than the status does."""
 
 _TOO_LONG = ("maximum context length", "context_length", "prompt is too long", "longer than the maximum model length")
-_A_DAY = ("per day", "(rpd)", "(tpd)", "daily")
-_NO_MONEY = ("insufficient balance", "credit balance", "exceeded your current quota", "spend limit", "spending limit")
+_NO_MONEY = (
+    "insufficient balance",
+    "credit balance",
+    "spend limit",
+    "spending limit",
+    "spending cap",
+    "credits are depleted",
+)
+_A_DAY = ("per day", "per_day", "perday", "(rpd)", "(tpd)", "daily")
+_BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
+    (frozenset({400, 413, 422}), _TOO_LONG, "too_long"),
+    (frozenset({400, 403, 429}), _NO_MONEY, "spend_cap"),
+    # Gemini, of a model that one's plan has none of
+    (frozenset({429}), ("limit: 0,",), "not_found"),
+    (frozenset({429}), _A_DAY, "daily_limit"),
+    # Gemini says of a minute's limit, too, that one should look after plan and billing
+    (frozenset({429}), ("resource_exhausted", "please retry in"), "rate_limited"),
+    (frozenset({400, 403, 429}), ("exceeded your current quota",), "spend_cap"),
+    # OpenAI flex without room
+    (frozenset({429}), ("resource unavailable",), "overloaded"),
+)
+"""Statuses, words of the message (of a 429 also of Google's details), and what they mean. The first that fits."""
 
 
 def _kind(status: int, error: HostError) -> FailureKind:
     for name in (error.code, error.type):
         if isinstance(name, str) and (kind := _BY_CODE.get(name.lower().replace(" ", "_"))) is not None:
             return kind
-    said = (error.message or "").lower()
-    if status == 429:
-        return _kind_429(said)
-    if status in (400, 413, 422) and contains(said, _TOO_LONG):
-        return "too_long"
-    if status in (400, 403) and contains(said, _NO_MONEY):
-        return "spend_cap"
+    said = _said(error) if status == 429 else (error.message or "").lower()
+    for statuses, words, kind in _BY_WORDS:
+        if status in statuses and contains(said, words):
+            return kind
     return by_status(status)
 
 
-def _kind_429(said: str) -> FailureKind:
-    if contains(said, _NO_MONEY):
-        return "spend_cap"
-    if contains(said, _A_DAY):
-        return "daily_limit"
-    return "overloaded" if "resource unavailable" in said else "rate_limited"  # OpenAI flex without room
+def _said(error: HostError) -> str:
+    details = bytes(error.details).decode("utf-8", "replace")
+    return f"{error.message or ''} {error.status or ''} {details}".lower()
+
+
+_WAIT = re.compile(r'(?:retry in|try again in|"retrydelay"\s*:\s*") *((?:\d+(?:\.\d+)?(?:ms|[smhd]))+)')
+
+
+def _told_wait_s(error: HostError) -> float | None:
+    """Of hosts that tell it in words alone."""
+    found = _WAIT.search(_said(error))
+    return go_duration_s(found[1]) if found else None
