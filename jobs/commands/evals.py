@@ -104,7 +104,8 @@ def go(job: str, **given: object) -> int:
     spec = _priced(prepared, call)
     display = display_for(sys.stderr if call.as_json else sys.stdout, "ctrl-c: stop; the same command goes on")
     found = running.go(prepared, spec, Session(address=call.address), display, to_the_end=call.all_rows)
-    return _tell(found, call.as_json)
+    _tell(found, call.as_json)
+    return running.exit_code(found, to_the_end=call.all_rows)
 
 
 def _priced(prepared: Prepared, call: EvalCall) -> RunSpec:
@@ -130,10 +131,11 @@ def show(name: str, state: str | None, as_json: bool) -> int:
     from penstock.jobs.history import open_history
 
     url = shared.state_url(state)
-    return _tell(running.find(running.remembered(name, url), open_history(url)), as_json)
+    _tell(running.find(running.remembered(name, url), open_history(url)), as_json)
+    return exits.DONE
 
 
-def _tell(found: Found, as_json: bool) -> int:
+def _tell(found: Found, as_json: bool) -> None:
     from penstock.jobs.evals import view
 
     if as_json:
@@ -142,7 +144,6 @@ def _tell(found: Found, as_json: bool) -> int:
         out = shared.console()
         for part in view.parts(found):
             out.print(part)
-    return exits.BUDGET if found.status.state == "stopped_by_budget" else exits.DONE
 
 
 def _base(job: str, call: EvalCall) -> RunSpec:

@@ -16,6 +16,7 @@ from penstock.engine.leases import Ledger
 from penstock.engine.measure.evaluation import Evaluation, Row, evaluate
 from penstock.engine.measure.stopping import Stop as Enough
 from penstock.engine.measure.stopping import StopRule
+from penstock.jobs import exits
 from penstock.jobs.evals import dataset, derived
 from penstock.jobs.evals.asked import Asked, check_same, check_unchanged, deciding, folder, recalled
 from penstock.jobs.evals.dataset import Made, index_of
@@ -192,11 +193,13 @@ def taken(prepared: Prepared, history: History) -> Callable[[], bool]:
 
 
 def _is_over(found: Found, *, to_the_end: bool) -> bool:
-    """Nobody has to be asked: all rows have ended, or enough is known."""
-    prepared = found.prepared
-    if found.seen.ended == prepared.made.rows:
-        return True
-    return enough(prepared.asked, found.seen.rows, to_the_end=to_the_end) is not None
+    """Nobody has to be asked: all rows have ended, or enough is known, and no more was asked for (`to_the_end`)."""
+    return found.seen.ended == found.prepared.made.rows or (found.stopped is not None and not to_the_end)
+
+
+def exit_code(found: Found, *, to_the_end: bool) -> int:
+    """An evaluation that has seen enough did what it is for, however its run ended; else it is as of any run."""
+    return exits.DONE if _is_over(found, to_the_end=to_the_end) else exits.of_status(found.status, None)
 
 
 def find(prepared: Prepared, history: History) -> Found:

@@ -27,7 +27,8 @@ from penstock.jobs.progress import Silent
 from penstock.jobs.run import Session
 from penstock.jobs.spec import load
 from penstock.workers.runspec import RunOptions, RunSpec
-from penstock.workers.status import RunStatus
+from penstock.workers.status import RunState, RunStatus, Tally
+from tests.jobs.test_cli_run import ScriptedCluster, ScriptedRun
 
 JOB = """\
 name: sort
@@ -215,6 +216,24 @@ def test_a_fresh_run_throws_away_what_was_answered_before() -> None:
         with pytest.raises(Temporary):
             running.go(one, one.spec, Session(open_cluster=cluster), Silent(), to_the_end=False)
     assert [each.fresh for each in taken] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [("failed", 4), ("interrupted", 130), ("stopped_by_budget", 3), ("done", 0)]
+)
+def test_one_that_did_not_see_enough_exits_as_its_run_does(state: RunState, code: int) -> None:
+    """A script that goes by the exit code takes half a table for none."""
+    made = prepared()
+
+    class Ending(ScriptedRun):
+        def status(self) -> RunStatus:
+            return msgspec.structs.replace(super().status(), run_id=made.spec.run_id)
+
+    session = Session(open_cluster=ScriptedCluster(Ending([state], Tally())).open)
+    found = running.go(made, made.spec, session, Silent(), to_the_end=False)
+    assert running.exit_code(found, to_the_end=False) == code
+    seen = msgspec.structs.replace(found.seen, ended=made.made.rows)
+    assert running.exit_code(msgspec.structs.replace(found, seen=seen), to_the_end=True) == 0
 
 
 def test_what_was_spent_before_a_fresh_start_is_no_part_of_its_default_budget() -> None:
