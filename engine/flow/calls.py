@@ -9,11 +9,11 @@ from penstock.engine.budget import Reservation
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.climb import Climb, Doubted
 from penstock.engine.flow.ends import Costs
-from penstock.engine.flow.lane_types import Hooks
+from penstock.engine.flow.lane_types import Adopted, Hooks
 from penstock.engine.flow.settle import (
     Priced,
-    add_usage,
     attempt_of,
+    book,
     cost_line,
     count_attempt,
     priced,
@@ -23,7 +23,19 @@ from penstock.engine.flow.settle import (
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import MAX_NAME, Tally, count_name
 from penstock.engine.flow.till import Till
-from penstock.engine.items import STEP_ROLES, Answer, Call, Failure, Outcome, Request, Result, ShadowAnswer, Usage
+from penstock.engine.items import (
+    STEP_ROLES,
+    Answer,
+    Attempt,
+    Call,
+    Candidate,
+    Failure,
+    Outcome,
+    Request,
+    Result,
+    ShadowAnswer,
+    Usage,
+)
 from penstock.engine.judging import outputs
 from penstock.engine.naming import named
 from penstock.engine.policy import NEVER, Cascade, Policy
@@ -159,9 +171,11 @@ class Calls:
         return worst_case_nano(slot.max_input, slot.max_output * slot.request.n, self._at(slot).price)
 
     def _at(self, slot: Slot) -> Priced:
+        return self._priced_at(slot.route.candidates[slot.candidate])
+
+    def _priced_at(self, asked: Candidate) -> Priced:
         """Of the version that is asked. One that the last owner had sent to may have left the catalogue since: then
         of the live one."""
-        asked = slot.route.candidates[slot.candidate]
         return self.priced.get((asked.model, asked.version)) or self.priced[asked.model, self._models[asked.model].live]
 
     def reprice(self, model: str, price: Price) -> None:
@@ -217,23 +231,27 @@ class Calls:
         """Price the attempt, close its reservation, and write its cost line where something was charged. A call that
         was never sent leaves no trace."""
         at = self._at(slot)
+        cost = 0
         if not never_sent(outcome):
             if outcome.usage is None and outcome.answer is not None and at.basis == "metered":
                 outcome = self._at_its_worst(slot, outcome)
-            attempt = attempt_of(slot, outcome, at, slot.route.candidates[slot.candidate].version)
-            slot.attempts.append(attempt)
-            count_attempt(tally, attempt)
-            slot.cost_nano += attempt.cost_nano
-            slot.call_ms += outcome.ms
-            if outcome.usage is not None:
-                slot.usage = add_usage(slot.usage, outcome.usage)
-                costs.append((cost_line(slot.item, slot.route, attempt, at.price.version), slot.item))
+            attempt = attempt_of(outcome, at, slot.route.candidates[slot.candidate], slot.role)
+            _charge(slot, attempt, at, tally, costs)
             cost = attempt.cost_nano
-        else:
-            cost = 0
         reservation, slot.reservation = slot.reservation, None
         if reservation is not None:
             _close(reservation, slot, outcome, cost, tally, till)
+
+    def inherit(self, slot: Slot, adopted: Adopted, outcome: Outcome, tally: Tally, costs: Costs) -> None:
+        """A call of the last owner, of which nothing but the bill is of use. One of a model that the catalogue does not
+        name any more has no price."""
+        model = self._models.get(adopted.model)
+        if model is None:
+            tally.late_payments += 1
+            return
+        target = Candidate(model.name, adopted.version or model.live, "")
+        at = self._priced_at(target)
+        _charge(slot, attempt_of(outcome, at, target, adopted.role), at, tally, costs)
 
     def _at_its_worst(self, slot: Slot, outcome: Outcome) -> Outcome:
         """A host that answers without saying its usage is not free: the call is booked as set aside for it."""
@@ -273,6 +291,13 @@ def never_sent(outcome: Outcome) -> bool:
         and outcome.usage is None
         and not failure.may_be_billed
     )
+
+
+def _charge(slot: Slot, attempt: Attempt, at: Priced, tally: Tally, costs: Costs) -> None:
+    book(slot, attempt)
+    count_attempt(tally, attempt)
+    if attempt.usage is not None:
+        costs.append((cost_line(slot.item, slot.route, attempt, at.price.version), slot.item))
 
 
 def _close(reservation: Reservation, slot: Slot, outcome: Outcome, cost: int, tally: Tally, till: Till) -> None:

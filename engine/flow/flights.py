@@ -13,7 +13,7 @@ from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.climb import SILENT, Climb, Taken, Word
 from penstock.engine.flow.copies import Copies, copy_of
 from penstock.engine.flow.ends import Ends
-from penstock.engine.flow.inherited import Inherited
+from penstock.engine.flow.inherited import Inherited, as_asked
 from penstock.engine.flow.pending import Pending
 from penstock.engine.flow.places import Places
 from penstock.engine.flow.settle import dead_letter_of
@@ -21,7 +21,7 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.tally import count_climb, count_fallback
 from penstock.engine.flow.till import Till
-from penstock.engine.items import Answer, Candidate, DeadLetterReason, Failure, Outcome, Result, Score
+from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
 from penstock.engine.router import Router
 
@@ -62,17 +62,29 @@ class Flights:
         """The item is under the committed horizon: go on with what a worker already has of it, or wait for those of its
         key that come before it, or for the answer to an equal one; else queue it."""
         self._turn(slot)
-        claimed = self._inherited.claim(slot)
-        if claimed is not None:
-            adopted, candidate = claimed
-            self._places.move(slot, candidate)
-            _as_asked(slot, candidate, adopted.version)
-            slot.role = adopted.role
-            self.fly(slot, adopted.worker, now)
-            if adopted.outcome is not None:
-                self.landed(adopted.outcome, now)
-        elif not (self._chains is not None and self._chains.waits(slot)) and not self._copies.follows(slot):
+        if self._goes_on(slot, now):
+            return
+        if not (self._chains is not None and self._chains.waits(slot)) and not self._copies.follows(slot):
             self.queue(slot, now)
+
+    def _goes_on(self, slot: Slot, now: float) -> bool:
+        """A worker has its call, or the answer. What nobody waits for, and was paid for, goes onto the item's bill."""
+        claimed = self._inherited.claim(slot)
+        if claimed is None:
+            return False
+        adopted, candidate = claimed
+        outcome = adopted.outcome
+        if candidate is None:
+            if outcome is not None and outcome.usage is not None:
+                self._calls.inherit(slot, adopted, outcome, self._tally, self._ends.costs)
+            return False
+        self._places.move(slot, candidate)
+        as_asked(slot, candidate, adopted.version)
+        slot.role = adopted.role
+        self.fly(slot, adopted.worker, now)
+        if outcome is not None:
+            self.landed(outcome, now)
+        return True
 
     def fly(self, slot: Slot, worker: str, now: float, number: int = 0) -> None:
         """`number`: of the worker's take, growing from 1; 0: it has the call already."""
@@ -387,14 +399,3 @@ class Flights:
         for each in freed:
             if not self._copies.follows(each):
                 self.queue(each, now)
-
-
-def _as_asked(slot: Slot, place: int, version: str) -> None:
-    """The last owner may have sent it to another version than it would get now: then that one answers for it, outside
-    any comparison; what comes after goes by the versions of now."""
-    candidates = slot.route.candidates
-    asked = candidates[place]
-    if version and version != asked.version:
-        changed = Candidate(asked.model, version, asked.pool, asked.reason)
-        both = (*candidates[:place], changed, *candidates[place + 1 :])
-        slot.route, slot.turn = msgspec.structs.replace(slot.route, candidates=both), None

@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.engine import judging
 from penstock.engine.budget import Keys
-from penstock.engine.items import Item, Refusal, Request, Result, Role, Route, Score, ShadowAnswer, StepKind, Usage
+from penstock.engine.items import Item, Refusal, Request, Result, Role, Route, Score, ShadowAnswer, StepKind
 from penstock.engine.judging import SIGNAL, Judged
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import PASS_MARK, scorer_name
@@ -73,16 +73,13 @@ def trial_script(judge: Scorer) -> tuple[Step, ...]:
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Where an item stood when an answer of its cascade came that a judge has to believe first. Judging is neither part
-    of the answer's usage nor of its time."""
+    """Where an item stood when an answer of its cascade came that a judge has to believe first."""
 
     route: Route
     candidate: int
     request: Request
     role: Role
     history: History
-    usage: Usage
-    call_ms: float
 
 
 class Pending:

@@ -12,6 +12,7 @@ from penstock.engine.items import (
     STEP_ROLES,
     Answer,
     Attempt,
+    Candidate,
     CostBasis,
     CostLine,
     DeadLetter,
@@ -20,6 +21,7 @@ from penstock.engine.items import (
     Mode,
     Outcome,
     Result,
+    Role,
     Route,
     Usage,
 )
@@ -53,28 +55,37 @@ def priced(catalog: Catalog) -> dict[tuple[str, str], Priced]:
     }
 
 
-def attempt_of(slot: Slot, outcome: Outcome, at: Priced, version: str) -> Attempt:
+def attempt_of(outcome: Outcome, at: Priced, target: Candidate, role: Role) -> Attempt:
     """Price the call. A failed call costs what its usage says, else nothing known."""
-    usage, target = outcome.usage, slot.route.candidates[slot.candidate]
+    usage = outcome.usage
     cost = 0
     if usage is not None:
         cost = outcome.cost_nano if outcome.cost_nano is not None else cost_nano(usage, at.price)
     return Attempt(
         n=outcome.attempt,
-        role=slot.role,
+        role=role,
         model=at.model.name,
         started_at=outcome.started_at,
         ms=outcome.ms,
         outcome="ok" if outcome.failure is None else outcome.failure.kind,
         request_id=outcome.request_id,
         cost_nano=cost,
-        model_version=version,
+        model_version=target.version,
         account=at.account,
         usage=usage,
         basis="estimated" if outcome.estimated else at.basis,
         experiment=target.experiment,
         arm=target.arm,
     )
+
+
+def book(slot: Slot, attempt: Attempt) -> None:
+    """What its steps use is on the item's bill, and no part of its answer's usage and time."""
+    slot.attempts.append(attempt)
+    slot.cost_nano += attempt.cost_nano
+    if attempt.role not in STEP_ROLES:
+        slot.call_ms += attempt.ms
+        slot.usage = add_usage(slot.usage, attempt.usage or Usage())
 
 
 def cost_line(item: Item, route: Route, attempt: Attempt, price_version: str) -> CostLine:

@@ -15,9 +15,9 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.lane_types import LaneSettings, ShelfEntry
 from penstock.engine.flow.progress import SHELF, TRIED, Progress
-from penstock.engine.flow.settle import add_usage
+from penstock.engine.flow.settle import book
 from penstock.engine.flow.slots import Slot
-from penstock.engine.items import STEP_ROLES, Attempt, Usage
+from penstock.engine.items import Attempt
 
 T = TypeVar("T")
 MOVED_AT_ONCE = 256
@@ -101,13 +101,10 @@ class Shelf:
         if data is None:
             return
         tried = _decode(TRIED + _name(slot), data, Tried)
-        slot.tried, slot.attempt, slot.attempts = True, tried.attempt, list(tried.attempts)
+        slot.tried, slot.attempt = True, tried.attempt
         slot.maybe_paid, slot.orphaned = tried.maybe_paid, tried.orphaned
         for attempt in tried.attempts:
-            slot.cost_nano += attempt.cost_nano
-            if attempt.role not in STEP_ROLES:
-                slot.call_ms += attempt.ms
-                slot.usage = add_usage(slot.usage, attempt.usage or Usage())
+            book(slot, attempt)
 
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""

@@ -103,7 +103,7 @@ class Steps:
         """`result`: the item's, if the answer is believed. Behind a wall of which no sample is written no judge is
         asked."""
         todo = () if result.route.wall in self._untold else trial_script(judge)
-        trial = Trial(slot.route, slot.candidate, slot.request, slot.role, slot.history, slot.usage, slot.call_ms)
+        trial = Trial(slot.route, slot.candidate, slot.request, slot.role, slot.history)
         slot.pending = Pending(self._tasks[result.route.task], result, todo, trial)
         return slot.pending
 
@@ -113,8 +113,12 @@ class Steps:
         new = tuple(each for each in pending.refused if each not in route.refused)
         slot.pending = None
         slot.route = msgspec.structs.replace(route, refused=(*route.refused, *new)) if new else route
-        slot.candidate, slot.request, slot.role = trial.candidate, trial.request, trial.role
-        slot.history, slot.usage, slot.call_ms = trial.history, trial.usage, trial.call_ms
+        slot.candidate, slot.request, slot.role, slot.history = (
+            trial.candidate,
+            trial.request,
+            trial.role,
+            trial.history,
+        )
         judge = judging.judge_at(pending.task, judging.SIGNAL)
         votes = pending.votes.get((judging.SIGNAL, ""), [])
         if len(votes) < judge.samples:

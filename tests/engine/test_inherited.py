@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import pytest
+
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.progress import SHELF, TRIED
-from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Result, Usage
+from penstock.engine.items import (
+    Answer,
+    Attributes,
+    Call,
+    Failure,
+    Item,
+    Outcome,
+    Position,
+    Request,
+    Result,
+    Role,
+    Usage,
+)
 from penstock.engine.policy import Policy, Task
 from tests.engine.one_lane import OneLane
 
+PRICE = Price(10**9, 10**9)
 CATALOG = Catalog(
     {"a": Account("a", "openai", "http://localhost")},
-    {"m": Model("m", (Version("v1", "m"),), "v1", account="a", price=Price(10**9, 10**9), context=8000)},
+    {
+        name: Model(name, (Version("v1", name),), "v1", account="a", price=PRICE, context=8000)
+        for name in ("m", "other")
+    },
     {3: ("m",)},
 )
 POLICY = Policy({"t": Task("t", max_tokens=10)}, default_task="t")
@@ -160,3 +178,26 @@ def test_a_call_that_outlived_its_lane_keeps_its_role() -> None:
     heir.commit()
     heir.lane.outcome(Outcome("i0", 0, 2, 0.0, 1.0, Answer("yes", "stop", b"{}"), None, Usage(5, output=5)), heir.now)
     assert [line.role for line, _ in heir.commit().costs] == ["fallback"]
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("model", "role"), [("m", "judge"), ("m", "shadow"), ("other", "primary")])
+def test_an_answer_that_nobody_waits_for_any_more_is_on_the_bill(model: str, role: Role, early: bool) -> None:
+    """A step's, whose item is asked anew, or of a model that the item may not go to now. `early`: its worker was not
+    done with it when the new owner asked, but before the item was read again."""
+    heir = Owner({})
+    said = Outcome("i0", 0, 2, 0.0, 1.0, Answer("4", "stop", b"{}"), None, Usage(5, output=5))
+    heir.lane.adopt([Adopted("i0", 0, 2, model, "w", None if early else said, role, "v1")])
+    if early:
+        heir.lane.outcome(said, heir.now)
+    heir.offer(0)
+    heir.commit()
+    (call,) = heir.take()
+    heir.lane.outcome(answered(call), heir.now)
+    batch = heir.commit()
+    (result,) = batch.results
+    assert [(a.n, a.role, a.model) for a in result.attempts] == [(2, role, model), (3, "primary", "m")]
+    assert result.cost_nano == heir.lane.tally.cost_nano == 2 * 10 * 1000
+    assert result.call_ms == 1.0 + (role == "primary"), "what steps take is no time of the answer's"
+    assert heir.lane.tally.steps_nano == ({role: 10_000} if role != "primary" else {})
+    assert heir.lane.tally.late_payments == 0
