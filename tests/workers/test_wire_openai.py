@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from penstock.engine.catalog import Account
+from penstock.engine.health import Health
 from penstock.engine.items import Call, OutputSpec, Usage
 from penstock.workers.wire import TABLE, Bucket
 
@@ -229,6 +230,10 @@ A_MINUTE = gemini_limit("input_token_count, limit: 1000000, model: gemini-x\nPle
 A_DAY = gemini_limit("requests, limit: 20\nPlease retry in 33.8s.", "GenerateRequestsPerDayPerProjectPerModel")
 NONE = gemini_limit("free_tier_requests, limit: 0, model: gemini-x\nPlease retry in 33.8s.")
 DEPLETED = gemini(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted. Please go to AI Studio")
+FLAGGED = "Content violates usage guidelines. Team: t, Model: grok-x, Failed check: SAFETY_CHECK_TYPE_BIO"
+MODERATED = (
+    'openai/gpt-x requires moderation on OpenAI. Your input was flagged for "violence". No credits were charged.'
+)
 ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (
         429,
@@ -260,9 +265,15 @@ ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (524, b"<html>a timeout occurred</html>", {}, "server_error"),
     (401, {"error": {"message": "no key", "code": "invalid_api_key"}}, {}, "auth"),
     (403, {"error": {"message": "no"}}, {}, "auth"),
+    (403, {"code": "permission-denied", "error": FLAGGED}, {}, "refused"),
+    (403, {"code": "permission-denied", "error": "Access to the chat endpoint is denied"}, {}, "auth"),
+    (403, {"error": {"code": 403, "message": MODERATED, "metadata": {"flagged_input": "…"}}}, {}, "refused"),
+    (404, {"error": {"message": "No endpoints found that support tool use.", "code": 404}}, {}, "bad_request"),
+    (404, {"error": {"message": "No endpoints found for a/b.", "code": 404}}, {}, "not_found"),
     (404, {"error": {"message": "no such model", "code": "model_not_found"}}, {}, "not_found"),
     (404, {"detail": "Not Found"}, {}, "not_found"),
     (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, {}, "too_long"),
+    (400, {"message": "x", "type": "invalid_request_error", "code": "context_length_exceeded"}, {}, "too_long"),
     (400, {"message": "This model's maximum context length is 1024 tokens."}, {}, "too_long"),
     (413, {"error": {"message": "too large"}}, {}, "too_long"),
     (400, {"error": {"message": "x", "code": "content_policy_violation"}}, {}, "refused"),
@@ -290,6 +301,24 @@ def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dic
     waited = read.failure.status in (504, 524)
     assert read.failure.may_be_billed is (waited or kind == "invalid_response")
     assert read.failure.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "open_to_others"),
+    [
+        (403, {"code": "permission-denied", "error": FLAGGED}, True),
+        (403, {"error": {"code": 403, "message": MODERATED}}, True),
+        (404, {"error": {"message": "No endpoints found that support image input", "code": 404}}, True),
+        (403, {"error": {"message": "no"}}, False),
+        (404, {"error": {"message": "no such model"}}, False),
+    ],
+)
+def test_what_is_wrong_with_one_request_closes_no_account(status: int, body: Any, open_to_others: bool) -> None:
+    """xAI and OpenRouter refuse one prompt with the status of a wrong key, or one request with an unknown model's."""
+    health = Health({"m": "host"})
+    health.record("m", got(status, body).failure, NOW)
+    assert health.is_up("m") is open_to_others
+    assert health.mends is not open_to_others
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ class HostError(msgspec.Struct):
 class _ErrorBody(msgspec.Struct):
     error: HostError | str | None = None
     message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+    """xAI, Mistral and Cerebras tell these here, beside the text."""
     detail: msgspec.Raw | None = None
 
 
@@ -48,7 +51,7 @@ def failed_inside(said: HostError | str | None, headers: Headers, now: float) ->
     """Some gateways (OpenRouter) send 200 and an error inside."""
     if said is None:
         return fail("invalid_response", "the answer holds no choice", 200)
-    error = _as_error(said)
+    error = HostError(said) if isinstance(said, str) else said
     return _failure(error.code if isinstance(error.code, int) else 500, error, headers, now, None)
 
 
@@ -74,19 +77,15 @@ def _parse_error(body: bytes) -> HostError:
         return HostError(message=body[:200].decode("utf-8", "replace"))
     if isinstance(parsed, list):  # Gemini
         parsed = parsed[0] if parsed else _ErrorBody()
-    if parsed.error is not None:
-        return _as_error(parsed.error)
+    if isinstance(parsed.error, HostError):
+        return parsed.error
     detail = bytes(parsed.detail)[:300].decode("utf-8", "replace") if parsed.detail is not None else None
-    return HostError(message=parsed.message or detail)
-
-
-def _as_error(error: HostError | str) -> HostError:
-    return HostError(message=error) if isinstance(error, str) else error
+    return HostError(parsed.error or parsed.message or detail, parsed.type, parsed.code)
 
 
 def _say(status: int, error: HostError) -> str:
-    name = error.code if isinstance(error.code, str) else error.status or error.type or error.code
-    return f"{status}{f' {name}' if name else ''}: {error.message or 'no message'}"
+    name = next((f" {name}" for name in (error.code, error.status, error.type) if isinstance(name, str) and name), "")
+    return f"{status}{name}: {error.message or 'no message'}"
 
 
 _BY_CODE: dict[str, FailureKind] = {
@@ -115,10 +114,15 @@ _NO_MONEY = (
     "spending cap",
     "credits are depleted",
 )
+_FLAGGED = ("violates usage guidelines", "input was flagged", "requires moderation")
+"""xAI and OpenRouter say this with the status of a refused key."""
 _A_DAY = ("per day", "per_day", "perday", "(rpd)", "(tpd)", "daily")
 _BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
     (frozenset({400, 413, 422}), _TOO_LONG, "too_long"),
     (frozenset({400, 403, 429}), _NO_MONEY, "spend_cap"),
+    (frozenset({403}), _FLAGGED, "refused"),
+    # OpenRouter, of a model that has no host for pictures or tools
+    (frozenset({404}), ("no endpoints found that support",), "bad_request"),
     # Gemini, of a model that one's plan has none of
     (frozenset({429}), ("limit: 0,",), "not_found"),
     (frozenset({429}), _A_DAY, "daily_limit"),
