@@ -218,6 +218,8 @@ class Call(msgspec.Struct, frozen=True, gc=False, array_like=True):
     deadline: float | None = None
     realtime: bool = False
     traceparent: str | None = None
+    lacks: tuple[str, ...] = ()
+    """What the model does not take (`catalog.Model.lacks`)."""
 
     @property
     def call_id(self) -> str:

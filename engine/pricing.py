@@ -63,11 +63,11 @@ def max_input_tokens(request: Request, extra_bytes: int = 0) -> int:
 
 def wire_extra(output: Output | None) -> int:
     """Bytes that the wire may add to a request for what its answer must look like: choices or schema, and the words
-    around them."""
+    around them. A schema whose objects are closed, and whose bounds are told in words, is up to twice as long."""
     if output is None:
         return 0
     choices = sum(len(choice.encode()) + 4 for choice in output.choices or ())
-    return 512 + len(output.json_schema or b"") + choices
+    return 512 + 2 * len(output.json_schema or b"") + choices
 
 
 def _text_bytes(request: Request) -> int:

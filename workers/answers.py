@@ -166,20 +166,3 @@ def ask_again_body(body_json: bytes, previous: str, message: str) -> bytes:
     asked = {"role": "user", "content": f"That does not do: {message}. Answer again, and with nothing else."}
     body["messages"] = msgspec.Raw(_encode([*rows, said, asked]))
     return _encode(body)
-
-
-def is_strict(schema: object) -> bool:
-    """Whether OpenAI's strict mode takes it: every object closed, every property required."""
-    if isinstance(schema, list):
-        return all(is_strict(one) for one in schema)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if not isinstance(schema, dict):
-        return True
-    node: dict[str, object] = schema
-    if node.get("type") == "object" or "properties" in node:
-        properties, required = node.get("properties"), node.get("required")
-        names = set(properties) if isinstance(properties, dict) else set[str]()
-        if node.get("additionalProperties") is not False or names != set(
-            required if isinstance(required, list) else ()
-        ):
-            return False
-    return all(is_strict(value) for value in node.values())

@@ -204,6 +204,7 @@ class Calls:
             attributes.deadline,
             attributes.latency == "realtime",
             item.traceparent,
+            self._models[role_model].lacks,
         )
 
     def recognised(self, slot: Slot, outcome: Outcome, tally: Tally) -> Outcome:

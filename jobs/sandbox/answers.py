@@ -77,7 +77,7 @@ class Ask(msgspec.Struct):
         else:
             form = (self.output_config or {}).get("format")
             found = form.get("schema") if isinstance(form, dict) else None
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else schema_in_words(last_prompt(self))
 
 
 def plain(content: Content) -> str:
@@ -121,6 +121,22 @@ def split_choices(prompt: str) -> tuple[str, list[str]]:
     return prompt[: found.start()], [choice for choice in choices if choice]
 
 
+_SCHEMA = re.compile(r"valid against this JSON schema: (\{.*\})\Z", re.DOTALL)
+
+
+def schema_in_words(prompt: str) -> dict[str, Any] | None:
+    """The schema that an instruction at the prompt's end holds (see `workers.answers`)."""
+    found = _SCHEMA.search(prompt)
+    return _object(found[1]) if found is not None else None
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return None
+
+
 _WORD = re.compile(r"\w{4,}")
 
 
@@ -145,7 +161,7 @@ def instance(schema: Any, text: str, root: dict[str, Any], depth: int = 0) -> An
     """A small value that the schema takes."""
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return None
-    node: dict[str, Any] = schema
+    node: dict[str, Any] = _told(schema) | schema
     if "$ref" in node:
         return instance(_resolve(str(node["$ref"]), root), text, root, depth + 1)
     if "const" in node:
@@ -156,6 +172,11 @@ def instance(schema: Any, text: str, root: dict[str, Any], depth: int = 0) -> An
         if node.get(several):
             return instance({**node[several][0], **_without(node, several)}, text, root, depth + 1)
     return _typed(node, text, root, depth)
+
+
+def _told(node: dict[str, Any]) -> dict[str, Any]:
+    """Bounds that the description holds (see `workers.schemas`)."""
+    return _object(str(node.get("description", "")).rpartition("\n\n")[2]) or {}
 
 
 def _without(node: dict[str, Any], key: str) -> dict[str, Any]:

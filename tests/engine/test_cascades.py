@@ -187,13 +187,14 @@ def test_tier_1_alone_would_have_been_asked_once(
 
 
 def test_no_signal_is_a_doubt() -> None:
-    """A provider that tells no probabilities; a model that `lacks` them is not even asked."""
+    """A provider that tells no probabilities; a model that `lacks` them is not even asked, as its calls say."""
     rig = Rig(Cascade(("mute", "small", "top"), "logprob", 0.1))
     rig.offer()
     result = rig.one({"mute": [said("a")], "small": [said("b")], "top": [said("c")]})
     assert result.answer.text == "c"
     assert "answer of mute doubtful: it tells no logprob" in result.route.reason
     assert [b"logprobs" in call.body_json for call in rig.sent] == [False, True, False]
+    assert [call.lacks for call in rig.sent] == [("logprobs",), (), ()]
 
 
 def test_the_wall_takes_steps_out_of_a_cascade() -> None:

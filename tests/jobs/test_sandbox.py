@@ -15,13 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.engine.catalog import Account
 from penstock.engine.errors import SpecError
-from penstock.engine.items import OutputSpec
+from penstock.engine.items import Call, OutputSpec
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, parse_faults, read_settings, running_sandbox
 from penstock.jobs.sandbox.answers import Ask, Message, answer, cut, split_choices, tokens
 from penstock.jobs.sandbox.ledger import read_journal
 from penstock.jobs.sandbox.limits import go_duration
 from penstock.workers import answers
+from penstock.workers.wire import TABLE
 from penstock.workers.wire.base import go_duration_s
 
 ITEM = "0123456789abcdef0123456789abcdef"
@@ -271,7 +273,33 @@ def test_choices_are_answered_with_one_of_them(choices: tuple[str, ...]) -> None
 def test_schemas_are_answered_with_an_instance(schema: dict[str, Any]) -> None:
     """Valid, by the same check that answers of real providers meet."""
     said = answer(ask("Tell me of it.", response_format={"type": "json_schema", "json_schema": {"schema": schema}}))
-    assert answers.check(said, OutputSpec(json_schema=msgspec.json.encode(schema)))[0], said
+    whole = OutputSpec(json_schema=msgspec.json.encode(schema))
+    assert answers.check(said, whole)[0], said
+
+
+@pytest.mark.parametrize("protocol", ["openai", "anthropic"])
+@pytest.mark.parametrize("lacks", [(), ("json_schema",)])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string"}, "more": {"type": "object"}}},
+        {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 7, "maximum": 8}},
+            "required": ["n"],
+        },
+    ],
+)
+def test_a_schema_is_answered_however_it_is_asked_for(
+    schema: dict[str, Any], lacks: tuple[str, ...], protocol: str
+) -> None:
+    """As a format, in words, or with bounds in descriptions: what the wire makes of it, a rehearsal has to read."""
+    whole = OutputSpec(json_schema=msgspec.json.encode(schema))
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": "Tell me of it."}]})
+    call = Call("0" * 32, 0, 1, "primary", "m", "v", "m", body, "t", 64, 10.0, 1, 1, lacks=lacks)
+    _, sent = TABLE[protocol].build(call, whole, Account("a", protocol, "http://127.0.0.1"))
+    said = answer(msgspec.json.decode(sent, type=Ask))
+    assert answers.check(said, whole)[0], said
 
 
 def test_a_schema_that_calls_itself_comes_to_an_end() -> None:

@@ -15,8 +15,11 @@ NOW = 1_795_000_000.0  # 2026-11-18T11:06:40Z
 ACCOUNT = Account("anthropic", "anthropic", "https://api.anthropic.com")
 
 
-def sent(body: dict[str, Any], output: OutputSpec | None = None, max_tokens: int = 64) -> Any:
-    call = Call("0" * 32, 0, 1, "primary", "m", "v", "claude-x", msgspec.json.encode(body), "t", max_tokens, 10.0, 1, 1)
+def sent(
+    body: dict[str, Any], output: OutputSpec | None = None, max_tokens: int = 64, lacks: tuple[str, ...] = ()
+) -> Any:
+    data = msgspec.json.encode(body)
+    call = Call("0" * 32, 0, 1, "primary", "m", "v", "claude-x", data, "t", max_tokens, 10.0, 1, 1, lacks=lacks)
     path, data = TABLE["anthropic"].build(call, output, ACCOUNT)
     assert path == "/v1/messages"
     return msgspec.json.decode(data)
@@ -101,20 +104,109 @@ def test_tools_their_calls_and_their_results_are_translated() -> None:
     assert named["tool_choice"] == {"type": "tool", "name": "find"}
 
 
+TEXT = {"type": "string"}
+
+
+def record(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, **more}
+
+
+def spec(schema: dict[str, Any]) -> OutputSpec:
+    return OutputSpec(json_schema=msgspec.json.encode(schema))
+
+
+SHUT = {"additionalProperties": False}
+NODE = {"$ref": "#/$defs/node"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken"),
+    [
+        (record({"a": TEXT}), record({"a": TEXT}, **SHUT)),
+        (record({"a": record({"b": TEXT})}, **SHUT), record({"a": record({"b": TEXT}, **SHUT)}, **SHUT)),
+        (record({"type": TEXT, "items": TEXT}), record({"type": TEXT, "items": TEXT}, **SHUT)),
+        (
+            {"$schema": "x", **record({"a": NODE, "b": {"enum": ["x", None]}}), "$defs": {"node": record({"c": TEXT})}},
+            record({"a": NODE, "b": {"enum": ["x", None]}}, **{"$defs": {"node": record({"c": TEXT}, **SHUT)}}, **SHUT),
+        ),
+        (
+            record({"a": {"oneOf": [TEXT, {"type": "null"}]}}),
+            record({"a": {"anyOf": [TEXT, {"type": "null"}]}}, **SHUT),
+        ),
+        (
+            record({"a": {"type": "integer", "description": "age", "minimum": 0}}),
+            record({"a": {"type": "integer", "description": 'age\n\n{"minimum":0}'}}, **SHUT),
+        ),
+        (
+            record({"a": {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 3}}),
+            record({"a": {"type": "array", "items": TEXT, "minItems": 1, "description": '{"maxItems":3}'}}, **SHUT),
+        ),
+        (
+            record({"a": {**TEXT, "pattern": "^[a-z]+$"}, "b": {**TEXT, "format": "date", "pattern": "^(?!x)"}}),
+            record(
+                {
+                    "a": {**TEXT, "pattern": "^[a-z]+$"},
+                    "b": {**TEXT, "format": "date", "description": '{"pattern":"^(?!x)"}'},
+                },
+                **SHUT,
+            ),
+        ),
+    ],
+)
+def test_a_schema_is_sent_as_messages_takes_it(schema: dict[str, Any], taken: dict[str, Any]) -> None:
+    """400 to an object that is not closed, and to bounds. The answer is checked against the schema as it was."""
+    assert sent({"messages": HI}, spec(schema))["output_config"] == {"format": {"type": "json_schema", "schema": taken}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "array", "items": TEXT},
+        {"anyOf": [record({"a": TEXT})]},
+        record({"a": TEXT}, additionalProperties=True),
+        record({"a": TEXT}, additionalProperties=TEXT),
+        record({"a": TEXT}, required=["b"]),
+        record({"a": {"type": "object"}}),
+        record({"a": {"type": "array"}}),
+        record({"a": {}}),
+        record({"a": True}),
+        record({"a": {"enum": [[1]]}}),
+        record({"a": {"allOf": [TEXT]}}),
+        record({"a": NODE}, **{"$defs": {"node": record({"next": NODE})}}),
+        record({"a": {"$ref": "#"}}),
+        record({"a": {"$ref": "https://x.example/schema"}}),
+        record({f"a{n}": TEXT for n in range(25)}),
+        record({f"a{n}": {"type": ["string", "null"]} for n in range(17)}, required=[f"a{n}" for n in range(17)]),
+    ],
+)
+def test_a_schema_that_messages_does_not_take_is_told_in_words(schema: dict[str, Any]) -> None:
+    """Objects that are meant open, and what its grammars don't know."""
+    body = sent({"messages": HI}, spec(schema))
+    assert "output_config" not in body
+    assert body["messages"][0]["content"][0]["text"].endswith(f"schema: {msgspec.json.encode(schema).decode()}")
+
+
 def test_output_constraints_are_translated() -> None:
-    """A schema by `output_config`, choices in words."""
-    schema = {"type": "object"}
+    """A schema by `output_config`, unless the model lacks that; choices in words; what a request says itself stands."""
+    schema = record({"a": TEXT}, **SHUT)
     form = {"format": {"type": "json_schema", "schema": schema}}
-    assert sent({"messages": HI}, OutputSpec(json_schema=msgspec.json.encode(schema)))["output_config"] == form
-    asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": record({"a": TEXT})}}
     assert sent({"messages": HI, "response_format": asked})["output_config"] == form
     effort = {"messages": HI, "output_config": {"effort": "low"}}
     for asked_for in (
-        sent(effort, OutputSpec(json_schema=msgspec.json.encode(schema))),
+        sent(effort, spec(schema)),
+        sent({**effort, "response_format": {"type": "json_object"}}, spec(schema)),
         sent({**effort, "response_format": asked}),
-        sent({**effort, "response_format": asked}, OutputSpec(json_schema=b'{"type":"array"}')),
+        sent({**effort, "response_format": asked}, spec(record({"b": TEXT}))),
+        sent({"messages": HI, "output_config": {"effort": "low", **form}}, spec(record({"b": TEXT}))),
     ):
         assert asked_for["output_config"] == {"effort": "low", **form}
+    assert sent({"messages": HI, "response_format": {"type": "text"}}, spec(schema))["output_config"] == form
+    lacking = sent(effort, spec(schema), lacks=("json_schema",))
+    assert lacking["output_config"] == {"effort": "low"}
+    assert lacking["messages"][0]["content"][0]["text"].endswith(msgspec.json.encode(schema).decode())
     chosen = sent({"messages": HI}, OutputSpec(choices=("a", "b")))
     assert chosen["messages"][0]["content"][0]["text"].endswith("Answer with exactly one of: a, b")
 

@@ -21,14 +21,13 @@ XAI = Account("xai", "openai", "https://api.x.ai/v1", provider="xai")
 GROQ = Account("groq", "openai", "https://api.groq.com/openai/v1")
 
 
-def call(body: dict[str, Any], max_tokens: int = 64) -> Call:
-    return Call(
-        "0" * 32, 0, 1, "primary", "m", "v", "upstream-1", msgspec.json.encode(body), "t", max_tokens, 10.0, 1, 1
-    )
+def call(body: dict[str, Any], max_tokens: int = 64, **more: Any) -> Call:
+    data = msgspec.json.encode(body)
+    return Call("0" * 32, 0, 1, "primary", "m", "v", "upstream-1", data, "t", max_tokens, 10.0, 1, 1, **more)
 
 
-def sent(body: dict[str, Any], account: Account = HOST, output: OutputSpec | None = None, max_tokens: int = 64) -> Any:
-    path, data = TABLE["openai"].build(call(body, max_tokens), output, account)
+def sent(body: dict[str, Any], account: Account = HOST, output: OutputSpec | None = None, **more: Any) -> Any:
+    path, data = TABLE["openai"].build(call(body, **more), output, account)
     assert path == "/chat/completions"
     return msgspec.json.decode(data)
 
@@ -107,25 +106,63 @@ def test_choices_are_asked_for_at_the_end_of_the_last_user_message() -> None:
     assert alone["messages"][1]["role"] == "user"
 
 
-def test_a_schema_is_strict_only_where_strict_takes_it() -> None:
-    """OpenAI answers 400 to a strict schema with an open object."""
-    closed = b'{"type":"object","properties":{"a":{"type":"string"}},"required":["a"],"additionalProperties":false}'
-    for schema, strict in ((closed, True), (b'{"type":"object","properties":{"a":{"type":"string"}}}', False)):
-        form = sent({"messages": HI}, output=OutputSpec(json_schema=schema))["response_format"]
-        assert form["json_schema"]["strict"] is strict
-        assert form["json_schema"]["schema"] == msgspec.json.decode(schema)
+TEXT = {"type": "string"}
+
+
+def record(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A closed object, all of whose properties are required."""
+    closed = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return closed | more
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (record({"a": TEXT}), True),
+        (record({"properties": TEXT, "type": TEXT, "$ref": TEXT}), True),
+        (record({"a": {"type": ["integer", "null"], "minimum": 1}, "b": {"type": "string", "format": "date"}}), True),
+        (record({"a": {"$ref": "#/$defs/b"}}, **{"$defs": {"b": record({"c": TEXT})}}), True),
+        (record({"a": {"anyOf": [TEXT, {"type": "array", "items": record({"b": TEXT})}]}}), True),
+        (record({"a": record({"b": TEXT}, required=[])}), False),
+        (record({"a": {"$ref": "#/$defs/b"}}, **{"$defs": {"b": {"type": "object"}}}), False),
+        (record({"a": {"$ref": "#/$defs/b", "description": "b"}}, **{"$defs": {"b": TEXT}}), False),
+        (record({"a": {"type": "array"}}), False),
+        (record({"a": {"type": "array", "items": TEXT, "uniqueItems": True}}), False),
+        (record({"a": {"oneOf": [TEXT, {"type": "null"}]}}), False),
+        (record({"a": {"type": "string", "maxLength": 9}}), False),
+        (record({"a": {"type": "string", "format": "iri"}}), False),
+        (record({"a": {"type": "string", "pattern": "^(?!x)"}}), False),
+        (record({"a": {}}), False),
+        (record({"a": True}), False),
+        ({"type": "object", "properties": {"a": TEXT}}, False),
+        ({"type": "array", "items": TEXT}, False),
+        ({"anyOf": [record({"a": TEXT})]}, False),
+        ({}, False),
+    ],
+)
+def test_a_schema_is_strict_only_where_strict_takes_it(schema: dict[str, Any], strict: bool) -> None:
+    """OpenAI answers 400 to a strict schema that has more in it than its mode knows."""
+    form = sent({"messages": HI}, output=OutputSpec(json_schema=msgspec.json.encode(schema)))["response_format"]
+    assert form["json_schema"]["strict"] is strict
+    assert form["json_schema"]["schema"] == schema
+
+
+def test_what_a_request_says_of_its_form_stands() -> None:
+    """The task's schema is a default, like its parameters."""
     own = {"type": "json_object"}
-    assert (
-        sent({"messages": HI, "response_format": own}, output=OutputSpec(json_schema=closed))["response_format"] == own
-    )
+    spec = OutputSpec(json_schema=b'{"type":"object"}')
+    assert sent({"messages": HI, "response_format": own}, output=spec)["response_format"] == own
 
 
-def test_a_host_without_schemas_is_told_in_words() -> None:
-    """DeepSeek knows `json_object` only."""
-    account = Account("ds", "openai", "https://api.deepseek.com/v1")
-    body = sent({"messages": HI}, account, OutputSpec(json_schema=b'{"type":"object"}'))
+def test_a_host_or_model_without_schemas_is_told_in_words() -> None:
+    """DeepSeek knows `json_object` only; of a model the catalogue says that it `lacks` them."""
+    spec = OutputSpec(json_schema=b'{"type":"object"}')
+    body = sent({"messages": HI}, Account("ds", "openai", "https://api.deepseek.com/v1"), spec)
     assert body["response_format"] == {"type": "json_object"}
     assert body["messages"][0]["content"].endswith('{"type":"object"}')
+    lacking = sent({"messages": HI}, output=spec, lacks=("json_schema",))
+    assert "response_format" not in lacking
+    assert lacking["messages"][0]["content"].endswith('{"type":"object"}')
 
 
 def test_an_answer_is_read_with_its_usage() -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.engine.catalog import Account
 from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec, Usage
-from penstock.workers import answers
+from penstock.workers import answers, schemas
 from penstock.workers.wire.base import (
     Bucket,
     Headers,
@@ -27,7 +27,7 @@ from penstock.workers.wire.base import (
     throttle,
     trim,
 )
-from penstock.workers.wire.convert import config_of, messages_request
+from penstock.workers.wire.convert import messages_request
 
 VERSION = "2023-06-01"
 """Header `anthropic-version`; the only one that their clients send."""
@@ -39,17 +39,40 @@ _body = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str, bytes]:
     """The Messages request for a chat body. Raises `ValueError` where the body can't be said in it."""
     body = _body.decode(call.body_json)
+    schema = _schema(body, output)
+    form = None if schema is None or "json_schema" in call.lacks else schemas.closed(schema)
     if output is not None and output.choices is not None:
         body["messages"] = answers.with_instruction(body["messages"], answers.choices_instruction(output.choices))
+    if schema is not None and form is None:
+        body["messages"] = answers.with_instruction(body["messages"], answers.schema_instruction(schema))
     request = messages_request(body, call.upstream, call.max_tokens)
-    if output is not None and output.json_schema is not None:
-        known = config_of(request)  # `effort` may stand there
-        if "format" not in known:
-            request["output_config"] = {
-                **known,
-                "format": {"type": "json_schema", "schema": msgspec.Raw(output.json_schema)},
-            }
+    if form is not None:
+        said = {"format": {"type": "json_schema", "schema": msgspec.Raw(form)}}
+        request["output_config"] = {**_config(body), **said}  # `effort` may stand there
     return "/v1/messages", _encode(request)
+
+
+def _schema(body: dict[str, msgspec.Raw], output: OutputSpec | None) -> bytes | None:
+    """What the answer has to be valid against: as the request says by `response_format`, else as its task does.
+    (`json_object` has no twin here, and is left to the words of the prompt.)"""
+    if "response_format" in body:
+        form = msgspec.json.decode(body["response_format"], type=_Form | None)
+        if form is not None and form.json_schema is not None:
+            return bytes(form.json_schema.schema)
+    return None if output is None or "format" in _config(body) else output.json_schema
+
+
+def _config(body: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """What the request says itself in `output_config`."""
+    return _body.decode(body["output_config"]) if bytes(body.get("output_config", b"null")) != b"null" else {}
+
+
+class _Schema(msgspec.Struct):
+    schema: msgspec.Raw
+
+
+class _Form(msgspec.Struct):
+    json_schema: _Schema | None = None
 
 
 class _Block(msgspec.Struct):

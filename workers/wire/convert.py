@@ -30,7 +30,6 @@ def messages_request(body: Body, upstream: str, max_tokens: int) -> dict[str, An
     if "stop" in body and (stop := _decode(body["stop"])) is not None:
         request["stop_sequences"] = [stop] if isinstance(stop, str) else stop
     _tools(body, request)
-    _format(body, request)
     return request
 
 
@@ -174,21 +173,3 @@ def _tool(tool: dict[str, Any]) -> Block:
     if function.get("description"):
         out["description"] = function["description"]
     return out
-
-
-def _format(body: Body, request: dict[str, Any]) -> None:
-    """`response_format`: a schema becomes `output_config.format`; `json_object` has no twin and is left to the words
-    of the prompt."""
-    if "response_format" not in body:
-        return
-    match _decode(body["response_format"]):
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            request["output_config"] = {**config_of(request), "format": {"type": "json_schema", "schema": schema}}
-        case _:
-            pass
-
-
-def config_of(request: dict[str, Any]) -> dict[str, Any]:
-    """What the request says in `output_config` so far."""
-    said: dict[str, Any] | msgspec.Raw = request.get("output_config", {})
-    return said if isinstance(said, dict) else _decode(said, type=dict[str, Any])

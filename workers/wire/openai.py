@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.engine.catalog import Account
 from penstock.engine.items import Answer, Call, OutputSpec, Usage
-from penstock.workers import answers
+from penstock.workers import answers, schemas
 from penstock.workers.wire.base import (
     Bucket,
     Headers,
@@ -97,7 +97,7 @@ def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str,
         out[key] = value
     _ceiling(out, call.max_tokens, traits)
     if output is not None:
-        _constrain(out, output, traits)
+        _constrain(out, output, traits, call.lacks)
     return "/chat/completions", _encode(out)
 
 
@@ -115,7 +115,7 @@ def _digits(raw: msgspec.Raw) -> bool:
     return bytes(raw).isdigit()
 
 
-def _constrain(out: Body, output: OutputSpec, traits: Traits) -> None:
+def _constrain(out: Body, output: OutputSpec, traits: Traits, lacks: tuple[str, ...]) -> None:
     """Choices are asked for in words (few hosts take them otherwise); a schema by `response_format`.
 
     What the request itself asks for by `response_format` stands.
@@ -123,16 +123,17 @@ def _constrain(out: Body, output: OutputSpec, traits: Traits) -> None:
     if output.choices is not None:
         out["messages"] = answers.with_instruction(out["messages"], answers.choices_instruction(output.choices))
     elif output.json_schema is not None and "response_format" not in out:
-        if traits.json_schema:
+        if traits.json_schema and "json_schema" not in lacks:
             out["response_format"] = _response_format(output.json_schema)
-        else:
+            return
+        out["messages"] = answers.with_instruction(out["messages"], answers.schema_instruction(output.json_schema))
+        if not traits.json_schema:
             out["response_format"] = msgspec.Raw(b'{"type":"json_object"}')
-            out["messages"] = answers.with_instruction(out["messages"], answers.schema_instruction(output.json_schema))
 
 
 @lru_cache(64)
 def _response_format(schema: bytes) -> msgspec.Raw:
-    strict = answers.is_strict(msgspec.json.decode(schema))
+    strict = schemas.is_strict(msgspec.json.decode(schema))
     wrapped = {"name": "answer", "strict": strict, "schema": msgspec.Raw(schema)}
     return msgspec.Raw(_encode({"type": "json_schema", "json_schema": wrapped}))
 
