@@ -60,13 +60,15 @@ class Outages:
             self._away.pop(report.lane, None)
 
     def _forget_answered(self, reports: Collection[LaneReport]) -> None:
-        """What begins to answer one lane is well for all but those that say now that it does not answer them: another
-        one that was opened anew, and has nothing to send, would never know. What a lane that is idle heard long ago
-        says nothing of today."""
-        new = {target for each in reports for target in set(each.answering).difference(self._heard_by(each.lane))}
+        """What answers one lane is well for all but those that say now that it does not answer them: another one that
+        was opened anew, and has nothing to send, would never know. What a lane heard long ago says nothing of today: it
+        has to begin to hear of it, or to have calls there."""
+        well = set[Target]()
+        for report in reports:
+            well.update(set(report.answering).difference(self._heard_by(report.lane)), _in_use(report))
         down = {report.lane: report.open_breakers for report in reports}
         for lane, known in self._open.items():
-            known -= new.difference(down.get(lane, ()))
+            known -= well.difference(down.get(lane, ()))
         self._answering.update((report.lane, frozenset(report.answering)) for report in reports)
 
     def _heard_by(self, lane: int) -> frozenset[Target]:
@@ -97,6 +99,13 @@ class Outages:
             then = "" if self._endless else "; run it again when it does"
             return f"nothing has moved for {OUTAGE_S / 3600:.0f} hours: {who} does not answer{then}"
         return None
+
+
+def _in_use(report: LaneReport) -> set[Target]:
+    """Of what has answered it, that to which it has calls under way."""
+    models = {target for target in report.answering if report.tally.flying.get(target[1])}
+    accounts = {(account, "*") for account, _ in models}
+    return models | accounts.intersection(report.answering)
 
 
 def _named(target: Target) -> str:

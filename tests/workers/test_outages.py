@@ -80,6 +80,17 @@ def test_a_lane_that_is_idle_ends_no_outage_of_one_that_waits() -> None:
     assert outages.news([LaneReport(0, Tally(), answering=account), idle]) == ["account eu is asked again"]
 
 
+def test_an_outage_is_over_for_a_lane_that_was_opened_anew_where_another_was_always_answered() -> None:
+    """A breaker of one lane alone: the other never began to be answered, so the next real outage was told by nobody."""
+    outages, both = Outages(NOW), EVERYBODY[:2]
+    busy, fresh = LaneReport(0, Tally(flying={"m": 3}), answering=both), LaneReport(1, Tally())
+    assert outages.news([busy, fresh]) == []
+    assert len(outages.news([busy, LaneReport(1, Tally(), open_breakers=both)])) == 2
+    assert outages.news([busy, LaneReport(1, Tally(), open_breakers=both)]) == []
+    assert len(outages.news([busy, fresh])) == 2, "asked again"
+    assert len(outages.news([LaneReport(0, Tally(flying={"m": 1}), open_breakers=both), fresh])) == 2
+
+
 def test_what_a_person_must_mend_stops_the_run_soon() -> None:
     """Ten seconds after it is known, and nothing moves; a probe that goes out or an item that ends begins them anew."""
     outages = Outages(NOW - 1_000)
