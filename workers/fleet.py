@@ -45,6 +45,8 @@ class Worker:
         self.number = number
         self.name = ""
         self.handle: object | None = None
+        self.trying: object | None = None
+        """The process that loads, or could not."""
         self.failures = 0
         self.given_up = False
         """It did not start, however often it was tried."""
@@ -198,12 +200,14 @@ class Fleet:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever keeps a worker from starting is told, and bounded
                 worker.failures += 1
-                if worker.given_up or worker.failures >= MAX_STARTS or _hopeless(error):
+                if worker.given_up or worker.failures >= MAX_STARTS or (_hopeless(error) and not worker.ready_at):
                     await self._give_up(worker, error)
                     if not self._endless:
                         return
                     await self._later(worker)
                 else:
+                    if worker.trying is not None:
+                        await _gone(worker.trying)
                     await asyncio.sleep(min(MAX_PAUSE_S, PAUSE_S * 2**worker.failures))
                 continue
             worker.failures, worker.given_up = 0, False
@@ -225,17 +229,17 @@ class Fleet:
         self._on_change("starting", worker, "")
         governed = settings.account is not None and self._governed(settings.account)
         if governed and worker.number:  # who had the account to itself so far shares it from now on
-            await self._loaded(_actor(*self._settings(Worker(worker.pool, 0)), None), governed)
-        handle = _actor(settings, name, self._model(worker.pool))
+            worker.trying = _actor(*self._settings(Worker(worker.pool, 0)), None)
+            await self._loaded(worker.trying, governed)
+        worker.trying = handle = _actor(settings, name, self._model(worker.pool))
         worker.name = await self._loaded(handle, governed)
-        worker.handle, worker.ready_at = handle, time.time()
+        worker.handle, worker.trying, worker.ready_at = handle, None, time.time()
         self._on_change("ready", worker, "")
         await self._serve(handle)
         self._spawn(tell_skew(f"worker {worker.name}", handle.clock.remote, self._note))  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _loaded(self, handle: object, governed: bool) -> str:
-        """Its name. Loading may take long: asked again, it says the same. Where it can't, its process is gone before
-        it is tried again."""
+        """Its name. Loading may take long: asked again, it says the same."""
 
         def ask() -> Awaitable[tuple[str, int]]:
             return handle.start.remote(governed)  # pyright: ignore[reportAttributeAccessIssue]
@@ -246,12 +250,6 @@ class Fleet:
                 return name
             except Unanswered:
                 continue
-            except Exception as error:
-                if not _hopeless(error):  # else there is no next try soon, and people are told at once
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(GONE_S):
-                            await until_gone(handle)
-                raise
 
     async def _serve(self, handle: object) -> None:
         def ask() -> Awaitable[None]:
@@ -383,8 +381,15 @@ def _words(error: Exception) -> str:
     return words(error)[:300]
 
 
+async def _gone(handle: object) -> None:
+    """A process that could not load ends a moment after its reply; the next try waits for that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GONE_S):
+            await until_gone(handle)
+
+
 def _hopeless(error: Exception) -> bool:
-    """A wrong key or model name won't become right."""
+    """A wrong key or model name won't become right. (One that was right before may.)"""
     from penstock.engine.errors import SpecError
 
     return isinstance(getattr(error, "cause", error), SpecError)

@@ -284,6 +284,21 @@ async def test_a_run_without_an_end_tries_a_pool_that_is_down_again(monkeypatch:
     await fleet.close()
 
 
+async def test_what_was_right_before_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that was mounted when the lost worker loaded, and is away for a moment."""
+    cluster = Loading(monkeypatch, True, SpecError("there is no /models/own"), True)
+    fleet = made(catalog=OWN)
+    worker = fleet.workers[POOL, 0] = Worker(POOL, 0)
+    keeping = asyncio.ensure_future(fleet._keep(worker))
+    await until(lambda: worker.handle)
+    assert isinstance(worker.handle, Hands)
+    worker.handle.failing["lost"] = ActorDiedError()
+    await until(lambda: len(cluster.begun) == 3 and worker.handle)
+    assert not fleet.down
+    keeping.cancel()
+    await fleet.close()
+
+
 async def test_a_worker_that_is_let_go_while_it_loads_again_is_told_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """It had been given up, and starts well after all: nobody uses it, and its GPU would be on the bill for ever."""
     changes: list[str] = []

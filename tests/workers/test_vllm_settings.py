@@ -1,6 +1,9 @@
 """Which settings an engine gets on which machine. No vLLM is needed to say so."""
 
+import errno
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -40,3 +43,14 @@ def test_a_path_with_nothing_there_is_told_before_vllm_is_asked(tmp_path: Path) 
     check_path(Version("v1", "HuggingFaceTB/SmolLM2-135M-Instruct"))
     with pytest.raises(SpecError, match=r"there is no /nowhere/at/all on .*: mend the model's path"):
         check_path(Version("v1", "/nowhere/at/all"))
+
+
+def test_a_path_that_cannot_be_looked_at_now_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network folder whose server began anew: the fleet takes a `SpecError` for the end of the matter."""
+
+    def stale(path: str) -> NoReturn:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    monkeypatch.setattr(vllm_settings.os, "stat", stale)
+    with pytest.raises(OSError, match="Stale file handle: '/models/small'"):
+        check_path(Version("v1", "/models/small"))

@@ -66,9 +66,14 @@ class Settings(msgspec.Struct, frozen=True):
 
 def check_path(version: Version) -> None:
     """Raises `SpecError` where the model is a path and nothing is there: vLLM takes a minute to find that out, each of
-    the times that it is tried."""
-    if version.model.startswith("/") and not os.path.exists(version.model):
-        raise SpecError(f"there is no {version.model} on {platform.node()}: mend the model's path, or put it there")
+    the times that it is tried. Raises `OSError` where that can't be told now, of a mount that is away, say."""
+    if not version.model.startswith("/"):
+        return
+    try:
+        os.stat(version.model)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        nothing = f"there is no {version.model} on {platform.node()}: mend the model's path, or put it there"
+        raise SpecError(nothing) from error
 
 
 def settings(model: Model, version: Version, *, gpu: bool, resolve: Callable[[str], str] = str) -> Settings:
