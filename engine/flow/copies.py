@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
-from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.slots import Slot, urgency
 from penstock.engine.items import Result, Usage
 from penstock.engine.policy import Policy
 
@@ -23,10 +23,9 @@ class Copies:
         An item that was paid for already asks for itself: its costs are its own."""
         if slot.attempts or not self._may_share(slot):
             return False
-        key = _key(slot)
-        leader = self._leaders.get(key)
-        if leader is None:
-            self._leaders[key], slot.key = slot, key
+        key = slot.key = _key(slot)
+        leader = self._leaders.setdefault(key, slot)
+        if leader is slot:
             return False
         if leader.followers is None:
             leader.followers = []
@@ -39,20 +38,26 @@ class Copies:
         if slot.key is None:
             return []
         del self._leaders[slot.key]
-        slot.key = None
         followers, slot.followers = slot.followers or [], None
+        for each in (slot, *followers):
+            each.key = None
         return followers
+
+    def drop(self, gone: Collection[Slot]) -> None:
+        """They follow nobody any more."""
+        parted = [slot for slot in gone if slot.state == "following"]
+        for key in {slot.key for slot in parted if slot.key is not None}:
+            leader = self._leaders[key]
+            leader.followers = [slot for slot in leader.followers or () if slot not in gone]
+        for slot in parted:
+            slot.key = None
 
     def part(self, changed: Callable[[Slot], bool]) -> list[Slot]:
         """Some are to be asked of other versions than before: who follows nobody any more. A leader at a worker goes
         on, for those who still want what it was sent for."""
-        freed: list[Slot] = []
+        freed = [slot for leader in self.leaders() for slot in leader.followers or () if changed(slot)]
+        self.drop(set(freed))
         for leader in self.leaders():
-            gone, stay = list[Slot](), list[Slot]()
-            for slot in leader.followers or ():
-                (gone if changed(slot) else stay).append(slot)
-            freed += gone
-            leader.followers = stay or None
             if leader.state != "flying" and changed(leader):
                 freed += self.disband(leader)
         return freed
@@ -71,7 +76,8 @@ class Copies:
         for key, leader in self._leaders.items():
             assert leader.key == key, "a leader lost its key"
             assert leader.state not in ("finished", "following", "beyond"), "a leader that does not ask"
-            assert all(s.state == "following" for s in leader.followers or ()), "a follower that asks for itself"
+            for slot in leader.followers or ():
+                assert (slot.state, slot.key) == ("following", key), "a follower that asks for itself"
 
 
 def copy_of(result: Result, leader: Slot, follower: Slot) -> Result:
@@ -96,7 +102,8 @@ def copy_of(result: Result, leader: Slot, follower: Slot) -> Result:
 
 
 def _key(slot: Slot) -> Key:
-    """What must be equal for one answer to serve two items: the request, and all that decides who may see it."""
+    """What must be equal for one answer to serve two items: the request, all that decides who may see it, and when it
+    is asked for: nobody waits behind a tier that is paused, or at the end of a queue, for an equal one that does."""
     attributes = slot.item.attributes
     return (
         slot.item.request.input_hash,
@@ -105,4 +112,6 @@ def _key(slot: Slot) -> Key:
         slot.route.wall,
         attributes.sensitivity,
         attributes.tenant,
+        slot.route.tier,
+        urgency(attributes),
     )

@@ -7,7 +7,7 @@ import heapq
 from penstock.engine.flow.slots import Slot
 
 LOOK_AGAIN_S = 1.0
-"""For one whose call is out, or that waits for another's answer: it may come back, and then nobody may ever take it."""
+"""For one whose call is out, or whose answer is being judged: it may come back, and then nobody may ever take it."""
 LOOK_EVERY_S = 0.25
 """Those that expire are taken out of their queues together: one walk over the window, not one for each."""
 
@@ -41,6 +41,8 @@ class Deadlines:
             _, seq, slot = heapq.heappop(self._heap)
             match slot.state:
                 case "beyond" | "behind" | "ready" | "held":
+                    passed.append(slot)
+                case "following" if slot.key is not None:  # the one that it follows has no answer yet
                     passed.append(slot)
                 case "flying" | "following":
                     heapq.heappush(self._heap, (now + LOOK_AGAIN_S, seq, slot))

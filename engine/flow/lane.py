@@ -314,7 +314,7 @@ class Lane:
         """Held items whose time has come, and items whose time is over."""
         if passed := self.deadlines.passed(now):
             gone = set(passed)
-            for part in (self.horizon, self.places, self.till):
+            for part in (self.horizon, self.places, self.till, self.copies):
                 part.drop(gone)
             for slot in passed:
                 self.flights.expired(slot, now)

@@ -101,6 +101,7 @@ class Slot:
         self.turn: Turn | None = None
         """Whose versions its route has."""
         self.key: tuple[object, ...] | None = None
+        """What an equal one shares with it, while it leads such or follows, and there is no answer yet."""
         self.followers: list[Slot] | None = None
         """Who waits for its answer; of one that owes steps, also for what judges say of it."""
         self.ask_again_body: bytes | None = None

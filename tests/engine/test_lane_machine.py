@@ -383,7 +383,8 @@ class LaneMachine(RuleBasedStateMachine):
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.lane.tick(self.now)
-        waits = [s for s in self.lane.slots.values() if s.state in ("beyond", "behind", "ready", "held")]
+        unsent = ("beyond", "behind", "ready", "held")
+        waits = [s for s in self.lane.slots.values() if s.state in unsent or (s.state == "following" and s.key)]
         overdue = [s for s in waits if (s.item.attributes.deadline or self.now) < self.now - LOOK_AGAIN_S]
         assert seconds < LOOK_AGAIN_S or not overdue, "one whose deadline has passed still waits"
         self.lane.till.give_back_idle(self.now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from penstock.engine.budget import Budget, Budgets
@@ -11,7 +12,7 @@ from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
 from penstock.engine.items import Answer, Attributes, Call, Item, Outcome, Position, Request, Usage
 from penstock.engine.plan import Split
-from penstock.engine.policy import Policy, Task
+from penstock.engine.policy import Policy, Scorer, Task
 from penstock.engine.router import Router
 
 POOL = "api:a"
@@ -27,10 +28,12 @@ POLICY = Policy({"t": Task("t", max_tokens=10), "same": Task("same", max_tokens=
 
 
 class Rig:
-    def __init__(self, budgets: tuple[Budget, ...] = (), *, endless: bool = True, floor: int = 4) -> None:
+    def __init__(
+        self, budgets: tuple[Budget, ...] = (), *, endless: bool = True, floor: int = 4, policy: Policy = POLICY
+    ) -> None:
         settings = LaneSettings(0, "r", 1000, horizon_floor=floor, endless=endless)
         hooks = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, message: body)
-        self.lane = Lane(settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets(budgets, "r"))
+        self.lane = Lane(settings, Router(CATALOG, policy), CATALOG, policy, hooks, Budgets(budgets, "r"))
         self.lane.begin([Split(f"s{n}", "o", n, 0, "u", 0, None, "rows") for n in range(2)], {}, 0)
         self.now = NOW
         self.read = [0, 0]
@@ -84,6 +87,17 @@ def test_a_realtime_item_behind_bulk_leaves_with_the_next_commit() -> None:
     assert all(slot.state == "beyond" for slot in rig.lane.slots.values() if slot.item.source.ordinal == 1)
 
 
+@pytest.mark.parametrize("urgent", [Attributes(tier=3, latency="realtime"), Attributes(tier=3, priority=1)])
+def test_an_urgent_item_does_not_follow_an_equal_one_at_the_end_of_the_queue(urgent: Attributes) -> None:
+    rig = Rig(floor=100)
+    rig.offer(20)
+    (bulk,) = rig.offer(1, Attributes(tier=3, task="same"))
+    (pressed,) = rig.offer(1, msgspec.structs.replace(urgent, task="same"))
+    rig.commit()
+    assert rig.take(1) == [pressed]
+    assert bulk in rig.take()
+
+
 def test_higher_priority_leaves_before_lower_and_realtime_before_all() -> None:
     """Below zero is behind bulk."""
     rig = Rig(floor=100)
@@ -102,7 +116,7 @@ def dead(batch: CommitBatch) -> list[tuple[str, str, int]]:
     return [(letter.item_id, letter.reason, len(letter.attempts)) for letter in batch.dead_letters]
 
 
-WHERE = ["behind the horizon", "ready and not taken", "waiting for money", "paused", "shelved"]
+WHERE = ["behind the horizon", "ready and not taken", "waiting for money", "paused", "shelved", "behind an equal one"]
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -113,7 +127,10 @@ def test_an_item_whose_deadline_passes_ends_unsent_wherever_it_waits(where: str)
         rig.lane.pause(frozenset({3}), rig.now)
     if where == "behind the horizon":
         rig.offer(20, Attributes(tier=1))
-    (pressed,) = rig.offer(1, Attributes(tier=3, deadline=rig.now + 60))
+    task = "same" if where == "behind an equal one" else "t"
+    if where == "behind an equal one":
+        rig.offer(1, Attributes(tier=3, task=task))
+    (pressed,) = rig.offer(1, Attributes(tier=3, task=task, deadline=rig.now + 60))
     (other,) = rig.offer(1, Attributes(tier=1))
     if where != "behind the horizon":
         rig.commit()
@@ -124,6 +141,9 @@ def test_an_item_whose_deadline_passes_ends_unsent_wherever_it_waits(where: str)
         slot = rig.lane.slots[pressed, 0]
         rig.lane.shelf.put(slot)
         rig.lane.progress.of(0).done(slot.item.source.position)
+    if where == "behind an equal one":
+        rig.take(1)
+        assert rig.lane.slots[pressed, 0].state == "following"
     rig.tick(59.0)
     assert not rig.lane.ends.dead_letters
     rig.tick(2.0)
@@ -143,6 +163,23 @@ def test_an_expired_leader_leaves_its_followers_to_ask_for_themselves() -> None:
     assert rig.take() == [follower]
     rig.answer(rig.calls[0])
     assert {result.item.item_id for result in rig.commit().results} == {follower, other}
+
+
+def test_a_follower_keeps_the_answer_that_came_in_time() -> None:
+    """It is judged yet when the deadline passes: the item ends with it, as the one that was asked would."""
+    judge = Scorer("judge", model="m", rubric="good?", choices=("1", "2"))
+    task = Task("t", max_tokens=10, reuse=True, sample=1.0, scorers=(judge,))
+    rig = Rig(policy=Policy({"t": task}, default_task="t"))
+    (leader,) = rig.offer(1)
+    (follower,) = rig.offer(1, Attributes(tier=3, deadline=rig.now + 60))
+    rig.commit()
+    for _ in ("the answer", "what the judge says"):
+        rig.take()
+        rig.tick(50.0)
+        rig.answer(rig.calls[0])
+    batch = rig.commit()
+    assert [result.item.item_id for result in batch.results] == [leader, follower]
+    assert batch.dead_letters == []
 
 
 def test_deadlines_of_finished_items_are_forgotten_long_before_their_time() -> None:
@@ -179,6 +216,15 @@ def test_a_paused_tier_waits_and_the_others_go_on() -> None:
     assert [result.item.item_id for result in rig.commit().results] == [bulk[0]]
     rig.lane.pause(frozenset(), rig.now)
     assert rig.take() == [bulk[3], *more]
+
+
+def test_an_item_does_not_wait_behind_an_equal_one_of_a_paused_tier() -> None:
+    rig = Rig()
+    rig.lane.pause(frozenset({3}), rig.now)
+    rig.offer(1, Attributes(tier=3, task="same"))
+    (important,) = rig.offer(1, Attributes(tier=1, task="same"))
+    rig.commit()
+    assert rig.take() == [important]
 
 
 # money
