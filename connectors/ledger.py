@@ -101,6 +101,11 @@ class LedgerClient:
         """Close a lease with what it spent. Again: no-op."""
         self._swap(key, lambda ledger: leases.settle(ledger, self._own(lease_id), spent_nano))
 
+    def at_least(self, key: str, limit_nano: int, called_nano: int, forfeit_nano: int) -> None:
+        """A run goes on whose lanes committed so much under this key: no less counts as spent. Call it after they were
+        taken, before they lease."""
+        self._swap(key, lambda ledger: leases.at_least(ledger, limit_nano, called_nano, forfeit_nano), limit_nano)
+
     def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int], now: float) -> int:
         """Close what dead owners of a lane left open, under every key that can still matter (`key_heads`). Returns what
         of the run's money had to be given up as spent: each dollar lies under several keys, so that of the run's own
@@ -163,7 +168,10 @@ class LedgerClient:
         found = self._state.get(name)
         before = empty if found is None else _decode(name, found[0])
         if before is None:
-            raise Corrupt(f"the budget ledger {name} is gone from the state. Restore it; nothing is paid without it.")
+            raise Corrupt(
+                f"the budget ledger {name} is gone from the state: put it back. Run again without it, the run counts "
+                "what it has committed as spent; budgets of days, months and tenants begin anew."
+            )
         after = swap(before)
         if after != before or found is None:
             after.check()

@@ -135,6 +135,18 @@ def forfeit(ledger: Ledger, run: str, lane: int | None, before: Epoch, proven: M
     return (msgspec.structs.replace(ledger, forfeit_nano=ledger.forfeit_nano + lost) if lost else ledger), lost
 
 
+def at_least(ledger: Ledger, limit_nano: int, called_nano: int, forfeit_nano: int) -> Ledger:
+    """What a run's lanes have committed is spent, also where no lease says so: the budget is newer than the run, or the
+    ledger was elsewhere for a while. Where the ledger knows of anything, calls alone are counted: an answer that a
+    dead owner's lane got after all is among them, and its lease is forfeit already."""
+    claimed = ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano
+    if not claimed:
+        ledger = msgspec.structs.replace(ledger, settled_nano=called_nano, forfeit_nano=forfeit_nano)
+    elif called_nano > claimed:
+        ledger = msgspec.structs.replace(ledger, settled_nano=ledger.settled_nano + called_nano - claimed)
+    return relimit(ledger, limit_nano)
+
+
 def relimit(ledger: Ledger, limit_nano: int) -> Ledger:
     """The budget was changed. Lowered below what is spent: nothing more is leased, and the excess is named."""
     claimed = ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano

@@ -17,7 +17,7 @@ from penstock.connectors.registry import Stores, open_stores
 from penstock.engine.errors import PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.asked import ask_for, forget_wishes
-from penstock.workers.clearing import make_way
+from penstock.workers.clearing import count_paid, make_way
 from penstock.workers.clock import since
 from penstock.workers.cluster import words
 from penstock.workers.desk import Desk
@@ -194,6 +194,8 @@ class Driver:
         self._labels = LabelWatch(spec, self._plan, primary, lambda why: self._end("failed", why), self._note)
         start = self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
         await self._metrics.tell_lateness(lambda: self._lateness.most_s(self._plan.lanes, time.monotonic()), start)
+        if self._status.resumed:
+            await count_paid(spec, self._plan, primary)
         if not self._plan.started and not self._crew.gone:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)

@@ -34,7 +34,7 @@ state_option = click.option(
     "state",
     metavar="URL",
     default=None,
-    help="Where history is kept. [default: the job file's, else .penstock here]",
+    help="Where budgets, history and the audit log are kept. [default: the job file's, else .penstock here]",
 )
 
 

@@ -10,6 +10,7 @@ from penstock.engine.leases import (
     LeaseRefused,
     Ledger,
     Owner,
+    at_least,
     forfeit,
     open_lease,
     open_leases,
@@ -95,6 +96,26 @@ def test_overruns_are_named() -> None:
     lowered = relimit(settle(ledger, "a", 800), 500)
     lowered.check()
     assert isinstance(open_lease(lowered, "b", ME, 1, 1, NOW), LeaseRefused)
+
+
+@pytest.mark.parametrize(
+    ("known", "left"),
+    [
+        (Ledger("k", 1_000), 530),  # nothing: 400 were called for, 70 forfeit
+        (Ledger("k", 1_000, settled_nano=150), 600),  # less
+        (Ledger("k", 1_000, settled_nano=250, forfeit_nano=170), 580),  # answers of 150 came to a lease that was dead
+        (Ledger("k", 1_000, settled_nano=900), 100),  # more: of a life that was thrown away
+    ],
+)
+def test_what_a_run_has_committed_is_spent_whatever_its_ledger_knows(known: Ledger, left: int) -> None:
+    """The budget may be newer than the run, the state another one. Said again it changes nothing."""
+    ledger = at_least(known, 1_000, 400, 70)
+    ledger.check()
+    assert remaining(ledger) == left
+    assert at_least(ledger, 1_000, 400, 70) == ledger
+    lowered = at_least(known, 10, 400, 70)
+    lowered.check()
+    assert remaining(lowered) == 0
 
 
 def test_which_budgets_an_item_falls_under() -> None:

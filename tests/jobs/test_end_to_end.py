@@ -235,6 +235,25 @@ def test_an_edited_prompt_is_told_before_answers_mix(
     assert told[0][1] == {"changed": ["task default: prompt"]}
 
 
+def test_a_run_that_goes_on_has_spent_what_it_paid_before_it_had_a_budget(
+    tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another state, too, that knows nothing of the run: nothing more is sent."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_SANDBOX", us)
+    job = 'source: {type: files, path: "in/*.jsonl"}\nprompt: "{{ text }}?"\nmodels: [sandbox/claude-haiku-4-5]\n'
+    job += "params: {max_tokens: 2}\n"
+    (tmp_path / "job.yaml").write_text(job + "sinks: out.jsonl\n")
+    write(tmp_path / "in/1.jsonl", [{"text": f"text {n}"} for n in range(100)])
+    assert penstock("run", "job.yaml") == 0
+    paid = sum(line["usd"] for line in lines(tmp_path / "out.costs.jsonl"))
+    before = calls(us)
+    write(tmp_path / "in/2.jsonl", [{"text": f"more {n}"} for n in range(20)])
+    (tmp_path / "job.yaml").write_text(job + f"sinks: out.jsonl\nbudgets: [{{usd: {paid:.9f}}}]\n")
+    assert penstock("run", "job.yaml", "--state", "elsewhere") == 3
+    assert calls(us) == before
+
+
 async def test_a_run_works_inside_a_notebooks_loop(tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`penstock.run(dict)`, `plan` and `arun` beside a running loop; openai-batch in, rows out, parts and manifest."""
     monkeypatch.chdir(tmp_path)

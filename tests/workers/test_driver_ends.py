@@ -15,11 +15,12 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from penstock.connectors import memory
+from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores, open_stores
 from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
-from penstock.connectors.state import FolderState
-from penstock.engine.budget import Budget
+from penstock.connectors.state import FolderState, open_state
+from penstock.engine.budget import Budget, NeedLease
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.errors import Away as Unreachable
 from penstock.engine.errors import Fenced, SpecError, Temporary
@@ -31,6 +32,7 @@ from penstock.engine.policy import Policy, Task
 from penstock.workers import cluster, gpu_bill
 from penstock.workers import driver as driver_module
 from penstock.workers.board import Board
+from penstock.workers.clearing import count_paid
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
@@ -120,6 +122,25 @@ async def commit(lane: int, tally: Tally | None = None, more: dict[str, bytes] |
     await store.take(lane, (1, 1), force=True)
     saved = Saved(done=True, tally=tally or Tally())
     await store.commit(lane, (1, 1), 1, {}, {PROGRESS: msgspec.msgpack.encode(saved), **(more or {})})
+
+
+@pytest.mark.parametrize("known_nano", [0, 50, 900])
+async def test_what_a_run_has_paid_is_spent_of_a_budget_that_is_newer(tmp_path: Path, known_nano: int) -> None:
+    """Or whose ledger was elsewhere for a while: the next call gets no money. Of shadows their own calls count; nobody
+    sums up a tenant's."""
+    budgets = Budget(600), Budget(600, role="shadow"), Budget(600, role="explore"), Budget(600, tenant="*")
+    spec = msgspec.structs.replace(driver(tmp_path)._spec, budgets=budgets)
+    await commit(0, Tally(cost_nano=400, steps_nano={"shadow": 20}))
+    await commit(1, Tally(cost_nano=130, forfeit_nano=70, steps_nano={"shadow": 30}))
+    client = LedgerClient(open_state(str(tmp_path)), "r")
+    if known_nano:
+        client.lease(NeedLease("run/r", known_nano, 1_000), "0-1", 0, (1, 1), 0.0)
+        client.settle("run/r", "0-1", known_nano)
+    await count_paid(spec, PLAN, MemoryStore("ends"))
+    keys = "run/r", "run/r/for/shadow", "run/r/for/explore", "run/r/tenant/a"
+    found = [ledger.settled_nano + ledger.forfeit_nano if (ledger := client.read(key)) else None for key in keys]
+    assert found == [{0: 600, 50: 530, 900: 900}[known_nano], 50, 0, None]
+    assert isinstance(client.lease(NeedLease("run/r", 100, 600), "0-2", 0, (2, 1), 0.0), str)
 
 
 async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
