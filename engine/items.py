@@ -313,7 +313,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     request_id: str | None = None
     worker: str = ""
     cost_nano: int | None = None
-    """Set by own workers, whose price a token is known only while they run; else `pricing` decides."""
+    """Where it is known better than by the price: a provider that tells its charge. Else `pricing` decides."""
     estimated: bool = False
     """Usage and cost are what the call may have used at most: the provider said nothing."""
 

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.engine.catalog import Account
+from penstock.engine.catalog import Account, Model, Price, Version
+from penstock.engine.flow.settle import Priced, attempt_of
 from penstock.engine.health import Health
-from penstock.engine.items import Call, OutputSpec, Usage
+from penstock.engine.items import Call, Candidate, OutputSpec, Usage
+from penstock.workers.engines.sending import outcome
 from penstock.workers.wire import TABLE, Bucket
 
 NOW = 1_795_000_000.0
@@ -216,6 +218,43 @@ def test_reasoning_is_paid_for_whether_it_stands_inside_the_completion_or_beside
         },
     }
     assert got(200, body).usage == Usage(input=8, output=output, reasoning=reasoning or 0)
+
+
+ROUTER = Account("router", "openai", "https://openrouter.ai/api/v1")
+US_XAI = Account("grok", "openai", "https://us.api.x.ai/v1", provider="corp")
+
+
+@pytest.mark.parametrize(
+    ("account", "told", "nano"),
+    [
+        (
+            ROUTER,
+            {"cost": 0.0360795, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.0360795}},
+            36_079_500,
+        ),
+        (ROUTER, {"cost": 0}, 0),
+        (ROUTER, {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 21_000_000),
+        (ROUTER, {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, None),
+        (ROUTER, {"cost": 0, "is_byok": True}, None),
+        *((ROUTER, {"cost": odd}, None) for odd in (-1, 1e300, "0.1", {"total_cost": 1}, None)),
+        (XAI, {"cost_in_usd_ticks": 37_756_001}, 3_775_601),
+        (US_XAI, {"cost_in_usd_ticks": 10**10}, 10**9),
+        *((XAI, {"cost_in_usd_ticks": odd}, None) for odd in (-1, 10**300, 1.5, "9", None)),
+        (HOST, {"cost": 0.1, "cost_in_usd_ticks": 9}, None),
+        (Account("xai", "openai", "http://gateway.example/v1", provider="xai"), {"cost_in_usd_ticks": 9}, None),
+    ],
+)
+def test_what_a_host_says_that_it_charges_is_the_bill(account: Account, told: dict[str, Any], nano: int | None) -> None:
+    """OpenRouter and xAI tell it, discounts, surcharges and fees included; at another address nobody is believed."""
+    at = Priced(
+        Model("m", (Version("v", "m"),), "v", account="a", price=Price(input=10**9, output=10**9)), "v", account
+    )
+    body = completion()
+    body["usage"] |= told
+    for read in (got(200, body, account=account), got(200, body | {"choices": []}, account=account)):
+        paid = attempt_of(outcome(call({}), read, NOW, 1.0, "w"), at, Candidate("m", "v", "p"), "primary")
+        assert (read.usage, read.cost_nano) == (Usage(input=9, output=3), nano)
+        assert paid.cost_nano == (12_000 if nano is None else nano)
 
 
 @pytest.mark.parametrize("told", [{"prompt_tokens": 8}, {"completion_tokens": 8}, {"total_tokens": 8}, {}])

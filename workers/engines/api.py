@@ -27,6 +27,7 @@ from penstock.workers.engines.sending import (
     base_url,
     bounded,
     broken,
+    outcome,
     read_hidden,
     stopped,
     unexpected,
@@ -274,7 +275,7 @@ class ApiEngine:
         ended = clock.tick()
         self._learn(slot, call, read, ended)
         ms = (ended - slot.started) * 1000.0
-        self._put(ticket, _outcome(call, read, started_at, ms, self._worker))
+        self._put(ticket, outcome(call, read, started_at, ms, self._worker))
 
     async def _call(self, slot: Slot, ticket: Ticket) -> Read:
         call, account = ticket.call, self._account
@@ -345,7 +346,7 @@ class ApiEngine:
 
     def _unsent(self, ticket: Ticket, kind: FailureKind, message: str, wait_s: float | None = None) -> None:
         read = Read(failure=Failure(kind, message, retry_after_s=wait_s))
-        self._put(ticket, _outcome(ticket.call, read, self._clock.now(), 0.0, self._worker))
+        self._put(ticket, outcome(ticket.call, read, self._clock.now(), 0.0, self._worker))
 
     def _put(self, ticket: Ticket, outcome: Outcome) -> None:
         self._done.append((ticket, outcome))
@@ -365,18 +366,3 @@ class ApiEngine:
         if slot.why is None and slot.task is not None:
             slot.why = why
             slot.task.cancel()
-
-
-def _outcome(call: Call, read: Read, started_at: float, ms: float, worker: str) -> Outcome:
-    return Outcome(
-        call.item_id,
-        call.generation,
-        call.attempt,
-        started_at,
-        ms,
-        read.answer,
-        read.failure,
-        read.usage,
-        read.request_id,
-        worker,
-    )

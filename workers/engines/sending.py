@@ -14,7 +14,7 @@ from aiohttp.payload import Payload
 from penstock.connectors.secrets import Secret
 from penstock.engine.catalog import Account
 from penstock.engine.errors import SpecError
-from penstock.engine.items import Failure, FailureKind
+from penstock.engine.items import Call, Failure, FailureKind, Outcome
 from penstock.workers.clock import Clock
 from penstock.workers.engines.base import Ticket
 from penstock.workers.wire.base import MAX_BODY_BYTES, Read
@@ -150,3 +150,20 @@ def _reason(error: BaseException) -> str:
 
 def unexpected(error: Exception, sent: bool) -> Failure:
     return Failure("connection", f"the call failed in the client ({type(error).__name__})", may_be_billed=sent)
+
+
+def outcome(call: Call, read: Read, started_at: float, ms: float, worker: str) -> Outcome:
+    """What became of a call, as its lane is told."""
+    return Outcome(
+        call.item_id,
+        call.generation,
+        call.attempt,
+        started_at,
+        ms,
+        read.answer,
+        read.failure,
+        read.usage,
+        read.request_id,
+        worker,
+        read.cost_nano,
+    )

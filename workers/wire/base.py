@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,6 +22,7 @@ MAX_MESSAGE = 500
 """Characters of a provider's error text that are kept; some echo the prompt."""
 
 Headers = Mapping[str, str]
+T = TypeVar("T")
 
 
 class Bucket(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +53,8 @@ class Read(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None = None
     request_id: str | None = None
     limits: LimitHeaders | None = None
+    cost_nano: int | None = None
+    """What the provider says that it charges; None: the price decides."""
 
 
 class Wire(msgspec.Struct, frozen=True):
@@ -58,6 +64,17 @@ class Wire(msgspec.Struct, frozen=True):
     build: Callable[[Call, OutputSpec | None, Account], tuple[str, bytes]]
     read: Callable[[int, Headers, bytes, float, Account], Read]
     auth: Callable[[str | None], dict[str, str]]
+
+
+@lru_cache(256)
+def host_of(base_url: str) -> str:
+    return urlsplit(base_url).hostname or ""
+
+
+def at_host(base_url: str, table: Mapping[str, T]) -> T | None:
+    """What a table says of an address, by its host or the end of it behind a dot."""
+    host = "." + host_of(base_url)
+    return next((value for end, value in table.items() if host.endswith("." + end)), None)
 
 
 GAVE_UP_WAITING = frozenset({504, 520, 524})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
 from penstock.engine.catalog import Account
 from penstock.engine.items import Answer, Call, OutputSpec, Usage
 from penstock.workers import answers, schemas
+from penstock.workers.wire import bills
 from penstock.workers.wire.base import (
     Bucket,
     Headers,
@@ -18,6 +18,7 @@ from penstock.workers.wire.base import (
     Read,
     Wire,
     as_utf8,
+    at_host,
     believed,
     count,
     fail,
@@ -74,8 +75,8 @@ def _traits(provider: str, base_url: str) -> Traits:
     """By the account's provider where that is known here, else by where it points."""
     if provider in TRAITS:
         return TRAITS[provider]
-    host = "." + (urlsplit(base_url).hostname or "")
-    return next((TRAITS[name] for end, name in HOSTS.items() if host.endswith("." + end)), COMMON)
+    name = at_host(base_url, HOSTS)
+    return TRAITS[name] if name is not None else COMMON
 
 
 @lru_cache(4096)
@@ -163,7 +164,7 @@ class _OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(bills.Told):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
@@ -200,22 +201,22 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         failure = fail("invalid_response", f"the answer is not a chat completion: {error}", status)
         return Read(failure=failure, request_id=request_id, limits=limits)
     usage = _translate(response.usage)
+    charged = bills.charged_nano(response.usage, account.base_url)
+    billed = partial(Read, usage=usage, request_id=request_id, limits=limits, cost_nano=charged)
     if not response.choices:
-        return Read(
-            failure=failed_inside(response.error, headers, now), usage=usage, request_id=request_id, limits=limits
-        )
+        return billed(failure=failed_inside(response.error, headers, now))
     first = response.choices[0]
     text = _text(first.message)
     reason = first.finish_reason or "stop"
     if (stump := next((one for one in response.choices if one.finish_reason in _BROKEN_OFF), None)) is not None:
         failure = failed_inside(stump.error or f"the host broke the answer off ({stump.finish_reason})", headers, now)
         failure = msgspec.structs.replace(failure, may_be_billed=True)
-        return Read(failure=failure, usage=usage, request_id=request_id, limits=limits)
+        return billed(failure=failure)
     if first.message.refusal or (reason == "content_filter" and not text):
         why = first.message.refusal or "the provider's filter withheld the answer"
-        return Read(failure=fail("refused", why, status), usage=usage, request_id=request_id, limits=limits)
+        return billed(failure=fail("refused", why, status))
     answer = Answer(text, reason, as_utf8(body), response.model or "", response.system_fingerprint)
-    return Read(answer=answer, usage=usage, request_id=request_id, limits=limits)
+    return billed(answer=answer)
 
 
 def _text(message: _Message) -> str:
