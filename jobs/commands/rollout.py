@@ -285,17 +285,9 @@ def say(heard: Heard, url: str) -> int:
     for word in heard.notes:
         click.echo(f"note: {word}", err=True)
     if at.active:
-        there = _there(url)
+        there = shared.there(url)
         click.echo(f"next: penstock rollout show {at.model}{there}, penstock rollback {at.model}{there}")
     return exits.DONE
-
-
-def _there(url: str) -> str:
-    """What a next command has to say more, so that it means the same state."""
-    from penstock.jobs.wording import at_state
-
-    named = shared.state_to_name(url)
-    return "" if named is None else f" {at_state(named)}"
 
 
 # ---- how it stands
@@ -312,7 +304,7 @@ def _standing(at: Standing, url: str) -> Iterable[RenderableType]:
         yield Text(line, style="dim")
     if r.active:
         yield _guards(at.guards)
-        there = _there(url)
+        there = shared.there(url)
         further = f"penstock rollout promote {r.model} --from {r.share * 100:g}{there}"
         yield Text(f"on: {further}; back: penstock rollback {r.model}{there}", style="dim")
     yield _decisions(r.decisions)

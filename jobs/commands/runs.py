@@ -72,7 +72,7 @@ def run(job: str, **given: object) -> int:
           --model anthropic/claude-haiku-4-5 -o summaries.parquet
 
     Exit code: 0 done, 3 stopped by a budget, 4 infrastructure failed, 5 more dead letters than allowed,
-    130 interrupted (run it again: it goes on, and nothing is paid for twice).
+    130 interrupted (run it again: it goes on, and what is committed is not paid for again).
     """
     from penstock.jobs import preview
     from penstock.jobs.progress import display_for
@@ -267,7 +267,8 @@ def cancel(run: shared.Named, state: str | None) -> int:
         click.echo(f"{found.run_id} is over already: {state}; a command that has just begun on it is asked to stop")
         return exits.DONE
     gone = is_gone(told, time.time())
-    then = f"but {GONE}" if gone else f"it drains and commits first (penstock status {found.run_id})"
+    look = f"penstock status {found.run_id}{shared.there(found.history.url)}"
+    then = f"but {GONE}" if gone else f"it drains and commits first ({look})"
     click.echo(f"asked {found.run_id} to stop; {then}")
     return exits.DONE
 

@@ -173,3 +173,11 @@ def state_to_name(url: str) -> str | None:
     from penstock.jobs.wording import relative
 
     return None if url == state_url(None) else relative(url)
+
+
+def there(url: str) -> str:
+    """` --state URL` behind a next command, where that must say it."""
+    from penstock.jobs.wording import at_state
+
+    named = state_to_name(url)
+    return "" if named is None else f" {at_state(named)}"

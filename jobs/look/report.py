@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 FILES_SHOWN = 3
 ID_WIDTH = 24
+KEPT = "what is committed is not paid for again"
 
 
 def summary(status: RunStatus, *, state: str | None = None) -> list[RenderableType]:
     """`state`: the state URL, where it is not the default and the next command must name it."""
-    named = _command_tail(status, state)
+    run = status.run_id + (f" {at_state(state)}" if state else "")
     parts: list[RenderableType] = ["", _headline(status)]
     told = status.message.removeprefix(f"{status.state}: ").removeprefix(f"{status.state}; ")
     if told:
@@ -32,12 +33,8 @@ def summary(status: RunStatus, *, state: str | None = None) -> list[RenderableTy
     parts += ["", _facts(status)]
     if status.tally.models:
         parts += ["", _models(status.tally)]
-    parts += ["", _lines(status, named)]
+    parts += ["", _lines(status, run)]
     return parts
-
-
-def _command_tail(status: RunStatus, state: str | None) -> str:
-    return f"--run {status.run_id}" + (f" {at_state(state)}" if state else "")
 
 
 def _headline(status: RunStatus) -> str:
@@ -109,8 +106,8 @@ def _total(tally: Tally) -> ModelTally:
     return total
 
 
-def _lines(status: RunStatus, named: str) -> Table:
-    """Everything that is one labelled line, left out where there is nothing to say."""
+def _lines(status: RunStatus, run: str) -> Table:
+    """Everything that is one labelled line, left out where there is nothing to say. `run`: as commands name it."""
     table = _grid()
     tally = status.tally
     for label, text in (
@@ -118,13 +115,13 @@ def _lines(status: RunStatus, named: str) -> Table:
         ("saved", saved_line(tally)),
         *(("quality", line) for line in _quality(status.cells)),
         *(("slowest", _slow(slow)) for slow in tally.slowest[:3]),
-        ("dead letters", _dead(tally, named)),
+        ("dead letters", _dead(tally, f"--run {run}")),
         *(("steps", line) for line in _steps(tally)),
         ("walls", f"targets refused: {tallied(tally.refused)}" if tally.refused else ""),
         ("ledger", ledger_line(status)),
         *_files(status),
         *(("note", _escape(note)) for note in status.notes),
-        ("next", _next(status, named)),
+        ("next", _next(status, run)),
     ):
         if text:
             table.add_row(label, text)
@@ -238,23 +235,23 @@ def _files(status: RunStatus) -> list[tuple[str, str]]:
     return rows
 
 
-def _next(status: RunStatus, named: str) -> str:
+def _next(status: RunStatus, run: str) -> str:
     match status.state:
         case "done":
             example = status.tally.slowest[0].item_id[:12] if status.tally.slowest else "ID"
-            return f"penstock explain {example} {named}"
+            return f"penstock explain {example} --run {run}"
         case "starting" | "running" | "draining" | "assembling":
-            return f"penstock status {status.run_id}"
+            return f"penstock status {run}"
         case "stopped_by_budget":
             return "raise `budgets` in the job file and run it again: it goes on where it was"
         case "too_many_dead_letters":
             return "mend what the dead letters say, then run again, or raise max_dead_letters"
         case "failed":  # by the job file: it may have to be mended, and `run ID` reads the spec of before
-            return "mend what it says and run the job file again: it goes on where it was; nothing is paid for twice"
+            return f"mend what it says and run the job file again: it goes on where it was; {KEPT}"
         case "handed_over":
-            return f"penstock status {status.run_id}: it goes on in the command that took it over"
+            return f"penstock status {run}: it goes on in the command that took it over"
         case "cancelled" | "interrupted":
-            return f"penstock run {status.run_id} goes on where it was; nothing is paid for twice"
+            return f"penstock run {run} goes on where it was; {KEPT}"
 
 
 def _grid() -> Table:

@@ -13,7 +13,7 @@ from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs import progress, wording
 from penstock.jobs.look import report
-from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
+from penstock.workers.status import ModelTally, RunState, RunStatus, Slow, Tally, TaskTally
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -64,10 +64,10 @@ def finished() -> RunStatus:
     )
 
 
-def plain(status: RunStatus, width: int = 80) -> str:
+def plain(status: RunStatus, width: int = 80, state: str | None = None) -> str:
     out = StringIO()
     console = Console(file=out, width=width, no_color=True, highlight=False)
-    for part in report.summary(status):
+    for part in report.summary(status, state=state):
         console.print(part)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
@@ -88,6 +88,15 @@ def test_the_summary_in_a_pipe_reads_as_it_always_did() -> None:
 def test_the_summary_fits_eighty_columns() -> None:
     """No line is longer than 80 columns, on a terminal as in a pipe."""
     assert max(map(len, plain(finished()).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "cancelled", "handed_over"])
+def test_what_comes_next_names_the_state_and_promises_no_more_than_is_kept(state: RunState) -> None:
+    """Calls that were cut off, or failed with the run, may be paid for again: a line above counts them."""
+    said = " ".join(plain(RunStatus("job-1", "job", state), state="s3://b/state").split())
+    verb = "run" if state in ("interrupted", "cancelled") else "status"
+    assert f"next penstock {verb} job-1 --state s3://b/state" in said
+    assert "paid for twice" not in said
 
 
 def test_a_run_that_did_nothing_has_a_summary() -> None:
