@@ -90,7 +90,8 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path:
 
 
 def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, ray: SharedRay) -> None:
-    """Exit code 2, the holder by name and command, the way out; the first is not disturbed. --take-over takes it."""
+    """Exit code 2, the holder by name and command, the way out; the first is not disturbed. --take-over takes it; while
+    it waits for a holder that is frozen, Ctrl-C ends it at once, exit code 130, and takes back its wish."""
     with bench(tmp_path, Shape(items=3_000, concurrency=6), ray) as b:
         first = b.start()
         b.wait_served(100, first)
@@ -100,56 +101,51 @@ def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, 
         assert "held by" in said
         assert "penstock run job.yaml" in said
         assert "--take-over" in said
+        _interrupted_take_over(b, first)
+        assert first.poll() is None, b.log(first)
         b.write_job(concurrency=64)
         third = b.start("--take-over")
         assert b.end(first) == 0, b.log(first)
         assert "handed over" in b.log(first)
         assert b.end(third) == 0, b.log(third)
-        b.kills.append("take-over")
+        b.kills += ["interrupted take-over", "take-over"]
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 
 
-def test_an_interrupt_is_heard_before_the_run_began(tmp_path: Path, ray: SharedRay) -> None:
-    """A command waits for the run's holder, which is frozen: Ctrl-C ends it at once, exit code 130, and it takes back
-    its wish, so that the holder goes on."""
-    with bench(tmp_path, Shape(items=2_000), ray) as b:
-        first = b.start()
-        b.wait_served(200, first)
-        frozen = b.find("driver", first)
-        for process in frozen:
-            process.suspend()
-        second = b.start("--take-over")
-        wish = next(tmp_path.glob(".penstock/runs/*")) / "handover"
-        until = time.monotonic() + 60.0
-        while not (wish.exists() and wish.read_bytes()):
-            assert time.monotonic() < until, b.log(second)
-            time.sleep(0.02)
-        second.send_signal(signal.SIGINT)
-        assert b.end(second, 60.0) == 130, b.log(second)
-        assert "before the run began" in b.log(second)
-        for process in frozen:
-            process.resume()
-        assert b.end(first) == 0, b.log(first)
-        assert "handed over" not in b.log(first)
-        b.kills.append("interrupted take-over")
-        b.check(bound=0)
+def _interrupted_take_over(b: Bench, holder: subprocess.Popen[bytes]) -> None:
+    frozen = b.find("driver", holder)
+    for process in frozen:
+        process.suspend()
+    command = b.start("--take-over")
+    wish = next(b.folder.glob(".penstock/runs/*")) / "handover"
+    until = time.monotonic() + 60.0
+    while not (wish.exists() and wish.read_bytes()):
+        assert time.monotonic() < until, b.log(command)
+        time.sleep(0.02)
+    command.send_signal(signal.SIGINT)
+    assert b.end(command, 60.0) == 130, b.log(command)
+    assert "before the run began" in b.log(command)
+    for process in frozen:
+        process.resume()
+    b.wait_served(b.served() + 60, holder)
+    assert "handed over" not in b.log(holder)
 
 
 @pytest.mark.usefixtures("terminal")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_an_interrupt_drains_commits_and_says_how_to_go_on(name: str, tmp_path: Path, mark: str) -> None:
+def test_an_interrupt_drains_commits_and_says_how_to_go_on(tmp_path: Path, mark: str) -> None:
     """What is in flight ends and is committed, nothing is paid twice or doubted, exit code 130; the same command goes
     on. A closed terminal (SIGHUP) tells the whole process group, Ray's processes too."""
     # Only failures that nobody charges: a charged try of an item that did not end would be repeated, as promised.
-    with bench(tmp_path, Shape(items=2_000, faults=Faults(server_error=0.02))) as b:
-        first = b.start()
-        b.wait_served(500, first)
-        (os.killpg if name == "SIGHUP" else os.kill)(first.pid, signal.Signals[name])
-        assert b.end(first, 60.0) == 130, b.log(first)
-        assert "goes on where it was" in " ".join(b.log(first).split())
-        assert len(b.paid()) < b.shape.items
+    with bench(tmp_path, Shape(items=3_000, faults=Faults(server_error=0.02))) as b:
+        for name, tell in (("SIGINT", os.kill), ("SIGTERM", os.kill), ("SIGHUP", os.killpg)):
+            command = b.start()
+            b.wait_served(b.served() + 400, command)
+            tell(command.pid, signal.Signals[name])
+            assert b.end(command, 60.0) == 130, b.log(command)
+            assert "goes on where it was" in " ".join(b.log(command).split())
+            assert len(b.paid()) < b.shape.items
+            b.kills.append(name)
         b.run_until_done()
-        b.kills.append(name)
         assert b.check(bound=0).marked == 0, "nothing was left in doubt"
 
 
@@ -224,41 +220,43 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray: Shared
         b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
 
 
-@pytest.mark.parametrize("harm", ["removed", "cut short"])
-def test_input_that_goes_away_half_way_is_a_clear_error(harm: str, tmp_path: Path, ray: SharedRay) -> None:
-    """Exit code 4 with the file's name; once it is back, the same command goes on and loses nothing."""
-    shape = Shape(items=2_400, concurrency=32, window=256)
-    with bench(tmp_path, shape, ray) as b:
-        whole = b.input.read_bytes()
+def test_input_that_goes_away_half_way_is_a_clear_error(tmp_path: Path, ray: SharedRay) -> None:
+    """Removed, and cut short: exit code 4 with the file's name; once it is back, the same command goes on and loses
+    nothing."""
+    away = tmp_path / "away"
+    with bench(tmp_path, Shape(items=3_000, concurrency=32, window=256), ray) as b:
+        whole, times = b.input.read_bytes(), b.input.stat()
         command = b.start()
         b.wait_served(200, command)
-        if harm == "removed":
-            b.input.rename(tmp_path / "away")
-            for process in b.find("lane", command):  # so small a file is one lane, in either
-                kill_now(process)
-        else:
-            os.truncate(b.input, len(whole) // 3)
-        assert b.end(command) == 4, b.log(command)
-        assert "input.jsonl" in "".join(b.log(command).split())  # a long path is broken over lines
-        if harm == "removed":
-            (tmp_path / "away").rename(b.input)
-        else:
-            stat = b.input.stat()
-            b.input.write_bytes(whole)
-            os.utime(b.input, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        b.input.rename(away)
+        for process in b.find("lane", command):  # so small a file is one lane, in either
+            kill_now(process)
+        _names_the_input(b, command)
+        away.rename(b.input)
+        command = b.start()
+        b.wait_served(b.served() + 200, command)
+        os.truncate(b.input, len(whole) // 3)
+        _names_the_input(b, command)
+        b.input.write_bytes(whole)
+        os.utime(b.input, ns=(times.st_atime_ns, times.st_mtime_ns))
         b.run_until_done()
-        b.kills.append(harm)
-        b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
+        b.kills += ["removed", "cut short"]
+        b.check(bound=12 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
+
+
+def _names_the_input(b: Bench, command: subprocess.Popen[bytes]) -> None:
+    assert b.end(command) == 4, b.log(command)
+    assert "input.jsonl" in "".join(b.log(command).split())  # a long path is broken over lines
 
 
 OWN_MODEL = '{{name: own, worker: vllm, model: "{}", hour_usd: 0.1, engine: {{max_model_len: 512}}}}'
 
 
 @pytest.mark.parametrize("fallback", [True, False])
-def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, mark: str) -> None:
+def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, ray: SharedRay) -> None:
     """A model that isn't there. With another candidate, the items go to it; without, exit code 4, the reason, and no
     dead letter: once the job is mended, the same command goes on from the first item, and doubts none."""
-    loading_dies("/nowhere/at/all", fallback, tmp_path)
+    loading_dies("/nowhere/at/all", fallback, tmp_path, ray)
 
 
 @pytest.mark.soak
@@ -270,8 +268,8 @@ def test_soak_a_model_that_vllm_cannot_load(fallback: bool, tmp_path: Path, mark
     loading_dies(str(empty), fallback, tmp_path)
 
 
-def loading_dies(model: str, fallback: bool, folder: Path) -> None:
-    with bench(folder, Shape(items=40, own_model=OWN_MODEL.format(model), fallback=fallback)) as b:
+def loading_dies(model: str, fallback: bool, folder: Path, ray: SharedRay | None = None) -> None:
+    with bench(folder, Shape(items=40, own_model=OWN_MODEL.format(model), fallback=fallback), ray) as b:
         command = b.start()
         code = b.end(command)
         assert code == (0 if fallback else 4), b.log(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,27 +18,28 @@ UNCOMMITTED_S = 0.4
 """How old an answer may be and not yet committed: the interval of 0.2 s, the commit, and a busy machine's share."""
 
 
-@pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
-def test_a_run_survives_kills_of_its_processes(kind: Kind, tmp_path: Path, ray: SharedRay) -> None:
-    """One command, killed in one part of it three times; it ends by itself with every item exactly once."""
-    with bench(tmp_path, Shape(dispatchers=2 if kind == "governor" else 1), ray) as b:
-        kill_parts(b, kind, kills=3, seed=1)
+PARTS: tuple[Kind, ...] = ("lane", "dispatcher", "governor", "driver")
 
 
-@pytest.mark.parametrize("kind", ["command", "group"])
-def test_a_run_survives_the_kill_of_its_command(kind: Kind, tmp_path: Path, mark: str) -> None:
-    """The command, alone or with all its processes; the same command again goes on."""
-    with bench(tmp_path, Shape(items=2_000)) as b:
-        kill_commands(b, kind, kills=2, seed=1)
+def test_a_run_survives_kills_of_its_processes(tmp_path: Path, ray: SharedRay) -> None:
+    """One command, each kind of its processes killed twice; it ends by itself with every item exactly once."""
+    with bench(tmp_path, Shape(items=5_000, dispatchers=2), ray) as b:
+        kill_parts(b, PARTS * 2, seed=1)
+
+
+def test_a_run_survives_the_kill_of_its_command(tmp_path: Path, mark: str) -> None:
+    """The command, alone and with all its processes; the same command again goes on."""
+    with bench(tmp_path, Shape(items=2_500)) as b:
+        kill_commands(b, ["command", "group", "command"], seed=1)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("kind", ["lane", "dispatcher", "governor", "driver"])
+@pytest.mark.parametrize("kind", PARTS)
 def test_soak_parts(kind: Kind, seed: int, tmp_path: Path, ray: SharedRay) -> None:
     """As above, at other moments."""
     with bench(tmp_path, Shape(dispatchers=1 + seed % 2 if kind != "governor" else 2, seed=seed), ray) as b:
-        kill_parts(b, kind, kills=3, seed=seed)
+        kill_parts(b, [kind] * 3, seed)
 
 
 @pytest.mark.soak
@@ -46,28 +48,30 @@ def test_soak_parts(kind: Kind, seed: int, tmp_path: Path, ray: SharedRay) -> No
 def test_soak_commands(kind: Kind, seed: int, tmp_path: Path, mark: str) -> None:
     """As above, at other moments."""
     with bench(tmp_path, Shape(items=2_000, seed=seed)) as b:
-        kill_commands(b, kind, kills=2, seed=seed)
+        kill_commands(b, [kind] * 2, seed)
 
 
-def kill_parts(b: Bench, kind: Kind, kills: int, seed: int) -> None:
-    chance = random.Random(f"{kind}-{seed}")
-    moments = sorted(chance.uniform(0.02, 0.8) for _ in range(kills))
+def kill_parts(b: Bench, kinds: Sequence[Kind], seed: int) -> None:
+    """At moments, and in an order, that the seed decides."""
+    chance = random.Random(f"{' '.join(kinds)}-{seed}")
+    moments = sorted(chance.uniform(0.02, 0.8) for _ in kinds)
     command = b.start()
-    for moment in moments:
+    for moment, kind in zip(moments, chance.sample(kinds, len(kinds)), strict=True):
         b.wait_served(round(moment * b.shape.items), command)
         _kill_soon(b, kind, command, chance)
     assert b.end(command) == 0, b.log(command)
-    b.check(bound=_bound(b, kills))
+    b.check(bound=_bound(b, len(kinds)))
 
 
-def kill_commands(b: Bench, kind: Kind, kills: int, seed: int) -> None:
-    chance = random.Random(f"{kind}-{seed}")
-    for moment in sorted(chance.uniform(0.02, 0.8) for _ in range(kills)):
+def kill_commands(b: Bench, kinds: Sequence[Kind], seed: int) -> None:
+    chance = random.Random(f"{' '.join(kinds)}-{seed}")
+    moments = sorted(chance.uniform(0.02, 0.8) for _ in kinds)
+    for moment, kind in zip(moments, kinds, strict=True):
         command = b.start()
         b.wait_served(max(b.served() + 1, round(moment * b.shape.items)), command)
         b.kill(kind, command, chance)
     b.run_until_done()
-    b.check(bound=_bound(b, kills))
+    b.check(bound=_bound(b, len(kinds)))
 
 
 def _kill_soon(b: Bench, kind: Kind, command: object, chance: random.Random) -> None:
