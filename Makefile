@@ -1,7 +1,7 @@
 # Two commands do all on a fresh machine: `make demo` and `make test`. Each target installs what it needs.
 # .venv: Penstock and its tools. .venv-vllm: the same with vLLM for the CPU (about 6 GB), for the tests and the demo.
 
-.PHONY: install install-vllm demo demo-quick test fast check docs bench soak dev clean
+.PHONY: install install-vllm demo demo-quick test long fast check docs bench soak dev clean
 UV = $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.venv-uv/bin/uv)
 PYTEST = .venv-vllm/bin/pytest
 # Some images set it: then each of the many processes of a run compiles all modules again.
@@ -31,8 +31,11 @@ demo: install            ## the main job, first on a pretend provider, then on a
 demo-quick: install      ## only the first part: about a minute
 	@.venv/bin/penstock demo --quick
 
-test: install-vllm       ## everything that CI runs, real servers and real kills included
+test: install-vllm       ## real servers and real kills included: a quarter of an hour on two cores
 	$(PYTEST) -n 2 --dist loadfile
+
+long: install-vllm       ## variations of these, as long again: each starts a Ray or more; CI runs them, too
+	$(PYTEST) -n 2 --dist loadfile -m long
 
 fast: install            ## the pure part
 	.venv/bin/pytest tests/engine

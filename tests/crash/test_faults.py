@@ -47,6 +47,7 @@ def folder_state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in found}
 
 
+@pytest.mark.long
 def test_a_stopped_lane_that_wakes_up_writes_and_sends_nothing(tmp_path: Path, ray: SharedRay) -> None:
     """SIGSTOP past its replacement, then SIGCONT: the run ends as if nothing had been; every item once."""
     with bench(tmp_path, Shape(items=6_000, concurrency=48), ray) as b:
@@ -62,6 +63,7 @@ def test_a_stopped_lane_that_wakes_up_writes_and_sends_nothing(tmp_path: Path, r
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 
 
+@pytest.mark.long
 def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path: Path, mark: str) -> None:
     """All of a command is stopped, a second one with --take-over finishes the run, the first wakes up: it pays for
     nothing more, writes nothing more, and says that it was taken over."""
@@ -171,6 +173,7 @@ def test_a_run_is_cancelled_from_another_terminal(tmp_path: Path, ray: SharedRay
         assert b.check(bound=0).marked == 0
 
 
+@pytest.mark.long
 def test_a_budget_holds_across_crashes(tmp_path: Path, ray: SharedRay) -> None:
     """Killed and resumed with a small budget: what was paid never passes it; exit code 3. A larger one goes on."""
     budget_usd = 0.02  # about 400 of the items here; 50 calls at once, by their worst case
@@ -207,6 +210,7 @@ def small_disk(folder: Path, size: str) -> Generator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray: SharedRay) -> None:
     """Exit code 4 and words about the disk; with space, the same command goes on."""
     out = tmp_path / "out"
@@ -220,6 +224,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray: Shared
         b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))
 
 
+@pytest.mark.long
 def test_input_that_goes_away_half_way_is_a_clear_error(tmp_path: Path, ray: SharedRay) -> None:
     """Removed, and cut short: exit code 4 with the file's name; once it is back, the same command goes on and loses
     nothing."""
@@ -252,6 +257,7 @@ def _names_the_input(b: Bench, command: subprocess.Popen[bytes]) -> None:
 OWN_MODEL = '{{name: own, worker: vllm, model: "{}", hour_usd: 0.1, engine: {{max_model_len: 512}}}}'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fallback", [True, False])
 def test_a_model_that_dies_while_loading(fallback: bool, tmp_path: Path, ray: SharedRay) -> None:
     """A model that isn't there. With another candidate, the items go to it; without, exit code 4, the reason, and no

@@ -47,6 +47,7 @@ class Cost(msgspec.Struct, frozen=True):
     item_id: str | None = None
 
 
+@pytest.mark.long
 def test_pairs_survive_the_kill_of_a_lane_and_every_call_is_billed_under_its_role(tmp_path: Path, mark: str) -> None:
     """One lane actor is killed in the middle; shadows have a budget that lasts for some of them only."""
     budgets = f"budgets: [{{usd: 5}}, {{usd: {SHADOW_USD}, for: shadow}}]\n"

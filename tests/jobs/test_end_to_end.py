@@ -206,6 +206,7 @@ def audited(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, Json]]:
     return [(entry["kind"], entry["facts"]) for entry in json.loads(capsys.readouterr().out)]
 
 
+@pytest.mark.long
 def test_an_edited_prompt_is_told_before_answers_mix(
     tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +300,7 @@ def test_one_big_file_over_several_lanes_comes_out_in_order(
 # ---- dead letters
 
 
+@pytest.mark.long
 def test_dead_letters_are_listed_mended_and_sent_again(
     tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -509,6 +511,7 @@ def test_bad_tables_and_rows_are_dead_letters_and_their_neighbours_are_answered(
     assert ended("empty.csv") == ended("blank.jsonl") == ([], Counter())
 
 
+@pytest.mark.long
 def test_templates_that_misbehave_are_refused_or_cost_their_row_only(
     tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_who_refuses_hard_rows_is_not_flattered(
     assert lines["good"]["quality"]["low"] < 0.8 < lines["good"]["quality"]["high"]
 
 
+@pytest.mark.long
 def test_a_budget_holds_and_what_was_found_until_then_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 3, both where it could never be enough and where it runs out."""
     assert call(["eval", "job.yaml", *ALL, "--name", "poor", "--budget-usd", "0.000001"]) == 3
@@ -177,6 +178,7 @@ KILL_AFTER = 500
 """Calls: a third of the evaluation is done."""
 
 
+@pytest.mark.long
 def test_killed_and_gone_on_with_it_finds_the_same_and_pays_little_twice(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

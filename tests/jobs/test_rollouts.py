@@ -185,6 +185,7 @@ def test_a_rollback_by_hand_is_obeyed_by_a_running_job(one_ray: None, tmp_path: 
     assert not (tmp_path / "out.replay-2.jsonl").exists(), "it was sent again already"
 
 
+@pytest.mark.long
 def test_a_command_that_is_killed_in_a_stage_goes_on_in_it_and_no_unit_changes_its_arm(
     tmp_path: Path, sandbox: str, mark: str
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_worse_version_is_stopped_in_its_shadow_stage_and_nobody_ever_sees_an_
     assert "shadow" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_version_that_is_as_good_goes_on_to_its_first_stage_after_the_shadow(
     one_ray: None, tmp_path: Path, equal: str
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_version_that_is_as_good_goes_on_to_its_first_stage_after_the_shadow(
     assert {r["arm"] for r in results if r["item_id"] in beside} <= {"baseline-0"}
 
 
+@pytest.mark.long
 def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
     one_ray: None, tmp_path: Path, equal: str
 ) -> None:
@@ -281,6 +284,7 @@ def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
     assert "the shadow's money ($0.004) is spent" in at.decisions[-1].why
 
 
+@pytest.mark.long
 def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_counts_twice(
     tmp_path: Path, equal: str, mark: str
 ) -> None:
@@ -316,6 +320,7 @@ experiments:
 """
 
 
+@pytest.mark.long
 def test_an_arm_that_breaks_a_guardrail_stops_its_experiment_in_a_running_job(one_ray: None, tmp_path: Path) -> None:
     """Both arms are told in the records, with the prompt that was shown; once it is stopped, all get the first arm."""
     planted = Planted(quality=GOOD, words={"Hurry up!": -0.4})

@@ -94,6 +94,7 @@ def test_two_jobs_share_a_worker_which_leaves_by_itself(cluster: str, tmp_path: 
         assert b.end(start(b, cluster)) == 0, "the cluster is gone"
 
 
+@pytest.mark.long
 def test_a_killed_command_leaves_no_worker_behind(cluster: str, tmp_path: Path) -> None:
     """Its driver and lanes die with it; its dispatcher sees that the board is gone, and leaves. The resume is right."""
     with bench(tmp_path, Shape(items=600, lanes=2, lane_actors=1, keep_s=1.0)) as b:

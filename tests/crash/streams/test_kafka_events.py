@@ -36,6 +36,7 @@ def drained(b: StreamBench, calls: int) -> None:
     assert b.end(command) == 130, b.log(command)
 
 
+@pytest.mark.long
 @pytest.mark.soak
 def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(servers: Stage, tmp_path: Path) -> None:
     """Not a record more."""
@@ -63,6 +64,7 @@ def test_a_second_instance_is_refused_or_takes_over(servers: Stage, tmp_path: Pa
         b.check(bound=bound(b))
 
 
+@pytest.mark.long
 def test_a_lane_actor_that_is_killed_while_it_opens_is_replaced_again(servers: Stage, tmp_path: Path) -> None:
     """The run goes on by itself. (Seen: it asked the dead actor again and again, until it gave up.)"""
     with stream_bench(servers, tmp_path, StreamShape(items=600, lane_actors=1)) as b:
@@ -80,6 +82,7 @@ def test_a_lane_actor_that_is_killed_while_it_opens_is_replaced_again(servers: S
         b.check(bound=bound(b, owners=2))
 
 
+@pytest.mark.long
 @pytest.mark.soak
 def test_group_offsets_that_vanish_change_nothing(servers: Stage, tmp_path: Path) -> None:
     """The source's group mirrors the progress for lag tools; a run whose group was deleted goes on where it was."""
@@ -129,6 +132,7 @@ def test_a_topic_deleted_in_mid_run_is_told_and_what_was_read_stays(servers: Sta
         assert len({one.item_id for one in results}) == len(results)
 
 
+@pytest.mark.long
 def test_a_topic_made_again_between_runs_is_a_new_input(servers: Stage, tmp_path: Path) -> None:
     """What the old one held beyond the progress is told as lost; the new one is read from its first record, though the
     old progress stood further on."""

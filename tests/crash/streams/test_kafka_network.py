@@ -143,6 +143,7 @@ async def test_what_a_given_up_commit_still_sends_is_never_part_of_the_next_owne
     assert (await new.peek(0)).chunks == {"a": b"3"}
 
 
+@pytest.mark.long
 @pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.s3

@@ -47,6 +47,7 @@ def named_by(files: FileSystem, bucket: str, key: str) -> list[str]:
     return older + [f"{bucket}/{file['key']}" for file in manifest["files"]]
 
 
+@pytest.mark.long
 def test_a_kill_between_the_primarys_commit_and_the_followers(servers: Stage, tmp_path: Path) -> None:
     """The follower's server hangs while the primary goes on committing; everything is killed; then it comes back. The
     outbox brings the follower's records, each once."""
