@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -101,6 +103,26 @@ async def test_every_call_is_answered_once_and_paid_once(protocol: str) -> None:
     assert first.request_id
     assert first.worker == "api a #0"
     assert (told["served"], told["items"], told["second_payments"]) == (300, 300, 0)
+
+
+async def test_a_connection_that_waits_for_a_long_answer_is_kept_alive() -> None:
+    """A gateway between forgets one that is quiet for minutes, and the answer would be lost."""
+    with running_sandbox() as url:
+        async with engine(url) as one:
+            await finish(one, [ticket()])
+            port = int(url.rpartition(":")[2])
+            (mine,) = [each for each in gc.get_objects() if type(each) is socket.socket and leads_to(each, port)]
+            assert mine.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            if sys.platform == "linux":
+                options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)
+                assert [mine.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [60, 30]
+
+
+def leads_to(each: socket.socket, port: int) -> bool:
+    try:
+        return each.family == socket.AF_INET and each.getpeername()[1] == port
+    except OSError:
+        return False
 
 
 async def test_nothing_is_sent_when_the_right_has_lapsed() -> None:

@@ -27,6 +27,7 @@ from penstock.workers.engines.sending import (
     base_url,
     bounded,
     broken,
+    kept_alive,
     outcome,
     read_hidden,
     stopped,
@@ -96,7 +97,9 @@ class ApiEngine:
             "User-Agent": "penstock",
         }
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_S, ttl_dns_cache=60, socket_factory=kept_alive
+            ),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_S),

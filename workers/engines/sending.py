@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -18,6 +19,14 @@ from penstock.engine.items import Call, Failure, FailureKind, Outcome
 from penstock.workers.clock import Clock
 from penstock.workers.engines.base import Ticket
 from penstock.workers.wire.base import MAX_BODY_BYTES, Read
+
+QUIET_S = 60
+ASKING_S = 30
+"""A connection that is quiet for so long is asked every so often whether it is alive. A long answer that is read whole
+sends nothing for minutes; gateways between forget such connections (GCP's NAT after 120 s, AWS' after 350 s), and the
+answer is lost, though paid for."""
+_KEPT = {"TCP_KEEPIDLE": QUIET_S, "TCP_KEEPALIVE": QUIET_S, "TCP_KEEPINTVL": ASKING_S}
+"""By their names in `socket`; a system has one of the first two."""
 
 PIECE_BYTES = 256_000
 """A larger body goes out in pieces of so much: in one it holds up every other call of the loop."""
@@ -84,6 +93,17 @@ class Body(Payload):
             self._slot.withdrawn = True
             raise NotSent
         self._slot.sent = True
+
+
+def kept_alive(address: tuple[int, int, int, str, object]) -> socket.socket:
+    """A new socket for the client (its `socket_factory`)."""
+    family, kind, proto, _, _ = address
+    made = socket.socket(family, kind, proto)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in _KEPT.items():
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, seconds)
+    return made
 
 
 def base_url(account: Account) -> str:
