@@ -61,7 +61,7 @@ class LedgerClient:
             answer = leases.open_lease(ledger, mine, owner, need.limit_nano, need.nano, now)
             if isinstance(answer, LeaseRefused):
                 refused.append(answer)
-                return ledger
+                return leases.bury(ledger, owner)
             refused.clear()
             return answer[0]
 
@@ -86,7 +86,7 @@ class LedgerClient:
             answer = leases.open_leases(ledger, tuple(mine), owner, want, need.nano, now)
             if isinstance(answer, LeaseRefused):
                 refused.append(answer)
-                return ledger
+                return leases.bury(ledger, owner)
             return answer[0]
 
         ledger = self._swap(need.key, swap, need.limit_nano)

@@ -147,6 +147,13 @@ def at_least(ledger: Ledger, limit_nano: int, called_nano: int, forfeit_nano: in
     return relimit(ledger, limit_nano)
 
 
+def bury(ledger: Ledger, owner: Owner) -> Ledger:
+    """Close as spent what owners before this one leased after it had closed what they left: they were asking when they
+    were replaced, and settle nothing any more."""
+    ledger, _ = forfeit(ledger, owner.run, owner.lane, owner.epoch, {})
+    return forfeit(ledger, owner.run, None, (owner.epoch[0], 0), {})[0]
+
+
 def relimit(ledger: Ledger, limit_nano: int) -> Ledger:
     """The budget was changed. Lowered below what is spent: nothing more is leased, and the excess is named."""
     claimed = ledger.settled_nano + ledger.forfeit_nano + ledger.leased_nano

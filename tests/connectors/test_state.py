@@ -169,6 +169,28 @@ def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(url: str) -> None:
     assert client.forfeit_run(0.0) == 100_000
 
 
+def test_a_lease_that_an_owner_took_after_it_was_replaced_keeps_no_run_from_its_end(tmp_path: Path) -> None:
+    """It was stopped while it asked, and woke up: nobody settles that lease, and the run waited for it for ever."""
+    client = LedgerClient(FolderState(tmp_path), "r")
+    want = need(200_000)
+    for lane in range(3):
+        assert client.forfeit(lane, (2, 1), {}, 0.0) == 0
+    client.lease(want, "0-1.1-9", 0, (1, 1), 0.0)
+    client.lease(want, "2-2.1-9", 2, (2, 1), 0.0)
+    assert client.forfeit(1, (2, 2), {}, 0.0) == 0
+    client.lease(want, "1-2.1-9", 1, (2, 1), 0.0)
+    client.lease(want, "1-2.2-1", 1, (2, 2), 0.0)
+    client.lease(want, "1-2.2-2", 1, (2, 2), 0.0)
+    assert client.leases(want, 200_000, ["1-2.2-3"], 1, (2, 2), 0.0) is None, "lane 2 may give something back"
+    ledger = client.read("run/r")
+    assert ledger is not None
+    assert sorted(ledger.leases) == ["r/1-2.2-1", "r/1-2.2-2", "r/2-2.1-9"]
+    assert ledger.forfeit_nano == 400_000
+    for lease in ("1-2.2-1", "1-2.2-2", "2-2.1-9"):
+        client.settle("run/r", lease, 200_000)
+    assert isinstance(client.leases(want, 200_000, ["1-2.2-3"], 1, (2, 2), 0.0), str)
+
+
 class Counting(FolderState):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

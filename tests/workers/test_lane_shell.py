@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced
 from penstock.engine.items import Answer, Call, CostLine, Failure, Outcome, OutputSpec, Usage
+from penstock.engine.plan import Epoch
 from penstock.engine.policy import Output, Policy, Task
 from penstock.workers.board import Board
 from penstock.workers.engines.base import Right, Ticket
@@ -432,6 +434,33 @@ async def test_a_killed_lanes_leases_are_spent_not_lost(tmp_path: Path) -> None:
     tally = driver.reports[-1].tally
     assert ledger.forfeit_nano == tally.forfeit_nano == out
     assert ledger.settled_nano == tally.cost_nano > 0
+
+
+async def test_a_lane_without_its_right_asks_for_no_money(tmp_path: Path) -> None:
+    """It was stopped and wakes up, replaced: nobody would ever settle what it leases."""
+    lane, asked, slept = in_memory("woken", 5), list[Epoch](), [0.0]
+    lane.now = lambda: time.time() + slept[0]
+
+    class Asked(LedgerClient):
+        def leases(self, need, want_nano, lease_ids, lane, epoch, now):  # type: ignore[no-untyped-def]
+            asked.append(epoch)
+            return super().leases(need, want_nano, lease_ids, lane, epoch, now)
+
+    lane.budgets, lane.ledger = (Budget(10**12),), Asked(FolderState(tmp_path), "r")
+    woken, driver = lane.shell(lane.place.open())
+    await woken.open(await lane.made_plan(), force=True)
+    woken.go()
+    async with asyncio.timeout(20):
+        while not woken.machine.ready.count(rig.POOL):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        await woken.take(rig.POOL, 5, 1 << 30, "w")
+        assert woken.machine.wishes()
+        slept[0] = 60.0
+        await lane.place.open().primary.take(0, (1, 2), force=True)
+        while not driver.failures:  # noqa: ASYNC110 - it tells nobody else
+            await asyncio.sleep(0.01)
+    await woken.close()
+    assert asked == []
 
 
 async def test_memory_does_not_grow_with_the_input() -> None:

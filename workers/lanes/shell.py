@@ -287,7 +287,7 @@ class LaneShell:
         if since(self._swept_at, now) > SWEEP_EVERY_S:
             self._swept_at = now
             machine.sweep(now)
-        if self._money is not None:
+        if self._money is not None and self._left() > 0:
             self._money.step(now)
         if self._commit is None and self._due(now):
             self._commit = asyncio.get_running_loop().create_task(self._commit_and_apply())
