@@ -74,7 +74,7 @@ class Lane:
         self.parted = False
         """The last commit left the next owner nothing to doubt but what single items say."""
         self.spent_out: str | None = None
-        """Set when the run's budget is used up: the words for the person."""
+        """Set when the run stops for want of money: the words for the person."""
         self.waits_for_money: tuple[float, str] | None = None
         """Until when (Unix seconds) items wait for the next day's money, and why."""
         self._health = self.targets.health
@@ -256,20 +256,21 @@ class Lane:
                     self._cannot_pay(slot, self.till.why(wish.key), now)
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
-        """The run's own budget stops the run, its items stay undone. A day's or a month's holds the items of a run that
-        goes on tomorrow. Any other ends the item; of one that has its answer, never more than a step. Exploring
-        ends with its own money, and the item goes on without."""
+        """The run's own budget stops the run, its items stay undone; so does a day's or a month's, unless the run has
+        no end: then it holds them until tomorrow. Any other ends the item; of one that has its answer, never more than
+        a step. Exploring ends with its own money, and the item goes on without."""
         ends_early = slot.pending is not None and not is_whole(slot.pending.task)
         if slot.pending is not None and no.key in dict(slot.fund):
             slot.pending.unpaid = True
         if no.key.endswith(EXPLORING):
             self.places.move(slot, slot.candidate + 1)  # those that it would have tried anyway stand behind
             self.flights.queue(slot, now)
-        elif no.of_the_run and not ends_early:
-            self.spent_out = no.words
+        elif not ends_early and (no.of_the_run or (no.comes_back and not self.settings.endless)):
+            later = "; when that day or month is over (UTC), the same command goes on" if no.comes_back else ""
+            self.spent_out = no.words + later
             self.flights.queue(slot, now)
             self.drain(now)
-        elif slot.pending is None and no.comes_back and self.settings.endless:
+        elif slot.pending is None and no.comes_back:
             tomorrow = (now // DAY_S + 1) * DAY_S
             self.waits_for_money = (tomorrow, f"budget {no.key}: {no.words}")
             self.places.hold(slot, tomorrow)

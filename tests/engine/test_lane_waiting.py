@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from penstock.engine.budget import Budget, Budgets
+from penstock.engine.budget import Budget, Budgets, Period
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
@@ -277,12 +277,28 @@ def test_a_no_of_yesterdays_budget_leaves_todays_money_to_the_item(endless: bool
     assert rig.lane.tally.dead_letters == {}
 
 
-def test_a_bounded_run_and_a_tenant_do_not_wait_for_tomorrow() -> None:
-    """A run with an end ends; and one tenant's items must not stand before everybody's."""
-    for rig in (Rig((Budget(10**6, per="day"),), endless=False), Rig((Budget(10**6, per="day", tenant="*"),))):
-        rig.offer(2)
-        rig.commit()
-        rig.take()
-        refuse(rig)
-        rig.take()
-        assert [reason for _, reason, _ in dead(rig.commit())] == ["budget", "budget"]
+@pytest.mark.parametrize("per", ["day", "month"])
+def test_a_run_with_an_end_stops_where_the_days_money_is_spent(per: Period) -> None:
+    """Its items stay undone: the same command goes on tomorrow."""
+    rig = Rig((Budget(10**6, per=per),), endless=False)
+    rig.offer(2)
+    rig.commit()
+    rig.take()
+    refuse(rig)
+    assert rig.lane.spent_out is not None
+    assert "when that day or month is over (UTC), the same command goes on" in rig.lane.spent_out
+    assert rig.take() == []
+    assert (dead(rig.commit()), rig.lane.waits_for_money, len(rig.lane.slots)) == ([], None, 2)
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_tenant_does_not_wait_for_tomorrow(endless: bool) -> None:
+    """One tenant's items must not stand before everybody's."""
+    rig = Rig((Budget(10**6, per="day", tenant="*"),), endless=endless)
+    rig.offer(2)
+    rig.commit()
+    rig.take()
+    refuse(rig)
+    rig.take()
+    assert [reason for _, reason, _ in dead(rig.commit())] == ["budget", "budget"]
+    assert rig.lane.spent_out is None
