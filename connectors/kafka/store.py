@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import msgspec
 
@@ -84,6 +84,8 @@ class KafkaStore:
         self._settings = settings
         self._faults = faults
         self._lanes: dict[int, _Owned] = {}
+        self._arriving = 0
+        """Lanes, or the run, that are being taken: what they begin with must not end under them."""
         self._opened: _Open | None = None
         self._opening = asyncio.Lock()
         self._looking = asyncio.Lock()
@@ -118,6 +120,18 @@ class KafkaStore:
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
+        with self._arrival():
+            return await self._take(lane, epoch, force)
+
+    @contextlib.contextmanager
+    def _arrival(self) -> Generator[None]:
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
+    async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
         here = await self._open_afresh()
         if before := self._lanes.pop(lane, None):
             before.producer.close()
@@ -264,17 +278,18 @@ class KafkaStore:
 
     async def release(self, lane: int) -> None:
         owned, here = self._lanes.pop(lane, None), self._opened
-        if owned is None or here is None:
+        if here is None:
             return
-        await farewell(owned.producer, [_claim(here.cluster, lane, Claim(owned.epoch))], no_faults)
+        if owned is not None:
+            await farewell(owned.producer, [_claim(here.cluster, lane, Claim(owned.epoch))], no_faults)
         await self._rest(here)
 
     async def _rest(self, here: _Open) -> None:
         """Nothing is ours any more: nobody needs to see that we live."""
-        if not self._lanes and not here.run.epoch:
+        if self._opened is here and not self._lanes and not self._arriving and not here.run.epoch:
+            self._opened = None  # first: whoever comes now opens anew
             await here.heart.stop()
             here.control.close()
-            self._opened = None
 
     async def peek(self, lane: int) -> Taken:
         stored, chunks = await self._read(await self._open(), lane)
@@ -283,7 +298,8 @@ class KafkaStore:
     # the run
 
     async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
-        return await (await self._open()).run.hold(holder, take_over=take_over, above=above)
+        with self._arrival():
+            return await (await self._open()).run.hold(holder, take_over=take_over, above=above)
 
     async def holder(self) -> Holder | None:
         return await (await self._open()).run.holder()

@@ -327,6 +327,28 @@ async def test_a_live_owner_is_not_fenced_without_force(world: World) -> None:
     assert world.committed("results") == [b'{"n":1}']
 
 
+async def test_a_lane_that_is_let_go_while_another_is_taken_leaves_that_ones_owner_alive(world: World) -> None:
+    """As after an outage, when a process takes all its lanes anew, each at its own time."""
+    first, script = world.process()
+    await first.take(0, (1, 1))
+    loop, left = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+
+    def leave() -> None:
+        left.append(loop.create_task(first.release(0)))
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(leave)
+
+    script.at[world.take_steps[0]] = wake
+    await first.take(1, (1, 1))
+    await asyncio.gather(*left)
+    second, _ = world.process()
+    with pytest.raises(Held):
+        await second.take(1, (1, 2))
+    await first.release(1)
+    await second.take(1, (1, 2))
+
+
 async def test_lanes_do_not_touch_each_other(world: World) -> None:
     """Taking or crashing one lane leaves the others alone."""
     store, _ = world.process()

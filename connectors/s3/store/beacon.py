@@ -53,10 +53,10 @@ class Beacon:
 
     async def stop(self) -> None:
         """No more signs, and nothing written: as when the process is killed."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        task, self._task = self._task, None  # first: whoever lights it now gets one that goes on
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def put_out(self) -> None:
         """Nobody has to wait for us any more."""

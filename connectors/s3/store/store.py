@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import msgspec
 
@@ -76,11 +76,25 @@ class S3Store:
         """Lane → when a merge failed: it is tried again later, but for a clock that was set back."""
         self._plan: Plan | None = None
         self._lanes: dict[int, Lane] = {}
+        self._arriving = 0
+        """Lanes, or the run, that are being taken: they need the sign of life that they begin with."""
         self._run: s3_run.Hold | None = None
 
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
+        with self._arrival():
+            return await self._take(lane, epoch, force)
+
+    @contextlib.contextmanager
+    def _arrival(self) -> Generator[None]:
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
+    async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
         await self.release(lane)
         await self.beacon.light()
 
@@ -125,7 +139,7 @@ class S3Store:
         if owned := self._lanes.pop(lane, None):
             await self._stop_merge(lane)
             await owned.release()
-            await self._rest()
+        await self._rest()
 
     async def peek(self, lane: int) -> Taken:
         return await peek(self.home, lane)
@@ -194,22 +208,22 @@ class S3Store:
 
     async def _rest(self) -> None:
         """Give no more signs of life where nothing is held."""
-        if not self._lanes and self._run is None:
+        if not self._lanes and not self._arriving and self._run is None:
             await self.beacon.put_out()
 
     # the run
 
     async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
         await self.let_go()
-        await self.beacon.light()
         try:
-            held = await s3_run.take_hold(
-                self.home, holder, self.beacon.id, self._beat_s, take_over=take_over, above=above
-            )
+            with self._arrival():
+                await self.beacon.light()
+                self._run = held = await s3_run.take_hold(
+                    self.home, holder, self.beacon.id, self._beat_s, take_over=take_over, above=above
+                )
         except PenstockError:
             await self._rest()
             raise
-        self._run = held
         await self.beacon.forget_others()
         return held.epoch
 
