@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.connectors.s3.errors import Missing, refuses_credentials, translated
-from penstock.engine.errors import PenstockError, Refused
+from penstock.connectors.s3.errors import Missing, of_one_key, refuses_credentials, translated
+from penstock.engine.errors import PenstockError, Refused, Temporary
 
 CONNECTIONS = 64
 """Connections that a client keeps: one for each thread that may call at once."""
@@ -26,6 +27,8 @@ THREADS = 32
 """Threads of this process for S3 calls: S3 answers in 20–60 ms, so 32 give some 800 small calls a second."""
 ATTEMPTS = 5
 """The first try and four more: with backoff of up to 20 s that rides out a throttled minute (a guess)."""
+PAUSES_S = (0.1, 0.4, 1.6)
+"""Before deleting is tried again where the store had no time for some of the keys. A guess."""
 CONNECT_S = 5.0
 READ_S = 20.0
 """Longest silence within an answer. S3's first byte comes in 0.1–0.2 s, 99 of 100 times within 1 s."""
@@ -193,12 +196,25 @@ class S3:
         no to one of them."""
         rest = list(keys)
         for at in range(0, len(rest), PAGE_KEYS):
-            names = [{"Key": key} for key in rest[at : at + PAGE_KEYS]]
-            with self._call(f"delete s3://{bucket}/{rest[at]} and others") as s3:
-                answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": names, "Quiet": True})
-            if errors := answer.get("Errors"):
-                code = errors[0].get("Code", "no reason")
-                raise Refused(f"cannot delete s3://{bucket}/{errors[0].get('Key')}: S3 at {self.where} says {code}.")
+            left = rest[at : at + PAGE_KEYS]
+            for pause in (*PAUSES_S, None):
+                left, error = self._delete(bucket, left)
+                if error is None:
+                    break
+                if pause is None or not isinstance(error, Temporary):
+                    raise error
+                time.sleep(pause)
+
+    def _delete(self, bucket: str, keys: Sequence[str]) -> tuple[list[str], PenstockError | None]:
+        """The keys that are still there, and why the first of them is."""
+        with self._call(f"delete s3://{bucket}/{keys[0]} and others") as s3:
+            objects = [{"Key": key} for key in keys]
+            answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+        errors: list[dict[str, str]] = answer.get("Errors") or []
+        if not errors:
+            return [], None
+        what = f"delete s3://{bucket}/{errors[0].get('Key')}"
+        return [one["Key"] for one in errors], of_one_key(errors[0].get("Code", ""), what, self.where)
 
     # -- large objects, in parts (5 MiB at least but for the last; 10,000 parts at most)
 

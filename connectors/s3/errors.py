@@ -103,6 +103,13 @@ def _answered(response: Any, what: str, where: str) -> PenstockError:
     return _refused(code, status, said, what, where)
 
 
+def of_one_key(code: str, what: str, where: str) -> PenstockError:
+    """What a call for many keys says of one, within an answer of 200: boto3 doesn't try that again."""
+    if code in _SLOW or code in _AGAIN:
+        return Away(f"cannot {what} now: S3 at {where} says {code}.", retry_after_s=LOST_S)
+    return Refused(f"cannot {what}: S3 at {where} says {code or 'no reason'}.")
+
+
 def _refused(code: str, status: int, said: str, what: str, where: str) -> PenstockError:
     if code in _REGION or status == 301:
         return SpecError(f"cannot {what}: the bucket is in another region ({said}). Set region.")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from pyarrow import parquet
 
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores, iter_committed
+from penstock.connectors.s3 import client as s3_client
 from penstock.connectors.s3 import outputs
 from penstock.connectors.s3.store import merge as s3_merge
 from penstock.connectors.s3.store import told
@@ -329,6 +331,42 @@ async def test_merged_parts_and_a_manifest_are_all_that_readers_see(world: World
     manifest = json.loads(world.s3.get(world.bucket, "out/results/_manifest.json").data)
     assert (manifest["rows"], len(manifest["files"])) == (21, 3)
     assert {entry["sink"] for entry in manifest["files"]} == {"results"}
+
+
+@contextlib.contextmanager
+def not_deleting(world: World, code: str, times: int) -> Iterator[list[list[str]]]:
+    """So many answers to calls that delete say this of their first key, within a 200. Yields the keys of all calls."""
+    asked: list[list[str]] = []
+    events: Any = world.s3._client.meta.events  # pyright: ignore[reportPrivateUsage]
+
+    def note(params: Any, **_: object) -> None:
+        asked.append([one["Key"] for one in params["Delete"]["Objects"]])
+
+    def spoil(parsed: Any, **_: object) -> None:
+        if len(asked) <= times:
+            parsed["Errors"] = [{"Key": asked[-1][0], "Code": code, "Message": "no"}]
+
+    events.register("provide-client-params.s3.DeleteObjects", note)
+    events.register("after-call.s3.DeleteObjects", spoil)
+    yield asked
+    events.unregister("provide-client-params.s3.DeleteObjects", note)
+    events.unregister("after-call.s3.DeleteObjects", spoil)
+
+
+@pytest.mark.parametrize(("code", "times"), [("SlowDown", 1), ("InternalError", 99), ("AccessDenied", 99)])
+async def test_a_run_ends_where_the_store_does_not_delete_what_was_merged(
+    world: World, monkeypatch: pytest.MonkeyPatch, code: str, times: int
+) -> None:
+    """What the store had no time for is tried again, those keys alone; what it keeps stays at worst."""
+    monkeypatch.setattr(s3_client, "PAUSES_S", (0.0, 0.0))
+    store = world.store()
+    await fill(store, 3)
+    with not_deleting(world, code, times) as asked:
+        [url] = (await store.finish(PLAN))["results"]
+    assert sorted(numbers(list(read_records(url)))) == [*range(2, 8)]
+    again = [len(keys) for keys in asked if asked[0][0] in keys]
+    assert again[0] > 1
+    assert again[1:] == {"SlowDown": [1], "InternalError": [1, 1], "AccessDenied": []}[code]
 
 
 @pytest.mark.parametrize("step", FINISH_STEPS)

@@ -31,7 +31,7 @@ from penstock.connectors.s3.store.progress import Progress, progress_name
 from penstock.connectors.s3.store.run import Life
 from penstock.connectors.s3.urls import Where
 from penstock.connectors.settings import S3Sink
-from penstock.engine.errors import Fenced, Held, PenstockError, Refused
+from penstock.engine.errors import Fenced, Held, PenstockError, Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
 
 FINISH_STEPS = (
@@ -279,7 +279,8 @@ class S3Store:
         while lane is not None and await merge(lane, self.home, self._sinks, self._now(), threading.Event()):
             pass
         if lane is not None:
-            await collect(lane, self.home, self._now())
+            with contextlib.suppress(Temporary, Refused):  # at worst what was merged stays beside it
+                await collect(lane, self.home, self._now())
 
     async def _sweep(self, plan: Plan) -> None:
         """Remove what killed processes left where readers look. At worst it stays; so it does where a run has no end,
