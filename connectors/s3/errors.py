@@ -3,11 +3,14 @@
 answer                                              type
 412 (an `If-…` header did not hold)                 NotAsExpected
 404 (no such key, version or upload)                Missing
+404 in words that are none of S3's                  Away (a proxy whose server is down), to HEAD: Missing
 404 NoSuchBucket, wrong region, a name no store has SpecError
 no credentials, unknown profile                     SpecError
 a session token that ran out                        Away (fresh ones are read for the next call)
 401, 403                                            Refused
 409, 429, 5xx, SlowDown, timeouts, cut connections  Away
+400 of a role's token that ran out                  Away
+403 InvalidObjectState (archived)                   Refused
 403 RequestTimeTooSkewed (a clock is wrong)         Away
 403 without a body, dated far from our clock        Away (an answer to HEAD names no code)
 """
@@ -18,9 +21,12 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.engine.errors import Away, PenstockError, Refused, SpecError, Temporary
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
 
 
 class NotAsExpected(PenstockError):
@@ -43,9 +49,14 @@ SKEWED_S = 600.0
 
 _SLOW = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException",
                    "BandwidthLimitExceeded", "RequestThrottled", "ServiceUnavailable"})  # fmt: skip
-_AGAIN = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "InternalError"})
+_AGAIN = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "InternalError",
+                    "IDPCommunicationError"})  # fmt: skip
 _REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
-_MISSING = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "NotFound", "404"})
+_MISSING = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "NotFound"})
+_NO_CODE = frozenset({"", "404"})
+"""Of a 404 whose body is empty, plain text or a page of HTML."""
+_MAY_LACK = frozenset({"HeadObject", "GetBucketVersioning"})
+"""Calls that are answered so by S3 itself (a HEAD has no body), or by stores that don't know them."""
 _KEYS = {
     "XAdminUserNotFound": "it does not know the access key",  # versitygw, as a 404
     "InvalidAccessKeyId": "it does not know the access key",
@@ -53,8 +64,11 @@ _KEYS = {
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "it does not accept the session token",
     "TokenRefreshRequired": "the session token has expired",
+    "ExpiredTokenException": "the token for the role has expired",  # STS, as the next
+    "InvalidIdentityToken": "it does not accept the token for the role",
 }
-_RAN_OUT = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
+_RAN_OUT = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException",
+                       "InvalidIdentityToken"})  # fmt: skip
 """Whoever gives out tokens gives out fresh ones as a rule."""
 _BARE = frozenset({"400", "401", "403"})
 """An answer to HEAD names no code: these may mean the credentials."""
@@ -70,7 +84,7 @@ def translated(what: str, where: str) -> Generator[None]:
     try:
         yield
     except ClientError as error:
-        raise _answered(error.response, what, where) from error
+        raise _answered(error, what, where) from error
     except BotoCoreError as error:
         raise _unanswered(error, what, where) from error
     except ValueError as error:  # what boto3 says of an endpoint that is no URL
@@ -79,8 +93,9 @@ def translated(what: str, where: str) -> Generator[None]:
         raise _lost(error, what, where) from error
 
 
-def _answered(response: Any, what: str, where: str) -> PenstockError:
+def _answered(error: ClientError, what: str, where: str) -> PenstockError:
     """The server's refusal. Its own text is left out: some servers repeat keys in it."""
+    response: Any = error.response
     code = str(response.get("Error", {}).get("Code", ""))
     meta = response.get("ResponseMetadata", {})
     status = int(meta.get("HTTPStatusCode", 0))
@@ -98,7 +113,12 @@ def _answered(response: Any, what: str, where: str) -> PenstockError:
     ):  # a clock that jumped is set right again, by itself as a rule
         message = f"cannot {what} now: this machine's clock and that of S3 at {where} differ. Set the clock."
         return Away(message, retry_after_s=SLOW_DOWN_S)
-    if code in _MISSING:
+    if status == 404 and code in _NO_CODE and error.operation_name not in _MAY_LACK:
+        return Away(
+            f"cannot {what} now: what answers at {where} says 404, and not as S3 does: is the endpoint S3's?",
+            retry_after_s=SLOW_DOWN_S,
+        )
+    if code in _MISSING or (status == 404 and code in _NO_CODE):
         return Missing(f"cannot {what}: it is not there ({said}).")
     return _refused(code, status, said, what, where)
 
@@ -116,6 +136,10 @@ def _refused(code: str, status: int, said: str, what: str, where: str) -> Pensto
     if code in _KEYS:
         message = f"cannot {what}: S3 at {where} refused the credentials: {_KEYS[code]} ({code}). Mend: {_CHAIN}."
         return Away(message, retry_after_s=SLOW_DOWN_S) if code in _RAN_OUT else Refused(message)
+    if code == "InvalidObjectState":
+        return Refused(
+            f"cannot {what}: it is archived ({said}). Restore it, or narrow source.pattern and start with --fresh."
+        )
     if status in (401, 403):
         return Refused(f"cannot {what}: {said}. Grant these credentials that action, or mend: {_CHAIN}.")
     return Refused(f"cannot {what}: {said}. Check bucket, key and endpoint, and what that server supports.")
