@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from penstock.engine.flow.slots import Slot, urgency
-from penstock.engine.items import Result, Usage
+from penstock.engine.items import DeadLetterReason, Result, Usage
 from penstock.engine.policy import Policy
 
 Key = tuple[object, ...]
+FOR_ALL: frozenset[DeadLetterReason] = frozenset({"bad_request", "refused", "too_long", "invalid_output"})
+"""Reasons that lie in the request: whoever asks the same ends with it. After any other the next one asks."""
 
 
 class Copies:

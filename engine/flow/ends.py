@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from penstock.engine.catalog import Price
@@ -136,6 +137,10 @@ class Ends:
         self.uncommitted -= count
         self._uncommitted_bytes -= size
         self.bytes -= size
+
+    def flying(self) -> dict[str, int]:
+        """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""
+        return dict(Counter(slot.model for slot in self.slots.values() if slot.state == "flying"))
 
     def oldest_age(self, now: float) -> float:
         """Seconds since the oldest unfinished item was read. Slots stand in reading order."""

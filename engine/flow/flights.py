@@ -3,7 +3,6 @@ or a dead letter."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Set
 
 import msgspec
@@ -11,7 +10,7 @@ import msgspec
 from penstock.engine.flow.calls import Calls
 from penstock.engine.flow.chains import Chains
 from penstock.engine.flow.climb import SILENT, Climb, Taken, Word
-from penstock.engine.flow.copies import Copies, copy_of
+from penstock.engine.flow.copies import FOR_ALL, Copies, copy_of
 from penstock.engine.flow.ends import Ends
 from penstock.engine.flow.inherited import Inherited, as_asked
 from penstock.engine.flow.pending import Pending
@@ -122,10 +121,6 @@ class Flights:
         slot.turn, before = self._router.turn, slot.route
         slot.route = self._router.turned(before, slot.item)
         return self._copies.disband(slot) if slot.route is not before else []
-
-    def by_model(self) -> dict[str, int]:
-        """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""
-        return dict(Counter(slot.model for slot in self._ends.slots.values() if slot.state == "flying"))
 
     def landed(self, outcome: Outcome, now: float) -> None:
         """What became of a call. One of the last owner's, whose item did not come again yet, waits for it. Any other
@@ -382,8 +377,10 @@ class Flights:
             return
         followers = self._copies.disband(slot)
         self._ends.dead(dead_letter_of(slot, reason, message, self._calls.versions(slot), now), slot)
-        for follower in followers:  # the first of them asks for itself, the others follow it
-            if not self._copies.follows(follower):
+        for follower in followers:
+            if reason in FOR_ALL:
+                self.dead_letter(follower, reason, f"{message} (as item {slot.item.item_id}, which asks the same)", now)
+            elif not self._copies.follows(follower):  # the first of them asks for itself, the others follow it
                 self.queue(follower, now)
 
     def expired(self, slot: Slot, now: float) -> None:

@@ -364,6 +364,31 @@ def test_copies_of_an_answer_get_the_judges_word_for_nothing() -> None:
 # what goes wrong
 
 
+@pytest.mark.parametrize(("kind", "paid"), [("refused", 1), ("bad_request", 1), ("too_long", 1), ("invalid_output", 2)])
+def test_what_refuses_a_request_refuses_all_that_ask_the_same(kind: FailureKind, paid: int) -> None:
+    """They would hear it one after another, and pay for it each time."""
+    rig = Rig(Task("t", tier=1, max_tokens=10, reuse=True))
+    rig.fails["main"] = kind
+    rig.offer(50)
+    assert rig.run(3) == []
+    assert rig.lane.slots == {}
+    assert (len(rig.sent), rig.lane.tally.dead_letters) == (paid, {kind: 50})
+
+
+def test_after_any_other_failure_the_next_one_asks() -> None:
+    rig = Rig(Task("t", tier=1, max_tokens=10, reuse=True))
+    rig.fails["main"] = "invalid_response"
+    rig.offer(3)
+    while not rig.lane.tally.dead_letters:
+        rig.now += 60.0
+        rig.lane.tick(rig.now)
+        for call in rig.take():
+            rig.land(call)
+    del rig.fails["main"]
+    rig.now += 600.0
+    assert [(r.item.item_id, r.copied_from) for r in rig.run()] == [("i1", None), ("i2", "i1")]
+
+
 @pytest.mark.parametrize(
     "kind", ["auth", "spend_cap", "not_found", "refused", "bad_request", "daily_limit", "server_error"]
 )

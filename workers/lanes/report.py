@@ -56,7 +56,7 @@ def report_of(machine: Lane, due_at: float | None, now: float) -> LaneReport:
     tally = machine.tally
     tally.ready = len(machine.ready)
     tally.shelved = machine.shelf.count
-    tally.flying = machine.flights.by_model()
+    tally.flying = machine.ends.flying()
     tally.position_bytes = machine.progress.bytes_done()
     waits = machine.waits_for_money
     return LaneReport(
