@@ -111,7 +111,8 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     context: int | None = None
     """Tokens of prompt and answer together; None: unknown."""
     lacks: tuple[str, ...] = ()
-    """Capabilities this model does not have: `tools`, `images`, `json_schema`, `logprobs`."""
+    """Capabilities this model does not have: `tools`, `images`, `json_schema`, `logprobs`; and parameters that it
+    refuses: `temperature`, `top_p`."""
     default_max_tokens: int | None = None
     tokens_per_s: float | None = None
     """Output tokens a second of one own replica, declared for `plan`; measured runs replace it."""

@@ -89,7 +89,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     quality: dict[str, Number] = {}
     context: int | None = None
     """Tokens of prompt and answer together."""
-    lacks: list[Literal["tools", "images", "json_schema", "logprobs"]] = []
+    lacks: list[Literal["tools", "images", "json_schema", "logprobs", "temperature", "top_p"]] = []
     default_max_tokens: int | None = None
     tokens_per_s: Number | None = None
     """Output tokens a second of one own replica, for the plan."""

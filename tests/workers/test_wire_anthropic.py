@@ -66,9 +66,27 @@ def test_a_ceiling_is_always_there_and_never_above_what_was_reserved() -> None:
 
 def test_sampling_is_translated() -> None:
     """Their temperature ends at 1, `stop` has another name, and what they don't know stays away."""
-    body = sent({"messages": HI, "temperature": 1.7, "stop": "END", "seed": 1, "metadata": {"a": "b"}, "top_p": 0.9})
-    assert (body["temperature"], body["stop_sequences"], body["top_p"]) == (1.0, ["END"], 0.9)
+    body = sent({"messages": HI, "temperature": 0.7, "stop": "END", "seed": 1, "metadata": {"a": "b"}, "top_k": 9})
+    assert (body["temperature"], body["stop_sequences"], body["top_k"]) == (0.7, ["END"], 9)
     assert not {"seed", "metadata", "stop"} & body.keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "lacks", "said"),
+    [
+        ({"temperature": 0, "top_p": 0.9}, (), {"temperature": 0, "top_p": 0.9}),
+        ({"temperature": 1, "top_p": 1.0}, (), {}),
+        ({"temperature": 1.7}, (), {}),
+        ({"temperature": 0, "top_p": 0.9}, ("top_p",), {"temperature": 0}),
+        ({"temperature": 0, "top_p": 0.9}, ("images", "temperature", "top_p"), {}),
+    ],
+)
+def test_what_a_model_refuses_or_does_unsaid_is_left_out(
+    asked: dict[str, Any], lacks: tuple[str, ...], said: dict[str, Any]
+) -> None:
+    """Both at once are a 400 on some models, and any on others; one that is a fallback could answer nothing."""
+    body = sent({"messages": HI, **asked}, lacks=lacks)
+    assert {name: body[name] for name in ("temperature", "top_p") if name in body} == said
 
 
 def test_images_travel_as_data_or_as_addresses() -> None:

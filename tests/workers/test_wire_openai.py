@@ -149,6 +149,14 @@ def test_a_schema_is_strict_only_where_strict_takes_it(schema: dict[str, Any], s
     assert form["json_schema"]["schema"] == schema
 
 
+def test_a_parameter_that_a_model_refuses_is_left_out() -> None:
+    """Reasoning models answer 400 to any temperature but their own."""
+    body = {"messages": HI, "temperature": 0, "top_p": 0.9, "tools": [{"type": "function"}]}
+    assert not {"temperature"} & sent(body, lacks=("temperature", "tools")).keys()
+    assert {"top_p", "tools"} <= sent(body, lacks=("temperature", "tools")).keys()
+    assert "temperature" in sent(body)
+
+
 def test_what_a_request_says_of_its_form_stands() -> None:
     """The task's schema is a default, like its parameters."""
     own = {"type": "json_object"}

@@ -10,6 +10,7 @@ from penstock.engine.catalog import Account
 from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec, Usage
 from penstock.workers import answers, schemas
 from penstock.workers.wire.base import (
+    REFUSABLE,
     Bucket,
     Headers,
     LimitHeaders,
@@ -39,6 +40,8 @@ _body = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str, bytes]:
     """The Messages request for a chat body. Raises `ValueError` where the body can't be said in it."""
     body = _body.decode(call.body_json)
+    for name in REFUSABLE.intersection(call.lacks):
+        body.pop(name, None)
     schema = _schema(body, output)
     form = None if schema is None or "json_schema" in call.lacks else schemas.closed(schema)
     if output is not None and output.choices is not None:

@@ -39,9 +39,11 @@ def _ceiling(body: Body, max_tokens: int) -> int:
 
 
 def _sampling(request: dict[str, Any]) -> None:
-    """OpenAI's temperature goes to 2, Anthropic's to 1; its tier names mean something else."""
-    if (raw := request.get("temperature")) is not None and float(_decode(raw)) > 1.0:
-        request["temperature"] = 1.0
+    """OpenAI's temperature goes to 2, Anthropic's to 1. What that does unsaid is not said: Claude 4.5 refuses
+    temperature and `top_p` together, and from Opus 4.7 on either. Its tier names mean something else."""
+    for name in ("temperature", "top_p"):
+        if (raw := request.get(name)) is not None and float(_decode(raw)) >= 1.0:
+            del request[name]
     if (raw := request.get("service_tier")) is not None and _decode(raw) not in ("auto", "standard_only"):
         del request["service_tier"]
 

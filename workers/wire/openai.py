@@ -12,6 +12,7 @@ from penstock.engine.items import Answer, Call, OutputSpec, Usage
 from penstock.workers import answers, schemas
 from penstock.workers.wire import bills
 from penstock.workers.wire.base import (
+    REFUSABLE,
     Bucket,
     Headers,
     LimitHeaders,
@@ -92,8 +93,9 @@ def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str,
     traits = _traits(account.provider, account.base_url)
     body = _body.decode(call.body_json)
     out: Body = {"model": _raw(call.upstream)}
+    dropped = _DROPPED | REFUSABLE.intersection(call.lacks) if call.lacks else _DROPPED
     for key, value in body.items():
-        if key in _DROPPED or (key == "metadata" and not traits.metadata):
+        if key in dropped or (key == "metadata" and not traits.metadata):
             continue
         out[key] = value
     _ceiling(out, call.max_tokens, traits)
