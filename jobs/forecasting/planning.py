@@ -270,12 +270,11 @@ def _longest(found: Iterable[Interval | None]) -> Interval | None:
 def _budget(budget: Budget, cost: Interval, worst: float, survey: Survey) -> BudgetPlan:
     part = _tenant_share(budget, survey)
     low, high = round(cost.low * part), round(worst * part)
-    name = _budget_name(budget)
+    name, then = _budget_name(budget), _when_spent(budget, endless=False)
     if budget.limit_nano < low:
-        return BudgetPlan(budget, False, False, f"{name} can't hold the run: it takes at least {dollars(low)}")
+        return BudgetPlan(budget, False, False, f"{name} can't hold the run: it takes at least {dollars(low)}; {then}")
     if budget.limit_nano < high:
-        held = "what can't be reserved isn't sent and ends in dead letters"
-        return BudgetPlan(budget, True, False, f"{name} may not hold the worst case of {dollars(high)}: {held}")
+        return BudgetPlan(budget, True, False, f"{name} may not hold the worst case of {dollars(high)}; {then}")
     return BudgetPlan(budget, True, True, f"{name} holds the worst case of {dollars(high)}")
 
 
@@ -286,8 +285,18 @@ def _budget_a_thousand(budget: Budget, cost: Interval, worst: float, survey: Sur
     if not few or not many:
         return BudgetPlan(budget, True, True, f"{_budget_name(budget)}: these items cost nothing")
     reach = f"holds {round(budget.limit_nano / few):,} to {round(budget.limit_nano / many):,} items"
-    then = "what is more ends in dead letters" if budget.per else "then the run stops"
-    return BudgetPlan(budget, True, False, f"{_budget_name(budget)} {reach}; {then}")
+    return BudgetPlan(budget, True, False, f"{_budget_name(budget)} {reach}; {_when_spent(budget, endless=True)}")
+
+
+def _when_spent(budget: Budget, *, endless: bool) -> str:
+    """As lanes have it (`Lane._cannot_pay`)."""
+    if budget.tenant is not None:
+        return "what is more ends in dead letters"
+    if budget.per is None:
+        return "then the run stops"
+    if endless:
+        return f"then items wait for the next {budget.per}"
+    return f"then the run stops, and goes on with the same command the next {budget.per}"
 
 
 def _budget_name(budget: Budget) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from penstock.connectors.base import Raw
 from penstock.connectors.files import FileSource
 from penstock.connectors.measured import Registry
-from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.settings import FilesSink, FilesSource, KafkaSource, Row
 from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, PriceAbove, Version, Wall
@@ -86,12 +86,15 @@ def _intake(raw: Raw) -> Item | DeadLetter:
     )
 
 
-def _plan(spec: RunSpec, *, sample: int = 500) -> PlanReport:
+def _plan(spec: RunSpec, *, sample: int = 500, endless: bool = False) -> PlanReport:
+    """`endless`: of the same rows, as if more came for ever."""
     assert isinstance(spec.source, FilesSource)
     reading = asyncio.run(read_sample(FileSource(spec.source), lambda _: _intake, sample, spec.limit))
     survey = Survey(spec.catalog, spec.policy)
     for found in reading.found:
         survey.add(found)
+    if endless:
+        spec = msgspec.structs.replace(spec, source=KafkaSource(("t",), bootstrap="localhost:9092"))
     return planning.report(spec, reading, survey, {})
 
 
@@ -288,6 +291,36 @@ def test_a_budget_is_checked_before_the_run(tmp_path: Path, limit_usd: float, fi
             planning.require(plan)
     else:
         planning.require(plan)
+
+
+@pytest.mark.parametrize("endless", [True, False])
+@pytest.mark.parametrize(
+    ("budget", "bounded", "without_end"),
+    [
+        (Budget(1), "then the run stops", "then the run stops"),
+        (
+            Budget(1, "day"),
+            "then the run stops, and goes on with the same command the next day",
+            "then items wait for the next day",
+        ),
+        (
+            Budget(1, "month"),
+            "then the run stops, and goes on with the same command the next month",
+            "then items wait for the next month",
+        ),
+        (Budget(1, tenant="*"), "what is more ends in dead letters", "what is more ends in dead letters"),
+        (Budget(1, "day", "t"), "what is more ends in dead letters", "what is more ends in dead letters"),
+    ],
+)
+def test_a_plan_says_what_becomes_of_rows_that_a_budget_can_not_hold(
+    tmp_path: Path, budget: Budget, bounded: str, without_end: str, endless: bool
+) -> None:
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello", "tenant": "t"}] * 5)
+    for nano in (1, 60 * USD // 1_000):  # below the low end, and below the worst case
+        one = msgspec.structs.replace(budget, limit_nano=nano)
+        (told,) = _plan(_spec(path, budgets=(one,)), endless=endless).budgets
+        assert told.message.endswith("; " + (without_end if endless else bounded))
+        assert told.holds == (endless or nano > 1)
 
 
 def test_a_tenants_budget_bears_its_own_share(tmp_path: Path) -> None:
