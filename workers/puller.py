@@ -125,7 +125,8 @@ class Puller:
         return self._boards.keys()
 
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
-        """A lane's new owner asks for what we hold. Calls still going on are his from now on."""
+        """A lane's new owner asks for what we hold. Calls of the last owner that go on are his from now on. One that an
+        owner before that left is not told: it may have been made again since, under the same name."""
         at = self._lanes.setdefault((job, lane), LaneAt(job))
         if at.right is not None and at.right.epoch >= epoch:
             return Kept()
@@ -144,7 +145,7 @@ class Puller:
             [ticket.call.model for ticket, _ in kept],
             [ticket.call.role for ticket, _ in kept],
             [ticket.call.version for ticket, _ in kept],
-            [_known(ticket.call) for ticket in at.tickets],
+            [_known(ticket.call) for ticket in at.tickets if ticket.right is at.right],
         )
 
     def abort(self, job: str, command: Command) -> None:

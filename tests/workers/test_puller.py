@@ -280,6 +280,21 @@ async def test_a_lower_epoch_is_refused(world: World) -> None:
     await until(lambda: heir.got)
 
 
+async def test_a_call_that_an_owner_did_not_ask_for_is_promised_to_no_later_one(world: World) -> None:
+    """It is not delivered to him either: he would wait for it until it timed out. Who comes when it is answered gets
+    it."""
+    heir = world.successor()
+    world.lane.epoch, world.lane.calls = heir.epoch, [call("d")]
+    await until(lambda: len(world.engine.tickets) == 4)
+    third = world.successor((1, 3))
+    assert [name for name, *_ in world.puller.adopt("job", 0, (1, 3), third, 1e12).flying] == ["d"]
+    world.engine.land("a", "d")
+    await until(lambda: third.got)
+    assert third.got == [((1, 3), ["d"])]
+    kept = world.puller.adopt("job", 0, (1, 4), world.successor((1, 4)), 1e12)
+    assert [outcome.item_id for outcome in kept.outcomes] == ["a"]
+
+
 async def test_what_was_never_sent_is_not_kept(world: World) -> None:
     """A `not_sent` says nothing worth adopting: the next owner sends it."""
     world.lane.alive = False
