@@ -316,6 +316,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """Where it is known better than by the price: a provider that tells its charge. Else `pricing` decides."""
     estimated: bool = False
     """Usage and cost are what the call may have used at most: the provider said nothing."""
+    surcharge_percent: int = 0
+    """On the price, where that decides."""
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):

@@ -108,6 +108,11 @@ def cost_nano(usage: Usage, price: Price, calls: int = 1) -> int:
     return _up(total) + calls * price.per_request
 
 
+def dearer(nano: int, percent: int) -> int:
+    """With a surcharge, rounded up."""
+    return -(-nano * (100 + percent) // 100)
+
+
 def rate_of(price: Price, input_tokens: int) -> Price | PriceAbove:
     """The rates that hold for a call with so much input."""
     at: Price | PriceAbove = price

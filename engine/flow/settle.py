@@ -25,7 +25,7 @@ from penstock.engine.items import (
     Route,
     Usage,
 )
-from penstock.engine.pricing import cost_nano, price_of
+from penstock.engine.pricing import cost_nano, dearer, price_of
 
 FREE = Price(version="free")
 
@@ -57,10 +57,6 @@ def priced(catalog: Catalog) -> dict[tuple[str, str], Priced]:
 
 def attempt_of(outcome: Outcome, at: Priced, target: Candidate, role: Role) -> Attempt:
     """Price the call. A failed call costs what its usage says, else nothing known."""
-    usage = outcome.usage
-    cost = 0
-    if usage is not None:
-        cost = outcome.cost_nano if outcome.cost_nano is not None else cost_nano(usage, at.price)
     return Attempt(
         n=outcome.attempt,
         role=role,
@@ -69,10 +65,10 @@ def attempt_of(outcome: Outcome, at: Priced, target: Candidate, role: Role) -> A
         ms=outcome.ms,
         outcome="ok" if outcome.failure is None else outcome.failure.kind,
         request_id=outcome.request_id,
-        cost_nano=cost,
+        cost_nano=_charged_nano(outcome, at.price),
         model_version=target.version,
         account=at.account,
-        usage=usage,
+        usage=outcome.usage,
         basis="estimated" if outcome.estimated else at.basis,
         experiment=target.experiment,
         arm=target.arm,
@@ -86,6 +82,14 @@ def book(slot: Slot, attempt: Attempt) -> None:
     if attempt.role not in STEP_ROLES:
         slot.call_ms += attempt.ms
         slot.usage = add_usage(slot.usage, attempt.usage or Usage())
+
+
+def _charged_nano(outcome: Outcome, price: Price) -> int:
+    if outcome.usage is None:
+        return 0
+    if outcome.cost_nano is not None:
+        return outcome.cost_nano
+    return dearer(cost_nano(outcome.usage, price), outcome.surcharge_percent)
 
 
 def cost_line(item: Item, route: Route, attempt: Attempt, price_version: str) -> CostLine:

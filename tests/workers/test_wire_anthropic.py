@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.engine.catalog import Account
-from penstock.engine.items import Call, OutputSpec, Usage
+from penstock.engine.catalog import Account, Model, Price, Version
+from penstock.engine.flow.settle import Priced, attempt_of
+from penstock.engine.items import Call, Candidate, OutputSpec, Usage
+from penstock.workers.engines.sending import outcome
 from penstock.workers.wire import TABLE, Bucket
 
 NOW = 1_795_000_000.0  # 2026-11-18T11:06:40Z
@@ -308,6 +310,21 @@ def test_what_was_written_to_the_cache_counts_also_where_only_its_parts_are_told
     }
     read = got(200, {"content": [{"type": "text", "text": "x"}], "usage": usage})
     assert read.usage == Usage(input=1510, cache_write=1000, cache_write_1h=500, output=5)
+
+
+@pytest.mark.parametrize(
+    ("geo", "nano"), [("us", 13_202), ("global", 12_001), ("not_available", 12_001), (None, 12_001)]
+)
+def test_inference_in_the_us_alone_costs_a_tenth_more(geo: str | None, nano: int) -> None:
+    """A workspace may have it by default: the request says nothing of it, the answer does."""
+    price = Price(input=10**9, output=10**9, per_request=1)
+    at = Priced(Model("m", (Version("v", "m"),), "v", account="a", price=price), "v", ACCOUNT)
+    call = Call("0" * 32, 0, 1, "primary", "m", "v", "claude-x", b"{}", "t", 64, 10.0, 1, 1)
+    for stop in ("end_turn", "refusal"):
+        said = () if stop == "refusal" else (text("x"),)
+        read = got(200, message(*said, stop=stop, **{"inference_geo": geo}))
+        paid = attempt_of(outcome(call, read, NOW, 1.0, "w"), at, Candidate("m", "v", "p"), "primary")
+        assert (read.usage, paid.cost_nano) == (Usage(input=9, output=3), nano)
 
 
 @pytest.mark.parametrize("lacking", ["input_tokens", "output_tokens"])

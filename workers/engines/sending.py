@@ -186,4 +186,5 @@ def outcome(call: Call, read: Read, started_at: float, ms: float, worker: str) -
         read.request_id,
         worker,
         read.cost_nano,
+        surcharge_percent=read.surcharge_percent,
     )

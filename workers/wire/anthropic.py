@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -102,6 +103,12 @@ class _Usage(msgspec.Struct):
     cache_read_input_tokens: int | None = None
     cache_creation: _CacheCreation | None = None
     output_tokens_details: _OutputDetails | None = None
+    inference_geo: Any = None
+
+
+US_PERCENT = 10
+"""platform.claude.com, data residency: inference in the US alone costs 1.1 times as much, all kinds of tokens. Models
+from Opus 4.6 on have it; who asks for it is the workspace, by its default."""
 
 
 class _Response(msgspec.Struct):
@@ -145,13 +152,17 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         failure = fail("invalid_response", f"the answer is not a message: {problem}", status)
         return Read(failure=failure, request_id=request_id, limits=limits)
     usage = _translate(response.usage)
+    in_us = response.usage is not None and response.usage.inference_geo == "us"
+    billed = partial(
+        Read, usage=usage, request_id=request_id, limits=limits, surcharge_percent=US_PERCENT if in_us else 0
+    )
     text = "".join(block.text for block in response.content if block.type == "text")
     if response.stop_reason == "refusal" and not text:
         failure = fail("refused", "the model refused", status)
-        return Read(failure=failure, usage=usage, request_id=request_id, limits=limits)
+        return billed(failure=failure)
     reason = _FINISH.get(response.stop_reason or "end_turn", "stop")
     answer = Answer(text, reason, _chat_body(response, text, reason, usage, now), response.model)
-    return Read(answer=answer, usage=usage, request_id=request_id, limits=limits)
+    return billed(answer=answer)
 
 
 _FINISH = {

@@ -55,6 +55,8 @@ class Read(msgspec.Struct, frozen=True, gc=False):
     limits: LimitHeaders | None = None
     cost_nano: int | None = None
     """What the provider says that it charges; None: the price decides."""
+    surcharge_percent: int = 0
+    """On the price, as the answer tells."""
 
 
 class Wire(msgspec.Struct, frozen=True):
