@@ -270,6 +270,31 @@ async def test_a_lane_that_can_not_be_opened_keeps_no_other_from_it(tmp_path: Pa
     await asyncio.gather(stuck, return_exceptions=True)
 
 
+async def test_a_worker_that_is_lost_while_a_lane_asks_around_is_told_again(tmp_path: Path) -> None:
+    """It has answered, another is slow: the lane learns of its calls only when it is gone, and would wait for them
+    until they time out."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    hands.error = None
+    workers = one._fleet.workers
+    for number in range(2):
+        worker = workers["api:a", number] = Worker("api:a", number)
+        worker.name, worker.handle = f"w{number}", hands
+    lost: list[str] = []
+
+    class Adopt:
+        async def remote(self, lane: int, me: object, asked: list[tuple[str, object]]) -> None:
+            assert [name for name, _ in asked] == ["w0", "w1"]
+            workers["api:a", 0].handle = None
+
+    class Lost:
+        async def remote(self, name: str) -> None:
+            lost.append(name)
+
+    hands.adopt, hands.worker_lost = Adopt(), Lost()  # pyright: ignore[reportAttributeAccessIssue]
+    await one._crew.failed(1, False, "away", False)
+    assert (hands.opened, lost) == ([1], ["w0"])
+
+
 async def test_a_run_with_an_end_waits_for_a_store_that_is_away_and_says_so(tmp_path: Path) -> None:
     """As long as the job says, not as often as a broken disk is tried; asked to stop, it waits no longer than calls in
     flight may take."""

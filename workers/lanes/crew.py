@@ -204,6 +204,9 @@ class Crew:
         workers = self._fleet.handles()
         if workers:
             await actor.handle.adopt.remote(lane, actor.handle, workers)  # pyright: ignore[reportAttributeAccessIssue]
+            there = {name for name, _ in self._fleet.handles()}
+            for name in {name for name, _ in workers} - there:  # it was told when the lane did not know their calls yet
+                await actor.handle.worker_lost.remote(name)  # pyright: ignore[reportAttributeAccessIssue]
         await self._tell_pools(actor, anew=True)
         self._opened.add(lane)
 
