@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from penstock.connectors.base import SinkName
@@ -19,6 +20,7 @@ from penstock.connectors.settings import Connection, KafkaSink
 from penstock.engine.errors import SpecError
 
 READ_S = 40.0
+"""Longest silence of a broker amid its records."""
 POLL_MS = 20
 FETCH_BYTES = 4 << 20
 
@@ -94,12 +96,21 @@ class KafkaPlace:
             last = await ends(consumer, self._connection, partitions)
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
-            while behind := [tp for tp in partitions if await consumer.position(tp) < last[tp]]:
-                async with within(READ_S, self._connection, f"reading {' and '.join(names)}"):
-                    fetched = await consumer.getmany(*behind, timeout_ms=POLL_MS)
+            while fetched := await self._fetched(consumer, last):
                 for tp, records in fetched.items():
                     mine = [r for r in records if r.offset < last[tp] and run_epoch_of(r.headers, self._run_id) > fresh]
                     yield [self._line(sink, record, await self._json(sink, record.value or b"")) for record in mine]
+
+    async def _fetched(
+        self, consumer: AIOKafkaConsumer, last: Mapping[TopicPartition, int]
+    ) -> Mapping[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+        """The next records; none: the ends are reached. Raises `Away` where a broker falls silent before."""
+        topics = " and ".join(sorted({tp.topic for tp in last}))
+        async with within(READ_S, self._connection, f"reading {topics}"):
+            while behind := [tp for tp, end in last.items() if await consumer.position(tp) < end]:
+                if fetched := await consumer.getmany(*behind, timeout_ms=POLL_MS):
+                    return fetched
+        return {}
 
     async def _json(self, sink: SinkName, value: bytes) -> bytes:
         """Of a sink that is written as Avro: by the schema that the record names."""

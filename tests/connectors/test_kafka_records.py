@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from penstock.connectors.base import OutRecord, Raw
 from penstock.connectors.kafka import partition
 from penstock.connectors.kafka.dead_letters import incoming, outgoing
-from penstock.connectors.kafka.records import row
+from penstock.connectors.kafka.records import EPOCH, RUN, row, run_epoch_of
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.kafka.topics import TopicFacts
 from penstock.connectors.reading.envelope import Envelope, unseal
@@ -224,3 +224,14 @@ def test_a_timestamp_that_is_no_time_counts_as_none(unix_ms: int, enqueued_at: f
     made = intake().item(partition.raw(split, came, value), 5.0)
     assert isinstance(made, Item)
     assert made.enqueued_at == enqueued_at
+
+
+@pytest.mark.parametrize(
+    ("run_id", "epoch", "found"),
+    [(b"run", b"3", 3), (b"other", b"3", 0), (b"run", b"x", 0), (b"run", b"\xff", 0), (b"run", None, 0)],
+)
+def test_a_record_with_a_run_epoch_that_is_no_number_is_none_of_the_runs(
+    run_id: bytes, epoch: bytes | None, found: int
+) -> None:
+    """Another producer's: it must not end the commands that read the topic."""
+    assert run_epoch_of([(RUN, run_id), (EPOCH, epoch)], "run") == found

@@ -20,11 +20,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from penstock.connectors.base import Holder, OutRecord
+from penstock.connectors.kafka import place as kafka_place
 from penstock.connectors.kafka.client import ended, new_admin, new_consumer, opened
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
-from penstock.engine.errors import Corrupt, Fenced, Held, Refused, SpecError, Temporary
+from penstock.engine.errors import Away, Corrupt, Fenced, Held, Refused, SpecError, Temporary
 from penstock.engine.plan import Plan, Split
 from penstock.jobs.dev.kafka import CONSOLE_CONSUMER, KafkaServer
 
@@ -330,6 +331,31 @@ def _frozen(server: KafkaServer) -> None:
     tasks = Path(f"/proc/{server.running.pid}/task")
     while any(task.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "T" for task in tasks.iterdir()):
         pass
+
+
+async def test_a_broker_that_falls_silent_amid_what_is_read_is_told(
+    run: Callable[..., Run], start_kafka: Callable[..., KafkaServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs, reports and dead letters are read so: `Away`, and no wait without end."""
+    server = start_kafka()
+    one = run(on=server)
+    store = one.process()
+    await store.take(0, (1, 1))
+    for seq in range(1, 9):
+        await store.commit(0, (1, 1), seq, {"results": [record(seq, size=200_000)]}, {})
+    monkeypatch.setattr(kafka_place, "READ_S", 0.5)
+    monkeypatch.setattr(kafka_place, "FETCH_BYTES", 300_000)
+
+    def read() -> None:
+        values = one.place.committed("results")
+        next(values)
+        _frozen(server)
+        with pytest.raises(Away, match=f"reading {one.id}-results"):
+            list(values)
+
+    with ThreadPoolExecutor(1) as thread:
+        await asyncio.get_running_loop().run_in_executor(thread, read)
+    server.thaw()
 
 
 async def test_a_broker_that_is_not_there_is_temporary() -> None:
