@@ -270,7 +270,7 @@ FailureKind = Literal[
     "too_long",  # longer than the context
     "refused",  # the provider's policy refused this content
     "invalid_response",  # 200 with a body that can't be read: billed
-    "invalid_output",  # an answer that misses choices or schema: billed
+    "invalid_output",  # an answer that misses choices or schema, or that its host could not read: billed
     "other_model",  # an answer of another model than was asked for, where its version refuses such: billed
     "engine_died",
     "worker_lost",
@@ -299,8 +299,9 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of one `Call`. Exactly one of `answer` and `failure` is set, except for `invalid_output` and
-    `other_model`, which have both. A failed call may still carry usage (it was billed)."""
+    """What became of one `Call`. Exactly one of `answer` and `failure` is set, except for `other_model` and
+    `invalid_output`, which have both (unless the host kept back what it could not read). A failed call may still carry
+    usage (it was billed)."""
 
     item_id: str
     generation: int

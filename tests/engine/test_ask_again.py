@@ -21,8 +21,8 @@ POLICY = Policy({"t": Task("t", max_tokens=5_000, output=Output(choices=("a",)))
 NOW = 1_000_000.0
 
 
-def test_asking_again_is_paid_for_from_what_was_set_aside() -> None:
-    """Budgets count retries at their true size: a long wrong answer is part of the next prompt."""
+def begun() -> Lane:
+    """With one item, ready to be taken."""
     hooks = Hooks(lambda: 0.0, lambda _i, _a, _t: (), lambda body, answer, _m: body + answer.encode())
     lane = Lane(LaneSettings(0, "r"), Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets((Budget(10**12),), "r"))
     lane.begin([Split("s", "o", 0, 0, "u", 0, 100)], {}, 0)
@@ -32,6 +32,12 @@ def test_asking_again_is_paid_for_from_what_was_set_aside() -> None:
     lane.offer(item, NOW)
     lane.commit(NOW)
     lane.committed(NOW)
+    return lane
+
+
+def test_asking_again_is_paid_for_from_what_was_set_aside() -> None:
+    """Budgets count retries at their true size: a long wrong answer is part of the next prompt."""
+    lane = begun()
     first = take(lane)
     set_aside = lane.till.purse.reserved("run/r")
     wrong = Answer("b" * 20_000, "stop", b"{}")
@@ -42,6 +48,20 @@ def test_asking_again_is_paid_for_from_what_was_set_aside() -> None:
     assert second.max_input_tokens == first.max_input_tokens + 20_000
     assert second.est_input_tokens > first.est_input_tokens
     assert lane.till.purse.reserved("run/r") == set_aside + 20_000 * 1000
+
+
+def test_an_answer_that_its_host_kept_back_is_asked_for_once_more() -> None:
+    """There is nothing to show: the request goes as it was. The second time ends the item."""
+    lane = begun()
+    first = take(lane)
+    slip = Failure("invalid_output", "the JSON is broken", 400, may_be_billed=True)
+    lane.outcome(Outcome("i", 0, 1, NOW, 1.0, None, slip), NOW)
+    second = take(lane)
+    assert second.body_json == first.body_json
+    lane.outcome(Outcome("i", 0, 2, NOW, 1.0, None, slip), NOW)
+    batch = lane.commit(NOW)
+    assert batch is not None
+    assert [letter.reason for letter in batch.dead_letters] == ["invalid_output"]
 
 
 def take(lane: Lane) -> Call:

@@ -458,12 +458,38 @@ def test_a_limit_that_means_none_fits_between_processes() -> None:
 
 
 def test_a_refusal_that_was_answered_is_billed() -> None:
-    """200 with a refusal, or with the answer withheld: no result, but tokens."""
-    for body in (completion(None, refusal="I can't"), completion(None, "content_filter")):
+    """200 with a refusal: no result, but tokens."""
+    read = got(200, completion(None, refusal="I can't"))
+    assert (read.failure.kind, read.failure.may_be_billed) == ("refused", True)
+    assert read.usage == Usage(input=9, output=3)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("content_filter", "refused"),
+        ("content_filter: PROHIBITED_CONTENT", "refused"),
+        ("SAFETY", "refused"),
+        ("RECITATION", "refused"),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", "invalid_output"),
+        ("stop", None),
+        ("length", None),
+        ("MAX_TOKENS", None),
+    ],
+)
+def test_an_answer_that_was_withheld_is_no_empty_result(reason: str, kind: str | None) -> None:
+    """Gemini says why in words of its own, and may leave out the message."""
+    bare = completion(None, reason)
+    del bare["choices"][0]["message"]
+    for body in (completion(None, reason), completion("", reason), bare):
         read = got(200, body)
-        assert read.failure.kind == "refused"
-        assert read.failure.may_be_billed
         assert read.usage == Usage(input=9, output=3)
+        if kind is None and body is not bare:
+            assert read.answer.text == ""
+        else:
+            assert (read.failure.kind, read.failure.may_be_billed) == (kind or "invalid_response", True)
+    called = got(200, completion(None, "SAFETY", tool_calls=[{"id": "1"}]))
+    assert called.answer.finish_reason == "SAFETY"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ The host may have worked, and bills whom it answered. 502, 503 and 522 say that 
 
 def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: float | None = None) -> Failure:
     """A typed failure. Billed only where the provider worked: an answer that can't be used, or a lost one."""
-    lost = kind in ("invalid_response", "timeout") or status in GAVE_UP_WAITING
+    lost = kind in ("invalid_response", "invalid_output", "timeout") or status in GAVE_UP_WAITING
     billed = lost or (kind == "refused" and status == 200)
     return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
 

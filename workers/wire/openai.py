@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from penstock.engine.catalog import Account
-from penstock.engine.items import Answer, Call, OutputSpec, Usage
+from penstock.engine.items import Answer, Call, Failure, OutputSpec, Usage
 from penstock.workers import answers, schemas
 from penstock.workers.wire import bills
 from penstock.workers.wire.base import (
@@ -149,10 +149,12 @@ class _Part(msgspec.Struct):
 class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
     refusal: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Choice(msgspec.Struct):
-    message: _Message
+    message: _Message | None = None
+    """Gemini leaves it out of what it withholds."""
     finish_reason: str | None = None
     error: HostError | str | None = None
 
@@ -214,20 +216,42 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         failure = failed_inside(stump.error or f"the host broke the answer off ({stump.finish_reason})", headers, now)
         failure = msgspec.structs.replace(failure, may_be_billed=True)
         return billed(failure=failure)
-    if first.message.refusal or (reason == "content_filter" and not text):
-        why = first.message.refusal or "the provider's filter withheld the answer"
-        return billed(failure=fail("refused", why, status))
+    if (failure := _no_answer(first, text, reason)) is not None:
+        return billed(failure=failure)
     answer = Answer(text, reason, as_utf8(body), response.model or "", response.system_fingerprint)
     return billed(answer=answer)
 
 
-def _text(message: _Message) -> str:
-    content = message.content
+def _text(message: _Message | None) -> str:
+    content = message.content if message is not None else None
     if isinstance(content, list):
         return "".join(part.text for part in content if part.type == "text")
     return content or ""
 
 
+def _no_answer(choice: _Choice, text: str, reason: str) -> Failure | None:
+    """Why there is nothing in this choice. Text that came before a filter struck is the user's to judge."""
+    message = choice.message or _Message()
+    called = bytes(message.tool_calls) not in (b"null", b"[]")
+    if message.refusal:
+        return fail("refused", message.refusal, 200)
+    if text or (called and "content_filter" not in reason):
+        return None
+    if reason in _ENDINGS:
+        return None if choice.message is not None else fail("invalid_response", "the answer holds no message", 200)
+    if "MALFORMED" in reason:
+        return fail("invalid_output", f"the model's call of a tool can't be read ({reason})", 200)
+    return fail("refused", f"the provider withheld the answer ({reason})", 200)
+
+
+_ENDINGS = frozenset(
+    {
+        *("stop", "length", "tool_calls", "function_call", "STOP", "MAX_TOKENS"),
+        *("model_length", "eos", "eos_token", "stop_sequence", "end_turn"),
+    }
+)
+"""How an answer may end that is empty all the same. After any other reason (Gemini's `SAFETY`, `RECITATION`,
+`content_filter: PROHIBITED_CONTENT`), nothing is no answer."""
 _BROKEN_OFF = frozenset({"error", "insufficient_system_resource", "abort"})
 """Finish reasons of OpenRouter (whose choice may tell its upstream's error), DeepSeek and SGLang: what was written by
 then is no answer."""
