@@ -362,6 +362,8 @@ ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (413, {"error": {"message": "too large"}}, {}, "too_long"),
     (400, {"error": {"message": "x", "code": "content_policy_violation"}}, {}, "refused"),
     (400, {"error": {"message": "x", "code": "content_filter"}}, {}, "refused"),
+    (400, {"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed"}}, {}, "invalid_output"),
+    (400, {"error": {"message": "did not match schema", "code": "tool_use_failed"}}, {}, "invalid_output"),
     (400, {"error": {"message": "temperature must be below 2", "code": None}}, {}, "bad_request"),
     (422, {"detail": [{"msg": "field required"}]}, {}, "bad_request"),
     (301, b"", {}, "not_found"),
@@ -383,7 +385,7 @@ def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dic
     assert read.answer is None
     assert read.failure.kind == kind
     waited = read.failure.status in (504, 524)
-    assert read.failure.may_be_billed is (waited or kind == "invalid_response")
+    assert read.failure.may_be_billed is (waited or kind in ("invalid_response", "invalid_output"))
     assert read.failure.message
 
 

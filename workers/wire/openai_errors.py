@@ -100,6 +100,9 @@ _BY_CODE: dict[str, FailureKind] = {
     "invalid_prompt": "refused",  # OpenAI's reasoning models: "flagged as potentially violating our usage policy"
     "model_not_found": "not_found",
     "invalid_api_key": "auth",
+    # Groq: the model's slip, told as if the request were wrong
+    "json_validate_failed": "invalid_output",
+    "tool_use_failed": "invalid_output",
     "capacity_exceeded": "overloaded",
     "resource_unavailable": "overloaded",
 }
