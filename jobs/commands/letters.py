@@ -18,6 +18,7 @@ from penstock.jobs.commands.look import outputs_of
 if TYPE_CHECKING:
     from penstock.jobs.look.told import LetterTold
     from penstock.jobs.replay import Chosen
+    from penstock.workers.runspec import RunSpec
 
 REASONS: tuple[str, ...] = get_args(DeadLetterReason)
 MESSAGE_SHOWN = 60
@@ -87,11 +88,13 @@ def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:
 @shared.state_option
 @reason_option
 @click.option("--all", "everything", is_flag=True, help="Also those that sending again is not likely to help.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--address", envvar="RAY_ADDRESS", help="A Ray cluster. [default: a Ray of its own; env RAY_ADDRESS]")
 def replay(
-    run: shared.Named, state: str | None, reasons: tuple[str, ...], everything: bool, address: str | None
+    run: shared.Named, state: str | None, reasons: tuple[str, ...], everything: bool, yes: bool, address: str | None
 ) -> int:
-    """Send the dead letters of RUN (the latest by default) again, as a new generation of their items.
+    """Send the dead letters of RUN (the latest by default) again, as a new generation of their items. Says first what
+    that costs, and asks.
 
     RUN may be a job file: then the job as it is now is used, mended prompt and all. Without --reason, those letters
     are sent that sending again may help (budget, deadline, attempts_exhausted, …). An item that an earlier replay
@@ -109,6 +112,8 @@ def replay(
     now = run.job() or found.history.spec(base)
     spec, chosen = again.prepare(found.history, now, again.wanted(reasons, everything))
     shared.echo(_chosen(spec.run_id, chosen))
+    if not _is_wanted(spec, chosen, yes):
+        return exits.DONE
     facts = {"as": spec.run_id, "sent": chosen.sent, "left": chosen.left, "only_part_kept": len(chosen.cut)}
     with again.begun(found.history, spec):
         record(found.history, "replay", base, facts)
@@ -117,6 +122,21 @@ def replay(
     for part in report.summary(result.status, state=shared.state_to_name(found.history.url)):
         out.print(part)
     return result.exit_code
+
+
+def _is_wanted(spec: RunSpec, chosen: Chosen, yes: bool) -> bool:
+    """Says what it costs, and asks. What is not sent leaves no file."""
+    from penstock.jobs.forecasting import planning
+
+    wanted, out = False, shared.console()
+    try:
+        for part in planning.render(planning.make_plan(spec)):
+            out.print(part)
+        wanted = yes or click.confirm("Send them?", default=False)
+    finally:
+        if not wanted:
+            chosen.path.unlink()
+    return wanted
 
 
 def _chosen(run_id: str, chosen: Chosen) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from penstock.connectors.reading.intake import Intake
 from penstock.connectors.reading.replay import ReplayIntake
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.catalog import Catalog
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import SpecError, Temporary
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
@@ -29,6 +30,11 @@ from penstock.workers.status import RunState, RunStatus
 
 LOST, WALLED, HUGE = "1" * 32, "2" * 32, "3" * 32
 POLICY = Policy(tasks={"t": Task("t", tier=3, prompt=Prompt(user="{{ text }}"))}, default_task="t")
+PRICED = Catalog(
+    {"a": Account("a", "openai", "http://localhost")},
+    {"m": Model("m", (Version("v1", "m"),), "v1", account="a", price=Price(10**9, 10**9, version="t"))},
+    {3: ("m",)},
+)
 
 
 def letter(item_id: str, reason: str, generation: int = 0, **more: object) -> bytes:
@@ -181,7 +187,7 @@ def test_a_replay_whose_command_died_before_it_told_anything_keeps_its_number(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("penstock.jobs.run.execute", dies)
-    command = ["dead-letters", "replay", "job-1", "--state", story.history.url]
+    command = ["dead-letters", "replay", "job-1", "--yes", "--state", story.history.url]
     assert call(command) == 130
     assert call([*command, "--reason", "wall"]) == 2
     assert "penstock run job-1~replay-1 --state " in capsys.readouterr().err
@@ -191,15 +197,35 @@ def test_a_replay_whose_command_died_before_it_told_anything_keeps_its_number(
         raise AssertionError("it must not run")
 
 
+@pytest.mark.parametrize("answer", ["n", "y", ""])
+def test_a_replay_says_what_it_costs_and_asks(
+    story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str
+) -> None:
+    """Where nobody says yes nothing is sent, and nothing is left behind."""
+    sent: list[str] = []
+    monkeypatch.setattr("penstock.jobs.run.execute", lambda spec, *_: sent.append(spec.run_id) or refuse())
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n" if answer else ""))
+    story.ends(msgspec.structs.replace(story.spec, catalog=PRICED), [letter(LOST, "attempts_exhausted")])
+    code = call(["dead-letters", "replay", "job-1", "--state", story.history.url])
+    said = capsys.readouterr().out
+    assert "sending 1 dead letter again" in said
+    assert "at worst $0.001" in said
+    assert "dead letters foreseen" not in said, "it is the letters' originals that are priced"
+    assert "Send them?" in said
+    assert (code, sent) == {"n": (0, []), "y": (2, ["job-1~replay-1"]), "": (130, [])}[answer]
+    assert list((story.folder / "state/replays/job-1").iterdir()) == []
+    assert not story.history.knows("job-1~replay-1") or answer == "y"
+
+
+def refuse() -> None:
+    raise SpecError("the variable KEY is not set")
+
+
 def test_a_replay_that_is_refused_gives_its_number_back(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was sent: the job is mended and the replay asked for again."""
-
-    def refuses(spec: RunSpec, *_: object) -> None:
-        raise SpecError("the variable KEY is not set")
-
-    monkeypatch.setattr("penstock.jobs.run.execute", refuses)
+    monkeypatch.setattr("penstock.jobs.run.execute", lambda *_: refuse())
     for _ in range(2):
-        assert call(["dead-letters", "replay", "job-1", "--state", story.history.url]) == 2
+        assert call(["dead-letters", "replay", "job-1", "--yes", "--state", story.history.url]) == 2
     spec, sent = story.prepare()
     assert (spec.run_id, [one.item_id for one in sent]) == ("job-1~replay-1", [LOST])
 

@@ -333,7 +333,7 @@ sinks: out.jsonl
     assert calls(us).total() - before == 20
 
     (tmp_path / "job.yaml").write_text(job.replace("{{ topic }}", "{{ topic | default('this') }}"))
-    assert penstock("dead-letters", "replay", "job.yaml", "--all") == 5
+    assert penstock("dead-letters", "replay", "job.yaml", "--all", "--yes") == 5
     first = lines(tmp_path / "out.replay-1.jsonl")
     assert [(row["n"], row["penstock"]["generation"]) for row in first] == [(n, 1) for n in range(0, 30, 3)]
     died = {letter["item_id"] for letter in letters if letter["reason"] == "missing_field"}
@@ -342,10 +342,10 @@ sinks: out.jsonl
 
     again = (tmp_path / "job.yaml").read_text().replace("tasks:\n", 'tasks:\n  nobody: {prompt: "{{ topic }}?"}\n')
     (tmp_path / "job.yaml").write_text(again)
-    assert penstock("dead-letters", "replay", "job.yaml", "--all") == 0
+    assert penstock("dead-letters", "replay", "job.yaml", "--all", "--yes") == 0
     assert [(r["n"], r["penstock"]["generation"]) for r in lines(tmp_path / "out.replay-2.jsonl")] == [(30, 2)]
     capsys.readouterr()
-    assert penstock("dead-letters", "replay", "job.yaml", "--all") == 2
+    assert penstock("dead-letters", "replay", "job.yaml", "--all", "--yes") == 2
     assert "no dead letters to send again" in capsys.readouterr().err
     assert calls(us).total() - before == 31, "each item was paid for once"
     assert not any(row["penstock"]["maybe_paid"] for n in (1, 2) for row in lines(tmp_path / f"out.replay-{n}.jsonl"))

@@ -84,7 +84,7 @@ def test_every_row_ends_once_and_every_command_reads_it(
 
     if pairing.source == pairing.results:  # a replay reads a file whatever the run read: once for each kind of store
         job.write_job(mended=True)
-        assert call(["dead-letters", "replay", str(job.path), "--all"]) == 0, capsys.readouterr()
+        assert call(["dead-letters", "replay", str(job.path), "--all", "--yes"]) == 0, capsys.readouterr()
         after = job.read_back(".replay-1")
         report = job.check(after, malformed)
         assert (report.results, report.dead_letters) == (GOOD + len(LACKING), ROWS - GOOD + len(MALFORMED))
