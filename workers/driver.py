@@ -64,6 +64,9 @@ class Driver:
         self._desk = Desk()
         self._board = self._desk.board
         self._reports: dict[int, LaneReport] = {}
+        """Of lanes that somebody holds, and was heard of."""
+        self._said: dict[int, LaneReport] = {}
+        """What each lane said last."""
         self._lateness, self._metrics = Lateness(), DriverMetrics(self._spec.name)
         self._doubted: set[tuple[int, int]] = set()
         """(lane, owner) that had to doubt what the last owner left."""
@@ -362,7 +365,7 @@ class Driver:
     async def report(self, data: bytes, owner: int) -> None:
         report = _report.decode(data)
         if self._crew.owns(report.lane, owner):
-            self._reports[report.lane] = report
+            self._reports[report.lane] = self._said[report.lane] = report
             self._lateness.heard(report, time.monotonic())
             self._measuring.heard(report)
             if report.doubted:
@@ -413,7 +416,7 @@ class Driver:
     # -- sums
 
     def _sum_up(self) -> None:
-        sum_up(self._status, self._spec, self._reports.values(), self._plan.lanes)
+        sum_up(self._status, self._spec, self._said.values(), self._plan.lanes)
         self._see_lateness()
 
     def _see_lateness(self) -> None:

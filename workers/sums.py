@@ -12,13 +12,15 @@ from penstock.workers.status import RunStatus
 
 
 def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], lanes: int) -> None:
-    """Into `status`. Its tally stays as it was while a lane has not spoken (it may be changing hands)."""
+    """Into `status`. `reports`: what each lane said last, whether it changes hands just now or was given up. Its tally
+    stays as it was until all have spoken."""
     total, lag = Tally(), Counter[str]()
     for report in reports:
         merge(total, report.tally)
         lag.update(report.lag)
     if len(reports) == lanes:
         status.tally = total
+        status.budget_spent_nano = total.called_nano() + total.forfeit_nano
         status.lag = dict(lag)
         known = not status.endless and all(report.read_all for report in reports)
         status.total_items = total.read if known else None
@@ -26,7 +28,6 @@ def sum_up(status: RunStatus, spec: RunSpec, reports: Collection[LaneReport], la
     status.lanes_ended = sum(1 for report in reports if report.done)
     run_budgets = [b.limit_nano for b in spec.budgets if b.per is None and b.tenant is None and b.role is None]
     status.budget_limit_nano = min(run_budgets, default=None)
-    status.budget_spent_nano = total.called_nano() + total.forfeit_nano
 
 
 def second_payments_bound(spec: RunSpec, lanes: int, doubted: int) -> int:

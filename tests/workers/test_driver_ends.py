@@ -68,6 +68,11 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
     return made
 
 
+def hear(one: Driver, report: LaneReport) -> None:
+    """As of the lane's owner."""
+    one._reports[report.lane] = one._said[report.lane] = report
+
+
 class Enough(Exception):
     pass
 
@@ -151,6 +156,22 @@ async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path
     await one._crew.failed(0, False, "input.jsonl is gone", True)
     assert one._all_settled()
     assert one._ending == ("failed", "input.jsonl is gone")
+
+
+async def test_what_a_lane_had_done_before_it_was_given_up_is_in_the_runs_sums(tmp_path: Path) -> None:
+    """So is what the others do until the run has ended: both are in the outputs, and were paid for."""
+    one, _ = with_lanes(tmp_path, Temporary("away"), endless=False)
+
+    async def report(lane: int, results: int) -> None:
+        told = LaneReport(lane, Tally(results=results, cost_nano=results), settled=True)
+        await one.report(msgspec.msgpack.encode(told), lane + 1)
+
+    await report(0, 3)
+    await report(1, 4)
+    await one.lane_failed(0, 1, False, "input.jsonl is gone", True)
+    await report(1, 5)
+    assert await one._watch() == ("failed", "input.jsonl is gone")
+    assert (one._status.tally.results, one._status.budget_spent_nano) == (8, 8)
 
 
 async def test_a_run_that_others_took_over_ends(tmp_path: Path) -> None:
@@ -491,7 +512,7 @@ async def test_a_run_that_stops_before_its_end_bills_the_hours_of_its_engines(tm
     one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
     tally = Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=400_000_000)})
     for lane in range(2):
-        one._reports[lane] = LaneReport(lane, tally if lane else Tally(), settled=True)
+        hear(one, LaneReport(lane, tally if lane else Tally(), settled=True))
     one._ending = ("interrupted", "interrupted")
     if trouble == "a lane given up":
         one._crew.gone.add(1)
@@ -506,7 +527,7 @@ async def test_a_run_that_stops_before_its_end_bills_the_hours_of_its_engines(tm
         nano = sum(line.cost_nano for line in lines)
         assert 600_000_000 <= nano < 620_000_000
         billed = Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=nano)})
-        one._reports[0] = LaneReport(0, billed, settled=True, closed=True)
+        hear(one, LaneReport(0, billed, settled=True, closed=True))
     async with asyncio.timeout(20):
         assert await ending == ("interrupted", "interrupted")
     assert len(told) == (not trouble)
@@ -602,7 +623,7 @@ async def test_reports_that_come_while_a_round_waits_are_in_the_last_sums(tmp_pa
 
     async def check(now: float, reports: object) -> None:
         for lane in range(2):
-            one._reports[lane] = LaneReport(lane, Tally(dead_letters={"template": 3}), done=True, settled=True)
+            hear(one, LaneReport(lane, Tally(dead_letters={"template": 3}), done=True, settled=True))
 
     one._crew.check = check  # type: ignore[method-assign]
     async with asyncio.timeout(20):

@@ -45,6 +45,13 @@ def test_hours_of_own_engines_are_no_spent_budget() -> None:
     assert (status.budget_limit_nano, status.budget_spent_nano) == (25, 22)
 
 
+def test_what_is_spent_is_not_told_in_part() -> None:
+    """Lanes speak one after the other when a run goes on: it would look as if it had got money back."""
+    status = RunStatus("r", "n", "running", tally=Tally(cost_nano=9), budget_spent_nano=9)
+    sum_up(status, SPEC, [LaneReport(0, Tally(cost_nano=5))], lanes=2)
+    assert (status.tally.cost_nano, status.budget_spent_nano) == (9, 9)
+
+
 def test_what_crashes_explain_is_a_window_for_each_lane_that_was_left_in_doubt() -> None:
     """A command that drained, and one that takes its lanes up, explain nothing."""
     spec = msgspec.structs.replace(SPEC, execution=Execution(window=100))
