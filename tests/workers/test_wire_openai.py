@@ -82,11 +82,10 @@ def test_the_ceiling_is_never_above_what_was_reserved(
     assert sent({"messages": HI, **asked}, account) == {"model": "upstream-1", "messages": HI, **expected}
 
 
-def test_metadata_goes_only_where_it_is_taken() -> None:
-    """Other hosts refuse the field, and it is nobody's business."""
-    body = {"messages": HI, "metadata": {"order": "1"}}
-    assert "metadata" not in sent(body)
-    assert sent(body, OPENAI)["metadata"] == {"order": "1"}
+@pytest.mark.parametrize("account", [HOST, OPENAI, AZURE])
+def test_metadata_stays_here(account: Account) -> None:
+    """OpenAI answers 400 to it: it is "only allowed when 'store' is enabled", and no provider is to keep a request."""
+    assert "metadata" not in sent({"messages": HI, "metadata": {"order": "1"}}, account)
 
 
 def test_streams_are_not_asked_for_and_the_model_is_the_routers() -> None:

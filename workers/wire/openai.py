@@ -37,8 +37,6 @@ class Traits(msgspec.Struct, frozen=True):
 
     ceiling: str = "max_tokens"
     """The key that bounds the answer. OpenAI's reasoning models refuse `max_tokens`; most hosts know only that."""
-    metadata: bool = False
-    """Whether the user's `metadata` may be sent along."""
     json_schema: bool = True
     """False: knows only `json_object`, so the schema is told in words."""
     requests_window_s: float = 60.0
@@ -47,7 +45,7 @@ class Traits(msgspec.Struct, frozen=True):
 NEW = "max_completion_tokens"
 COMMON = Traits()
 TRAITS: dict[str, Traits] = {
-    "openai": Traits(ceiling=NEW, metadata=True),
+    "openai": Traits(ceiling=NEW),
     "azure": Traits(ceiling=NEW),
     # docs.x.ai: bounds reasoning as well; the old name is deprecated.
     "xai": Traits(ceiling=NEW),
@@ -104,8 +102,9 @@ def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str,
     return "/chat/completions", _encode(out)
 
 
-_DROPPED = frozenset({"model", "stream", "stream_options"})
-"""The router chose the model; answers are read whole."""
+_DROPPED = frozenset({"model", "stream", "stream_options", "metadata"})
+"""The router chose the model; answers are read whole; OpenAI takes metadata of requests that it keeps (`store`) alone,
+which none is, and other hosts take none."""
 
 
 def _ceiling(out: Body, max_tokens: int, traits: Traits) -> None:
