@@ -148,6 +148,77 @@ def test_a_schema_is_strict_only_where_strict_takes_it(schema: dict[str, Any], s
     assert form["json_schema"]["schema"] == schema
 
 
+FIREWORKS = Account("fw", "openai", "https://api.fireworks.ai/inference/v1")
+
+
+def test_a_long_answer_is_streamed_where_it_is_refused_otherwise() -> None:
+    """Fireworks, over 4,096 tokens. No other host is asked for a stream, whatever the request says."""
+    assert not {"stream", "stream_options"} & sent({"messages": HI}, FIREWORKS, max_tokens=4096).keys()
+    assert not {"stream", "stream_options"} & sent({"messages": HI, "stream": True}, max_tokens=9000).keys()
+    asked = {"messages": HI, "max_tokens": 8000, "stream": False}
+    body = sent(asked, FIREWORKS, max_tokens=9000)
+    assert (body["max_tokens"], body["stream"], body["stream_options"]) == (8000, True, {"include_usage": True})
+
+
+def stream(*pieces: Any) -> bytes:
+    lines = [b"data: " + msgspec.json.encode(piece) for piece in pieces]
+    return b"\r\n\r\n".join([b": fine", *lines, b"data: [DONE]", b""])
+
+
+def delta(finish: str | None = None, index: int = 0, logprobs: Any = None, **said: Any) -> dict[str, Any]:
+    choice = {"index": index, "delta": said, "finish_reason": finish, "logprobs": logprobs}
+    return {"id": "c1", "object": "chat.completion.chunk", "model": "m-2026", "choices": [choice], "usage": None}
+
+
+def test_a_streamed_answer_is_read_as_a_whole_one() -> None:
+    """Texts, arguments of tools and token probabilities come in pieces, the usage last."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    read = got(
+        200,
+        stream(
+            delta(role="assistant", content=None, reasoning_content="Well"),
+            delta(reasoning_content="…", logprobs={"content": None}),
+            delta(content="h", logprobs={"content": [{"token": "h"}]}),
+            delta(content="i", logprobs={"content": [{"token": "i"}]}),
+            delta(
+                tool_calls=[{"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": "{"}}]
+            ),
+            delta(tool_calls=[{"index": 0, "function": {"arguments": "}"}}]),
+            delta(index=1, content="ho", finish="length"),
+            delta(finish="stop"),
+            {"choices": [], "usage": usage},
+        ),
+    )
+    assert (read.answer.text, read.answer.finish_reason, read.answer.model) == ("hi", "stop", "m-2026")
+    assert read.usage == Usage(input=9, output=3)
+    body = msgspec.json.decode(read.answer.body_json)
+    first, second = body["choices"]
+    called = [{"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    said = {"role": "assistant", "content": "hi", "reasoning_content": "Well…", "tool_calls": called}
+    assert (first["message"], first["logprobs"]["content"]) == (said, [{"token": "h"}, {"token": "i"}])
+    assert (second["message"]["content"], second["finish_reason"]) == ("ho", "length")
+    assert (body["object"], body["usage"]) == ("chat.completion", usage)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (stream(delta(content="h")), "invalid_response"),
+        (stream(delta(content="h"), {"error": {"message": "upstream is gone", "code": 502}}), "server_error"),
+        (stream(), "invalid_response"),
+        (stream(delta(tool_calls=[{"index": 10**12, "id": "t"}])), "invalid_response"),
+        (stream([1]), "invalid_response"),
+        (stream({"choices": 5}), "invalid_response"),
+        (stream({"choices": [{"delta": {"content": 5}}]}), "invalid_response"),
+        (b"data: {", "invalid_response"),
+    ],
+)
+def test_a_stream_that_broke_off_is_no_answer(body: bytes, kind: str) -> None:
+    """Half an answer would look like a whole one."""
+    read = got(200, body)
+    assert (read.answer, read.failure.kind, read.failure.may_be_billed) == (None, kind, True)
+
+
 def test_a_parameter_that_a_model_refuses_is_left_out() -> None:
     """Reasoning models answer 400 to any temperature but their own."""
     body = {"messages": HI, "temperature": 0, "top_p": 0.9, "tools": [{"type": "function"}]}

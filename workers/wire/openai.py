@@ -10,7 +10,7 @@ import msgspec
 from penstock.engine.catalog import Account
 from penstock.engine.items import Answer, Call, Failure, OutputSpec, Usage
 from penstock.workers import answers, schemas
-from penstock.workers.wire import bills
+from penstock.workers.wire import bills, streamed
 from penstock.workers.wire.base import (
     REFUSABLE,
     Bucket,
@@ -40,6 +40,8 @@ class Traits(msgspec.Struct, frozen=True):
     json_schema: bool = True
     """False: knows only `json_object`, so the schema is told in words."""
     requests_window_s: float = 60.0
+    whole_up_to: int | None = None
+    """Output tokens; a request that may have more of them is refused unless its answer is streamed."""
 
 
 NEW = "max_completion_tokens"
@@ -54,6 +56,8 @@ TRAITS: dict[str, Traits] = {
     "cerebras": Traits(ceiling=NEW),
     # api-docs.deepseek.com: json_object only. It ignores the new name of the ceiling without a word.
     "deepseek": Traits(json_schema=False),
+    # 400: "Requests with max_tokens > 4096 must have stream=true"
+    "fireworks": Traits(whole_up_to=4096),
 }
 HOSTS = {
     "api.openai.com": "openai",
@@ -62,6 +66,7 @@ HOSTS = {
     "api.groq.com": "groq",
     "api.cerebras.ai": "cerebras",
     "api.deepseek.com": "deepseek",
+    "api.fireworks.ai": "fireworks",
 }
 """Host, or the end of it behind a dot → its name in `TRAITS`."""
 
@@ -103,14 +108,18 @@ def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str,
 
 
 _DROPPED = frozenset({"model", "stream", "stream_options", "metadata"})
-"""The router chose the model; answers are read whole; OpenAI takes metadata of requests that it keeps (`store`) alone,
-which none is, and other hosts take none."""
+"""The router chose the model; answers are read whole, also where they have to be streamed; OpenAI takes metadata of
+requests that it keeps (`store`) alone, which none is, and other hosts take none."""
 
 
 def _ceiling(out: Body, max_tokens: int, traits: Traits) -> None:
     """One ceiling, never above what the budget was reserved for, under the one name that this host obeys."""
     said = [out.pop(name) for name in ("max_tokens", NEW) if name in out]
-    out[traits.ceiling] = _raw(min([max_tokens, *(int(bytes(raw)) for raw in said if _digits(raw))]))
+    ceiling = min([max_tokens, *(int(bytes(raw)) for raw in said if _digits(raw))])
+    out[traits.ceiling] = _raw(ceiling)
+    if traits.whole_up_to is not None and ceiling > traits.whole_up_to:
+        out["stream"] = msgspec.Raw(b"true")
+        out["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
 
 
 def _digits(raw: msgspec.Raw) -> bool:
@@ -199,8 +208,9 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         return Read(failure=failed(status, headers, body, now, limits), request_id=request_id, limits=limits)
     body = trim(body)
     try:
+        body = streamed.joined(body) if body.startswith(b"data:") else body
         response = _response.decode(body)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         failure = fail("invalid_response", f"the answer is not a chat completion: {error}", status)
         return Read(failure=failure, request_id=request_id, limits=limits)
     usage = _translate(response.usage)
