@@ -207,8 +207,8 @@ class Lane:
             slot = self.ready.pop(pool)
             if slot is None:
                 break
-            model = slot.model
-            if not self._health.allow(slot.target, now):
+            model, target = slot.model, slot.target
+            if not self._health.allow(target, now):
                 self.places.divert(slot, now, self.tally)
             elif self._may_send(slot, now):
                 slot.attempt += 1
@@ -218,7 +218,7 @@ class Lane:
                 max_tokens -= slot.tokens
                 calls.append(self._calls.call(slot, model))
             else:
-                self._health.unprobe(slot.target)
+                self._health.unprobe(target)  # as it was: an item that could not be paid goes elsewhere
         return calls
 
     def _may_send(self, slot: Slot, now: float) -> bool:

@@ -488,6 +488,23 @@ def test_a_shadow_has_its_own_money_and_must_fit_the_jobs_as_well() -> None:
     assert rig.lane.spent_out is None, "the run is not out of money"
 
 
+def test_a_judge_on_probation_can_be_asked_though_a_step_could_not_be_paid() -> None:
+    """The probe was never sent: the next call, of an item that has money, may be it."""
+    rig = Rig(GRADED, (Budget(10**9, role="judge"),))
+    health = rig.lane.targets.health
+    for told in ("by the ledger", "by the lane, which knows"):
+        rig.offer()
+        rig.land(rig.take()[0])
+        if told == "by the lane, which knows":
+            health.record("judge", Failure("daily_limit", "m", retry_after_s=10.0), rig.now)
+            rig.now += 11.0
+        assert rig.take() == []
+        for wish in rig.lane.wishes():
+            rig.lane.refused(wish, "spent", rig.now)
+    assert rig.failed == {"judge|budget": 2}
+    assert not health.is_open("judge", rig.now)
+
+
 def test_a_lane_that_drains_ends_what_has_its_answer() -> None:
     """It was paid for; asking again for the sake of a score would pay twice."""
     rig = Rig(GRADED)
