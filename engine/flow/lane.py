@@ -108,7 +108,7 @@ class Lane:
         self.cells = Cells(cells_in(chunks), self._calls.priced, self._calls.promises)
         self.ends = Ends(self.progress, self.shelf, tally, self.cells, self.router.tier1_price, self.chains)
         self.slots = self.ends.slots
-        steps = Steps(self.router, self._calls, self.catalog, tally)
+        steps = Steps(self.router, self._calls, self.catalog, tally, stopped=self.draining)
         self.flights = Flights(
             self.ends,
             self._calls,

@@ -44,7 +44,7 @@ end: the answer that counts would have waited for longer, so a candidate is not 
 
 
 class Steps:
-    def __init__(self, router: Router, calls: Calls, catalog: Catalog, tally: Tally) -> None:
+    def __init__(self, router: Router, calls: Calls, catalog: Catalog, tally: Tally, *, stopped: bool) -> None:
         self._router = router
         self._calls = calls
         self._tasks = calls.policy.tasks
@@ -58,8 +58,8 @@ class Steps:
         """The same of tasks with the shadow stage of a rollout."""
         self._untold = frozenset(name for name, wall in catalog.walls.items() if wall.sample == "never")
         """Walls of which no quality record is ever written: nothing is asked for it either."""
-        self.stopped = False
-        """Nothing is sent any more: the lane drains."""
+        self.stopped = stopped
+        """Nothing is sent any more: the lane drains, as it may already while it is being opened."""
 
     # -- an item enters, goes from step to step, and leaves
 

@@ -20,7 +20,7 @@ from penstock.engine.items import (
     Role,
     Usage,
 )
-from penstock.engine.policy import Policy, Task
+from penstock.engine.policy import Policy, Scorer, Task
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(10**9, 10**9)
@@ -40,10 +40,10 @@ SETTINGS = LaneSettings(0, "r", horizon_floor=1000, beyond_max=64, shelf_after_s
 class Owner(OneLane):
     """`disk`: what its last owner's commits, and its own, left."""
 
-    def __init__(self, disk: dict[str, bytes], seq: int = 0) -> None:
+    def __init__(self, disk: dict[str, bytes], seq: int = 0, policy: Policy = POLICY) -> None:
         self.disk = disk
         self.results: list[Result] = []
-        super().__init__(CATALOG, POLICY, HOOKS, settings=SETTINGS)
+        super().__init__(CATALOG, policy, HOOKS, settings=SETTINGS)
         if seq:
             self.begin(dict(disk), seq)
 
@@ -70,10 +70,9 @@ def left(call: Call, outcome: Outcome | None = None) -> Adopted:
     return Adopted(call.item_id, 0, call.attempt, "m", "w", outcome, version="v1")
 
 
-def test_a_shelved_item_gets_the_answer_that_a_worker_has() -> None:
-    """It was at the worker when it went to the shelf: what is kept of it names that very attempt."""
-    disk: dict[str, bytes] = {}
-    first = Owner(disk)
+def shelved() -> tuple[Owner, Call]:
+    """An owner whose one item is on the shelf, while its call is at the worker."""
+    first = Owner({})
     for number in range(20):
         first.offer(number)
     first.save()
@@ -83,11 +82,31 @@ def test_a_shelved_item_gets_the_answer_that_a_worker_has() -> None:
     first.save()
     first.now += 30.0
     first.save()
-    assert SHELF + slow.item_id in disk
+    assert SHELF + slow.item_id in first.disk
+    return first, slow
+
+
+def test_a_shelved_item_gets_the_answer_that_a_worker_has() -> None:
+    """It was at the worker when it went to the shelf: what is kept of it names that very attempt."""
+    first, slow = shelved()
+    disk = first.disk
     heir = Owner(disk, first.lane.seq)
     heir.lane.adopt([left(slow, answered(slow, "slow"))])
     heir.lane.restore_shelf(heir.now)
     assert heir.take() == []
+    assert heir.save() == ["slow"]
+
+
+def test_a_lane_that_drains_while_it_is_opened_ends_what_has_its_answer() -> None:
+    """Its judge is not asked, since nothing is sent any more; the answer was paid for, and is not thrown away."""
+    first, slow = shelved()
+    judge = Scorer("judge", model="other", rubric="good?", choices=("1", "2"))
+    task = Task("t", max_tokens=10, sample=1.0, scorers=(judge,))
+    heir = Owner({}, policy=Policy({"t": task}, default_task="t"))
+    heir.lane.drain(heir.now)
+    heir.begin(first.disk, first.lane.seq)
+    heir.lane.adopt([left(slow, answered(slow, "slow"))])
+    heir.lane.restore_shelf(heir.now)
     assert heir.save() == ["slow"]
 
 
