@@ -165,3 +165,8 @@ class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
     walls: dict[str, Wall] = {}
     unknown_wall: Literal["refuse", "public"] = "refuse"
     """What happens where walls are declared and an item's sensitivity is missing, null or unnamed."""
+
+    def redacts(self, wall: str | None) -> bool | None:
+        """How a quality sample of this wall is written: False whole, True redacted, None not at all."""
+        rule = self.walls[wall].sample if wall is not None and wall in self.walls else "keep"
+        return {"keep": False, "redact": True, "never": None}[rule]

@@ -373,13 +373,6 @@ class Lane:
         self._calls.reprice(model, price)
         self.router.reprice(model, price)
 
-    # -- what the shell asks
-
-    def redacts(self, wall: str | None) -> bool | None:
-        """How a quality sample of this wall is written: False whole, True redacted, None not at all."""
-        rule = self.catalog.walls[wall].sample if wall is not None and wall in self.catalog.walls else "keep"
-        return {"keep": False, "redact": True, "never": None}[rule]
-
     # -- commit
 
     @property

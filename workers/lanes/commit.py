@@ -141,7 +141,7 @@ class LaneCommit:
 
     def _samples(self, result: Result) -> list[OutRecord]:
         """Of the answer, of its shadows', and of those that its cascade did not believe."""
-        redact = self._machine.redacts(result.route.wall)
+        redact = self._machine.catalog.redacts(result.route.wall)
         if redact is None:
             return []
         scored = [(score, None) for score in result.scores]
