@@ -98,9 +98,8 @@ def build(call: Call, output: OutputSpec | None, account: Account) -> tuple[str,
     out: Body = {"model": _raw(call.upstream)}
     dropped = _DROPPED | REFUSABLE.intersection(call.lacks) if call.lacks else _DROPPED
     for key, value in body.items():
-        if key in dropped or (key == "metadata" and not traits.metadata):
-            continue
-        out[key] = value
+        if key not in dropped:
+            out[key] = value
     _ceiling(out, call.max_tokens, traits)
     if output is not None:
         _constrain(out, output, traits, call.lacks)
