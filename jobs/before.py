@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from penstock.connectors.registry import where
+from penstock.engine.catalog import Model, Price
+from penstock.engine.pricing import price_of
 from penstock.jobs.history import History, is_over, is_silent
 from penstock.jobs.progress import done_items
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -50,3 +52,24 @@ class Before(msgspec.Struct, frozen=True):
         edited = self.spec.fingerprint != spec.fingerprint or known != where(spec.sinks["results"])
         fresh = given.fresh or (spec.limit is not None and edited)
         return msgspec.structs.replace(given, fresh=fresh, results_at=None if fresh else known)
+
+    def repriced(self, spec: RunSpec) -> list[str]:
+        """Models of the job whose calls cost something else than by the last command of the run."""
+        from penstock.jobs.spec.digest import names_called
+
+        if self.spec is None:
+            return []
+        then, now = self.spec.catalog.models, spec.catalog.models
+        known = [name for name in names_called(spec.policy, spec.catalog) if name in then and name in now]
+        return [name for name in known if _repriced(then[name], now[name])]
+
+
+def _repriced(then: Model, now: Model) -> bool:
+    both = {v.id for v in then.versions} & {v.id for v in now.versions}
+    return any(_rates(then, version) != _rates(now, version) for version in both)
+
+
+def _rates(model: Model, version: str) -> Price | None:
+    """The name that a price goes by is no rate."""
+    price = price_of(model, version)
+    return None if price is None else msgspec.structs.replace(price, version="")

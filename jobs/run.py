@@ -236,6 +236,9 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     options = before.options(spec, given)
     spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
     display.show(_before_ray(spec, session.address))
+    if not options.fresh and (models := before.repriced(spec)):
+        names = ", ".join(models)
+        display.say(f"the prices of {names} have changed since the run's last command: what is left costs the new ones")
     start = session.open_cluster or _real_cluster
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
     feedback = following(Followed(spec.feedback, spec.state, spec.run_id), display.say)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.state import open_state
-from penstock.engine.catalog import Catalog
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import Held, PenstockError, Refused, Temporary
 from penstock.engine.policy import Policy
 from penstock.jobs import exits, replay, trial
@@ -345,6 +345,26 @@ def test_a_refused_command_changes_nothing_that_history_says(tmp_path: Path) -> 
         running.execute(changed, session, Heard(), Stop())
     assert history.spec("job-1") == spec
     assert history.cancel_asked("job-1")
+
+
+def test_a_run_that_goes_on_at_other_prices_says_so(tmp_path: Path) -> None:
+    """Of models that the job asks; another name of the same price is no change, and a new version is none."""
+
+    def told(rate: int, name: str = "t", more: tuple[Version, ...] = ()) -> list[str]:
+        accounts, versions = {"a": Account("a", "openai", "http://a")}, (Version("v1", "m"), *more)
+        models = {
+            each: Model(each, versions, "v1", account="a", price=Price(rate * times, 1, version=name))
+            for each, times in (("asked", 1), ("steady", 0), ("other", 1))
+        }
+        spec = msgspec.structs.replace(spec_in(tmp_path), catalog=Catalog(accounts, models, {1: ("asked", "steady")}))
+        heard = Heard()
+        running.execute(spec, Session(open_cluster=ScriptedCluster(ScriptedRun(["done"], Tally())).open), heard, Stop())
+        return [said for said in heard.said if "prices" in said]
+
+    assert told(5) == []
+    assert told(5, "renamed", (Version("v2", "m"),)) == []
+    assert told(6) == ["the prices of asked have changed since the run's last command: what is left costs the new ones"]
+    assert told(6) == []
 
 
 def test_a_trial_of_an_edited_job_starts_over(tmp_path: Path) -> None:
