@@ -384,6 +384,13 @@ A_MINUTE = gemini_limit("input_token_count, limit: 1000000, model: gemini-x\nPle
 A_DAY = gemini_limit("requests, limit: 20\nPlease retry in 33.8s.", "GenerateRequestsPerDayPerProjectPerModel")
 NONE = gemini_limit("free_tier_requests, limit: 0, model: gemini-x\nPlease retry in 33.8s.")
 DEPLETED = gemini(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted. Please go to AI Studio")
+TOO_LARGE = {
+    "error": {
+        "message": "Request too large for gpt-x on tokens per min (TPM): Limit 30000, Requested 61337.",
+        "type": "tokens",
+        "code": "rate_limit_exceeded",
+    }
+}
 FLAGGED = "Content violates usage guidelines. Team: t, Model: grok-x, Failed check: SAFETY_CHECK_TYPE_BIO"
 MODERATED = (
     'openai/gpt-x requires moderation on OpenAI. Your input was flagged for "violence". No credits were charged.'
@@ -429,7 +436,22 @@ ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, {}, "too_long"),
     (400, {"message": "x", "type": "invalid_request_error", "code": "context_length_exceeded"}, {}, "too_long"),
     (400, {"message": "This model's maximum context length is 1024 tokens."}, {}, "too_long"),
+    (
+        400,
+        [
+            gemini(
+                400, "INVALID_ARGUMENT", "The input token count (3475108) exceeds the maximum number of tokens allowed"
+            )
+        ],
+        {},
+        "too_long",
+    ),
+    (400, {"error": "This model's maximum prompt length is 131072 but the request has 136973."}, {}, "too_long"),
+    (422, {"error": {"message": "`inputs` tokens + `max_new_tokens` must be <= 4097."}}, {}, "too_long"),
+    (400, {"message": "The input (9 tokens) is longer than the model's context length (8 tokens)."}, {}, "too_long"),
     (413, {"error": {"message": "too large"}}, {}, "too_long"),
+    (413, TOO_LARGE, {}, "bad_request"),
+    (429, TOO_LARGE, {"retry-after": "60"}, "bad_request"),
     (400, {"error": {"message": "x", "code": "content_policy_violation"}}, {}, "refused"),
     (400, {"error": {"message": "x", "code": "content_filter"}}, {}, "refused"),
     (400, {"error": {"message": "Failed to generate JSON.", "code": "json_validate_failed"}}, {}, "invalid_output"),

@@ -108,7 +108,13 @@ _BY_CODE: dict[str, FailureKind] = {
 }
 """Error codes and types that say more than the status does."""
 
-_TOO_LONG = ("maximum context length", "context_length", "prompt is too long", "longer than the maximum model length")
+_TOO_LONG = (
+    *("maximum context length", "context_length", "prompt is too long", "longer than the maximum model length"),
+    "exceeds the maximum number of tokens",  # Gemini
+    "maximum prompt length",  # xAI
+    "`inputs` tokens + `max_new_tokens` must be",  # Together
+    "longer than the model's context length",  # SGLang
+)
 _NO_MONEY = (
     "insufficient balance",
     "credit balance",
@@ -121,6 +127,8 @@ _FLAGGED = ("violates usage guidelines", "input was flagged", "requires moderati
 """xAI and OpenRouter say this with the status of a refused key."""
 _A_DAY = ("per day", "per_day", "perday", "(rpd)", "(tpd)", "daily")
 _BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
+    # Above what the account may send in a minute: it never passes, and another account's target need not be larger.
+    (frozenset({413, 429}), ("request too large for",), "bad_request"),
     (frozenset({400, 413, 422}), _TOO_LONG, "too_long"),
     (frozenset({400, 403, 429}), _NO_MONEY, "spend_cap"),
     (frozenset({403}), _FLAGGED, "refused"),
