@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from penstock.engine.items import Outcome
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.ports import CallName, LanePort
@@ -51,6 +53,15 @@ class LaneAt:
             return waiting
         self.undelivered = [landed for landed in waiting if landed[0].right is not right]
         return [landed for landed in waiting if landed[0].right is right]
+
+    def waiting(self) -> Iterator[Outcome]:
+        """Outcomes that the owner, or the next one, has not yet."""
+        return (outcome for _, outcome in (*self.delivering, *self.undelivered))
+
+    @property
+    def stranded(self) -> bool:
+        """What an owner left whose successor did not ask us: nobody may ever come for it."""
+        return bool(self.undelivered) and self.busy is None and self.lost_at is None and not self.tickets
 
     def keep(self, landed: list[Landed]) -> None:
         self.undelivered = (landed + self.undelivered)[-KEEP_MAX:]

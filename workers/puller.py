@@ -318,6 +318,11 @@ class Puller:
         """The engine owes outcomes."""
         return any(at.tickets for at in self._lanes.values())
 
+    @property
+    def holds(self) -> bool:
+        """A lane's next owner may come for calls that go on, or for answers that could not be delivered."""
+        return self.busy or any(outcome.failure is None for at in self._lanes.values() for outcome in at.waiting())
+
     def died(self, error: EngineDead) -> None:
         """No more work is taken, and what was in flight is told: its lanes send it elsewhere at once."""
         self.dead = error
@@ -369,6 +374,8 @@ class Puller:
         await asyncio.gather(*there, *(self._tell_missed(key[1], at) for key, at in lanes if at.missed))
         taking = {(job, lane) for job, lane, _ in self._underway}  # what these bring must find its lane
         for key, at in list(self._lanes.items()):
+            if at.stranded and at.job not in self._boards:
+                at.lost_at = now
             lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
             if key not in taking and (lost or (at.empty and at.job not in self._boards)):
                 del self._lanes[key]

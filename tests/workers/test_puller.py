@@ -437,6 +437,22 @@ async def test_answers_nobody_came_for_are_dropped_in_the_end(world: World) -> N
     assert world.puller._lanes == {}
 
 
+async def test_what_an_owner_left_that_nobody_asked_for_is_dropped_in_the_end(world: World) -> None:
+    """Its successor was given work, and the run went on to its end without it."""
+    world.lane.epoch, world.lane.calls = (1, 2), [call("d")]
+    await until(lambda: len(world.engine.tickets) == 4)
+    world.engine.land("a", "b", "c", "d")
+    await until(lambda: world.lane.got == [((1, 2), ["d"])])
+    world.puller.leave("job", FIRST)
+    world.lane.alive = False
+    await until(lambda: world.puller._lanes["job", 0].busy is None)
+    await world.puller.renew()
+    assert world.puller.holds
+    world.clock.now += KEEP_S + 1
+    await world.puller.renew()
+    assert (world.puller._lanes, world.puller.holds) == ({}, False)
+
+
 async def test_the_next_driver_of_a_run_numbers_its_owners_anew(world: World) -> None:
     """A run is begun again at once, on the same workers: its lane has the same number and owner as before, and is
     another actor. The worker asks the new driver for it, not the old lane for ever."""
