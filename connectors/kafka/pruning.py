@@ -16,13 +16,13 @@ from penstock.connectors.filestore.disk import no_faults
 from penstock.connectors.kafka.client import new_admin, new_consumer, opened, within
 from penstock.connectors.kafka.control import FRESH, Claim, Hold
 from penstock.connectors.kafka.keys import PLAN, Scope
-from penstock.connectors.kafka.lane import Transactions
+from penstock.connectors.kafka.lane import Transactions, fenced
 from penstock.connectors.kafka.opening import BATCH_BYTES, PARTITIONS, frozen_partitions
 from penstock.connectors.kafka.progress import FETCH_BYTES, READ_S, joined, records_below
 from penstock.connectors.kafka.records import Row
 from penstock.connectors.kafka.topics import TopicFacts, ends, look_up
 from penstock.connectors.settings import Connection
-from penstock.engine.errors import Corrupt, SpecError
+from penstock.engine.errors import Corrupt, PenstockError, SpecError
 from penstock.engine.flow.progress import OUTBOX, PROGRESS, SHELF, saved_in
 from penstock.engine.plan import Plan
 
@@ -54,6 +54,7 @@ class Progress:
         self._facts: TopicFacts | None = None
         self._partitions = 0
         self._keys: dict[str, _Keys] = defaultdict(dict)
+        self._upto: dict[TopicPartition, int] = {}
         self._last: dict[str, float] = defaultdict(float)
         self._sizes: dict[str, dict[tuple[int, bytes], int]] = defaultdict(dict)
 
@@ -66,7 +67,7 @@ class Progress:
             raise SpecError(f"there is no topic {self._name} at {connection.bootstrap}: is it the progress topic?")
         self._facts, self._partitions = facts, await frozen_partitions(connection, facts)
         async with opened(new_consumer(connection, fetch_bytes=FETCH_BYTES), connection) as consumer:
-            upto = await ends(consumer, connection, facts.all())
+            self._upto = upto = await ends(consumer, connection, facts.all())
             for where in facts.all():
                 consumer.assign([where])
                 async with within(READ_S, connection, f"reading {where.topic}/{where.partition}") as limit:
@@ -99,20 +100,42 @@ class Progress:
         except (Corrupt, msgspec.MsgspecError):
             return False
 
-    async def prune(self, found: Found) -> None:
-        """All or nothing. Raises `Away`, `Refused`."""
+    async def prune(self, found: Found) -> bool:
+        """All or nothing. False: somebody has begun it anew since it was read. Raises `Away`, `Refused`."""
         assert self._facts is not None
         scope, facts, keys = Scope(found.name, self._partitions), self._facts, self._keys[found.name]
+        if await self._moved(scope):
+            return False
+        driver = Transactions(self._connection, scope.transactional_id("driver"), batch_bytes=BATCH_BYTES)
+        await driver.start()  # whoever begins it from here on ends our transaction
+        if await self._moved(scope):
+            driver.close()
+            return False
         for lane in _unreleased(keys):  # a process that only sleeps can commit nothing after this
             await self._fenced(scope, lane)
         gone = [place for place in keys if _parts(place[1])[0] not in _CONTROLS]
         rows = [Row(facts, key, None, partition=partition) for partition, key in gone]
         epoch = msgspec.msgpack.encode(_last_epoch(keys))
         rows.append(Row(facts, scope.key(FRESH), epoch, partition=scope.control))
-        driver = Transactions(self._connection, scope.transactional_id("driver"), batch_bytes=BATCH_BYTES)
-        await driver.start()
-        await driver.write(rows, no_faults)
+        try:
+            await driver.write(rows, no_faults)
+        except PenstockError as error:
+            if not fenced(error):
+                raise
+            return False
         driver.close()
+        return True
+
+    async def _moved(self, scope: Scope) -> bool:
+        """Whether a process told of itself since then. Read uncommitted, as `Control` does: nobody's open transaction
+        hides it."""
+        connection, where = self._connection, TopicPartition(self._name, scope.control)
+        async with opened(new_consumer(connection, committed=False), connection) as consumer:
+            end = (await ends(consumer, connection, [where]))[where]
+            consumer.assign([where])
+            consumer.seek(where, self._upto[where])
+            async with within(READ_S, connection, f"reading {where.topic}/{where.partition}") as limit:
+                return any([scope.parts(r.key) is not None async for r in records_below(consumer, where, end, limit)])
 
     async def _fenced(self, scope: Scope, lane: int) -> None:
         fence = Transactions(self._connection, scope.transactional_id(lane), batch_bytes=BATCH_BYTES)

@@ -88,8 +88,7 @@ async def take_out(
     gone = [run for run in runs if run.over and run.last_at < before]
     if gone and log is not None:
         await asyncio.to_thread(_record, log, connection, topic, gone)
-        for run in gone:
-            await progress.prune(run)
+        gone = [run for run in gone if await progress.prune(run)]
     await ended()
     return gone, [run for run in runs if run not in gone]
 

@@ -18,11 +18,12 @@ from penstock.connectors.audit import open_audit
 from penstock.connectors.base import Holder, OutRecord
 from penstock.connectors.kafka import control, progress
 from penstock.connectors.kafka.client import ended
+from penstock.connectors.kafka.keys import Scope
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.pruning import Found, Progress
 from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.settings import Connection, KafkaSink
-from penstock.engine.errors import PenstockError
+from penstock.engine.errors import PenstockError, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
 from penstock.engine.plan import Plan, Split
 from penstock.jobs import cli
@@ -114,6 +115,39 @@ async def test_only_runs_that_are_over_are_pruned_and_begin_anew_under_their_nam
     assert await other.hold(WHO) == 2
     assert (await other.take(0, (2, 1))).seq == 1
     assert await runs.committed(begun) == LANES
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("looks", [0, 1, 2])
+async def test_a_run_that_is_begun_anew_while_runs_are_pruned_stays(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """What was read of it is old by then. It begins behind so many looks whether it did: the second is the last."""
+    await runs.worked("anew")
+    progress = Progress(Connection(runs.bootstrap), runs.topic)
+    (found,) = await progress.read()
+    store, look, left = runs.open("anew"), progress._moved, [looks]  # pyright: ignore[reportPrivateUsage]
+
+    async def then_hold(scope: Scope) -> bool:
+        moved = await look(scope)
+        left[0] -= 1
+        if left[0] == 0:
+            await store.hold(WHO)
+        return moved
+
+    monkeypatch.setattr(progress, "_moved", then_hold)
+    if looks == 0:
+        await store.hold(WHO)
+    assert found.over
+    assert not await progress.prune(found)
+    plan = await store.read_plan()
+    assert plan is not None
+    plan = msgspec.structs.replace(plan, version=plan.version + 1)
+    if looks == 1:  # its driver was fenced, and is told to try again
+        with pytest.raises(Temporary):
+            await store.write_plan(plan)
+    await store.write_plan(plan)
+    assert (await store.take(0, (2, 1))).seq == 1
 
 
 @pytest.mark.kafka
