@@ -355,6 +355,7 @@ ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (504, error("timeout_error"), {}, "server_error"),
     (401, error("authentication_error"), {}, "auth"),
     (403, error("permission_error"), {}, "auth"),
+    (400, error("invalid_request_error", "This organization has been disabled."), {}, "auth"),
     (402, error("billing_error"), {}, "spend_cap"),
     (400, error("invalid_request_error", "Your credit balance is too low"), {}, "spend_cap"),
     (400, error("invalid_request_error", "You have reached your specified API usage limits."), {}, "spend_cap"),

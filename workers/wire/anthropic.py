@@ -265,6 +265,7 @@ _BY_TYPE: dict[str, FailureKind] = {
 
 _NO_MONEY = ("credit balance", "usage limits", "spend limit", "spending limit")
 """400 invalid_request_error carries these where one's own spend limit is reached or the balance is gone."""
+_DISABLED = ("organization has been disabled",)
 _TOO_LONG = ("prompt is too long", "exceed context limit", "context window")
 _POLICY = ("content filtering policy", "usage policy", "output blocked")
 _A_DAY = ("per day", "daily")
@@ -280,6 +281,8 @@ def _kind(status: int, error: _Said) -> FailureKind:
     said = error.message.lower()
     if error.code == "enforced_spend_limit_reached" or (status in (400, 403, 429) and contains(said, _NO_MONEY)):
         return "spend_cap"
+    if status in (400, 403) and contains(said, _DISABLED):
+        return "auth"
     if status in (400, 413) and contains(said, _TOO_LONG):
         return "too_long"
     if status in (400, 403) and contains(said, _POLICY):

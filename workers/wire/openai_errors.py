@@ -99,6 +99,9 @@ _BY_CODE: dict[str, FailureKind] = {
     "content_filter": "refused",
     "invalid_prompt": "refused",  # OpenAI's reasoning models: "flagged as potentially violating our usage policy"
     "model_not_found": "not_found",
+    "model_decommissioned": "not_found",  # Groq
+    "model_not_available": "not_found",  # Together
+    "invalid_model": "not_found",  # Mistral
     "invalid_api_key": "auth",
     # Groq: the model's slip, told as if the request were wrong
     "json_validate_failed": "invalid_output",
@@ -123,6 +126,9 @@ _NO_MONEY = (
     "spending cap",
     "credits are depleted",
 )
+_WRONG_KEY = ("api key not valid", "api key not found", "api key expired", "incorrect api key")
+"""Gemini and xAI tell a wrong key as a wrong request; `_NO_MODEL`: so do DeepSeek and OpenRouter an unknown model."""
+_NO_MODEL = ("model not exist", "is not a valid model id")
 _FLAGGED = ("violates usage guidelines", "input was flagged", "requires moderation")
 """xAI and OpenRouter say this with the status of a refused key."""
 _A_DAY = ("per day", "per_day", "perday", "(rpd)", "(tpd)", "daily")
@@ -130,7 +136,9 @@ _BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
     # Above what the account may send in a minute: it never passes, and another account's target need not be larger.
     (frozenset({413, 429}), ("request too large for",), "bad_request"),
     (frozenset({400, 413, 422}), _TOO_LONG, "too_long"),
-    (frozenset({400, 403, 429}), _NO_MONEY, "spend_cap"),
+    (frozenset({400, 403, 412, 429}), _NO_MONEY, "spend_cap"),  # 412: Fireworks
+    (frozenset({400}), _WRONG_KEY, "auth"),
+    (frozenset({400}), _NO_MODEL, "not_found"),
     (frozenset({403}), _FLAGGED, "refused"),
     # OpenRouter, of a model that has no host for pictures or tools
     (frozenset({404}), ("no endpoints found that support",), "bad_request"),
@@ -146,11 +154,16 @@ _BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
 """Statuses, words of the message (of a 429 also of Google's details), and what they mean. The first that fits."""
 
 
+_FIRST = 200
+"""Characters of a refusal that are looked at: some hosts repeat the request behind them, and what a user wrote closes no
+account."""
+
+
 def _kind(status: int, error: HostError) -> FailureKind:
     for name in (error.code, error.type):
         if isinstance(name, str) and (kind := _BY_CODE.get(name.lower().replace(" ", "_"))) is not None:
             return kind
-    said = _said(error) if status == 429 else (error.message or "").lower()
+    said = _said(error) if status == 429 else (error.message or "")[:_FIRST].lower()
     for statuses, words, kind in _BY_WORDS:
         if status in statuses and contains(said, words):
             return kind
