@@ -177,6 +177,13 @@ def test_a_declared_price_may_have_a_part_for_each_request(tmp_path: Path) -> No
     assert price_text(made.catalog.models["m"].price) == "$1 in, $1 out per million tokens, $0.005 a request (declared)"
 
 
+def test_a_model_may_lack_capabilities_and_parameters(tmp_path: Path) -> None:
+    """So that it can share a task with models that take them."""
+    named = "models: [{name: gpt, account: openai, model: gpt-5, lacks: [images, json_schema, temperature, top_p]}]"
+    made = job(tmp_path, MINIMAL.replace("models: [anthropic/claude-haiku-4-5]", named))
+    assert made.catalog.models["gpt"].lacks == ("images", "json_schema", "temperature", "top_p")
+
+
 def test_the_catalogue_holds_accounts_models_tiers_and_walls(whole: RunSpec) -> None:
     """Limits, declared prices, own workers and their versions."""
     catalog = whole.catalog
