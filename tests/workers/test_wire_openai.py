@@ -422,6 +422,7 @@ ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (529, {"error": {"message": "busy"}}, {}, "overloaded"),
     (500, {"error": {"message": "x"}}, {}, "server_error"),
     (502, b"<html>bad gateway</html>", {}, "server_error"),
+    (408, {"error": {"message": "litellm.Timeout: Connection timed out after 600 seconds."}}, {}, "server_error"),
     (504, b"", {}, "server_error"),
     (524, b"<html>a timeout occurred</html>", {}, "server_error"),
     (401, {"error": {"message": "no key", "code": "invalid_api_key"}}, {}, "auth"),
@@ -490,7 +491,7 @@ def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dic
     read = got(status, body, headers)
     assert read.answer is None
     assert read.failure.kind == kind
-    waited = read.failure.status in (504, 524)
+    waited = read.failure.status in (408, 504, 524)
     assert read.failure.may_be_billed is (waited or kind in ("invalid_response", "invalid_output"))
     assert read.failure.message
 

@@ -155,8 +155,8 @@ _BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
 
 
 _FIRST = 200
-"""Characters of a refusal that are looked at: some hosts repeat the request behind them, and what a user wrote closes no
-account."""
+"""Characters of a refusal that are looked at: some hosts repeat the request behind them, and what a user wrote closes
+no account."""
 
 
 def _kind(status: int, error: HostError) -> FailureKind:
