@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from penstock.engine.items import Outcome
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.ports import CallName, LanePort
@@ -53,10 +51,6 @@ class LaneAt:
             return waiting
         self.undelivered = [landed for landed in waiting if landed[0].right is not right]
         return [landed for landed in waiting if landed[0].right is right]
-
-    def waiting(self) -> Iterator[Outcome]:
-        """Outcomes that the owner, or the next one, has not yet."""
-        return (outcome for _, outcome in (*self.delivering, *self.undelivered))
 
     @property
     def stranded(self) -> bool:

@@ -318,11 +318,6 @@ class Puller:
         """The engine owes outcomes."""
         return any(at.tickets for at in self._lanes.values())
 
-    @property
-    def holds(self) -> bool:
-        """A lane's next owner may come for calls that go on, or for answers that could not be delivered."""
-        return self.busy or any(outcome.failure is None for at in self._lanes.values() for outcome in at.waiting())
-
     def died(self, error: EngineDead) -> None:
         """No more work is taken, and what was in flight is told: its lanes send it elsewhere at once."""
         self.dead = error

@@ -1,7 +1,7 @@
 """The Ray actor around one engine (an API account's dispatcher, or a vLLM): belongs to the cluster, not to a job.
 
-It leaves by itself when no job has used it for a while and nobody may come for answers that it holds, and ends its
-process the hard way when its engine is dead, so that whoever watches it learns of it at once.
+It leaves by itself when no job has used it for a while, and ends its process the hard way when its engine is dead, so
+that whoever watches it learns of it at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from penstock.workers.verifying import Verifier
 
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""
-WATCH_EVERY_S = 0.5
 EXPORT_EVERY_S = 5.0
 LAST_WORD_S = 5.0
 """For the reply that says why an engine can't load: it is late on a busy machine, and where it never comes, a wrong
@@ -208,7 +207,7 @@ class WorkerActor:
     async def _watch(self, puller: Puller) -> None:
         stall = Stall()
         while True:
-            await asyncio.sleep(WATCH_EVERY_S)
+            await asyncio.sleep(0.5)
             self._shares.see(puller.jobs, time.monotonic())
             for job in self._logs.keys() - set(puller.jobs):
                 self._close_log(job, "worker gave up a driver that was mute")
@@ -221,5 +220,5 @@ class WorkerActor:
                     log("error", "engine died", worker=self._settings.name, reason=str(puller.dead)[:500])
                 await asyncio.sleep(GRACE_S)
                 os._exit(1)
-            if not puller.jobs and not puller.holds and time.time() - puller.idle_since > self._keep_s:
+            if not puller.jobs and time.time() - puller.idle_since > self._keep_s:
                 os._exit(0)

@@ -70,43 +70,6 @@ async def test_a_worker_whose_engine_hangs_ends(monkeypatch: pytest.MonkeyPatch)
     await puller.close()
 
 
-async def test_a_worker_stays_while_somebody_may_come_for_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its driver was killed; the command is run again after minutes, and would pay for them again."""
-    looks = 0
-
-    def ended(code: int) -> None:
-        raise Ended
-
-    def look(*_: object) -> None:
-        nonlocal looks
-        looks += 1
-
-    monkeypatch.setattr(worker_actor.os, "_exit", ended)
-    monkeypatch.setattr(worker_actor, "WATCH_EVERY_S", 0.0)
-    engine, clock = Script(), Clock()
-    lane = LaneStub((1, 1), [call("a"), call("b")], clock)
-    puller = Puller("w", "api:a", engine, lambda ticket, outcome: outcome, clock)
-    puller.start()
-    puller.serve("job", BoardStub(lane), (0.0, 1))
-    await until(lambda: puller.busy)
-    puller.leave("job", (0.0, 1))
-    lane.alive = False
-    engine.land("a", failure=Failure("cancelled", "nobody wants it"))
-    actor = WorkerActor(msgspec.msgpack.encode(WorkerSettings("w", "api a", "api:a", "api")))
-    monkeypatch.setattr(actor._shares, "see", look)
-    watching = asyncio.ensure_future(actor._watch(puller))
-    await until(lambda: looks > 3)
-    engine.land("b")
-    await until(lambda: not puller.busy)
-    upto = looks + 3
-    await until(lambda: looks > upto)
-    puller.adopt("job", 0, (1, 2), LaneStub((1, 2), [], clock), clock() + 5)
-    with pytest.raises(Ended):
-        async with asyncio.timeout(20):
-            await watching
-    await puller.close()
-
-
 async def test_the_log_of_a_job_whose_driver_was_killed_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
