@@ -23,7 +23,7 @@ from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
-from penstock.engine.errors import PenstockError, Spent
+from penstock.engine.errors import PenstockError
 from penstock.engine.flow.pending import script
 from penstock.engine.items import DeadLetter, Item
 from penstock.engine.policy import Task
@@ -128,13 +128,6 @@ def _intake(spec: RunSpec) -> MakeIntake:
         return lambda raw: reader.item(raw, 0.0)
 
     return make
-
-
-def require(plan: PlanReport) -> None:
-    """Raises `Spent` where a budget can't hold even the low end."""
-    for checked in plan.budgets:
-        if not checked.holds:
-            raise Spent(checked.message)
 
 
 def report(spec: RunSpec, reading: Reading, survey: Survey, history: History) -> PlanReport:
