@@ -162,7 +162,8 @@ def ask_again_body(body_json: bytes, previous: str, message: str) -> bytes:
     """
     body = _decode(body_json, type=dict[str, msgspec.Raw])
     rows = _decode(body["messages"], type=list[msgspec.Raw])
-    said = {"role": "assistant", "content": previous[:MAX_CHECKED] or "(empty)"}
+    shown = previous[:MAX_CHECKED]
+    said = {"role": "assistant", "content": shown if shown.strip() else "(empty)"}  # Anthropic refuses blanks alone
     asked = {"role": "user", "content": f"That does not do: {message}. Answer again, and with nothing else."}
     body["messages"] = msgspec.Raw(_encode([*rows, said, asked]))
     return _encode(body)

@@ -149,6 +149,14 @@ def test_asking_again_shows_the_answer_and_what_was_wrong() -> None:
     assert "none of: a, b" in again["messages"][2]["content"]
 
 
+@pytest.mark.parametrize("previous", ["", " \n\t"])
+def test_an_answer_of_nothing_is_shown_as_such(previous: str) -> None:
+    """A Messages API refuses a message of blanks, and with it the second question."""
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}]})
+    again = msgspec.json.decode(answers.ask_again_body(body, previous, "it is none of: a, b"))
+    assert again["messages"][1]["content"] == "(empty)"
+
+
 def test_a_key_is_named_and_does_not_show_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Not when printed, not when pickled, not in an error."""
     monkeypatch.setenv("SOME_KEY", "sk-very-secret\n")

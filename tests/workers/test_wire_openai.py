@@ -19,6 +19,7 @@ HOST = Account("host", "openai", "https://llm.example/v1")
 OPENAI = Account("openai", "openai", "https://api.openai.com/v1", provider="openai")
 DEEPSEEK = Account("corp", "openai", "https://api.deepseek.com/v1", provider="corp")
 AZURE = Account("azure", "openai", "https://us1.openai.azure.com/openai/v1")
+FOUNDRY = Account("foundry", "openai", "https://r.services.ai.azure.com/openai/v1")
 XAI = Account("xai", "openai", "https://api.x.ai/v1", provider="xai")
 GROQ = Account("groq", "openai", "https://api.groq.com/openai/v1")
 
@@ -67,6 +68,7 @@ def test_the_upstreams_model_and_a_ceiling_are_set_and_the_rest_is_copied() -> N
         ({"max_completion_tokens": 900}, DEEPSEEK, {"max_tokens": 64}),
         ({"max_completion_tokens": 9, "max_tokens": 7}, DEEPSEEK, {"max_tokens": 7}),
         ({"max_tokens": 9}, AZURE, {"max_completion_tokens": 9}),
+        ({"max_tokens": 9}, FOUNDRY, {"max_completion_tokens": 9}),
         ({"max_tokens": 9}, XAI, {"max_completion_tokens": 9}),
         ({"max_completion_tokens": 9}, GROQ, {"max_completion_tokens": 9}),
         ({"max_tokens": None}, HOST, {"max_tokens": 64}),

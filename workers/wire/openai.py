@@ -62,6 +62,8 @@ TRAITS: dict[str, Traits] = {
 HOSTS = {
     "api.openai.com": "openai",
     "openai.azure.com": "azure",
+    "services.ai.azure.com": "azure",
+    "cognitiveservices.azure.com": "azure",
     "api.x.ai": "xai",
     "api.groq.com": "groq",
     "api.cerebras.ai": "cerebras",
