@@ -124,10 +124,10 @@ class Flights:
 
     def landed(self, outcome: Outcome, now: float) -> None:
         """What became of a call. One of the last owner's, whose item did not come again yet, waits for it. Any other
-        that is not the item's current attempt was counted before: it is only tallied."""
+        that is not the item's current attempt was settled before; where it was given up, its payment is tallied."""
         slot = self._ends.slots.get((outcome.item_id, outcome.generation))
         if slot is None or slot.state != "flying" or slot.attempt != outcome.attempt:
-            if not self._inherited.landed(outcome) and outcome.usage is not None:
+            if not self._inherited.landed(outcome) and self._inherited.strays.paid(outcome):
                 self._tally.late_payments += 1
             return
         self._number.pop(slot, None)
@@ -349,7 +349,9 @@ class Flights:
         slot.maybe_paid = slot.orphaned = True
         failure = Failure("worker_lost", message, may_be_billed=not slot.own)
         item, ms = slot.item, max(0.0, now - slot.sent_at) * 1000
-        self.landed(Outcome(item.item_id, item.generation, slot.attempt, slot.sent_at, ms, failure=failure), now)
+        lost = Outcome(item.item_id, item.generation, slot.attempt, slot.sent_at, ms, failure=failure)
+        self._inherited.strays.add(lost)
+        self.landed(lost, now)
 
     def set_back(self, by_s: float) -> None:
         """The clock was: a worker that froze must not look as if it had been heard just now, for so long."""

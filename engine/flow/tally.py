@@ -74,7 +74,7 @@ class Tally(msgspec.Struct, omit_defaults=True):
     second_payments: int = 0
     """Of the items that may have been paid for twice, those for which a crash is the reason."""
     late_payments: int = 0
-    """Outcomes of calls whose item was already finished."""
+    """Answers of calls that had been given up with their worker, or their lane's owner, and were paid for."""
     tiers: dict[int, int] = msgspec.field(default_factory=dict[int, int])
     in_flight: dict[int, int] = msgspec.field(default_factory=dict[int, int])
     """Tier → calls at workers now."""

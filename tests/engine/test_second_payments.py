@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
-from penstock.engine.flow.lane_types import CommitBatch, Hooks
+from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks
 from penstock.engine.flow.progress import PROGRESS
 from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.policy import Policy, Task
@@ -122,3 +123,36 @@ def test_an_own_engine_that_is_lost_costs_the_budget_nothing_more() -> None:
         assert (slot.maybe_paid, slot.orphaned) == (True, True)
     assert spent["m"] > 0
     assert spent["own"] == 0
+
+
+def test_only_the_answer_of_a_call_that_was_given_up_is_a_late_payment() -> None:
+    """A worker delivers again what it has no reply to: nothing is paid by that."""
+    rig = Rig()
+    rig.offer()
+    rig.commit()
+    (early,) = rig.take()
+    rig.lane.worker_lost("w", rig.now)
+    (again,) = rig.take()
+    said: list[int] = []
+    for call in (again, again, early, early):
+        answer = Answer("yes", "stop", b"{}")
+        rig.lane.outcome(Outcome("i", 0, call.attempt, rig.now, 1.0, answer, None, Usage(1)), rig.now)
+        said.append(rig.lane.tally.late_payments)
+        rig.commit()
+    assert said == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("why", ["a step", "its worker is lost", "of two the earlier one"])
+def test_an_answer_to_the_last_owner_that_nobody_takes_is_a_late_payment(why: str) -> None:
+    rig = Rig()
+    calls = [Adopted("i", 0, 1, "m", "w", role="judge" if why == "a step" else "primary", version="v1")]
+    if why == "of two the earlier one":
+        calls.append(msgspec.structs.replace(calls[0], attempt=2))
+    rig.begin({}, 0, calls)
+    if why == "its worker is lost":
+        rig.lane.worker_lost("w", rig.now)
+    rig.offer()
+    rig.commit()
+    for _ in range(2):
+        rig.lane.outcome(Outcome("i", 0, 1, rig.now, 1.0, Answer("yes", "stop", b"{}"), None, Usage(1)), rig.now)
+    assert rig.lane.tally.late_payments == 1
