@@ -62,7 +62,7 @@ LANE: dict[Name, Declared] = {
     "deadline_left_seconds": Declared("gauge", "Time that the most pressing unfinished item has left"),
     "lane_lag": Declared("gauge", "Records that are there and not read yet", ("topic",)),
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
-    "second_payments": Declared("counter", "Items that may have been paid for twice after a crash, and late payments"),
+    "second_payments": Declared("counter", "Items that may have been paid for twice after a crash"),
     "wall_refusals": Declared("counter", "Targets refused by a wall", ("wall",)),
     "other_model_answers": Declared("counter", "Answers of another model than was asked for", ("model_version",)),
 }
@@ -292,7 +292,7 @@ def _totals(tally: Tally) -> Iterator[tuple[Name, Labels, float]]:
     for model_version, row in tally.models.items():
         if row.other_model:
             yield "other_model_answers", (model_version,), row.other_model
-    yield "second_payments", (), tally.second_payments + tally.late_payments
+    yield "second_payments", (), tally.second_payments
 
 
 class DriverMetrics:
