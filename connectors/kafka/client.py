@@ -20,6 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.helpers import create_ssl_context
 
+from penstock.connectors.kafka import unpacking
 from penstock.connectors.kafka.oauth import NoToken, token_provider
 from penstock.connectors.secrets import resolve
 from penstock.connectors.settings import Connection
@@ -39,6 +40,8 @@ _MOMENT_S = 0.05
 
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 """What aiokafka logs goes to those who set up logging; else Python would print it over what a person looks at."""
+
+unpacking.bound()
 
 _closing: set[asyncio.Task[None]] = set()
 """Clients that end by themselves; the loop itself keeps no strong reference to a task."""
