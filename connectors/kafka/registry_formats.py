@@ -15,7 +15,7 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
-from penstock.connectors.kafka.bombs import Counted, many_values, refers_to_itself, too_many
+from penstock.connectors.kafka.bombs import Counted, many_in_json, many_values, refers_to_itself, too_many
 from penstock.connectors.kafka.partition import Record, raw, too_large
 from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.schemas import Codec, Compile, Schemas
@@ -141,6 +141,8 @@ def _json_schema(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Co
         row: Any = decode(payload)
         if type(row) is dict:
             members(payload)
+        if many_in_json(row):
+            raise too_many()
         error = next(validator.iter_errors(row), None)
         if error is not None:
             raise BadRecord(

@@ -212,6 +212,8 @@ def thread(deep: int) -> bytes:
 def register_bombs(registry: Registry) -> None:
     registry.schemas[7] = {"schema": json.dumps(COMMENT)}
     registry.schemas[8] = {"schema": json.dumps(NONES)}
+    numbers = {"properties": {"all": {"items": {"type": "integer"}}}}
+    registry.schemas[9] = {"schema": json.dumps(numbers), "schemaType": "JSON"}
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="m", syntax="proto3", dependency=["google/protobuf/any.proto", "google/protobuf/struct.proto"]
@@ -236,6 +238,7 @@ FREE = struct_pb2.Struct(fields={"a": struct_pb2.Value(string_value="b")}).Seria
         ("avro", 7, thread(10_000), "malformed", "nested deeper", thread(30)),
         ("avro", 7, b"\x00\x80\x89\x7a" + b"\x00\x00" * 1_000_000 + b"\x00", "too_large", "200,000 values", thread(1)),
         ("avro", 8, b"\x80\x9b\xee\x02\x00", "malformed", "items take no bytes", None),
+        ("json-schema", 9, b'{"all": [' + b"1, " * 300_000 + b"1]}", "too_large", "200,000 values", b'{"all": [1]}'),
         ("protobuf", 11, b"\x00" + ITEM * 20_000, "too_large", "200,000 values", b"\x00" + ITEM),
         ("protobuf", 11, b"\x00\x12\x92\x27" + IN_ANY, "too_large", "200,000 values", b"\x00\x12\x07\x0a\x05x/Top"),
         ("protobuf", 11, b"\x00" + ITEM * 1_500, "too_large", "the row has", b"\x00\x1a" + bytes([len(FREE)]) + FREE),
