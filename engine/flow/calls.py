@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from penstock.engine import signals
@@ -85,6 +87,10 @@ class Calls:
 
     def measure(self, slot: Slot) -> None:
         self.move(slot, 0)
+
+    def on_invalid(self, slot: Slot) -> Literal["ask_again", "keep", "dead_letter"]:
+        task = self._tasks.get(slot.route.task)
+        return task.output.on_invalid if task is not None and task.output is not None else "ask_again"
 
     def ask_again(self, slot: Slot, answer: str, message: str) -> None:
         """The next call shows the answer that did not do: it is longer, and so is its worst case."""

@@ -16,6 +16,7 @@ from penstock.engine.flow.inherited import Inherited, as_asked
 from penstock.engine.flow.pending import Pending
 from penstock.engine.flow.places import Places
 from penstock.engine.flow.settle import dead_letter_of
+from penstock.engine.flow.silence import Silence
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.tally import count_climb, count_fallback
@@ -40,8 +41,7 @@ class Flights:
     ) -> None:
         self.count = 0
         """Calls at workers."""
-        self.heard: dict[str, float] = {}
-        """Worker → when it last took calls or renewed its right to send them."""
+        self.silence = Silence()
         self._number: dict[Slot, int] = {}
         """Under which number its worker asked for it."""
         self._ends = ends
@@ -281,8 +281,7 @@ class Flights:
             self.queue(slot, now)
 
     def _invalid(self, slot: Slot, failure: Failure, answer: Answer, now: float) -> None:
-        task = self._calls.policy.tasks.get(slot.route.task)
-        on_invalid = task.output.on_invalid if task is not None and task.output is not None else "ask_again"
+        on_invalid = self._calls.on_invalid(slot)
         if slot.pending is not None and (slot.step != "shadow" or on_invalid != "keep"):
             self._again(slot, failure, answer, now)
             return
@@ -331,7 +330,7 @@ class Flights:
     def worker_lost(self, worker: str, now: float) -> None:
         """All that was in flight at this worker comes back; the calls may have been paid for."""
         self._inherited.worker_lost(worker)
-        self.heard.pop(worker, None)
+        self.silence.forget(worker)
         for slot in [s for s in self._ends.slots.values() if s.state == "flying" and s.worker == worker]:
             self._lose(slot, f"worker {worker} was lost with the call in flight", now)
 
@@ -354,17 +353,15 @@ class Flights:
         self.landed(lost, now)
 
     def set_back(self, by_s: float) -> None:
-        """The clock was: a worker that froze must not look as if it had been heard just now, for so long."""
-        self.heard = {worker: at - by_s for worker, at in self.heard.items()}
+        """The clock was."""
+        self.silence.set_back(by_s)
         for slot in self._ends.slots.values():
             slot.sent_at -= by_s
 
     def sweep(self, now: float, slack_s: float) -> None:
-        """Every few seconds: a worker that froze must not hold items for ever."""
-        for slot in [s for s in self._ends.slots.values() if s.state == "flying"]:
-            seen = max(slot.sent_at, self.heard.get(slot.worker, 0.0))
-            if now - seen > slot.timeout_s + slack_s:
-                self._lose(slot, f"no word from worker {slot.worker} long after the call's timeout", now)
+        flying = [slot for slot in self._ends.slots.values() if slot.state == "flying"]
+        for slot in self.silence.lost(flying, now, slack_s):
+            self._lose(slot, f"no word from worker {slot.worker} long after the call's timeout", now)
 
     # -- ends without a result
 

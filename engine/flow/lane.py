@@ -11,7 +11,7 @@ again, so no wall and no budget can be passed by.
 
 Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till` (money),
 `deadlines`, `chains` (whose turn it is), `copies`, `calls` (what a call says and costs), `shelf` (what is kept of
-single items), `inherited` (what the last owner left at workers), `flights`, `ends`. This module joins them.
+single items), `inherited` (what the last owner left), `silence` (who froze), `flights`, `ends`. This module joins them.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Lane:
         """At most `n` calls and about `max_tokens` tokens (at least one call) for a worker of this pool. `number`: of
         this take among the worker's, for `missed`."""
         calls: list[Call] = []
-        self.flights.heard[worker] = now
+        self.flights.silence.heard(worker, now)
         for _ in range(n):
             if max_tokens <= 0 or self.draining:
                 break
@@ -355,7 +355,7 @@ class Lane:
 
     def heard(self, worker: str, now: float) -> None:
         """The worker renewed its right: it lives, and has calls of this lane; they may wait there for a limit."""
-        self.flights.heard[worker] = now
+        self.flights.silence.heard(worker, now)
 
     def sweep(self, now: float) -> None:
         """Every few seconds: a worker that froze must not hold items for ever."""

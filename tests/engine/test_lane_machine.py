@@ -400,8 +400,9 @@ class LaneMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([30.0, 3000.0]))
     def sweep(self, seconds: float) -> None:
-        self.now += seconds
-        self.lane.sweep(self.now)
+        for _ in range(int(seconds // 30.0)):
+            self.now += 30.0
+            self.lane.sweep(self.now)
         flying = {s.item.item_id for s in self.lane.slots.values() if s.state == "flying"}
         self.calls = {name: call for name, call in self.calls.items() if name in flying}
 

@@ -156,3 +156,22 @@ def test_an_answer_to_the_last_owner_that_nobody_takes_is_a_late_payment(why: st
     for _ in range(2):
         rig.lane.outcome(Outcome("i", 0, 1, rig.now, 1.0, Answer("yes", "stop", b"{}"), None, Usage(1)), rig.now)
     assert rig.lane.tally.late_payments == 1
+
+
+@pytest.mark.parametrize("jumps", [False, True])
+def test_a_call_is_given_up_where_its_worker_froze_and_not_where_the_clock_jumped(jumps: bool) -> None:
+    """Or the machine slept: nobody could be heard meanwhile, and who lives is heard soon."""
+    rig = Rig()
+    rig.offer()
+    rig.commit()
+    rig.take()
+    rig.lane.sweep(rig.now)
+    for _ in range(1 if jumps else 720):
+        rig.now += 3600.0 if jumps else 5.0
+        rig.lane.sweep(rig.now)
+    assert rig.lane.idle != jumps
+    for _ in range(720):
+        rig.now += 5.0
+        rig.lane.heard("w" if jumps else "another", rig.now)
+        rig.lane.sweep(rig.now)
+    assert rig.lane.idle != jumps
