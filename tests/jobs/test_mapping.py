@@ -12,6 +12,7 @@ import msgspec
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import psutil
 import pytest
 
 import penstock as ps
@@ -57,6 +58,13 @@ def test_processes_of_a_local_ray_get_as_much_of_a_busy_machine_as_the_command(o
     import ray
 
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
+def test_a_local_ray_starts_nothing_that_has_nothing_to_do(one_ray: None) -> None:
+    """Its dashboard is off here: then nobody reads what the scaler would report, nor what the log monitor prints."""
+    running = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("raylet" in line for line in running)
+    assert not [line for line in running if "monitor.py" in line]
 
 
 def check(rows: list[dict[str, Any]]) -> None:
