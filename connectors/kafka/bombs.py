@@ -10,12 +10,13 @@ from typing import Any
 from penstock.engine.errors import BadRecord
 
 MOST_VALUES = 200_000
-"""Values of one record where each takes one to fifteen millionths of a second (Protobuf → JSON, Avro that refers to
-itself, JSON against its schema): three seconds at most, where a lane may be silent for ten."""
+"""Of one record. Each takes one to fifteen millionths of a second (Protobuf → JSON, Avro that refers to itself, JSON
+against its schema): three seconds at most, where a lane may be silent for ten. And each takes some 100 bytes of memory,
+where it may have taken one on the wire, or in a compressed batch nearly none."""
 
 
 class Counted(io.BytesIO):
-    """What a decoder reads a record from: a value takes a read, or more."""
+    """What a decoder reads an Avro record from: a value takes a read, or more; and a byte, or more."""
 
     _reads = 0
 

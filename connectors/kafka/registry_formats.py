@@ -15,7 +15,7 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
-from penstock.connectors.kafka.bombs import Counted, many_in_json, many_values, refers_to_itself, too_many
+from penstock.connectors.kafka.bombs import MOST_VALUES, Counted, many_in_json, many_values, refers_to_itself, too_many
 from penstock.connectors.kafka.partition import Record, raw, too_large
 from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.schemas import Codec, Compile, Schemas
@@ -107,14 +107,13 @@ def _avro(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
     for other in named.values():
         fastavro.parse_schema(msgspec.json.decode(other.schema), named_schemas=types)
     parsed = fastavro.parse_schema(msgspec.json.decode(schema.schema), named_schemas=types)
-    endless = refers_to_itself(parsed, types)
     # The compiled reader has no bound of depth: it would end the process.
-    decoded = _read_py.schemaless_reader if endless else fastavro.schemaless_reader
+    reader = _read_py if refers_to_itself(parsed, types) else fastavro
 
     def read(payload: bytes) -> bytes:
-        stream = Counted(payload) if endless else io.BytesIO(payload)
+        stream = io.BytesIO(payload) if len(payload) <= MOST_VALUES else Counted(payload)
         try:
-            row = decoded(stream, parsed, None)
+            row = reader.schemaless_reader(stream, parsed, None)
         except RecursionError as error:
             raise BadRecord("malformed", "the Avro record is nested deeper than can be read") from error
         if stream.tell() != len(payload):

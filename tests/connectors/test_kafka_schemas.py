@@ -204,6 +204,9 @@ COMMENT = {
 EMPTY = {"type": "record", "name": "Empty", "fields": [{"name": "none", "type": "null"}]}
 NONES = {"type": "record", "name": "Nones", "fields": [{"name": "all", "type": {"type": "array", "items": EMPTY}}]}
 
+NAME = {"type": "record", "name": "Name", "fields": [{"name": "name", "type": ["null", "string"]}]}
+NAMES = {"type": "record", "name": "Names", "fields": [{"name": "all", "type": {"type": "array", "items": NAME}}]}
+
 
 def thread(deep: int) -> bytes:
     return b"\x02x\x02" * deep + b"\x02x\x00" + b"\x00" * deep
@@ -212,6 +215,7 @@ def thread(deep: int) -> bytes:
 def register_bombs(registry: Registry) -> None:
     registry.schemas[7] = {"schema": json.dumps(COMMENT)}
     registry.schemas[8] = {"schema": json.dumps(NONES)}
+    registry.schemas[10] = {"schema": json.dumps(NAMES)}
     numbers = {"properties": {"all": {"items": {"type": "integer"}}}}
     registry.schemas[9] = {"schema": json.dumps(numbers), "schemaType": "JSON"}
     field = descriptor_pb2.FieldDescriptorProto
@@ -238,6 +242,7 @@ FREE = struct_pb2.Struct(fields={"a": struct_pb2.Value(string_value="b")}).Seria
         ("avro", 7, thread(10_000), "malformed", "nested deeper", thread(30)),
         ("avro", 7, b"\x00\x80\x89\x7a" + b"\x00\x00" * 1_000_000 + b"\x00", "too_large", "200,000 values", thread(1)),
         ("avro", 8, b"\x80\x9b\xee\x02\x00", "malformed", "items take no bytes", None),
+        ("avro", 10, b"\x80\x89\x7a" + b"\x00" * 1_000_001, "too_large", "200,000 values", b"\x02\x02\x02x\x00"),
         ("json-schema", 9, b'{"all": [' + b"1, " * 300_000 + b"1]}", "too_large", "200,000 values", b'{"all": [1]}'),
         ("protobuf", 11, b"\x00" + ITEM * 20_000, "too_large", "200,000 values", b"\x00" + ITEM),
         ("protobuf", 11, b"\x00\x12\x92\x27" + IN_ANY, "too_large", "200,000 values", b"\x00\x12\x07\x0a\x05x/Top"),
