@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pandas as pd
 import polars as pl
-import pyarrow as pa
 import psutil
+import pyarrow as pa
 import pytest
 
 import penstock as ps
