@@ -54,6 +54,41 @@ async def test_a_beacon_outlives_an_error_of_what_is_done_beside_it() -> None:
     await beacon.stop()
 
 
+class Slow:
+    """Answers after others had their turn."""
+
+    def __init__(self) -> None:
+        self.signs = list[str]()
+
+    async def put(self, _name: str, _data: bytes) -> None:
+        await asyncio.sleep(0)
+        self.signs.append("put")
+
+    async def delete(self, _names: list[str]) -> None:
+        await asyncio.sleep(0)
+        self.signs.append("deleted")
+
+
+async def test_lanes_that_are_taken_at_once_light_one_beacon() -> None:
+    """Each lit its own, and all but one went on when the last lane was let go."""
+    home, before = Slow(), asyncio.all_tasks()
+    beacon = Beacon(home, 60.0, nothing)  # type: ignore[arg-type]
+    await asyncio.gather(beacon.light(), beacon.light())
+    assert home.signs == ["put"]
+    await beacon.put_out()
+    assert home.signs == ["put", "deleted"]
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_beacon_that_is_lit_while_it_is_put_out_has_its_sign() -> None:
+    home = Slow()
+    beacon = Beacon(home, 60.0, nothing)  # type: ignore[arg-type]
+    await beacon.light()
+    await asyncio.gather(beacon.put_out(), beacon.light())
+    assert home.signs == ["put", "deleted", "put"]
+    await beacon.stop()
+
+
 @pytest.mark.parametrize(("failed_at", "tried"), [(995.0, 0), (1_000.0 - MERGE_AGAIN_S, 1), (4_600.0, 1)])
 async def test_a_failed_merge_is_tried_again_later_but_for_a_clock_that_was_set_back(
     monkeypatch: pytest.MonkeyPatch, failed_at: float, tried: int

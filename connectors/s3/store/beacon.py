@@ -29,12 +29,15 @@ class Beacon:
         self._beat_s = beat_s
         self._each = each
         self._task: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        """Lanes come and go at their own times: one of them lights it, or puts it out, at a time."""
 
     async def light(self) -> None:
         """The first sign is there when this returns. Raises `Temporary`."""
-        if self._task is None or self._task.done():
-            await self._sign()
-            self._task = asyncio.get_running_loop().create_task(self._beat())
+        async with self._turn:
+            if self._task is None or self._task.done():
+                await self._sign()
+                self._task = asyncio.get_running_loop().create_task(self._beat())
 
     async def _beat(self) -> None:
         while True:
@@ -53,17 +56,18 @@ class Beacon:
 
     async def stop(self) -> None:
         """No more signs, and nothing written: as when the process is killed."""
-        task, self._task = self._task, None  # first: whoever lights it now gets one that goes on
+        task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     async def put_out(self) -> None:
         """Nobody has to wait for us any more."""
-        if self._task is not None:
-            await self.stop()
-            with contextlib.suppress(PenstockError):
-                await self._home.delete([_name(self.id)])
+        async with self._turn:
+            if self._task is not None:
+                await self.stop()
+                with contextlib.suppress(PenstockError):
+                    await self._home.delete([_name(self.id)])
 
 
 async def is_alive(home: Home, beacon: str, beat_s: float) -> bool:
