@@ -315,6 +315,7 @@ US_XAI = Account("grok", "openai", "https://us.api.x.ai/v1", provider="corp")
         (ROUTER, {"cost": 0}, 0),
         (ROUTER, {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 21_000_000),
         (ROUTER, {"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, None),
+        (ROUTER, {"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0}}, None),
         (ROUTER, {"cost": 0, "is_byok": True}, None),
         *((ROUTER, {"cost": odd}, None) for odd in (-1, 1e300, "0.1", {"total_cost": 1}, None)),
         (XAI, {"cost_in_usd_ticks": 37_756_001}, 3_775_601),

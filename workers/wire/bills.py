@@ -33,13 +33,14 @@ def charged_nano(told: Told | None, base_url: str) -> int | None:
 
 def _openrouter(told: Told) -> int | None:
     """Credits are US dollars. With a key of one's own for the host behind it (`is_byok`), `cost` is the fee alone, and
-    the host bills `upstream_inference_cost` apart. (Calls on credits tell that too: it is in their `cost`.)"""
+    the host bills `upstream_inference_cost` apart: nothing, where OpenRouter doesn't know it. (Calls on credits tell that
+    too: it is in their `cost`.)"""
     if told.is_byok is not True:
         return _dollars(told.cost)
     details = told.cost_details
     upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
     fee = _dollars(told.cost)
-    return upstream + fee if upstream is not None and fee is not None else None
+    return upstream + fee if upstream and fee is not None else None
 
 
 def _xai(told: Told) -> int | None:
