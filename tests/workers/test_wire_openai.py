@@ -398,6 +398,7 @@ FLAGGED = "Content violates usage guidelines. Team: t, Model: grok-x, Failed che
 MODERATED = (
     'openai/gpt-x requires moderation on OpenAI. Your input was flagged for "violence". No credits were charged.'
 )
+OVER_BUDGET = "Budget has been exceeded! Current cost: 14.2, Max budget: 10.0"
 ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
     (
         429,
@@ -451,6 +452,8 @@ ERRORS: list[tuple[int, Any, dict[str, str], str]] = [
         "spend_cap",
     ),
     (412, {"error": {"message": "x"}}, {}, "bad_request"),
+    (400, {"error": {"message": OVER_BUDGET, "type": "budget_exceeded", "code": "400"}}, {}, "spend_cap"),
+    (429, {"error": {"message": OVER_BUDGET, "type": "budget_exceeded", "code": "429"}}, {}, "spend_cap"),
     (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, {}, "too_long"),
     (400, {"message": "x", "type": "invalid_request_error", "code": "context_length_exceeded"}, {}, "too_long"),
     (400, {"message": "This model's maximum context length is 1024 tokens."}, {}, "too_long"),

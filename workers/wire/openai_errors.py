@@ -125,6 +125,7 @@ _NO_MONEY = (
     "spending limit",
     "spending cap",
     "credits are depleted",
+    "budget has been exceeded",  # LiteLLM, of the key's or the team's
 )
 _WRONG_KEY = ("api key not valid", "api key not found", "api key expired", "incorrect api key")
 """Gemini and xAI tell a wrong key as a wrong request; `_NO_MODEL`: so do DeepSeek and OpenRouter an unknown model."""
