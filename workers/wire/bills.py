@@ -33,8 +33,8 @@ def charged_nano(told: Told | None, base_url: str) -> int | None:
 
 def _openrouter(told: Told) -> int | None:
     """Credits are US dollars. With a key of one's own for the host behind it (`is_byok`), `cost` is the fee alone, and
-    the host bills `upstream_inference_cost` apart: nothing, where OpenRouter doesn't know it. (Calls on credits tell that
-    too: it is in their `cost`.)"""
+    the host bills `upstream_inference_cost` apart: nothing, where OpenRouter doesn't know it. (Calls on credits
+    tell that too: it is in their `cost`.)"""
     if told.is_byok is not True:
         return _dollars(told.cost)
     details = told.cost_details
