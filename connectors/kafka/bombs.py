@@ -14,17 +14,25 @@ MOST_VALUES = 200_000
 against its schema): three seconds at most, where a lane may be silent for ten. And each takes some 100 bytes of memory,
 where it may have taken one on the wire, or in a compressed batch nearly none."""
 
+LONGEST_NUMBER = 10
+"""Bytes, seven bits each."""
+
 
 class Counted(io.BytesIO):
-    """What a decoder reads an Avro record from: a value takes a read, or more; and a byte, or more."""
+    """What a decoder reads an Avro record from: a value takes a read, or more; and a byte, or more. Of a number each
+    byte takes one: those that say that it goes on, nine at most, are not counted."""
 
     _reads = 0
+    _goes_on = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._reads += 1
-        if self._reads > MOST_VALUES:
-            raise too_many()
-        return super().read(size)
+        found = super().read(size)
+        self._goes_on = self._goes_on + 1 if size == 1 and found >= b"\x80" else 0
+        if not 0 < self._goes_on < LONGEST_NUMBER:
+            self._reads += 1
+            if self._reads > MOST_VALUES:
+                raise too_many()
+        return found
 
 
 def too_many() -> BadRecord:

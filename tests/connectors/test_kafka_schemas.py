@@ -207,15 +207,22 @@ NONES = {"type": "record", "name": "Nones", "fields": [{"name": "all", "type": {
 NAME = {"type": "record", "name": "Name", "fields": [{"name": "name", "type": ["null", "string"]}]}
 NAMES = {"type": "record", "name": "Names", "fields": [{"name": "all", "type": {"type": "array", "items": NAME}}]}
 
+TIMES = {"type": "record", "name": "Times", "fields": [{"name": "all", "type": {"type": "array", "items": "long"}}]}
+
 
 def thread(deep: int) -> bytes:
     return b"\x02x\x02" * deep + b"\x02x\x00" + b"\x00" * deep
+
+
+def times(many: int) -> bytes:
+    return avro(TIMES, {"all": [1_700_000_000_000 + n for n in range(many)]})
 
 
 def register_bombs(registry: Registry) -> None:
     registry.schemas[7] = {"schema": json.dumps(COMMENT)}
     registry.schemas[8] = {"schema": json.dumps(NONES)}
     registry.schemas[10] = {"schema": json.dumps(NAMES)}
+    registry.schemas[12] = {"schema": json.dumps(TIMES)}
     numbers = {"properties": {"all": {"items": {"type": "integer"}}}}
     registry.schemas[9] = {"schema": json.dumps(numbers), "schemaType": "JSON"}
     field = descriptor_pb2.FieldDescriptorProto
@@ -243,6 +250,8 @@ FREE = struct_pb2.Struct(fields={"a": struct_pb2.Value(string_value="b")}).Seria
         ("avro", 7, b"\x00\x80\x89\x7a" + b"\x00\x00" * 1_000_000 + b"\x00", "too_large", "200,000 values", thread(1)),
         ("avro", 8, b"\x80\x9b\xee\x02\x00", "malformed", "items take no bytes", None),
         ("avro", 10, b"\x80\x89\x7a" + b"\x00" * 1_000_001, "too_large", "200,000 values", b"\x02\x02\x02x\x00"),
+        ("avro", 12, times(201_000), "too_large", "200,000 values", times(199_000)),
+        ("avro", 12, b"\x02" + b"\xff" * 1_000_000, "too_large", "200,000 values", times(1)),
         ("json-schema", 9, b'{"all": [' + b"1, " * 300_000 + b"1]}", "too_large", "200,000 values", b'{"all": [1]}'),
         ("protobuf", 11, b"\x00" + ITEM * 20_000, "too_large", "200,000 values", b"\x00" + ITEM),
         ("protobuf", 11, b"\x00\x12\x92\x27" + IN_ANY, "too_large", "200,000 values", b"\x00\x12\x07\x0a\x05x/Top"),
