@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -224,11 +224,13 @@ class Session(msgspec.Struct, frozen=True):
 def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> JobResult:
     """Launch a run and follow it to its end. Raises the errors of `engine.errors`; a run that ended badly is no error
     but a `JobResult` that says so."""
-    if session.address is None and "RAY_ADDRESS" not in os.environ:
+    here = session.address is None and "RAY_ADDRESS" not in os.environ
+    if here:
         require_secrets(spec)
     history = (session.open_history or open_history)(spec.state)
     before = Before.of(history, spec.run_id)
-    if before.is_quiet(SYSTEM.now()) and not before.is_submitted:  # else whoever asked meant this command
+    submitted = before.is_submitted and not here
+    if before.is_quiet(SYSTEM.now()) and not submitted:  # else whoever asked meant this command
         history.forget_cancel(spec.run_id)
     given = msgspec.structs.replace(
         session.options, command=command_line(), generation_anew=generation_anew(history, spec.run_id)
@@ -243,7 +245,7 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     # Twice: Ray puts its own handler of SIGTERM in place when it starts, which ends the process without a word.
     feedback = following(Followed(spec.feedback, spec.state, spec.run_id), display.say)
     with closing(display), interrupts(stop), start(session.address) as cluster, interrupts(stop), feedback:
-        with _refusal_told(history, before, spec):
+        with _refusal_told(history, before, spec) if submitted else nullcontext():
             handle = cluster.launch(spec, options, lambda: stop.level)
         try:
             # What history says of the run changes only now: a refused command must not change it.
@@ -266,7 +268,7 @@ def _refusal_told(history: History, before: Before, spec: RunSpec) -> Generator[
         yield
     except PenstockError as error:
         told, now = before.status, SYSTEM.now()
-        if told is not None and told.submitted and before.spec == spec and not isinstance(error, Held):
+        if told is not None and before.spec == spec and not isinstance(error, Held):
             failed = msgspec.structs.replace(
                 told, state="failed", message=str(error), submitted=False, updated_at=now, ended_at=now
             )

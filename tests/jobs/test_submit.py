@@ -72,9 +72,9 @@ def test_a_submit_that_the_cluster_does_not_take_leaves_history_as_it_was(tmp_pa
     assert history.status("job-1").state == "running"
 
 
-def carried_out(spec: RunSpec, came: ScriptedRun | PenstockError) -> None:
-    """The command there."""
-    execute(spec, Session(open_cluster=ScriptedCluster(came).open), Heard(), Stop())
+def carried_out(spec: RunSpec, came: ScriptedRun | PenstockError, address: str | None = "10.0.0.1:6379") -> None:
+    """The command there. `address` None: one here, with a Ray of its own."""
+    execute(spec, Session(address=address, open_cluster=ScriptedCluster(came).open), Heard(), Stop())
 
 
 def silent_for(history: History, seconds: float) -> None:
@@ -91,6 +91,18 @@ def test_a_submitted_run_is_cancelled_before_its_command_starts(tmp_path: Path, 
     carried_out(history.spec("job-1"), ScriptedRun(["cancelled"], Tally()))
     assert history.cancel_asked("job-1")
     carried_out(history.spec("job-1"), ScriptedRun(["done"], Tally()))
+    assert not history.cancel_asked("job-1")
+
+
+def test_a_run_whose_submitted_command_never_came_goes_on_here(tmp_path: Path, cluster: str) -> None:
+    """As `cancel` and `status` say of it: the request was made of the one that is gone. A refusal here is seen."""
+    handle, history = submit(spec_in(tmp_path), cluster), open_history(spec_in(tmp_path).state)
+    handle.cancel()
+    silent_for(history, 700.0)
+    with pytest.raises(SpecError):
+        carried_out(history.spec("job-1"), SpecError("the topic is not there"), None)
+    assert handle.status().state == "starting"
+    carried_out(history.spec("job-1"), ScriptedRun(["done"], Tally()), None)
     assert not history.cancel_asked("job-1")
 
 
