@@ -28,6 +28,7 @@ def joined(stream: bytes) -> bytes:
                 _add(choices, part)
             body |= {key: value for key, value in piece.items() if value is not None}
     for choice in choices.values():
+        choice["message"] = _whole(choice["message"])
         if "error" in body:
             choice |= {"finish_reason": "error", "error": body["error"]}
         if choice["finish_reason"] is None:
@@ -42,8 +43,7 @@ def _add(choices: dict[int, Node], part: Node) -> None:
     _grow(choice["message"], part.pop("delta", None) or {})
     for name, pieces in (part.pop("logprobs", None) or {}).items():
         if pieces:
-            logprobs = choice.setdefault("logprobs", {})
-            logprobs[name] = [*logprobs.get(name, ()), *pieces]
+            choice.setdefault("logprobs", {}).setdefault(name, []).extend(pieces)
     choice |= {key: value for key, value in part.items() if value is not None}
 
 
@@ -59,5 +59,21 @@ def _grow(message: Node, delta: Node) -> None:
         _grow(calls[at]["function"], function or {})
         _grow(calls[at], call)
     for key, value in delta.items():
-        if value is not None:
-            message[key] = message.get(key, "") + value if key in _GROWING else value
+        if value is not None and key in _GROWING:
+            message.setdefault(key, []).append(value)
+        elif value is not None:
+            message[key] = value
+
+
+def _whole(node: Node) -> Node:
+    """With its texts put together, all at once: a long answer comes in 100,000 pieces, and to copy what is there for
+    each of them takes minutes, in which no other call goes on."""
+    out: Node = {}
+    for key, value in node.items():
+        if key == "tool_calls":
+            out[key] = [_whole(call) for call in value]
+        elif key == "function":
+            out[key] = _whole(value)
+        else:
+            out[key] = "".join(value) if key in _GROWING else value
+    return out
