@@ -12,6 +12,8 @@ import msgspec
 from penstock.engine.items import Latency
 
 Protocol = Literal["openai", "anthropic"]
+REFUSABLE = frozenset({"temperature", "top_p"})
+"""Parameters that some models answer with 400. A model that `lacks` one is asked without it."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -112,7 +114,7 @@ class Model(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens of prompt and answer together; None: unknown."""
     lacks: tuple[str, ...] = ()
     """Capabilities this model does not have: `tools`, `images`, `json_schema`, `logprobs`; and parameters that it
-    refuses: `temperature`, `top_p`."""
+    refuses (`REFUSABLE`)."""
     default_max_tokens: int | None = None
     tokens_per_s: float | None = None
     """Output tokens a second of one own replica, declared for `plan`; measured runs replace it."""

@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.connectors.settings import Row
 from penstock.engine import judging
-from penstock.engine.catalog import Account, Catalog, Model
+from penstock.engine.catalog import REFUSABLE, Account, Catalog, Model
 from penstock.engine.policy import Policy, Task
 
 _HARMLESS = frozenset(
@@ -93,7 +93,8 @@ def _model(model: Model, catalog: Catalog) -> list[object]:
     where = _where(account) if account else [model.worker]
     live = model.live_version
     walls = [model.regions, model.origin, model.licence, model.no_train]
-    return [live.id, live.model, live.revision, engine, *where, walls, model.default_max_tokens]
+    unsaid = sorted(REFUSABLE.intersection(model.lacks))
+    return [live.id, live.model, live.revision, engine, *where, walls, model.default_max_tokens, *unsaid]
 
 
 def _where(account: Account) -> list[str]:

@@ -441,6 +441,18 @@ def test_the_fingerprint_says_what_changed(tmp_path: Path) -> None:
     assert "task default: output has changed" not in told
 
 
+@pytest.mark.parametrize(("lacks", "asked_otherwise"), [("tools", False), ("temperature", True), ("top_p", True)])
+def test_a_parameter_that_is_left_out_from_now_on_changes_answers(
+    tmp_path: Path, lacks: str, asked_otherwise: bool
+) -> None:
+    """What a model can't do at all only changes where items go."""
+    said = "{name: m, model: anthropic/claude-haiku-4-5}"
+    lacking = said.replace("}", f", lacks: [{lacks}]}}")
+    named = MINIMAL.replace("anthropic/claude-haiku-4-5", said)
+    before, after = (job(tmp_path, text).fingerprint for text in (named, named.replace(said, lacking)))
+    assert spec.changed(before, after) == ["model m has changed"] * asked_otherwise
+
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "spec_label_messages.json"
 
 

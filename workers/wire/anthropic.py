@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 
-from penstock.engine.catalog import Account
+from penstock.engine.catalog import REFUSABLE, Account
 from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec, Usage
 from penstock.workers import answers, schemas
 from penstock.workers.wire.base import (
-    REFUSABLE,
     Bucket,
     Headers,
     LimitHeaders,

@@ -79,9 +79,6 @@ def at_host(base_url: str, table: Mapping[str, T]) -> T | None:
     return next((value for end, value in table.items() if host.endswith("." + end)), None)
 
 
-REFUSABLE = frozenset({"temperature", "top_p"})
-"""Parameters that some models answer with 400. A model that `lacks` one is asked without it."""
-
 GAVE_UP_WAITING = frozenset({408, 504, 520, 524})
 """A gateway says that its host did not answer in time (408: LiteLLM's), or with nothing that it understands (520, 524:
 Cloudflare's). The host may have worked, and bills whom it answered. 502, 503 and 522 say that it was not reached."""

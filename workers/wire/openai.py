@@ -7,12 +7,11 @@ from typing import Literal
 
 import msgspec
 
-from penstock.engine.catalog import Account
+from penstock.engine.catalog import REFUSABLE, Account
 from penstock.engine.items import Answer, Call, Failure, OutputSpec, Usage
 from penstock.workers import answers, schemas
 from penstock.workers.wire import bills, streamed
 from penstock.workers.wire.base import (
-    REFUSABLE,
     Bucket,
     Headers,
     LimitHeaders,
