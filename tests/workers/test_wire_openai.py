@@ -69,6 +69,7 @@ def test_the_upstreams_model_and_a_ceiling_are_set_and_the_rest_is_copied() -> N
         ({"max_completion_tokens": 9, "max_tokens": 7}, DEEPSEEK, {"max_tokens": 7}),
         ({"max_tokens": 9}, AZURE, {"max_completion_tokens": 9}),
         ({"max_tokens": 9}, FOUNDRY, {"max_completion_tokens": 9}),
+        ({"max_tokens": 9}, msgspec.structs.replace(FOUNDRY, provider="azure-partner"), {"max_tokens": 9}),
         ({"max_tokens": 9}, XAI, {"max_completion_tokens": 9}),
         ({"max_completion_tokens": 9}, GROQ, {"max_completion_tokens": 9}),
         ({"max_tokens": None}, HOST, {"max_tokens": 64}),

@@ -48,6 +48,8 @@ COMMON = Traits()
 TRAITS: dict[str, Traits] = {
     "openai": Traits(ceiling=NEW),
     "azure": Traits(ceiling=NEW),
+    # Models there that are not OpenAI's: Mistral's refuse the new name. The address is the same, so it has to be said.
+    "azure-partner": COMMON,
     # docs.x.ai: bounds reasoning as well; the old name is deprecated.
     "xai": Traits(ceiling=NEW),
     # console.groq.com/docs/rate-limits: requests a day, tokens a minute
