@@ -97,6 +97,9 @@ def _is_closable(node: object) -> bool:
     # An object of which nothing is said may hold anything: closed, it would be empty.
     if "object" in types and node.get("additionalProperties", not properties) is not False:
         return False
+    # Closed, neither it nor one of its choices would have room for the other's properties.
+    if properties and not node.keys().isdisjoint(_EITHER):
+        return False
     if not set(node.get("required", ())) <= properties.keys() or ("array" in types and "items" not in node):
         return False
     values = [*node.get("enum", ()), node.get("const")]

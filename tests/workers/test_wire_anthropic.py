@@ -194,6 +194,7 @@ def test_a_schema_is_sent_as_messages_takes_it(schema: dict[str, Any], taken: di
         record({"a": True}),
         record({"a": {"enum": [[1]]}}),
         record({"a": {"allOf": [TEXT]}}),
+        record({"a": TEXT}, oneOf=[record({"b": TEXT}), record({"c": TEXT})]),
         record({"a": NODE}, **{"$defs": {"node": record({"next": NODE})}}),
         record({"a": {"$ref": "#"}}),
         record({"a": {"$ref": "https://x.example/schema"}}),
