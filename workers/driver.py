@@ -36,7 +36,7 @@ from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.outages import Outages
 from penstock.workers.planner import all_ended, durable_plan, wanted_plan
-from penstock.workers.ports import encode
+from penstock.workers.ports import encode, job_of
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.spending import Spending
 from penstock.workers.status import RunState, RunStatus
@@ -168,8 +168,8 @@ class Driver:
 
         spec, me = self._spec, ray.get_runtime_context().current_actor
         hear, how = (self._worker_lost, self._pool_changed, self._worker_changed, self._note), spec.execution
-        more = (how.keep_s, spec.state)
-        self._fleet = Fleet(spec.catalog, spec.run_id, me, how.dispatchers, *hear, *more, endless=spec.endless)
+        more, job = (how.keep_s, (spec.state, spec.run_id)), job_of(spec.run_id, plan.created_at)
+        self._fleet = Fleet(spec.catalog, job, me, how.dispatchers, *hear, *more, endless=spec.endless)
         self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
 
     async def _warm_up(self) -> None:
@@ -185,7 +185,7 @@ class Driver:
         await self._bill.open(resumed=self._status.resumed, now=time.time())
         if not hasattr(self, "_crew"):
             self._recruit(self._plan)
-        self._fleet.command = (self._plan.created_at, self._run_epoch)
+        self._fleet.command = self._run_epoch
         if not spec.pinned:
             await self._steersman.first(self._crew.steer)
         await self._measuring.first(self._crew.learn)

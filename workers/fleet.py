@@ -16,7 +16,6 @@ import msgspec
 from penstock.engine.catalog import Account, Catalog, Model, is_own
 from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import NAMESPACE, kill, until_gone, words
-from penstock.workers.ports import Command
 from penstock.workers.replies import Unanswered, answered
 from penstock.workers.worker_actor import WorkerActor, WorkerSettings
 
@@ -66,8 +65,8 @@ def first_pools(catalog: Catalog, own: Collection[str]) -> list[str]:
 
 
 class Fleet:
-    """`on_lost(name, replaced)`, `on_pool(pool, why it is down)` (None: it is up again), `on_change(what, worker, why)`
-    tell the driver, `note` tells people."""
+    """`job`: see `ports.job_of`. `on_lost(name, replaced)`, `on_pool(pool, why it is down)` (None: it is up again),
+    `on_change(what, worker, why)` tell the driver, `note` tells people. `logs` (of workers): (state, run id)."""
 
     def __init__(
         self,
@@ -80,20 +79,20 @@ class Fleet:
         on_change: Callable[[str, Worker, str], None],
         note: Callable[[str], None],
         keep_s: float = 120.0,
-        state: str = "",
+        logs: tuple[str, str] | None = None,
         *,
         endless: bool = False,
     ) -> None:
         self.catalog = catalog
         self.workers: dict[tuple[str, int], Worker] = {}
         self.down: dict[str, str] = {}
-        self.command: Command = (0.0, 0)
-        """Set before any worker is wanted: it keeps workers from obeying a command that the run was taken from."""
+        self.command = 0
+        """Its run epoch, set before any worker is wanted: workers obey no command that the run was taken from."""
         self._job = job
         self._driver = driver
         self._dispatchers = dispatchers
         self._keep_s = keep_s
-        self._state = state
+        self._logs = logs
         self._endless = endless
         self._on_lost = on_lost
         self._on_pool = on_pool
@@ -253,7 +252,7 @@ class Fleet:
 
     async def _serve(self, handle: object) -> None:
         def ask() -> Awaitable[None]:
-            return handle.serve.remote(self._job, self.command, self._driver, self._keep_s, self._state)  # pyright: ignore[reportAttributeAccessIssue]
+            return handle.serve.remote(self._job, self.command, self._driver, self._keep_s, self._logs)  # pyright: ignore[reportAttributeAccessIssue]
 
         await answered(ask, PING_S)
 

@@ -49,9 +49,12 @@ class Kept(msgspec.Struct, frozen=True):
     """(item_id, generation, attempt, model, role, version)."""
 
 
-Command = tuple[float, int]
-"""Which command of a run speaks: (when the run's plan was made, its run epoch). A run that is begun anew counts its
-epochs anew, too."""
+def job_of(run_id: str, planned_at: float) -> str:
+    """By what name workers know a run. Its id is made of its name and vars: on one cluster another may have the same,
+    with a state of its own; and a run that is begun anew has it again, and counts its epochs anew."""
+    return f"{run_id}~{planned_at!r}"
+
+
 CallName = tuple[str, int, int]
 """(item_id, generation, attempt)."""
 

@@ -19,7 +19,7 @@ from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
 from penstock.engine.plan import Epoch
 from penstock.workers.at_lane import Landed, LaneAt
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
-from penstock.workers.ports import BoardPort, Command, Grant, Kept, LanePort
+from penstock.workers.ports import BoardPort, Grant, Kept, LanePort
 
 LaneKey = tuple[str, int]
 
@@ -67,9 +67,9 @@ class Puller:
         self._tick = tick
         self._lanes: dict[LaneKey, LaneAt] = {}
         self._boards: dict[str, asyncio.Task[None]] = {}
-        self._commands: dict[str, Command] = {}
-        """Job → the latest command that it was served for, while it is served, or anything of it is here. One that it
-        was taken from may live on for a while."""
+        self._commands: dict[str, int] = {}
+        """Job → run epoch of the latest command that it was served for, while it is served, or anything of it is here.
+        One that it was taken from may live on for a while."""
         self._underway: set[tuple[str, int, int]] = set()
         """(job, lane, owner) of takes."""
         self._takes = 0
@@ -83,15 +83,12 @@ class Puller:
         self._spawn(self._deliver())
         self._spawn(self._renew())
 
-    def serve(self, job: str, board: BoardPort, command: Command) -> bool:
-        """Take work from this job's board until `leave`. Owners are numbered by each driver anew: what an earlier one's
-        number stood for is forgotten, or we would go on asking a lane actor of a run that is over. False: a later
-        command has taken the run over."""
-        latest = self._commands.get(job, command)
-        if latest[0] == command[0] and latest > command:
+    def serve(self, job: str, board: BoardPort, command: int) -> bool:
+        """Take work from this job's board until `leave`. `command`: its run epoch. Owners are numbered by each driver
+        anew: what an earlier one's number stood for is forgotten, or we would go on asking a lane actor of a run that
+        is over. False: a later command has taken the run over."""
+        if self._commands.get(job, command) > command:
             return False
-        if latest[0] != command[0]:
-            self._throw_away(job)
         self._commands[job] = command
         self._turn_away(job)
         for at in self._lanes.values():
@@ -101,17 +98,12 @@ class Puller:
             self._boards[job] = self._spawn(self._pull(job, board))
         return True
 
-    def leave(self, job: str, command: Command) -> bool:
+    def leave(self, job: str, command: int) -> bool:
         """False: it isn't this command's any more."""
         ours = self._commands.get(job) == command
         if ours:
             self._turn_away(job)
         return ours
-
-    def _throw_away(self, job: str) -> None:
-        """The run was begun anew: its items and epochs look as before, and these answers are of what was asked then."""
-        for key in [key for key in self._lanes if key[0] == job]:
-            self.engine.abort(list(self._lanes.pop(key).tickets))
 
     def _turn_away(self, job: str) -> None:
         task = self._boards.pop(job, None)
@@ -148,7 +140,7 @@ class Puller:
             [_known(ticket.call) for ticket in at.tickets if ticket.right is at.right],
         )
 
-    def abort(self, job: str, command: Command) -> None:
+    def abort(self, job: str, command: int) -> None:
         """Nobody wants this job's calls any more; unless a later command has taken the run over, and them with it."""
         for (run, _), at in self._lanes.items():
             if run == job and self._commands.get(job) == command:

@@ -28,7 +28,7 @@ from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
 from penstock.workers.metrics import ApiMetrics, EngineMetrics
 from penstock.workers.orphan import end_with_raylet
-from penstock.workers.ports import Command, RemoteBoard, RemoteLane, encode
+from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
 from penstock.workers.stall import STALLED_S, Stall
 from penstock.workers.verifying import Verifier
@@ -131,19 +131,21 @@ class WorkerActor:
 
         return vllm_engine(settings.model, settings.version, worker=settings.name)
 
-    async def serve(self, job: str, command: Command, driver: object, keep_s: float = IDLE_S, state: str = "") -> None:
-        """Take work from this job's board; stay for `keep_s` after it, if it is the last. `state`: where its logs
-        are."""
+    async def serve(
+        self, job: str, command: int, driver: object, keep_s: float = IDLE_S, logs: tuple[str, str] | None = None
+    ) -> None:
+        """Take work from this job's board; stay for `keep_s` after it, if it is the last. `command`: its run epoch.
+        `logs`: (state, run id)."""
         if self._puller is None or not self._puller.serve(job, RemoteBoard(driver), command):
             return
         self._keep_s = keep_s
         self._shares.anew(job, time.monotonic())
-        if state and job not in self._logs:
+        if logs is not None and job not in self._logs:
             slug = re.sub(r"[^A-Za-z0-9_.@-]+", "-", self._settings.label)
-            self._logs[job] = Log(state, job, f"worker-{slug}")
+            self._logs[job] = Log(*logs, f"worker-{slug}")
             self._logs[job]("info", "worker serves", worker=self._settings.name, pid=os.getpid())
 
-    async def leave(self, job: str, command: Command) -> None:
+    async def leave(self, job: str, command: int) -> None:
         if self._puller is not None and self._puller.leave(job, command):
             self._close_log(job, "worker drained")
 
@@ -158,7 +160,7 @@ class WorkerActor:
             return b"\x80"
         return encode(self._puller.adopt(job, lane, (epoch[0], epoch[1]), RemoteLane(handle), until))
 
-    async def abort(self, job: str, command: Command) -> None:
+    async def abort(self, job: str, command: int) -> None:
         """Stop all calls of this job."""
         if self._puller is not None:
             self._puller.abort(job, command)

@@ -11,11 +11,11 @@ from penstock.engine.items import Answer, Call, CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers import puller as shell
 from penstock.workers.engines.base import EngineDead, Ticket
-from penstock.workers.ports import CallName, Grant
+from penstock.workers.ports import CallName, Grant, Kept, job_of
 from penstock.workers.puller import KEEP_S, ORPHANED_S, Puller
 
-FIRST, SECOND, ANEW = (7.0, 1), (7.0, 2), (8.0, 1)
-"""Commands of one run: one after the other, and one that begins it anew."""
+FIRST, SECOND = 1, 2
+"""Commands of one run, one after the other."""
 
 
 class Clock:
@@ -68,6 +68,7 @@ class LaneStub:
 
     def __init__(self, epoch: Epoch, calls: list[Call], clock: Clock) -> None:
         self.epoch = epoch
+        self.job = "job"
         self.calls = calls
         self.clock = clock
         self.got: list[tuple[Epoch, list[str]]] = []
@@ -92,7 +93,7 @@ class LaneStub:
         calls, self.calls = self.calls[:n], self.calls[n:]
         if not calls:
             return None, 0
-        return CallChunk("job", lane, self.epoch, self.clock() + 5, calls), len(self.calls)
+        return CallChunk(self.job, lane, self.epoch, self.clock() + 5, calls), len(self.calls)
 
     async def missed(self, lane: int, worker: str, upto: int, held: list[CallName]) -> None:
         if not self.alive:
@@ -485,19 +486,22 @@ async def test_a_command_that_the_run_was_taken_from_stops_nothing(world: World)
     await until(lambda: len(world.engine.tickets) == 4)
 
 
-async def test_a_run_that_is_begun_anew_gets_no_answers_of_its_earlier_life(world: World) -> None:
-    """Its command was killed, and `--fresh` asks the same items something else, under epochs that begin at 1 again."""
-    world.puller.adopt("job", 0, (1, 2), world.lane, world.clock() + 5)
-    world.lane.alive = False
-    world.engine.land("a")
-    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+async def test_runs_of_one_id_have_nothing_of_each_other(world: World) -> None:
+    """Two with states of their own on one cluster, or one that `--fresh` begins anew: lanes, items and epochs look the
+    same."""
     anew = LaneStub((1, 1), [call("a"), call("d")], world.clock)
-    assert world.puller.serve("job", BoardStub(anew), ANEW)
-    assert {ticket.call.item_id for ticket in world.engine.aborted} == {"b", "c"}
-    await until(lambda: len(world.engine.tickets) == 4)
+    other = job_of("run", 8.0)
+    assert other != job_of("run", 7.0)
+    anew.job = other
+    assert world.puller.adopt(other, 0, (1, 1), anew, world.clock() + 5) == Kept()
+    assert world.puller.serve(other, BoardStub(anew), FIRST)
+    await until(lambda: len(world.engine.tickets) == 5)
+    world.puller.abort(other, SECOND)
+    assert world.engine.aborted == []
     world.engine.land("b", "c", "d")
-    await until(lambda: anew.got)
+    await until(lambda: anew.got and world.lane.got)
     assert anew.got == [((1, 1), ["d"])]
+    assert [ids for _, ids in world.lane.got] == [["b", "c"]]
 
 
 @pytest.mark.parametrize("ticks", range(6))

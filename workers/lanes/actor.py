@@ -39,7 +39,7 @@ from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.log import LaneLog, Log, collect
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
-from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode
+from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode, job_of
 from penstock.workers.runspec import RunSpec, commit_s_of, window_of
 from penstock.workers.scoring import Scoring
 
@@ -127,6 +127,10 @@ class LaneActor:
             if not self._shells:
                 await self._mirror.close()
 
+    @property
+    def _job(self) -> str:
+        return job_of(self._spec.run_id, self._plan.created_at)
+
     def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
         spec = self._spec
         now = time.time
@@ -135,7 +139,7 @@ class LaneActor:
         machine = Lane(
             LaneSettings(
                 lane,
-                spec.run_id,
+                self._job,
                 window_of(spec.execution, self._plan.lanes),
                 spec.execution.window_bytes,
                 by_key=spec.by_key,
@@ -179,7 +183,7 @@ class LaneActor:
         """Ask workers for what they still hold of this lane's last owner. A worker that is gone holds nothing."""
         shell = self._shells[lane]
         calls = [
-            worker.adopt.remote(self._spec.run_id, lane, shell.epoch, me, shell.own_until)  # pyright: ignore[reportAttributeAccessIssue]
+            worker.adopt.remote(self._job, lane, shell.epoch, me, shell.own_until)  # pyright: ignore[reportAttributeAccessIssue]
             for _, worker in workers
         ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
