@@ -91,6 +91,7 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(tmp_path:
         b.check(bound=2 * b.shape.concurrency + round(b.fastest_rate() * 0.6))
 
 
+@pytest.mark.long
 def test_a_second_run_of_a_job_is_refused_and_told_who_holds_it(tmp_path: Path, ray: SharedRay) -> None:
     """Exit code 2, the holder by name and command, the way out; the first is not disturbed. --take-over takes it; while
     it waits for a holder that is frozen, Ctrl-C ends it at once, exit code 130, and takes back its wish."""

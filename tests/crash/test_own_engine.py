@@ -28,6 +28,7 @@ def results(b: Bench) -> int:
     return sum(run.tally.results for run in history.runs())
 
 
+@pytest.mark.long
 def test_an_engine_that_is_killed_while_it_answers_is_replaced(tmp_path: Path, mark: str) -> None:
     """Another is loaded, what it had is asked again and marked, and each item ends exactly once."""
     model = f"{{name: own, worker: vllm, model: {tiny_folder()}, hour_usd: 3.6, engine: {ENGINE}}}"

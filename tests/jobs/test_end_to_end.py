@@ -656,6 +656,7 @@ def test_a_wall_holds_while_the_only_permitted_provider_is_down(
     assert [r["custom_id"] for r in lines(tmp_path / "down.out.jsonl")] == [str(n) for n in range(40)]
 
 
+@pytest.mark.long
 def test_a_wrong_key_falls_back_or_stops_and_costs_no_item(
     tmp_path: Path, eu: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def script(kafka: int, sandbox: int) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 @pytest.mark.ray
 def test_the_quickstart_works_as_it_is_written(tmp_path: Path, mark: str) -> None:

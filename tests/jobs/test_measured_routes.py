@@ -53,6 +53,7 @@ def models(results: list[dict[str, Any]]) -> list[str]:
     return [result["penstock"]["model"] for result in results]
 
 
+@pytest.mark.long
 def test_a_job_starts_on_what_is_declared_moves_by_what_it_measures_and_the_next_begins_there(tmp_path: Path) -> None:
     behaviours = {
         "cheap": Behaviour(latency_ms=250, planted=Planted(0.5)),

@@ -35,13 +35,14 @@ PAIRINGS = (
     Pairing("kafka", "files", "results.jsonl", BATCH),
     Pairing("kafka", "s3", "out/results/"),
     Pairing("kafka", "kafka", shape=BATCH),
-    # One act commits to the results' store; the others follow by its outbox.
+    Pairing("files", "files", "results.jsonl", others={"costs": ("kafka", "")}),
+)
+FOLLOWED = (  # One act commits to the results' store; the others follow by its outbox.
     Pairing(
         "kafka", "kafka", format="parquet",
         others={"costs": ("s3", "out/costs/"), "dead_letters": ("files", "dead.jsonl")},
     ),
     Pairing("s3", "s3", "out/results/", BATCH, "parquet", others={"dead_letters": ("kafka", "")}),
-    Pairing("files", "files", "results.jsonl", others={"costs": ("kafka", "")}),
 )  # fmt: skip
 
 
@@ -56,7 +57,9 @@ def servers(
         yield Servers(kafka_server.bootstrap, s3_server.endpoint, s3_server.client(), sandbox, journal)
 
 
-@pytest.mark.parametrize("pairing", PAIRINGS, ids=str)
+@pytest.mark.parametrize(
+    "pairing", [*PAIRINGS, *(pytest.param(each, marks=pytest.mark.long) for each in FOLLOWED)], ids=str
+)
 def test_every_row_ends_once_and_every_command_reads_it(
     pairing: Pairing, servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,6 +156,7 @@ def test_a_worse_version_is_taken_back_by_itself_in_a_running_job(one_ray: None,
     assert (kinds.count("rollout_started"), kinds.count("rollback")) == (1, 1)
 
 
+@pytest.mark.long
 def test_a_rollback_by_hand_is_obeyed_by_a_running_job(one_ray: None, tmp_path: Path, sandbox: str) -> None:
     """Of the bad version no more is sent than what a machine could send within five seconds of the word."""
     place = Place(tmp_path, sandbox, 6_000)

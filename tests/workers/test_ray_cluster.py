@@ -72,6 +72,7 @@ def wait_until_none(timeout_s: float) -> bool:
     return not workers()
 
 
+@pytest.mark.long
 def test_two_jobs_share_a_worker_which_leaves_by_itself(cluster: str, tmp_path: Path) -> None:
     """The second job finds the first one's dispatcher (the same process); unused, it ends after `keep_s`; the cluster
     stays."""

@@ -84,6 +84,7 @@ def wait_for(what: str, seen: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_an_endless_job_is_restarted_and_widened_while_it_works(servers: Stage, tmp_path: Path) -> None:
     """Probes answer; a second command takes over in peace (the first exits with 0); records of a new partition come;
     SIGTERM ends it with 130 and says how to go on. Every record once, and not one call was paid for twice."""
