@@ -97,6 +97,7 @@ def test_a_cascade_whose_cheap_model_degrades_stops_to_believe_it(tmp_path: Path
     assert Drifts(state).read("default", 2) is None
 
 
+@pytest.mark.long
 def test_a_judge_believes_or_sends_on_in_a_job_as_people_run_it(tmp_path: Path) -> None:
     """Each of its calls is on the bill; what it did not believe was answered by the last model. (The sandbox gives a
     row some grade of its own.)"""

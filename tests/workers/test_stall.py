@@ -58,7 +58,7 @@ async def test_a_worker_whose_engine_hangs_ends(monkeypatch: pytest.MonkeyPatch)
     lane = LaneStub((1, 1), [call("a"), call("b")], clock)
     puller = Puller("w", "vllm:own@v1", Mute(), lambda ticket, outcome: outcome, clock)
     puller.start()
-    puller.serve("job", BoardStub(lane), (0.0, 1))
+    puller.serve("job", BoardStub(lane), 1)
     await until(lambda: puller.busy)
     actor = WorkerActor(msgspec.msgpack.encode(WorkerSettings("w", "engine own", "vllm:own@v1", "vllm")))
     with pytest.raises(Ended):
@@ -80,10 +80,10 @@ async def test_the_log_of_a_job_whose_driver_was_killed_is_closed(
     actor = WorkerActor(msgspec.msgpack.encode(WorkerSettings("w", "engine own", "vllm:own@v1", "vllm")))
     actor._puller = puller
     monkeypatch.setattr(worker_actor, "RemoteBoard", lambda driver: driver)
-    await actor.serve("killed", (0.0, 1), BoardStub(LaneStub((1, 1), [], clock)), state=str(tmp_path))
-    await actor.serve("lives", (0.0, 1), BoardStub(LaneStub((1, 1), [], clock)), state=str(tmp_path))
+    await actor.serve("killed", 1, BoardStub(LaneStub((1, 1), [], clock)), logs=(str(tmp_path), "killed"))
+    await actor.serve("lives", 1, BoardStub(LaneStub((1, 1), [], clock)), logs=(str(tmp_path), "lives"))
     watching = asyncio.ensure_future(actor._watch(puller))
-    puller.leave("killed", (0.0, 1))  # as it does with a driver that is mute for long
+    puller.leave("killed", 1)  # as it does with a driver that is mute for long
     async with asyncio.timeout(20):
         await until(lambda: "killed" not in actor._logs)
     assert list(actor._logs) == ["lives"]

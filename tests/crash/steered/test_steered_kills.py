@@ -41,7 +41,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, ray: SharedRay) -> Json:
         return b.table()
 
 
-@pytest.mark.parametrize(("phase", "kinds"), [("experiment", ("driver", "command")), ("rollback", ("lane", "driver"))])
+@pytest.mark.parametrize(
+    ("phase", "kinds"),
+    [
+        pytest.param("experiment", ("driver", "command"), marks=pytest.mark.long),
+        ("rollback", ("lane", "driver")),
+    ],
+)
 def test_a_trial_survives_kills(
     phase: Phase, kinds: Sequence[Kind], tmp_path: Path, ray: SharedRay, request: pytest.FixtureRequest
 ) -> None:
