@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
+from penstock.connectors.arrivals import Arrivals
 from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.kafka.client import describe
@@ -84,8 +85,8 @@ class KafkaStore:
         self._settings = settings
         self._faults = faults
         self._lanes: dict[int, _Owned] = {}
-        self._arriving = 0
-        """Lanes, or the run, that are being taken: what they begin with must not end under them."""
+        self._arrivals = Arrivals()
+        """They begin with the connection and its sign of life."""
         self._opened: _Open | None = None
         self._opening = asyncio.Lock()
         self._looking = asyncio.Lock()
@@ -120,16 +121,8 @@ class KafkaStore:
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
-        with self._arrival():
+        with self._arrivals.one():
             return await self._take(lane, epoch, force)
-
-    @contextlib.contextmanager
-    def _arrival(self) -> Generator[None]:
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
 
     async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
         here = await self._open_afresh()
@@ -286,7 +279,7 @@ class KafkaStore:
 
     async def _rest(self, here: _Open) -> None:
         """Nothing is ours any more: nobody needs to see that we live."""
-        if self._opened is here and not self._lanes and not self._arriving and not here.run.epoch:
+        if self._opened is here and not self._lanes and not self._arrivals and not here.run.epoch:
             self._opened = None  # first: whoever comes now opens anew
             await here.heart.stop()
             here.control.close()
@@ -298,7 +291,7 @@ class KafkaStore:
     # the run
 
     async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
-        with self._arrival():
+        with self._arrivals.one():
             return await (await self._open()).run.hold(holder, take_over=take_over, above=above)
 
     async def holder(self) -> Holder | None:

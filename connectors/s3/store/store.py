@@ -11,10 +11,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
+from penstock.connectors.arrivals import Arrivals
 from penstock.connectors.base import Holder, Records, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.s3.client import Stored
@@ -76,23 +77,15 @@ class S3Store:
         """Lane → when a merge failed: it is tried again later, but for a clock that was set back."""
         self._plan: Plan | None = None
         self._lanes: dict[int, Lane] = {}
-        self._arriving = 0
-        """Lanes, or the run, that are being taken: they need the sign of life that they begin with."""
+        self._arrivals = Arrivals()
+        """They need the sign of life that they begin with."""
         self._run: s3_run.Hold | None = None
 
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
-        with self._arrival():
+        with self._arrivals.one():
             return await self._take(lane, epoch, force)
-
-    @contextlib.contextmanager
-    def _arrival(self) -> Generator[None]:
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
 
     async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
         await self.release(lane)
@@ -208,7 +201,7 @@ class S3Store:
 
     async def _rest(self) -> None:
         """Give no more signs of life where nothing is held."""
-        if not self._lanes and not self._arriving and self._run is None:
+        if not self._lanes and not self._arrivals and self._run is None:
             await self.beacon.put_out()
 
     # the run
@@ -216,7 +209,7 @@ class S3Store:
     async def hold(self, holder: Holder, *, take_over: bool = False, above: int = 0) -> int:
         await self.let_go()
         try:
-            with self._arrival():
+            with self._arrivals.one():
                 await self.beacon.light()
                 self._run = held = await s3_run.take_hold(
                     self.home, holder, self.beacon.id, self._beat_s, take_over=take_over, above=above
