@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.envelope import unseal
+from penstock.connectors.settings import FilesSource, SourceSettings
 from penstock.engine.items import DeadLetter, Item
 
 
@@ -58,3 +59,8 @@ class ReplayIntake:
         inner = msgspec.structs.replace(raw, data=original, length=0, key=came.key, headers=came.headers)
         made = self._intake.item(inner, now, item_id or letter.item_id)
         return msgspec.structs.replace(made, generation=letter.generation + 1)
+
+
+def intake_for(source: SourceSettings, intake: Intake) -> Intake:
+    """The intake for what this source brings: rows or requests, or dead letters that stand for them."""
+    return ReplayIntake(intake) if isinstance(source, FilesSource) and source.replay else intake

@@ -16,9 +16,9 @@ import msgspec
 from penstock.connectors.base import Raw
 from penstock.connectors.measured import Registry
 from penstock.connectors.reading.intake import Intake, input_shape
-from penstock.connectors.reading.replay import ReplayIntake
+from penstock.connectors.reading.replay import intake_for
 from penstock.connectors.registry import open_source
-from penstock.connectors.settings import FilesSource, KafkaSource, SourceSettings, is_endless
+from penstock.connectors.settings import KafkaSource, SourceSettings, is_endless
 from penstock.connectors.state import open_state
 from penstock.connectors.steering import SteeringFile
 from penstock.engine.budget import Budget
@@ -123,8 +123,7 @@ def _intake(spec: RunSpec) -> MakeIntake:
     def make(format: str) -> Callable[[Raw], Item | DeadLetter]:
         shape = input_shape(format)
         intake = Intake(spec.run_id, shape, spec.row, spec.policy, spec.catalog.models, spec.generation, spec.vars)
-        replayed = isinstance(spec.source, FilesSource) and spec.source.replay
-        reader = ReplayIntake(intake) if replayed else intake
+        reader = intake_for(spec.source, intake)
         return lambda raw: reader.item(raw, 0.0)
 
     return make

@@ -12,9 +12,8 @@ import msgspec
 
 from penstock.connectors.reading.intake import InputShape, Intake, input_shape
 from penstock.connectors.reading.replay import Intake as AnyIntake
-from penstock.connectors.reading.replay import ReplayIntake
+from penstock.connectors.reading.replay import intake_for
 from penstock.connectors.registry import Stores, open_mirror, open_source, open_stores
-from penstock.connectors.settings import FilesSource
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Price
@@ -176,8 +175,7 @@ class LaneActor:
         spec = self._spec
         names, born = frozenset(spec.catalog.models), self._plan.generation
         intake = Intake(spec.run_id, read_as, spec.row, spec.policy, names, born, spec.vars, self._stopped)
-        replayed = isinstance(spec.source, FilesSource) and spec.source.replay
-        return ReplayIntake(intake) if replayed else intake
+        return intake_for(spec.source, intake)
 
     async def adopt(self, lane: int, me: object, workers: list[tuple[str, object]]) -> None:
         """Ask workers for what they still hold of this lane's last owner. A worker that is gone holds nothing."""
