@@ -104,30 +104,25 @@ def test_a_wrong_version_is_found() -> None:
     assert planted(BACK, lambda one: one.arm is None, model_version="v2") == {"wrong version"}
 
 
-def heired(at: Rollout, heirs: int, **changes: object) -> set[str]:
-    """Records after the end that say the other version, as many as there are units."""
-    made = [msgspec.structs.replace(r, **changes) if r.arm is None else r for r in records(at)]
-    return kinds(rollout_faults(made, at, heirs))
-
-
 def test_an_answer_that_outlived_its_lane_is_in_no_arm_and_anything_else_is_found() -> None:
     """BACK: begun at 1 s, half of the units at 2 s, taken back at 3 s."""
-    chosen = {one.unit for one in records(BACK) if one.arm == "candidate-2"}
     made = records(BACK)
-    mine = [r for r in made if r.arm is None and r.unit in chosen]
-    others = [r for r in made if not (r.arm is None and r.unit in chosen)]
+    chosen = {one.unit for one in made if one.arm == "candidate-2"}
+    before = [one for one in made if one.arm is not None]
+    after = [one for one in made if one.arm is None]
+    mine = [one for one in after if one.unit in chosen]
 
-    def found(heirs: int, asked_at: float) -> set[str]:
-        late = [msgspec.structs.replace(r, model_version="v2", asked_at=asked_at) for r in mine]
-        return kinds(rollout_faults([*others, *late], BACK, heirs))
+    def found(heirs: int, asked_at: float, version: str = "v2", late: list[Record] = mine) -> set[str]:
+        told = [msgspec.structs.replace(one, model_version=version, asked_at=asked_at) for one in late]
+        return kinds(rollout_faults([*before, *told, *(one for one in after if one not in late)], BACK, heirs))
 
     assert found(len(mine), 2.9) == found(len(mine), 4.0) == set()
     assert found(len(mine), 3.0 + 2 * HEARD_S) == {"wrong version"}, "sent long after it was taken back"
     assert found(len(mine), 0.5) == {"wrong version"}, "sent before it began"
     assert found(len(mine) - 1, 2.9) == {"wrong version"}, "more of them than a lane can leave"
     assert found(0, 2.9) == {"wrong version"}, "no lane was killed"
-    assert heired(BACK, len(UNITS), model_version="v2", asked_at=2.9) == {"wrong version"}, "units that never had it"
-    assert heired(BACK, len(UNITS), model_version="v0", asked_at=2.9) == {"wrong version"}
+    assert found(len(UNITS), 2.9, late=after) == {"wrong version"}, "units that never had it"
+    assert found(len(UNITS), 2.9, "v0", after) == {"wrong version"}
 
 
 def test_arms_that_nobody_gave_are_found() -> None:
