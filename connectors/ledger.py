@@ -16,7 +16,7 @@ import msgspec
 from penstock.connectors.documents import until_won
 from penstock.connectors.state import ABSENT, State
 from penstock.engine import leases
-from penstock.engine.budget import NeedLease, key_heads, run_key, scope
+from penstock.engine.budget import key_heads, run_key, scope
 from penstock.engine.errors import Corrupt
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Epoch
@@ -49,50 +49,37 @@ class LedgerClient:
         self._state = state
         self._run = run_id
 
-    def lease(self, need: NeedLease, lease_id: str, lane: int, epoch: Epoch, now: float) -> int | str | None:
-        """The amount leased, durable before this returns; or, in words, why the budget can't hold it; or None: not
-        now, but leases are out that may come back. The same id again returns the same lease."""
-        refused: list[LeaseRefused] = []
-        owner, mine = Owner(self._run, lane, epoch), self._own(lease_id)
-
-        def swap(ledger: Ledger) -> Ledger:
-            if ledger.limit_nano != need.limit_nano:
-                ledger = leases.relimit(ledger, need.limit_nano)
-            answer = leases.open_lease(ledger, mine, owner, need.limit_nano, need.nano, now)
-            if isinstance(answer, LeaseRefused):
-                refused.append(answer)
-                return leases.bury(ledger, owner)
-            refused.clear()
-            return answer[0]
-
-        ledger = self._swap(need.key, swap, need.limit_nano)
-        if not refused:
-            return ledger.leases[mine].amount_nano
-        return None if self._may_come_back(ledger, now) else _words(refused[-1], need)
-
     def leases(
-        self, need: NeedLease, want_nano: int, lease_ids: Sequence[str], lane: int, epoch: Epoch, now: float
+        self,
+        key: str,
+        limit_nano: int,
+        calls: Sequence[int],
+        lease_ids: Sequence[str],
+        lane: int,
+        epoch: Epoch,
+        now: float,
     ) -> dict[str, int] | str | None:
-        """As `lease`, for several calls in one write: `need.nano` is the least that helps, `want_nano` what all need
-        together. One lease of 1 % where that is enough, else one for each call. Lease id → amount."""
+        """Leases for one call or more in one write. `calls`: what each may cost at most, in nano-dollars, the next
+        first (`engine.leases.open_leases`). Lease id → the amount, durable before this returns; or, in words, why the
+        budget can't hold the next call; or None: not now, but leases are out that may come back. The same id again
+        returns the same lease."""
         refused: list[LeaseRefused] = []
         owner, mine = Owner(self._run, lane, epoch), {self._own(lease_id): lease_id for lease_id in lease_ids}
 
         def swap(ledger: Ledger) -> Ledger:
             refused.clear()
-            if ledger.limit_nano != need.limit_nano:
-                ledger = leases.relimit(ledger, need.limit_nano)
-            want = max(want_nano, leases.remaining(ledger) // leases.LEASE_SHARE)
-            answer = leases.open_leases(ledger, tuple(mine), owner, want, need.nano, now)
+            if ledger.limit_nano != limit_nano:
+                ledger = leases.relimit(ledger, limit_nano)
+            answer = leases.open_leases(ledger, tuple(mine), owner, calls, now)
             if isinstance(answer, LeaseRefused):
                 refused.append(answer)
                 return leases.bury(ledger, owner)
             return answer[0]
 
-        ledger = self._swap(need.key, swap, need.limit_nano)
+        ledger = self._swap(key, swap, limit_nano)
         if not refused:
             return {lease_id: ledger.leases[own].amount_nano for own, lease_id in mine.items() if own in ledger.leases}
-        return None if self._may_come_back(ledger, now) else _words(refused[-1], need)
+        return None if self._may_come_back(ledger, now) else _words(refused[-1], calls[0], limit_nano)
 
     def _may_come_back(self, ledger: Ledger, now: float) -> bool:
         return any(ls.run == self._run or now - ls.opened_at < STALE_LEASE_S for ls in ledger.leases.values())
@@ -217,8 +204,8 @@ def _concerns(ledger: Ledger, run: str, lane: int | None) -> bool:
     return any(lease.run == run and lane in (None, lease.lane) for lease in ledger.leases.values())
 
 
-def _words(refused: LeaseRefused, need: NeedLease) -> str:
-    left, want, limit = (n / 1e9 for n in (refused.remaining_nano, need.nano, need.limit_nano))
+def _words(refused: LeaseRefused, call_nano: int, limit_nano: int) -> str:
+    left, want, limit = (n / 1e9 for n in (refused.remaining_nano, call_nano, limit_nano))
     return f"budget {refused.key} has {_money(left)} of {_money(limit)} left; the next call may cost {_money(want)}"
 
 

@@ -119,7 +119,7 @@ class NeedLease(msgspec.Struct, frozen=True):
 class _Held:
     """One lease in the purse."""
 
-    __slots__ = ("amount", "key", "lease_id", "reserved", "retired", "spent")
+    __slots__ = ("amount", "drawn", "key", "lease_id", "reserved", "retired", "spent")
 
     def __init__(self, key: str, lease_id: str, amount: int) -> None:
         self.key = key
@@ -127,6 +127,8 @@ class _Held:
         self.amount = amount
         self.spent = 0
         self.reserved = 0
+        self.drawn = False
+        """Some call was paid from it."""
         self.retired = False
 
     @property
@@ -168,13 +170,14 @@ class Purse:
 
     def add(self, key: str, lease_id: str, amount_nano: int) -> None:
         """A lease was opened in the ledger. The same id again is a no-op. Older ones that are nearly used up, or that
-        could not hold the call which this one was opened for, are closed when they have nothing in flight."""
+        could not hold the call which this one was opened for, are closed when they have nothing in flight. (One that
+        nobody drew on yet was opened for calls that are about to.)"""
         if lease_id in self._by_id:
             return
         wanted = self._wanted.pop(key, None)
         for old in self._leases.get(key, ()):
             least = max(wanted.nano if wanted else 0, int(LOW_SHARE * old.amount))
-            old.retired = old.retired or old.free < least
+            old.retired = old.retired or (old.drawn and old.free < least)
         held = self._by_id[lease_id] = _Held(key, lease_id, amount_nano)
         self._leases.setdefault(key, []).append(held)
 
@@ -190,13 +193,17 @@ class Purse:
             found.append(held)
         for held in found:
             held.reserved += nano
+            held.drawn = True
         return Reservation(tuple(found), nano)
 
+    def holds(self, key: str, nano: int) -> bool:
+        """Whether some lease of this key has so much left."""
+        return self._holding(key, nano) is not None
+
     def _holding(self, key: str, nano: int) -> _Held | None:
-        for held in self._leases.get(key, ()):
-            if not held.retired and held.free >= nano:
-                return held
-        return None
+        """The one with the least left of those that hold it: a cheap call takes no lease that a dear one waits for."""
+        fits = (held for held in self._leases.get(key, ()) if not held.retired and held.free >= nano)
+        return min(fits, key=lambda held: held.free, default=None)
 
     def settle(self, reservation: Reservation, actual_nano: int) -> None:
         """The call is over and cost so much. A cost above the worst case is counted in full."""
@@ -229,10 +236,10 @@ class Purse:
         for held in self._leases.get(key, ()):
             held.retired = True
 
-    def retire_small(self, key: str, least_nano: int) -> None:
-        """Leases that can't hold a call of `least_nano` any more."""
+    def retire_small(self, key: str, least_nano: int, *, untouched: bool) -> None:
+        """Leases that can't hold a call of `least_nano`; `untouched`: those too that nobody drew on yet."""
         for held in self._leases.get(key, ()):
-            held.retired = held.retired or held.free < least_nano
+            held.retired = held.retired or (held.free < least_nano and (untouched or held.drawn))
 
     def closable(self) -> list[Closable]:
         """Leases to settle in the ledger now. They stay in `spent` until `closed`."""

@@ -7,6 +7,7 @@ Amounts are integer nano-dollars, times Unix seconds. Functions on `Ledger` are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -88,21 +89,29 @@ def open_lease(
 
 
 def open_leases(
-    ledger: Ledger, lease_ids: Sequence[str], owner: Owner, want_nano: int, floor_nano: int, now: float
+    ledger: Ledger, lease_ids: Sequence[str], owner: Owner, calls: Sequence[int], now: float
 ) -> tuple[Ledger, dict[str, Lease]] | LeaseRefused:
-    """Several leases in one write, each small, together about `want_nano`: where one call's worst case is more than
-    1 % of what remains, a lease holds one call only, and a lane with many in flight would write once for each."""
+    """Leases for several calls in one write. `calls`: what each may cost at most, first come first served. A lease
+    holds the next of them, and as many more as 1 % of what remains can: where one call's worst case is more than that,
+    a lease holds one call only, and a lane with many in flight would write once for each."""
     opened: dict[str, Lease] = {}
-    wanted = max(want_nano, floor_nano)
+    held = 0
     for lease_id in lease_ids:
-        if wanted <= 0:
+        waiting = calls[held:]
+        if not waiting:
             break
-        answer = open_lease(ledger, lease_id, owner, wanted, floor_nano, now)
+        want = max(sum(waiting), remaining(ledger) // LEASE_SHARE) if not opened else sum(waiting)
+        answer = open_lease(ledger, lease_id, owner, want, waiting[0], now)
         if isinstance(answer, LeaseRefused):
             return (ledger, opened) if opened else answer
         ledger, opened[lease_id] = answer
-        wanted -= opened[lease_id].amount_nano
+        held += covered(opened[lease_id].amount_nano, waiting)
     return ledger, opened
+
+
+def covered(amount_nano: int, calls: Sequence[int]) -> int:
+    """How many of the first calls fit into one lease together."""
+    return next((n for n, total in enumerate(accumulate(calls)) if total > amount_nano), len(calls))
 
 
 def settle(ledger: Ledger, lease_id: str, spent_nano: int) -> Ledger:

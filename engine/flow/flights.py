@@ -136,6 +136,8 @@ class Flights:
         outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
         self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
+        for waiting in self._till.freed():
+            self.queue(waiting, now)
         self._health.record(slot.target, failure, now)
         if failure is not None:
             self._fail(slot, failure, answer, now)

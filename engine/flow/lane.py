@@ -320,6 +320,8 @@ class Lane:
             for slot in passed:
                 self.flights.expired(slot, now)
         self.flights.give_up_unpaid(now)
+        for slot in self.till.turned_over(now):
+            self.flights.queue(slot, now)
         for slot in self.places.due(now):
             deadline = slot.item.attributes.deadline
             if deadline is not None and deadline <= now:

@@ -55,6 +55,7 @@ class Slot:
         "route",
         "sent_at",
         "seq",
+        "served",
         "shelved",
         "state",
         "timeout_s",
@@ -94,6 +95,8 @@ class Slot:
         self.maybe_paid = False
         self.orphaned = False
         """Since a call may have been under way when its lane, its worker or the command died: no mere timeout."""
+        self.served = False
+        """It waited for money, which is there now."""
         self.shelved = False
         self.tried = False
         """Its tries are in the progress."""

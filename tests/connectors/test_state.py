@@ -114,6 +114,20 @@ def need(nano: int, limit: int = 1_000_000) -> NeedLease:
     return NeedLease("run/r", nano, limit)
 
 
+def lease(
+    client: LedgerClient,
+    want: int | NeedLease,
+    name: str,
+    lane: int = 0,
+    epoch: tuple[int, int] = (1, 1),
+    now: float = 0.0,
+) -> int | str | None:
+    """One lease of what is wanted: its amount, or why there is none."""
+    wanted = need(want) if isinstance(want, int) else want
+    answer = client.leases(wanted.key, wanted.limit_nano, [wanted.nano], [name], lane, epoch, now)
+    return answer[name] if isinstance(answer, dict) else answer
+
+
 def test_a_budget_is_never_leased_twice(url: str) -> None:
     """Many lanes at once: what all of them got is at most the limit, and what is refused did not fit."""
     client = LedgerClient(open_state(url), "r")
@@ -121,7 +135,7 @@ def test_a_budget_is_never_leased_twice(url: str) -> None:
     def grab(lane: int) -> int:
         total = 0
         for n in range(5):
-            got = client.lease(need(70_000), f"{lane}-{n}", lane, (1, 1), 0.0)
+            got = lease(client, 70_000, f"{lane}-{n}", lane)
             total += got if isinstance(got, int) else 0
         return total
 
@@ -136,31 +150,31 @@ def test_a_budget_is_never_leased_twice(url: str) -> None:
 def test_the_same_lease_again_is_no_second_lease_but_another_jobs_is(tmp_path: Path) -> None:
     """A lost answer may be asked for again; two jobs under one budget never share a lease by accident of its name."""
     one, two = (LedgerClient(FolderState(tmp_path), run) for run in ("r1", "r2"))
-    assert one.lease(need(600_000), "0-1", 0, (1, 1), 0.0) == 600_000
-    assert one.lease(need(600_000), "0-1", 0, (1, 1), 0.0) == 600_000
-    assert two.lease(need(600_000), "0-1", 0, (1, 1), 0.0) is None
+    assert lease(one, 600_000, "0-1") == 600_000
+    assert lease(one, 600_000, "0-1") == 600_000
+    assert lease(two, 600_000, "0-1") is None
     one.settle("run/r", "0-1", 100_000)
     one.settle("run/r", "0-1", 100_000)
-    assert two.lease(need(600_000), "0-1", 0, (1, 1), 0.0) == 600_000
+    assert lease(two, 600_000, "0-1") == 600_000
     two.settle("run/r", "0-1", 600_000)
-    answer = two.lease(need(600_000), "0-2", 0, (1, 1), 0.0)
+    answer = lease(two, 600_000, "0-2")
     assert isinstance(answer, str)
     assert "budget run/r" in answer
 
 
 def test_a_lease_of_the_long_dead_is_not_waited_for(tmp_path: Path) -> None:
     """Money that another run's forgotten lease holds is gone for now: the answer is no, not "later"."""
-    LedgerClient(FolderState(tmp_path), "dead").lease(need(900_000), "0-1", 0, (1, 1), 0.0)
+    lease(LedgerClient(FolderState(tmp_path), "dead"), 900_000, "0-1")
     client = LedgerClient(FolderState(tmp_path), "r")
-    assert client.lease(need(600_000), "0-1", 0, (1, 1), 60.0) is None
-    assert isinstance(client.lease(need(600_000), "0-1", 0, (1, 1), 3600.0), str)
+    assert lease(client, 600_000, "0-1", now=60.0) is None
+    assert isinstance(lease(client, 600_000, "0-1", now=3600.0), str)
 
 
 def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(url: str) -> None:
     """After the fence: proven spend is settled, the rest is forfeit; a second time changes nothing."""
     client = LedgerClient(open_state(url), "r")
-    client.lease(need(500_000), "0-1", 0, (1, 1), 0.0)
-    client.lease(need(100_000), "1-1", 1, (1, 1), 0.0)
+    lease(client, 500_000, "0-1")
+    lease(client, 100_000, "1-1", 1)
     assert client.forfeit(0, (1, 2), {"0-1": 200_000}, 0.0) == 300_000
     assert client.forfeit(0, (1, 2), {"0-1": 200_000}, 0.0) == 0
     ledger = client.read("run/r")
@@ -175,20 +189,20 @@ def test_a_lease_that_an_owner_took_after_it_was_replaced_keeps_no_run_from_its_
     want = need(200_000)
     for lane in range(3):
         assert client.forfeit(lane, (2, 1), {}, 0.0) == 0
-    client.lease(want, "0-1.1-9", 0, (1, 1), 0.0)
-    client.lease(want, "2-2.1-9", 2, (2, 1), 0.0)
+    lease(client, want, "0-1.1-9")
+    lease(client, want, "2-2.1-9", 2, (2, 1))
     assert client.forfeit(1, (2, 2), {}, 0.0) == 0
-    client.lease(want, "1-2.1-9", 1, (2, 1), 0.0)
-    client.lease(want, "1-2.2-1", 1, (2, 2), 0.0)
-    client.lease(want, "1-2.2-2", 1, (2, 2), 0.0)
-    assert client.leases(want, 200_000, ["1-2.2-3"], 1, (2, 2), 0.0) is None, "lane 2 may give something back"
+    lease(client, want, "1-2.1-9", 1, (2, 1))
+    lease(client, want, "1-2.2-1", 1, (2, 2))
+    lease(client, want, "1-2.2-2", 1, (2, 2))
+    assert lease(client, want, "1-2.2-3", 1, (2, 2)) is None, "lane 2 may give something back"
     ledger = client.read("run/r")
     assert ledger is not None
     assert sorted(ledger.leases) == ["r/1-2.2-1", "r/1-2.2-2", "r/2-2.1-9"]
     assert ledger.forfeit_nano == 400_000
-    for lease in ("1-2.2-1", "1-2.2-2", "2-2.1-9"):
-        client.settle("run/r", lease, 200_000)
-    assert isinstance(client.leases(want, 200_000, ["1-2.2-3"], 1, (2, 2), 0.0), str)
+    for name in ("1-2.2-1", "1-2.2-2", "2-2.1-9"):
+        client.settle("run/r", name, 200_000)
+    assert isinstance(lease(client, want, "1-2.2-3", 1, (2, 2)), str)
 
 
 class Counting(FolderState):
@@ -208,7 +222,7 @@ def test_a_lanes_opening_reads_no_ledger_of_other_runs_or_days_long_over(tmp_pat
     others = ["run/job-10", "run/j", *(f"day/2020-01-{n:02d}/tenant/t" for n in range(1, 29)), "month/2020-01"]
     mine = ["run/job-1", "run/job-1/tenant/" + "t" * 200, f"{day}/tenant/t", "rollout/r"]
     for key in [*others, *mine]:
-        LedgerClient(state, "job-1").lease(NeedLease(key, 10, 1_000), "0-1", 0, (1, 1), now)
+        lease(LedgerClient(state, "job-1"), NeedLease(key, 10, 1_000), "0-1", now=now)
     state.read.clear()
     client = LedgerClient(state, "job-1")
     client.check(now)
@@ -226,7 +240,7 @@ def test_a_dead_owners_money_is_told_once_whatever_the_budgets_it_lay_under(
     """A lease of each is out for the same calls, as large as that budget allows."""
     client = LedgerClient(FolderState(tmp_path), "r")
     for key, nano in zip(keys, (300, 900), strict=True):
-        client.lease(NeedLease(key, nano, 100 * nano), key, 0, (1, 1), 0.0)
+        lease(client, NeedLease(key, nano, 100 * nano), key)
     assert client.forfeit(0, (1, 2), {}, 0.0) == told
 
 
@@ -242,13 +256,13 @@ def test_what_lies_under_disjoint_budgets_adds_up(tmp_path: Path, keys: tuple[st
     """A call has one tenant and one day."""
     client = LedgerClient(FolderState(tmp_path), "r")
     for key, nano in zip(keys, (300, 900), strict=True):
-        client.lease(NeedLease(key, nano, 100 * nano), key, 0, (1, 1), 0.0)
+        lease(client, NeedLease(key, nano, 100 * nano), key)
     assert client.forfeit(0, (1, 2), {}, 0.0) == told
 
 
 def test_a_run_with_a_long_name_finds_its_leases_too(tmp_path: Path) -> None:
     client, key = LedgerClient(FolderState(tmp_path), "j" * 120), f"run/{'j' * 120}/tenant/{'t' * 60}"
-    client.lease(NeedLease(key, 10, 1_000), "3-1", 3, (1, 1), 0.0)
+    lease(client, NeedLease(key, 10, 1_000), "3-1", 3)
     assert client.forfeit_run(0.0) == 10
 
 
@@ -257,12 +271,12 @@ def test_a_ledger_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
     state = FolderState(tmp_path)
     client = LedgerClient(state, "r")
     client.check(0.0)
-    client.lease(need(100), "0-1", 0, (1, 1), 0.0)
+    lease(client, 100, "0-1")
     (tmp_path / document("run/r")).unlink()
     with pytest.raises(Corrupt):
         client.settle("run/r", "0-1", 50)
     state.put(document("run/r"), b'{"key": "run/r", "limit_nano": 5, "settled_nano": 9}', None)
-    for ask in (lambda: client.check(0.0), lambda: client.lease(need(100), "0-2", 0, (1, 1), 0.0)):
+    for ask in (lambda: client.check(0.0), lambda: lease(client, 100, "0-2")):
         with pytest.raises(Corrupt):
             ask()
 
@@ -272,7 +286,7 @@ def test_any_tenants_name_makes_a_safe_document(url: str) -> None:
     keys = ["day/2026-11-24/tenant/", "day/2026-11-24/tenant/..", "run/" + "%2F" * 200, "run/" + "%2F" * 201]
     client = LedgerClient(open_state(url), "r")
     for key in keys:
-        assert client.lease(NeedLease(key, 1, 10), "a", 0, (1, 1), 0.0) == 1
+        assert lease(client, NeedLease(key, 1, 10), "a") == 1
     assert len({document(key) for key in keys}) == len(keys)
 
 

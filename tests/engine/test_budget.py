@@ -77,14 +77,14 @@ def test_a_dead_lanes_leases_are_spent_unless_proven() -> None:
 
 def test_several_leases_in_one_write_are_each_small() -> None:
     """As many as cover what is wanted, or as many as the budget still holds; none at all is a refusal."""
-    answer = open_leases(Ledger("k", 10_000), ["a", "b", "c", "d"], ME, 900, 300, NOW)
+    answer = open_leases(Ledger("k", 10_000), ["a", "b", "c", "d"], ME, [300] * 3, NOW)
     assert not isinstance(answer, LeaseRefused)
     assert {key: lease.amount_nano for key, lease in answer[1].items()} == {"a": 300, "b": 300, "c": 300}
     answer[0].check()
-    few = open_leases(Ledger("k", 700), ["a", "b", "c"], ME, 900, 300, NOW)
+    few = open_leases(Ledger("k", 700), ["a", "b", "c"], ME, [300] * 3, NOW)
     assert not isinstance(few, LeaseRefused)
     assert (list(few[1]), remaining(few[0])) == (["a", "b"], 100)
-    assert isinstance(open_leases(few[0], ["x"], ME, 900, 300, NOW), LeaseRefused)
+    assert isinstance(open_leases(few[0], ["x"], ME, [300] * 3, NOW), LeaseRefused)
 
 
 def test_overruns_are_named() -> None:

@@ -54,7 +54,7 @@ def run(machine: Lane, limit_nano: int, *, fails: str = "") -> tuple[list[Result
         machine.tick(now)
         for wish in machine.wishes():
             if not wish.key.endswith(EXPLORING):
-                machine.leased(wish.key, {f"{wish.key}/{now}": wish.want_nano}, now)
+                machine.leased(wish.key, {f"{wish.key}/{now}": sum(wish.calls)}, now)
             elif leased + wish.floor_nano <= limit_nano:
                 leased += wish.floor_nano
                 machine.leased(wish.key, {f"{wish.key}/{now}": wish.floor_nano}, now)
@@ -120,7 +120,7 @@ def test_what_is_not_sent_yet_goes_where_it_would_go_now() -> None:
     machine.leased("run/r", {"l": 10**14}, 1.0)
     while not (out := machine.take("api:a", 4, 1 << 40, "w", 1.0)):
         for wish in machine.wishes():
-            machine.leased(wish.key, {f"{wish.key}/l": wish.want_nano}, 1.0)
+            machine.leased(wish.key, {f"{wish.key}/l": sum(wish.calls)}, 1.0)
     assert {call.model for call in out} == {"new"}
     machine.learn(Known((standing("new", 500), standing("main", 980))), 2.0)
     check(machine)

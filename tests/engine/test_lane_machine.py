@@ -431,12 +431,11 @@ class LaneMachine(RuleBasedStateMachine):
     @rule()
     def lease(self) -> None:
         for wish in self.lane.wishes():
-            names = [f"{self.epoch}-{self.number + n}" for n in range(wish.count)]
-            self.number += wish.count
+            names = [f"{self.epoch}-{self.number + n}" for n in range(len(wish.calls))]
+            self.number += len(names)
             ledger = self.disk.ledgers.get(wish.key) or Ledger(wish.key, wish.limit_nano)  # a rollout brings its own
-            want = max(wish.want_nano, leases.remaining(ledger) // 100)
             owner = Owner("r", 0, (self.epoch, 0))
-            answer = leases.open_leases(ledger, names, owner, want, wish.floor_nano, self.now)
+            answer = leases.open_leases(ledger, names, owner, wish.calls, self.now)
             if not isinstance(answer, LeaseRefused):
                 self.disk.ledgers[wish.key], opened = answer
                 self.lane.leased(wish.key, {k: v.amount_nano for k, v in opened.items()}, self.now)

@@ -520,11 +520,12 @@ def test_a_lane_that_drains_ends_what_has_its_answer() -> None:
 def test_a_step_that_waits_for_money_behind_an_item_ends_once_where_the_run_has_none() -> None:
     """The item's refusal drains the lane, and so ends the step: it is in no queue any more."""
     rig = Rig(GRADED, (Budget(10**9),))
-    rig.offer(2)
+    rig.offer()
     assert rig.take() == []
     (wish,) = rig.lane.wishes()
     rig.lane.leased(wish.key, {"l": wish.floor_nano}, rig.now)
     (first,) = rig.take()
+    rig.offer(attributes=Attributes(priority=1))
     rig.land(first)
     assert rig.take() == []
     assert rig.lane.till.waiting == 2

@@ -1,16 +1,25 @@
 """A lane's till: who waits for money gets it in order, and what nobody needs goes back."""
 
+import random
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from penstock.engine.budget import Budget, Budgets
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.till import IDLE_LEASE_S, Till
 from penstock.engine.items import Attributes, Candidate, Item, Position, Request, Route
+from penstock.engine.leases import LeaseRefused, Ledger, Owner, open_leases, settle
 
 NOW = 1_700_000_000.0
+KEY = "run/r"
 
 
-def slot() -> Slot:
-    item = Item("i", Position("s", 0, 0), Attributes(), Request(b"{}"), b"", NOW)
-    return Slot(item, Route("t", 3, (Candidate("m", "v1", "api:a"),), (), ""), 1)
+def slot(seq: int = 1, tenant: str | None = None, priority: int | None = None) -> Slot:
+    attributes = Attributes(tenant=tenant, priority=priority)
+    item = Item("i", Position("s", 0, 0), attributes, Request(b"{}"), b"", NOW)
+    return Slot(item, Route("t", 3, (Candidate("m", "v1", "api:a"),), (), ""), seq)
 
 
 def test_a_lease_stays_while_the_next_budgets_lease_is_fetched() -> None:
@@ -33,9 +42,124 @@ def test_a_lease_that_waits_for_another_budget_in_vain_goes_back() -> None:
     waiting, now = slot(), NOW
     assert till.reserve(waiting, 100, now) is False
     till.opened(till.wishes()[0].key, {"first": 1_000}, now)
+    assert till.reserve(waiting, 100, now) is False
     for _ in range(5):
-        assert till.reserve(waiting, 100, now) is False
         now += IDLE_LEASE_S * 0.5
-        assert till.opened(till.wishes()[0].key, {}, now) == [waiting], "asked again"
+        assert [wish.key for wish in till.wishes()] == ["day/2023-11-14"], "it is asked for again and again"
         till.give_back_idle(now)
     assert [lease.lease_id for lease in till.purse.closable()] == ["first"]
+
+
+def test_nobody_passes_one_that_comes_first_and_waits_for_the_same_money() -> None:
+    """A dear call waits for a lease, and cheap ones that would fit into what is left wait behind it: once it is served
+    they are, in order; an urgent one goes before them all."""
+    till = Till(Budgets((Budget(10**9),), "r"))
+    first, dear, cheap, later, urgent = slot(1), slot(2), slot(3), slot(4), slot(5, priority=1)
+    assert till.reserve(first, 60, NOW) is False
+    assert till.opened("run/r", {"a": 100}, NOW) == [first]
+    assert till.reserve(first, 60, NOW) is True
+    assert till.reserve(dear, 90, NOW) is False
+    for waits in (later, cheap):
+        assert till.reserve(waits, 10, NOW) is False, "it would fit, but comes after one that does not"
+    assert till.reserve(urgent, 10, NOW) is True
+    (wish,) = till.wishes()
+    assert wish.calls == (90, 10, 10)
+    assert till.opened("run/r", {"b": 100}, NOW) == [dear, cheap]
+    assert till.opened("run/r", {"c": 100}, NOW) == [later]
+    till.check()
+
+
+def test_what_a_settled_call_leaves_serves_who_waits_first() -> None:
+    """Before the ledger is asked again, and not those behind it, whom it might leave nothing."""
+    till = Till(Budgets((Budget(10**9),), "r"))
+    flying, dear, cheap = slot(1), slot(2), slot(3)
+    till.reserve(flying, 90, NOW)
+    till.opened("run/r", {"a": 100}, NOW)
+    assert till.reserve(flying, 90, NOW) is True
+    assert till.reserve(dear, 50, NOW) is False
+    assert till.reserve(cheap, 10, NOW) is False
+    assert till.freed() == []
+    assert flying.reservation is not None
+    till.purse.settle(flying.reservation, 20)
+    assert till.freed() == [dear]
+    assert till.waiting == 1
+    assert till.reserve(dear, 50, NOW) is True
+    assert till.freed() == [cheap]
+
+
+def test_who_waits_for_its_tenants_money_holds_up_no_other_tenant() -> None:
+    till = Till(Budgets((Budget(10**9, tenant="*"),), "r"))
+    poor, rich = slot(1, tenant="poor"), slot(2, tenant="rich")
+    assert till.reserve(rich, 10, NOW) is False
+    assert till.opened(till.wishes()[0].key, {"a": 100}, NOW) == [rich]
+    assert till.reserve(poor, 10, NOW) is False
+    assert till.reserve(rich, 10, NOW) is True
+
+
+class Shop:
+    """A till, its ledger, and 60 calls of which each tenth is dear; what happens next is drawn."""
+
+    def __init__(self, limit: int, chance: random.Random) -> None:
+        self.till, self.ledger = Till(Budgets((Budget(limit),), "r")), Ledger(KEY, limit)
+        self.chance = chance
+        self.ready = [slot(n) for n in range(60)]
+        self.worst = {one: chance.randint(9_000, 10_400) // (1 if one.seq % 10 == 9 else 10) for one in self.ready}
+        self.flying: list[Slot] = []
+        self.paid: list[int] = []
+        self.names = count()
+        self.over = False
+
+    def ask(self) -> None:
+        for wish in self.till.wishes():
+            ids = [f"l{next(self.names)}" for _ in wish.calls]
+            answer = open_leases(self.ledger, ids, Owner("r", 0, (1, 1)), wish.calls, NOW)
+            if not isinstance(answer, LeaseRefused):
+                self.ledger, opened = answer
+                self.ready += self.till.opened(wish.key, {k: v.amount_nano for k, v in opened.items()}, NOW)
+            elif not wish.spare and answer.leased_nano:
+                self.till.give_back_small(wish, NOW)
+            elif not wish.spare:
+                self.over = bool(self.till.refused(wish, "spent"))
+
+    def take(self) -> None:
+        """By workers who take a few at a time, in order."""
+        self.ready.sort(key=lambda one: one.seq)
+        for one in [self.ready.pop(0) for _ in range(min(len(self.ready), self.chance.randint(1, 20)))]:
+            if self.till.reserve(one, self.worst[one], NOW) is True:
+                one.state = "flying"
+                self.flying.append(one)
+
+    def land(self) -> None:
+        if self.flying:
+            one = self.flying.pop(self.chance.randrange(len(self.flying)))
+            assert one.reservation is not None
+            self.till.purse.settle(one.reservation, self.worst[one] // 15)
+            self.paid.append(one.seq)
+            self.ready += self.till.freed()
+
+    def settle(self) -> None:
+        self.till.give_back_idle(NOW)
+        for lease in self.till.purse.closable():
+            self.ledger = settle(self.ledger, lease.lease_id, lease.spent_nano)
+            self.till.purse.closed(lease.lease_id)
+
+    def step(self) -> None:
+        self.chance.choice([self.ask, self.take, self.land, self.settle])()
+        self.till.check()
+        self.ledger.check()
+
+
+@given(st.integers(11_000, 60_000), st.integers(0, 1 << 32))
+def test_a_small_budget_is_used_to_its_end_in_order_and_soon(limit: int, seed: int) -> None:
+    """Whatever comes first of asking, taking, landing and settling: all is paid, or none but the last ones is left out,
+    and nobody waits for leases to grow old: the clock stands still."""
+    shop = Shop(limit, random.Random(seed))
+    for _ in range(4_000):
+        if shop.over or len(shop.paid) == 60:
+            break
+        shop.step()
+    else:
+        raise AssertionError(f"{len(shop.paid)} paid, {len(shop.ready)} ready, {shop.till.waiting} wait")
+    while shop.flying:
+        shop.land()
+    assert sorted(shop.paid) == list(range(len(shop.paid)))

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
-from penstock.engine.budget import NeedLease, budget_keys
+from penstock.engine.budget import budget_keys
 from penstock.engine.errors import SpecError, Temporary
 from penstock.jobs.evals import derived, going, running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
@@ -241,7 +241,7 @@ def test_what_was_spent_before_a_fresh_start_is_no_part_of_its_default_budget() 
     cost, spec = running.price(made, None)
     ((key, limit),) = budget_keys(spec.budgets[-1:], spec.run_id, None, 0.0)
     ledger = LedgerClient(open_state(spec.state), spec.run_id)
-    ledger.leases(NeedLease(key, limit // 200, limit), limit // 100, ["0-1"], 0, (1, 0), 0.0)
+    ledger.leases(key, limit, [limit // 200], ["0-1"], 0, (1, 0), 0.0)
     ledger.settle(key, "0-1", limit // 200)
     _, later = running.price(prepared(fresh=True), None)
     assert later.budgets[-1].limit_nano == limit + limit // 200

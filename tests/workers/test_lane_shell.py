@@ -320,8 +320,8 @@ async def test_a_small_budget_is_leased_for_many_calls_in_one_write(tmp_path: Pa
     writes: list[int] = []
 
     class Counting(LedgerClient):
-        def leases(self, need, want_nano, lease_ids, *rest):  # type: ignore[no-untyped-def]
-            answer = super().leases(need, want_nano, lease_ids, *rest)
+        def leases(self, *asked):  # type: ignore[no-untyped-def]
+            answer = super().leases(*asked)
             writes.append(len(answer) if isinstance(answer, dict) else 0)
             return answer
 
@@ -442,9 +442,9 @@ async def test_a_lane_without_its_right_asks_for_no_money(tmp_path: Path) -> Non
     lane.now = lambda: time.time() + slept[0]
 
     class Asked(LedgerClient):
-        def leases(self, need, want_nano, lease_ids, lane, epoch, now):  # type: ignore[no-untyped-def]
+        def leases(self, key, limit, calls, lease_ids, lane, epoch, now):  # type: ignore[no-untyped-def]
             asked.append(epoch)
-            return super().leases(need, want_nano, lease_ids, lane, epoch, now)
+            return super().leases(key, limit, calls, lease_ids, lane, epoch, now)
 
     lane.budgets, lane.ledger = (Budget(10**12),), Asked(FolderState(tmp_path), "r")
     woken, driver = lane.shell(lane.place.open())

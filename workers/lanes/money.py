@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from penstock.engine.budget import NeedLease
 from penstock.engine.errors import PenstockError
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.till import Wish
@@ -22,7 +21,14 @@ class LedgerPort(Protocol):
     """The budget ledger on the state URL (`connectors.ledger`). Blocking: called in a thread."""
 
     def leases(
-        self, need: NeedLease, want_nano: int, lease_ids: Sequence[str], lane: int, epoch: Epoch, now: float
+        self,
+        key: str,
+        limit_nano: int,
+        calls: Sequence[int],
+        lease_ids: Sequence[str],
+        lane: int,
+        epoch: Epoch,
+        now: float,
     ) -> dict[str, int] | str | None:
         """Lease id → nano-dollars leased, durable; or why never; None: not while others hold what may come back."""
         ...
@@ -97,9 +103,9 @@ class LaneMoney:
             self._wake()
 
     async def _ask(self, wish: Wish) -> None:
-        names = [self._name() for _ in range(wish.count)]
+        names = [self._name() for _ in wish.calls]
         answer = await asyncio.to_thread(
-            self._ledger.leases, wish.need, wish.want_nano, names, self._lane, self._epoch, self._now()
+            self._ledger.leases, wish.key, wish.limit_nano, wish.calls, names, self._lane, self._epoch, self._now()
         )
         match answer:
             case dict():
@@ -117,7 +123,6 @@ class LaneMoney:
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._freed.wait(), LEASE_RETRY_S)
-            self._machine.leased(wish.key, {}, self._now())
 
     def _name(self) -> str:
         self._number += 1
