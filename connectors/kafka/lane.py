@@ -61,17 +61,23 @@ class Transactions:
     async def _write(self, rows: Sequence[Row], faults: Faults) -> None:
         producer = self._producer
         await producer.begin_transaction()
-        self._listen(producer)
+        ended = self._listen(producer)
         faults("commit.opened")
-        await _all(producer, rows)
+        try:
+            await _all(producer, rows)
+        except kafka.IllegalOperation:  # there is no transaction any more; its end says why
+            _check(ended)
+            raise
         faults("commit.sent")
+        _check(ended)
         await producer.commit_transaction()
         faults("commit.applied")
 
-    def _listen(self, producer: AIOKafkaProducer) -> None:
-        """An error that comes while nobody waits for the transaction's end is seen all the same."""
+    def _listen(self, producer: AIOKafkaProducer) -> asyncio.Future[Any]:
+        """The transaction's end. An error that comes while nobody waits for it is seen all the same."""
         waiter: asyncio.Future[Any] = producer._txn_manager.wait_for_transaction_end()  # pyright: ignore
         waiter.add_done_callback(retrieve)
+        return waiter
 
     def close(self) -> None:
         """In peace, in the background."""
@@ -82,6 +88,12 @@ class Transactions:
         """At once, as a killed process would."""
         self.lost = True
         drop(self._producer)
+
+
+def _check(ended: asyncio.Future[Any]) -> None:
+    """Raise what broke the transaction, if anything did."""
+    if ended.done():
+        ended.result()
 
 
 async def _all(producer: AIOKafkaProducer, rows: Sequence[Row]) -> None:

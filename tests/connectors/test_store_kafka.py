@@ -18,6 +18,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import ProducerFenced
 
 from penstock.connectors.base import Holder, OutRecord
 from penstock.connectors.kafka import place as kafka_place
@@ -380,6 +381,27 @@ async def test_a_lane_that_only_lost_its_producer_is_told_to_start_anew(run: Cal
     await store.take(0, (1, 2))
     await store.commit(0, (1, 2), 1, {"results": [record(1)]}, {})
     assert one.committed() == [b'{"n":1}']
+
+
+@pytest.mark.parametrize("at", ["commit.opened", "commit.sent"])
+async def test_who_hears_between_two_steps_of_a_commit_that_it_was_fenced_says_so(
+    run: Callable[..., Run], at: str
+) -> None:
+    """The client only says that there is no transaction: nobody must try that again as if Kafka had been away."""
+    one = run()
+    store, rival = one.process(), one.process()
+    await store.take(0, (1, 1))
+    await rival.take(0, (1, 2), force=True)
+    transactions = store._lanes[0].producer._producer._txn_manager
+
+    def hears(step: str) -> None:
+        if step == at:
+            transactions.fatal_error(ProducerFenced())
+
+    store._faults = hears
+    with pytest.raises(Fenced, match="taken over"):
+        await store.commit(0, (1, 1), 1, {"results": [record(1)]}, {})
+    assert one.committed() == []
 
 
 async def test_two_that_take_one_lane_at_once_commit_one_after_the_other_or_not_at_all(run: Callable[..., Run]) -> None:
