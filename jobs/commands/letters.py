@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -12,7 +11,7 @@ import click
 
 from penstock.engine.items import DeadLetterReason
 from penstock.jobs import exits
-from penstock.jobs.commands import shared
+from penstock.jobs.commands import sending, shared
 from penstock.jobs.commands.look import outputs_of
 
 if TYPE_CHECKING:
@@ -102,10 +101,6 @@ def replay(
     (results.replay-1.jsonl), in Kafka in the same topics; each record says its generation.
     """
     from penstock.jobs import replay as again
-    from penstock.jobs.audited import record
-    from penstock.jobs.look import report
-    from penstock.jobs.progress import display_for
-    from penstock.jobs.run import Session, Stop, execute
 
     found = shared.locate(run, state)
     base = again.base_of(found.run_id)
@@ -114,14 +109,8 @@ def replay(
     shared.echo(_chosen(spec.run_id, chosen))
     if not _is_wanted(spec, chosen, yes):
         return exits.DONE
-    facts = {"as": spec.run_id, "sent": chosen.sent, "left": chosen.left, "only_part_kept": len(chosen.cut)}
-    with again.begun(found.history, spec):
-        record(found.history, "replay", base, facts)
-        result = execute(spec, Session(address=address), display_for(sys.stdout), Stop())
-    out = shared.console()
-    for part in report.summary(result.status, state=shared.state_to_name(found.history.url)):
-        out.print(part)
-    return result.exit_code
+    facts = {"sent": chosen.sent, "left": chosen.left, "only_part_kept": len(chosen.cut)}
+    return sending.send(found.history, spec, base, facts, address)
 
 
 def _is_wanted(spec: RunSpec, chosen: Chosen, yes: bool) -> bool:
@@ -132,7 +121,7 @@ def _is_wanted(spec: RunSpec, chosen: Chosen, yes: bool) -> bool:
     try:
         for part in planning.render(planning.make_plan(spec)):
             out.print(part)
-        wanted = yes or click.confirm("Send them?", default=False)
+        wanted = sending.confirmed(yes)
     finally:
         if not wanted:
             chosen.path.unlink()

@@ -8,7 +8,7 @@ import click
 
 from penstock.engine.errors import PenstockError
 from penstock.jobs import exits
-from penstock.jobs.commands import shared
+from penstock.jobs.commands import sending, shared
 from penstock.jobs.commands.rollout import say, speak, why_option
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _requeue(url: str, model: str, yes: bool, address: str | None) -> int:
     shared.echo(
         f"sending {counted(items, 'item')} again costs about {dollars(cost)}: what their answers cost the first time"
     )
-    if not yes and not click.confirm("Send them?", default=False):
+    if not sending.confirmed(yes):
         return code
     return max(code, _send_all(history, found, address))
 
@@ -93,23 +93,11 @@ def _send_all(history: History, found: list[Touched], address: str | None) -> in
 
 
 def _send(history: History, one: Touched, address: str | None) -> int:
-    import sys
-
-    from penstock.jobs import replay, requeue
-    from penstock.jobs.audited import record
-    from penstock.jobs.look import report
-    from penstock.jobs.progress import display_for
-    from penstock.jobs.run import Session, Stop, execute
+    from penstock.jobs import requeue
     from penstock.jobs.wording import counted
 
     made = requeue.prepare(history, one)
     lost = f"; {made.lost:,} not in the source any more, or over 1 MB" if made.lost else ""
     shared.echo(f"{made.spec.run_id}: sending {counted(made.sent, 'item')} again{lost}")
-    facts = {"as": made.spec.run_id, "sent": made.sent, "requeue": True, "lost": made.lost}
-    with replay.begun(history, made.spec):
-        record(history, "replay", one.run_id, facts)
-        result = execute(made.spec, Session(address=address), display_for(sys.stdout), Stop())
-    out = shared.console()
-    for part in report.summary(result.status, state=shared.state_to_name(history.url)):
-        out.print(part)
-    return result.exit_code
+    facts = {"sent": made.sent, "requeue": True, "lost": made.lost}
+    return sending.send(history, made.spec, one.run_id, facts, address)

@@ -207,12 +207,13 @@ def test_a_replay_says_what_it_costs_and_asks(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n" if answer else ""))
     story.ends(msgspec.structs.replace(story.spec, catalog=PRICED), [letter(LOST, "attempts_exhausted")])
     code = call(["dead-letters", "replay", "job-1", "--state", story.history.url])
-    said = capsys.readouterr().out
+    said, err = capsys.readouterr()
     assert "sending 1 dead letter again" in said
     assert "at worst $0.001" in said
     assert "dead letters foreseen" not in said, "it is the letters' originals that are priced"
     assert "Send them?" in said
-    assert (code, sent) == {"n": (0, []), "y": (2, ["job-1~replay-1"]), "": (130, [])}[answer]
+    assert (code, sent) == {"n": (0, []), "y": (2, ["job-1~replay-1"]), "": (2, [])}[answer]
+    assert ("--yes sends without asking" in err) == (answer == ""), "where there is nobody to ask"
     assert list((story.folder / "state/replays/job-1").iterdir()) == []
     assert not story.history.knows("job-1~replay-1") or answer == "y"
 
