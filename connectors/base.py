@@ -216,6 +216,17 @@ class Holder(msgspec.Struct, frozen=True):
     command: str = ""
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """What a process on another node must find, so that it is taken to see a folder of the run as the marking one does:
+    see `filestore.common`."""
+
+    what: str
+    """In the words of the person who is refused: `the state`, `the input`, `the results`."""
+    path: str
+    content: str
+    """Of a mark; of an input's file its fingerprint."""
+
+
 def this_process(command: str = "") -> Holder:
     """A `Holder` that describes the calling process."""
     try:

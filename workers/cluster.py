@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from penstock.engine.errors import Temporary
 
 if TYPE_CHECKING:
@@ -39,12 +41,25 @@ WITHOUT_DASHBOARD = ("0", "off", "no")
 class Cluster:
     def __init__(self, *, local: bool, dashboard: str | None) -> None:
         self.local = local
+        """Of one node, and never of more."""
         self.dashboard = dashboard
+        self._held = contextlib.ExitStack()
 
     def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle:
+        """Raises as `launch.launch` does, and `Refused` where a node does not see the run's folders as this one."""
+        from penstock.connectors.filestore.common import marked
         from penstock.workers.launch import launch
+        from penstock.workers.nodes import ask_nodes
 
+        if not self.local:
+            marks = self._held.enter_context(marked(spec.state, spec.source, spec.sinks))
+            ask_nodes(marks)
+            options = msgspec.structs.replace(options, marks=marks)
         return launch(spec, options, asked)
+
+    def close(self) -> None:
+        """Behind the last run: nobody needs to see its folders any more."""
+        self._held.close()
 
 
 @contextlib.contextmanager
@@ -58,7 +73,8 @@ def open_cluster(address: str | None = None) -> Generator[Cluster]:
 
     address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        yield Cluster(local=False, dashboard=None)
+        with contextlib.closing(Cluster(local=False, dashboard=None)) as joined:
+            yield joined
         return
     # Ray puts the driver's folder first on its workers' path: a user's own jobs/ or engine.py would hide ours. The
     # empty folder stays while Ray lives: its workers stand in it, and vLLM's libraries can't load from nowhere.
@@ -69,7 +85,8 @@ def open_cluster(address: str | None = None) -> Generator[Cluster]:
             where = f"the Ray cluster at {address}" if address else "a local Ray"
             raise Temporary(f"could not reach or start {where}: {error}") from error
         try:
-            yield Cluster(local=address is None, dashboard=context)
+            with contextlib.closing(Cluster(local=address is None, dashboard=context)) as cluster:
+                yield cluster
         finally:
             ray.shutdown()
 

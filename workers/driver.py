@@ -13,6 +13,7 @@ import time
 import msgspec
 
 from penstock.connectors.base import this_process
+from penstock.connectors.filestore.common import refuse_apart
 from penstock.connectors.registry import Stores, open_stores
 from penstock.engine.errors import PenstockError
 from penstock.engine.plan import Plan
@@ -92,9 +93,10 @@ class Driver:
     # -- taking the run
 
     async def accept(self) -> None:
-        """Hold the run, read or make its plan, and begin. Raises `Held`, `SpecError`, `Corrupt`, `Temporary`."""
+        """Hold the run, read or make its plan, and begin. Raises `Refused`, `SpecError`, `Corrupt`, `Temporary`."""
         spec, options = self._spec, self._options
         self._accepting = asyncio.current_task()
+        await asyncio.to_thread(refuse_apart, options.marks)
         await make_way(spec, self._trail, fresh=options.fresh)
         self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id)
         holder = this_process(options.command)
@@ -171,6 +173,7 @@ class Driver:
         more, job = (how.keep_s, (spec.state, spec.run_id)), job_of(spec.run_id, plan.created_at)
         self._fleet = Fleet(spec.catalog, job, me, how.dispatchers, *hear, *more, endless=spec.endless)
         self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
+        self._crew.marks = self._options.marks
 
     async def _warm_up(self) -> None:
         """The run's holder still works: lane processes start now, so that less time is lost once it has let go. Workers

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.connectors.base import SinkName
+from penstock.connectors.base import Mark, SinkName
 from penstock.connectors.settings import KafkaSource, Row, SinkSettings, SourceSettings, is_endless
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
@@ -122,3 +122,5 @@ class RunOptions(msgspec.Struct, frozen=True):
     """Where the results were when history last heard of this run; None: it knows of none, or is to forget."""
     generation_anew: int | None = None
     """Of the run's items where it has no plan, which begins a new life; None: the spec's."""
+    marks: tuple[Mark, ...] = ()
+    """By which processes on other nodes tell that they see the run's folders; the command holds them while it lives."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from penstock.connectors.base import Mark
+from penstock.connectors.filestore.common import refuse_apart
 from penstock.connectors.reading.intake import InputShape, Intake, input_shape
 from penstock.connectors.reading.replay import Intake as AnyIntake
 from penstock.connectors.reading.replay import intake_for
@@ -75,8 +77,9 @@ class RemoteDriver:
 class LaneActor:
     """Ray actor. Names its lanes in the dashboard. `owner`: the driver's number of each lane's present owner."""
 
-    def __init__(self, spec: bytes, plan: bytes, driver: object, label: str) -> None:
+    def __init__(self, spec: bytes, plan: bytes, driver: object, label: str, marks: tuple[Mark, ...]) -> None:
         end_with_raylet()
+        self._marks = marks
         self._spec = _spec.decode(spec)
         self._plan = _plan.decode(plan)
         self._turn = Turn(self._spec.catalog.models)
@@ -99,7 +102,9 @@ class LaneActor:
         return self._label
 
     async def open(self, lane: int, owner: int, epoch: Epoch, force: bool, complete: bool) -> None:
-        """Take the lane. Raises what `LaneShell.open` raises. `complete`: there are no labels to wait for."""
+        """Take the lane. Raises what `LaneShell.open` raises, and `Refused` where this node does not see the run's
+        folders. `complete`: there are no labels to wait for."""
+        await asyncio.to_thread(refuse_apart, self._marks)
         await self._let_go(lane)
         await self._scoring.turn()  # what workers still hold of the last owner is scored as soon as it is read
         self._owners[lane] = owner

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
-from penstock.connectors.base import Primary
+from penstock.connectors.base import Mark, Primary
 from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.board import Board
@@ -97,6 +97,8 @@ class Crew:
         """None: the run is not ours yet."""
         self._opened: set[int] = set()
         self._checked = time.time()
+        self.marks: tuple[Mark, ...] = ()
+        """Which each lane's node must see before the lane opens there."""
         self.gone: set[int] = set()
         """Lanes nobody holds any more, and nobody will: the run ends without a word from them."""
 
@@ -182,7 +184,7 @@ class Crew:
             num_cpus=0,
             scheduling_strategy="SPREAD",
         )
-        handle = options.remote(encode(self._spec), encode(self._plan), self._driver, label)  # pyright: ignore[reportCallIssue]
+        handle = options.remote(encode(self._spec), encode(self._plan), self._driver, label, self.marks)  # pyright: ignore[reportCallIssue]
         actor = _Actor(number, handle, self._plan.version)
         actor.lanes = lanes
         for lane in lanes:

@@ -1,0 +1,89 @@
+"""A cluster of several nodes: a run whose folders are not the same folders on each of them is refused, wherever it is
+that one looks. Another path stands for a node's own disk."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.connectors import memory
+from penstock.connectors.base import Mark
+from penstock.connectors.filestore.common import marked, refuse_apart
+from penstock.connectors.memory import MemoryStore
+from penstock.connectors.settings import MemorySink, MemorySource, Row
+from penstock.engine.catalog import Catalog
+from penstock.engine.errors import Refused
+from penstock.engine.plan import Plan
+from penstock.engine.policy import Policy
+from penstock.workers.driver import Driver
+from penstock.workers.lanes.actor import LaneActor
+from penstock.workers.nodes import ask_nodes
+from penstock.workers.ports import encode
+from penstock.workers.runspec import RunOptions, RunSpec
+
+PLAN = Plan("r", "n", {}, 1, (), {}, 0.0, started=True)
+ELSEWHERE = (Mark("the state", "/nowhere/.penstock-mark-x", "x"),)
+
+
+def spec(folder: Path) -> RunSpec:
+    memory.forget("nodes")
+    source, sinks = MemorySource("nodes"), {"results": MemorySink("nodes")}
+    return RunSpec("r", "n", {}, source, None, Row(), Catalog({}, {}, {}), Policy({}), sinks, state=str(folder))
+
+
+async def test_a_driver_that_starts_on_a_node_with_another_disk_takes_nothing(tmp_path: Path) -> None:
+    """One that replaces a lost driver may start on a node that joined meanwhile, and was never asked."""
+    options = msgspec.msgpack.encode(RunOptions(fresh=True, marks=ELSEWHERE))
+    with pytest.raises(Refused, match="the state: on node"):
+        await Driver(encode(spec(tmp_path)), options, 1).accept()
+    assert await MemoryStore("nodes").run_epoch() == 0
+
+
+async def test_a_lane_opens_on_no_node_with_another_disk(tmp_path: Path) -> None:
+    """Neither at the start nor where it goes on after its actor was lost: it would lease money from another ledger."""
+    actor = LaneActor(encode(spec(tmp_path)), encode(PLAN), None, "lane n[0]", ELSEWHERE)
+    with pytest.raises(Refused, match="the state: on node"):
+        await actor.open(0, 1, (1, 1), False, True)
+    assert await MemoryStore("nodes").owner(0) == (0, 0)
+
+
+@pytest.fixture
+def two_nodes(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Two raylets on this machine, and this process joined; yields the id of the second."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/pn-{secrets.token_hex(3)}")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        with chdir(tmp_path):
+            ray.init(address=cluster.address, log_to_driver=False)
+        yield second.node_id
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_every_node_is_asked_before_a_run_begins(two_nodes: str, tmp_path: Path) -> None:
+    """A folder that both see passes; where it is the second's own, the run is refused and the node named."""
+
+    def own_disk(marks: tuple[Mark, ...]) -> None:
+        import ray
+
+        there = ray.get_runtime_context().get_node_id() == two_nodes
+        refuse_apart(ELSEWHERE if there else marks)
+
+    with marked(str(tmp_path), MemorySource("nodes"), {}) as marks:
+        ask_nodes(marks)
+        with pytest.raises(Refused, match=r"the state: on node .* is another folder, or none"):
+            ask_nodes(marks, own_disk)
