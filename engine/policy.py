@@ -111,6 +111,13 @@ class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
         """`target`: `model@version`. `by`: the judge's version."""
         return self.thresholds.get(target_name(target, by), self.threshold)
 
+    def vouches_for(self, quality: float) -> bool:
+        """Is what it accepts known to be as good as asked? Of a threshold that was set by hand nothing is known; where
+        no answer but the last model's is taken, nothing has to be."""
+        if self.promise is None:
+            return self.threshold >= NEVER
+        return quality <= self.promise.min_quality
+
 
 def target_name(target: str, by: str) -> str:
     """What a threshold was calibrated for: answers of this `model@version`, judged by this version of the judge."""

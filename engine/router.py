@@ -3,8 +3,9 @@
 Who decides: the **task** is the item's own, else the job's default. The first matching **rule** decides what it sets.
 The **tier** is the rule's, else the item's, else the task's, else 3 (else the highest there is). **Candidates** are the
 pin; else the rule's `use`; else, where the rule sets a tier, that tier's models; else the task's `models`; else the
-tier's, in order of preference. **min_quality** is the rule's, else the item's, else the task's. A realtime item takes
-realtime models only, unless none is left: then all that are, in order.
+tier's, in order of preference. **min_quality** is the rule's, else the item's, else the task's; a cascade's promise
+stands for it, and who asks for more is answered by its last model alone. A realtime item takes realtime models only,
+unless none is left: then all that are, in order.
 
 What depends on labels alone is decided once and kept (`routes.Choice`); an item adds its length and its `max_cost_usd`.
 """
@@ -62,6 +63,7 @@ from penstock.engine.routes import (
     in_arm,
     kept_of,
     lacking,
+    last_alone,
     no_task,
     refused_for,
     reject,
@@ -258,9 +260,13 @@ class Router:
         names, why = self._names(request, task, tier, rule)
         if rule is not None:
             why = f"{why} (rule {index + 1})"
-        cascade = task.cascade is not None and names is task.cascade.models
         quality = first_said(rule.min_quality if rule else None, attributes.min_quality, task.min_quality)
-        return Ask(task, tier, names, why, None if cascade else quality, wall, cascade=cascade)
+        if task.cascade is None or names is not task.cascade.models:
+            return Ask(task, tier, names, why, quality, wall)
+        if quality is None or task.cascade.vouches_for(quality):
+            return Ask(task, tier, names, why, None, wall, cascade=True)
+        why += f"; quality ≥ {quality:g} is more than it promises: its last model alone"
+        return Ask(task, tier, names, why, None, wall, above=quality)
 
     def _tier(self, attributes: Attributes, task: Task, rule: Rule | None) -> int:
         for tier in (rule.tier if rule else None, attributes.tier, task.tier):
@@ -275,7 +281,7 @@ class Router:
         if rule is not None and rule.use is not None:
             return rule.use, "named by a rule"
         if task.cascade is not None and not (rule is not None and rule.tier is not None):
-            return task.cascade.models, f"cascade of task {task.name}"  # its signal stands for a quality asked for
+            return task.cascade.models, f"cascade of task {task.name}"
         if task.models is not None and not (rule is not None and rule.tier is not None):
             return task.models, f"models of task {task.name}"
         return self._catalog.tiers.get(tier, ()), f"tier {tier}"
@@ -301,6 +307,8 @@ class Router:
             else:
                 why += "; no realtime model: by preference"
         ask = msgspec.structs.replace(ask, why=why)
+        if ask.above is not None:
+            targets = last_alone(ask, ask.above, targets, refused)
         if ask.min_quality is not None:
             return self._by_quality(ask, ask.min_quality, targets, refused, request.needs)
         return choice_of(ask, tuple(targets), tuple(refused))

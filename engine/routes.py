@@ -71,6 +71,8 @@ class Ask(msgspec.Struct, frozen=True):
     explore: float = 0.0
     """Share of the items that try a model which is not known well enough."""
     cascade: bool = False
+    above: float | None = None
+    """The quality that was asked for, where the task's cascade promises less: its last model is asked alone."""
     arms: int | None = None
     """Of rollouts (`Turn.arms`); None: a step, which is in none."""
     exposure: Exposure | None = None
@@ -252,6 +254,13 @@ def kept_of(targets: list[Target], refused: list[Refusal], why: Callable[[Target
         else:
             refused.append(refused_for(target, reason))
     return kept
+
+
+def last_alone(ask: Ask, above: float, targets: list[Target], refused: list[Refusal]) -> list[Target]:
+    """The last of a cascade's models that are left, and before it the one that an experiment's arm names."""
+    kept = {targets[-1].model.name, ask.exposure.model if ask.exposure is not None else None}
+    why = f"quality ≥ {above:g} is more than the cascade promises of its answers"
+    return kept_of(targets, refused, lambda t: None if t.model.name in kept else why)
 
 
 def first_said(*values: float | None) -> float | None:

@@ -32,9 +32,12 @@ Way = dict[str, Seen]
 """A row's way up: model → its answer."""
 
 
-def found(outputs: Outputs, task: str | None, scorer: str | None, min_quality: float, confidence: float) -> Calibration:
-    """Raises `SpecError` where the run can't tell: no cascade, no signal of its own, no scored answers; or where rows
-    are open: those that end first are not like the others, and the promise is of rows drawn at random."""
+def found(
+    outputs: Outputs, task: str | None, scorer: str | None, min_quality: float | None, confidence: float
+) -> Calibration:
+    """`min_quality`: the task's unless said. Raises `SpecError` where the run can't tell: no cascade, no signal of its
+    own, no scored answers; or where rows are open: those that end first are not like the others, and the promise is of
+    rows drawn at random."""
     state, run = outputs.status.state, outputs.spec.run_id
     if state != "done":
         raise SpecError(
@@ -42,6 +45,11 @@ def found(outputs: Outputs, task: str | None, scorer: str | None, min_quality: f
             "thresholds are found on a finished run of labelled rows"
         )
     name, cascade, by = _asked(outputs, task, scorer)
+    min_quality = min_quality or outputs.spec.policy.tasks[name].min_quality
+    if not min_quality:
+        raise SpecError(
+            f"say how good accepted answers have to be, with --min-quality: task {name} has no `min_quality`"
+        )
     prompt = prompt_of(outputs.spec.policy.tasks[name])
     mine = (sample for sample in samples(outputs.records("quality")) if (sample.prompt_version or "") == prompt)
     ways = _ways(mine, name, by)

@@ -23,7 +23,11 @@ def cascade() -> None:
 @shared.state_option
 @click.option("--task", help="Which task, where several have a cascade.")
 @click.option("--scorer", help="Who says that an answer is right; the task's first scorer unless said.")
-@click.option("--min-quality", type=click.FloatRange(0, 1, True, True), required=True, help="Of accepted answers.")
+@click.option(
+    "--min-quality",
+    type=click.FloatRange(0, 1, True, True),
+    help="Of accepted answers. [default: the task's `min_quality`]",
+)
 @click.option("--confidence", type=click.FloatRange(0, 1, True, True), default=0.95, show_default=True)
 @shared.json_option
 def calibrate(
@@ -31,7 +35,7 @@ def calibrate(
     state: str | None,
     task: str | None,
     scorer: str | None,
-    min_quality: float,
+    min_quality: float | None,
     confidence: float,
     as_json: bool,
 ) -> int:
@@ -39,8 +43,8 @@ def calibrate(
 
     RUN is a finished run of the task with its cascade, over labelled rows, with `sample: 1` and any threshold, or with
     `threshold: 2` where the cascade has more than two models: answers that were not believed are scored as well. The
-    result stands at the state for jobs that say `threshold: calibrated`. Where too few labels support a threshold, the
-    model gets none, and it is told how many are needed.
+    result stands at the state for jobs that say `threshold: calibrated`, or `cascade: [small, opus]` alone. Where too
+    few labels support a threshold, the model gets none, and it is told how many are needed.
     """
     from penstock.connectors.calibrations import write_calibration
     from penstock.connectors.state import open_state

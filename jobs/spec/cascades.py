@@ -24,25 +24,22 @@ def cascade(
     at: Context, path: Path, name: str, task: TaskFile, scorers: Sequence[Scorer], prompt: str
 ) -> Cascade | None:
     """`scorers`, `prompt` (its version): of the task. Raises `SpecError`."""
-    file = task.cascade
-    if file is None:
+    if task.cascade is None:
         return None
     if task.models is not None:
         raise at.doc.error(path, "stands beside `models`; a cascade names its own")
-    models = refer(at.doc, (*path, "models"), file.models, at.catalog.models)
+    named, file = _written_out(at, path, name, task.cascade)
+    models = refer(at.doc, named, file.models, at.catalog.models)
     if len(models) < 2:
-        raise at.doc.error((*path, "models"), "name at least two models, from cheap to good")
-    place, calibration = (*path, "threshold"), None
-    if file.threshold == "calibrated":
-        calibration = _calibration(at, place, name, file)
-        if calibration.prompt != prompt:
-            raise at.doc.error(place, f"task {name} was calibrated with another prompt; calibrate it again")
+        raise at.doc.error(named, "name at least two models, from cheap to good")
+    calibration = _calibration(at, path, name, file, prompt) if file.threshold == "calibrated" else None
     if calibration is None:
         threshold, thresholds = _threshold(at, path, file), dict[str, float]()
     else:  # versions without a threshold of their own are never believed: a rollout may bring one while the job runs
         threshold, thresholds = NEVER, _thresholds(calibration)
     if file.on_drift is not None and calibration is None:
         raise at.doc.error((*path, "on_drift"), "goes with `threshold: calibrated`: else nothing was promised")
+    _check_quality(at, path[:-1], task.min_quality, threshold, calibration)
     match file.signal:
         case "validity" if task.output is None:
             raise at.doc.error((*path, "signal"), "validity needs an `output:` that an answer can miss")
@@ -54,6 +51,47 @@ def cascade(
     judged = _judge(at, (*path, "judge"), file)
     promise = None if calibration is None else _promise(calibration, scorers, stops=file.on_drift != "tell")
     return Cascade(models, file.signal, threshold, samples, thresholds, judged, promise)
+
+
+def _written_out(at: Context, path: Path, name: str, given: list[str] | CascadeFile) -> tuple[Path, CascadeFile]:
+    """Where its models stand, and the whole of it. Models alone are a cascade with the signal and the thresholds that
+    it was calibrated with: which signal tells right answers from wrong ones is nothing to guess."""
+    if isinstance(given, CascadeFile):
+        return (*path, "models"), given
+    found = _read(at, name)
+    if found is None:
+        raise at.doc.error(
+            path,
+            f"models alone go by a calibration, and task {name} has none at {at.state}. Write it out once as "
+            "`{models: […], signal: logprob, threshold: 2}`, run labelled rows with `sample: 1` and a scorer, and find "
+            "the thresholds with penstock cascade calibrate; or say a `signal:` and a `threshold:` of your own",
+        )
+    if found.signal == "judge":
+        whole = "`{models: […], signal: judge, judge: {…}, threshold: calibrated}`"
+        raise at.doc.error(path, f"task {name} was calibrated with a judge as signal; say which: {whole}")
+    return path, CascadeFile(given, found.signal, "calibrated")
+
+
+def _check_quality(
+    at: Context, path: Path, asked: int | float | None, threshold: float, found: Calibration | None
+) -> None:
+    """A quality that nobody vouches for is refused, never served in silence. `threshold`: of a cascade that was not
+    calibrated; one that takes no answer but the last model's needs no voucher."""
+    place = (*path, "min_quality")
+    if asked is None or (found is None and threshold >= NEVER):
+        return
+    if found is None:
+        raise at.doc.error(
+            place,
+            "nobody promises that quality: the cascade was not calibrated. penstock cascade calibrate finds thresholds "
+            "of logprob, margin and judge that do (`threshold: calibrated`); or leave `min_quality` out",
+        )
+    if asked > found.min_quality:
+        raise at.doc.error(
+            place,
+            f"is {asked:g}, and calibration {found.version} promises {found.min_quality:g} of accepted answers: "
+            f"penstock cascade calibrate {found.run_id} --min-quality {asked:g}",
+        )
 
 
 def _judge(at: Context, path: Path, file: CascadeFile) -> Scorer | None:
@@ -82,18 +120,25 @@ def _threshold(at: Context, path: Path, file: CascadeFile) -> float:
     return float(file.threshold)
 
 
-def _calibration(at: Context, path: Path, name: str, file: CascadeFile) -> Calibration:
+def _calibration(at: Context, path: Path, name: str, file: CascadeFile, prompt: str) -> Calibration:
+    path = (*path, "threshold")
     if file.signal == "validity":
         raise at.doc.error(path, "validity has none: an answer is valid or not")
-    from penstock.connectors.calibrations import read_calibration
-    from penstock.connectors.state import open_state
-
-    found = read_calibration(open_state(at.state), name)
+    found = _read(at, name)
     if found is None:
         raise at.doc.error(path, f"task {name} was never calibrated at {at.state}: penstock cascade calibrate")
     if found.signal != file.signal:
         raise at.doc.error(path, f"the calibration is of the signal {found.signal}; calibrate it again")
+    if found.prompt != prompt:
+        raise at.doc.error(path, f"task {name} was calibrated with another prompt; calibrate it again")
     return found
+
+
+def _read(at: Context, name: str) -> Calibration | None:
+    from penstock.connectors.calibrations import read_calibration
+    from penstock.connectors.state import open_state
+
+    return read_calibration(open_state(at.state), name)
 
 
 def _thresholds(calibration: Calibration) -> dict[str, float]:

@@ -20,6 +20,7 @@ from penstock.connectors.settings import (
 )
 from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
 from penstock.engine.items import NANO_PER_USD
+from penstock.engine.policy import NEVER
 from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
 from penstock.jobs.spec.digest import names_called
@@ -72,6 +73,7 @@ def warnings(spec: RunSpec) -> list[str]:
         *_near_state(spec),
         *_dead_walls(spec),
         *_idle_models(spec),
+        *_cascades(spec),
         *_uneven_budgets(spec),
     ]
 
@@ -125,6 +127,22 @@ def _dead_walls(spec: RunSpec) -> list[str]:
 def _idle_models(spec: RunSpec) -> list[str]:
     used = {m.name for m in _models_in_use(spec)}
     return [f"model {n}: in no tier and no rule; only a pin reaches it" for n in spec.catalog.models if n not in used]
+
+
+def _cascades(spec: RunSpec) -> list[str]:
+    told: list[str] = []
+    for name, cascade in ((t.name, t.cascade) for t in spec.policy.tasks.values() if t.cascade is not None):
+        if cascade.promise is None and cascade.threshold < NEVER:
+            told.append(f"task {name}: its cascade was not calibrated; nothing is promised of the answers it accepts")
+        elif cascade.promise is not None:
+            known = {target.partition(" by ")[0] for target in cascade.thresholds}
+            below = (f"{m}@{spec.catalog.models[m].live}" for m in cascade.models[:-1])
+            told += [
+                f"task {name}: its calibration has no threshold for {target}, so all answers of it are doubted"
+                for target in below
+                if target not in known
+            ]
+    return told
 
 
 _PURPOSES = {"judge": "judges", "shadow": "shadows", "explore": "exploring"}

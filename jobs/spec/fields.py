@@ -184,7 +184,7 @@ class CascadeFile(msgspec.Struct, frozen=True):
     """The cheap answer is taken where its signal passes; else the next model is asked."""
 
     models: list[str]
-    """From cheap to good."""
+    """From cheap to good. A list alone in place of all of this: signal and thresholds are as they were calibrated."""
     signal: Literal["validity", "logprob", "margin", "agreement", "judge"]
     threshold: Number | Literal["calibrated"] | None = None
     """`calibrated`: as `penstock cascade calibrate` found it, model by model."""
@@ -210,7 +210,7 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
     reuse: bool = False
     shadow: ShadowFile | None = None
     explore: ExploreFile | None = None
-    cascade: CascadeFile | None = None
+    cascade: list[str] | CascadeFile | None = None
 
 
 class RowFile(msgspec.Struct, frozen=True):
@@ -306,7 +306,7 @@ class JobFile(CatalogFile, frozen=True, kw_only=True):
     reuse: bool = False
     shadow: ShadowFile | None = None
     explore: ExploreFile | None = None
-    cascade: CascadeFile | None = None
+    cascade: list[str] | CascadeFile | None = None
 
 
 def schema() -> dict[str, Any]:

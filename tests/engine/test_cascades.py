@@ -27,7 +27,18 @@ from penstock.engine.items import (
     Result,
     Usage,
 )
-from penstock.engine.policy import Cascade, Condition, Output, Policy, Promise, Rule, Scorer, Task, target_name
+from penstock.engine.policy import (
+    NEVER,
+    Cascade,
+    Condition,
+    Output,
+    Policy,
+    Promise,
+    Rule,
+    Scorer,
+    Task,
+    target_name,
+)
 from penstock.engine.quality import score_all, scorer_version
 from penstock.engine.registry.standing import Known
 from penstock.engine.steering.document import Steering
@@ -67,6 +78,7 @@ CATALOG = Catalog(
     "public",
 )
 LOGPROB = Cascade(("small", "mid", "top"), "logprob", 0.9)
+PROMISE = Promise(1, "exact@1", 0.9)
 
 
 def said(text: str, *logprobs: float, top: float | None = None) -> Answer:
@@ -199,11 +211,41 @@ def test_no_signal_is_a_doubt() -> None:
 
 def test_the_wall_takes_steps_out_of_a_cascade() -> None:
     """What is left is a shorter cascade; of one model, its answer is taken. Declared qualities don't matter."""
-    rig = Rig(LOGPROB, min_quality=0.9)
+    rig = Rig(msgspec.structs.replace(LOGPROB, promise=PROMISE), min_quality=0.9)
     rig.offer(Attributes(sensitivity="eu-only"))
     result = rig.one({"mid": [said("b", math.log(0.8))], "top": [said("c")]})
     assert (result.model, rig.roles()) == ("top", [("primary", "mid"), ("cascade", "top")])
     assert [r.model for r in result.route.refused] == ["small"]
+
+
+MORE = "cascade of task t; quality ≥ 0.95 is more than it promises: its last model alone"
+
+
+@pytest.mark.parametrize("cascade", [LOGPROB, msgspec.structs.replace(LOGPROB, promise=PROMISE)])
+@pytest.mark.parametrize("by_rule", [True, False])
+def test_who_asks_for_more_than_a_cascade_promises_is_answered_by_its_last_model(
+    cascade: Cascade, by_rule: bool
+) -> None:
+    """Of a threshold that was set by hand nothing is promised; the record says so of each that was passed over."""
+    rig = Rig(cascade, (Rule(Condition("tenant", "eq", "t"), min_quality=0.95),) if by_rule else ())
+    rig.offer(Attributes(tenant="t") if by_rule else Attributes(min_quality=0.95))
+    result = rig.one({"top": [said("c")]})
+    assert (result.answer.text, rig.roles()) == ("c", [("primary", "top")])
+    assert result.route.reason == (MORE.replace("task t", "task t (rule 1)") if by_rule else MORE)
+    why = "quality ≥ 0.95 is more than the cascade promises of its answers"
+    assert [(r.model, r.reason) for r in result.route.refused] == [("small", why), ("mid", why)]
+
+
+def test_who_asks_for_what_a_cascade_promises_or_for_no_cheap_answer_climbs_it() -> None:
+    """A run that takes no answer but the last model's, for labels, asks all of its models."""
+    for cascade, sent in (
+        (msgspec.structs.replace(LOGPROB, promise=PROMISE), ["small"]),
+        (msgspec.structs.replace(LOGPROB, threshold=NEVER), ["small", "mid", "top"]),
+    ):
+        rig = Rig(cascade)
+        rig.offer(Attributes(min_quality=0.9))
+        rig.one({name: [said("a", math.log(0.95))] for name in ("small", "mid", "top")})
+        assert [model for _, model in rig.roles()] == sent
 
 
 def test_validity_sends_up_what_keeps_to_no_choice() -> None:

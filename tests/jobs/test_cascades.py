@@ -233,6 +233,75 @@ def test_a_job_knows_what_its_calibration_promised(tmp_path: Path, capsys: pytes
     assert "does not hold" not in capsys.readouterr().out
 
 
+def test_validate_tells_what_a_cascade_does_not_promise(tmp_path: Path) -> None:
+    """A threshold that somebody chose, and a model that the calibration does not know."""
+    assert any("was not calibrated; nothing is promised" in told for told in spec.warnings(job(tmp_path)))
+    assert not any("calibrat" in told for told in spec.warnings(job(tmp_path, "2")))
+    run = outputs(tmp_path, answers(1000))
+    write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    told = [told for told in spec.warnings(job(tmp_path, "calibrated")) if "calibrat" in told]
+    assert told == ["task default: its calibration has no threshold for mid@m, so all answers of it are doubted"]
+
+
+ALONE = JOB.replace("{models: [small, mid, top], signal: SIGNAL, threshold: THRESHOLD}", "[small, mid, top]")
+
+
+def loaded(folder: Path, text: str) -> RunSpec:
+    (folder / "job.yaml").write_text(text)
+    return spec.load(folder / "job.yaml")
+
+
+def test_models_alone_are_a_cascade_by_its_calibration(tmp_path: Path) -> None:
+    """Signal and thresholds are those that were found on labelled rows; where none were, it says how to find them."""
+    with pytest.raises(SpecError, match=r"job.yaml:11: cascade: models alone go by a calibration, .*threshold: 2"):
+        loaded(tmp_path, ALONE)
+    run = outputs(tmp_path, answers(1000), "margin")
+    write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    alone = loaded(tmp_path, ALONE)
+    assert (
+        alone.policy.tasks["default"].cascade == job(tmp_path, "calibrated", "margin").policy.tasks["default"].cascade
+    )
+    assert alone.fingerprint == spec.load(tmp_path / "job.yaml").fingerprint
+    with pytest.raises(SpecError, match=r"cascade\[1\]: no model `middle`"):
+        loaded(tmp_path, ALONE.replace("small, mid,", "small, middle,"))
+
+
+def test_models_alone_do_not_say_who_judges(tmp_path: Path) -> None:
+    """A calibration knows the judge's version, not its rubric."""
+    rows = [{**row, "signal_by": "j1" if row["model"] == "small" else None} for row in answers(300)]
+    run = outputs(tmp_path, rows, JUDGED)
+    write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    with pytest.raises(SpecError, match="calibrated with a judge as signal; say which"):
+        loaded(tmp_path, ALONE)
+
+
+def test_a_quality_above_what_the_calibration_promises_is_refused(tmp_path: Path) -> None:
+    """Nor is one served that nobody promises; where no answer but the last model's is taken, none is needed."""
+    good = f"min_quality: 0.9\n{JOB}".replace("SIGNAL", "logprob")
+    hand, never, calibrated = (good.replace("THRESHOLD", each) for each in ("0.9", "2", "calibrated"))
+    with pytest.raises(SpecError, match=r"min_quality: nobody promises that quality: the cascade was not calibrated"):
+        loaded(tmp_path, hand)
+    assert loaded(tmp_path, never).policy.tasks["default"].min_quality == 0.9
+    run = outputs(tmp_path, answers(1000))
+    write_calibration(open_state(run.spec.state), cascades.found(run, None, None, 0.9, 0.95))
+    assert loaded(tmp_path, calibrated).policy.tasks["default"].cascade is not None
+    for text in (calibrated, f"min_quality: 0.9\n{ALONE}"):
+        with pytest.raises(SpecError, match=r"job.yaml:1: min_quality: is 0.95, and calibration 1 promises 0.9 "):
+            loaded(tmp_path, text.replace("0.9\n", "0.95\n", 1))
+
+
+def test_a_calibration_promises_what_the_task_asks_for(tmp_path: Path) -> None:
+    """Said once, in the job file; a task that asks for nothing wants it said."""
+    run = outputs(tmp_path, answers(1000))
+    with pytest.raises(SpecError, match="with --min-quality: task default has no `min_quality`"):
+        cascades.found(run, None, None, None, 0.95)
+    asking = msgspec.structs.replace(run.spec.policy.tasks["default"], min_quality=0.9)
+    policy = msgspec.structs.replace(run.spec.policy, tasks={"default": asking})
+    run = msgspec.structs.replace(run, spec=msgspec.structs.replace(run.spec, policy=policy))
+    assert cascades.found(run, None, None, None, 0.95).min_quality == 0.9
+    assert cascades.found(run, None, None, 0.8, 0.95).min_quality == 0.8
+
+
 def test_a_calibration_is_of_one_prompt(tmp_path: Path) -> None:
     """Answers to another one, of an experiment say, don't count for it; and a job that asks another is refused."""
     other = [{**row, "prompt_version": "kind", "score": 0.0} for row in answers(500, seed=2)]
