@@ -39,11 +39,14 @@ class GroupMirror:
     """Takes what lanes have committed, and writes it to the group in the background. It raises nothing: a mirror that
     can't be written hurts nobody's progress; `trouble` says why."""
 
-    def __init__(self, connection: Connection, group: str, *, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self, connection: Connection, group: str, *, every_s: float = EVERY_S, alive_s: float = ALIVE_S
+    ) -> None:
         self.trouble: str | None = None
         self._connection = connection
         self._group = group
         self._every_s = every_s
+        self._alive_s = alive_s
         self._lanes: dict[int, Offsets] = {}
         self._unwritten: set[int] = set()
         """Lanes that were told of since their offsets were last written."""
@@ -85,7 +88,9 @@ class GroupMirror:
             await self._write()
             await asyncio.sleep(self._every_s)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ALIVE_S):  # `wait_for` loses a cancel that meets the event (Python 3.11)
+                async with asyncio.timeout(
+                    self._alive_s
+                ):  # `wait_for` loses a cancel that meets the event (Python 3.11)
                     await self._changed.wait()
 
     async def _write(self) -> None:

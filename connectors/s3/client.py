@@ -168,7 +168,8 @@ class S3:
             args["IfMatch"] = etag
         if version is not None:
             args["VersionId"] = version
-        with self._call(f"read s3://{bucket}/{key}") as s3:
+        of = "" if version is None else f"version {version} of "  # to read one is a right of its own
+        with self._call(f"read {of}s3://{bucket}/{key}") as s3:
             found = s3.get_object(**args)
             with found["Body"] as body:
                 return Got(body.read(), found["ETag"])

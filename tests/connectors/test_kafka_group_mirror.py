@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewTopic
 
 from penstock.connectors.kafka.client import new_admin, opened
-from penstock.connectors.kafka.group_mirror import GroupMirror
+from penstock.connectors.kafka.group_mirror import ALIVE_S, GroupMirror
 from penstock.connectors.kafka.members import has_members
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.settings import Connection, KafkaSource
@@ -184,8 +184,8 @@ async def test_a_group_that_nobody_ever_used_has_no_members(kafka_server: KafkaS
 class Scripted(GroupMirror):
     """`written`: the topics and offsets of each write; `lets`: a write waits for it."""
 
-    def __init__(self) -> None:
-        super().__init__(Connection("127.0.0.1:9"), "g", every_s=0.01)
+    def __init__(self, alive_s: float = ALIVE_S) -> None:
+        super().__init__(Connection("127.0.0.1:9"), "g", every_s=0.01, alive_s=alive_s)
         self.written: list[dict[str, int]] = []
         self.lets = asyncio.Event()
         self.begun = asyncio.Event()
@@ -199,6 +199,26 @@ class Scripted(GroupMirror):
         async with asyncio.timeout(10):
             while len(self.written) < count:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
+
+
+async def test_the_offsets_of_an_idle_run_are_kept_alive() -> None:
+    """Its lanes tell of nothing new; a group without members loses what is not written again."""
+    mirror = Scripted(alive_s=0.05)
+    mirror.lets.set()
+    mirror.told(0, [split("a", 0)], saved(3))
+    await mirror.writes(3)
+    assert mirror.written[:3] == [{"a": 3}] * 3
+    await mirror.close()
+
+
+async def test_offsets_that_do_not_move_are_not_written_all_the_time() -> None:
+    mirror = Scripted()
+    mirror.lets.set()
+    mirror.told(0, [split("a", 0)], saved(3))
+    await mirror.writes(1)
+    await asyncio.sleep(0.1)
+    assert mirror.written == [{"a": 3}]
+    await mirror.close()
 
 
 async def test_what_a_lane_that_left_had_is_written_once_at_most() -> None:

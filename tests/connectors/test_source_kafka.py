@@ -287,6 +287,30 @@ async def test_partitions_that_appear_later_are_read_from_their_earliest_record(
     assert await of.later({split.object_id for split in [*known, *later]}) == Later([])
 
 
+async def test_a_topic_that_is_made_later_and_matches_the_pattern_is_read_whole(
+    kafka_server: KafkaServer, new_topic: NewTopicOf
+) -> None:
+    """From its earliest record, whatever `start` says of what was there at first; one that does not match never is."""
+    name = await new_topic("pattern")
+    of = KafkaTopics(
+        KafkaSource(pattern=f"{name}(-later-.*)?", bootstrap=kafka_server.bootstrap, start="latest", until="forever")
+    )
+    known = {split.object_id for split in await of.splits(1)}
+    assert await of.later(known) == Later([])
+    made = await new_topic(f"{name}-later", 2)
+    await new_topic(f"{name}-else")
+    await write(kafka_server, made, [b"first", b"second"], 1)
+    later = (await of.later(known)).splits
+    assert [(one.object_id.split("@")[0], one.object_id[-2:], one.start, one.end) for one in later] == [
+        (made, "/0", 0, None),
+        (made, "/1", 0, None),
+    ]
+    reader = await opened(of, later)
+    assert [raw.data for raw in (await some(reader, 2))[0]] == [b"first", b"second"]
+    await reader.close()
+    assert await of.later({*known, *(split.object_id for split in later)}) == Later([])
+
+
 async def test_a_topic_that_is_gone_keeps_no_other_of_an_endless_run_from_growing(
     kafka_server: KafkaServer, new_topic: NewTopicOf, admin: AIOKafkaAdminClient
 ) -> None:
