@@ -83,7 +83,9 @@ class Version(msgspec.Struct, frozen=True, omit_defaults=True):
     price: Price | None = None
     """None: the model's. Read by `pricing.price_of` alone."""
     on_other_model: Literal["tell", "refuse"] = "tell"
-    """What becomes of an answer that names another model than `model` (`naming.named`)."""
+    """What becomes of an answer that names another model than `model` (`naming.named`), or has another fingerprint."""
+    fingerprint: str | None = None
+    """What the provider's answers say of its configuration, where that is pinned too."""
 
 
 EngineValue = str | int | float | bool

@@ -64,7 +64,11 @@ LANE: dict[Name, Declared] = {
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
     "second_payments": Declared("counter", "Items that may have been paid for twice after a crash"),
     "wall_refusals": Declared("counter", "Targets refused by a wall", ("wall",)),
-    "other_model_answers": Declared("counter", "Answers of another model than was asked for", ("model_version",)),
+    "other_model_answers": Declared(
+        "counter",
+        "Answers of another model than was asked for, or with another fingerprint than is pinned",
+        ("model_version",),
+    ),
 }
 DRIVER: dict[Name, Declared] = {
     "budget_usd": Declared("gauge", "The run's money: limit, spent, forfeit", ("job", "state")),

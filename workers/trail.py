@@ -14,8 +14,10 @@ import msgspec
 
 from penstock.connectors.audit import actor_of, open_audit
 from penstock.connectors.base import Holder, this_process
+from penstock.connectors.fingerprints import read_met, write_met
 from penstock.engine.audit import MAX_AHEAD, Draft, Kind
 from penstock.engine.catalog import Catalog, Model, Wall
+from penstock.engine.errors import PenstockError
 from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import price_of
@@ -47,9 +49,10 @@ class Trail:
         self._waiting: list[Draft] = []
         self._flushed_at = 0.0
         self._walls: dict[str, object] = {}
-        self._naming = Naming(spec.catalog, note)
+        self._naming = Naming(spec.catalog, spec.run_id, note)
         self._money_day = -1.0
         self._trouble = ""
+        self._forgetful = ""
 
     async def deletes(self, now: float) -> None:
         """Before `--fresh` throws anything away. Raises `Temporary`, `Corrupt`, as `takes_over` and `began` do."""
@@ -71,13 +74,14 @@ class Trail:
         drafts.append(self._draft(now, "policy", routes(self._spec.policy, self._spec.catalog)))
         self._flushed_at = now
         await self._write(drafts)
+        await self._recall()
 
     async def look(self, status: RunStatus, now: float) -> None:
         """Now and then, while the run goes. Never raises."""
         if status.waits_for_money is not None and now // DAY_S != self._money_day:
             self._money_day = now // DAY_S
             self._add(self._draft(now, "budget_stop", {"waits": status.waits_for_money}))
-        self._add_names(status.tally, now)
+        await self._add_names(status.tally, now)
         if since(self._flushed_at, now) >= WRITE_EVERY_S:
             self._flushed_at = now
             self._add_walls(status.tally, now)
@@ -85,7 +89,7 @@ class Trail:
 
     async def ended(self, state: RunState, message: str, tally: Tally, now: float) -> None:
         """Never raises. A message of others' making (a provider's, a library's) stays out."""
-        self._add_names(tally, now)
+        await self._add_names(tally, now)
         self._add_walls(tally, now)
         if state == "stopped_by_budget":
             self._add(self._draft(now, "budget_stop", {"stopped": message}))
@@ -99,9 +103,28 @@ class Trail:
         self._add(self._draft(now, "run_ended", facts))
         await self._flush()
 
-    def _add_names(self, tally: Tally, now: float) -> None:
+    async def _recall(self) -> None:
+        """Who answered earlier commands. A run is not refused for a memory that can't be read."""
+        try:
+            self._naming.known = await asyncio.to_thread(read_met, self._spec.state)
+        except PenstockError as error:
+            self._note(f"whether models answer with other fingerprints than before can't be told: {error}")
+
+    async def _add_names(self, tally: Tally, now: float) -> None:
+        """What is new is told before it is remembered: who dies in between tells it once more."""
         for facts in self._naming.news(tally):
             self._add(self._draft(now, "other_model", facts))
+        met = self._naming.met(tally, now)
+        if not met:
+            return
+        try:
+            await asyncio.to_thread(write_met, self._spec.state, met)
+            self._naming.known |= met
+            self._forgetful = ""
+        except Exception as error:  # noqa: BLE001 - told; what is not remembered now is tried again
+            if str(error) != self._forgetful:
+                self._note(f"which fingerprints answered is not remembered for now: {error}")
+            self._forgetful = str(error)
 
     def _add_walls(self, tally: Tally, now: float) -> None:
         """Sums of the run so far, where they are new: so one that got lost leaves no gap."""

@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.engine import signals
 from penstock.engine.budget import Reservation
-from penstock.engine.catalog import Catalog, Price
+from penstock.engine.catalog import Catalog, Price, Version
 from penstock.engine.flow.climb import Climb, Doubted
 from penstock.engine.flow.ends import Costs
 from penstock.engine.flow.lane_types import Adopted, Hooks
@@ -23,7 +23,7 @@ from penstock.engine.flow.settle import (
     tally_of,
 )
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.tally import MAX_NAME, Tally, count_name
+from penstock.engine.flow.tally import MAX_NAME, UNSAID, Tally, count_name
 from penstock.engine.flow.till import Till
 from penstock.engine.items import (
     STEP_ROLES,
@@ -214,24 +214,22 @@ class Calls:
         )
 
     def recognised(self, slot: Slot, outcome: Outcome, tally: Tally) -> Outcome:
-        """What the answer calls its model is counted. One of another model is a failure where its version says so; it
-        keeps its usage, for it was paid for."""
+        """What the answer calls its model, and its fingerprint, are counted. One of another model is a failure where
+        its version says so; it keeps its usage, for it was paid for."""
         answer, asked = outcome.answer, slot.route.candidates[slot.candidate]
         pinned = self._pinned.get((asked.model, asked.version))
         if answer is None or pinned is None:
             return outcome
-        if answer.fingerprint is not None:
-            count_name(tally_of(tally, asked.model, asked.version).fingerprints, answer.fingerprint)
-        if answer.model in ("", pinned.model):
+        if answer.fingerprint is not None or pinned.fingerprint is not None:
+            count_name(tally_of(tally, asked.model, asked.version).fingerprints, answer.fingerprint or UNSAID)
+        if answer.model not in ("", pinned.model):
+            count_name(tally_of(tally, asked.model, asked.version).answered_as, answer.model)
+        message = _unlike(pinned, answer)
+        if message is None:
             return outcome
-        row, what = tally_of(tally, asked.model, asked.version), named(pinned.model, answer.model)
-        count_name(row.answered_as, answer.model)
-        if what != "other":
-            return outcome
-        row.other_model += 1
+        tally_of(tally, asked.model, asked.version).other_model += 1
         if pinned.on_other_model == "tell":
             return outcome
-        message = f"{pinned.model!r} was asked for, and {answer.model[:MAX_NAME]!r} answered"
         return msgspec.structs.replace(outcome, failure=Failure("other_model", message, may_be_billed=True))
 
     def settle(self, slot: Slot, outcome: Outcome, tally: Tally, costs: Costs, till: Till) -> None:
@@ -287,6 +285,17 @@ class Calls:
             return msgspec.structs.replace(result, sample_probability=share)
         scores = self.hooks.score(item, result.answer, task)
         return msgspec.structs.replace(result, sampled=True, sample_probability=share, scores=scores)
+
+
+def _unlike(pinned: Version, answer: Answer) -> str | None:
+    """How the answer shows that it is another model's than the pinned one; None: it shows nothing of the kind. Of a
+    pinned fingerprint silence is not taken for it: what can't be seen can't be held to."""
+    if named(pinned.model, answer.model) == "other":
+        return f"{pinned.model!r} was asked for, and {answer.model[:MAX_NAME]!r} answered"
+    if pinned.fingerprint in (None, answer.fingerprint):
+        return None
+    said = "none" if answer.fingerprint is None else repr(answer.fingerprint[:MAX_NAME])
+    return f"the fingerprint {pinned.fingerprint!r} is pinned, and {pinned.model!r} answered with {said}"
 
 
 def never_sent(outcome: Outcome) -> bool:

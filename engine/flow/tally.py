@@ -28,9 +28,10 @@ class ModelTally(msgspec.Struct, omit_defaults=True):
     answered_as: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Answers by what they called their model, where that is not what it was asked for as."""
     other_model: int = 0
-    """Of them, those whose name is not even an expansion of the one that was asked for (`naming.named`)."""
+    """Answers whose name is not even an expansion of the one that was asked for (`naming.named`), or whose fingerprint
+    is not the pinned one."""
     fingerprints: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    """Answers by the provider's fingerprint of its configuration."""
+    """Answers by the provider's fingerprint of its configuration; of an own engine, by the commit that it loaded."""
     adjusted_nano: int = 0
     """Of `cost_nano`, closing lines of own engines: what no call was charged."""
 
@@ -173,6 +174,8 @@ MAX_NAMES = 4
 """Of a version's answers in one lane. An alias moves now and then; more are a provider that says what it likes."""
 MAX_NAME = 100
 OTHERS = "*"
+UNSAID = "-"
+"""An answer without the fingerprint that is pinned."""
 
 _SUMS = (
     "read", "results", "copied", "maybe_paid", "retries", "fallbacks", "cost_nano", "forfeit_nano",

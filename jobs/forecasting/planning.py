@@ -51,6 +51,7 @@ from penstock.jobs.forecasting.plan_report import BudgetPlan, ModelPlan, PlanRep
 from penstock.jobs.forecasting.planning_view import render as render
 from penstock.jobs.forecasting.sampling import MakeIntake, Reading, read_sample
 from penstock.jobs.forecasting.survey import Group, Survey
+from penstock.jobs.spec.describe import moving_versions
 from penstock.jobs.wording import dollars
 from penstock.workers.runspec import RunSpec
 
@@ -332,6 +333,7 @@ def _notes(spec: RunSpec, reading: Reading, survey: Survey, models: Iterable[Mod
             yield f"{name}: its hours are spread over the tokens it serves; loading and idling come on top"
     for task in spec.policy.tasks.values():
         yield from _on_top(task)
+    yield from moving_versions(spec)
     if spec.budgets:
         yield "what earlier runs have already spent of a budget is not counted here"
 

@@ -18,8 +18,9 @@ from penstock.connectors.settings import (
     SinkSettings,
     SourceSettings,
 )
-from penstock.engine.catalog import Account, Catalog, Model, Price, Wall
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.items import NANO_PER_USD
+from penstock.engine.naming import LATEST, is_commit, is_hub_name
 from penstock.engine.policy import NEVER
 from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
@@ -74,6 +75,7 @@ def warnings(spec: RunSpec) -> list[str]:
         *_dead_walls(spec),
         *_idle_models(spec),
         *_cascades(spec),
+        *moving_versions(spec),
         *_uneven_budgets(spec),
     ]
 
@@ -143,6 +145,21 @@ def _cascades(spec: RunSpec) -> list[str]:
                 if target not in known
             ]
     return told
+
+
+def moving_versions(spec: RunSpec) -> list[str]:
+    """Versions by whose names others may answer any day, without a change of the catalogue."""
+    each = ((model, version) for model in _models_in_use(spec) for version in model.versions)
+    return [f"model {model.name}@{version.id}: {why}" for model, version in each if (why := _moves(model, version))]
+
+
+def _moves(model: Model, version: Version) -> str | None:
+    if model.worker and is_hub_name(version.model) and not is_commit(version.revision):
+        named = f"revision `{version.revision}`" if version.revision else "no revision"
+        return f"{named} of {version.model}: other weights may be loaded any day; pin a commit, all 40 hex digits of it"
+    if not model.worker and version.model.endswith(LATEST):
+        return f"{version.model} may stand for another model any day; name a dated one"
+    return None
 
 
 _PURPOSES = {"judge": "judges", "shadow": "shadows", "explore": "exploring"}

@@ -62,6 +62,8 @@ class VersionFile(msgspec.Struct, frozen=True):
     """Unless said, the model's; where that says none either, the table's for `model`."""
     on_other_model: OnOtherModel | None = None
     """Unless said, the model's."""
+    fingerprint: str | None = None
+    """What the provider has to answer with as `system_fingerprint`; another one is another model."""
 
 
 class ModelFile(msgspec.Struct, frozen=True):
@@ -74,6 +76,8 @@ class ModelFile(msgspec.Struct, frozen=True):
     live: str | None = None
     on_other_model: OnOtherModel = "tell"
     """An answer that names another model than was asked for: told, or a failure."""
+    fingerprint: str | None = None
+    """Of its one version."""
     account: str | None = None
     worker: Literal["vllm"] | None = None
     hour_usd: Number | None = None

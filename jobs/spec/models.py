@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from penstock.engine.catalog import Account, Model, Price, Version
+from penstock.engine.flow.tally import MAX_NAME
 from penstock.jobs import hosts, prices
 from penstock.jobs.spec.accounts import Found, Part, add_account, check_name, host_account
 from penstock.jobs.spec.fields import AccountFile, ModelFile, PriceFile, Replicas, VersionFile
@@ -105,6 +106,8 @@ def _carrying_model(found: Found, doc: Doc, path: Path, file: ModelFile, own: se
 
 def _api_model(found: Found, doc: Doc, path: Path, file: ModelFile, account: Account) -> Model:
     versions, live = _versions(doc, path, file, "")
+    if account.protocol == "anthropic":
+        _tells_no_fingerprint(doc, path, file, "answers of the protocol `anthropic` have none: pin a dated `model`")
     price = None if file.price is None else _declared(doc, path, file.price)
     if price is None:
         places: list[Path] = [(*path, "versions", i) for i in range(len(file.versions))] or [path]
@@ -131,6 +134,9 @@ def _origin_at(account: Account) -> str | None:
 def _worker_model(part: Part, path: Path, file: ModelFile) -> Model:
     doc = part.doc
     versions, live = _versions(doc, path, file, part.base)
+    _tells_no_fingerprint(
+        doc, path, file, "weights on own workers are pinned by `revision:`, a commit of 40 hex digits"
+    )
     low, high = _replicas(doc, path, file.replicas)
     longest = file.engine.get("max_model_len")
     return Model(
@@ -179,9 +185,26 @@ def _replicas(doc: Doc, path: Path, given: Replicas | int | None) -> tuple[int, 
     return low, high
 
 
+def _tells_no_fingerprint(doc: Doc, path: Path, file: ModelFile, why: str) -> None:
+    """Of a model whose answers can't be held to one."""
+    if file.fingerprint is not None:
+        raise doc.error((*path, "fingerprint"), why)
+    for i, version in enumerate(file.versions):
+        if version.fingerprint is not None:
+            raise doc.error((*path, "versions", i, "fingerprint"), why)
+
+
+def _fingerprint(doc: Doc, path: Path, said: str | None) -> str | None:
+    if said is not None and not 0 < len(said) <= MAX_NAME:
+        raise doc.error((*path, "fingerprint"), f"1 to {MAX_NAME} characters, as `system_fingerprint` of an answer")
+    return said
+
+
 def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[Version, ...], str]:
     if file.versions and file.model:
         raise doc.error((*path, "model"), "stands beside `versions:`; keep one of them")
+    if file.versions and file.fingerprint is not None:
+        raise doc.error((*path, "fingerprint"), "stands beside `versions:`; each of them says its own")
     if not file.versions:
         if not file.model:
             raise doc.error(path, "`model:` is missing: what its provider or engine calls it")
@@ -189,7 +212,13 @@ def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[V
         single = f"{name}@{file.revision}" if file.revision else name
         if file.live not in (None, single):
             raise doc.error((*path, "live"), f"no such version; the one there is, is `{single}`")
-        version = Version(single, _weights(file.model, base), file.revision, on_other_model=file.on_other_model)
+        version = Version(
+            single,
+            _weights(file.model, base),
+            file.revision,
+            on_other_model=file.on_other_model,
+            fingerprint=_fingerprint(doc, path, file.fingerprint),
+        )
         return (version,), single
     versions = tuple(_version(doc, (*path, "versions", i), v, file, base) for i, v in enumerate(file.versions))
     ids = [v.id for v in versions]
@@ -206,7 +235,8 @@ def _versions(doc: Doc, path: Path, file: ModelFile, base: str) -> tuple[tuple[V
 def _version(doc: Doc, path: Path, file: VersionFile, model: ModelFile, base: str) -> Version:
     price = None if file.price is None else _declared(doc, path, file.price)
     refuses = file.on_other_model or model.on_other_model
-    return Version(file.id, _weights(file.model, base), file.revision, price, refuses)
+    pinned = _fingerprint(doc, path, file.fingerprint)
+    return Version(file.id, _weights(file.model, base), file.revision, price, refuses, pinned)
 
 
 def _weights(model: str, base: str) -> str:

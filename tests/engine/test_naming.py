@@ -11,7 +11,7 @@ from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
-from penstock.engine.flow.tally import MAX_NAME, MAX_NAMES, OTHERS
+from penstock.engine.flow.tally import MAX_NAME, MAX_NAMES, OTHERS, UNSAID
 from penstock.engine.items import Answer, Attributes, Item, Outcome, Position, Request, Usage
 from penstock.engine.naming import named
 from penstock.engine.plan import Split
@@ -48,9 +48,12 @@ def test_an_alias_may_stand_for_a_snapshot_and_a_snapshot_for_itself_alone(
     assert named(pinned, answered) == what
 
 
-def lane(word: Literal["tell", "refuse"], items: int = 1) -> Lane:
+def lane(word: Literal["tell", "refuse"], items: int = 1, fingerprint: str | None = None) -> Lane:
+    def version(name: str) -> Version:
+        return Version("v1", name, on_other_model=word, fingerprint=fingerprint)
+
     models = {
-        name: Model(name, (Version("v1", name, None, None, word),), "v1", account=name, price=Price(10**9, 10**9))
+        name: Model(name, (version(name),), "v1", account=name, price=Price(10**9, 10**9))
         for name in ("first", "second")
     }
     accounts = {name: Account(name, "openai", "http://localhost") for name in models}
@@ -100,6 +103,31 @@ def test_an_answer_of_another_model_is_a_failure_where_it_is_refused_and_its_mon
         {"second-2026-01-01": 1},
         0,
     )
+
+
+@pytest.mark.parametrize("said", ["fp2", None])
+def test_an_answer_with_another_fingerprint_than_the_pinned_one_is_of_another_model(said: str | None) -> None:
+    """Silence is not the pinned one: what can't be seen can't be held to."""
+    made = lane("refuse", items=2, fingerprint="fp1")
+    answer(made, "first", "first", said, n=1)
+    answer(made, "first", "first", "fp1", n=1)
+    answer(made, "second", "second", "fp1")
+    batch = made.commit(NOW)
+    assert sorted(result.model for result in batch.results) == ["first", "second"]
+    (moved,) = (result for result in batch.results if result.model == "second")
+    assert [(a.model, a.outcome, a.cost_nano) for a in moved.attempts] == [
+        ("first", "other_model", 15_000),
+        ("second", "ok", 15_000),
+    ]
+    row = made.tally.models["first@v1"]
+    assert (row.other_model, row.fingerprints) == (1, {said or UNSAID: 1, "fp1": 1})
+
+
+def test_another_fingerprint_is_taken_and_counted_where_it_is_only_told() -> None:
+    made = lane("tell", fingerprint="fp1")
+    answer(made, "first", "first", "fp2")
+    assert [result.model for result in made.commit(NOW).results] == ["first"]
+    assert made.tally.models["first@v1"].other_model == 1
 
 
 def test_who_goes_on_answering_as_another_is_held_like_who_fails() -> None:

@@ -18,7 +18,7 @@ from penstock.engine.policy import Condition
 from penstock.engine.pricing import price_of
 from penstock.jobs import spec
 from penstock.jobs.prices import table_price
-from penstock.jobs.spec.describe import price_text
+from penstock.jobs.spec.describe import moving_versions, price_text
 from penstock.workers.runspec import RunSpec
 
 USD = 1_000_000_000
@@ -298,6 +298,30 @@ sinks: out.jsonl
     assert words == {"one@m": "refuse", "two@v1": "refuse", "two@v2": "tell", "three@m": "tell"}
 
 
+def test_a_version_may_pin_its_providers_fingerprint(tmp_path: Path) -> None:
+    """Where nobody tells one, it can't be pinned: an own engine's weights have a revision, Anthropic's answers none."""
+    text = """\
+source: in.jsonl
+prompt: "{{ text }}"
+accounts: {a: {protocol: openai, base_url: "http://127.0.0.1:1", provider: sandbox}}
+models:
+  - {name: one, account: a, price: free, model: m, fingerprint: fp_1}
+  - {name: two, account: a, price: free, live: v1,
+     versions: [{id: v1, model: m1, fingerprint: fp_2}, {id: v2, model: m2}]}
+sinks: out.jsonl
+"""
+    models = job(tmp_path, text).catalog.models.values()
+    assert [v.fingerprint for m in models for v in m.versions] == ["fp_1", "fp_2", None]
+    for wrong, why in {
+        "account: anthropic, model: claude-haiku-4-5, fingerprint: fp": "answers of the protocol `anthropic` have none",
+        "worker: vllm, hour_usd: 1, model: o/m, fingerprint: fp": "pinned by `revision:`",
+        "account: a, fingerprint: fp, versions: [{id: v, model: m}]": "each of them says its own",
+        "account: a, versions: [{id: v, model: m, fingerprint: ''}]": "1 to 100 characters",
+    }.items():
+        with pytest.raises(SpecError, match=re.escape(why)):
+            job(tmp_path, text.replace("  - {name: one", f"  - {{name: wrong, {wrong}}}\n  - {{name: one"))
+
+
 def test_a_written_price_holds_for_all_versions_but_those_that_write_their_own(tmp_path: Path) -> None:
     """As `price:` overrides the table for a model with one version."""
     ours = "  price: {input_per_million: 3, output_per_million: 4}\n"
@@ -509,7 +533,8 @@ def test_missing_secrets_are_named_not_shown(tmp_path: Path, monkeypatch: pytest
 
 def test_warnings_tell_what_may_not_be_meant(whole: RunSpec, tmp_path: Path) -> None:
     """A wall that nothing meets; a key on an open line; no budget."""
-    assert spec.warnings(whole) == []
+    (moving,) = spec.warnings(whole)
+    assert "model small@v1: revision `main` of HuggingFaceTB/SmolLM2-135M-Instruct: other weights" in moving
     text = MINIMAL.replace(
         "models: [anthropic/claude-haiku-4-5]",
         "models: [{name: m, model: x, base_url: 'http://example.test/v1', api_key: 'env:K', price: free}]",
@@ -518,6 +543,30 @@ def test_warnings_tell_what_may_not_be_meant(whole: RunSpec, tmp_path: Path) -> 
     assert "wall eu: no model" in told
     assert "unencrypted" in told
     assert "no budget" in told
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("worker: vllm, hour_usd: 1, model: o/m", "no revision of o/m"),
+        ("worker: vllm, hour_usd: 1, model: o/m, revision: v1.0", "revision `v1.0` of o/m"),
+        ("worker: vllm, hour_usd: 1, model: o/m, revision: 12fd25f", "revision `12fd25f` of o/m"),
+        ("worker: vllm, hour_usd: 1, model: o/m, revision: 12fd25f77366fa6b3b4b768ec3050bf629380bac", None),
+        ("worker: vllm, hour_usd: 1, model: /models/m", None),
+        ("worker: vllm, hour_usd: 1, model: ./m", None),
+        (
+            "account: anthropic, price: free, model: claude-3-5-haiku-latest",
+            "claude-3-5-haiku-latest may stand for another",
+        ),
+        ("account: anthropic, price: free, model: claude-haiku-4-5", None),
+    ],
+)
+def test_a_version_that_may_come_to_mean_another_model_is_told(tmp_path: Path, version: str, told: str | None) -> None:
+    """Only a whole commit stands for the same weights for ever; a folder is the user's own."""
+    text = MINIMAL.replace("models: [anthropic/claude-haiku-4-5]", f"models: [{{name: m, {version}}}]")
+    said = moving_versions(job(tmp_path, text))
+    assert [told in line for line in said] == [True] if told else said == []
+    assert set(said) <= set(spec.warnings(job(tmp_path, text)))
 
 
 def test_describe_reads_well(whole: RunSpec) -> None:

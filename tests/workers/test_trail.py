@@ -14,7 +14,7 @@ from penstock.engine.audit import Entry
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.errors import Corrupt
-from penstock.engine.flow.tally import ModelTally, Tally, count_refused
+from penstock.engine.flow.tally import UNSAID, ModelTally, Tally, count_refused
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.workers.planner import Planned
@@ -47,10 +47,10 @@ def refused(wall: str, times: int) -> Tally:
 class Desk:
     """A trail, its notes, and the log that it writes to."""
 
-    def __init__(self, folder: Path, **options: bool) -> None:
+    def __init__(self, folder: Path, run: str = "r-1", catalog: Catalog = CATALOG, **options: bool) -> None:
         self.folder = folder
         spec = RunSpec(
-            "r-1", "r", {}, MemorySource("x"), None, Row(), CATALOG, POLICY, {"results": MemorySink("x")},
+            run, "r", {}, MemorySource("x"), None, Row(), catalog, POLICY, {"results": MemorySink("x")},
             budgets=(Budget(5_000_000_000, "day"),), state=str(folder), fingerprint={"shape": "ab"},
         )  # fmt: skip
         command = f"penstock run rows.csv --prompt '{PROMPT}'"
@@ -219,3 +219,69 @@ async def test_a_model_that_answers_under_another_name_is_told_once_and_so_is_a_
         common | {"pinned": "gpt-x", "answered": "gpt-y", "what": "other"},
         common | {"what": "fingerprint", "before": "fp1", "after": "fp2"},
     ]
+
+
+async def met(folder: Path, model: str, *prints: str, run: str = "r-1", catalog: Catalog = CATALOG) -> Desk:
+    """One command that was answered with these fingerprints."""
+    desk = Desk(folder, run, catalog)
+    await desk.began()
+    row = ModelTally(model, catalog.models[model].live, fingerprints=dict.fromkeys(prints, 1))
+    await desk.trail.ended("done", "", Tally(models={f"{row.model}@{row.version}": row}), 1.0)
+    return desk
+
+
+async def test_a_fingerprint_that_another_run_did_not_meet_is_told(tmp_path: Path) -> None:
+    """The state remembers what the last command met; of several at once (a provider's machines differ) each is told
+    once, not with each command."""
+    assert (await met(tmp_path, "cloud", "fp1")).notes == []
+    (note,) = (await met(tmp_path, "cloud", "fp2", "fp3", run="r-2")).notes[:1]
+    assert "the provider's fingerprint was 'fp1' and is 'fp2' now" in note
+    assert note.endswith("(the former one answered run r-1)")
+    assert (await met(tmp_path, "cloud", "fp3", run="r-3")).notes == []
+    last = await met(tmp_path, "cloud", "fp1", run="r-4")
+    assert "was 'fp3' and is 'fp1' now" in last.notes[0]
+    assert [(each["before"], each["after"]) for each in last.facts("other_model")] == [
+        ("fp1", "fp2"),
+        ("fp1", "fp3"),
+        ("fp3", "fp1"),
+    ]
+
+
+async def test_an_own_engine_that_loads_other_weights_than_the_last_run_is_told(tmp_path: Path) -> None:
+    """Its revision is a branch, which has moved."""
+    old, new = "a" * 40, "b" * 40
+    assert (await met(tmp_path, "own", old)).notes == []
+    (note,) = (await met(tmp_path, "own", new, run="r-2")).notes
+    assert f"own@v2: OTHER WEIGHTS WERE LOADED: commit {old} answered run r-1, and {new} answers now" in note
+
+
+async def test_another_name_at_the_provider_is_no_changed_fingerprint(tmp_path: Path) -> None:
+    """A version that was given another model answers otherwise by the catalogue's own word."""
+    await met(tmp_path, "own", "a" * 40)
+    other = msgspec.structs.replace(CATALOG.models["own"], versions=(Version("v2", "llama"),))
+    moved = msgspec.structs.replace(CATALOG, models={**CATALOG.models, "own": other})
+    assert (await met(tmp_path, "own", "b" * 40, run="r-2", catalog=moved)).notes == []
+
+
+async def test_another_fingerprint_than_the_pinned_one_is_told_with_each_command(tmp_path: Path) -> None:
+    pinned = Version("v1", "gpt-x", on_other_model="refuse", fingerprint="fp1")
+    cloud = msgspec.structs.replace(CATALOG.models["cloud"], versions=(pinned,))
+    catalog = msgspec.structs.replace(CATALOG, models={**CATALOG.models, "cloud": cloud})
+    for run in ("r-1", "r-2"):
+        desk = await met(tmp_path, "cloud", "fp1", "fp2", UNSAID, run=run, catalog=catalog)
+        other, silent = desk.notes
+        assert "pinned to the fingerprint 'fp1', and ANOTHER ONE ANSWERS: 'fp2'; these answers are refused" in other
+        assert "and NONE IS TOLD; these answers are refused" in silent
+    first = {"model": "cloud", "version": "v1", "pinned": "fp1", "answered": "fp2", "what": "fingerprint"}
+    assert desk.facts("other_model")[0] == first
+
+
+async def test_a_run_goes_on_where_fingerprints_cannot_be_remembered(tmp_path: Path) -> None:
+    """It is told, twice: what was can't be compared with, and what is, is lost."""
+    (tmp_path / "fingerprints.json").write_bytes(b"{")
+    desk = await met(tmp_path, "cloud", "fp1")
+    assert [word in note for word, note in zip(("can't be told", "not remembered"), desk.notes, strict=True)] == [
+        True,
+        True,
+    ]
+    assert [entry.kind for entry in desk.entries()][-1] == "run_ended"

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -28,6 +29,7 @@ pytestmark = [
 
 CONTEXT = 512
 SEATS = 8
+COMMIT = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 
 
 def tiny_folder() -> Path:
@@ -56,9 +58,14 @@ def quiet() -> Iterator[None]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(quiet: None) -> AsyncIterator[VllmInprocEngine]:
+async def engine(quiet: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmInprocEngine]:
+    """Of a folder as a hub's cache names it."""
     model = tiny(kv_cache_memory_bytes=64 << 20)
-    engine = VllmInprocEngine(model, model.live_version, worker="w0")
+    snapshot = tmp_path_factory.mktemp("models--o--tiny") / "snapshots" / COMMIT
+    snapshot.parent.mkdir()
+    snapshot.symlink_to(model.live_version.model)
+    version = msgspec.structs.replace(model.live_version, model=str(snapshot))
+    engine = VllmInprocEngine(model, version, worker="w0")
     await engine.start()
     yield engine
     await engine.close()
@@ -147,6 +154,7 @@ async def test_an_answer_is_an_openai_body_with_true_usage(engine: VllmInprocEng
     assert body["usage"]["prompt_tokens"] == outcome.usage.input > 10
     assert outcome.worker == "w0"
     assert outcome.ms > 0
+    assert outcome.answer.fingerprint == COMMIT, "the weights that answered"
 
 
 async def test_an_answer_is_one_of_the_choices(engine: VllmInprocEngine) -> None:

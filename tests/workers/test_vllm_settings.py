@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from penstock.engine.catalog import Model, Version
 from penstock.engine.errors import SpecError
 from penstock.workers.engines import vllm_settings
-from penstock.workers.engines.vllm_settings import check_path, settings
+from penstock.workers.engines.vllm_settings import check_path, commit_of, settings
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,37 @@ def test_a_path_that_cannot_be_looked_at_now_is_tried_again(monkeypatch: pytest.
     monkeypatch.setattr(vllm_settings.os, "stat", stale)
     with pytest.raises(OSError, match="Stale file handle: '/models/small'"):
         check_path(Version("v1", "/models/small"))
+
+
+A, B = "a" * 40, "b" * 40
+
+
+class Resolved(str):
+    """As `huggingface_hub.ResolvedRevision`: the name that was asked for, and what it stood for."""
+
+    __slots__ = ("resolved",)
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "resolved", "of_config", "commit"),
+    [
+        ("o/m", "main", A, None, A),  # vLLM 0.32
+        ("o/m", "main", None, A, A),  # 0.26
+        ("o/m", A, None, None, A),
+        (f"/cache/models--o--m/snapshots/{A}", None, None, None, A),  # HF_HUB_OFFLINE
+        ("o/m", "main", A, B, A),  # the config is another repository's
+        ("/models/m", None, None, None, None),
+        (f"/models/{A}", None, None, None, None),
+        ("o/m", "main", None, None, None),
+    ],
+)
+def test_the_commit_that_was_loaded_is_known_by_what_vllm_resolved(
+    model: str, revision: str | None, resolved: str | None, of_config: str | None, commit: str | None
+) -> None:
+    """Not by the name that was asked for: a branch moves."""
+    said: str | None = revision
+    if resolved is not None:
+        said = Resolved(revision)
+        said.resolved = resolved
+    loaded = SimpleNamespace(model=model, revision=said, hf_config=SimpleNamespace(_commit_hash=of_config))
+    assert commit_of(loaded) == commit

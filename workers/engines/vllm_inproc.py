@@ -39,6 +39,7 @@ from penstock.workers.engines.vllm_requests import (
 from penstock.workers.engines.vllm_settings import (
     Settings,
     batch_use,
+    commit_of,
     engine_args,
     has_gpu,
     prepare_environment,
@@ -91,6 +92,7 @@ class VllmInprocEngine:
         self._count = Counters()
         self._seats = 1
         self._engine: Any = None
+        self._commit: str | None = None
         self._thread: threading.Thread | None = None
         self._outbox: Outbox | None = None
 
@@ -190,6 +192,7 @@ class VllmInprocEngine:
             chosen = engine_args(self._settings, self._name)
         engine: Any = LLMEngine.from_engine_args(chosen, usage_context=batch_use())
         self._builder = Builder(engine.model_config, engine.renderer)
+        self._commit = commit_of(engine.model_config)
         self._seats = int(engine.vllm_config.scheduler_config.max_num_seqs)
         self._count_tokens(engine)
         self._engine = engine
@@ -270,7 +273,7 @@ class VllmInprocEngine:
     def _finish(self, flying: Flying, output: Any) -> None:
         call = flying.ticket.call
         ms = (time.perf_counter() - flying.began) * 1000
-        outcome = outcome_of(flying.prepared, output, call, flying.started_at, ms, self._worker)
+        outcome = outcome_of(flying.prepared, output, call, flying.started_at, ms, self._worker, self._commit)
         self._count.add(outcome.usage)
         self._done.append((flying.ticket, outcome))
 

@@ -19,7 +19,14 @@ from penstock.workers.engines.base import EngineDead, Ticket
 from penstock.workers.engines.outbox import Done, Outbox
 from penstock.workers.engines.vllm_gauges import Counters
 from penstock.workers.engines.vllm_requests import BACKLOG, UNWANTED, BadCall, Builder, failed, outcome_of, refusal
-from penstock.workers.engines.vllm_settings import batch_use, engine_args, has_gpu, prepare_environment, settings
+from penstock.workers.engines.vllm_settings import (
+    batch_use,
+    commit_of,
+    engine_args,
+    has_gpu,
+    prepare_environment,
+    settings,
+)
 
 
 class Load:
@@ -56,6 +63,7 @@ class VllmProcsEngine:
         self._busy_since: float | None = None
         self._seats = 1
         self._engine: Any = None
+        self._commit: str | None = None
         self._builder: Builder | None = None
         self._outbox: Outbox | None = None
 
@@ -72,6 +80,7 @@ class VllmProcsEngine:
         except Exception as error:
             raise EngineDead(f"engine {self._name} can't load its model: {error}"[:1000]) from error
         self._builder = Builder(self._engine.model_config, self._engine.renderer)
+        self._commit = commit_of(self._engine.model_config)
         self._seats = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
         self._count.loaded(began)
 
@@ -183,7 +192,7 @@ class VllmProcsEngine:
             failure = Failure("timeout", f"no answer within {ticket.call.timeout_s:g} s")
             return self._failed(ticket, failure, now, began)
         ms = (time.perf_counter() - began) * 1000
-        return outcome_of(prepared, output, ticket.call, now, ms, self._worker)
+        return outcome_of(prepared, output, ticket.call, now, ms, self._worker, self._commit)
 
     async def _generate(self, ticket: Ticket, prompt: Any, params: Any, priority: int) -> Any:
         """The finished output. Raises `BadCall`, `EngineDead`."""

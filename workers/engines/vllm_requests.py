@@ -261,8 +261,8 @@ def used(output: Any) -> Usage:
     )
 
 
-def answer(prepared: Prepared, output: Any, call: Call, created: float) -> tuple[Answer, Usage]:
-    """A finished `RequestOutput` → the answer and what it used."""
+def answer(prepared: Prepared, output: Any, call: Call, created: float, commit: str | None) -> tuple[Answer, Usage]:
+    """A finished `RequestOutput` → the answer and what it used. `commit`: of the weights."""
     usage = used(output)
     choices = [_choice(prepared, one) for one in output.outputs]
     body = ChatBody(
@@ -274,7 +274,7 @@ def answer(prepared: Prepared, output: Any, call: Call, created: float) -> tuple
         usage=Tokens(usage.input, usage.output, usage.input + usage.output, PromptDetails(usage.cached)),
     )
     first = choices[0]
-    return Answer(first.message.content, first.finish_reason, _encode(body), model=call.upstream), usage
+    return Answer(first.message.content, first.finish_reason, _encode(body), call.upstream, commit), usage
 
 
 def _choice(prepared: Prepared, one: Any) -> Choice:
@@ -316,11 +316,13 @@ def broken(prepared: Prepared, output: Any) -> Failure | None:
     return Failure(kind="cancelled", message="the engine stopped this request") if "abort" in reasons else None
 
 
-def outcome_of(prepared: Prepared, output: Any, call: Call, started_at: float, ms: float, worker: str) -> Outcome:
-    """What a finished `RequestOutput` means for its call."""
+def outcome_of(
+    prepared: Prepared, output: Any, call: Call, started_at: float, ms: float, worker: str, commit: str | None
+) -> Outcome:
+    """What a finished `RequestOutput` means for its call. `commit`: of the weights that answered."""
     if (failure := broken(prepared, output)) is not None:
         return failed(call, failure, started_at, ms, worker, used(output))
-    said, usage = answer(prepared, output, call, started_at)
+    said, usage = answer(prepared, output, call, started_at, commit)
     return Outcome(
         call.item_id,
         call.generation,

@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.engine.catalog import EngineValue, Model, Version
 from penstock.engine.errors import SpecError
+from penstock.engine.naming import is_commit
 
 OURS = ("processes",)
 """Names in `engine` that are ours; all others are vLLM's."""
@@ -111,6 +112,17 @@ def engine_args(chosen: Settings, name: str, *, asynchronous: bool = False) -> A
         )
     except (TypeError, ValueError) as error:
         raise SpecError(f"model {name}: vLLM refuses its engine settings: {error}") from error
+
+
+def commit_of(model_config: Any) -> str | None:
+    """The hub's commit of the weights that vLLM has loaded; None: a folder of one's own has none, nor has another kind
+    of hub. vLLM resolves a branch once, at the load: release 0.32 keeps that beside the revision's name, 0.26 leaves it
+    to transformers, and where the hub may not be asked, a model is its folder `…/snapshots/<commit>`."""
+    revision, parts = model_config.revision, Path(model_config.model).parts
+    snapshot = parts[parts.index("snapshots") + 1 :][:1] if "snapshots" in parts else ()
+    config = getattr(model_config.hf_config, "_commit_hash", None)
+    said = (getattr(revision, "resolved", None), revision, *snapshot, config)
+    return next((each for each in said if is_commit(each)), None)
 
 
 def batch_use() -> Any:
