@@ -36,6 +36,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 """<sys/prctl.h>: orphans below us become our children, so a killed command's Ray is still found and ended."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def local_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What processes keep on this machine of states that are elsewhere stays out of the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENSTOCK_LOCAL", str(tmp_path_factory.mktemp("local")))
+        yield
+
+
 @pytest.fixture
 def terminal() -> Iterator[None]:
     """As from a terminal: under `nohup`, or in the background of a script, the tests and what they start would inherit

@@ -1,4 +1,4 @@
-"""Structured logs of a run's processes: a JSON object a line, in the state folder.
+"""Structured logs of a run's processes: a JSON object a line, in the state folder, or beside it (`here`).
 
 No prompt, answer or key, ever: fields are names, numbers and reasons of ours. Messages of dead letters are left out,
 for providers and parsers quote what they were given; `penstock dead-letters` and `penstock explain` show them.
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import msgspec
 
+from penstock.engine.errors import SpecError
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import DeadLetter
 from penstock.engine.plan import Epoch
+from penstock.workers.here import logs_here
 from penstock.workers.lanes.report import LaneReport
 
 DEAD_A_MINUTE = 100
@@ -33,7 +35,7 @@ Field = str | int | float | None
 
 
 class Log:
-    """Appends to `<state>/logs/<run_id>/<process>.jsonl`. A state that is no folder: nothing is written here.
+    """Appends to `<state>/logs/<run_id>/<process>.jsonl`, on this machine (`here.folder_here`).
 
     Opened at its first line. Where that fails, or the disk is full, nothing is said: no run ends for its log. A file
     that is full becomes `<process>.old.jsonl`, in the place of an earlier one.
@@ -41,7 +43,9 @@ class Log:
 
     def __init__(self, state: str, run_id: str, process: str) -> None:
         self._process = process
-        self._path = None if "://" in state else Path(state) / "logs" / run_id / f"{process}.jsonl"
+        self._path: Path | None = None
+        with contextlib.suppress(SpecError):
+            self._path = logs_here(state, run_id) / f"{process}.jsonl"
         self._handle: int | None = None
 
     def __call__(self, level: str, event: str, **fields: Field) -> None:

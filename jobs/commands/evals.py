@@ -85,7 +85,8 @@ def go(job: str, **given: object) -> int:
     Each row's first answer comes from the first candidate, all others answer the same request: walls, budgets and
     the commit hold as in any run. It stops by itself when a winner is clear (or with --within, when every quality is
     known as well as asked), and the intervals are valid whenever you look. Killed or stopped, it goes on; where the job
-    has changed meanwhile, it says what, and wants --fresh or another --name.
+    has changed meanwhile, it says what, and wants --fresh or another --name. With the state on S3 its rows and answers
+    lie on this machine, and it goes on from here; all else is shared.
     """
     call = msgspec.convert(given, EvalCall, strict=False)
     from penstock.jobs.evals import running

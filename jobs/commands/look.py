@@ -159,15 +159,22 @@ def _page(run: shared.Named, state: str | None, as_json: bool, html: str) -> int
 @click.option("--level", type=click.Choice(LEVELS, case_sensitive=False), help="This level and above.")
 @click.option("--item", help="Lines about this item_id, or the start of one.")
 def logs(run: shared.Named, state: str | None, as_json: bool, level: str | None, item: str | None) -> int:
-    """What the processes of RUN logged, in the order of time. Never prompts, answers or keys."""
+    """What the processes of RUN logged, in the order of time. Never prompts, answers or keys.
+
+    Logs lie in the state folder. Where the state is elsewhere (S3), each machine keeps those of its own processes, and
+    only this one's are shown.
+    """
     from penstock.jobs.look import log_lines
+    from penstock.workers.here import logs_here
 
     found = shared.locate(run, state)
-    lines = log_lines.read(log_lines.folder(found.history.url, found.run_id), level=level, item=item)
+    lines = log_lines.read(logs_here(found.history.url, found.run_id), level=level, item=item)
     found_any = False
     for line in lines:
         found_any = True
         click.echo(line.raw if as_json else log_lines.told(line))
     if not found_any and not as_json:
         click.echo(f"no such log lines of {found.run_id}", err=True)
+    if (words := log_lines.unseen(found.history.url, found.run_id)) is not None:
+        click.echo(words, err=True)
     return exits.DONE

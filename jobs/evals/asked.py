@@ -10,13 +10,13 @@ from typing import Any, cast
 import msgspec
 
 from penstock.connectors.reading.members import refusal
-from penstock.connectors.state import folder_of
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import scorer_name
 from penstock.jobs.spec.digest import changed
 from penstock.jobs.spec.tree import nearest
+from penstock.workers.here import folder_here
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LATER = {"confidence", "within"}
@@ -65,13 +65,11 @@ def deciding(task: Task, scorer: str) -> Scorer:
 
 
 def folder(state: str, name: str) -> Path:
-    """Where an evaluation lives. Raises `SpecError` for a name that is none, or a state that is no folder."""
+    """Where the rows and answers of an evaluation are kept on this machine. Raises `SpecError` for a name that is none,
+    and as `folder_here`."""
     if not _NAME.fullmatch(name):
         raise SpecError(f"an evaluation's name has letters, digits and _ . -, not {name[:60]!r}")
-    there = folder_of(state)
-    if there is None:
-        raise SpecError(f"an evaluation keeps its rows in a state folder, and {state} is none; give --state a folder")
-    return there / "evals" / name
+    return folder_here(state) / "evals" / name
 
 
 def models_of(catalog: Catalog, given: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from penstock.engine.policy import Policy, Prompt, Scorer, Shadow, Task
 from penstock.engine.quality import scorer_name, scorer_version
 from penstock.jobs.evals.asked import EXACT, Asked, Variant
 from penstock.jobs.evals.dataset import CARRIED, EXPECTED, ROW, TASK, column_of, task_name
+from penstock.jobs.evals.home import mark_of
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.workers.runspec import RunSpec
 
@@ -166,7 +167,8 @@ def within(spec: RunSpec, nano: int | None) -> RunSpec:
 
 
 def run_id_of(name: str, place: Path) -> str:
-    return run_id(_named(name), {"place": str(place)})
+    """By its folder, or the mark in it: paths of two machines that share a state may be the same."""
+    return run_id(_named(name), {"place": mark_of(place) or str(place)})
 
 
 def _named(name: str) -> str:

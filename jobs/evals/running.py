@@ -17,7 +17,7 @@ from penstock.engine.measure.evaluation import Evaluation, Row, evaluate
 from penstock.engine.measure.stopping import Stop as Enough
 from penstock.engine.measure.stopping import StopRule
 from penstock.jobs import exits
-from penstock.jobs.evals import dataset, derived
+from penstock.jobs.evals import dataset, derived, home
 from penstock.jobs.evals.asked import Asked, check_same, check_unchanged, deciding, folder, recalled
 from penstock.jobs.evals.dataset import Made, index_of
 from penstock.jobs.evals.going import Watch, enough, informs, rule_of
@@ -68,8 +68,12 @@ def prepare(
 ) -> Prepared:
     """Write the rows, or find them as they were. `fresh`: begin anew, whatever is there. `aside`: only the price is
     wanted, so rows go into this folder, and what the evaluation has stays as it is. Raises `SpecError`, also where the
-    job has changed since it was begun."""
+    job has changed since it was begun, or it lives on another machine."""
     place = folder(base.state, name)
+    if not fresh:
+        home.check(base.state, name, place)
+    if aside is None:
+        home.begin(base.state, place)
     history, run_id = open_history(base.state), derived.run_id_of(name, place)
     known = None if fresh else recalled(place)
     if known is not None:
@@ -172,6 +176,7 @@ def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *,
     found = find(prepared, history) if history.knows(spec.run_id) and not prepared.anew else None
     if found is not None and _is_over(found, to_the_end=to_the_end):
         return found
+    home.claim(spec.state, prepared.name, prepared.place, anew=prepared.anew)
     if prepared.anew:
         options = msgspec.structs.replace(session.options, fresh=True)
         session = msgspec.structs.replace(session, options=options)
@@ -228,9 +233,11 @@ def _evaluated(prepared: Prepared, rows: Sequence[Row], rule: StopRule) -> Evalu
 def remembered(name: str, state: str) -> Prepared:
     """An evaluation by its name, as its run knows it. Raises `SpecError`."""
     place = folder(state, name)
+    home.check(state, name, place)
     asked = recalled(place)
     if asked is None:
-        there = sorted(p.name for p in place.parent.iterdir() if p.is_dir()) if place.parent.is_dir() else []
+        here = {p.name for p in place.parent.iterdir() if p.is_dir()} if place.parent.is_dir() else set[str]()
+        there = sorted(here | home.names(state))
         known = f"; there are {', '.join(there[:20])}" if there else ""
         raise SpecError(f"there is no evaluation {name} in {state}{known}")
     history = open_history(state)

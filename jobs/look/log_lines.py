@@ -1,4 +1,5 @@
-"""Structured logs of a run, as its processes wrote them: `<state>/logs/<run_id>/<process>.jsonl`, a JSON object a line.
+"""Structured logs of a run, as its processes wrote them: `<state>/logs/<run_id>/<process>.jsonl`, a JSON object a line
+(`workers.here` says where, for a state that is no folder).
 
 Known fields: `at` (Unix seconds), `level`, `event`, `process`, `lane`, `item_id`; others are shown as they are.
 """
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.engine.errors import SpecError
+from penstock.connectors.state import folder_of
+from penstock.workers.here import logs_here
 
 LEVELS = ("debug", "info", "warning", "error")
 LONGEST_LINE = 1_000_000
@@ -28,11 +30,14 @@ class LogLine(msgspec.Struct, frozen=True):
     raw: str
 
 
-def folder(state: str, run_id: str) -> Path:
-    """Raises `SpecError` where the state is no folder: processes of a cluster log to their own machines."""
-    if "://" in state:
-        raise SpecError(f"logs are files on the machines of the cluster, not in {state}; the Ray dashboard shows them")
-    return Path(state) / "logs" / run_id
+def unseen(state: str, run_id: str) -> str | None:
+    """What a person has to know of logs that are not here. None: the state's folder has them all. Raises `SpecError`,
+    as `logs_here`."""
+    if folder_of(state) is not None:
+        return None
+    where = logs_here(state, run_id)
+    here = f"this is what was logged on this machine, in {where}" if where.is_dir() else f"this one has no {where}"
+    return f"the state is no folder, so each machine keeps the logs of its own processes: {here}"
 
 
 def read(where: Path, *, level: str | None = None, item: str | None = None) -> Iterator[LogLine]:

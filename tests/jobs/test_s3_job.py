@@ -6,14 +6,19 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import penstock as ps
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.measured import Registry
 from penstock.connectors.s3 import client as s3_client
+from penstock.connectors.state import open_state
+from penstock.engine.budget import run_key
 from penstock.jobs.cli import call
 from penstock.jobs.dev.kafka import CONSOLE_PRODUCER, CONSUMER_GROUPS
+from penstock.jobs.history import open_history
 from penstock.jobs.sandbox import running_sandbox
 from tests.conftest import ray_of_a_file
 
@@ -92,6 +97,61 @@ def test_results_costs_and_state_on_s3(
     for command in (["explain", item], ["costs"], ["report"], ["status"]):
         assert call([*command, "--run", result.spec.run_id, "--state", state]) == 0, command
     assert item[:12] in capsys.readouterr().out
+    assert call(["logs", "--run", result.spec.run_id, "--state", state, "--json"]) == 0
+    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["process"].partition("-")[0] for line in logged} == {"driver", "lane", "worker"}
+    assert "lane closed" in [line["event"] for line in logged]
+
+
+EVALUATED = """\
+name: sort
+source: rows.jsonl
+prompt: "Which department? {{{{ text }}}}"
+output: {{choices: [billing, delivery, other, product]}}
+params: {{max_tokens: 8, temperature: 0}}
+scorers: [{{type: exact, expected: "{{{{ label }}}}"}}]
+accounts: {{s: {{protocol: openai, base_url: "{sandbox}/v1"}}}}
+models:
+  - {{name: good, account: s, model: "planted:0.60", price: {{input_per_million: 1, output_per_million: 2}}}}
+  - {{name: best, account: s, model: "planted:0.95:best", price: {{input_per_million: 1, output_per_million: 2}}}}
+sinks: out.jsonl
+state: "{state}"
+"""
+
+
+@pytest.mark.long
+def test_an_evaluation_with_its_state_on_s3_tells_the_registry_that_jobs_share(
+    ray_and_keys: None,
+    sandbox: str,
+    s3_server: S3Server | S3At,
+    new_bucket: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The winner is named; asked again it calls nobody; budget, history and measured quality stand at the state URL."""
+    state = f"s3://{new_bucket('state')}/team?endpoint={s3_server.endpoint}"
+    monkeypatch.chdir(tmp_path)
+    assert call(["sandbox", "rows", "300", "-o", "rows.jsonl"]) == 0
+    (tmp_path / "job.yaml").write_text(EVALUATED.format(sandbox=sandbox, state=state))
+    told = evaluated(capsys, "--name", "shared")
+    assert told["winner"].startswith("best@")
+    again = evaluated(capsys, "--name", "shared")
+    assert (again["spent_usd"], again["rows"]) == (told["spent_usd"], told["rows"])
+    assert call(["eval", "show", "shared", "--state", state]) == 0
+    assert "the winner is best" in capsys.readouterr().out
+    shared = Registry(open_state(state)).read()
+    assert {cell.model for cell in shared.cells if cell.scores} == {"good", "best"}
+    assert open_history(state).status(told["run_id"]).state in ("done", "interrupted")
+    ledger = LedgerClient(open_state(state), told["run_id"]).read(run_key(told["run_id"]))
+    assert ledger is not None
+    assert ledger.settled_nano == round(told["spent_usd"] * 1e9)
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert call(["eval", "job.yaml", *argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 TOPIC_JOB = """\

@@ -12,17 +12,19 @@ import msgspec
 
 from penstock.connectors.audit import open_audit
 from penstock.connectors.measured import Registry
-from penstock.connectors.state import folder_of, open_state
+from penstock.connectors.state import open_state
 from penstock.engine.audit import Entry
+from penstock.engine.errors import SpecError
 from penstock.engine.registry.standing import Standing
 from penstock.engine.registry.standings import standings
 from penstock.engine.steering.rollout import Told
-from penstock.jobs.evals import running
+from penstock.jobs.evals import home, running
 from penstock.jobs.evals.asked import recalled
 from penstock.jobs.evals.derived import run_id_of
 from penstock.jobs.evals.running import Found
-from penstock.jobs.history import open_history
+from penstock.jobs.history import History, open_history
 from penstock.jobs.look.reading import Outputs
+from penstock.workers.here import folder_here
 
 KINDS = frozenset({"rollout_started", "stage", "rollback", "rollout_ended"})
 EVALUATIONS = 5
@@ -115,11 +117,16 @@ def _evaluations(outputs: Outputs) -> Iterator[Found]:
 
 
 def _places(state: str) -> list[Path]:
-    """Of evaluations that were run here, the latest first. They live in a state that is a folder; one that was moved
-    is known by its old place only."""
-    there = folder_of(state)
-    if there is None:
+    """Of evaluations that were run here, the latest first. One that was moved is known by its old place only, one that
+    lives on another machine not at all."""
+    try:
+        files = list(folder_here(state).glob("evals/*/made.json"))
+    except SpecError:  # there is no place here where one could be
         return []
     history = open_history(state)
-    mine = [file for file in there.glob("evals/*/made.json") if history.knows(run_id_of(file.parent.name, file.parent))]
+    mine = [file for file in files if _is_here(state, history, file.parent)]
     return [file.parent for file in sorted(mine, key=lambda file: -file.stat().st_mtime)]
+
+
+def _is_here(state: str, history: History, place: Path) -> bool:
+    return history.knows(run_id_of(place.name, place)) and home.elsewhere(state, place.name, place) is None
