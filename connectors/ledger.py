@@ -79,7 +79,10 @@ class LedgerClient:
         ledger = self._swap(key, swap, limit_nano)
         if not refused:
             return {lease_id: ledger.leases[own].amount_nano for own, lease_id in mine.items() if own in ledger.leases}
-        return None if self._may_come_back(ledger, now) else _words(refused[-1], calls[0], limit_nano)
+        may_reach = leases.remaining(ledger) + ledger.leased_nano >= calls[0]
+        if may_reach and self._may_come_back(ledger, now):
+            return None
+        return _words(refused[-1], calls[0], limit_nano)
 
     def _may_come_back(self, ledger: Ledger, now: float) -> bool:
         return any(ls.run == self._run or now - ls.opened_at < STALE_LEASE_S for ls in ledger.leases.values())

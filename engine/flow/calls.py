@@ -232,9 +232,9 @@ class Calls:
             return outcome
         return msgspec.structs.replace(outcome, failure=Failure("other_model", message, may_be_billed=True))
 
-    def settle(self, slot: Slot, outcome: Outcome, tally: Tally, costs: Costs, till: Till) -> None:
-        """Price the attempt, close its reservation, and write its cost line where something was charged. A call that
-        was never sent leaves no trace."""
+    def settle(self, slot: Slot, outcome: Outcome, tally: Tally, costs: Costs, till: Till) -> Reservation | None:
+        """Price the attempt, close its reservation (which is returned), and write its cost line where something was
+        charged. A call that was never sent leaves no trace."""
         at = self._at(slot)
         cost = 0
         if not never_sent(outcome):
@@ -246,6 +246,7 @@ class Calls:
         reservation, slot.reservation = slot.reservation, None
         if reservation is not None:
             _close(reservation, slot, outcome, cost, tally, till)
+        return reservation
 
     def inherit(self, slot: Slot, adopted: Adopted, outcome: Outcome, tally: Tally, costs: Costs) -> None:
         """A call of the last owner, of which nothing but the bill is of use. One of a model that the catalogue does not

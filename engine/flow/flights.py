@@ -135,8 +135,8 @@ class Flights:
         self._tally.in_flight[slot.route.tier] -= 1
         outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
-        self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
-        for waiting in self._till.freed():
+        settled = self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
+        for waiting in self._till.freed(settled, now) if settled is not None else ():
             self.queue(waiting, now)
         self._health.record(slot.target, failure, now)
         if failure is not None:

@@ -297,7 +297,7 @@ class Lane:
 
     def pool_down(self, pool: str, why: str, now: float) -> None:
         """Nothing can be sent to this pool, until it is up: what waits for it goes to its next candidate."""
-        for slot in self.places.pool_down(pool, why):
+        for slot in (*self.places.pool_down(pool, why), *self.till.take_out(lambda slot: slot.pool == pool)):
             self.flights.queue(slot, now)
 
     def pool_up(self, pool: str, now: float) -> None:
@@ -337,7 +337,7 @@ class Lane:
 
     def pause(self, tiers: frozenset[int], now: float) -> None:
         """From now on items of these tiers wait, and no others. What is in flight goes on."""
-        for slot in self.places.pause(tiers):
+        for slot in (*self.places.pause(tiers), *self.till.take_out(lambda slot: slot.route.tier in tiers)):
             self.flights.queue(slot, now)
 
     def steer(self, turn: Turn, now: float) -> None:

@@ -55,10 +55,10 @@ class Slot:
         "route",
         "sent_at",
         "seq",
-        "served",
         "shelved",
         "state",
         "timeout_s",
+        "told",
         "tried",
         "turn",
         "usage",
@@ -95,8 +95,8 @@ class Slot:
         self.maybe_paid = False
         self.orphaned = False
         """Since a call may have been under way when its lane, its worker or the command died: no mere timeout."""
-        self.served = False
-        """It waited for money, which is there now."""
+        self.told: str | None = None
+        """The budget key whose money it waited for, and which is there now."""
         self.shelved = False
         self.tried = False
         """Its tries are in the progress."""

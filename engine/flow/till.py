@@ -2,24 +2,22 @@
 
 The ledger is asked for what the waiting calls need together, in one write; so a small budget is not asked, and
 refused, once for every item. What it answers goes to them as far as it reaches, the most urgent first, else in input
-order. Nobody is served before one that comes first and waits for the same money: else a dear call, or a late step,
+order. None passes another of the lane that comes first and waits for the same money: else a dear call, or a late step,
 would wait until the budget is used up, and who reads results in input order would find a gap near their beginning.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Collection
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Literal
 
 import msgspec
 
 from penstock.engine.budget import Budgets, Reservation
-from penstock.engine.flow.slots import Slot, urgency
+from penstock.engine.flow.queueing import Queue, Waiter, is_long
+from penstock.engine.flow.slots import Slot
 from penstock.engine.leases import covered
 
-IDLE_LEASE_S = 2.0
-"""A lease nobody drew on for so long goes back: another lane may wait for it. A guess: far above a ledger write."""
 MOST_LEASES = 64
 """Leases asked for at once. Each is small, or one call; a crash gives up so many calls' worth at most."""
 
@@ -58,19 +56,12 @@ class NoMoney(msgspec.Struct, frozen=True):
         return self.key.startswith("run/") and "/tenant/" not in self.key
 
 
-class _Waiter(NamedTuple):
-    rank: tuple[int, int]
-    worst: int
-    """Nano-dollars that its call may cost at most."""
-    slot: Slot
-
-
 class Till:
     def __init__(self, budgets: Budgets) -> None:
         self._budgets = budgets
         self.purse = budgets.purse
-        self._waiting: dict[str, list[_Waiter]] = {}
-        """Key → who waits for its money, by rank."""
+        self._queues: dict[str, Queue] = {}
+        """Key → who waits for its money."""
         self._limits: dict[str, int] = {}
         self._refused: dict[str, NoMoney] = {}
         self._refused_from: dict[str, int] = {}
@@ -83,9 +74,10 @@ class Till:
 
     def reserve(self, slot: Slot, worst: int, now: float) -> NoMoney | bool:
         """True: it is set aside. False: the item waits here until a lease comes."""
-        if self._waiting and not slot.served and (key := self._behind(slot, now)) is not None:
-            return self._wait(key, slot, worst, now)
-        slot.served = False
+        told = self._comes(slot)
+        behind = self._behind(slot, told, now) if self._queues and worst else None
+        if behind is not None:
+            return self._wait(behind, slot, worst, now)
         answer = self._budgets.reserve(slot.item.attributes.tenant, worst, now, slot.purpose, slot.fund)
         if isinstance(answer, Reservation):
             slot.reservation = answer
@@ -94,22 +86,30 @@ class Till:
             for held in answer.held:
                 self._drawn[held.key] = (now, worst)
             return True
-        key = answer.key
+        self._limits[answer.key] = answer.limit_nano
+        return self._wait(answer.key, slot, worst, now)
+
+    def _comes(self, slot: Slot) -> str | None:
+        """The key whose money it was told of."""
+        told, slot.told = slot.told, None
+        if told is not None:
+            self._leave(told, lambda each: each.slot is slot)
+        return told
+
+    def _behind(self, slot: Slot, told: str | None, now: float) -> str | None:
+        """The key at which one waits that comes first. What it was `told` of is for it, whoever came meanwhile."""
+        for key in self._keys(slot, now):
+            queue = self._queues.get(key)
+            if queue is not None and key != told and queue.stands_before(slot, now):
+                return key
+        return None
+
+    def _wait(self, key: str, slot: Slot, worst: int, now: float) -> NoMoney | Literal[False]:
+        """Unless it is known that the budget can't hold so much."""
         if worst >= self._refused_from.get(key, worst + 1):
             return self._refused[key]
-        self._limits[key] = answer.limit_nano
-        return self._wait(key, slot, worst, now)
-
-    def _behind(self, slot: Slot, now: float) -> str | None:
-        """The key at which one waits that comes first."""
-        rank = _rank(slot)
-        queues = ((key, self._waiting.get(key)) for key in self._keys(slot, now))
-        return next((key for key, queue in queues if queue and queue[0].rank < rank), None)
-
-    def _wait(self, key: str, slot: Slot, worst: int, now: float) -> Literal[False]:
         slot.state = "held"
-        waiter = _Waiter(_rank(slot), worst, slot)
-        insort(self._waiting.setdefault(key, []), waiter, key=lambda each: each.rank)
+        self._queues.setdefault(key, Queue()).add(slot, worst)
         if slot.pending is not None and slot.pending.unfunded_at is None and key in dict(slot.fund):
             slot.pending.unfunded_at = now
         return False
@@ -118,60 +118,73 @@ class Till:
         """Of the budgets that its call must fit into."""
         return [key for key, _ in (*self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose), *slot.fund)]
 
+    def _leave(self, key: str, who: Callable[[Waiter], bool]) -> list[Slot]:
+        queue = self._queues.get(key)
+        if queue is None:
+            return []
+        gone = queue.leave(who)
+        if not queue:
+            del self._queues[key]
+        return gone
+
     def turned_over(self, now: float) -> list[Slot]:
         """Where a UTC day is over: all who wait, since days and months have new keys. What was refused may be asked."""
         before, self._day = self._day, now // DAY_S
         if before in (None, self._day):
             return []
-        self._refused.clear()
-        self._refused_from.clear()
-        return self._all()
+        for known in (self._refused, self._refused_from, self._limits, self._opened_at):
+            known.clear()
+        return self.take_out(lambda _: True)
 
-    def _all(self) -> list[Slot]:
-        """Nobody waits any more."""
-        waiting = [each.slot for queue in self._waiting.values() for each in queue]
-        self._waiting.clear()
-        return waiting
+    def take_out(self, who: Callable[[Slot], bool]) -> list[Slot]:
+        """These wait no more."""
+        return [slot for key in list(self._queues) for slot in self._leave(key, lambda each: who(each.slot))]
 
     def wishes(self) -> list[Wish]:
         """What items wait for, and what runs low."""
-        wishes = {key: self._wish(key, queue) for key, queue in self._waiting.items()}
+        waiting = {key: queue.waiting[:MOST_LEASES] for key, queue in self._queues.items()}
+        wishes = {
+            key: Wish(key, self._limits[key], tuple(each.worst for each in first))
+            for key, first in waiting.items()
+            if first
+        }
         for need in self.purse.low():
             floor = self._drawn.get(need.key, (0.0, need.nano))[1]
             if need.key not in wishes and need.key not in self._refused:
                 wishes[need.key] = Wish(need.key, need.limit_nano, (floor,), spare=True)
         return list(wishes.values())
 
-    def _wish(self, key: str, queue: list[_Waiter]) -> Wish:
-        return Wish(key, self._limits[key], tuple(each.worst for each in queue[:MOST_LEASES]))
-
     def opened(self, key: str, leases: dict[str, int], now: float) -> list[Slot]:
         """Leases are there: who may try again now. One for each that asked for it, and some more where they reach."""
-        worsts, n = [each.worst for each in self._waiting.get(key, ())], 0
+        queue = self._queues.get(key)
+        worsts, n = [each.worst for each in queue.waiting] if queue is not None else [], 0
         for lease_id, amount in leases.items():
             self.purse.add(key, lease_id, amount)
             n += covered(amount, worsts[n:])
         if leases:
             self._opened_at[key] = now
             self._drawn[key] = (now, self._drawn.get(key, (0.0, min(leases.values())))[1])
-        freed = self._serve(key, n)
-        for slot in freed:
+        told = self._tell(key, n, now)
+        for slot in told:
             self._keep_others(slot, now)
-        return freed
+        return told
 
-    def freed(self) -> list[Slot]:
+    def freed(self, settled: Reservation, now: float) -> list[Slot]:
         """A call was settled, and left something: who waits first, and fits into what is there now, may try again."""
-        fits = [key for key, queue in self._waiting.items() if self.purse.holds(key, queue[0].worst)]
-        return [slot for key in fits for slot in self._serve(key, 1)]
+        told: list[Slot] = []
+        for key in {held.key for held in settled.held} & self._queues.keys():
+            first = self._queues[key].first
+            if first is not None and self.purse.holds(key, first.worst):
+                told += self._tell(key, 1, now)
+        return told
 
-    def _serve(self, key: str, n: int) -> list[Slot]:
-        """The first `n` that wait there do so no longer: the money is there for them, whoever comes meanwhile."""
-        queue = self._waiting.pop(key, [])
-        if queue[n:]:
-            self._waiting[key] = queue[n:]
-        for each in queue[:n]:
-            each.slot.served = True
-        return [each.slot for each in queue[:n]]
+    def _tell(self, key: str, n: int, now: float) -> list[Slot]:
+        """The money is there for the first `n` that wait, whoever comes meanwhile."""
+        queue = self._queues.get(key)
+        told = queue.tell(n, now) if queue is not None else []
+        for slot in told:
+            slot.told = key
+        return told
 
     def _keep_others(self, slot: Slot, now: float) -> None:
         """A call under several budgets gets its leases one after another. Each that comes renews those before it:
@@ -182,15 +195,10 @@ class Till:
 
     def refused(self, wish: Wish, words: str) -> list[Slot]:
         """The ledger can't hold `wish.floor_nano`, now or later: who ends. Cheaper ones still wait."""
-        key = wish.key
-        self.purse.retire(key)
+        key, floor = wish.key, wish.floor_nano
         self._refused[key] = NoMoney(key, words)
-        self._refused_from[key] = min(wish.floor_nano, self._refused_from.get(key, wish.floor_nano))
-        queue = self._waiting.pop(key, [])
-        stay = [each for each in queue if each.worst < wish.floor_nano]
-        if stay:
-            self._waiting[key] = stay
-        return [each.slot for each in queue if each.worst >= wish.floor_nano]
+        self._refused_from[key] = min(floor, self._refused_from.get(key, floor))
+        return self._leave(key, lambda each: each.told_at is None and each.worst >= floor)
 
     def is_past(self, key: str, slot: Slot, now: float) -> bool:
         """Whether this item would by now ask another budget's money: the key's day or month is over."""
@@ -198,29 +206,28 @@ class Till:
 
     def waiting_for(self, key: str) -> list[Slot]:
         """Those that wait for this key's money."""
-        return [each.slot for each in self._waiting.get(key, ())]
+        return [each.slot for each in self._queues[key].waiting] if key in self._queues else []
 
     def why(self, key: str) -> NoMoney:
         return self._refused[key]
 
     def drop(self, gone: Collection[Slot]) -> None:
         """They end while they wait."""
-        for key, queue in list(self._waiting.items()):
-            kept = [each for each in queue if each.slot not in gone]
-            if kept:
-                self._waiting[key] = kept
-            else:
-                del self._waiting[key]
+        self.take_out(lambda slot: slot in gone)
 
     def let_go(self) -> list[Slot]:
         """Nothing is sent any more: nobody waits, and every lease goes back once its calls have landed."""
         self.purse.retire_all()
-        return self._all()
+        return self.take_out(lambda _: True)
 
     def give_back_idle(self, now: float) -> None:
         """Leases that nobody drew on lately. So two lanes that both hold a remainder never wait for each other."""
-        for key in [key for key, (at, _) in self._drawn.items() if _is_long(now - at)]:
-            if key not in self._waiting:
+        for key, queue in list(self._queues.items()):
+            queue.forget_late(now)
+            if not queue:
+                del self._queues[key]
+        for key in [key for key, (at, _) in self._drawn.items() if is_long(now - at)]:
+            if key not in self._queues:
                 del self._drawn[key]
                 self.purse.retire(key)
 
@@ -228,29 +235,17 @@ class Till:
         """The ledger has nothing for `wish` while others hold leases: what can't hold its call goes back. Not a lease
         that came just now: it is for calls that were told of it and are about to be taken. Where nobody comes for it,
         it goes back as well."""
-        if _is_long(now - self._drawn.get(wish.key, (0.0, 0))[0]):
+        if is_long(now - self._drawn.get(wish.key, (0.0, 0))[0]):
             self.purse.retire(wish.key)
         else:
-            untouched = _is_long(now - self._opened_at.get(wish.key, 0.0))
+            untouched = is_long(now - self._opened_at.get(wish.key, 0.0))
             self.purse.retire_small(wish.key, wish.floor_nano, untouched=untouched)
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def check(self) -> None:
         self.purse.check()
-        for queue in self._waiting.values():
-            assert queue, "a key without waiters is listed"
-            assert all(each.slot.state == "held" for each in queue), "one that waits for money is elsewhere"
-            assert queue == sorted(queue, key=lambda each: each.rank), "who waits is out of order"
-
-
-def _rank(slot: Slot) -> tuple[int, int]:
-    """Who comes first has the lower one. Of an item that was read first a step goes before another's first call."""
-    return -urgency(slot.item.attributes), slot.seq
-
-
-def _is_long(seconds: float) -> bool:
-    """Also where the clock was set back."""
-    return not 0 <= seconds <= IDLE_LEASE_S
+        for queue in self._queues.values():
+            queue.check()

@@ -162,6 +162,16 @@ def test_the_same_lease_again_is_no_second_lease_but_another_jobs_is(tmp_path: P
     assert "budget run/r" in answer
 
 
+def test_a_call_that_no_lease_that_comes_back_makes_room_for_is_told_no_at_once(tmp_path: Path) -> None:
+    """Else all that come after it in its lane would wait, for as long as others hold a cent."""
+    one, two = (LedgerClient(FolderState(tmp_path), run) for run in ("r1", "r2"))
+    assert lease(one, 300_000, "0-1") == 300_000
+    one.settle("run/r", "0-1", 300_000)
+    assert lease(one, 10_000, "0-2") == 10_000
+    assert lease(two, 700_000, "0-1") is None, "what is out may come back whole"
+    assert isinstance(lease(two, 700_001, "0-1"), str)
+
+
 def test_a_lease_of_the_long_dead_is_not_waited_for(tmp_path: Path) -> None:
     """Money that another run's forgotten lease holds is gone for now: the answer is no, not "later"."""
     lease(LedgerClient(FolderState(tmp_path), "dead"), 900_000, "0-1")

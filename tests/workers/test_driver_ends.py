@@ -20,7 +20,7 @@ from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores, open_stores
 from penstock.connectors.settings import KafkaSource, MemorySink, MemorySource, Row
 from penstock.connectors.state import FolderState, open_state
-from penstock.engine.budget import Budget, NeedLease
+from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.errors import Away as Unreachable
 from penstock.engine.errors import Fenced, SpecError, Temporary
@@ -139,13 +139,13 @@ async def test_what_a_run_has_paid_is_spent_of_a_budget_that_is_newer(tmp_path: 
     await commit(1, Tally(cost_nano=130, forfeit_nano=70, steps_nano={"shadow": 30}))
     client = LedgerClient(open_state(str(tmp_path)), "r")
     if known_nano:
-        client.lease(NeedLease("run/r", known_nano, 1_000), "0-1", 0, (1, 1), 0.0)
+        client.leases("run/r", 1_000, [known_nano], ["0-1"], 0, (1, 1), 0.0)
         client.settle("run/r", "0-1", known_nano)
     await count_paid(spec, PLAN, MemoryStore("ends"))
     keys = "run/r", "run/r/for/shadow", "run/r/for/explore", "run/r/tenant/a"
     found = [ledger.settled_nano + ledger.forfeit_nano if (ledger := client.read(key)) else None for key in keys]
     assert found == [{0: 600, 50: 530, 900: 900}[known_nano], 50, 0, None]
-    assert isinstance(client.lease(NeedLease("run/r", 100, 600), "0-2", 0, (2, 1), 0.0), str)
+    assert isinstance(client.leases("run/r", 600, [100], ["0-2"], 0, (2, 1), 0.0), str)
 
 
 async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:

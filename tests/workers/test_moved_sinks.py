@@ -13,7 +13,7 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_stores
 from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
 from penstock.connectors.state import FolderState
-from penstock.engine.budget import Budget, NeedLease, run_key
+from penstock.engine.budget import Budget, run_key
 from penstock.engine.errors import SpecError
 from penstock.engine.plan import Plan
 from penstock.workers.planner import durable_plan
@@ -102,7 +102,8 @@ async def test_a_new_life_stands_above_the_replays_of_the_last_whichever_command
 async def test_leases_of_a_life_whose_progress_is_gone_are_spent(tmp_path: Path) -> None:
     """The new life counts its epochs from 1 again; by their names the old leases would be taken for its own."""
     spec = job(tmp_path)
-    ledger, need = LedgerClient(FolderState(tmp_path / "state"), "r"), NeedLease(run_key("r"), 10, 10**9)
-    assert ledger.lease(need, "0-1.1-1", 0, (1, 1), 0.0) == 10**7
+    ledger = LedgerClient(FolderState(tmp_path / "state"), "r")
+    asked = (run_key("r"), 10**9, [10], ["0-1.1-1"], 0, (1, 1), 0.0)
+    assert ledger.leases(*asked) == {"0-1.1-1": 10**7}
     await planned(spec)
-    assert ledger.lease(need, "0-1.1-1", 0, (1, 1), 0.0) == 10**7 - 10**5, "1 % of what remains: another lease"
+    assert ledger.leases(*asked) == {"0-1.1-1": 10**7 - 10**5}, "1 % of what remains: another lease"
