@@ -48,14 +48,16 @@ class MemoryTopic:
 
     def records(self, split: Split, start: int, count: int) -> list[Raw]:
         """At most `count` of a split, from position `start`."""
-        found = self.partitions[_number(split)][start : start + count]
+        found = self.partitions[_number(split)][start : min(start + count, self.length(split))]
         return [
             msgspec.structs.replace(raw, position=Position(split.id, split.ordinal, raw.position.position))
             for raw in found
         ]
 
     def length(self, split: Split) -> int:
-        return len(self.partitions[_number(split)])
+        """What there is of it by now."""
+        there = len(self.partitions[_number(split)])
+        return there if split.end is None else min(there, split.end)
 
 
 class TopicReader:
@@ -75,7 +77,8 @@ class TopicReader:
             records += found
             size += sum(raw.length for raw in found)
             self._at.append((split, start + len(found)))
-        return Batch(records, again_after_s=None if records else STALL_S)
+        done = all(split.end is not None and at >= split.end for split, at in self._at)
+        return Batch(records, again_after_s=None if records or done else STALL_S, done=done)
 
     def lag(self) -> dict[str, int]:
         return {self._topic.name: sum(self._topic.length(split) - at for split, at in self._at)}

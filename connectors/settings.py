@@ -114,6 +114,8 @@ class S3Source(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"
     endpoint: str | None = None
     region: str | None = None
     format: Format | None = None
+    replay: bool = False
+    """As of `FilesSource`."""
 
 
 class CreateTopic(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,7 +1,7 @@
 """Sending dead letters again, as a run of its own over their originals.
 
-What a replay is: run `<run_id>~replay-<n>`, whose source is a file of dead-letter *records* (`FilesSource.replay`)
-in the state folder and whose outputs stand beside the real ones (`results.replay-1.jsonl`); topics take them in, so
+What a replay is: run `<run_id>~replay-<n>`, whose source is a file of dead-letter *records* (`letter_files`)
+in the state and whose outputs stand beside the real ones (`results.replay-1.jsonl`); topics take them in, so
 there they go to the same topics. So nothing that is finished is opened again, and the replay has what every run has:
 plan, budget, resume, its own dead letters.
 
@@ -11,6 +11,8 @@ Within one generation every promise holds as ever.
 
 No item is sent twice for one death: a replay takes only letters that are the *last word* on their item over the run
 and all its replays so far, and refuses to start while an earlier replay is unfinished (its items may still end well).
+A run without an end is never finished: its letters are taken as far as they are committed, while it goes or not. What
+is committed is final, whoever has taken the run over since; a letter that comes later is one for the next replay.
 Not replayed: letters over 1 MB of which only the head was kept, and those whose topic took not all of their key and
 headers (which say whose an item is, and where it may go); they are counted and named.
 
@@ -19,18 +21,18 @@ Memory: 16 bytes and some of every item in earlier replays of the same run, noth
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 
-from penstock.connectors.settings import FilesSource, KafkaSink, SinkSettings
+from penstock.connectors.settings import KafkaSink, SinkSettings
 from penstock.connectors.state import Conflict
-from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.errors import SpecError
+from penstock.jobs import letter_files
 from penstock.jobs.history import History, is_over
+from penstock.jobs.letter_files import LetterFile
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.look.told import LetterTold
@@ -42,9 +44,9 @@ MARK = "~replay-"
 
 
 class Chosen(msgspec.Struct):
-    """What came of looking at the letters. `path`: the file of those to send."""
+    """What came of looking at the letters. `file`: those to send."""
 
-    path: Path
+    file: LetterFile
     sent: int = 0
     left: Counter[str] = msgspec.field(default_factory=Counter[str])
     """Reason → letters that were not asked for."""
@@ -52,6 +54,8 @@ class Chosen(msgspec.Struct):
     """The originals are openai-batch lines."""
     cut: list[str] = msgspec.field(default_factory=list[str])
     """Item ids of letters that can't be sent: they were kept only in part."""
+    generation: int = 0
+    """The highest among those to send."""
 
 
 Wanted = Callable[[LetterTold], bool]
@@ -76,8 +80,18 @@ def generation_of(history: History, spec: RunSpec) -> int:
 def generation_anew(history: History, run_id: str) -> int | None:
     """What they are where the run has no plan any more, by this command's `--fresh` or an earlier one's: above all
     replays of its life before, for whoever follows the highest; their outputs stay, and in a topic the old records too.
+    Of a run without an end also above one that somebody prepares at this moment, over letters of that life.
     None: it was never replayed."""
+    if _may_be_replayed_now(history, run_id):
+        return next_generation(history, run_id) + 1
     return next_generation(history, run_id) if replays(history, run_id) else None
+
+
+def _may_be_replayed_now(history: History, run_id: str) -> bool:
+    """It has no end that a replay waits for, and had begun."""
+    if not history.knows(run_id) or not history.spec(run_id).endless:
+        return False
+    return history.status_or_starting(run_id).generation is not None
 
 
 def next_generation(history: History, base: str) -> int:
@@ -101,30 +115,31 @@ def replays(history: History, run_id: str) -> list[str]:
 def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Chosen]:
     """Choose letters, write their file, make the spec of the replay. `spec`: of the base run, as it is to be now.
 
-    Raises `SpecError` where there is nothing to send, an earlier replay is unfinished, or the state is no folder.
+    Raises `SpecError` where there is nothing to send, or an earlier replay is unfinished.
     """
     base = base_of(spec.run_id)
     earlier = of_this_life(history, base)
-    for run_id in [base, *earlier]:
+    for run_id in earlier if history.spec(base).endless else [base, *earlier]:
         _refuse_unfinished(history, run_id)
     number = len(replays(history, base)) + 1
-    chosen = Chosen(source_path(history.url, base, number))
-    _write(chosen, _last_words(history, base, earlier), wants)
+    chosen = Chosen(letter_files.new(history.url, base, number))
+    letter_files.write(chosen.file, _wanted(chosen, _last_words(history, base, earlier), wants), history.url)
     if not chosen.sent:
-        chosen.path.unlink()
+        letter_files.remove(chosen.file)
         raise SpecError(_nothing(base, chosen))
-    generation = next_generation(history, base)
-    return again(spec, number, chosen.path, generation=generation, batch=chosen.batch), chosen
+    # A run that was begun anew just now may not have told history yet what its items are.
+    generation = max(next_generation(history, base), chosen.generation + 1)
+    return again(spec, number, chosen.file, generation=generation, batch=chosen.batch), chosen
 
 
-def again(spec: RunSpec, number: int, path: Path, *, generation: int, batch: bool) -> RunSpec:
+def again(spec: RunSpec, number: int, file: LetterFile, *, generation: int, batch: bool) -> RunSpec:
     """The run that sends the records of a file again, beside the base run. generation: the highest that its items may
     get. batch: they are openai-batch lines."""
     mark = f"replay-{number}"
     return msgspec.structs.replace(
         spec,
         run_id=f"{base_of(spec.run_id)}~{mark}",
-        source=FilesSource(str(path), "openai-batch" if batch else "jsonl", replay=True),
+        source=msgspec.structs.replace(file, format="openai-batch" if batch else "jsonl"),
         sinks={name: _sink(sink, mark) for name, sink in spec.sinks.items()},
         generation=generation,
         on_duplicate="allow",  # who replays a duplicate means it
@@ -147,17 +162,13 @@ def begun(history: History, spec: RunSpec) -> Generator[None]:
         yield
     except SpecError:
         if not history.has_told(spec.run_id):
-            _source(spec).unlink(missing_ok=True)
+            letter_files.remove(letter_files.of(spec.source))
         raise
 
 
 def _is_free(history: History, run_id: str) -> bool:
     """It was refused before it began, and its letters are gone."""
-    return not history.has_told(run_id) and not _source(history.spec(run_id)).exists()
-
-
-def _source(spec: RunSpec) -> Path:
-    return Path(spec.source.path) if isinstance(spec.source, FilesSource) else Path()
+    return not history.has_told(run_id) and not letter_files.is_there(letter_files.of(history.spec(run_id).source))
 
 
 def _sink(sink: SinkSettings, mark: str) -> SinkSettings:
@@ -174,23 +185,12 @@ def _refuse_unfinished(history: History, run_id: str) -> None:
         )
 
 
-def folder(state: str, base: str) -> Path:
-    if "://" in state:
-        raise SpecError(f"replay writes its source into a state folder, and {state} is none yet; give --state a folder")
-    return Path(state) / "replays" / base
-
-
-def source_path(state: str, base: str, number: int) -> Path:
-    """Of a replay's records: no two commands write the same file, also where both began before either told its run."""
-    return folder(state, base) / f"{number}-{secrets.token_hex(4)}.jsonl"
-
-
 def _last_words(history: History, base: str, earlier: list[str]) -> Iterator[bytes]:
     """Letters whose item was not sent again by a later replay."""
     sent_by = [sent_ids(history, run_id) for run_id in earlier]
     for at, run_id in enumerate([base, *earlier]):
         later = sent_by[at:]
-        outputs = Outputs(history.spec(run_id), history.status(run_id))
+        outputs = Outputs(history.spec(run_id), history.status_or_starting(run_id))
         for line in outputs.records("dead_letters"):
             item = bytes.fromhex(_item(line))
             if not any(item in ids for ids in later):
@@ -209,29 +209,26 @@ def _item(line: bytes) -> str:
 
 
 def sent_ids(history: History, run_id: str) -> frozenset[bytes]:
-    path = _source(history.spec(run_id))
+    file = letter_files.of(history.spec(run_id).source)
     try:
-        with path.open("rb") as file:
-            return frozenset(bytes.fromhex(_item(line)) for line in file)
-    except OSError as error:
-        raise SpecError(f"the letters that {run_id} sent are gone ({path}); what it sent can't be told") from error
+        return frozenset(bytes.fromhex(_item(line)) for line in letter_files.read(file))
+    except (OSError, SpecError) as error:
+        gone = f"the letters that {run_id} sent are gone ({letter_files.where(file)})"
+        raise SpecError(f"{gone}; what it sent can't be told") from error
 
 
-def _write(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> None:
-    try:
-        chosen.path.parent.mkdir(parents=True, exist_ok=True)
-        with chosen.path.open("wb") as file:
-            for line, letter in ((line, next(told.letters([line]))) for line in lines):
-                if not wants(letter):
-                    chosen.left[letter.reason] += 1
-                elif not letter.is_whole:
-                    chosen.cut.append(letter.item_id)
-                else:
-                    chosen.sent += 1
-                    chosen.batch = chosen.batch or is_batch(letter.bytes)
-                    file.write(line + b"\n")
-    except OSError as error:
-        raise Temporary(f"can't write {chosen.path}: {error.strerror}") from error
+def _wanted(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> Iterator[bytes]:
+    """Those to send; what is told of all is counted on the way."""
+    for line, letter in ((line, next(told.letters([line]))) for line in lines):
+        if not wants(letter):
+            chosen.left[letter.reason] += 1
+        elif not letter.is_whole:
+            chosen.cut.append(letter.item_id)
+        else:
+            chosen.sent += 1
+            chosen.generation = max(chosen.generation, letter.generation)
+            chosen.batch = chosen.batch or is_batch(letter.bytes)
+            yield line
 
 
 class _BatchLine(msgspec.Struct, frozen=True):

@@ -1,15 +1,19 @@
 """What a version touched, sent again: results that it gave, as a new generation of their items.
 
 By the same machinery as a replay of dead letters (`jobs.replay`): a run of its own over a file of records, whose
-originals are read again from the run's source. So a finished run is never opened again, and a reader of all outputs
-takes, for each `item_id`, the record of the highest generation.
+originals are read again from the run's source (those that a replay has sent already: from its file). So a finished
+run is never opened again, and a reader of all outputs takes, for each `item_id`, the record of the highest generation.
+
+A run without an end is taken as far as it is committed, while it goes or not: a committed result is final. Its topics
+are read from the first to the last offset that is wanted; what they hold no more is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -17,14 +21,19 @@ import msgspec
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.envelope import seal
 from penstock.connectors.reading.intake import Ids
+from penstock.connectors.reading.records_from import to_the_end
 from penstock.connectors.registry import open_source
+from penstock.connectors.settings import KafkaSource, SourceSettings
 from penstock.connectors.writing.records import readable
-from penstock.engine.errors import PenstockError, SpecError, Temporary
-from penstock.engine.items import NANO_PER_USD
+from penstock.engine.catalog import Price
+from penstock.engine.errors import PenstockError, SpecError
+from penstock.engine.items import Usage
+from penstock.engine.plan import Split
+from penstock.engine.pricing import cost_nano
 from penstock.engine.steering.rollout import Rollout
-from penstock.jobs import replay
+from penstock.jobs import letter_files, replay
 from penstock.jobs.forecasting.sampling import BATCH, next_batch
-from penstock.jobs.history import History, is_over, is_silent
+from penstock.jobs.history import History, goes_on, is_over, is_silent
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.wording import at_state
@@ -38,13 +47,24 @@ less. What the version answered in the minutes before its rollout, if anything, 
 _encode = msgspec.json.Encoder().encode
 
 
+Spans = dict[str, tuple[int, int]]
+"""Object of the input → first and last position of what is wanted of it."""
+
+
 class Touched(msgspec.Struct):
     """Items of one run whose last record is the version's. `generations`: item id (its bytes) → that record's."""
 
     run_id: str
     generations: dict[bytes, int] = {}
     cost_nano: int = 0
-    """What their answers cost the first time."""
+    """What they cost: the tokens of their answers at the price of the version that answers now, where both are known;
+    else what was paid the first time."""
+    priced: int = 0
+    """How many are reckoned at that price."""
+    spans: Spans = {}
+    """Where they stand in the run's input: of one without an end, which is not read as a whole."""
+    goes_on: bool = False
+    """What the version had under way may still be committed."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -67,9 +87,18 @@ class _Line(msgspec.Struct, frozen=True):
 
     item_id: str
     original: str
-    original_encoding: str
-    generation: int
-    envelope: str | None
+    original_encoding: str = "utf-8"
+    generation: int = 0
+    envelope: str | None = None
+
+    @property
+    def bytes(self) -> bytes:
+        if self.original_encoding == "base64":
+            return base64.b64decode(self.original)
+        return self.original.encode("utf-8", "surrogatepass")
+
+
+_decode = msgspec.json.Decoder(_Line).decode
 
 
 def touched(history: History, at: Rollout) -> tuple[list[Touched], list[Left]]:
@@ -108,7 +137,8 @@ def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Tou
     runs = [run, *map(history.status_or_starting, replay.of_this_life(history, run.run_id))]
     if all(_ended_before(each, since) for each in runs):
         return []
-    unfinished = [Left(each.run_id, why) for each in runs if (why := _unfinished(each, history.url)) is not None]
+    ending = runs[1:] if spec.endless else runs
+    unfinished = [Left(each.run_id, why) for each in ending if (why := _unfinished(each, history.url)) is not None]
     if unfinished:  # what it has under way may end well: sent again now, it would be paid for twice
         return unfinished
     one = _of_run(history, runs, at, since)
@@ -131,7 +161,9 @@ def _ended_before(run: RunStatus, since: float) -> bool:
 
 def _of_run(history: History, runs: list[RunStatus], at: Rollout, since: float) -> Touched:
     """`runs`: one, and its replays in order. What a replay sent is told by its own records alone."""
-    found, paid = Touched(runs[0].run_id, {}), dict[bytes, int]()
+    spec = history.spec(runs[0].run_id)
+    found = Touched(runs[0].run_id, {}, goes_on=goes_on(runs[0]), spans={})
+    costs, price = dict[bytes, tuple[int, bool]](), _price(spec, at)
     for run in runs:
         for item in replay.sent_ids(history, run.run_id) if run is not runs[0] else ():
             found.generations.pop(item, None)
@@ -140,51 +172,97 @@ def _of_run(history: History, runs: list[RunStatus], at: Rollout, since: float) 
             item = bytes.fromhex(record.item_id)
             late = record.finished_at is not None and record.finished_at.timestamp() >= since
             if late and (record.model, record.model_version) == (at.model, at.candidate):
-                found.generations[item], paid[item] = record.generation, round(record.cost_usd * NANO_PER_USD)
+                found.generations[item], costs[item] = record.generation, _cost(record, price)
+                if run is runs[0] and spec.endless and record.source is not None:
+                    _widen(found.spans, record.source)
             else:  # a later generation was answered by another
                 found.generations.pop(item, None)
-    found.cost_nano = sum(paid[item] for item in found.generations)
+    found.cost_nano = sum(costs[item][0] for item in found.generations)
+    found.priced = sum(costs[item][1] for item in found.generations)
     return found
+
+
+def _price(spec: RunSpec, at: Rollout) -> Price | None:
+    """Of the version that answers now. None: it is not known, as that of own engines is not before the end."""
+    model = spec.catalog.models[at.model]
+    version = next((one for one in model.versions if one.id == at.baseline), None)
+    return None if version is None else version.price or model.price
+
+
+def _cost(record: told.Told, price: Price | None) -> tuple[int, bool]:
+    """Nano-dollars, and whether they are at that price."""
+    tokens = record.answer_tokens or record.tokens
+    if price is None or tokens is None:
+        return told.nano(record.cost_usd), False
+    usage = Usage(tokens.input, tokens.cached, tokens.cache_write, 0, tokens.output, tokens.reasoning)
+    return cost_nano(usage, price), True
+
+
+def _widen(spans: Spans, at: told.SourceTold) -> None:
+    """A split is named by its object, a `#`, and the range that it had then."""
+    name = at.split.rpartition("#")[0] or at.split
+    first, last = spans.get(name, (at.position, at.position))
+    spans[name] = min(first, at.position), max(last, at.position)
 
 
 def prepare(history: History, of: Touched) -> Prepared:
     """Write the file of records, and make the spec of the run that sends them. Raises `SpecError`, `Temporary`."""
     spec = history.spec(of.run_id)
-    if spec.endless:
-        raise SpecError(f"{of.run_id} reads a stream without an end: what it touched can't be read again from there")
     number = len(replay.replays(history, of.run_id)) + 1
-    path = replay.source_path(history.url, of.run_id, number)
-    lines = asyncio.run(_collect(spec, of))
+    lines = list(_sent_before(history, of))
+    rest = msgspec.structs.replace(of, generations=dict(of.generations))
+    for item, _, _ in lines:
+        del rest.generations[item]
+    if rest.generations:
+        lines += asyncio.run(_collect(spec, rest))
     if not lines:
         raise SpecError(f"none of the {len(of.generations):,} items of {of.run_id} is in its source any more")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(line + b"\n" for line, _ in lines))
-    except OSError as error:
-        raise Temporary(f"can't write {path}: {error.strerror}") from error
-    batch = any(replay.is_batch(original) for _, original in lines)
-    generation = replay.next_generation(history, of.run_id)
-    made = replay.again(spec, number, path, generation=generation, batch=batch)
+    file = letter_files.new(history.url, of.run_id, number)
+    letter_files.write(file, (line for _, line, _ in lines), history.url)
+    batch = any(replay.is_batch(original) for _, _, original in lines)
+    generation = max(replay.next_generation(history, of.run_id), 1 + max(of.generations.values()))
+    made = replay.again(spec, number, file, generation=generation, batch=batch)
     return Prepared(made, len(lines), len(of.generations) - len(lines))
 
 
-async def _collect(spec: RunSpec, of: Touched) -> list[tuple[bytes, bytes]]:
-    """(line, original) of each. Held in memory: what a bad version touched is a share of the run."""
-    ids, lines = Ids(spec.run_id), list[tuple[bytes, bytes]]()
-    async for raw in records(spec):
+Sent = tuple[bytes, bytes, bytes]
+"""An item (its id), its line, and its original. Held in memory: what a bad version touched is a share of the run."""
+
+
+def _sent_before(history: History, of: Touched) -> Iterator[Sent]:
+    """What replays of the run have sent is in their files still, whatever became of the source."""
+    kept = dict[bytes, Sent]()
+    for run_id in replay.of_this_life(history, of.run_id):
+        for line in letter_files.read(letter_files.of(history.spec(run_id).source)):
+            letter = _decode(line)
+            item = bytes.fromhex(letter.item_id)
+            generation = of.generations.get(item)
+            if generation == letter.generation + 1:
+                again = msgspec.structs.replace(letter, generation=generation)
+                kept[item] = item, _encode(again), letter.bytes
+    yield from kept.values()
+
+
+async def _collect(spec: RunSpec, of: Touched) -> list[Sent]:
+    ids, lines = Ids(spec.run_id), list[Sent]()
+    async for raw in records(spec, of.spans):
         item_id = ids.of(raw)
-        generation = of.generations.get(bytes.fromhex(item_id))
+        item = bytes.fromhex(item_id)
+        generation = of.generations.get(item)
         original = raw.data or raw.row_json or b""
-        if generation is not None and raw.length <= len(original):
+        if generation is not None and raw.error is None and raw.length <= len(original):
             text, encoding = readable(original)
-            lines.append((_encode(_Line(item_id, text, encoding, generation, seal(raw.key, raw.headers))), original))
+            line = _Line(item_id, text, encoding, generation, seal(raw.key, raw.headers))
+            lines.append((item, _encode(line), original))
     return lines
 
 
-async def records(spec: RunSpec) -> AsyncIterator[Raw]:
-    """The whole input of a run, once more."""
-    source = open_source(spec.source)
+async def records(spec: RunSpec, spans: Mapping[str, tuple[int, int]] | None = None) -> AsyncIterator[Raw]:
+    """The whole input of a run, once more; of one without an end what `spans` says of it."""
+    source = open_source(_as_it_is_now(spec.source) if spec.endless else spec.source)
     splits = await source.splits(1)
+    if spec.endless:
+        splits = [part for split in splits for part in _within(split, spans or {})]
     reader = await source.open([(split, split.start) for split in splits])
     try:
         while True:
@@ -195,3 +273,20 @@ async def records(spec: RunSpec) -> AsyncIterator[Raw]:
                 return
     finally:
         await reader.close()
+
+
+def _as_it_is_now(source: SourceSettings) -> SourceSettings:
+    """All that a topic still holds, whatever the run's first start was. Nothing is mirrored to its group."""
+    if isinstance(source, KafkaSource):
+        source = msgspec.structs.replace(source, start="earliest", group=None)
+    return to_the_end(source)
+
+
+def _within(split: Split, spans: Mapping[str, tuple[int, int]]) -> Iterator[Split]:
+    """As much of it as is wanted and still there."""
+    if split.object_id not in spans:
+        return
+    first, last = spans[split.object_id]
+    start, end = max(split.start, first), last + 1 if split.end is None else min(split.end, last + 1)
+    if start < end:
+        yield msgspec.structs.replace(split, start=start, end=end)

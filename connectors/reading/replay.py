@@ -1,4 +1,4 @@
-"""Dead letters as input: a line is a dead-letter record and stands for the record that died (`FilesSource.replay`).
+"""Dead letters as input: a line is a dead-letter record and stands for the record that died (`replay` of a source).
 
 The item keeps its `item_id` and enters as the next generation; its position is the letter's place in the replay's own
 file, because that is where this run's progress is counted.
@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.envelope import unseal
-from penstock.connectors.settings import FilesSource, SourceSettings
+from penstock.connectors.settings import FilesSource, S3Source, SourceSettings
 from penstock.engine.items import DeadLetter, Item
 
 
@@ -63,4 +63,4 @@ class ReplayIntake:
 
 def intake_for(source: SourceSettings, intake: Intake) -> Intake:
     """The intake for what this source brings: rows or requests, or dead letters that stand for them."""
-    return ReplayIntake(intake) if isinstance(source, FilesSource) and source.replay else intake
+    return ReplayIntake(intake) if isinstance(source, FilesSource | S3Source) and source.replay else intake

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import secrets
+from pathlib import Path
 from typing import Literal
 
 from penstock.connectors.documents import Absent, Conflict, Tag, check_key
 from penstock.connectors.s3 import fence
 from penstock.connectors.s3.client import S3, Stored, client
 from penstock.connectors.s3.fence import Lost
-from penstock.connectors.s3.urls import Where
+from penstock.connectors.s3.store.upload import upload
+from penstock.connectors.s3.urls import Where, parsed
 
 _TOKEN_BYTES = 8
 _HEAD = 2 * _TOKEN_BYTES + 1
@@ -23,7 +25,7 @@ class S3State:
 
     def __init__(self, where: Where) -> None:
         self._where = where
-        self._root = f"{where.key.rstrip('/')}/" if where.key.strip("/") else ""
+        self._root = root_of(where)
 
     @property
     def _s3(self) -> S3:
@@ -51,6 +53,17 @@ class S3State:
         pages = self._s3.pages(self._where.bucket, self._root + prefix)
         keys = (one.key.removeprefix(self._root) for page in pages for one in page)
         return sorted(key for key in keys if not any(part.startswith(".") for part in key.split("/")))
+
+
+def root_of(where: Where) -> str:
+    """What the keys of everything in the state there begin with."""
+    return f"{where.key.rstrip('/')}/" if where.key.strip("/") else ""
+
+
+def put_file(url: str, key: str, path: Path) -> None:
+    """Keep a large file as an object of the state at `url`, as it is, under a whole key that is new there."""
+    where = parsed(url)
+    upload(client(where.endpoint, where.region), where.bucket, key, path, _stored(where), None)
 
 
 @functools.lru_cache(maxsize=64)

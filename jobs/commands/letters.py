@@ -99,6 +99,9 @@ def replay(
     are sent that sending again may help (budget, deadline, attempts_exhausted, …). An item that an earlier replay
     sent already is not sent again, unless it died again. Results stand beside the real ones
     (results.replay-1.jsonl), in Kafka in the same topics; each record says its generation.
+
+    Refused where RUN or a replay of it is not finished (its items may still end well). A run without an end (until:
+    forever) need not be: the letters that are committed so far are sent, while it goes or when it has stopped.
     """
     from penstock.jobs import replay as again
 
@@ -115,6 +118,7 @@ def replay(
 
 def _is_wanted(spec: RunSpec, chosen: Chosen, yes: bool) -> bool:
     """Says what it costs, and asks. What is not sent leaves no file."""
+    from penstock.jobs import letter_files
     from penstock.jobs.forecasting import planning
 
     wanted, out = False, shared.console()
@@ -124,7 +128,7 @@ def _is_wanted(spec: RunSpec, chosen: Chosen, yes: bool) -> bool:
         wanted = sending.confirmed(yes)
     finally:
         if not wanted:
-            chosen.path.unlink()
+            letter_files.remove(chosen.file)
     return wanted
 
 

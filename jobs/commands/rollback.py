@@ -34,9 +34,12 @@ def rollback(
     later rollout, which passed its shadow stage or was taken back itself.
 
     --requeue sends again, as a new generation, the items that the version taken back answered since a rollout brought
-    it: of runs that have ended, beside their outputs, like a replay of dead letters. A run that can't be sent again
-    (its input moved, say) is told of, and holds up no other. After the rollback it may be given once more, for runs
-    that ended since.
+    it, beside their outputs, like a replay of dead letters: of runs that have ended, and of runs without an end what
+    is committed so far, while they go or not; records that their topics hold no more are counted as lost. Its price is
+    that of the version that answers now, for as many tokens; where that is not known, what was paid the first time.
+    Left out, named with the reason: runs with an end that still go or have to be finished first, runs with such a
+    replay, and those whose input moved; they hold up no other. After the rollback it may be given once more, for what
+    was answered or ended since.
     """
     from penstock.jobs import rollouts
 
@@ -63,18 +66,28 @@ def _requeue(url: str, model: str, yes: bool, address: str | None) -> int:
     for run in left:
         shared.echo(f"note: {run.run_id} is left out: {run.why}", err=True)
     code = max((exits.of_error(run.error) for run in left if run.error is not None), default=exits.DONE)
+    bad = f"{at.model}@{at.candidate}"
     for one in found:
-        shared.echo(f"{one.run_id}: {counted(len(one.generations), 'item')} answered by {at.model}@{at.candidate}")
+        goes_on = "; it goes on: what is under way there comes with another --requeue" if one.goes_on else ""
+        shared.echo(f"{one.run_id}: {counted(len(one.generations), 'item')} answered by {bad}{goes_on}")
     if not found:
-        shared.echo(f"no run that has ended has an item of {at.model}@{at.candidate}: nothing to send again")
+        shared.echo(f"no run that can be sent again has an item of {bad}: nothing to send again")
         return code
     items, cost = sum(len(one.generations) for one in found), sum(one.cost_nano for one in found)
-    shared.echo(
-        f"sending {counted(items, 'item')} again costs about {dollars(cost)}: what their answers cost the first time"
-    )
+    why = _reckoned(sum(one.priced for one in found), items, f"{at.model}@{at.baseline}")
+    shared.echo(f"sending {counted(items, 'item')} again costs about {dollars(cost)}: {why}")
     if not sending.confirmed(yes):
         return code
     return max(code, _send_all(history, found, address))
+
+
+def _reckoned(priced: int, items: int, now: str) -> str:
+    """How it was told what they cost. `priced`: at the price of the version that answers now."""
+    if not priced:
+        return "what their answers cost the first time"
+    at = f"the tokens of their answers at the price of {now}"
+    rest = items - priced
+    return f"{at}; of {rest:,}, where that is not known, what they cost the first time" if rest else at
 
 
 def _send_all(history: History, found: list[Touched], address: str | None) -> int:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.intake import Intake
-from penstock.connectors.reading.replay import ReplayIntake
-from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.reading.replay import ReplayIntake, intake_for
+from penstock.connectors.s3.client import client
+from penstock.connectors.settings import FilesSink, FilesSource, KafkaSource, Row, S3Source
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import SpecError, Temporary
 from penstock.engine.items import DeadLetter, Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
-from penstock.jobs import replay, run
+from penstock.jobs import letter_files, replay, requeue, run
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
 from penstock.jobs.look import told
@@ -27,6 +30,10 @@ from penstock.jobs.progress import Silent
 from penstock.jobs.run import Session
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
+
+if TYPE_CHECKING:
+    from penstock.jobs.dev.s3 import S3Server
+    from tests.conftest import S3At
 
 LOST, WALLED, HUGE = "1" * 32, "2" * 32, "3" * 32
 POLICY = Policy(tasks={"t": Task("t", tier=3, prompt=Prompt(user="{{ text }}"))}, default_task="t")
@@ -52,14 +59,15 @@ def letter(item_id: str, reason: str, generation: int = 0, **more: object) -> by
 class Story:
     """A base run with dead letters, in a real state folder; replays are added as they come."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, state: str | None = None) -> None:
         self.folder = folder
-        self.history = open_history(str(folder / "state"))
+        state = state or str(folder / "state")
+        self.history = open_history(state)
         self.spec = RunSpec(
             "job-1", "job", {}, FilesSource(str(folder / "rows.jsonl")), None, Row(),
             Catalog(accounts={}, models={}, tiers={}), POLICY,
             {name: FilesSink(str(folder / f"out.{name}.jsonl")) for name in ("results", "dead_letters")},
-            state=str(folder / "state"),
+            state=state,
         )  # fmt: skip
 
     def ends(self, spec: RunSpec, letters: list[bytes], state: RunState = "done") -> None:
@@ -72,7 +80,7 @@ class Story:
 
     def prepare(self, *reasons: str, everything: bool = False) -> tuple[RunSpec, list[told.LetterTold]]:
         spec, chosen = replay.prepare(self.history, self.spec, replay.wanted(reasons, everything))
-        return spec, list(told.letters(chosen.path.read_bytes().splitlines()))
+        return spec, list(told.letters(letter_files.read(chosen.file)))
 
 
 @pytest.fixture
@@ -93,8 +101,8 @@ def test_what_sending_again_may_help_is_sent(story: Story) -> None:
     path = Path(spec.source.path)
     assert spec.source == FilesSource(str(path), "jsonl", replay=True)
     assert path.parent == story.folder / "state/replays/job-1"
-    other = replay.source_path(str(story.folder / "state"), "job-1", 1)
-    assert other != path  # of another command that began at the same time
+    other = letter_files.new(str(story.folder / "state"), "job-1", 1)
+    assert letter_files.where(other) != str(path)  # of another command that began at the same time
 
 
 def test_a_reason_or_all_takes_others_too(story: Story) -> None:
@@ -176,6 +184,67 @@ def test_an_unfinished_run_or_replay_is_finished_first(story: Story, state: RunS
         story.prepare("wall")
 
 
+@pytest.fixture
+def endless(story: Story) -> Story:
+    """The same, whose run reads a topic without an end."""
+    story.spec = msgspec.structs.replace(story.spec, source=KafkaSource(("in",), bootstrap="broker:9092"))
+    story.ends(story.spec, [letter(LOST, "attempts_exhausted")], "running")
+    return story
+
+
+@pytest.mark.parametrize("state", ["running", "draining", "handed_over", "interrupted", "failed", "stopped_by_budget"])
+def test_a_run_without_an_end_has_its_letters_sent_whether_it_goes_or_not(endless: Story, state: RunState) -> None:
+    """What is committed is final. A letter that came meanwhile is one for the next replay, once this one has ended."""
+    endless.ends(endless.spec, [letter(LOST, "attempts_exhausted")], state)
+    first, sent = endless.prepare()
+    assert (first.run_id, first.endless, [one.item_id for one in sent]) == ("job-1~replay-1", False, [LOST])
+    came = letter(WALLED, "deadline")
+    endless.ends(endless.spec, [letter(LOST, "attempts_exhausted"), came], state)
+    endless.ends(first, [], "interrupted")
+    with pytest.raises(SpecError, match="job-1~replay-1 is not finished"):
+        endless.prepare()
+    endless.ends(first, [])
+    second, sent = endless.prepare()
+    assert (second.run_id, [one.item_id for one in sent]) == ("job-1~replay-2", [WALLED])
+    endless.ends(second, [])
+    with pytest.raises(SpecError, match="no dead letters to send again"):
+        endless.prepare()
+
+
+def test_a_run_without_an_end_that_is_begun_anew_stands_above_a_replay_that_is_just_prepared(endless: Story) -> None:
+    """Its letters were read before `--fresh` threw that life away, and nobody knows of it yet."""
+    assert replay.generation_anew(endless.history, "job-1") is None, "no plan was ever told: no item has ended"
+    assert replay.generation_anew(endless.history, "job-2") is None
+    status = endless.history.status("job-1")
+    status.generation = 0
+    endless.history.save_status(status)
+    old, _ = endless.prepare()
+    born = replay.generation_anew(endless.history, "job-1")
+    assert born == old.generation + 1
+    with replay.begun(endless.history, old):
+        pass
+    anew = replay.generation_anew(endless.history, "job-1")
+    assert anew is not None
+    assert anew > old.generation
+
+
+def test_letters_of_a_life_that_history_has_not_heard_of_keep_their_generation(endless: Story) -> None:
+    """The run was begun anew seconds ago. The replay stands above it, and counts as one of this life."""
+    endless.ends(endless.spec, [letter(LOST, "attempts_exhausted", generation=2)], "running")
+    made, _ = endless.prepare()
+    assert made.generation == 3
+    endless.ends(made, [])
+    endless.history.save_spec(msgspec.structs.replace(endless.spec, generation=2))
+    assert replay.of_this_life(endless.history, "job-1") == [made.run_id]
+
+
+def test_a_run_without_an_end_that_has_told_nothing_yet_has_no_letters(endless: Story) -> None:
+    """Its command has only just begun, or died at once: an error that says so, and no crash."""
+    (endless.folder / "state/runs/job-1/status.json").unlink()
+    with pytest.raises(SpecError, match="job-1 has no dead letters to send again"):
+        endless.prepare()
+
+
 def test_a_replay_whose_command_died_before_it_told_anything_keeps_its_number(
     story: Story, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +300,49 @@ def test_a_replay_that_is_refused_gives_its_number_back(story: Story, monkeypatc
     assert (spec.run_id, [one.item_id for one in sent]) == ("job-1~replay-1", [LOST])
 
 
+@pytest.mark.s3
+def test_a_state_on_s3_keeps_the_letters_as_an_object_of_its_own(
+    tmp_path: Path,
+    s3_server: S3Server | S3At,
+    s3_keys: None,
+    new_bucket: Callable[..., str],
+) -> None:
+    """Sent by an S3 source, encrypted as the state is; an item is sent once for its death."""
+    bucket = new_bucket("state")
+    story = Story(tmp_path, f"s3://{bucket}/team/a?endpoint={s3_server.endpoint}&sse=AES256")
+    story.ends(story.spec, [letter(LOST, "attempts_exhausted"), letter(WALLED, "wall")])
+    asked: list[dict[str, str]] = []
+    events = client(s3_server.endpoint)._client.meta.events  # pyright: ignore[reportPrivateUsage] - what is sent is ours
+
+    def seen(params: dict[str, str], **_: object) -> None:
+        asked.append(params)
+
+    events.register("provide-client-params.s3.PutObject", seen)
+    try:
+        first, sent = story.prepare()
+    finally:
+        events.unregister("provide-client-params.s3.PutObject", seen)
+    assert [one.item_id for one in sent] == [LOST]
+    assert isinstance(first.source, S3Source)
+    assert first.source.prefix.startswith("team/a/replays/job-1/1-")
+    assert [one["ServerSideEncryption"] for one in asked if one["Key"] == first.source.prefix] == ["AES256"]
+    items = [intake_for(first.source, plain()).item(one, 5.0) for one in asyncio.run(read(first))]
+    assert [(one.item_id, one.generation) for one in items] == [(LOST, 1)]
+    story.ends(first, [])
+    second, sent = story.prepare("wall", "attempts_exhausted")
+    assert [one.item_id for one in sent] == [WALLED]
+    with pytest.raises(SpecError, match="KEY"), replay.begun(story.history, second):
+        refuse()
+    assert not letter_files.is_there(letter_files.of(second.source)), "its number is given back"
+    letter_files.remove(letter_files.of(first.source))
+    with pytest.raises(SpecError, match=r"the letters that job-1~replay-1 sent are gone \(s3://"):
+        story.prepare(everything=True)
+
+
+async def read(spec: RunSpec) -> list[Raw]:
+    return [raw async for raw in requeue.records(spec)]
+
+
 def test_with_no_dead_letters_there_is_nothing_to_send(story: Story) -> None:
     """An error that says so, and no empty run."""
     story.ends(story.spec, [])
@@ -251,8 +363,12 @@ def raw(data: bytes) -> Raw:
     return Raw(position=Position("replay", 0, 99), object_id="replays/1.jsonl", data=data, length=len(data))
 
 
+def plain() -> Intake:
+    return Intake("job-1~replay-1", "rows", Row(), POLICY, ())
+
+
 def intake() -> ReplayIntake:
-    return ReplayIntake(Intake("job-1~replay-1", "rows", Row(), POLICY, ()))
+    return ReplayIntake(plain())
 
 
 def test_a_replayed_item_is_the_same_item_in_its_next_generation() -> None:

@@ -399,14 +399,14 @@ def test_a_run_is_told_where_history_knows_its_results(tmp_path: Path) -> None:
 def test_a_run_that_is_begun_anew_gets_a_generation_above_its_replays(tmp_path: Path) -> None:
     """And keeps it, whatever the job file says when it goes on."""
     spec, got = spec_in(tmp_path), list[int | None]()
-    letters = tmp_path / "letters.jsonl"
-    letters.touch()
+    sent = FilesSource(str(tmp_path / "letters.jsonl"), replay=True)
+    Path(sent.path).touch()
     for fresh in (False, True, True, False):
         cluster = ScriptedCluster(ScriptedRun(["done"], Tally()))
         running.execute(spec, Session(RunOptions(fresh=fresh), open_cluster=cluster.open), Heard(), Stop())
         got.append(cluster.generation)
         if not fresh:
-            history_of(tmp_path).save_spec(replay.again(spec, 1, letters, generation=1, batch=False))
+            history_of(tmp_path).save_spec(replay.again(spec, 1, sent, generation=1, batch=False))
     assert got == [0, 2, 3, 3]
 
 

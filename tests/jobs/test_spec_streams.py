@@ -12,6 +12,7 @@ from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.settings import (
     Connection,
     CreateTopic,
+    FilesSource,
     KafkaSink,
     KafkaSource,
     S3Sink,
@@ -93,7 +94,7 @@ def test_topics_for_replies_are_known_to_the_results_and_to_their_replay(tmp_pat
     assert {sink: getattr(settings, "reply_to", ()) for sink, settings in made.sinks.items()} == {
         "results": ("a", "b"), "costs": (), "quality": (), "dead_letters": ()
     }  # fmt: skip
-    again = replay.again(made, 1, tmp_path / "letters.jsonl", generation=1, batch=False)
+    again = replay.again(made, 1, FilesSource(str(tmp_path / "letters.jsonl"), replay=True), generation=1, batch=False)
     place = KafkaPlace({"results": again.sinks["results"]}, again.run_id)  # type: ignore[dict-item]
     assert place.settings.reply_to == ("a", "b")
 

@@ -38,14 +38,29 @@ class Service:
         job.write_text(job.read_text().replace("execution:\n", "execution:\n  discover_s: 1\n"))
         self._labels = (f"late-{n}" for n in itertools.count())
 
-    def offer(self, count: int, partition: int | None = None) -> None:
+    def offer(self, count: int, partition: int | None = None, model: str = "m") -> None:
         labels = list(itertools.islice(self._labels, count))
-        records = [Offered(line(label, self.bench.shape), partition=partition) for label in labels]
+        lines = [
+            line(label, self.bench.shape).replace(b'"model":"m"', b'"model":"%b"' % model.encode()) for label in labels
+        ]
+        records = [Offered(one, partition=partition) for one in lines]
         self.bench.offered += [(b"", label) for label in labels]
         asyncio.run(kafka_lines.publish(self.bench.stage.kafka.bootstrap, self.bench.topic, records))
 
     def all_served(self, command: subprocess.Popen[bytes]) -> None:
         self.bench.wait_served(len(self.bench.offered), command)
+
+    def know(self, model: str) -> None:
+        """The job file lists one model more."""
+        job = self.bench.folder / "job.yaml"
+        more = f"  - {{name: {model}, account: a, model: sure, price: free}}\ntiers:"
+        job.write_text(job.read_text().replace("tiers:", more))
+
+    def replay(self) -> subprocess.Popen[bytes]:
+        return self.bench.penstock("dead-letters", "replay", "job.yaml", "--reason", "unknown_model", "--yes")
+
+    def letters(self, count: int) -> None:
+        wait_for(f"{count} dead letters", lambda: len(self.bench.values("dead_letters")) == count)
 
     def widen(self, partitions: int) -> None:
         async def grow() -> None:
@@ -112,3 +127,36 @@ def test_an_endless_job_is_restarted_and_widened_while_it_works(servers: Stage, 
         print(f"longest gap between two finished items: {service.longest_gap():.1f} s")
         report = b.check(bound=0)
         assert report.results + report.dead_letters == len(b.offered)
+
+
+@pytest.mark.long
+def test_letters_of_a_job_without_an_end_are_sent_again_while_it_works_and_when_it_has_stopped(
+    servers: Stage, tmp_path: Path
+) -> None:
+    """By the mended job, to the same topics, each once for its death; the job beside it goes on undisturbed."""
+    shape = StreamShape(items=40, until="forever", model="sure", partitions=PARTITIONS)
+    with stream_bench(servers, tmp_path, shape) as b:
+        service = Service(b)
+        command = b.start()
+        service.offer(3, model="later")
+        service.letters(3)
+        service.know("later")
+        replay = service.replay()
+        while replay.poll() is None:
+            service.offer(5)
+            time.sleep(0.2)
+        assert b.end(replay) == 0, b.log(replay)
+        assert "sending 3 dead letters again" in b.log(replay)
+        nothing = service.replay()
+        assert b.end(nothing) == 2, b.log(nothing)
+        service.offer(2, model="later")
+        service.letters(5)
+        b.wait_served(len(b.offered) - 2, command)
+        command.send_signal(signal.SIGTERM)
+        assert b.end(command) == 130, b.log(command)
+        replay = service.replay()
+        assert b.end(replay) == 0, b.log(replay)
+        assert "sending 2 dead letters again" in b.log(replay)
+        report = b.check(bound=0)
+        assert (report.results, report.dead_letters) == (len(b.offered), 5)
+        assert len(b.paid()) == len(b.offered)
