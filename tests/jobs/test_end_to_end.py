@@ -297,7 +297,57 @@ def test_one_big_file_over_several_lanes_comes_out_in_order(
     assert len({r["penstock"]["source"]["split"] for r in results}) > 2
 
 
+def test_a_job_without_a_file_runs_from_the_command_line(
+    tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command again is the same run; another choice of answers is another, and its place is the first one's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_SANDBOX", us)
+    (tmp_path / "messages.csv").write_text("id,text\n" + "".join(f"{n},text {n}\n" for n in range(20)))
+    command = ("run", "messages.csv", "--prompt", "{{ text }}?", "--model", "sandbox/claude-haiku-4-5")
+    choices = ("--choice", "yes", "--choice", "no")
+    assert penstock(*command, *choices, "-o", "labels.jsonl") == 0
+    results = lines(tmp_path / "labels.jsonl")
+    assert [row["id"] for row in results] == [str(n) for n in range(20)]
+    assert {row["answer"] for row in results} == {"yes", "no"}
+    capsys.readouterr()
+    assert penstock(*command, *choices, "-o", "labels.jsonl") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert penstock(*command, "-o", "labels.jsonl") == 2
+    assert "labels.jsonl" in capsys.readouterr().err
+
+
 # ---- dead letters
+
+FUSED = """\
+name: fused
+source: rows.jsonl
+prompt: "What is {{{{ topic }}}} about?"
+params: {{max_tokens: 2}}
+accounts: {{a: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: 4}}}}}}
+models: [{{name: m, account: a, model: slow, price: free}}]
+sinks: out.jsonl
+max_dead_letters: {allowed}
+"""
+
+
+def test_more_dead_letters_than_the_fuse_allows_stop_a_run_which_goes_on_with_a_wider_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 5, most rows untouched; then none is sent twice, and the dead ones stay dead."""
+    monkeypatch.chdir(tmp_path)
+    dead: list[Json] = [{"n": n} for n in range(20)]
+    write(tmp_path / "rows.jsonl", [*dead, *({"n": n, "topic": f"topic {n}"} for n in range(20, 420))])
+    with running_sandbox(Settings(models={"slow": Behaviour(latency_ms=50)}), process=True) as url:
+        (tmp_path / "job.yaml").write_text(FUSED.format(url=url, allowed=10))
+        assert penstock("run", "job.yaml") == 5
+        assert "20 dead letters of" in " ".join(capsys.readouterr().out.split())
+        assert calls(url).total() < 400
+        (tmp_path / "job.yaml").write_text(FUSED.format(url=url, allowed=20))
+        assert penstock("run", "job.yaml") == 0
+        assert calls(url) == {"slow": 400}
+    assert len(lines(tmp_path / "out.jsonl")) == 400
+    assert len(lines(tmp_path / "out.dead_letters.jsonl")) == 20
 
 
 @pytest.mark.long
