@@ -138,8 +138,17 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter is not None else []
     if os.environ.get("PENSTOCK_CI") and skipped:
-        print(f"{len(skipped)} tests were skipped; in CI each must run: {skipped[0].nodeid}")
+        print(f"{len(skipped)} tests were skipped; in CI each must run")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was not tested here, and what it would take: each reason (a tool that is missing) with the tests' files."""
+    files: dict[str, set[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        files.setdefault(report.longrepr[2].removeprefix("Skipped: "), set()).add(report.nodeid.partition("::")[0])
+    for reason, where in sorted(files.items()):
+        terminalreporter.write_line(f"skipped: {reason}: {', '.join(sorted(where))}")
 
 
 LONG = (
@@ -249,7 +258,8 @@ def _session_server(server: S) -> Iterator[S]:
 
 
 def _started(server: Server) -> None:
-    """At home a missing Java, Maven or Go skips the test; in CI a skip is a failure (see `pytest_sessionfinish`)."""
+    """At home a missing Java, Maven or Go skips the test, which is told at the end (see `pytest_terminal_summary`); in
+    CI a skip is a failure (see `pytest_sessionfinish`)."""
     from penstock.jobs.dev.fetch import MissingTool
 
     try:
