@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from penstock.jobs.sandbox.settings import Settings
 
 
+FAULTS_HELP = (
+    "Shares of requests that go wrong, such as 429=0.02,hang=0.001: rate_limit (429), server_error (500), overloaded "
+    "(529 or 503), spend_cap, hang, cut (the connection), invalid_json, refuse."
+)
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Stop after the sandbox part: no model is fetched, about a minute.")
 def demo(quick: bool) -> int:
@@ -32,7 +38,7 @@ def demo(quick: bool) -> int:
 @click.option("--jitter-ms", type=click.FloatRange(min=0), help="Latency is spread evenly over ± this.")
 @click.option("--rpm", type=click.IntRange(min=1), help="Requests a minute, with the true headers and 429s.")
 @click.option("--tpm", type=click.IntRange(min=1), help="Tokens a minute.")
-@click.option("--faults", metavar="NAME=SHARE,…", help="For example 429=0.02,500=0.01,hang=0.001.")
+@click.option("--faults", metavar="NAME=SHARE,…", help=FAULTS_HELP)
 @click.option("--seed", type=int, help="Of faults, latencies and planted luck.")
 @click.option("--journal", type=click.Path(dir_okay=False), help="Gains a line for every charged request.")
 @click.option("--settings", "file", type=click.Path(dir_okay=False), help="All of this and more, from YAML.")

@@ -71,8 +71,9 @@ def run(job: str, **given: object) -> int:
       penstock run messages.csv --prompt "Summarise: {{ text }}" \\
           --model anthropic/claude-haiku-4-5 -o summaries.parquet
 
-    Exit code: 0 done, 3 stopped by a budget, 4 infrastructure failed, 5 more dead letters than allowed,
-    130 interrupted (run it again: it goes on, and what is committed is not paid for again).
+    Exit code: 0 done, 1 a failure of Penstock's own, 2 a wrong command or job file, or a run that is refused, 3 stopped
+    by a budget, 4 infrastructure failed, 5 more dead letters than allowed, 130 interrupted (run it again: it goes on,
+    and what is committed is not paid for again).
     """
     from penstock.jobs import preview
     from penstock.jobs.progress import display_for

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from penstock.engine.errors import Corrupt, Fenced, Held, PenstockError, SpecErr
 from penstock.jobs import cli, exits
 from penstock.jobs.commands import shared
 from penstock.jobs.progress import display_for
+from penstock.jobs.sandbox import Faults
 
 MINIMAL = """\
 source: messages.csv
@@ -49,6 +51,16 @@ def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixt
     assert text.startswith(f"Usage: penstock {name}")
     assert max(map(len, text.splitlines())) <= 80
     assert not [line for line in text.splitlines()[1:] if line.endswith("...")]  # what a command does is said whole
+
+
+def test_help_names_all_that_an_option_takes_and_all_that_a_run_may_end_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.call(["sandbox", "--help"]) == 0
+    assert set(Faults.__struct_fields__) <= set(re.findall(r"\w+", capsys.readouterr().out))
+    assert cli.call(["run", "--help"]) == 0
+    (told,) = re.findall(r"Exit code: ((?:.+\n)+)", capsys.readouterr().out)
+    assert re.findall(r"(?:^|,\s+)(\d+) ", told) == ["0", "1", "2", "3", "4", "5", "130"]
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["validate", "job.yaml"]])
