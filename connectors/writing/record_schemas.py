@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -29,8 +29,6 @@ from penstock.connectors.writing.record_structs import (
     Response,
 )
 from penstock.connectors.writing.table_columns import RowLine, decode_line
-
-SchemaFormat = Literal["json", "avro"]
 
 _NAMESPACE = "penstock"
 _MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 18, "scale": 9}

@@ -11,7 +11,7 @@ import msgspec
 from penstock.engine.errors import SpecError
 from penstock.engine.measure.betting import log_evidence
 from penstock.engine.measure.intervals import anytime_interval
-from penstock.engine.measure.sample import DIFFERENCE, Sample, add, merge
+from penstock.engine.measure.sample import DIFFERENCE, Sample, add
 from penstock.engine.measure.several import log_two_sided, p_value, real_by_e_values, real_by_holm
 from penstock.engine.quality import Interval
 
@@ -60,17 +60,6 @@ def add_rows(to: Comparison, rows: Iterable[Sequence[float]]) -> Comparison:
     scores = tuple(add(sample, (row[i] for row in rows)) for i, sample in enumerate(to.scores))
     pairs = zip(to.pairs, to.differences, strict=True)
     return Comparison(to.names, scores, tuple(add(s, (row[i] - row[j] for row in rows)) for (i, j), s in pairs))
-
-
-def merge_comparisons(a: Comparison, b: Comparison) -> Comparison:
-    """The same in any order. Raises `SpecError` where the names differ."""
-    if a.names != b.names:
-        raise SpecError(f"comparisons of {a.names} and {b.names} can't be added up")
-    return Comparison(
-        a.names,
-        tuple(map(merge, a.scores, b.scores)),
-        tuple(map(merge, a.differences, b.differences)),
-    )
 
 
 def differences(

@@ -108,14 +108,6 @@ def judge_moments(guard: Guard, seen: Moments) -> Verdict:
     return Verdict(decision, seen.n, seen.mean if seen.n >= FEWEST else None, worst, why, shown_at_all)
 
 
-def items_needed(effect: float, variance: float, alarm_rate: float = 0.01, power: float = 1.645) -> int:
-    """About how many values show, in 95 % of cases (`power` is the normal quantile), a mean that is `effect` beyond the
-    guard's line. An estimate for plans, from log capital ≈ z²/2 and 1.5 for not knowing the best bet."""
-    need = math.log(1.0 / alarm_rate) + 1.5
-    z = power + math.sqrt(power * power + 2.0 * need)
-    return math.ceil(variance * (z / effect) ** 2)
-
-
 def _sides(guard: Guard) -> tuple[Side, Side]:
     return ("down", "up") if guard.worse == "lower" else ("up", "down")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.engine.errors import SpecError
-from penstock.engine.measure.comparison import add_rows, comparison, differences, log_better, merge_comparisons
+from penstock.engine.measure.comparison import add_rows, comparison, differences, log_better
 from penstock.engine.measure.differences import Pairing, arms_interval, pair
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import STEPS, Sample, sample_of
@@ -106,10 +106,10 @@ def test_evidence_of_two_sides_is_a_p_value_at_any_time() -> None:
 
 @settings(max_examples=40)
 @given(st.lists(row, max_size=20), st.lists(row, max_size=20))
-def test_comparisons_of_lanes_add_up(a: list[list[float]], b: list[list[float]]) -> None:
+def test_rows_may_come_in_parts_and_candidates_in_any_order(a: list[list[float]], b: list[list[float]]) -> None:
     empty = comparison(["x", "y", "z"])
     whole = add_rows(empty, a + b)
-    assert merge_comparisons(add_rows(empty, b), add_rows(empty, a)) == whole
+    assert add_rows(add_rows(empty, b), a) == whole
     assert whole.rows == len(a) + len(b)
     if whole.rows:
         turned = add_rows(comparison(["z", "x"]), [(r[2], r[0]) for r in a + b])
@@ -172,5 +172,3 @@ def test_wrong_comparisons_are_refused() -> None:
         comparison(["a", "a"])
     with pytest.raises(SpecError, match="score of each"):
         add_rows(comparison(["a", "b"]), [[1.0]])
-    with pytest.raises(SpecError, match="can't be added"):
-        merge_comparisons(comparison(["a"]), comparison(["b"]))
