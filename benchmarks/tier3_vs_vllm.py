@@ -209,12 +209,12 @@ class Job:
         model = {"name": "small", "worker": "vllm", "model": self._model, "hour_usd": 0.1, "engine": self._engine}
         job = {"name": f"round{round_number}", "source": "in.jsonl", "models": [model], "sinks": "out.jsonl"}
         (folder / "job.json").write_text(json.dumps(job))
-        program = Path(sys.executable).parent / "penstock"
+        program, began = Path(sys.executable).parent / "penstock", time.time()
         done = subprocess.run([program, "run", "job.json"], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(f"penstock run ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         status = json.loads(next((folder / ".penstock" / "runs").glob("*/status.json")).read_text())
-        self.load_s = status["first_dispatch_at"] - status["started_at"]
+        self.load_s = status["first_dispatch_at"] - began
         output = sum(one["output_tokens"] for one in status["tally"]["models"].values())
         seconds = status["ended_at"] - status["first_dispatch_at"]
         return {"output": output, "seconds": seconds, "busy_s": seconds, "cpu_s": float("nan")}

@@ -70,7 +70,7 @@ class Meter:
         total = expected_items(status)
         return View(
             status=status,
-            elapsed_s=max(0.0, (status.ended_at or now) - status.started_at),
+            elapsed_s=max(0.0, (status.ended_at or now) - status.since),
             done=done,
             total=total,
             total_is_exact=status.total_items is not None or status.state == "done",

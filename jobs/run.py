@@ -224,6 +224,7 @@ class Session(msgspec.Struct, frozen=True):
 def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> JobResult:
     """Launch a run and follow it to its end. Raises the errors of `engine.errors`; a run that ended badly is no error
     but a `JobResult` that says so."""
+    asked_at = session.options.asked_at or SYSTEM.now()
     here = session.address is None and "RAY_ADDRESS" not in os.environ
     if here:
         require_secrets(spec)
@@ -233,11 +234,14 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
     if before.is_quiet(SYSTEM.now()) and not submitted:  # else whoever asked meant this command
         history.forget_cancel(spec.run_id)
     given = msgspec.structs.replace(
-        session.options, command=command_line(), generation_anew=generation_anew(history, spec.run_id)
+        session.options,
+        command=command_line(),
+        generation_anew=generation_anew(history, spec.run_id),
+        asked_at=asked_at,
     )
     options = before.options(spec, given)
     spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
-    display.show(_before_ray(spec, session.address))
+    display.show(_before_ray(spec, session.address, asked_at))
     if not options.fresh and (models := before.repriced(spec)):
         names = ", ".join(models)
         display.say(f"the prices of {names} have changed since the run's last command: what is left costs the new ones")
@@ -277,11 +281,11 @@ def _refusal_told(history: History, before: Before, spec: RunSpec) -> Generator[
         raise
 
 
-def _before_ray(spec: RunSpec, address: str | None) -> View:
+def _before_ray(spec: RunSpec, address: str | None, asked_at: float) -> View:
     """To be seen while Ray starts: seconds, and many on a busy machine."""
     now = SYSTEM.now()
     where = f"joining the Ray cluster at {address}" if address else "Ray starts"
-    return Meter().see(RunStatus(spec.run_id, spec.name, "starting", where, started_at=now, updated_at=now), now)
+    return Meter().see(RunStatus(spec.run_id, spec.name, "starting", where, started_at=asked_at, updated_at=now), now)
 
 
 def require_secrets(spec: RunSpec) -> None:

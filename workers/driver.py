@@ -62,6 +62,7 @@ class Driver:
         self._spec = msgspec.msgpack.decode(spec, type=RunSpec)
         self._options, self._cores = msgspec.msgpack.decode(options, type=RunOptions), cores
         self._status = RunStatus(self._spec.run_id, self._spec.name, "starting", started_at=time.time())
+        self._status.asked_at = self._options.asked_at
         self._desk = Desk()
         self._board = self._desk.board
         self._reports: dict[int, LaneReport] = {}

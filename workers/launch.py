@@ -89,6 +89,7 @@ class RunHandle:
         self._following: _Start | None = None
         """The driver that is to follow a lost one, and has not accepted the run yet."""
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
+        self._last.asked_at = options.asked_at
         self._drained = False
         self._notes: list[str] = []
         self._noted = 0
@@ -192,7 +193,7 @@ class RunHandle:
 
     def _replace(self, why: str) -> None:
         """Start another driver: never by force, since another command may have taken the run over meanwhile."""
-        self._options = msgspec.structs.replace(self._options, fresh=False, take_over=False)
+        self._options = msgspec.structs.replace(self._options, fresh=False, take_over=False, asked_at=None)
         self._silent_since = None
         self._follow(why)
 

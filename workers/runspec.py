@@ -122,5 +122,7 @@ class RunOptions(msgspec.Struct, frozen=True):
     """Where the results were when history last heard of this run; None: it knows of none, or is to forget."""
     generation_anew: int | None = None
     """Of the run's items where it has no plan, which begins a new life; None: the spec's."""
+    asked_at: float | None = None
+    """When the command began: Ray's start belongs to what a person waits for."""
     marks: tuple[Mark, ...] = ()
     """By which processes on other nodes tell that they see the run's folders; the command holds them while it lives."""

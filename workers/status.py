@@ -32,6 +32,9 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     state: RunState
     message: str = ""
     started_at: float = 0.0
+    """When its driver was."""
+    asked_at: float | None = None
+    """When the command was, by its clock: before Ray was up."""
     updated_at: float = 0.0
     """When the command had it from the driver, by the command's clock; of one that was submitted: when it was."""
     submitted: bool = False
@@ -74,3 +77,8 @@ class RunStatus(msgspec.Struct, omit_defaults=True):
     """Of the command that tells this: what an older one says, after it was taken over, is not news."""
     generation: int | None = None
     """Of the items of its plan; None: not known yet."""
+
+    @property
+    def since(self) -> float:
+        """From when on people wait for it."""
+        return self.started_at if self.asked_at is None else self.asked_at

@@ -75,6 +75,9 @@ def run(job: str, **given: object) -> int:
     by a budget, 4 infrastructure failed, 5 more dead letters than allowed, 130 interrupted (run it again: it goes on,
     and what is committed is not paid for again).
     """
+    import time
+
+    asked_at = time.time()
     from penstock.jobs import preview
     from penstock.jobs.progress import display_for
     from penstock.jobs.run import Session, Stop, execute
@@ -82,7 +85,7 @@ def run(job: str, **given: object) -> int:
 
     call = msgspec.convert(given, RunCall, strict=False)
     spec = _spec(job, call)
-    options = RunOptions(fresh=call.fresh, accept_changes=call.accept_changes, take_over=call.take_over)
+    options = RunOptions(call.take_over, call.fresh, call.accept_changes, asked_at=asked_at)
     display = display_for(sys.stderr if call.as_json else sys.stdout, HINT)
     with _probed(display, call) as shown:
         result = execute(spec, Session(options, call.address), shown, Stop())

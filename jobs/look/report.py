@@ -39,10 +39,10 @@ def summary(status: RunStatus, *, state: str | None = None) -> list[RenderableTy
 
 def _headline(status: RunStatus) -> str:
     colour = {"done": "green", "failed": "red", "too_many_dead_letters": "red"}.get(status.state, "yellow")
-    took = duration(max(0.0, (status.ended_at or status.updated_at) - status.started_at))
+    took = duration(max(0.0, (status.ended_at or status.updated_at) - status.since))
     first = ""
     if status.first_dispatch_at is not None:
-        first = f", first call after {duration(status.first_dispatch_at - status.started_at)}"
+        first = f", first call after {duration(status.first_dispatch_at - status.since)}"
     again = ", resumed" if status.resumed else ""
     return f"[bold]{_escape(status.name)}[/]  [{colour}]{status.state.replace('_', ' ')}[/] in {took}{first}{again}"
 

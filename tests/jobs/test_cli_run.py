@@ -316,6 +316,18 @@ def test_the_exit_code_says_how_it_ended(
     assert JobResult(spec, RunStatus("job-1", "job", state, tally=tally)).exit_code == code
 
 
+@pytest.mark.parametrize("told", [5.0, None])
+def test_the_time_that_a_person_waits_begins_with_the_command(tmp_path: Path, told: float | None) -> None:
+    """Not with the driver, which is there once Ray has started. The command line says when that was; else it is now."""
+    cluster, before = ScriptedCluster(ScriptedRun(["done"], Tally())), time.time()
+    running.execute(spec_in(tmp_path), Session(RunOptions(asked_at=told), open_cluster=cluster.open), Heard(), Stop())
+    assert cluster.options is not None
+    assert cluster.options.asked_at is not None
+    assert cluster.options.asked_at == told or before <= cluster.options.asked_at <= time.time()
+    status = RunStatus("r", "n", "running", started_at=8.0, asked_at=cluster.options.asked_at)
+    assert Meter().see(status, status.since + 9.0).elapsed_s == 9.0
+
+
 def test_a_held_run_is_refused_and_takes_nothing_down(tmp_path: Path) -> None:
     """Who holds it comes through as it was said."""
     session = Session(open_cluster=ScriptedCluster(Held("held by ann")).open)

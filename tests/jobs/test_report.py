@@ -4,6 +4,7 @@ import os
 from io import StringIO
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +79,14 @@ def check_golden(name: str, text: str) -> None:
     if os.environ.get("GOLDEN") == "write":
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_the_headline_counts_from_the_command_on() -> None:
+    """Ray's start is a part of what a person waits for; of an older run only its driver's start is known."""
+    told = plain(finished())
+    assert "in 1 min 12 s, first call after 2.1 s" in told
+    asked = plain(msgspec.structs.replace(finished(), asked_at=996.0))
+    assert "in 1 min 16 s, first call after 6.1 s" in asked
 
 
 def test_the_summary_in_a_pipe_reads_as_it_always_did() -> None:

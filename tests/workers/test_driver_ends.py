@@ -73,6 +73,13 @@ def hear(one: Driver, report: LaneReport) -> None:
     one._reports[report.lane] = one._said[report.lane] = report
 
 
+def test_a_drivers_status_tells_when_its_command_began(tmp_path: Path) -> None:
+    spec = msgspec.msgpack.encode(driver(tmp_path)._spec)
+    assert Driver(spec, msgspec.msgpack.encode(RunOptions(asked_at=5.0)), 1)._status.since == 5.0
+    later = Driver(spec, msgspec.msgpack.encode(RunOptions()), 1)._status
+    assert later.since == later.started_at > 5.0
+
+
 class Enough(Exception):
     pass
 

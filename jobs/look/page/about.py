@@ -58,7 +58,7 @@ def _saved(status: RunStatus) -> list[Headline]:
 
 
 def _took(status: RunStatus) -> float:
-    return max(0.0, (status.ended_at or status.updated_at) - status.started_at)
+    return max(0.0, (status.ended_at or status.updated_at) - status.since)
 
 
 def section(facts: Facts, status: RunStatus, places: list[tuple[str, str]]) -> Section:
@@ -66,7 +66,7 @@ def section(facts: Facts, status: RunStatus, places: list[tuple[str, str]]) -> S
     rows = [
         ("run", shown(status.run_id)),
         ("state", shown(state_told(status))),
-        ("started", f"{when(status.started_at)} UTC"),
+        ("started", f"{when(status.since)} UTC"),
         ("ended", f"{when(status.ended_at)} UTC" if status.ended_at else "not yet: this is how it stands"),
         ("rows", _rows(status, facts.troubles)),
         *((f"tier {tier}", f"{n:,} ({share(n, sum(status.tally.tiers.values()))})") for tier, n in _tiers(status)),
