@@ -143,8 +143,8 @@ def message(n: int) -> Json:
 def test_the_job_of_surfaces_runs_as_it_stands(
     tmp_path: Path, us: str, eu: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only addresses and keys replaced: each row at its tier, behind its wall, once, in input order, paid to the
-    nano-dollar; a second run has nothing to do; a new file under the prefix is new work; one item's story is told."""
+    """With addresses and keys replaced, wider limits, and an API in the place of the own engine: each row at its tier,
+    behind its wall, once, in input order, paid to the nano-dollar; a second run has nothing to do; a new file under the prefix is new work; one item's story is told."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "catalog.yaml").write_text(CATALOG.format(us=us, eu=eu))
     (tmp_path / "job.yaml").write_text(JOB)
