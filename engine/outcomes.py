@@ -85,7 +85,7 @@ class Cell(msgspec.Struct, frozen=True):
     mean: float
     interval: Interval | None
     results: int = 0
-    """That they speak of, those of an episode all. One whose item and episode both have an outcome counts for each."""
+    """That they speak of, each once; those of an episode all."""
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -124,18 +124,22 @@ class Part(NamedTuple):
 
 class Outcomes:
     """Takes outcomes in any order, then joins them. Memory: some 300 bytes an outcome; of a large number, one part of
-    `parts` at a time: all about one item or episode are in one part."""
+    `parts` at a time: all about one item or episode are in one part. Of those in other parts each item and metric is
+    known, in 8 bytes: so a result whose item and episode both have an outcome is counted for its item alone."""
 
     def __init__(self, part: int = 0, parts: int = 1) -> None:
         self._part, self._parts = part, parts
         self._first: dict[bytes, float] = {}
         self._latest: dict[tuple[str, str], dict[str, Outcome]] = {}
+        self._elsewhere = Items()
         self._repeated = self._contradicted = self._superseded = 0
 
     def add(self, outcome: Outcome) -> None:
-        """Of another part: it is left out."""
+        """Of another part: it is left out, and what it is about is remembered."""
         whose = outcome.whose
         if self._parts > 1 and zlib.crc32("\0".join(whose).encode()) % self._parts != self._part:
+            if outcome.item_id is not None:
+                self._elsewhere.add(outcome.item_id, outcome.metric)
             return
         key = outcome.key
         if key in self._first:
@@ -165,7 +169,7 @@ class Outcomes:
                 seen.add((whose, result.task, result.target))
                 for outcome in outcomes:
                     cell = CellOf(outcome.metric, result.task, result.target)
-                    spoken[cell] += 1
+                    spoken[cell] += whose[0] == "item" or not self._has(result.item_id, outcome.metric)
                     if not again:
                         values.setdefault(cell, []).append(outcome.value)
         joined = [outcome for whose in found for outcome in self._latest[whose].values()]
@@ -174,10 +178,40 @@ class Outcomes:
         counts = (len(joined), every - len(joined), late, self._repeated, self._contradicted, self._superseded)
         return Part({cell: _sums(each, spoken[cell]) for cell, each in values.items()}, items, counts)
 
+    def _has(self, item_id: str, metric: str) -> bool:
+        """Some outcome, in whatever part."""
+        return metric in self._latest.get(("item", item_id), {}) or self._elsewhere.has(item_id, metric)
+
     def _of(self, result: Finished) -> Iterator[tuple[tuple[str, str], Iterable[Outcome]]]:
         for whose in (("item", result.item_id), ("episode", result.episode or "")):
             if whose in self._latest:
                 yield whose, self._latest[whose].values()
+
+
+class Items:
+    """Items that have an outcome of a metric: a hash of 8 bytes each, sorted, and the newest apart."""
+
+    NEWEST = 65_536
+    """Then they are sorted in."""
+
+    def __init__(self) -> None:
+        self._hashes = np.empty(0, dtype=np.uint64)
+        self._new: set[int] = set()
+
+    def add(self, item_id: str, metric: str) -> None:
+        self._new.add(_hash(item_id, metric))
+        if len(self._new) >= self.NEWEST:
+            self._hashes = np.union1d(self._hashes, np.array(list(self._new), dtype=np.uint64))
+            self._new = set()
+
+    def has(self, item_id: str, metric: str) -> bool:
+        wanted = _hash(item_id, metric)
+        at = int(np.searchsorted(self._hashes, np.uint64(wanted)))
+        return wanted in self._new or (at < len(self._hashes) and int(self._hashes[at]) == wanted)
+
+
+def _hash(item_id: str, metric: str) -> int:
+    return int.from_bytes(blake2b(f"{item_id}\0{metric}".encode(), digest_size=8).digest(), "big")
 
 
 def together(parts: Sequence[Part]) -> Joined:

@@ -36,10 +36,14 @@ def logs_here(state: str, run_id: str) -> Path:
 
 
 def _root() -> Path:
+    """The same for all processes of a run, whatever folder each stands in."""
     if said := os.environ.get(VARIABLE):
-        return Path(said).absolute()
+        if os.path.isabs(said):
+            return Path(said)
+        raise SpecError(f"{VARIABLE}={said} is relative, and a run's processes stand in folders of their own: write /…")
+    given = os.environ.get("XDG_STATE_HOME", "")
     try:
-        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "penstock"
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".local" / "state") / "penstock"
     except RuntimeError as error:
         raise SpecError(f"this user has no home folder: name a folder for local files by {VARIABLE}") from error
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.outcomes import CellOf, Finished, Joined, Keys, Outcome, Outcomes, together, wrong
+from penstock.engine.outcomes import CellOf, Finished, Items, Joined, Keys, Outcome, Outcomes, together, wrong
 from penstock.jobs.feedback.told import table
 
 DAY = "2026-11-24T{:02d}:00:00.000Z"
@@ -68,13 +68,30 @@ def test_an_episode_counts_once_for_each_model_that_answered_in_it() -> None:
 
 
 def test_an_episodes_outcome_speaks_of_all_its_results() -> None:
-    """A hundred of a hundred episodes of ten results are all results, and a hundred values."""
+    """A hundred of a hundred episodes of ten results are all results, and a hundred values. One whose item has an
+    outcome too is one more value, and no further result."""
     told = [Outcome("ok", 1.0, DAY.format(1), episode=f"e{n}") for n in range(100)]
     made = [Finished(f"i{n}-{k}", f"e{n}", "t", "small@v1") for n in range(100) for k in range(10)]
     joined = join([*told, said("i0-0", 1.0)], made, parts=3)
     cell = joined.cells[CellOf("ok", "t", "small@v1")]
-    assert (cell.n, cell.results) == (101, 1_001)
+    assert (cell.n, cell.results) == (101, 1_000)
     assert [str(cell) for cell in table(joined).columns[4].cells] == ["100 %"]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_a_result_that_its_item_and_its_episode_speak_of_counts_once(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever part of a division each falls into; an outcome of another metric takes nothing away."""
+    monkeypatch.setattr(Items, "NEWEST", 10)
+    made = [Finished(f"i{n}-{k}", f"e{n}", "t", "small@v1") for n in range(40) for k in range(4)]
+    told = [said(f"i{n}-{k}", 1.0) for n in range(40) for k in range(2)]
+    told += [Outcome("ok", 0.0, DAY.format(1), episode=f"e{n}") for n in range(0, 40, 2)]
+    told += [Outcome("minutes", 3.0, DAY.format(1), episode=f"e{n}") for n in range(40)]
+    joined = join(told, made, parts=parts)
+    ok, minutes = (joined.cells[CellOf(metric, "t", "small@v1")] for metric in ("ok", "minutes"))
+    assert (ok.n, ok.results) == (80 + 20, 80 + 20 * 2)
+    assert (minutes.n, minutes.results) == (40, 160)
 
 
 def test_means_come_with_intervals_where_there_is_enough() -> None:

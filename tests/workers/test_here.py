@@ -48,6 +48,17 @@ def test_its_folder_is_one_that_a_person_can_find_and_no_cache(root: Path, monke
     assert folder_here(S3).parent == Path("/home/me/.local/state/penstock")
 
 
+def test_a_relative_folder_would_be_another_one_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that only the desktop's standard names is passed over, as that standard asks."""
+    monkeypatch.setenv(here.VARIABLE, "local")
+    with pytest.raises(SpecError, match="is relative"):
+        folder_here(S3)
+    monkeypatch.delenv(here.VARIABLE)
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert folder_here(S3).parent == Path("/home/me/.local/state/penstock")
+
+
 def test_with_a_state_on_s3_a_process_logs_on_its_machine_and_fills_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a state folder: the latest lines, in a file that its user alone may read."""
     monkeypatch.setattr(logs, "MOST_BYTES", 1_000)
