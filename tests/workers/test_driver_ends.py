@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from penstock.connectors import memory
 from penstock.connectors.ledger import LedgerClient
@@ -36,6 +36,7 @@ from penstock.workers.clearing import count_paid
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
+from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.lanes.crew import Crew, _Actor
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -229,6 +230,9 @@ class Hands:
         """It does not hear of a longer plan."""
         self.mute: dict[str, int] = {}
         """Calls whose next replies get lost."""
+        self.said: list[tuple[object, ...]] = []
+        """Calls that ask something of lanes, with their arguments."""
+        self.fails: dict[str, Exception] = {}
 
     def __getattr__(self, name: str) -> Method:
         return Method(self, name)
@@ -242,6 +246,10 @@ class Method(msgspec.Struct):
         if self.name == "extend" and self.hands.deaf:
             await asyncio.Event().wait()
         self.hands.told.append(self.name)
+        if self.name in ("pause", "drain"):
+            self.hands.said.append((self.name, *arguments))
+        if self.name in self.hands.fails:
+            raise self.hands.fails[self.name]
         if self.name == "open" and arguments[0] == 0 and self.hands.error is not None:
             raise self.hands.error
         if self.name == "open":
@@ -473,6 +481,42 @@ async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkey
     await crew.pools_changed()
     assert await checked() == ["pool_up", "pool_up"]
     assert await checked() == []
+
+
+async def test_lanes_hear_in_the_end_what_they_are_asked_and_the_last_word_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tier that one actor never heard to be paused went on being paid for; a run whose stop it did not hear waited for
+    its lanes."""
+    monkeypatch.setattr(lane_crew, "TELL_S", 0.05)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    crew = one._crew
+    hands.error, crew._going, crew._opened = None, True, {0}
+    hands.mute["pause"] = 2
+    await crew.pause((3,))
+    await crew.pause(())
+    await crew.drain()
+    assert hands.said == [("pause", [3])] * 2 + [("pause", [3]), ("pause", []), ("drain",)]
+    hands.said.clear()
+    await crew.check(time.time(), one._reports)
+    await asyncio.gather(*crew._tasks)
+    assert hands.said == []
+
+
+async def test_what_a_lane_actor_fails_at_is_told_and_keeps_it_from_hearing_nothing_else(tmp_path: Path) -> None:
+    """It was passed over in silence: the status said paused, and the items went on."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    hands.fails["pause"] = RayTaskError("pause", "where it was", ValueError("no such tier"))
+    await one._crew.pause((3,))
+    await one._crew.drain()
+    assert [said[0] for said in hands.said] == ["pause", "drain"]
+    assert any("failed at 'pause'" in note and "no such tier" in note for note in one._status.notes)
+
+
+async def test_all_that_lanes_are_told_is_something_that_they_do() -> None:
+    """The names are words to the type checker."""
+    for name in ("worker_lost", "reprice", "pause", "verdict", "drain"):
+        assert callable(getattr(LaneActor, name))
 
 
 async def test_a_finished_run_with_a_full_outbox_is_not_over(tmp_path: Path) -> None:

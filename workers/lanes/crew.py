@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from penstock.connectors.base import Mark, Primary
@@ -49,8 +50,10 @@ class _Actor:
         self.standings = b""
         self.down: dict[str, str] = {}
         """Pools that its lanes take for down, and why; "": they may."""
+        self.untold: deque[tuple[str, tuple[object, ...]]] = deque()
+        """Calls that it may not have heard, in order."""
         self.telling = asyncio.Lock()
-        """Of pools that are down or up: the later word must not come first."""
+        """Of these, and of pools that are down or up: the later word must not come first."""
 
 
 class Crew:
@@ -336,7 +339,7 @@ class Crew:
 
     def _behind(self, actor: _Actor) -> bool:
         known = (actor.steering, actor.standings)
-        told = known == (self._steering, self._standings) and actor.down == self._fleet.down
+        told = known == (self._steering, self._standings) and actor.down == self._fleet.down and not actor.untold
         return actor.plan_version < self._plan.version or not told
 
     def _hangs(self, lane: int, now: float) -> None:
@@ -365,7 +368,21 @@ class Crew:
         if actor.standings != standings:
             await actor.handle.learn.remote(standings)  # pyright: ignore[reportAttributeAccessIssue]
             actor.standings = standings
+        await self._hand_on(actor)
         await self._tell_pools(actor)
+
+    async def _hand_on(self, actor: _Actor) -> None:
+        """What it may not have heard. One that it can't do is told of, and keeps it from hearing no other."""
+        from ray.exceptions import RayTaskError
+
+        async with actor.telling:
+            while actor.untold:
+                method, arguments = actor.untold[0]
+                try:
+                    await getattr(actor.handle, method).remote(*arguments)
+                except RayTaskError as error:
+                    self._note(f"unexpected: lane actor {actor.number} failed at {method!r}: {words(error)}")
+                actor.untold.popleft()
 
     async def _tell_pools(self, actor: _Actor, *, anew: bool = False) -> None:
         """Which are down, and which are no more. `anew`: a lane of it has heard of none. A telling that fails may have
@@ -383,8 +400,10 @@ class Crew:
 
     async def _catch_up(self, actor: _Actor) -> None:
         """In time; else `check` comes back to it, and no lane is opened before."""
-        with contextlib.suppress(Exception):
+        try:
             await asyncio.wait_for(self._inform(actor), TELL_S)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `check` tries again
+            self._log("warning", "lane actor was not told", actor=actor.number, reason=words(error)[:500])
 
     async def _all_catch_up(self) -> None:
         await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
@@ -438,10 +457,11 @@ class Crew:
             kill(actor.handle)
 
     async def _tell(self, method: str, *arguments: object) -> None:
-        """An actor that can't hear it is lost, and its successor is told by `_reopen_here`."""
-        for actor in list(self._actors):
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(getattr(actor.handle, method).remote(*arguments), TELL_S)
+        """All actors, in the order in which it is called. One that does not hear it in time is told again by `check`;
+        one that is lost has a successor, which is told by `_brief`. What is told may be heard twice."""
+        for actor in self._actors:
+            actor.untold.append((method, arguments))
+        await self._all_catch_up()
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]

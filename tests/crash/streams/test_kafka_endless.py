@@ -11,8 +11,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
@@ -38,14 +39,30 @@ class Service:
         job.write_text(job.read_text().replace("execution:\n", "execution:\n  discover_s: 1\n"))
         self._labels = (f"late-{n}" for n in itertools.count())
 
-    def offer(self, count: int, partition: int | None = None, model: str = "m") -> None:
+    def offer(self, count: int, partition: int | None = None, model: str = "m", **attributes: str) -> list[str]:
+        """Their labels. `attributes`: said in headers."""
         labels = list(itertools.islice(self._labels, count))
         lines = [
             line(label, self.bench.shape).replace(b'"model":"m"', b'"model":"%b"' % model.encode()) for label in labels
         ]
-        records = [Offered(one, partition=partition) for one in lines]
+        headers = tuple((f"penstock-{name}", value.encode()) for name, value in attributes.items())
+        records = [Offered(one, headers=headers, partition=partition) for one in lines]
         self.bench.offered += [(b"", label) for label in labels]
         asyncio.run(kafka_lines.publish(self.bench.stage.kafka.bootstrap, self.bench.topic, records))
+        return labels
+
+    def results(self) -> dict[str, bytes]:
+        """Label → result."""
+        return {json.loads(value)["custom_id"]: value for value in self.bench.values("results")}
+
+    def dead(self) -> dict[str, dict[str, Any]]:
+        """Label → dead letter."""
+        return {letter["custom_id"]: letter for letter in map(json.loads, self.bench.values("dead_letters"))}
+
+    def tell(self, *arguments: str) -> None:
+        """A command beside the one that runs."""
+        told = self.bench.penstock(*arguments)
+        assert self.bench.end(told) == 0, self.bench.log(told)
 
     def all_served(self, command: subprocess.Popen[bytes]) -> None:
         self.bench.wait_served(len(self.bench.offered), command)
@@ -160,3 +177,49 @@ def test_letters_of_a_job_without_an_end_are_sent_again_while_it_works_and_when_
         report = b.check(bound=0)
         assert (report.results, report.dead_letters) == (len(b.offered), 5)
         assert len(b.paid()) == len(b.offered)
+
+
+@pytest.mark.long
+def test_a_tier_waits_while_it_is_paused_and_a_changed_job_keeps_what_was_answered(
+    servers: Stage, tmp_path: Path
+) -> None:
+    """Paused while it runs: not one item of the tier is sent, also by the command that takes over, and the other tier's
+    end; one whose deadline passes meanwhile is a dead letter that cost nothing. Resumed, the rest ends. A job file that
+    was changed asks for --accept-changes, and the results that are there stay as they are."""
+    shape = StreamShape(items=40, until="forever", model="sure", partitions=PARTITIONS)
+    with stream_bench(servers, tmp_path, shape) as b:
+        service = Service(b)
+        first = b.start()
+        service.all_served(first)
+        service.tell("pause", b.name, "--tier", "3")
+        wait_for("that the tier is paused", lambda: "tier 3; its items wait" in b.log(first))
+        waiting = service.offer(40, tier="3")
+        soon = datetime.now(UTC) + timedelta(seconds=5)
+        late = service.offer(8, tier="3", deadline=soon.isoformat())
+        others = service.offer(40, tier="1")
+        wait_for("the other tier's results", lambda: {*others} <= service.results().keys())
+        wait_for("the letters of those whose time was over", lambda: {*late} <= service.dead().keys())
+        second = b.start("--take-over")
+        assert b.end(first) == 0, b.log(first)
+        others += service.offer(20, tier="1")
+        wait_for("results of the next command", lambda: {*others} <= service.results().keys())
+        assert not {*waiting, *late} & service.results().keys()
+        assert b.served() == shape.items + len(others)
+        assert {(letter["reason"], letter["cost_usd"]) for letter in service.dead().values()} == {("deadline", 0)}
+        service.tell("resume", b.name)
+        wait_for("the paused tier's results", lambda: {*waiting} <= service.results().keys())
+        second.send_signal(signal.SIGTERM)
+        assert b.end(second) == 130, b.log(second)
+        before = service.results()
+        b.write_job(model="slow")
+        refused = b.start()
+        assert b.end(refused) == 2, b.log(refused)
+        assert "--accept-changes" in b.log(refused)
+        third = b.start("--accept-changes")
+        new = service.offer(20)
+        wait_for("results under the changed job", lambda: {*new} <= service.results().keys())
+        third.send_signal(signal.SIGTERM)
+        assert b.end(third) == 130, b.log(third)
+        assert {label: value for label, value in service.results().items() if label in before} == before
+        report = b.check(bound=0)
+        assert (report.results, report.dead_letters) == (len(b.offered) - len(late), len(late))
