@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ import pytest
 from penstock.jobs.sandbox import Faults
 from tests.crash.bench import Bench, Shape, below, bench, kill_now
 from tests.crash.shared_ray import SharedRay
+from tests.small_disk import enlarge, small_disk
 
 pytestmark = pytest.mark.ray
 
@@ -196,21 +196,6 @@ def paid_usd(b: Bench) -> float:
     return sum((paid.input or 0) * 1e-6 + (paid.output or 0) * 2e-6 for paid in b.paid())
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Generator[None]:
-    """A file system of its own for a folder. Skips the test where it can't be mounted."""
-    folder.mkdir(exist_ok=True)
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {made.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
-
-
 @pytest.mark.long
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray: SharedRay) -> None:
     """Exit code 4 and words about the disk; with space, the same command goes on."""
@@ -219,7 +204,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, ray: Shared
         command = b.start()
         assert b.end(command) == 4, b.log(command)
         assert "space" in b.log(command)
-        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
+        enlarge(out, "64m")
         b.run_until_done()
         b.kills.append("full disk")
         b.check(bound=6 * (b.shape.concurrency + round(b.fastest_rate() * 0.6)))

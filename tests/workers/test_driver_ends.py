@@ -486,8 +486,8 @@ async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkey
 async def test_lanes_hear_in_the_end_what_they_are_asked_and_the_last_word_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tier that one actor never heard to be paused went on being paid for; a run whose stop it did not hear waited for
-    its lanes."""
+    """A tier that one actor never heard to be paused went on being paid for; a run waited for lanes that had not heard
+    of its stop."""
     monkeypatch.setattr(lane_crew, "TELL_S", 0.05)
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
     crew = one._crew

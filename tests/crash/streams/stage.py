@@ -32,12 +32,20 @@ class Stage:
     """`environment`: of every command; it joins the shared Ray unless told otherwise."""
 
     def __init__(
-        self, kafka: KafkaServer, network: TcpProxy, s3: S3Server, front: S3Proxy, sandbox: str, journal: Path
+        self,
+        kafka: KafkaServer,
+        network: TcpProxy,
+        s3: S3Server,
+        front: S3Proxy,
+        s3_network: TcpProxy,
+        sandbox: str,
+        journal: Path,
     ) -> None:
         self.kafka = kafka
         self.network = network
         self.s3 = s3
         self.front = front
+        self.s3_network = s3_network
         self.sandbox = sandbox
         self.journal = journal
         self.ray = SharedRay(s3.keys.environment)
@@ -47,14 +55,19 @@ class Stage:
         """Of the broker, by way of the proxy."""
         return f"{LOOPBACK}:{self.network.port}"
 
+    @property
+    def endpoint(self) -> str:
+        """Of S3, by way of the network and of the proxy that fails as S3 does."""
+        return f"http://{LOOPBACK}:{self.s3_network.port}"
+
     def environment(self, *, shared_ray: bool = True) -> Mapping[str, str]:
         ray = {"RAY_ADDRESS": self.ray.address} if shared_ray else {}
         return {**os.environ, **self.s3.keys.environment, "RAY_AUTH_MODE": "token", **ray}
 
     def heal(self) -> None:
         """Everything up, and no fault in the way: what a test finds."""
-        self.network.heal()
-        self.front.heal()
+        for proxy in (self.network, self.front, self.s3_network):
+            proxy.heal()
         for server in (self.kafka, self.s3):
             server.thaw()
             server.start()
@@ -86,9 +99,11 @@ def stage(folder: Path) -> Generator[Stage]:
         ends.callback(s3.kill)
         s3.start()
         front = S3Proxy(s3.port)
-        for proxy in (network, front):
+        s3_network = TcpProxy(front.port, plain=True)
+        for proxy in (network, front, s3_network):
             proxy.start()
             ends.callback(proxy.stop)
-        made = Stage(kafka, network, s3, front, ends.enter_context(running_sandbox(settings, process=True)), journal)
+        sandbox = ends.enter_context(running_sandbox(settings, process=True))
+        made = Stage(kafka, network, s3, front, s3_network, sandbox, journal)
         ends.callback(made.ray.close)
         yield made

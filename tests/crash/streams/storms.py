@@ -27,7 +27,7 @@ from tests.crash.streams.stream_bench import StreamBench
 Harm = Literal[
     "lane", "driver", "dispatcher", "command", "lanes moved",
     "broker killed", "broker frozen", "network cut", "network held", "network slow",
-    "S3 killed", "S3 frozen", "S3 errors", "S3 answers lost",
+    "S3 killed", "S3 frozen", "S3 errors", "S3 answers lost", "S3 cut", "S3 held", "S3 slow",
 ]  # fmt: skip
 KAFKA: tuple[Harm, ...] = get_args(Harm)[5:10]
 S3: tuple[Harm, ...] = get_args(Harm)[10:]
@@ -41,6 +41,8 @@ AHEAD_S, FLOOR = 0.5, 64
 (`engine.flow.horizon`, `engine.flow.lane_types`)."""
 FROZEN_S = (11.0, 13.0)
 """Longer than a transaction's timeout (10 s)."""
+HELD_S = (21.0, 25.0)
+"""Longer than a client of S3 waits for an answer (20 s)."""
 AWAY_S = (0.5, 4.0)
 MOVES, MOVE_S = 5, 1.0
 """Every second all lanes of an actor go to another one."""
@@ -132,6 +134,12 @@ def harm(
             stage.front.harm(Shares(slow_down=0.05, silent=0.02, half=0.03, lost=0.03), chance.randrange(1 << 30))
         case "S3 answers lost":
             stage.front.harm(Shares(conditional_lost=0.3), chance.randrange(1 << 30))
+        case "S3 cut":
+            _for(chance, AWAY_S, stage.s3_network.cut, stage.s3_network.mend)
+        case "S3 held":
+            _for(chance, HELD_S, stage.s3_network.pause, stage.s3_network.resume)
+        case "S3 slow":
+            stage.s3_network.delay_s = chance.uniform(0.01, 0.1)
     b.kills.append(kind)
     return command
 

@@ -111,7 +111,7 @@ class StreamBench(Bench):
     def job_text(self) -> str:
         shape, stage = self.shape, self.stage
         budget = f"budgets: [{{usd: {shape.budget_usd:.9f}}}]\n" if shape.budget_usd is not None else ""
-        s3 = f'bucket: {self.bucket}, endpoint: "{stage.front.endpoint}", region: us-east-1'
+        s3 = f'bucket: {self.bucket}, endpoint: "{stage.endpoint}", region: us-east-1'
         kafka = f'type: kafka, bootstrap: "{stage.bootstrap}"'
         source = (
             f"{{{kafka}, topics: [{self.topic}], group: {self.name}-{shape.group}, until: {shape.until}, "

@@ -1,6 +1,6 @@
-"""A network between a job and its broker that can be cut, held up and slowed down. No bytes are changed.
+"""A network between a job and its broker (or S3) that can be cut, held up and slowed down. No bytes are changed.
 
-proxy = TcpProxy(port_of_the_broker); proxy.start()
+proxy = TcpProxy(port_of_the_broker); proxy.start()       `plain=True`: what passes is no Kafka
 proxy.pause(); …; proxy.resume()       connections stay open and carry nothing
 proxy.cut(); …; proxy.mend()           connections break, and new ones break at once
 proxy.delay_s = 0.05                   each chunk of at most 64 kB is that late
@@ -22,8 +22,9 @@ CHUNK_BYTES = 65_536
 class TcpProxy:
     """Listens on `port` in a thread of its own. Its controls may be called from any thread."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, plain: bool = False) -> None:
         self.port = free_port()
+        self._plain = plain
         self.delay_s = 0.0
         self.swallowed: set[int] = set()
         self._held_kinds: set[int] = set()
@@ -121,7 +122,7 @@ class TcpProxy:
         self._writers.add(back)
         self._readers.add(reader)
         ways = [
-            asyncio.ensure_future(self._copy_requests(reader, back)),
+            asyncio.ensure_future((self._copy if self._plain else self._copy_requests)(reader, back)),
             asyncio.ensure_future(self._copy(there, writer)),
         ]
         try:

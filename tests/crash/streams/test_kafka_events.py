@@ -45,6 +45,7 @@ def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(servers: 
         b.check(bound=bound(b, owners=2))
 
 
+@pytest.mark.long
 @pytest.mark.soak
 def test_a_second_instance_is_refused_or_takes_over(servers: Stage, tmp_path: Path) -> None:
     """While calls are slow: refused with exit code 2, told who holds the run, and the first goes on; with --take-over
@@ -114,6 +115,7 @@ async def forget_group(stage: Stage, group: str) -> None:
     await asyncio.to_thread(stage.kafka.tool, CONSUMER_GROUPS, "--delete", "--group", group)
 
 
+@pytest.mark.long
 @pytest.mark.soak
 def test_a_topic_deleted_in_mid_run_is_told_and_what_was_read_stays(servers: Stage, tmp_path: Path) -> None:
     """Each partition that was not at its end becomes one dead letter that says from where on nothing was read; all

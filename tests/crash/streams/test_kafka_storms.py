@@ -21,6 +21,15 @@ def test_one_job_survives_kills_of_its_parts_and_of_the_broker(servers: Stage, t
         storm(b, ["lane", "broker killed", "network cut", "dispatcher", "command"], seed=1)
 
 
+@pytest.mark.long
+def test_one_job_survives_what_hangs_and_what_is_slow(servers: Stage, tmp_path: Path) -> None:
+    """The driver; lanes that are moved every second; a broker that freezes for longer than a transaction may last; a
+    network that holds all up, then one that is slow. Keys keep their order."""
+    shape = StreamShape(items=1_200, window=512, keys=200, order="key")
+    with stream_bench(servers, tmp_path, shape) as b:
+        storm(b, ["driver", "network held", "broker frozen", "lanes moved", "network slow"], seed=1)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", [*PROCESSES, *KAFKA])

@@ -28,6 +28,16 @@ def test_one_job_survives_kills_of_its_parts_and_a_bad_s3_server(servers: Stage,
         assert counted_by_pyarrow(b, "results") == report.results
 
 
+@pytest.mark.long
+def test_one_job_survives_an_s3_that_hangs_and_is_slow(servers: Stage, tmp_path: Path) -> None:
+    """Errors of all kinds (503, half of a body, silence, lost answers); the driver; a server that freezes; a network
+    that holds all up for longer than a client waits, is cut, and is slow in the end."""
+    shape = StreamShape(items=1_000, source="s3", results="s3", others="s3", window=512)
+    with stream_bench(servers, tmp_path, shape) as b:
+        storm(b, ["S3 errors", "driver", "S3 held", "S3 frozen", "S3 cut", "S3 slow"], seed=1)
+        assert servers.front.seen["slow_down"]
+
+
 def counted_by_pyarrow(b: StreamBench, sink: str) -> int:
     """By the manifest, with pyarrow's own S3 client."""
     keys = b.stage.s3.keys
