@@ -2,9 +2,9 @@
 
     python benchmarks/quality_sim.py [parts, or all of them] [--runs 1000] [--seed 1]
 
-Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, clusters. No rival: each
-figure has a promise beside it. Caveat: items are independent here, as sampled rows are (but in `clusters`); scores of
-one conversation are not.
+Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, clusters, units. No
+rival: each figure has a promise beside it. Caveat: items are independent here, as sampled rows are (but in
+`clusters`); scores of one conversation are not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from penstock.engine.measure.allocated import Stratum, log_evidence_between
 from penstock.engine.measure.betting import Side, log_factors, log_mixed
 from penstock.engine.measure.cascade import Threshold, calibrate
 from penstock.engine.measure.differences import arms_interval
+from penstock.engine.measure.distinct import Distinct, at_one_level
 from penstock.engine.measure.drift import Watch, watch
 from penstock.engine.measure.guards import Guard
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import FEWEST, TUNED_FOR
 from penstock.engine.measure.sample import DIFFERENCE, STEPS, UNIT, Sample, Support, sample_of
-from penstock.engine.measure.split import mismatch
+from penstock.engine.measure.split import mismatch, sampled_mismatch
 from penstock.engine.quality import proportion_interval
 from penstock.engine.registry.standing import fallen
 from penstock.engine.registry.windows import Window, grow
@@ -317,6 +318,25 @@ def split(rng: np.random.Generator, runs: int) -> None:
         print(f"  true share {share:.2f}: {said}" + ("" if share == 0.10 else f", median at {np.median(firsts):.0f}"))
 
 
+def units(rng: np.random.Generator, runs: int) -> None:
+    print("\nThe same of units with many items, arms meant 50:50, looked at every 100 of 10,000 units")
+    for share in (0.50, 0.55, 0.60, 0.65):
+        firsts = [_units_at(rng.random(10_000) < share, rng) for _ in range(max(1, runs // 10))]
+        said = f"alarms {np.isfinite(firsts).mean():.1%} of {len(firsts)} runs"
+        late = np.quantile(firsts, (0.5, 0.95), method="higher")
+        told = "" if share == 0.5 else f", median {late[0]:.0f}, 95 % {late[1]:.0f}"
+        print(f"  true share {share:.2f}: {said}{told}")
+
+
+def _units_at(in_first: NDArray[np.bool_], rng: np.random.Generator) -> float:
+    arms, name = (Distinct(), Distinct()), str(rng.integers(1 << 60))
+    for n, first in enumerate(in_first.tolist(), start=1):
+        arms[not first].see(f"{name} {n}")
+        if n % 100 == 0 and sampled_mismatch(*at_one_level(arms), (0.5, 0.5)).found:
+            return n
+    return math.inf
+
+
 def _mismatch_at(rng: np.random.Generator, share: float) -> Iterator[float]:
     small = rng.binomial(100, share, 1_000).cumsum()
     for look, count in enumerate(small.tolist(), start=1):
@@ -356,6 +376,7 @@ PARTS: dict[str, Callable[[np.random.Generator, int], None]] = {
     "split": split,
     "costs": costs,
     "clusters": clusters,
+    "units": units,
 }
 
 

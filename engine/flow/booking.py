@@ -10,6 +10,7 @@ import msgspec
 from penstock.engine.flow.cells import LN, REST, Cell, CellRole, Key, Scored, add
 from penstock.engine.flow.settle import Priced
 from penstock.engine.items import STEP_ROLES, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer
+from penstock.engine.measure.distinct import Distinct
 from penstock.engine.policy import Promise
 
 MAX_CELLS = 128
@@ -213,7 +214,10 @@ def _whole(cell: Cell, item: Item, attempts: Sequence[Attempt]) -> None:
     cost = sum(each.cost_nano for each in own)
     cell.ended += 1
     cell.balked += any(each.outcome == "refused" for each in own)
-    cell.united += item.attributes.unit is not None
+    if item.attributes.unit:  # by an empty one nothing is divided (`steering.arms`)
+        cell.united += 1
+        cell.units = cell.units or Distinct()
+        cell.units.see(item.attributes.unit)
     if cost > 0:
         x = _ln(cost)
         cell.whole_cost_n += 1

@@ -19,6 +19,7 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.tally import TaskTally, add_counts
 from penstock.engine.items import Score
+from penstock.engine.measure.distinct import Distinct, joined
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
 
@@ -142,6 +143,8 @@ class Cell(msgspec.Struct, omit_defaults=True):
     """Of them, those that some provider's policy refused."""
     united: int = 0
     """Of them, those with a `unit`: they come in groups that share an arm."""
+    units: Distinct | None = None
+    """Which units these are."""
     whole_cost_n: int = 0
     whole_cost_ln: int = 0
     whole_cost_ln2: int = 0
@@ -182,7 +185,7 @@ class Cell(msgspec.Struct, omit_defaults=True):
 
 COUNTED = frozenset({"failures", "scores", "pairs", "accepted"})
 """Fields that are counts by name."""
-_SUMS = tuple(name for name in Cell.__struct_fields__[8:] if name not in COUNTED)
+_SUMS = tuple(name for name in Cell.__struct_fields__[8:] if name not in COUNTED | {"units"})
 
 
 def cells_in(chunks: Mapping[str, bytes]) -> list[Cell]:
@@ -205,7 +208,9 @@ _decoder = msgspec.msgpack.Decoder(list[Cell])
 
 
 def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) -> None:
-    """Add cells to `into`, or (-1) take them out again. Leaves `cells` as they are."""
+    """Add cells to `into`, or (-1) take them out again. Leaves `cells` as they are.
+
+    Units are not taken out: a unit that was seen keeps its arm, so it counts once, whoever sees it again."""
     for cell in cells:
         mine = into.get(cell.key)
         if mine is None:
@@ -216,6 +221,8 @@ def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) 
         _add_by_name(mine.scores, cell.scores, sign)
         _add_by_name(mine.pairs, cell.pairs, sign)
         _add_by_name(mine.accepted, cell.accepted, sign)
+        if cell.units is not None and mine.is_arm:
+            mine.units = joined([mine.units or Distinct(), cell.units])
 
 
 def _add_by_name(into: dict[K, Scored], more: Mapping[K, Scored], sign: Literal[1, -1]) -> None:

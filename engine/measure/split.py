@@ -34,3 +34,11 @@ def mismatch(counts: Sequence[int], shares: Sequence[float], alarm_rate: float =
         prior = PRIOR_ITEMS * share
         log_e += math.lgamma(prior + count) - math.lgamma(prior) - count * math.log(share)
     return Mismatch(math.exp(-max(0.0, log_e)), log_e >= math.log(1.0 / alarm_rate))
+
+
+def sampled_mismatch(level: int, counts: Sequence[int], shares: Sequence[float], alarm_rate: float = 0.001) -> Mismatch:
+    """The same of a sample that was thinned to a level (`measure.distinct`). Each level is a sequence of its own that
+    is tested: its part of the alarm rate is half of the one before it, so all of them together keep to it."""
+    part = 0.5 ** (level + 1)
+    found = mismatch(counts, shares, alarm_rate * part)
+    return Mismatch(min(1.0, found.p_value / part), found.found)

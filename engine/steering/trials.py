@@ -8,10 +8,11 @@ import msgspec
 
 from penstock.engine.flow.cells import Cell, Scored, add_scores, summed
 from penstock.engine.measure.allocated import bound_between, difference_between
+from penstock.engine.measure.distinct import at_one_level, joined
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import asymptotic_interval
 from penstock.engine.measure.sample import merge
-from penstock.engine.measure.split import Mismatch, mismatch
+from penstock.engine.measure.split import Mismatch, sampled_mismatch
 from penstock.engine.policy import Experiment
 from penstock.engine.quality import Interval
 from penstock.engine.steering.evidence import Key, Sides, View, apart, compared, guards, scored
@@ -47,10 +48,12 @@ class ArmSeen(msgspec.Struct, frozen=True):
 class Seen(msgspec.Struct, frozen=True):
     arms: tuple[ArmSeen, ...]
     split: Mismatch | None
-    """None: no answers yet, or items that share a unit."""
+    """None: no answers yet, or none of whose units it is known (they were counted by an earlier release)."""
     united: int = 0
     """Answers and failures of items that have a `unit`, where units are divided: they come in groups that share an arm
-    and, maybe, their luck, and all that is said here takes them for independent."""
+    and, maybe, their luck, and all that is said here but `split` takes them for independent."""
+    units: int = 0
+    """Of which `split` speaks, where there are such: different ones, or a sample of them."""
     earlier: int = 0
     """Answers under the same name with other arms or shares: nothing of what is said here."""
 
@@ -64,10 +67,18 @@ def look(experiment: Experiment, cells: Collection[Cell], trusted: Collection[st
     arms = tuple(
         _arm(arm.name, arm.weight / whole, first, by_arm[arm.name], told.get(arm.name, ())) for arm in experiment.arms
     )
-    counts = [arm.answers for arm in arms]
     united = sum(cell.united for cells in by_arm.values() for cell in cells) if experiment.unit == "unit" else 0
-    split = mismatch(counts, [arm.share for arm in arms]) if any(counts) and not united else None
-    return Seen(arms, split, united, _earlier(experiment, cells))
+    level, counts = _units(by_arm) if united else (0, [arm.answers for arm in arms])
+    split = sampled_mismatch(level, counts, [arm.share for arm in arms]) if any(counts) else None
+    return Seen(arms, split, united, sum(counts) if united else 0, _earlier(experiment, cells))
+
+
+def _units(by_arm: dict[str, list[Cell]]) -> tuple[int, list[int]]:
+    """(level of the sample, draws of each arm): its units in the sample, and all items without one."""
+    seen = [joined(cell.units for cell in cells if cell.units is not None) for cells in by_arm.values()]
+    level, units = at_one_level(seen)
+    alone = [sum(cell.ended - cell.united for cell in cells) for cells in by_arm.values()]
+    return level, [sum(each) for each in zip(units, alone, strict=True)]
 
 
 def broken(

@@ -163,20 +163,24 @@ def _factor(ratio: Interval | None) -> str:
 
 
 def _split(seen: Seen) -> str:
-    if seen.united:
-        return (
-            f"{seen.united:,} items have a unit, and units are what is divided: whether the arms got their shares "
-            "can't be told from items; intervals and guardrails take items for independent, and are surer than they "
-            "should be where units bring many items each (docs/quality.md)"
-        )
+    if not seen.united:
+        return _fits(seen, "answers")
+    return (
+        f"{_fits(seen, f'units ({seen.units:,} looked at)')}. {seen.united:,} items have a unit, and units are what is "
+        "divided: intervals and guardrails take items for independent, and are surer than they should be where units "
+        "bring many items each (docs/quality.md)"
+    )
+
+
+def _fits(seen: Seen, what: str) -> str:
     if seen.split is None:
-        return "no answers yet"
+        return "no answers yet" if not seen.united else "of which units these items are is not known"
     if seen.split.found:
         return (
-            f"SHARES DON'T FIT (p {seen.split.p_value:.2g}): the arms got other shares of the answers than was meant. "
+            f"SHARES DON'T FIT (p {seen.split.p_value:.2g}): the arms got other shares of the {what} than was meant. "
             "An arm loses items, or counts them twice; trust no comparison before that is found"
         )
-    return "the arms got the shares that were meant, as far as can be told"
+    return f"the arms got the shares of the {what} that were meant, as far as can be told"
 
 
 @experiment.command(short_help="Take no more units in")

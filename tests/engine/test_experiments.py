@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.booking import Cells
-from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.flow.cells import Cell, Scored, summed
 from penstock.engine.flow.lane_types import Hooks
 from penstock.engine.items import (
     Answer,
@@ -29,6 +29,7 @@ from penstock.engine.items import (
     Score,
     Usage,
 )
+from penstock.engine.measure.distinct import MOST, Distinct
 from penstock.engine.policy import Arm, Experiment, Policy, Prompt, Scorer, Task
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.registry.standings import scorer_of, standings
@@ -132,20 +133,57 @@ def test_an_arm_with_parameters_of_its_own_is_another_thing_to_measure_than_its_
     assert (found.sample.n, found.sample.mean, found.items) == (1, 1.0, 1)
 
 
+def customers(name: str, count: int, *, items: int = 20) -> Cell:
+    """An arm's, who bring so many items each."""
+    cell = arm(name, count * items, count * items * 4 // 5, united=count * items)
+    cell.units = Distinct()
+    for n in range(count):
+        cell.units.see(f"{name} {n}")
+    return cell
+
+
 def test_no_alarm_is_given_from_items_that_share_a_unit() -> None:
-    """Of two equal arms one gets a few customers more, and these bring twenty items each: the split is as it should."""
-    cells = [arm("plain", 6_000, 4_800, united=6_000), arm("kind", 1_400, 1_120, united=1_400)]
+    """One arm gets a few customers less, and these bring twenty items each: the split is as it should."""
+    cells = [customers("plain", 300), customers("kind", 70)]
     seen = look(WORDING, cells)
-    assert (seen.split, seen.united) == (None, 7_400)
-    each = msgspec.structs.replace(WORDING, unit="item")
-    assert look(each, cells).split is not None  # items are what is divided
+    assert seen.split is not None
+    assert (seen.split.found, seen.units, seen.united) == (False, 370, 7_400)
+    items = look(msgspec.structs.replace(WORDING, unit="item"), cells).split  # items are what is divided
+    assert items is not None
+    assert items.found
 
 
-def trial(name: str, *calls: Attempt, dead: bool = False) -> Cells:
+@pytest.mark.parametrize("alone", [0, 2_000])
+def test_shares_of_units_that_do_not_fit_are_found(alone: int) -> None:
+    """However many they are: of many a sample is looked at. An item without a unit is drawn by itself."""
+    cells = [customers("plain", 6_000 - alone), customers("kind", 1_000), arm("plain", alone, alone)]
+    seen = look(WORDING, cells)
+    assert seen.split is not None
+    assert seen.split.found
+    assert seen.units < 3 * MOST + alone
+
+
+def test_units_that_an_earlier_release_counted_by_their_items_alone_are_no_finding() -> None:
+    cells = [arm("plain", 6_000, 4_800, united=6_000), arm("kind", 1_400, 1_120, united=1_400)]
+    assert (look(WORDING, cells).split, look(WORDING, cells).units) == (None, 0)
+
+
+def test_a_unit_counts_once_in_its_arm_whoever_counts_its_items() -> None:
+    """Lanes, runs that go on, and their sums at the state."""
+    lanes = [trial("kind", called("big", 2_000, 9.0), unit=unit) for unit in ("ann", "bob", "ann", "ann")]
+    first, *later = (cell for lane in lanes for cell in lane.rows)
+    shared, states = Measured(), (Numbered(1, [first]), Numbered(2, summed([first], later)))
+    fold(shared, "r", Sums(states=states[:1]), 1.0)
+    fold(shared, "r", Sums(states=states), 2.0)
+    (found,) = shared.cells
+    assert found.units is not None
+    assert (found.united, len(found.units.places)) == (4, 2)
+
+
+def trial(name: str, *calls: Attempt, dead: bool = False, unit: str | None = None) -> Cells:
     """One item of an arm, as a lane counts it."""
-    exposed = Item(
-        "i", Position("s", 0, 0), Attributes(), Request(b"{}"), b"o", 0.0, exposure=Exposure(WORDING.id, name)
-    )
+    attributes = Attributes(unit=unit)
+    exposed = Item("i", Position("s", 0, 0), attributes, Request(b"{}"), b"o", 0.0, exposure=Exposure(WORDING.id, name))
     attempts = tuple(msgspec.structs.replace(call, experiment=WORDING.id, arm=name) for call in calls)
     cells, route, last = Cells(), Route("t", 3, (), (), ""), attempts[-1]
     if dead:

@@ -24,6 +24,7 @@ from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.items import Item
 from penstock.engine.judging import judge_version
 from penstock.engine.measure.agreement import agreement
+from penstock.engine.measure.distinct import Distinct
 from penstock.engine.policy import NEVER, Cascade, Promise
 from penstock.engine.registry import document as registry_document
 from penstock.engine.steering.document import Steering
@@ -381,12 +382,17 @@ def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.Ca
     assert call(["experiment", "show", "wording"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "+14.1 points" in shown
-    assert "the arms got the shares that were meant" in shown
-    cells[0].united = 9
+    assert "the arms got the shares of the answers that were meant" in shown
+    for cell, units in zip(cells, (3, 200), strict=True):
+        cell.united, cell.units = cell.ended, Distinct()
+        for n in range(units):
+            cell.units.see(f"{cell.arm} {n}")
     ran(here, *cells)
     assert call(["experiment", "show", "wording"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "9 items have a unit, and units are what is divided: whether the arms got their shares can't" in shown
+    assert "SHARES DON'T FIT" in shown
+    assert "the arms got other shares of the units (203 looked at) than was meant" in shown
+    assert "1,010 items have a unit, and units are what is divided: intervals and guardrails take" in shown
     assert call(["experiment", "stop", "wording", "--why", "kind it is"]) == 0
     assert steering(here).experiments["labels/wording"].why == "kind it is"
     assert call(["experiment", "stop", "wording"]) == 2
