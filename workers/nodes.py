@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from penstock.connectors.base import Mark
 from penstock.connectors.filestore.common import refuse_apart
@@ -14,14 +13,13 @@ ANSWER_S = 60.0
 """A node starts a process to answer: seconds, and many on a busy one."""
 
 
-def ask_nodes(marks: tuple[Mark, ...], look: Callable[[tuple[Mark, ...]], None] = refuse_apart) -> None:
-    """Raises what `look` raises on a node, `Temporary` where one does not answer. A node that joins later is asked by
-    the driver or lane that starts there. `look`: an argument, so that one machine can stand for nodes with disks of
-    their own."""
+def ask_nodes(marks: tuple[Mark, ...]) -> None:
+    """Raises as `refuse_apart` does on any node, `Temporary` where one does not answer. A node that joins later is
+    asked by the driver or lane that starts there."""
     nodes = _addresses()
     if not marks or len(nodes) == 1:
         return
-    asked = [(address, _ask(node, marks, look)) for node, address in nodes.items()]
+    asked = [(address, _ask(node, marks)) for node, address in nodes.items()]
     until = time.monotonic() + ANSWER_S
     for address, answer in asked:
         _heard(address, answer, max(0.0, until - time.monotonic()))
@@ -34,12 +32,12 @@ def _addresses() -> dict[str, str]:
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
-def _ask(node: str, marks: tuple[Mark, ...], look: Callable[[tuple[Mark, ...]], None]) -> object:
+def _ask(node: str, marks: tuple[Mark, ...]) -> object:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(look).options(num_cpus=0, scheduling_strategy=there).remote(marks)
+    return ray.remote(refuse_apart).options(num_cpus=0, scheduling_strategy=there).remote(marks)
 
 
 def _heard(address: str, answer: object, timeout_s: float) -> None:

@@ -317,6 +317,23 @@ def test_a_job_without_a_file_runs_from_the_command_line(
     assert "labels.jsonl" in capsys.readouterr().err
 
 
+def test_a_cluster_that_does_not_see_the_state_is_refused_before_anything_is_sent(
+    tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each process stands in a folder of its own, as each node may have a disk of its own: none shares the budget."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_SANDBOX", us)
+    write(tmp_path / "in.jsonl", [{"text": "hello"}])
+    job = 'source: in.jsonl\nprompt: "{{ text }}"\nmodels: [sandbox/claude-haiku-4-5]\nsinks: out.jsonl\n'
+    (tmp_path / "job.yaml").write_text(job + "budgets: [{usd: 1}]\nstate: /proc/self/cwd/state\n")
+    before = calls(us)
+    assert penstock("run", "job.yaml") == 2
+    assert "the state: on node" in capsys.readouterr().err
+    assert calls(us) == before
+    assert not list(tmp_path.rglob(".penstock-mark-*"))
+    assert penstock("run", "job.yaml", "--state", "state") == 0
+
+
 # ---- dead letters
 
 FUSED = """\

@@ -5,6 +5,7 @@ that one looks. Another path stands for a node's own disk."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from contextlib import chdir
@@ -15,13 +16,14 @@ import pytest
 
 from penstock.connectors import memory
 from penstock.connectors.base import Mark
-from penstock.connectors.filestore.common import marked, refuse_apart
+from penstock.connectors.filestore.common import marked
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.settings import MemorySink, MemorySource, Row
 from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Refused
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy
+from penstock.workers.cluster import Cluster
 from penstock.workers.driver import Driver
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.nodes import ask_nodes
@@ -30,6 +32,8 @@ from penstock.workers.runspec import RunOptions, RunSpec
 
 PLAN = Plan("r", "n", {}, 1, (), {}, 0.0, started=True)
 ELSEWHERE = (Mark("the state", "/nowhere/.penstock-mark-x", "x"),)
+OWN_TO_EACH = Path("/proc/self/cwd/state")
+"""Another folder for each process that stands in another one."""
 
 
 def spec(folder: Path) -> RunSpec:
@@ -55,35 +59,29 @@ async def test_a_lane_opens_on_no_node_with_another_disk(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def two_nodes(mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Two raylets on this machine, and this process joined; yields the id of the second."""
+def two_nodes(mark: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two raylets on this machine, and this process joined."""
     import ray
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster as Raylets
 
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/pn-{secrets.token_hex(3)}")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        second = cluster.add_node(num_cpus=1)
-        with chdir(tmp_path):
-            ray.init(address=cluster.address, log_to_driver=False)
-        yield second.node_id
+        raylets.add_node(num_cpus=1)
+        ray.init(address=raylets.address, log_to_driver=False)
+        yield
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        raylets.shutdown()
 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_every_node_is_asked_before_a_run_begins(two_nodes: str, tmp_path: Path) -> None:
-    """A folder that both see passes; where it is the second's own, the run is refused and the node named."""
-
-    def own_disk(marks: tuple[Mark, ...]) -> None:
-        import ray
-
-        there = ray.get_runtime_context().get_node_id() == two_nodes
-        refuse_apart(ELSEWHERE if there else marks)
-
+def test_every_node_is_asked_before_a_run_begins(two_nodes: None, tmp_path: Path) -> None:
+    """A folder that both see passes; where it is each one's own, the run is refused and nothing of it begins."""
     with marked(str(tmp_path), MemorySource("nodes"), {}) as marks:
         ask_nodes(marks)
-        with pytest.raises(Refused, match=r"the state: on node .* is another folder, or none"):
-            ask_nodes(marks, own_disk)
+    refused = pytest.raises(Refused, match=r"the state: on node .* is another folder, or none")
+    with chdir(tmp_path), contextlib.closing(Cluster(local=False, dashboard=None)) as cluster, refused:
+        cluster.launch(spec(OWN_TO_EACH), RunOptions(), lambda: 0)
+    assert not list(tmp_path.rglob(".penstock-mark-*"))
