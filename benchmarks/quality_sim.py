@@ -73,7 +73,7 @@ def paired(worse: float, other: float) -> Draw:
 
 
 def against_arm(quality: float, worse: float, ratio: int) -> Draw:
-    """Differences of a candidate's item and the mean of `ratio` items of the baseline, as `Pairing` makes them."""
+    """Differences of a candidate's item and the mean of `ratio` items of the baseline."""
 
     def draw(rng: np.random.Generator, runs: int, items: int) -> Floats:
         base = rng.binomial(ratio, quality, (runs, items)) / ratio

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Literal
 
 import msgspec
 
@@ -12,7 +11,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.measure.betting import log_evidence
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import DIFFERENCE, Sample, add
-from penstock.engine.measure.several import log_two_sided, p_value, real_by_e_values, real_by_holm
+from penstock.engine.measure.several import log_two_sided, p_value, real_by_holm
 from penstock.engine.quality import Interval
 
 
@@ -62,15 +61,10 @@ def add_rows(to: Comparison, rows: Iterable[Sequence[float]]) -> Comparison:
     return Comparison(to.names, scores, tuple(add(s, (row[i] - row[j] for row in rows)) for (i, j), s in pairs))
 
 
-def differences(
-    of: Comparison, confidence: float = 0.95, correction: Literal["holm", "e-values"] = "holm"
-) -> tuple[Difference, ...]:
-    """All pairs, and which are real. "holm": with this confidence none of those called real is false. "e-values": of
-    those called real at most 1 − confidence are false on average; it finds more among many."""
-    evidence = [log_two_sided(sample) for sample in of.differences]
-    chances = [p_value(each) for each in evidence]
-    wrong = 1.0 - confidence
-    real = real_by_holm(chances, wrong) if correction == "holm" else real_by_e_values(evidence, wrong)
+def differences(of: Comparison, confidence: float = 0.95) -> tuple[Difference, ...]:
+    """All pairs, and which are real: with this confidence none of those called real is false."""
+    chances = [p_value(log_two_sided(sample)) for sample in of.differences]
+    real = real_by_holm(chances, 1.0 - confidence)
     return tuple(
         Difference(of.names[i], of.names[j], interval, chances[at], at in real)
         for at, ((i, j), sample) in enumerate(zip(of.pairs, of.differences, strict=True))

@@ -1,19 +1,15 @@
 """How much one candidate differs from another.
 
 On the same rows: take each row's difference as a value of the range `DIFFERENCE` and use `anytime_interval`. Two arms
-with rows of their own: `arms_interval` from their samples alone, or `Pairing`, which compares each item of the small
-arm with the baseline's items of the same time, and so stays right when the traffic itself changes.
+with rows of their own: `arms_interval` from their samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 
-from penstock.engine.errors import SpecError
 from penstock.engine.measure.betting import Side, log_factors, log_mixed
 from penstock.engine.measure.intervals import error_rate
 from penstock.engine.measure.sample import UNIT, Floats, Sample, Support, columns
@@ -68,32 +64,3 @@ def _least(below: Floats, above: Floats, cells: int) -> float:
     if not possible.any():
         return math.inf
     return float((below[starts[possible]] + above[np.clip(ends[possible], 0, _CELLS)]).min())
-
-
-class Pairing(msgspec.Struct, frozen=True):
-    """Turns two arms' scores, as they come, into differences: a candidate's less the mean of `ratio` of the baseline's.
-
-    Each score is used once, and which are paired depends on their order alone. Lanes pair for themselves; the samples
-    of their differences may be merged, and their waiting scores are left.
-    """
-
-    ratio: int = 1
-    """Baseline items to one of the candidate: the baseline's traffic over the candidate's, rounded down. Larger than
-    the traffic gives wastes candidate scores; smaller wastes baseline scores. Neither spoils an error rate."""
-    candidate: tuple[float, ...] = ()
-    base: tuple[float, ...] = ()
-
-
-KEPT_BLOCKS = 50
-"""Blocks' worth of scores of one arm that wait for the other; older ones are dropped: they are of another time."""
-
-
-def pair(pairing: Pairing, candidate: Sequence[float], base: Sequence[float]) -> tuple[Pairing, tuple[float, ...]]:
-    """(what goes on waiting, differences that are complete). Raises `SpecError` for a ratio below 1."""
-    ratio = pairing.ratio
-    if ratio < 1:
-        raise SpecError(f"a pairing needs a ratio of at least 1, not {ratio}")
-    ours, theirs = (*pairing.candidate, *candidate), (*pairing.base, *base)
-    done = min(len(ours), len(theirs) // ratio)
-    found = tuple(ours[i] - sum(theirs[i * ratio : (i + 1) * ratio]) / ratio for i in range(done))
-    return Pairing(ratio, ours[done:][-KEPT_BLOCKS:], theirs[done * ratio :][-KEPT_BLOCKS * ratio :]), found

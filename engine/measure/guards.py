@@ -4,7 +4,7 @@ A guard watches the mean of one value:
 
 | what is guarded | the value of an item | support |
 |---|---|---|
-| quality, paired with the baseline | score less the baseline's on the same row, or from `Pairing` | `GUARDED` |
+| quality, paired with the baseline | score less the baseline's on the same row | `GUARDED` |
 | error or refusal rate against a line | 1 for an error, else 0 | `UNIT` |
 | error or refusal rate against the baseline | as for quality; higher is worse | `GUARDED` |
 | q-quantile of cost or latency against a line | `beyond(value, line)`; higher is worse than 1 − q | `UNIT` |

@@ -25,17 +25,6 @@ def p_value(log_e: float) -> float:
     return math.exp(-max(0.0, log_e))
 
 
-def real_by_e_values(log_es: Sequence[float], false_share: float = 0.05) -> frozenset[int]:
-    """Which findings are kept so that, on average, at most `false_share` of those kept are false, however they depend
-    on each other (e-BH: Wang & Ramdas, False discovery rate control with e-values, JRSS-B 84, 2022)."""
-    order = sorted(range(len(log_es)), key=lambda i: -log_es[i])
-    kept = 0
-    for rank, i in enumerate(order, start=1):
-        if log_es[i] >= math.log(len(log_es) / (rank * false_share)):
-            kept = rank
-    return frozenset(order[:kept])
-
-
 def real_by_holm(p_values: Sequence[float], chance: float = 0.05) -> frozenset[int]:
     """Which findings are kept so that any of them is false with at most `chance` (Holm, Scand. J. Statist. 6, 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])

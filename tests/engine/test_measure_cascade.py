@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from penstock.engine.errors import SpecError
 from penstock.engine.measure.agreement import agreement, tally_labels
-from penstock.engine.measure.arms import shares, standing
 from penstock.engine.measure.cascade import NoThreshold, Threshold, calibrate, worse_by_chance
 from penstock.engine.measure.drift import Watch, watch
-from penstock.engine.measure.sample import STEPS, Sample
 
 
 def labelled(seed: int, n: int) -> tuple[list[float], list[float]]:
@@ -191,36 +189,3 @@ def test_labels_are_counted_by_judge() -> None:
         tally_labels([("a", "z")], ["a", "b"])
     with pytest.raises(SpecError, match="square"):
         agreement([[1, 2]])
-
-
-# ---- traffic to what may be best
-
-
-def arm(k: int, n: int) -> Sample:
-    return Sample(((0, n - k), (STEPS, k)))
-
-
-@settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5), st.integers(0, 2**31))
-def test_shares_sum_to_one_and_none_is_below_the_floor(arms: list[tuple[int, int]], seed: int) -> None:
-    samples = [arm(good, good + bad) for good, bad in arms]
-    found = shares(samples, 0.05, seed)
-    assert sum(found) == pytest.approx(1.0)
-    assert min(found) >= 0.05 - 1e-12
-    assert found == shares(samples, 0.05, seed)
-
-
-def test_the_best_and_its_rival_share_the_traffic_and_the_beaten_keep_the_floor() -> None:
-    samples = [arm(900, 1_000), arm(890, 1_000), arm(500, 1_000)]
-    assert standing(samples) == (True, True, False)
-    first, second, beaten = shares(samples, 0.05, seed=1)
-    assert beaten == pytest.approx(0.05)
-    assert first > 0.35
-    assert second > 0.35
-
-
-def test_nothing_known_is_an_even_split() -> None:
-    assert shares([Sample()] * 4, 0.1, seed=2) == pytest.approx([0.25] * 4, abs=0.03)
-    assert standing([Sample(), arm(99, 100)]) == (True, True)
-    with pytest.raises(SpecError, match="floor"):
-        shares([Sample()] * 4, 0.3, seed=2)

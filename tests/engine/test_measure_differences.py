@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from penstock.engine.errors import SpecError
 from penstock.engine.measure.comparison import add_rows, comparison, differences, log_better
-from penstock.engine.measure.differences import Pairing, arms_interval, pair
+from penstock.engine.measure.differences import arms_interval
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import STEPS, Sample, sample_of
-from penstock.engine.measure.several import log_two_sided, p_value, real_by_e_values, real_by_holm
+from penstock.engine.measure.several import log_two_sided, p_value, real_by_holm
 from penstock.engine.measure.stopping import StopRule, look
 
 row = st.lists(st.integers(0, STEPS).map(lambda s: s / STEPS), min_size=3, max_size=3)
@@ -55,28 +55,6 @@ def test_arms_that_differ_much_are_told_apart_and_equal_ones_are_not() -> None:
     assert arms_interval(Sample(), share(1, 2)) is None
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 1)), max_size=60), st.integers(1, 4))
-def test_each_score_is_paired_once_and_pieces_do_not_matter(arrivals: list[tuple[bool, int]], ratio: int) -> None:
-    """Scores that come one by one give the differences that they give at once."""
-    ours = [float(v) for mine, v in arrivals if mine]
-    theirs = [float(v) for mine, v in arrivals if not mine]
-    state, found = Pairing(ratio), []
-    for mine, value in arrivals:
-        state, more = pair(state, [float(value)] if mine else [], [] if mine else [float(value)])
-        found.extend(more)
-    _, at_once = pair(Pairing(ratio), ours, theirs)
-    assert tuple(found) == at_once
-    assert len(found) == min(len(ours), len(theirs) // ratio)
-
-
-def test_what_waits_for_the_other_arm_is_bounded() -> None:
-    state, found = pair(Pairing(2), [1.0] * 1_000, [])
-    assert not found
-    assert len(state.candidate) == 50
-    with pytest.raises(SpecError, match="ratio"):
-        pair(Pairing(0), [], [])
-
-
 # ---- many
 
 
@@ -84,12 +62,6 @@ def test_holm_keeps_what_the_textbook_keeps() -> None:
     """Four tests at 0.05: 0.005 ≤ 0.05/4 and 0.01 ≤ 0.05/3, but 0.03 > 0.05/2, and so 0.04 goes with it."""
     assert real_by_holm([0.01, 0.04, 0.03, 0.005]) == {0, 3}
     assert real_by_holm([]) == frozenset()
-
-
-def test_e_values_keep_the_most_that_all_reach_their_line() -> None:
-    """Of five at 5 % the lines are 100, 50, 33.3, 25 and 20: the third misses its own, and the fourth saves it."""
-    assert real_by_e_values(np.log([200, 60, 26, 26, 1]).tolist()) == {0, 1, 2, 3}
-    assert real_by_e_values(np.log([90, 40, 30, 20, 1]).tolist()) == frozenset()
 
 
 def test_evidence_of_two_sides_is_a_p_value_at_any_time() -> None:
@@ -131,12 +103,6 @@ def test_only_real_differences_are_called_real() -> None:
         ("b", "c"): False,
     }
     assert all(each.interval.low > 0 for each in found if each.real)
-
-
-def test_many_small_findings_are_kept_together_by_e_values() -> None:
-    compared = add_rows(comparison(["a", "b", "c", "d"]), rows_of(2, 1_000, 0.9, 0.8, 0.7, 0.6))
-    holm, more = differences(compared), differences(compared, correction="e-values")
-    assert {d for d in holm if d.real} <= {d for d in more if d.real}
 
 
 @pytest.mark.parametrize(
