@@ -49,6 +49,8 @@ def cascade(
             pass
     samples = file.samples if file.signal == "agreement" else 1
     judged = _judge(at, (*path, "judge"), file)
+    if judged is not None and threshold < NEVER:
+        _check_judge(at, (*path, "threshold"), judged)
     promise = None if calibration is None else _promise(calibration, scorers, stops=file.on_drift != "tell")
     return Cascade(models, file.signal, threshold, samples, thresholds, judged, promise)
 
@@ -104,6 +106,21 @@ def _judge(at: Context, path: Path, file: CascadeFile) -> Scorer | None:
     if file.judge.pairwise:
         raise at.doc.error((*path, "pairwise"), "there is no other answer yet: a judge of a cascade gives grades")
     return judge(at, path, file.judge)
+
+
+def _check_judge(at: Context, path: Path, judged: Scorer) -> None:
+    """Of a threshold that was set by hand: who was not held against people's labels informs, and lets nothing out."""
+    from penstock.connectors.calibrations import read_judges
+    from penstock.connectors.state import open_state
+    from penstock.engine.steering.judges import informs
+
+    live = at.catalog.models[judged.model or ""].live
+    if (why := informs(judged, live, read_judges(open_state(at.state)))) is not None:
+        raise at.doc.error(
+            path,
+            f"this judge may not let answers out yet: {why}. Say `threshold: 2` (none is let out), run labelled rows "
+            "with `sample: 1` and a scorer, then penstock cascade calibrate, and `threshold: calibrated`",
+        )
 
 
 def _threshold(at: Context, path: Path, file: CascadeFile) -> float:

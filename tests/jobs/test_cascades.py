@@ -10,15 +10,18 @@ import msgspec
 import pytest
 
 from penstock.connectors.audit import open_audit
-from penstock.connectors.calibrations import read_calibration, write_calibration
+from penstock.connectors.calibrations import read_calibration, write_calibration, write_judges
 from penstock.connectors.documents import Conflict
 from penstock.connectors.drifts import Drift, Drifts
 from penstock.connectors.state import ABSENT, open_state
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.climb import Climb, Taken, Word
 from penstock.engine.items import Answer
+from penstock.engine.judging import judge_version
+from penstock.engine.measure.agreement import agreement
 from penstock.engine.policy import Promise
 from penstock.engine.quality import scorer_version
+from penstock.engine.steering import judges
 from penstock.jobs import cascades, spec
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
@@ -53,7 +56,7 @@ def outputs(folder: Path, rows: list[dict[str, object]], signal: str = "logprob"
     """A run whose quality records are these."""
     path = folder / "out.quality.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    loaded = job(folder, signal=signal)
+    loaded = job(folder, "2", signal)
     return Outputs(loaded, RunStatus(loaded.run_id, loaded.name, "done", outputs={"quality": [str(path)]}))
 
 
@@ -165,7 +168,7 @@ def test_a_judge_has_a_threshold_for_each_of_its_versions(tmp_path: Path) -> Non
     rows = [{**row, "signal_by": "j1" if row["model"] == "small" else None} for row in answers(1000)]
     made = cascades.found(outputs(tmp_path, rows, JUDGED), None, None, 0.9, 0.95)
     assert [(each.judge, each.threshold is not None) for each in made.models] == [("j1", True)]
-    loaded = job(tmp_path, "0.9", JUDGED)
+    loaded = job(tmp_path, "2", JUDGED)
     write_calibration(open_state(loaded.state), made)
     asked = job(tmp_path, "calibrated", JUDGED)
     cascade = asked.policy.tasks["default"].cascade
@@ -174,6 +177,24 @@ def test_a_judge_has_a_threshold_for_each_of_its_versions(tmp_path: Path) -> Non
     assert (cascade.judge.model, cascade.judge.choices) == ("top", ("1", "2", "3", "4", "5"))
     assert cascade.bar("small@s", "j1") < 1.0 < cascade.bar("small@s", "j2")
     assert "top" in names_called(asked.policy, asked.catalog)
+
+
+def test_a_judge_that_was_held_against_no_labels_lets_no_answer_out(tmp_path: Path) -> None:
+    """With a threshold that somebody chose; one that agrees with people may, and so may each with a calibrated one."""
+    never = job(tmp_path, "2", JUDGED)
+    with pytest.raises(
+        SpecError, match=r"cascade.threshold: this judge may not let answers out yet: it was never held"
+    ):
+        job(tmp_path, "0.9", JUDGED)
+    cascade = never.policy.tasks["default"].cascade
+    assert cascade is not None
+    assert cascade.judge is not None
+    version = judge_version(cascade.judge, never.catalog.models["top"].live)
+    agreed = agreement([[60, 0], [0, 40]])
+    assert agreed is not None
+    held = judges.Calibration(f"judge@{version}", "top", 60, 40, agreed, "run", "now", "ann")
+    write_judges(open_state(never.state), [held])
+    assert job(tmp_path, "0.9", JUDGED).policy.tasks["default"].cascade is not None
 
 
 def test_a_grade_that_was_not_good_enough_is_not_taken(tmp_path: Path) -> None:
