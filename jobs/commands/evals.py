@@ -34,6 +34,7 @@ class EvalCall(msgspec.Struct, frozen=True, kw_only=True):
     scorer: str | None = None
     slices: tuple[str, ...] = ()
     samples: bool = False
+    with_samples: bool = False
     rows: int | None = None
     confidence: float = 0.95
     within: float | None = None
@@ -67,6 +68,7 @@ def evaluate() -> None:
 @click.option("--scorer", help="The scorer that decides. [default: the task's first, else exact]")
 @click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Also by this column or attribute.")
 @click.option("--samples", is_flag=True, help="Quality samples of the job's run instead of the source's rows.")
+@click.option("--with-samples", is_flag=True, help="Such samples beside the source's rows; what is both counts once.")
 @click.option("--rows", type=click.IntRange(min=1), help="At most so many rows, drawn at random.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True)
 @click.option("--within", type=click.FloatRange(0.001, 0.5), help="Stop when each quality is known to ± this.")
@@ -96,7 +98,7 @@ def go(job: str, **given: object) -> int:
     base = _base(job, call)
     asked = _asked(job, base, call)
     name = call.name or _name(base, asked)
-    samples = _samples(base) if call.samples else None
+    samples = _samples(base) if asked.samples else None
     if call.price_only:
         with TemporaryDirectory(prefix="penstock-price-") as aside:
             _priced(running.prepare(name, base, asked, samples, fresh=call.fresh, aside=Path(aside)), call)
@@ -159,6 +161,10 @@ def _asked(job: str, base: RunSpec, call: EvalCall) -> Asked:
     task = call.task or base.policy.default_task
     if task is None or task not in base.policy.tasks:
         raise SpecError(f"say which task with --task: {', '.join(base.policy.tasks)}")
+    if call.samples and call.with_samples:
+        raise SpecError("--samples takes samples alone, --with-samples beside the source's rows: say one of them")
+    if call.samples and call.slices:
+        raise SpecError("--slice goes by columns and attributes, and samples keep none: leave --slice or --samples out")
     models = models_of(base.catalog, call.models or _models(base, task))
     variants = {"": Variant()}
     for text in call.variants:
@@ -173,7 +179,8 @@ def _asked(job: str, base: RunSpec, call: EvalCall) -> Asked:
         variants=variants,
         scorer=scorer_of(base.policy.tasks[task], call.scorer),
         slices=call.slices,
-        samples=call.samples,
+        samples=call.samples or call.with_samples,
+        beside=call.with_samples,
         rows=call.rows,
         confidence=call.confidence,
         within=call.within,
@@ -194,8 +201,9 @@ def _models(base: RunSpec, task: str) -> tuple[str, ...]:
 def _name(base: RunSpec, asked: Asked) -> str:
     from penstock.jobs.spec.digest import digest
 
+    samples = "beside" if asked.beside else asked.samples
     parts = "".join(c if c.isascii() and c.isalnum() else "-" for c in f"{base.name}-{asked.task}")[:40]
-    return f"{parts.strip('-')}-{digest([asked.models, sorted(asked.variants), asked.rows, asked.samples])[:4]}"
+    return f"{parts.strip('-')}-{digest([asked.models, sorted(asked.variants), asked.rows, samples])[:4]}"
 
 
 def _samples(base: RunSpec) -> Outputs:

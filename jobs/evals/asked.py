@@ -45,6 +45,9 @@ class Asked(msgspec.Struct, frozen=True):
     scorer: str
     slices: tuple[str, ...] = ()
     samples: bool = False
+    """Quality samples of the job's run are its rows."""
+    beside: bool = False
+    """So are the source's."""
     rows: int | None = None
     confidence: float = 0.95
     within: float | None = None

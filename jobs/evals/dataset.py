@@ -1,4 +1,5 @@
-"""The rows of an evaluation: labelled ones of the job's source, or collected quality samples, with what people said.
+"""The rows of an evaluation: labelled ones of the job's source, collected quality samples, or both, with what people
+said.
 
 They are written once, in an order that a hash gives: intervals that are looked at while it goes hold for rows drawn at
 random, and the first hundred of a file are seldom like the rest. Each row stands there once for each variant.
@@ -34,6 +35,7 @@ from penstock.jobs.history import open_history
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.people.labels import Labels, gold, gold_of_requests
 from penstock.jobs.people.work import name_of_rows
+from penstock.jobs.spec.tree import nearest
 from penstock.workers.runspec import RunSpec
 
 Fields = dict[str, Any]
@@ -46,6 +48,8 @@ ASKS = ("min_quality", "max_cost_usd", "tier", "latency", "deadline", "priority"
 CARRIED = ("sensitivity", "tenant", "subject", "unit", "episode", "consent", "purpose")
 """Attributes that a row takes along as they were read, wherever they stood (a header, metadata, a column): walls and
 tenants' budgets go by them."""
+NONE = "(none)"
+"""The slice of rows that lack the column."""
 NEEDS_NONE = ("regex", "json_schema", "function", "judge")
 """Scorers that can do without an expected answer."""
 
@@ -64,6 +68,14 @@ class Labelled(msgspec.Struct, frozen=True):
     """What is expected is what people said."""
     request: str = ""
     """Hash of what the job asks about it; empty: not known."""
+    body: Fields | None = None
+    """What the job asks about it, where a row becomes a request: samples beside it are requests."""
+
+    @property
+    def as_request(self) -> Labelled:
+        if self.body is None:
+            return self
+        return msgspec.structs.replace(self, line=_request(self.key, self.body), is_request=True, body=None)
 
 
 class Indexed(msgspec.Struct, frozen=True):
@@ -99,13 +111,16 @@ def _place(line: Fields) -> int:
 class _Keeper:
     """Takes rows as they are read, and keeps those that can be scored: of `most`, the first in the order by chance."""
 
-    def __init__(self, task: Task, scorer: str, people: _People, most: int | None) -> None:
-        """`scorer`: the name of the one that decides. What only another could score would be paid for in vain."""
-        kind = deciding(task, scorer).type
+    def __init__(self, task: Task, asked: Asked, people: _People) -> None:
+        """What only another scorer than the one that decides could score would be paid for in vain."""
+        kind = deciding(task, asked.scorer).type
         self._needs_expected, self._needs_fields = kind not in NEEDS_NONE, kind == "fields"
         self._people = people
-        self._most = most
+        self._most = asked.rows
+        self._beside = asked.beside
         self._heap: list[tuple[int, str, Labelled]] = []
+        self._asked = set[str]()
+        """Requests of rows, where samples may say the same."""
         self.left = Counter[str]()
 
     def add(self, row: Labelled) -> None:
@@ -116,12 +131,21 @@ class _Keeper:
         if self._needs_fields and expected_json(row.expected) is None:
             self.left["whose expected answer is no JSON object or list"] += 1
             return
+        row = row.as_request
+        if self._beside:
+            self._asked.add(_told(row))
         place = -_place(row.line)  # a heap has its smallest on top: the last in order
         if self._most is None or len(self._heap) < self._most:
             heapq.heappush(self._heap, (place, row.key, row))
         else:
             self.left["beyond --rows"] += 1
             heapq.heappushpop(self._heap, (place, row.key, row))
+
+    def add_sample(self, row: Labelled) -> None:
+        if self._beside and _told(row) in self._asked:
+            self.left["that are samples of rows that are there"] += 1
+        else:
+            self.add(row)
 
     def rows(self) -> list[Labelled]:
         return [row for _, _, row in sorted(self._heap, key=lambda each: (-each[0], each[1]))]
@@ -141,16 +165,28 @@ def gather(spec: RunSpec, asked: Asked, outputs: Outputs | None) -> Gathered:
     """The rows as they are now. Raises `SpecError` where none can be scored, and what reading the source raises."""
     if outputs is not None and spec.catalog.walls:
         raise SpecError("quality samples don't say their sensitivity, and the job has walls: use the source's rows")
-    keeper = _Keeper(spec.policy.tasks[asked.task], asked.scorer, _People(spec), asked.rows)
+    keeper = _Keeper(spec.policy.tasks[asked.task], asked, _People(spec))
+    if outputs is None or asked.beside:
+        asyncio.run(_read(spec, asked, keeper))
     if outputs is not None:
         _samples(outputs, asked, keeper)
-    else:
-        asyncio.run(_read(spec, asked, keeper))
     rows = keeper.rows()
     if not rows:
         why = ", ".join(f"{n:,} {reason}" for reason, n in keeper.left.items()) or "the source is empty"
         raise SpecError(f"no row of task {asked.task} can be scored ({why})")
+    _check_slices(rows, asked.slices)
     return Gathered(rows, dict(keeper.left))
+
+
+def _check_slices(rows: Iterable[Labelled], names: Iterable[str]) -> None:
+    """A column that no row has is a slip, not a slice."""
+    unseen = set(names)
+    known = dict[str, None]()
+    for row in rows:
+        unseen -= {name for name, value in row.slices.items() if value != NONE}
+        known |= dict.fromkeys((row.line["body"].get("metadata") or {}) if row.is_request else row.line)
+    for name in sorted(unseen):
+        raise SpecError(f"--slice {name}: no row has that column or attribute{nearest(name, known)}")
 
 
 def write(place: Path, gathered: Gathered, asked: Asked) -> Made:
@@ -237,7 +273,9 @@ def labelled(item: Item, raw: Raw, asked: Asked) -> Labelled:
     expected: Any = None if expected_json is None else msgspec.json.decode(expected_json)
     carried = {name: value for name in CARRIED if (value := getattr(item.attributes, name)) is not None}
     slices, request = _slices(line, item, asked.slices), item.request.input_hash
-    return Labelled(item.item_id, line, item.is_request, expected, slices, carried, request=request)
+    beside = asked.beside and not item.is_request
+    body = msgspec.json.decode(item.request.body_json, type=Fields) if beside else None
+    return Labelled(item.item_id, line, item.is_request, expected, slices, carried, request=request, body=body)
 
 
 def _slices(line: Fields, item: Item, names: Iterable[str]) -> dict[str, str]:
@@ -249,7 +287,7 @@ def _slices(line: Fields, item: Item, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         value = next((place[name] for place in places if name in place), getattr(item.attributes, name, None))
         found[name] = (
-            "(none)" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            NONE if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
         )
     return found
 
@@ -275,8 +313,18 @@ def _samples(outputs: Outputs, asked: Asked, keeper: _Keeper) -> None:
             keeper.left["redacted by their wall"] += 1
         elif sample.item_id not in seen:
             seen.add(sample.item_id)
-            request = {"custom_id": sample.item_id, "method": "POST", "url": ENDPOINT, "body": sample.input}
-            keeper.add(Labelled(sample.item_id, request, True, sample.expected, {}))
+            request, slices = _request(sample.item_id, sample.input), dict.fromkeys(asked.slices, NONE)
+            keeper.add_sample(Labelled(sample.item_id, request, True, sample.expected, slices))
+
+
+def _request(key: str, body: Any) -> Fields:
+    return {"custom_id": key, "method": "POST", "url": ENDPOINT, "body": body}
+
+
+def _told(row: Labelled) -> str:
+    """Equal for a request and the sample of it, which keeps nothing but what was asked."""
+    body = {name: value for name, value in row.line["body"].items() if name not in ("model", "metadata")}
+    return short_hash(msgspec.json.encode(body, order="deterministic"))
 
 
 class _People:

@@ -29,6 +29,7 @@ from penstock.engine.pricing import price_of
 from penstock.engine.registry import standings
 from penstock.engine.steering.judges import Calibration
 from penstock.jobs import spec as job_spec
+from penstock.jobs.cli import call
 from penstock.jobs.evals import going, running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
 from penstock.jobs.evals.dataset import CARRIED, index_of, labelled, line_of
@@ -270,6 +271,59 @@ def test_quality_samples_never_pass_a_wall_that_they_don_t_name(base: RunSpec) -
     """They carry no sensitivity: where walls are declared, they are refused as rows."""
     with pytest.raises(SpecError, match="sensitivity"):
         running.prepare("s", base, asked(samples=True), Outputs(base, RunStatus(base.run_id, "sort", "done")))
+
+
+def sampled(base: RunSpec) -> tuple[RunSpec, Outputs]:
+    """Two rows of today's file, and one that was there yesterday, in a job without walls."""
+    text = Path("job.yaml").read_text().replace("walls: {public: {}, eu: {regions: [eu]}}\n", "")
+    Path("job.yaml").write_text(text.replace('sensitivity: "{{ class }}", ', ""))
+    spec = job_spec.load("job.yaml")
+    made = [(item.item_id, json.loads(item.request.body_json)) for item in items(spec, 2)]
+    made.append(("old", {**made[0][1], "messages": [{"role": "user", "content": "Which? yesterday's"}]}))
+    told = [{"item_id": name, "task": "topic", "input": body, "expected": "billing"} for name, body in made]
+    Path("quality.jsonl").write_text("".join(json.dumps({**each, "scorer": "exact"}) + "\n" for each in told))
+    return spec, Outputs(
+        spec, RunStatus(spec.run_id, "sort", "done", outputs={"quality": [str(Path("quality.jsonl"))]})
+    )
+
+
+def test_samples_beside_rows_add_what_the_source_has_no_more(base: RunSpec) -> None:
+    """A row that is a sample as well counts once, and is asked what the job asks; columns are the rows'."""
+    spec, outputs = sampled(base)
+    prepared = running.prepare(
+        "s", spec, asked(models=models_of(spec.catalog, ("a", "b")), samples=True, beside=True), outputs
+    )
+    assert prepared.made.rows == 19
+    assert prepared.made.left["that are samples of rows that are there"] == 2
+    assert {each.slices["channel"] for each in index_of(prepared.place)} == {"0", "1", "(none)"}
+    assert {line["body"]["metadata"]["penstock-expected"] for line in lines(prepared)} == {"billing"}
+    before, now = ({item.request.body_json for item in items(each, n)} for each, n in ((spec, 20), (prepared.spec, 19)))
+    (new,) = now - before
+    assert b"yesterday" in new
+
+
+def test_samples_alone_are_the_rows_as_ever(base: RunSpec) -> None:
+    """What they don't keep, columns, can't part them."""
+    spec, outputs = sampled(base)
+    models = models_of(spec.catalog, ("a", "b"))
+    assert running.prepare("s", spec, asked(models=models, samples=True, slices=()), outputs).made.rows == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--samples", "--slice", "channel"], "samples keep none"),
+        (["--samples", "--with-samples"], "say one of them"),
+        (["--slice", "chanel"], "no row has that column or attribute; did you mean `channel`?"),
+        (["--slice", "tenant"], "--slice tenant: no row has that column or attribute"),
+    ],
+)
+def test_a_slice_that_no_row_falls_into_is_refused(
+    base: RunSpec, options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not one slice of all rows, and not left out in silence."""
+    assert call(["eval", "job.yaml", "--task", "topic", "--model", "a", "--price", *options]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("rule", ["never", "redact"])
@@ -649,6 +703,8 @@ def test_requests_are_rows_too_without_their_pin_and_haste(tmp_path: Path, monke
     kept = {"shop": "north", "sensitivity": "x", "penstock-sensitivity": "x"}
     assert made["body"]["metadata"] == {**kept, "penstock-task": "topic", "penstock-expected": "other"}
     assert index_of(prepared.place)[0].slices == {"shop": "north"}
+    with pytest.raises(SpecError, match=r"--slice shops: .*; did you mean `shop`\?"):
+        running.prepare("s", base, asked(models=models, slices=("shops",)), None)
     variants = {"": Variant(), "brief": Variant("Brief.")}
     with pytest.raises(SpecError, match="variants need rows"):
-        running.prepare("v", base, asked(models=models, variants=variants), None)
+        running.prepare("v", base, asked(models=models, variants=variants, slices=()), None)
