@@ -39,12 +39,13 @@ class Stop(msgspec.Struct, frozen=True):
 
 def look(at: Comparison, rule: StopRule) -> Stop:
     """May be asked after every row. A winner is wrongly named, or "same" wrongly said, with at most 1 − confidence in
-    the whole evaluation. Where both are asked for each has that chance, so halve it for both together."""
+    the whole evaluation; where both are asked for they share that chance."""
     wrong = error_rate(rule.confidence)
+    said = wrong / 2 if rule.winner and rule.same_within is not None else wrong
     means = [sample.mean or 0.0 for sample in at.scores]
     leader = max(range(len(means)), key=means.__getitem__)
     intervals = tuple(anytime_interval(sample, 1.0 - wrong / len(means), UNIT) for sample in at.scores)
-    return Stop(_reason(at, rule, leader, wrong, intervals), at.rows, at.names[leader], intervals)
+    return Stop(_reason(at, rule, leader, said, intervals), at.rows, at.names[leader], intervals)
 
 
 def _reason(

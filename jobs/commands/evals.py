@@ -38,6 +38,7 @@ class EvalCall(msgspec.Struct, frozen=True, kw_only=True):
     rows: int | None = None
     confidence: float = 0.95
     within: float | None = None
+    same_within: float | None = None
     all_rows: bool = False
     budget_usd: float | None = None
     price_only: bool = False
@@ -72,6 +73,11 @@ def evaluate() -> None:
 @click.option("--rows", type=click.IntRange(min=1), help="At most so many rows, drawn at random.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True)
 @click.option("--within", type=click.FloatRange(0.001, 0.5), help="Stop when each quality is known to ± this.")
+@click.option(
+    "--same-within",
+    type=click.FloatRange(0.001, 0.5),
+    help="Stop also when the leader is better than no other by more than this.",
+)
 @click.option("--all-rows", is_flag=True, help="Use every row, also when a winner is clear.")
 @click.option(
     "--budget-usd",
@@ -85,8 +91,9 @@ def go(job: str, **given: object) -> int:
     """Evaluate candidates on the rows of JOB that have an expected answer.
 
     Each row's first answer comes from the first candidate, all others answer the same request: walls, budgets and
-    the commit hold as in any run. It stops by itself when a winner is clear (or with --within, when every quality is
-    known as well as asked), and the intervals are valid whenever you look. Killed or stopped, it goes on; where the job
+    the commit hold as in any run. It stops by itself when a winner is clear (with --same-within 0.02 also when the
+    leader is shown to be better than no other by more than 2 points, with --within when every quality is known as well
+    as asked), and the intervals of quality are valid whenever you look. Killed or stopped, it goes on; where the job
     has changed meanwhile, it says what, and wants --fresh or another --name. With the state on S3 its rows and answers
     lie on this machine, and it goes on from here; all else is shared.
     """
@@ -184,6 +191,7 @@ def _asked(job: str, base: RunSpec, call: EvalCall) -> Asked:
         rows=call.rows,
         confidence=call.confidence,
         within=call.within,
+        same_within=call.same_within,
     )
 
 

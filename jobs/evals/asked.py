@@ -19,7 +19,7 @@ from penstock.jobs.spec.tree import nearest
 from penstock.workers.here import folder_here
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_LATER = {"confidence", "within"}
+_LATER = {"confidence", "within", "same_within"}
 """What may be asked anew of rows that were answered already."""
 
 
@@ -51,6 +51,8 @@ class Asked(msgspec.Struct, frozen=True):
     rows: int | None = None
     confidence: float = 0.95
     within: float | None = None
+    same_within: float | None = None
+    """The leader is better than no other by more than this: that may be shown, too."""
 
     @property
     def candidates(self) -> tuple[tuple[str, str], ...]:

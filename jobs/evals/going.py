@@ -23,6 +23,9 @@ LOOK_S = 3.0
 PAUSE = 4.0
 """Times what a look took: looking costs at most a fifth of a core."""
 
+SEEN_ENOUGH = ("winner", "same", "narrow")
+"""Reasons that end an evaluation before all rows are used."""
+
 Say = Callable[[str], None]
 
 
@@ -31,13 +34,14 @@ def enough(asked: Asked, rows: Sequence[Row], *, to_the_end: bool) -> Stop | Non
     if not rows or to_the_end:
         return None
     stop = look(compared(asked.names, rows), rule_of(asked, decides=True))
-    return stop if stop.reason in ("winner", "narrow") else None
+    return stop if stop.reason in SEEN_ENOUGH else None
 
 
 def rule_of(asked: Asked, *, decides: bool) -> StopRule:
     """`decides`: the scorer may name a winner."""
-    within = asked.within if decides else None
-    return StopRule(confidence=asked.confidence, winner=decides and asked.within is None, half_width=within)
+    within, same = (asked.within, asked.same_within) if decides else (None, None)
+    winner = decides and asked.within is None
+    return StopRule(confidence=asked.confidence, winner=winner, same_within=same, half_width=within)
 
 
 def informs(spec: RunSpec, asked: Asked) -> str | None:

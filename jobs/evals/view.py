@@ -9,6 +9,7 @@ from penstock.engine.measure.comparison import Difference
 from penstock.engine.measure.evaluation import OTHER, Classes, Evaluation
 from penstock.engine.quality import Interval
 from penstock.jobs.evals.asked import Asked
+from penstock.jobs.evals.going import SEEN_ENOUGH
 from penstock.jobs.evals.pricing import Priced
 from penstock.jobs.evals.running import Found, Prepared
 from penstock.jobs.wording import counted, dollars, duration, share
@@ -60,7 +61,7 @@ def parts(found: Found) -> Iterator[RenderableType]:
     yield from (Text(_difference(each, words, real)) for each in whole.differences)
     yield Text(f"at {asked.confidence:.0%} confidence, whenever you look", style="dim")
     yield Text("")
-    yield Text(verdict(found), style="bold green" if whole.stop.reason in ("winner", "narrow") else "bold")
+    yield Text(verdict(found), style="bold green" if whole.stop.reason in SEEN_ENOUGH else "bold")
     yield from (Text(note, style="dim") for note in _notes(found))
 
 
@@ -215,6 +216,9 @@ def verdict(found: Found) -> str:
     match whole.stop.reason:
         case "winner":
             return f"the winner is {words[whole.stop.leader]} ({wrong}){early}"
+        case "same":
+            at_most = f"is better than no other by more than {asked.same_within:g}"
+            return f"{words[whole.stop.leader]} {at_most} ({wrong}){early}"
         case "narrow":
             return f"every quality is known to ±{asked.within:g} ({wrong}){early}"
         case _ if len(whole.names) == 1:

@@ -128,6 +128,18 @@ def test_an_evaluation_stops_for_the_reason_that_holds(
         assert stop.leader == "m0"
 
 
+def test_a_winner_and_no_difference_share_the_chance_to_be_wrong() -> None:
+    """Who asks for either waits somewhat longer for each."""
+
+    def rows_until_a_winner(rule: StopRule) -> int:
+        at = comparison(["a", "b"])
+        while look(at, rule).reason != "winner":
+            at = add_rows(at, [[1.0, 0.0]])
+        return at.rows
+
+    assert rows_until_a_winner(StopRule()) < rows_until_a_winner(StopRule(same_within=0.01))
+
+
 def test_an_evaluation_may_be_looked_at_before_the_first_row() -> None:
     rule = StopRule(same_within=0.1, half_width=0.1, max_rows=10)
     assert look(comparison(["a", "b"]), rule).reason == "go on"

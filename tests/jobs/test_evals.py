@@ -406,6 +406,23 @@ def test_each_candidate_has_its_score_cost_and_time_by_version(base: RunSpec) ->
     assert (seen.ended, seen.unasked, seen.spent_nano) == (1, 0, 6000)
 
 
+def test_candidates_that_are_shown_to_be_as_good_end_it_where_that_was_asked_for(base: RunSpec) -> None:
+    """Without that, equal candidates take all rows; it may be asked of rows that were answered already."""
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fixed(80)))
+    models = models_of(base.catalog, ("a", "b"))
+    a = base.catalog.models["a"].live
+    for within in (None, 0.3):
+        prepared = prepare(base, models=models, same_within=within)
+        made = Committed(prepared)
+        for row in range(70):
+            made.result(row, [attempt(1, "primary", "a"), attempt(2, "shadow", "b")])
+            made.score(row, "a", a, 1.0)
+            made.score(row, "b", "v1", 1.0)
+        found = made.found()
+        assert (found.stopped is not None, view.machine(found)["winner"]) == (within is not None, None)
+        assert ("a is better than no other by more than 0.3 (wrong in at most 5" in told(found)) == (within is not None)
+
+
 def test_failing_scores_nothing_and_never_asked_counts_for_nobody(base: RunSpec) -> None:
     """A shadow that failed, one that was left out, a row that all failed on, a row that nobody was asked."""
     prepared = prepare(base)
