@@ -31,7 +31,8 @@ head_option = click.option(
 
 @click.group()
 def audit() -> None:
-    """What was decided and by whom: runs begun and ended, policies, refusals by walls, budget stops, deletions.
+    """What was decided and by whom: runs begun and ended, policies, refusals by walls, budget stops, deletions,
+    rollouts and their stages, rollbacks, calibrations, labels, feedback, other models than were asked for.
 
     Each entry holds the hash of the one before it, so that the past can't be changed unseen. `verify` reads the
     whole log, calls nobody, and names the first entry that was altered, removed, moved or cut off.
@@ -44,7 +45,7 @@ def audit() -> None:
     """
 
 
-@audit.command(name="list")
+@audit.command(name="list", epilog=f"Kinds: {' '.join(KINDS)}.")
 @shared.state_option
 @shared.json_option
 @click.option(
@@ -56,11 +57,7 @@ def audit() -> None:
 def list_entries(
     state: str | None, as_json: bool, kinds: tuple[str, ...], run: str | None, since: str | None, limit: int
 ) -> int:
-    """The entries, the latest last. Whether they are true, `penstock audit verify` says.
-
-    Kinds: run_started run_ended job_changed take_over cancel pause replay deletion policy wall_refusals budget_stop
-    rollout_started stage rollback rollout_ended drift calibration label feedback.
-    """
+    """The entries, the latest last. Whether they are true, `penstock audit verify` says."""
     log, start = _log(state), "" if since is None else _start(since, time.time())
     fits = (e for e in log.entries() if e.at >= start and (not kinds or e.kind in kinds) and _is_of(e, run))
     shown = list(deque(fits, maxlen=limit))

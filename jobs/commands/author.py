@@ -118,7 +118,12 @@ def models(
     plot: str | None,
 ) -> None:
     """The catalogue of JOB (job.yaml by default; a catalogue file does too) as a table: tier, price, declared quality,
-    walls that allow it. With --task: how good each model is as measured, and what an accepted item costs."""
+    walls that allow it.
+
+    With --task: how good each model is as measured, and what an accepted item costs. The arrow is where an item goes:
+    to the cheapest that is known to reach the task's `min_quality` (without one, to the first by preference). Its
+    `explore:` pays for knowing more of them. Walls count with --sensitivity, since they are of items.
+    """
     if task is not None:
         from penstock.jobs.commands.standing import tell
 

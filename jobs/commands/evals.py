@@ -50,9 +50,14 @@ class EvalCall(msgspec.Struct, frozen=True, kw_only=True):
 def evaluate() -> None:
     """Ask several candidates the same labelled rows, and say which is better.
 
+    The task's scorers say where a row's label stands: `scorers: [{type: exact, expected: "{{ label }}"}]`.
+
     \b
       penstock eval job.yaml --model small --model small@v2 --model opus
       penstock eval job.yaml --variant brief=brief.yaml --slice channel
+          brief.yaml has `prompt:` or `params:`, as a task has them; channel is
+          a column of the rows
+      penstock eval job.yaml --confidence 0.99 --within 0.02 --price
       penstock eval show NAME
     """
 
@@ -65,9 +70,13 @@ def evaluate() -> None:
 @click.option("--name", help="The same name goes on where it was. [default: the job's name and the task]")
 @click.option("--task", help="Which task of the job. [default: its only one]")
 @click.option("--model", "models", multiple=True, metavar="NAME[@VERSION]", help="A candidate. [default: the task's]")
-@click.option("--variant", "variants", multiple=True, metavar="NAME=FILE", help="Another prompt or params, from YAML.")
+@click.option(
+    "--variant", "variants", multiple=True, metavar="NAME=FILE", help="Another `prompt:` or `params:`, in YAML."
+)
 @click.option("--scorer", help="The scorer that decides. [default: the task's first, else exact]")
-@click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Also by this column or attribute.")
+@click.option(
+    "--slice", "slices", multiple=True, metavar="COLUMN", help="Also by this column, metadata key or attribute."
+)
 @click.option("--samples", is_flag=True, help="Quality samples of the job's run instead of the source's rows.")
 @click.option("--with-samples", is_flag=True, help="Such samples beside the source's rows; what is both counts once.")
 @click.option("--rows", type=click.IntRange(min=1), help="At most so many rows, drawn at random.")

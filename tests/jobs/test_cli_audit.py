@@ -13,7 +13,7 @@ import pytest
 
 from penstock.connectors.audit import open_audit
 from penstock.connectors.settings import FilesSource, Row
-from penstock.engine.audit import Draft
+from penstock.engine.audit import KINDS, Draft
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
 from penstock.jobs.cli import call
@@ -31,6 +31,12 @@ def known(state: str, run_id: str, told: RunState) -> None:
     catalog, policy = Catalog(accounts={}, models={}, tiers={}), Policy(tasks={})
     history.save_spec(RunSpec(run_id, "label", {}, FilesSource("x"), None, Row(), catalog, policy, {}, state=state))
     history.save_status(RunStatus(run_id, "label", told, started_at=1.0))
+
+
+def test_help_names_every_kind_of_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that `--kind` takes; a new one can't be forgotten."""
+    assert call(["audit", "list", "--help"]) == 0
+    assert set(KINDS) <= set(capsys.readouterr().out.replace(".", " ").split())
 
 
 @pytest.fixture
