@@ -52,7 +52,7 @@ def test_a_trial_survives_kills(
     phase: Phase, kinds: Sequence[Kind], tmp_path: Path, ray: SharedRay, request: pytest.FixtureRequest
 ) -> None:
     """Two parts of it, one after the other. (Of an evaluation and of a rollout a command is killed in
-    `tests/jobs/test_eval_runs.py` and `test_rollouts.py`; here they are in `make soak`.)"""
+    `tests/jobs/test_eval_runs.py` and `test_rollouts.py`, by `make long`; here they are in `make soak`.)"""
     killed(phase, kinds, 1, tmp_path, ray, request)
 
 
