@@ -15,7 +15,7 @@ KEY = "fingerprints.json"
 
 
 class Met(msgspec.Struct, frozen=True):
-    """The fingerprints of one version's answers, as the last command found them that met a new one."""
+    """What one version's answers said of who gave them, as the last command found it that met anything new."""
 
     model: str
     """What was asked for: answers to another name are no comparison."""
@@ -23,6 +23,8 @@ class Met(msgspec.Struct, frozen=True):
     run: str
     at: float
     """Unix seconds."""
+    names: tuple[str, ...] = ()
+    """Of models, where `model` is an alias of theirs."""
 
 
 def read_met(url: str) -> dict[str, Met]:

@@ -1,6 +1,7 @@
 """Models that answer under another name than they are asked for by, and fingerprints that change: told once each.
 
-What was met is remembered at the state (`connectors.fingerprints`), so that the next command compares with it.
+What was met is remembered at the state (`connectors.fingerprints`), so that the next command compares with it. An alias
+is told once a state, and where it comes to mean another model; a model that was not asked for with every command.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ class Naming:
         """What is to be remembered."""
         found: dict[str, Met] = {}
         for row, _, version in self._rows(tally):
-            prints = _prints(row)
-            if not set(prints) <= set(self._before(row, version)):
-                found[_target(row)] = Met(version.model, prints, self._run_id, now)
+            before, prints = self._before(row, version), _prints(row)
+            names = tuple(name for name in row.answered_as if name != OTHERS and named(version.model, name) == "alias")
+            if not (set(prints) <= set(before.fingerprints) and set(names) <= set(before.names)):
+                prints, names = prints or before.fingerprints, names or before.names
+                found[_target(row)] = Met(version.model, prints, self._run_id, now, names)
         return found
 
     def _rows(self, tally: Tally) -> Iterator[tuple[ModelTally, Model, Version]]:
@@ -49,22 +52,32 @@ class Naming:
             if pair is not None and (row.answered_as or row.fingerprints):
                 yield row, *pair
 
-    def _before(self, row: ModelTally, version: Version) -> tuple[str, ...]:
+    def _before(self, row: ModelTally, version: Version) -> Met:
         known = self.known.get(_target(row))
-        return known.fingerprints if known is not None and known.model == version.model else ()
+        return (
+            known if known is not None and known.model == version.model else Met(version.model, (), self._run_id, 0.0)
+        )
 
     def _names(self, row: ModelTally, version: Version) -> Iterator[Facts]:
+        before = self._before(row, version)
         for name in row.answered_as:
-            if name == OTHERS or not self._is_new(row, "name", name):
+            if name == OTHERS or name in before.names or not self._is_new(row, "name", name):
                 continue
             what, asked = named(version.model, name), f"{_target(row)} is asked for as {version.model!r}"
-            if what == "alias":
+            facts: Facts = {"pinned": version.model, "answered": name, "what": what}
+            if what == "alias" and before.names:
+                facts["before"] = before.names[-1]
+                self._note(
+                    f"{asked}: THE ALIAS MEANS ANOTHER MODEL NOW: {before.names[-1]!r} answered run {before.run}, and "
+                    f"{name!r} answers now; pin one of these names"
+                )
+            elif what == "alias":
                 self._note(
                     f"{asked}, which answers as {name!r}: an alias may mean another model any day, so pin that name"
                 )
             else:
                 self._note(f"{asked}, and ANOTHER MODEL ANSWERS: {name!r}; its answers are {_treated(version)}")
-            yield {"model": row.model, "version": row.version, "pinned": version.model, "answered": name, "what": what}
+            yield {"model": row.model, "version": row.version, **facts}
 
     def _pinned(self, row: ModelTally, version: Version) -> Iterator[Facts]:
         for name in row.fingerprints:
@@ -80,8 +93,7 @@ class Naming:
 
     def _unpinned(self, row: ModelTally, model: Model, version: Version) -> Iterator[Facts]:
         remembered = self._before(row, version)
-        run = self.known[_target(row)].run if remembered else self._run_id
-        known = remembered or _prints(row)[:1]
+        known, run = remembered.fingerprints or _prints(row)[:1], remembered.run
         for name in _prints(row):
             if name in known or not self._is_new(row, "fingerprint", name):
                 continue

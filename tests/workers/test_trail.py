@@ -47,7 +47,7 @@ def refused(wall: str, times: int) -> Tally:
 class Desk:
     """A trail, its notes, and the log that it writes to."""
 
-    def __init__(self, folder: Path, run: str = "r-1", catalog: Catalog = CATALOG, **options: bool) -> None:
+    def __init__(self, folder: Path, run: str = "r-1", catalog: Catalog = CATALOG) -> None:
         self.folder = folder
         spec = RunSpec(
             run, "r", {}, MemorySource("x"), None, Row(), catalog, POLICY, {"results": MemorySink("x")},
@@ -55,7 +55,7 @@ class Desk:
         )  # fmt: skip
         command = f"penstock run rows.csv --prompt '{PROMPT}'"
         self.notes: list[str] = []
-        self.trail = Trail(spec, RunOptions(command=command, **options), self.notes.append)
+        self.trail = Trail(spec, RunOptions(command=command), self.notes.append)
         self.log = open_audit(str(folder))
 
     async def began(self, *changed: str) -> None:
@@ -253,6 +253,30 @@ async def test_an_own_engine_that_loads_other_weights_than_the_last_run_is_told(
     assert (await met(tmp_path, "own", old)).notes == []
     (note,) = (await met(tmp_path, "own", new, run="r-2")).notes
     assert f"own@v2: OTHER WEIGHTS WERE LOADED: commit {old} answered run r-1, and {new} answers now" in note
+
+
+async def test_an_alias_is_told_once_a_state_and_again_where_it_means_another_model(tmp_path: Path) -> None:
+    """From one dated snapshot to the next: the same name, and another model behind it."""
+    old, new = "gpt-x-2026-01-01", "gpt-x-2026-05-05"
+
+    async def answered(run: str, *names: str) -> Desk:
+        desk = Desk(tmp_path, run)
+        await desk.began()
+        row = ModelTally("cloud", "v1", answered_as=dict.fromkeys(names, 1))
+        await desk.trail.ended("done", "", Tally(models={"cloud@v1": row}), 1.0)
+        return desk
+
+    assert "so pin that name" in (await answered("r-1", old)).notes[0]
+    assert (await answered("r-2", old)).notes == []
+    (moved,) = (await answered("r-3", new)).notes
+    assert f"THE ALIAS MEANS ANOTHER MODEL NOW: {old!r} answered run r-1, and {new!r} answers now" in moved
+    wrong = await answered("r-4", "gpt-y")
+    assert (await answered("r-5", "gpt-y")).notes == wrong.notes  # not asked for: told by every command
+    common = {"model": "cloud", "version": "v1", "pinned": "gpt-x", "what": "alias"}
+    assert wrong.facts("other_model")[:2] == [
+        common | {"answered": old},
+        common | {"answered": new, "before": old},
+    ]
 
 
 async def test_another_name_at_the_provider_is_no_changed_fingerprint(tmp_path: Path) -> None:
