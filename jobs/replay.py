@@ -112,16 +112,22 @@ def replays(history: History, run_id: str) -> list[str]:
     return found
 
 
+def next_number(history: History, base: str) -> int:
+    """Of the replay to come. Asked for before anything is read of the run: whoever begins one meanwhile takes it, and
+    what was read before that is sent by nobody else (see `begun`)."""
+    return len(replays(history, base)) + 1
+
+
 def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Chosen]:
     """Choose letters, write their file, make the spec of the replay. `spec`: of the base run, as it is to be now.
 
     Raises `SpecError` where there is nothing to send, or an earlier replay is unfinished.
     """
     base = base_of(spec.run_id)
+    number = next_number(history, base)
     earlier = of_this_life(history, base)
     for run_id in earlier if history.spec(base).endless else [base, *earlier]:
         _refuse_unfinished(history, run_id)
-    number = len(replays(history, base)) + 1
     chosen = Chosen(letter_files.new(history.url, base, number))
     letter_files.write(chosen.file, _wanted(chosen, _last_words(history, base, earlier), wants), history.url)
     if not chosen.sent:
@@ -156,6 +162,8 @@ def begun(history: History, spec: RunSpec) -> Generator[None]:
         history.add_spec(spec)
     except Conflict as error:
         if not _is_free(history, spec.run_id):
+            if history.spec(spec.run_id).source != spec.source:
+                letter_files.remove(letter_files.of(spec.source))
             raise SpecError(f"another command has begun {spec.run_id} just now; try again when it has ended") from error
         history.save_spec(spec)
     try:

@@ -55,6 +55,8 @@ class Touched(msgspec.Struct):
     """Items of one run whose last record is the version's. `generations`: item id (its bytes) → that record's."""
 
     run_id: str
+    number: int
+    """The replay's, where nobody begins another one of the run first."""
     generations: dict[bytes, int] = {}
     cost_nano: int = 0
     """What they cost: the tokens of their answers at the price of the version that answers now, where both are known;
@@ -134,6 +136,7 @@ def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Tou
     spec = None if replay.MARK in run.run_id else history.spec(run.run_id)
     if spec is None or spec.pinned or spec.limit is not None or at.model not in spec.catalog.models:
         return []
+    number = replay.next_number(history, run.run_id)
     runs = [run, *map(history.status_or_starting, replay.of_this_life(history, run.run_id))]
     if all(_ended_before(each, since) for each in runs):
         return []
@@ -141,7 +144,7 @@ def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Tou
     unfinished = [Left(each.run_id, why) for each in ending if (why := _unfinished(each, history.url)) is not None]
     if unfinished:  # what it has under way may end well: sent again now, it would be paid for twice
         return unfinished
-    one = _of_run(history, runs, at, since)
+    one = _of_run(history, runs, number, at, since)
     return one if one.generations else []
 
 
@@ -159,10 +162,10 @@ def _ended_before(run: RunStatus, since: float) -> bool:
     return bool(run.started_at) and run.ended_at is not None and run.ended_at < since
 
 
-def _of_run(history: History, runs: list[RunStatus], at: Rollout, since: float) -> Touched:
+def _of_run(history: History, runs: list[RunStatus], number: int, at: Rollout, since: float) -> Touched:
     """`runs`: one, and its replays in order. What a replay sent is told by its own records alone."""
     spec = history.spec(runs[0].run_id)
-    found = Touched(runs[0].run_id, {}, goes_on=goes_on(runs[0]), spans={})
+    found = Touched(runs[0].run_id, number, {}, goes_on=goes_on(runs[0]), spans={})
     costs, price = dict[bytes, tuple[int, bool]](), _price(spec, at)
     for run in runs:
         for item in replay.sent_ids(history, run.run_id) if run is not runs[0] else ():
@@ -208,7 +211,6 @@ def _widen(spans: Spans, at: told.SourceTold) -> None:
 def prepare(history: History, of: Touched) -> Prepared:
     """Write the file of records, and make the spec of the run that sends them. Raises `SpecError`, `Temporary`."""
     spec = history.spec(of.run_id)
-    number = len(replay.replays(history, of.run_id)) + 1
     lines = list(_sent_before(history, of))
     rest = msgspec.structs.replace(of, generations=dict(of.generations))
     for item, _, _ in lines:
@@ -217,11 +219,11 @@ def prepare(history: History, of: Touched) -> Prepared:
         lines += asyncio.run(_collect(spec, rest))
     if not lines:
         raise SpecError(f"none of the {len(of.generations):,} items of {of.run_id} is in its source any more")
-    file = letter_files.new(history.url, of.run_id, number)
+    file = letter_files.new(history.url, of.run_id, of.number)
     letter_files.write(file, (line for _, line, _ in lines), history.url)
     batch = any(replay.is_batch(original) for _, _, original in lines)
     generation = max(replay.next_generation(history, of.run_id), 1 + max(of.generations.values()))
-    made = replay.again(spec, number, file, generation=generation, batch=batch)
+    made = replay.again(spec, of.number, file, generation=generation, batch=batch)
     return Prepared(made, len(lines), len(of.generations) - len(lines))
 
 
@@ -249,8 +251,8 @@ async def _collect(spec: RunSpec, of: Touched) -> list[Sent]:
         item_id = ids.of(raw)
         item = bytes.fromhex(item_id)
         generation = of.generations.get(item)
-        original = raw.data or raw.row_json or b""
-        if generation is not None and raw.error is None and raw.length <= len(original):
+        original = raw.row_json or raw.data  # of what a registry's schema is wanted to read, the row that it made
+        if generation is not None and raw.error is None:
             text, encoding = readable(original)
             line = _Line(item_id, text, encoding, generation, seal(raw.key, raw.headers))
             lines.append((item, _encode(line), original))

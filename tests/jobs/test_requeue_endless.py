@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -15,7 +17,8 @@ from penstock.connectors import memory
 from penstock.connectors.memory_topic import MemoryTopic
 from penstock.connectors.reading.intake import Ids, Intake
 from penstock.connectors.reading.replay import ReplayIntake
-from penstock.connectors.settings import FilesSink, MemorySource
+from penstock.connectors.registry import open_source
+from penstock.connectors.settings import FilesSink, KafkaSource, MemorySource
 from penstock.engine.catalog import Price
 from penstock.engine.items import Item
 from penstock.engine.plan import Split
@@ -26,7 +29,13 @@ from penstock.jobs.history import History, open_history
 from penstock.jobs.spec import load
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
+from tests.crash.streams import kafka_lines
+from tests.crash.streams.kafka_lines import Offered
 from tests.jobs.test_unread_runs import JOB
+
+if TYPE_CHECKING:
+    from penstock.jobs.dev.kafka import KafkaServer
+    from tests.conftest import KafkaAt
 
 TOPIC = "requeue-endless"
 Answer = tuple[int, int, str]
@@ -83,6 +92,38 @@ class Endless:
         return sorted((one.item_id, one.generation) for one in found)
 
 
+def test_a_record_that_only_a_schema_can_read_is_sent_as_the_row_that_it_made(endless: Endless) -> None:
+    """Avro and Protobuf: a replay's lines are JSON, and its source knows no registry."""
+    record = endless.topic.partitions[0][3]
+    endless.topic.partitions[0][3] = msgspec.structs.replace(record, data=b"\0avro", length=5)
+    endless.answers(endless.spec, [(0, 3, "v2")], "running")
+    (one,), _ = requeue.touched(endless.history, endless.back())
+    assert endless.sent(requeue.prepare(endless.history, one)) == [(endless.ids()[0, 3], 1)]
+
+
+@pytest.mark.kafka
+async def test_of_a_real_topic_no_more_is_read_than_is_wanted_and_there(
+    endless: Endless, kafka_server: KafkaServer | KafkaAt, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """From the first to the last offset of each partition that has any, whatever the run's first start was."""
+    topic = await new_topic("requests", partitions=3)
+    await kafka_lines.publish(
+        kafka_server.bootstrap, topic, [Offered(b'{"text": "%d"}' % n, partition=n % 3) for n in range(60)]
+    )
+    source = KafkaSource((topic,), bootstrap=kafka_server.bootstrap, start="latest", group=f"{topic}-group")
+    spec = msgspec.structs.replace(endless.spec, source=source)
+    names = [split.object_id for split in await open_source(source).splits(1)]
+
+    async def read(spans: dict[str, tuple[int, int]]) -> list[tuple[str, int]]:
+        return sorted([(raw.object_id, raw.position.position) async for raw in requeue.records(spec, spans)])
+
+    spans = {names[0]: (4, 6), names[2]: (19, 19), f"{topic}@another/0": (0, 9)}
+    assert await read(spans) == [(names[0], 4), (names[0], 5), (names[0], 6), (names[2], 19)]
+    assert await read({}) == []
+    await kafka_lines.delete_records(kafka_server.bootstrap, topic, {0: 6, 2: 20})
+    assert await read(spans) == [(names[0], 6)]
+
+
 async def _read(spec: RunSpec) -> list[memory.Raw]:
     return [raw async for raw in requeue.records(spec)]
 
@@ -125,6 +166,22 @@ def test_what_a_replay_had_sent_is_sent_again_from_its_file(endless: Endless) ->
     assert (second.sent, second.spec.run_id) == (1, f"{endless.spec.run_id}~replay-2")
     assert endless.sent(second) == [(ids[0, 3], 2)]
     assert second.spec.generation == 2
+
+
+def test_of_two_commands_that_ask_at_once_one_sends(endless: Endless) -> None:
+    """The other was told a price, and is answered when the first has sent and ended: its items are not sent twice."""
+    endless.answers(endless.spec, [(0, 3, "v2")], "running")
+    at = endless.back()
+    (one,), _ = requeue.touched(endless.history, at)
+    (other,), _ = requeue.touched(endless.history, at)
+    first = requeue.prepare(endless.history, one).spec
+    with replay.begun(endless.history, first):
+        endless.answers(first, [(0, 3, "v1")], "done", generation=1)
+    late = requeue.prepare(endless.history, other).spec
+    with pytest.raises(requeue.SpecError, match="another command has begun"), replay.begun(endless.history, late):
+        raise AssertionError("it must not run")
+    assert letter_files.is_there(letter_files.of(first.source))
+    assert not letter_files.is_there(letter_files.of(late.source))
 
 
 def test_what_the_topic_holds_no_more_is_counted_as_lost(

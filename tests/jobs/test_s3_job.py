@@ -103,6 +103,35 @@ def test_results_costs_and_state_on_s3(
     assert "lane closed" in [line["event"] for line in logged]
 
 
+@pytest.mark.long
+def test_dead_letters_are_sent_again_where_the_state_is_on_s3(
+    ray_and_keys: None,
+    sandbox: str,
+    s3_server: S3Server | S3At,
+    new_bucket: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the mended job. No disk of this machine holds them; the results stand beside the real ones."""
+    bucket = new_bucket("job")
+    rows = [{"n": n, "shop": "s", **({} if n % 10 == 3 else {"text": f"message {n}"})} for n in range(30)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = tmp_path / "job.yaml"
+    written = JOB.format(sandbox=sandbox, bucket=bucket, s3=s3_server.endpoint)
+    job.write_text(written)
+    assert call(["run", str(job)]) == 5
+    job.write_text(written.replace("{{ text }}", "{{ text | default('nothing') }}"))
+    replay = ["dead-letters", "replay", str(job), "--all", "--yes"]
+    assert call(replay) == 0
+    assert "sending 3 dead letters again" in capsys.readouterr().out
+    keys = [one.key for page in s3_client.client(s3_server.endpoint).pages(bucket) for one in page]
+    assert [key for key in keys if key.startswith("out/results.replay-1/date=")]
+    assert len([key for key in keys if key.startswith("state/replays/")]) == 1
+    assert call(replay) == 2
+    assert "has no dead letters to send again" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/replays"))
+
+
 EVALUATED = """\
 name: sort
 source: rows.jsonl

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 
 WAIT_S = 30.0
 OPEN_S = 15.0
@@ -49,6 +49,16 @@ async def delete_topics(bootstrap: str, *topics: str) -> None:
     await admin.start()
     try:
         await admin.delete_topics(list(topics))
+    finally:
+        await admin.close()
+
+
+async def delete_records(bootstrap: str, topic: str, before: Mapping[int, int]) -> None:
+    """As retention does. `before`: partition → the first offset that stays."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_records({TopicPartition(topic, n): RecordsToDelete(at) for n, at in before.items()})
     finally:
         await admin.close()
 

@@ -76,6 +76,11 @@ class Service:
     def replay(self) -> subprocess.Popen[bytes]:
         return self.bench.penstock("dead-letters", "replay", "job.yaml", "--reason", "unknown_model", "--yes")
 
+    def answered(self, version: str, generation: int) -> list[str]:
+        """Items that the version answered in that generation."""
+        told = [json.loads(value)["penstock"] for value in self.bench.values("results")]
+        return [t["item_id"] for t in told if (t["model_version"], t["generation"]) == (version, generation)]
+
     def letters(self, count: int) -> None:
         wait_for(f"{count} dead letters", lambda: len(self.bench.values("dead_letters")) == count)
 
@@ -223,3 +228,33 @@ def test_a_tier_waits_while_it_is_paused_and_a_changed_job_keeps_what_was_answer
         assert {label: value for label, value in service.results().items() if label in before} == before
         report = b.check(bound=0)
         assert (report.results, report.dead_letters) == (len(b.offered) - len(late), len(late))
+
+
+@pytest.mark.long
+def test_what_a_bad_version_answered_in_a_job_without_an_end_is_sent_again_while_it_works(
+    servers: Stage, tmp_path: Path
+) -> None:
+    """Read from the topic once more, each once for its answer, by the version that is live again."""
+    shape = StreamShape(items=20, until="forever", model="sure", partitions=PARTITIONS)
+    with stream_bench(servers, tmp_path, shape) as b:
+        service, job = Service(b), b.folder / "job.yaml"
+        versions = "live: v1, versions: [{id: v1, model: sure}, {id: v2, model: slow}],"
+        job.write_text(job.read_text().replace("model: sure,", versions))
+        command = b.start()
+        service.all_served(command)
+        service.tell("rollout", "start", "m", "v2", "--stages", "50", "--job", "job.yaml")
+        service.tell("rollout", "promote", "m")
+        while not service.answered("v2", 0):
+            service.offer(5)
+            time.sleep(1.0)
+        service.tell("rollback", "m", "--requeue", "--yes")
+        while (more := len(service.answered("v2", 0)) + len(b.offered)) > b.served():
+            service.tell("rollback", "m", "--requeue", "--yes")  # what was under way at the first
+        b.wait_served(more, command)
+        command.send_signal(signal.SIGTERM)
+        assert b.end(command) == 130, b.log(command)
+        again = service.answered("v1", 1)
+        assert again
+        assert sorted(again) == sorted(service.answered("v2", 0))
+        report = b.check(bound=0)
+        assert (report.results, report.dead_letters) == (len(b.offered) + len(again), 0)
