@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Generator, Mapping
+from errno import ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
 
 from penstock.connectors.base import Mark, SinkName, this_process
@@ -27,6 +28,7 @@ NAME = ".penstock-mark-"
 """Hidden: sources that are folders or globs pass over it."""
 LEFT_S = 86_400.0
 """A mark that is unlocked and this old was left by a killed command. A guess: no start takes as long."""
+NO_LOCKS = (ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP)
 STATE, INPUT = "the state", "the input"
 
 
@@ -69,12 +71,11 @@ def _mark(what: str, at: Path) -> Generator[Mark]:
     try:
         at.mkdir(parents=True, exist_ok=True)
         _sweep(at)
-    except OSError as error:
-        raise Temporary(f"{what}: {at} cannot be written now ({error}). Free space or mend the disk.") from error
-    try:
         lock = publish_new(path, content.encode())
     except OSError as error:
-        raise Refused(f"{what}: {at} takes no locks ({error}). {_remedy(what)}") from error
+        if error.errno in NO_LOCKS:
+            raise Refused(f"{what}: {at} takes no locks ({error}). {_remedy(what)}") from error
+        raise Temporary(f"{what}: {at} cannot be written now ({error}). Free space or mend the disk.") from error
     try:
         yield Mark(what, str(path), content)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import pytest
 from penstock.connectors.base import Mark, SinkName
 from penstock.connectors.filestore.common import LEFT_S, NAME, marked, refuse_apart
 from penstock.connectors.settings import FilesSink, FilesSource, KafkaSource, S3Sink, SinkSettings
-from penstock.engine.errors import Refused
+from penstock.engine.errors import Refused, Temporary
 
 
 @pytest.fixture
@@ -72,6 +73,18 @@ def test_what_every_node_reaches_anyway_needs_no_proof() -> None:
         "s3://bucket/state", KafkaSource(("t",), bootstrap="b:1"), {"results": S3Sink("bucket", "out/")}
     ) as marks:
         assert marks == ()
+
+
+def test_a_disk_that_is_full_is_no_refusal(here: Path) -> None:
+    """It is the machine's fault, and mended by making room. (A limit on the size of files stands for it.)"""
+    source, before = KafkaSource(("t",), bootstrap="b:1"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(Temporary, match=r"the state: .* Free space"), marked(str(here), source, {}):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(here.glob(".*"))
 
 
 def test_marks_that_a_killed_command_left_go_in_time_and_those_of_others_stay(here: Path) -> None:
