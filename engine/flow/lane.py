@@ -247,13 +247,15 @@ class Lane:
     def refused(self, wish: Wish, words: str, now: float) -> None:
         """The ledger's no."""
         if not wish.spare:
-            for slot in self.till.refused(wish, words):
+            for slot in self.till.refused(wish, words, now):
                 if slot.state == "finished":
                     continue  # the one before it may have drained the lane, which ends steps
                 if self.till.is_past(wish.key, slot, now):
                     self.flights.queue(slot, now)  # its day ended while it waited: today's money is whole
                 else:
                     self._cannot_pay(slot, self.till.why(wish.key), now)
+            for slot in self.till.fitting(wish.key, now):  # a cheaper one
+                self.flights.queue(slot, now)
 
     def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
         """The run's own budget stops the run, its items stay undone; so does a day's or a month's, unless the run has

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Callable
+from itertools import islice
 
 from penstock.engine.flow.slots import Slot, urgency
 
@@ -25,7 +26,8 @@ class Waiter:
 
 
 class Queue:
-    """Those who were told stay in it until they come, or have not for long: none of a later rank takes their money."""
+    """Those who were told stay in it until they come, or have not for long: where money is scarce, none of a later rank
+    takes theirs."""
 
     def __init__(self) -> None:
         self._all: list[Waiter] = []
@@ -37,27 +39,39 @@ class Queue:
     def waiting(self) -> list[Waiter]:
         return [each for each in self._all if each.told_at is None]
 
+    def next(self, n: int) -> list[Waiter]:
+        """The first `n` that wait."""
+        return list(islice((each for each in self._all if each.told_at is None), n))
+
     @property
     def first(self) -> Waiter | None:
         """Who waits, if nobody was told before it."""
         return self._all[0] if self._all and self._all[0].told_at is None else None
 
-    def stands_before(self, slot: Slot, now: float) -> bool:
-        """Somebody who comes first waits, or was told and is about to come."""
+    def stands_before(self, slot: Slot, now: float, *, scarce: bool) -> bool:
+        """Somebody who comes first waits; where money is `scarce`: or was told, and is about to come."""
         mine = rank(slot)
         for each in self._all:
             if each.rank >= mine:
                 return False
-            if each.told_at is None or not is_long(now - each.told_at):
+            if each.told_at is None or (scarce and not is_long(now - each.told_at)):
                 return True
         return False
 
     def tell(self, n: int, now: float) -> list[Slot]:
         """The first `n` that wait need not any more."""
-        told = self.waiting[:n]
+        told = self.next(n)
         for each in told:
             each.told_at = now
         return [each.slot for each in told]
+
+    def comes(self, slot: Slot) -> bool:
+        """Who was told leaves. False: it was forgotten meanwhile."""
+        at = bisect_left(self._all, rank(slot), key=lambda each: each.rank)
+        if at == len(self._all) or self._all[at].slot is not slot:
+            return False
+        del self._all[at]
+        return True
 
     def leave(self, who: Callable[[Waiter], bool]) -> list[Slot]:
         """They are in it no more. Those of them that waited."""

@@ -18,6 +18,9 @@ from penstock.engine.flow.queueing import Queue, Waiter, is_long
 from penstock.engine.flow.slots import Slot
 from penstock.engine.leases import covered
 
+SCARCE_S = 10.0
+"""After the ledger had nothing, whoever is told of a lease keeps its place. A guess: at a budget's end it is asked many
+times a second. Where there is money for all, who passes takes nothing that the next lease does not bring."""
 MOST_LEASES = 64
 """Leases asked for at once. Each is small, or one call; a crash gives up so many calls' worth at most."""
 
@@ -70,6 +73,8 @@ class Till:
         """Key → when it was last drawn on, and how much."""
         self._opened_at: dict[str, float] = {}
         """Key → when the last lease came."""
+        self._scarce_at: dict[str, float] = {}
+        """Key → when the ledger last had nothing for who waited."""
         self._day: float | None = None
 
     def reserve(self, slot: Slot, worst: int, now: float) -> NoMoney | bool:
@@ -90,17 +95,23 @@ class Till:
         return self._wait(answer.key, slot, worst, now)
 
     def _comes(self, slot: Slot) -> str | None:
-        """The key whose money it was told of."""
+        """The key whose money it was told of. None: it was not, or so long ago that the money may be another's."""
         told, slot.told = slot.told, None
-        if told is not None:
-            self._leave(told, lambda each: each.slot is slot)
+        queue = self._queues.get(told) if told is not None else None
+        if told is None or queue is None or not queue.comes(slot):
+            return None
+        if not queue:
+            del self._queues[told]
         return told
 
     def _behind(self, slot: Slot, told: str | None, now: float) -> str | None:
         """The key at which one waits that comes first. What it was `told` of is for it, whoever came meanwhile."""
         for key in self._keys(slot, now):
             queue = self._queues.get(key)
-            if queue is not None and key != told and queue.stands_before(slot, now):
+            if queue is None or key == told:
+                continue
+            scarce = 0 <= now - self._scarce_at.get(key, -SCARCE_S) < SCARCE_S
+            if queue.stands_before(slot, now, scarce=scarce):
                 return key
         return None
 
@@ -132,7 +143,7 @@ class Till:
         before, self._day = self._day, now // DAY_S
         if before in (None, self._day):
             return []
-        for known in (self._refused, self._refused_from, self._limits, self._opened_at):
+        for known in (self._refused, self._refused_from, self._limits, self._opened_at, self._scarce_at):
             known.clear()
         return self.take_out(lambda _: True)
 
@@ -142,7 +153,7 @@ class Till:
 
     def wishes(self) -> list[Wish]:
         """What items wait for, and what runs low."""
-        waiting = {key: queue.waiting[:MOST_LEASES] for key, queue in self._queues.items()}
+        waiting = {key: queue.next(MOST_LEASES) for key, queue in self._queues.items()}
         wishes = {
             key: Wish(key, self._limits[key], tuple(each.worst for each in first))
             for key, first in waiting.items()
@@ -150,7 +161,7 @@ class Till:
         }
         for need in self.purse.low():
             floor = self._drawn.get(need.key, (0.0, need.nano))[1]
-            if need.key not in wishes and need.key not in self._refused:
+            if need.key not in wishes and floor < self._refused_from.get(need.key, floor + 1):
                 wishes[need.key] = Wish(need.key, need.limit_nano, (floor,), spare=True)
         return list(wishes.values())
 
@@ -171,12 +182,14 @@ class Till:
 
     def freed(self, settled: Reservation, now: float) -> list[Slot]:
         """A call was settled, and left something: who waits first, and fits into what is there now, may try again."""
-        told: list[Slot] = []
-        for key in {held.key for held in settled.held} & self._queues.keys():
-            first = self._queues[key].first
-            if first is not None and self.purse.holds(key, first.worst):
-                told += self._tell(key, 1, now)
-        return told
+        keys = {held.key for held in settled.held} & self._queues.keys()
+        return [slot for key in keys for slot in self.fitting(key, now)]
+
+    def fitting(self, key: str, now: float) -> list[Slot]:
+        """Who waits first there, if it fits into what is there, and nobody comes for that."""
+        queue = self._queues.get(key)
+        first = queue.first if queue is not None else None
+        return self._tell(key, 1, now) if first is not None and self.purse.holds(key, first.worst) else []
 
     def _tell(self, key: str, n: int, now: float) -> list[Slot]:
         """The money is there for the first `n` that wait, whoever comes meanwhile."""
@@ -193,9 +206,10 @@ class Till:
             if key in self._drawn:
                 self._drawn[key] = (now, self._drawn[key][1])
 
-    def refused(self, wish: Wish, words: str) -> list[Slot]:
+    def refused(self, wish: Wish, words: str, now: float) -> list[Slot]:
         """The ledger can't hold `wish.floor_nano`, now or later: who ends. Cheaper ones still wait."""
         key, floor = wish.key, wish.floor_nano
+        self._scarce_at[key] = now
         self._refused[key] = NoMoney(key, words)
         self._refused_from[key] = min(floor, self._refused_from.get(key, floor))
         return self._leave(key, lambda each: each.told_at is None and each.worst >= floor)
@@ -235,6 +249,7 @@ class Till:
         """The ledger has nothing for `wish` while others hold leases: what can't hold its call goes back. Not a lease
         that came just now: it is for calls that were told of it and are about to be taken. Where nobody comes for it,
         it goes back as well."""
+        self._scarce_at[wish.key] = now
         if is_long(now - self._drawn.get(wish.key, (0.0, 0))[0]):
             self.purse.retire(wish.key)
         else:

@@ -82,6 +82,7 @@ def test_what_a_settled_call_leaves_serves_who_waits_first() -> None:
     assert flying.reservation is not None
     assert till.freed(flying.reservation, NOW) == []
     till.purse.settle(flying.reservation, 20)
+    till.give_back_small(till.wishes()[0], NOW)
     assert till.freed(flying.reservation, NOW) == [dear]
     assert till.freed(flying.reservation, NOW) == [], "what is left is for the dear one, which has not come yet"
     assert till.reserve(slot(4), 10, NOW) is False, "for it alone"
@@ -96,6 +97,7 @@ def test_who_was_told_and_does_not_come_holds_nobody_up_for_long() -> None:
     till = Till(Budgets((Budget(10**9),), "r"))
     told, later = slot(1), slot(2)
     assert till.reserve(told, 60, NOW) is False
+    till.give_back_small(till.wishes()[0], NOW)
     assert till.opened(KEY, {"a": 100}, NOW) == [told]
     assert till.reserve(later, 60, NOW) is False
     till.give_back_idle(NOW + IDLE_LEASE_S / 2)
@@ -105,6 +107,15 @@ def test_who_was_told_and_does_not_come_holds_nobody_up_for_long() -> None:
     till.give_back_idle(NOW + IDLE_LEASE_S + 0.1)
     assert till.reserve(told, 40, NOW + IDLE_LEASE_S + 0.2) is True
     till.check()
+
+
+def test_where_there_is_money_for_all_nobody_waits_for_who_was_told_and_is_late() -> None:
+    """Its account is slow: else each quick one would wait for it, and leases pile up meanwhile."""
+    till = Till(Budgets((Budget(10**9),), "r"))
+    told, quick = slot(1), slot(2)
+    assert till.reserve(told, 60, NOW) is False
+    assert till.opened(KEY, {"a": 1_000}, NOW) == [told]
+    assert till.reserve(quick, 60, NOW) is True
 
 
 def test_what_its_tenant_has_lets_nobody_pass_at_the_runs_money() -> None:
@@ -124,10 +135,10 @@ def test_an_own_engines_call_waits_behind_nobody_and_one_too_dear_is_told_so_at_
     till = Till(Budgets((Budget(10**9),), "r"))
     free, dear, cheap = slot(3), slot(4), slot(2)
     assert till.reserve(slot(0), 100, NOW) is False
-    till.opened(KEY, {"a": 100}, NOW)
+    assert till.opened(KEY, {"a": 50}, NOW) == [], "too small for it"
     assert till.reserve(cheap, 10, NOW) is False
     assert till.reserve(free, 0, NOW) is True
-    till.refused(Wish(KEY, 10**9, (200,)), "spent")
+    till.refused(Wish(KEY, 10**9, (200,)), "spent", NOW)
     assert isinstance(till.reserve(dear, 300, NOW), NoMoney), "though a cheaper one waits before it"
 
 
@@ -168,7 +179,7 @@ class Shop:
             elif not wish.spare and answer.leased_nano:
                 self.till.give_back_small(wish, NOW)
             elif not wish.spare:
-                self.over = bool(self.till.refused(wish, "spent"))
+                self.over = bool(self.till.refused(wish, "spent", NOW))
 
     def told(self, slots: list[Slot]) -> None:
         self.ready += slots
