@@ -88,9 +88,8 @@ class GroupMirror:
             await self._write()
             await asyncio.sleep(self._every_s)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(
-                    self._alive_s
-                ):  # `wait_for` loses a cancel that meets the event (Python 3.11)
+                # Not `wait_for`: it loses a cancel that meets the event (Python 3.11).
+                async with asyncio.timeout(self._alive_s):
                     await self._changed.wait()
 
     async def _write(self) -> None:
