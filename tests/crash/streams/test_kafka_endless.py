@@ -95,12 +95,14 @@ class Service:
 
         asyncio.run(grow())
 
+    def ends(self) -> dict[str, float]:
+        """Label → when it was finished, Unix seconds."""
+        told = {label: json.loads(value)["penstock"]["finished_at"] for label, value in self.results().items()}
+        return {label: datetime.fromisoformat(at).timestamp() for label, at in told.items()}
+
     def longest_gap(self) -> float:
         """Seconds without a finished item, whoever was in charge."""
-        ends = sorted(
-            datetime.fromisoformat(json.loads(value)["penstock"]["finished_at"]).timestamp()
-            for value in self.bench.values("results")
-        )
+        ends = sorted(self.ends().values())
         return max(later - earlier for earlier, later in itertools.pairwise(ends))
 
 
@@ -190,7 +192,8 @@ def test_a_tier_waits_while_it_is_paused_and_a_changed_job_keeps_what_was_answer
 ) -> None:
     """Paused while it runs: not one item of the tier is sent, also by the command that takes over, and the other tier's
     end; one whose deadline passes meanwhile is a dead letter that cost nothing. Resumed, the rest ends. A job file that
-    was changed asks for --accept-changes, and the results that are there stay as they are."""
+    was changed asks for --accept-changes, and the results that are there stay as they are; what is urgent does not wait
+    behind all that was published before it."""
     shape = StreamShape(items=40, until="forever", model="sure", partitions=PARTITIONS)
     with stream_bench(servers, tmp_path, shape) as b:
         service = Service(b)
@@ -221,11 +224,15 @@ def test_a_tier_waits_while_it_is_paused_and_a_changed_job_keeps_what_was_answer
         assert b.end(refused) == 2, b.log(refused)
         assert "--accept-changes" in b.log(refused)
         third = b.start("--accept-changes")
-        new = service.offer(20)
-        wait_for("results under the changed job", lambda: {*new} <= service.results().keys())
+        new = service.offer(200)
+        urgent = service.offer(5, latency="realtime")
+        wait_for("results under the changed job", lambda: {*new, *urgent} <= service.results().keys())
         third.send_signal(signal.SIGTERM)
         assert b.end(third) == 130, b.log(third)
         assert {label: value for label, value in service.results().items() if label in before} == before
+        ends = service.ends()
+        last, most = max(ends[label] for label in urgent), sorted(ends[label] for label in new)[150]
+        assert last < most, "what is urgent came first, though it was published behind all others"
         report = b.check(bound=0)
         assert (report.results, report.dead_letters) == (len(b.offered) - len(late), len(late))
 
