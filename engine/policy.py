@@ -114,6 +114,8 @@ class Cascade(msgspec.Struct, frozen=True, omit_defaults=True):
     def vouches_for(self, quality: float) -> bool:
         """Is what it accepts known to be as good as asked? Of a threshold that was set by hand nothing is known; where
         no answer but the last model's is taken, nothing has to be."""
+        if quality <= 0.0:
+            return True
         if self.promise is None:
             return self.threshold >= NEVER
         return quality <= self.promise.min_quality

@@ -260,9 +260,10 @@ class Router:
         names, why = self._names(request, task, tier, rule)
         if rule is not None:
             why = f"{why} (rule {index + 1})"
-        quality = first_said(rule.min_quality if rule else None, attributes.min_quality, task.min_quality)
+        quality = first_said(rule.min_quality if rule else None, attributes.min_quality)
         if task.cascade is None or names is not task.cascade.models:
-            return Ask(task, tier, names, why, quality, wall)
+            return Ask(task, tier, names, why, first_said(quality, task.min_quality), wall)
+        # the task's own quality was compared with what its cascade promises when the job was read
         if quality is None or task.cascade.vouches_for(quality):
             return Ask(task, tier, names, why, None, wall, cascade=True)
         why += f"; quality ≥ {quality:g} is more than it promises: its last model alone"
@@ -307,8 +308,10 @@ class Router:
             else:
                 why += "; no realtime model: by preference"
         ask = msgspec.structs.replace(ask, why=why)
-        if ask.above is not None:
+        if ask.above is not None and targets[-1].model.name == ask.names[-1]:
             targets = last_alone(ask, ask.above, targets, refused)
+        elif ask.above is not None:  # what a cascade climbs to in the end needs no voucher, a cheaper one does
+            ask = msgspec.structs.replace(ask, min_quality=ask.above)
         if ask.min_quality is not None:
             return self._by_quality(ask, ask.min_quality, targets, refused, request.needs)
         return choice_of(ask, tuple(targets), tuple(refused))

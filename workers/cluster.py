@@ -47,14 +47,14 @@ class Cluster:
 
     def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle:
         """Raises as `launch.launch` does, and `Refused` where a node does not see the run's folders as this one."""
-        from penstock.connectors.filestore.common import marked
+        from penstock.connectors.filestore.common import lasting, marked
         from penstock.workers.launch import launch
         from penstock.workers.nodes import ask_nodes
 
         if not self.local:
             marks = self._held.enter_context(marked(spec.state, spec.source, spec.sinks))
             ask_nodes(marks)
-            options = msgspec.structs.replace(options, marks=marks)
+            options = msgspec.structs.replace(options, marks=lasting(marks))
         return launch(spec, options, asked)
 
     def close(self) -> None:

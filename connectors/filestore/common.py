@@ -79,17 +79,23 @@ def _mark(what: str, at: Path) -> Generator[Mark]:
     try:
         yield Mark(what, str(path), content)
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what the run has done stands, whatever becomes of its mark
+            path.unlink()
         if lock is not None:
             os.close(lock)
 
 
 def _sweep(at: Path) -> None:
     for old in at.glob(f"{NAME}*"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone by now, or another user's
             if time.time() - old.stat().st_mtime > LEFT_S and (lock := try_lock(old)) is not None:
                 old.unlink()
                 os.close(lock)
+
+
+def lasting(marks: tuple[Mark, ...]) -> tuple[Mark, ...]:
+    """Those that hold as long as the run: its input may be moved away when it is read."""
+    return tuple(mark for mark in marks if mark.what != INPUT)
 
 
 def refuse_apart(marks: tuple[Mark, ...]) -> None:
@@ -106,7 +112,7 @@ def _unlike(mark: Mark) -> str | None:
     try:
         if path.read_text() != mark.content:
             return "is another folder"
-        lock = try_lock(path)
+        lock = try_lock(path, shared=True)  # any held lock refuses it, and it wants no right to write
     except (FileNotFoundError, NotADirectoryError):
         return "is another folder, or none"
     except OSError as error:

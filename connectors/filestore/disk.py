@@ -103,14 +103,15 @@ def _create_new(path: Path, data: bytes) -> int | None:
     return fd
 
 
-def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the exclusive lock of an existing file, or None while somebody else holds it.
+def try_lock(path: Path, *, shared: bool = False) -> int | None:
+    """A descriptor that holds the exclusive lock of an existing file, or None while somebody else holds it. `shared`:
+    a lock that only an exclusive one refuses.
 
     Locks are `flock`: they belong to the open descriptor and fall when its process ends, however it ends.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(path, (os.O_RDONLY if shared else os.O_RDWR) | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
         if error.errno in (EAGAIN, EACCES):

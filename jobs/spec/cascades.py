@@ -80,13 +80,14 @@ def _check_quality(
     """A quality that nobody vouches for is refused, never served in silence. `threshold`: of a cascade that was not
     calibrated; one that takes no answer but the last model's needs no voucher."""
     place = (*path, "min_quality")
-    if asked is None or (found is None and threshold >= NEVER):
+    if not asked or (found is None and threshold >= NEVER):
         return
     if found is None:
         raise at.doc.error(
             place,
             "nobody promises that quality: the cascade was not calibrated. penstock cascade calibrate finds thresholds "
-            "of logprob, margin and judge that do (`threshold: calibrated`); or leave `min_quality` out",
+            "of logprob, margin and judge that do (`threshold: calibrated`); or leave `min_quality` out "
+            "(a run that was begun with it goes on with --accept-changes)",
         )
     if asked > found.min_quality:
         raise at.doc.error(

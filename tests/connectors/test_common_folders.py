@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from penstock.connectors.base import Mark, SinkName
-from penstock.connectors.filestore.common import LEFT_S, NAME, marked, refuse_apart
+from penstock.connectors.filestore.common import LEFT_S, NAME, lasting, marked, refuse_apart
 from penstock.connectors.settings import FilesSink, FilesSource, KafkaSource, S3Sink, SinkSettings
 from penstock.engine.errors import Refused, Temporary
 
@@ -66,6 +66,14 @@ def test_an_input_of_the_same_name_and_other_content_is_refused(here: Path, tmp_
         (here / "in.jsonl").write_text('{"text": "two"}\n')
         with pytest.raises(Refused, match=r"the input: .* is another file"):
             refuse_apart(marks)
+
+
+def test_an_input_is_looked_at_when_the_run_starts_and_may_be_moved_away_later(here: Path) -> None:
+    """A lane that is lost after that opens elsewhere all the same."""
+    with marked(f"{here}/.penstock", FilesSource(f"{here}/in.jsonl"), sinks(here)) as marks:
+        (here / "in.jsonl").unlink()
+        refuse_apart(lasting(marks))
+        assert len(lasting(marks)) == len(marks) - 1
 
 
 def test_what_every_node_reaches_anyway_needs_no_proof() -> None:

@@ -236,6 +236,21 @@ def test_who_asks_for_more_than_a_cascade_promises_is_answered_by_its_last_model
     assert [(r.model, r.reason) for r in result.route.refused] == [("small", why), ("mid", why)]
 
 
+def test_the_tasks_own_quality_is_what_the_loader_has_compared() -> None:
+    """A run that was begun before that was compared goes on as it was, not at the dearest model alone."""
+    rig = Rig(LOGPROB, min_quality=0.9)
+    rig.offer()
+    rig.one({"small": [said("a", math.log(0.95))]})
+    assert rig.roles() == [("primary", "small")]
+
+
+def test_where_the_last_model_is_forbidden_no_cheaper_one_stands_in_unasked_for_its_quality() -> None:
+    """The cheaper ones are taken for what was measured or declared of them, as without a cascade."""
+    rig = Rig(LOGPROB)
+    rig.offer(Attributes(sensitivity="free", min_quality=0.95))
+    assert rig.lane.tally.dead_letters == {"no_candidate": 1}
+
+
 def test_who_asks_for_what_a_cascade_promises_or_for_no_cheap_answer_climbs_it() -> None:
     """A run that takes no answer but the last model's, for labels, asks all of its models."""
     for cascade, sent in (
