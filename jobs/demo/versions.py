@@ -98,11 +98,11 @@ def winner(part: Path, name: str) -> str | None:
 
 
 def tell_winner(stage: Stage, found: str | None, best: str) -> int:
-    """Beside what was planted. 1 where a wrong one was named."""
+    """Beside what was planted. 1 where a wrong one was named, or none: candidates so far apart are told apart."""
     model = best.partition("@")[0]
     if found is None:
-        stage.say(f"no winner was named: too few rows to tell. The best one is {model}, as it was planted.")
-        return 0
+        stage.bad(f"the evaluation named no winner, and {best} is by far the best one, as it was planted")
+        return 1
     if found.partition("@")[0] != model:
         stage.bad(f"the evaluation named {found}, and {best} is the best one, as it was planted")
         return 1
