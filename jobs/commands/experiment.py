@@ -80,8 +80,8 @@ def show(name: str, state: str | None, as_json: bool) -> int:
     """The arms of NAME (or JOB/NAME) side by side, with the first as the measure.
 
     Effects hold with 95 %, each by itself, however often you look. Cost and latency are compared by their geometric
-    means, from 50 items an arm on. A mismatch of shares says that the split is broken: then trust no comparison.
-    Where units are divided (`unit: unit`, the default) that is not tested, since one unit brings many items.
+    means, from 50 items an arm on. A mismatch of shares (of units, where units are divided) says that the split is
+    broken: then trust no comparison.
     """
     from penstock.jobs import experiments
 
