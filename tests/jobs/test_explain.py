@@ -13,11 +13,14 @@ from penstock.connectors.base import OutRecord
 from penstock.connectors.registry import open_stores
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.catalog import Catalog
+from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.items import Answer, Attributes, DeadLetter, Item, Position, Request, Result, Route, Usage
+from penstock.engine.measure.sample import Sample
 from penstock.engine.plan import Plan
-from penstock.engine.policy import Policy
+from penstock.engine.policy import Policy, Scorer, Task
+from penstock.engine.registry.standing import Standing
+from penstock.engine.router import Router
 from penstock.jobs.look import explain, told
 from penstock.jobs.result import JobResult
 from penstock.workers.runspec import RunSpec
@@ -106,6 +109,33 @@ def test_six_digits_find_an_item_and_fewer_are_a_label() -> None:
     (labelled,) = explain.find("1000", lines, nothing())
     (by_id,) = explain.find("100010", lines, nothing())
     assert (explain.item_id(labelled), explain.item_id(by_id)) == ("ab" * 16, "1000" * 8)
+
+
+def measured(models: tuple[str, ...], *known: Standing) -> Router:
+    """From cheap to dear; 0.8 is asked for."""
+    made = {
+        name: Model(name, (Version("v", name),), "v", account="a", price=Price(n * 10**9, n * 10**9))
+        for n, name in enumerate(models, 1)
+    }
+    catalog = Catalog({"a": Account("a", "openai", "http://localhost")}, made, {1: models})
+    task = Task("t", tier=1, min_quality=0.8, scorers=(Scorer("exact"),))
+    router = Router(catalog, Policy({"t": task}, default_task="t"))
+    router.learn(known)
+    return router
+
+
+def test_a_story_shows_the_numbers_that_decided() -> None:
+    """Bounds and how many samples: of who answered, and of who is cheaper and not known to be good enough."""
+    counts = (("cheap", 43, 50), ("good", 900, 1000))
+    cheap, good = (Standing("t", name, "v", (Sample(((0, of - n), (1000, n))),)) for name, n, of in counts)
+    route = measured(("cheap", "good"), cheap, good).route(Attributes(), Request(b'{"messages":[]}'))
+    assert isinstance(route, Route)
+    (ending,) = explain.find(ITEMS[0], [line(msgspec.structs.replace(result(ITEMS[0]), route=route))], nothing())
+    story = {each.label: each.text for each in explain.story(ending, "out.jsonl")}
+    assert "quality ≥ 0.8: good, quality 0.900 (0.866–0.928" in story["route"]
+    assert "n = 1,000) measured" in story["route"]
+    assert story["refused"].startswith("cheap: quality 0.860 (")
+    assert "n = 50) measured, not shown to reach 0.8" in story["refused"]
 
 
 def test_a_label_with_quotes_is_found() -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from penstock.connectors.measured import Registry
 from penstock.connectors.state import FolderState
 from penstock.jobs.cli import call
+from penstock.jobs.demo.commands import MAIN
 from penstock.jobs.sandbox import Settings, running_sandbox
 from penstock.jobs.sandbox.planted import Planted
 from penstock.jobs.sandbox.settings import Behaviour
@@ -38,15 +44,30 @@ execution: {{lanes: 1}}
 """  # noqa: E501 - as people write it
 
 
-def run(folder: Path, name: str, url: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """The job's results, in the order in which they finished."""
+MOVES_WITHIN_S = 15.0
+"""The first job tells its sums every 5 s, the second looks every 5 s; the rest is for a loaded machine."""
+
+
+def written(folder: Path, name: str, url: str, count: int, seed: int, sample: int = 1) -> Path:
+    """A job file, with rows of its own."""
     rows, out = folder / f"{name}.rows.jsonl", folder / f"{name}.jsonl"
     assert call(["sandbox", "rows", str(count), "-o", str(rows), "--seed", str(seed)]) == 0
     job = folder / f"{name}.yaml"
-    job.write_text(JOB.format(name=name, url=url, rows=rows, out=out, state=folder / "state"))
-    assert call(["run", str(job)]) == 0
-    results = [json.loads(line) for line in out.read_text().splitlines()]
+    text = JOB.format(name=name, url=url, rows=rows, out=out, state=folder / "state")
+    job.write_text(text.replace("sample: 1\n", f"sample: {sample}\n"))
+    return job
+
+
+def results_of(job: Path) -> list[dict[str, Any]]:
+    """In the order in which they finished."""
+    results = [json.loads(line) for line in job.with_suffix(".jsonl").read_text().splitlines()]
     return sorted(results, key=lambda result: result["penstock"]["finished_at"])
+
+
+def run(folder: Path, name: str, url: str, count: int, seed: int) -> list[dict[str, Any]]:
+    job = written(folder, name, url, count, seed)
+    assert call(["run", str(job)]) == 0
+    return results_of(job)
 
 
 def models(results: list[dict[str, Any]]) -> list[str]:
@@ -72,3 +93,30 @@ def test_a_job_starts_on_what_is_declared_moves_by_what_it_measures_and_the_next
     shared = Registry(FolderState(tmp_path / "state")).read()
     assert sum(cell.results for cell in shared.cells) == 1_540
     assert len(shared.runs) == 2
+
+
+def sent(results: list[dict[str, Any]], model: str) -> list[float]:
+    """When the first calls of its items were made, in order."""
+    blocks = [each["penstock"] for each in results]
+    return sorted(
+        datetime.fromisoformat(b["attempts"][0]["started_at"]).timestamp() for b in blocks if b["model"] == model
+    )
+
+
+@pytest.mark.long
+def test_a_job_that_runs_goes_by_what_another_one_measures_within_seconds(tmp_path: Path) -> None:
+    """It samples nothing itself, and runs before and after."""
+    behaviours = {
+        "cheap": Behaviour(latency_ms=500, planted=Planted(0.5)),
+        "good": Behaviour(latency_ms=500, planted=Planted(0.97)),
+    }
+    with running_sandbox(Settings(models=behaviours), process=True) as url:
+        blind = written(tmp_path, "blind", url, 1_500, 3, sample=0)
+        joined = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        with subprocess.Popen([sys.executable, "-c", MAIN, "run", str(blind)], env=joined) as beside:
+            seeing = run(tmp_path, "seeing", url, 600, 1)
+            assert beside.wait(120) == 0
+    shown, cheap, good = sent(seeing, "good")[0], sent(results_of(blind), "cheap"), sent(results_of(blind), "good")
+    assert cheap[0] < shown, "it began on what was declared"
+    assert cheap[-1] < shown + MOVES_WITHIN_S
+    assert sum(at > shown + MOVES_WITHIN_S for at in good) > 50, "it ran on long enough to tell"
