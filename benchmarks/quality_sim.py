@@ -2,8 +2,8 @@
 
     python benchmarks/quality_sim.py [parts, or all of them] [--runs 1000] [--seed 1]
 
-Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, clusters, units. No
-rival: each figure has a promise beside it. Caveat: items are independent here, as sampled rows are (but in
+Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, clusters, units, climb.
+No rival: each figure has a promise beside it. Caveat: items are independent here, as sampled rows are (but in
 `clusters`); scores of one conversation are not.
 """
 
@@ -263,6 +263,44 @@ def cascade(rng: np.random.Generator, runs: int) -> None:
             )
 
 
+def climb(rng: np.random.Generator, runs: int) -> None:
+    """The second model is calibrated on the rows that the first one's threshold passes on: where the first is unsure,
+    the second is wrong more often. Both thresholds have 97.5 %."""
+    print(f"\nCascades of three models, both thresholds for 0.95 ({runs} runs; promise: both good in 95 %)")
+    at = (np.arange(400) + 0.5) / 400
+    first, second = _right_first(at), _right_second(at[:, None], at[None, :])
+    for labels in (1_000, 3_000):
+        each, both, given = [0, 0], 0, 0
+        for _ in range(runs):
+            one, two = rng.random(labels), rng.random(labels)
+            right = (rng.random(labels) < _right_first(one)).astype(float)
+            found = calibrate(one.tolist(), right.tolist(), 0.95, 0.975)
+            bar = found.above if isinstance(found, Threshold) else 1.0
+            up = one <= bar
+            right = (rng.random(labels) < _right_second(one, two)).astype(float)
+            then = calibrate(two[up].tolist(), right[up].tolist(), 0.95, 0.975)
+            over = then.above if isinstance(then, Threshold) else 1.0
+            good = [_good(first[at > bar]), _good(second[np.ix_(at <= bar, at > over)])]
+            each = [n + is_good for n, is_good in zip(each, good, strict=True)]
+            both, given = both + all(good), given + isinstance(then, Threshold)
+        shown = " / ".join(f"{n / runs:.1%}" for n in each)
+        print(f"  {labels:5} labels: good {shown}, both {both / runs:.1%}; the second has one in {given / runs:.1%}")
+
+
+def _right_first(signal: Floats) -> Floats:
+    return 1 / (1 + np.exp(-(0.8 + 8.0 * (signal - 0.4))))
+
+
+def _right_second(first: Floats, signal: Floats) -> Floats:
+    """`first`: how sure the first model is of the row."""
+    return 1 / (1 + np.exp(-(2.0 + 8.0 * (signal - 0.4) - 2.0 * (1 - first))))
+
+
+def _good(accepted: Floats) -> bool:
+    """Nothing accepted is good as well."""
+    return not accepted.size or float(accepted.mean()) >= 0.95
+
+
 def _of_top(accepted: float) -> float:
     """What a cascade of two costs, as a share of asking the top model alone."""
     return (CHEAP + (1 - accepted) * TOP) / TOP if accepted else 1.0
@@ -377,6 +415,7 @@ PARTS: dict[str, Callable[[np.random.Generator, int], None]] = {
     "costs": costs,
     "clusters": clusters,
     "units": units,
+    "climb": climb,
 }
 
 
