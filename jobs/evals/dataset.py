@@ -186,7 +186,7 @@ def _check_slices(rows: Iterable[Labelled], names: Iterable[str]) -> None:
         unseen -= {name for name, value in row.slices.items() if value != NONE}
         known |= dict.fromkeys((row.line["body"].get("metadata") or {}) if row.is_request else row.line)
     for name in sorted(unseen):
-        raise SpecError(f"--slice {name}: no row has that column or attribute{nearest(name, known)}")
+        raise SpecError(f"--slice {name}: no row has that column or attribute{nearest(name, known.keys() - {name})}")
 
 
 def write(place: Path, gathered: Gathered, asked: Asked) -> Made:
