@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from penstock.connectors.base import this_process
+from penstock.connectors.base import Holder, this_process
 from penstock.connectors.filestore.common import refuse_apart
 from penstock.connectors.registry import Stores, open_stores
 from penstock.engine.errors import PenstockError
@@ -101,12 +101,7 @@ class Driver:
         await make_way(spec, self._trail, fresh=options.fresh)
         self._stores: Stores = await asyncio.to_thread(open_stores, spec.sinks, spec.run_id)
         holder = this_process(options.command)
-        if options.take_over:
-            await wanted_plan(spec, options, self._stores.primary, self._cores, time.time())
-            await self._trail.takes_over(await self._stores.primary.holder(), time.time())
-            await self._warm_up()
-            await ask_for(spec.state, spec.run_id, self._stores.primary, holder, spec.execution.drain_s)
-        self._run_epoch = await self._stores.hold(holder, take_over=options.take_over)
+        self._run_epoch = await self._take_over(holder) if options.take_over else await self._stores.hold(holder)
         self._status.epoch = self._run_epoch
         try:
             await asyncio.to_thread(forget_wishes, spec.state, spec.run_id)
@@ -118,6 +113,20 @@ class Driver:
         self._measuring.hold(self._run_epoch, self._plan.created_at)
         self._log("info", "run accepted", epoch=self._run_epoch, lanes=self._plan.lanes, splits=len(self._plan.splits))
         self._main = asyncio.get_running_loop().create_task(self._run())
+
+    async def _take_over(self, holder: Holder) -> int:
+        """The run's epoch. Whoever holds it is left alone until all that can start before has started; where the run
+        does not become ours after all, nothing of that stays."""
+        spec, primary = self._spec, self._stores.primary
+        await wanted_plan(spec, self._options, primary, self._cores, time.time())
+        await self._trail.takes_over(await primary.holder(), time.time())
+        try:
+            await self._warm_up()
+            await ask_for(spec.state, spec.run_id, primary, holder, spec.execution.drain_s)
+            return await self._stores.hold(holder, take_over=True)
+        except BaseException:
+            await self._close(abort=False)
+            raise
 
     async def forgo(self) -> None:
         """Take the run no more, where `accept` still goes: let go of it, and ask its holder for nothing."""
@@ -177,12 +186,13 @@ class Driver:
         self._crew.marks = self._options.marks
 
     async def _warm_up(self) -> None:
-        """The run's holder still works: lane processes start now, so that less time is lost once it has let go. Workers
-        don't: those of a cluster serve a run for one driver, and the holder's engines may fill the GPUs."""
+        """The run's holder still works: lane processes and dispatchers start now, so that less time is lost once it has
+        let go. They take no lane and serve nobody before the run is ours. Own engines don't start: the holder's may
+        fill the GPUs."""
         plan = await self._stores.primary.read_plan()
         if plan is not None:
             self._recruit(plan)
-            await self._crew.warm()
+            await asyncio.gather(self._crew.warm(), self._fleet.warm(first_pools(self._spec.catalog, ())))
 
     async def _begin(self) -> None:
         spec = self._spec

@@ -34,6 +34,8 @@ START_ASKED_S = 60.0
 BACKLOG = 128
 """Ready items a replica before one more is worth its loading. A guess: two batches of a small GPU."""
 GROW_AFTER_S = 30.0
+WARM_S = 30.0
+"""For workers that start before a run is ours: it is not kept waiting for longer."""
 AGAIN_S = 180.0
 """A pool that is down is tried again so often, in a run without an end: nobody begins that anew. A guess."""
 
@@ -99,7 +101,23 @@ class Fleet:
         self._on_change = on_change
         self._note = note
         self._tasks: set[asyncio.Task[None]] = set()
+        self._warmed: list[object] = []
+        """Handles of workers that were started before the run was ours."""
         self._closing = False
+
+    async def warm(self, pools: Collection[str]) -> None:
+        """Start the dispatchers of these accounts while the run is another's still, and wait until they are there. They
+        serve nobody, so they send nothing; `want` finds them by their names. Why one does not start `want` tells."""
+        workers = [Worker(pool, number) for pool in pools for number in range(self._replicas(pool))]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WARM_S):
+                await asyncio.gather(*(self._warm(worker) for worker in workers), return_exceptions=True)
+
+    async def _warm(self, worker: Worker) -> None:
+        settings, name = self._settings(worker)
+        handle = _actor(settings, name, None)
+        self._warmed.append(handle)
+        await self._loaded(handle, settings.account is not None and self._governed(settings.account))
 
     def want(self, pool: str) -> None:
         """See that the pool has its workers. Asked again: nothing."""
@@ -174,7 +192,7 @@ class Fleet:
         return [(w.pool, f"{w.pool}#{w.number}", w.gauges.get("others_s", 0.0)) for w in there]
 
     async def close(self, *, abort: bool = False) -> None:
-        """Give the workers back to the cluster."""
+        """Give the workers back to the cluster. Those that were started for a run which did not become ours end."""
         self._closing = True
         for task in list(self._tasks):
             task.cancel()
@@ -183,6 +201,12 @@ class Fleet:
         for _, handle in self.handles():
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(handle.leave.remote(self._job, self.command), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
+        await asyncio.gather(*(self._dismiss(handle) for handle in self._warmed))
+
+    async def _dismiss(self, handle: object) -> None:
+        """It ends now where it never served anybody."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(handle.dismiss.remote(), 2.0)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def abort(self) -> None:
         for _, handle in self.handles():

@@ -68,6 +68,8 @@ class WorkerActor:
         self._exporting: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._keep_s = IDLE_S
+        self._served = False
+        """Some job, ever."""
         self._shares = Shares()
         self._logs: dict[str, Log] = {}
         """Of the runs that it serves."""
@@ -138,12 +140,18 @@ class WorkerActor:
         `logs`: (state, run id)."""
         if self._puller is None or not self._puller.serve(job, RemoteBoard(driver), command):
             return
-        self._keep_s = keep_s
+        self._keep_s, self._served = keep_s, True
         self._shares.anew(job, time.monotonic())
         if logs is not None and job not in self._logs:
             slug = re.sub(r"[^A-Za-z0-9_.@-]+", "-", self._settings.label)
             self._logs[job] = Log(*logs, f"worker-{slug}")
             self._logs[job]("info", "worker serves", worker=self._settings.name, pid=os.getpid())
+
+    async def dismiss(self) -> None:
+        """It was started for a run that did not become its starter's: it ends, unless another job has used it."""
+        async with self._starting:
+            if not self._served:
+                os._exit(0)
 
     async def leave(self, job: str, command: int) -> None:
         if self._puller is not None and self._puller.leave(job, command):

@@ -697,3 +697,49 @@ async def test_a_take_over_that_would_be_refused_leaves_the_holder_alone(tmp_pat
     assert await held.run_epoch() == 1
     assert await held.holder() is not None
     assert FolderState(tmp_path).get("runs/r/handover") is None
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_started_for_a_take_over_that_fails_is_ended(
+    away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its dispatchers start while the holder still works, and serve nobody; whether it then can't be asked, or nobody
+    wants the run any more, they go, and the holder stays."""
+    one, told = driver(tmp_path), list[str]()
+    one._options = msgspec.structs.replace(one._options, take_over=True)
+    memory.MemorySource("ends", [])
+    held = MemoryStore("ends")
+    await held.hold(memory_holder())
+    await held.write_plan(PLAN)
+    await commit(0, Tally(results=1))
+
+    async def warm(pools: object = None) -> None:
+        assert await held.run_epoch() == 1
+        told.append("warm")
+
+    async def close(*, abort: bool = False) -> None:
+        told.append(f"closed, abort={abort}")
+
+    async def ask(*_: object) -> bool:
+        told.append("asked")
+        if away:
+            raise Unreachable("the state is away")
+        await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr(one, "_recruit", lambda plan: None)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(one._crew, "warm", warm)
+    monkeypatch.setattr(one._fleet, "warm", warm)
+    monkeypatch.setattr(one._fleet, "close", close)
+    monkeypatch.setattr(driver_module, "ask_for", ask)
+    accepting = asyncio.ensure_future(one.accept())
+    async with asyncio.timeout(5):
+        while "asked" not in told:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.005)
+    if not away:
+        await one.forgo()
+    with pytest.raises(Unreachable if away else asyncio.CancelledError):
+        await accepting
+    assert told == ["warm", "warm", "asked", "closed, abort=False"]
+    assert await held.holder() is not None
+    assert await held.run_epoch() == 1

@@ -377,6 +377,69 @@ async def test_a_worker_that_cannot_load_ends_its_process(monkeypatch: pytest.Mo
     assert codes == [1]
 
 
+async def test_dispatchers_start_before_the_run_is_ours_and_serve_nobody_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who serves nobody is given no call, so nothing is sent. What started is what serves once the run is ours."""
+    cluster, changes = Cluster(monkeypatch), list[str]()
+    fleet = made(2, changes)
+    await fleet.warm(["api:a"])
+    warmed = list(cluster.there.values())
+    assert [(hands.heard, hands.governed) for hands in warmed] == [(["start"], [True])] * 2
+    assert (changes, fleet.workers, fleet.handles()) == ([], {}, [])
+    fleet.command = 2
+    fleet.want("api:a")
+    await until_ready(fleet)
+    assert list(cluster.there.values()) == warmed
+    assert all("serve" in hands.heard for hands in warmed)
+    await fleet.close()
+
+
+async def test_dispatchers_of_a_run_that_did_not_become_ours_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that loads still; why one could not start is for whoever has the run to tell."""
+    cluster, pools = Cluster(monkeypatch), list[tuple[str, str | None]]()
+    monkeypatch.setattr(shell, "WARM_S", 0.02)
+    fleet = made(3, pools=pools)
+    actor = cluster.actor
+
+    def begun(settings: WorkerSettings, name: str, model: object) -> Hands:
+        hands = actor(settings, name, model)
+        if settings.label.endswith("#1"):
+            hands.mute["start"] = 1
+        if settings.label.endswith("#2"):
+            hands.failing["start"] = SpecError("there is no such key")
+        return hands
+
+    monkeypatch.setattr(shell, "_actor", begun)
+    await fleet.warm(["api:a"])
+    await fleet.close()
+    assert [hands.heard for hands in cluster.there.values()] == [["start", "dismiss"]] * 3
+    assert (pools, fleet.down) == ([], {})
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_worker_that_was_never_used_ends_at_once_when_nobody_wants_it(
+    served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job may have taken to it meanwhile, or use it again soon: then it stays as any worker does."""
+    codes: list[int] = []
+    monkeypatch.setattr(worker_actor.os, "_exit", codes.append)
+    monkeypatch.setattr(worker_actor, "governor_lives", lambda account: False)  # pyright: ignore[reportUnknownLambdaType]
+    account = Account("a", "openai", "https://a.example/v1")
+    actor = WorkerActor(msgspec.msgpack.encode(WorkerSettings("w", "api a", "api:a", "api", account=account)))
+    await actor.start()
+    if served:
+        await actor.serve("another", 1, None)
+        await actor.leave("another", 1)
+    await actor.dismiss()
+    assert codes == ([] if served else [0])
+    for task in (actor._watching, actor._exporting):
+        assert task is not None
+        task.cancel()
+    assert actor._puller is not None
+    await actor._puller.close()
+
+
 async def test_jobs_that_differ_in_dispatchers_share_an_account_under_one_governor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

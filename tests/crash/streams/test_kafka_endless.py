@@ -28,6 +28,8 @@ from tests.crash.streams.stream_bench import StreamBench, StreamShape, line, str
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.s3]
 PARTITIONS = 4
+LONGEST_GAP_S = 30.0
+"""Without a finished item, at a hand-over of a job. Far above what is measured: other work may have the machine."""
 
 
 class Service:
@@ -148,7 +150,9 @@ def test_an_endless_job_is_restarted_and_widened_while_it_works(servers: Stage, 
         second.send_signal(signal.SIGTERM)
         assert b.end(second) == 130, b.log(second)
         assert "goes on where it was" in b.log(second)
-        print(f"longest gap between two finished items: {service.longest_gap():.1f} s")
+        gap = service.longest_gap()
+        print(f"longest gap between two finished items: {gap:.1f} s")
+        assert gap < LONGEST_GAP_S
         report = b.check(bound=0)
         assert report.results + report.dead_letters == len(b.offered)
 
