@@ -210,6 +210,7 @@ def _models(base: RunSpec, task: str) -> tuple[str, ...]:
     tiers = base.catalog.tiers
     return (
         at.models
+        or (at.cascade.models if at.cascade is not None else ())
         or tiers.get(at.tier or (3 if 3 in tiers else max(tiers, default=0)), ())
         or tuple(base.catalog.models)
     )

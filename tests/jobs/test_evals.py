@@ -267,6 +267,14 @@ def test_candidates_that_are_not_there_are_told(base: RunSpec) -> None:
         scorer_of(base.policy.tasks["topic"], "judge")
 
 
+def test_the_candidates_of_a_cascade_are_its_models(base: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where none is named: not those of a tier that the task's items never go to."""
+    text = JOB.replace("    min_quality: 0.9\n", "    cascade: {models: [a, b], signal: logprob, threshold: 2}\n")
+    Path("job.yaml").write_text(f"{text}tiers: {{3: [b]}}\n")
+    assert call(["eval", "job.yaml", "--task", "topic", "--price"]) == 0
+    assert "18 rows × 2 candidates" in " ".join(capsys.readouterr().out.split())
+
+
 def test_quality_samples_never_pass_a_wall_that_they_don_t_name(base: RunSpec) -> None:
     """They carry no sensitivity: where walls are declared, they are refused as rows."""
     with pytest.raises(SpecError, match="sensitivity"):
