@@ -13,6 +13,7 @@ import pytest
 
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores
+from penstock.engine.errors import Away
 from penstock.engine.plan import Epoch
 from penstock.workers.lanes import shell as lane_shell
 
@@ -63,6 +64,59 @@ async def test_a_lane_whose_store_is_slow_goes_on_to_report(monkeypatch: pytest.
         await lane.work(shell, driver, rig.answered, settled)
     await shell.close()
     assert await lane.told() == {"r1": ["result"]}
+
+
+class Unreachable(MemoryStore):
+    """Nobody can ask who owns a lane while it is away."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.away = False
+        self.asked = 0
+
+    async def owner(self, lane: int) -> Epoch:
+        if self.away:
+            self.asked += 1
+            raise Away("the store does not answer")
+        return await super().owner(lane)
+
+
+async def test_a_store_that_is_away_for_a_moment_ends_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was answered since the last commit was paid for again (seen: 345 calls for a network that was cut for two
+    seconds). Where it stays away, the lane gives up, and its driver waits for the store."""
+    monkeypatch.setattr(lane_shell, "VERIFY_EVERY_S", 0.01)
+    store, ahead_s, out = Unreachable("cut"), 0.0, []
+    lane = rig.Rig(rig.MemoryPlace("cut"), rig.source("cut", [rig.line(1)]))
+    lane.now = lambda: time.time() + ahead_s
+    stores = Stores(store, {}, dict.fromkeys(rig.SINKS, "primary"))  # type: ignore[arg-type]
+    shell, driver = lane.shell(stores)
+
+    async def looked(times: int) -> None:
+        until = store.asked + times
+        while store.asked < until and not driver.failures:
+            shell.wake()
+            await asyncio.sleep(0.005)
+
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    async with asyncio.timeout(20):
+        await lane.work(shell, driver, out.append, lambda *_: bool(out))
+        store.away = True
+        await looked(3)
+        ahead_s += lane_shell.BLIND_S / 2
+        await looked(3)
+        assert not driver.failures
+        store.away = False
+        await shell.done(shell.epoch, [rig.answered(call) for call in out])
+        await lane.work(shell, driver, rig.answered, settled)
+        assert (shell.machine.tally.results, driver.failures) == (1, [])
+        store.away = True
+        await looked(1)
+        ahead_s += lane_shell.BLIND_S
+        while not driver.failures:
+            await looked(1)
+    assert driver.failures[0][0] is False
+    await shell.close()
 
 
 async def test_a_run_does_not_wait_an_interval_for_the_last_commit_of_its_lanes() -> None:

@@ -32,6 +32,9 @@ from penstock.workers.ports import CallName, Kept, Post
 RIGHT_S = 5.0
 """How long the right to send lasts after a commit or read that showed our own epoch (DESIGN, commit protocol 4)."""
 IDLE_S = 0.05
+BLIND_S = 30.0
+"""A lane whose store can't say who owns it goes on for so long: a commit to S3 is tried for as long, and nothing is
+sent once the right has lapsed. A guess."""
 VERIFY_EVERY_S = 1.0
 POST_EVERY_S = 0.02
 POST_AGAIN_S = 1.0
@@ -105,7 +108,8 @@ class LaneShell:
         self._posted: dict[str, tuple[int, int, int]] = {}
         self._granted_more = False
         """A grant was not used up: the board counts as gone what is still here, or soon comes back from the till."""
-        self._posted_at = self._reported_at = self._swept_at = self._verified_at = self._measured_at = 0.0
+        self._posted_at = self._reported_at = self._swept_at = self._verified_at = self._looked_at = 0.0
+        self._measured_at = 0.0
         self._first_dispatch_at: float | None = None
 
     # -- life
@@ -291,7 +295,8 @@ class LaneShell:
             self._money.step(now)
         if self._commit is None and self._due(now):
             self._commit = asyncio.get_running_loop().create_task(self._commit_and_apply())
-        if self._looking is None and min(since(self._verified_at, now), since(self._out.at, now)) > VERIFY_EVERY_S:
+        if self._looking is None and min(self._blind_s(now), since(self._looked_at, now)) > VERIFY_EVERY_S:
+            self._looked_at = now
             self._looking = asyncio.get_running_loop().create_task(self._look())
         self._post(now)
         if since(self._reported_at, now) > REPORT_EVERY_S or self.settled:
@@ -340,9 +345,22 @@ class LaneShell:
     async def _look(self) -> None:
         """Beside the loop: a lane whose store is slow must not look frozen."""
         try:
-            await self._well(self._verify(), "read who owns it")
+            await self._well(self._see(), "read who owns it")
         finally:
             self._looking = None
+
+    async def _see(self) -> None:
+        """A store that can't be asked for a moment ends no lane: what was answered since the last commit would be paid
+        for again."""
+        try:
+            await self._verify()
+        except Temporary:
+            if self._blind_s(self._now()) > BLIND_S:
+                raise
+
+    def _blind_s(self, now: float) -> float:
+        """Since it was last seen that the lane is ours."""
+        return min(since(self._verified_at, now), since(self._out.at, now))
 
     async def _well(self, work: Coroutine[None, None, object], doing: str) -> bool:
         """Did it end well? Else the lane is over."""
