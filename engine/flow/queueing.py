@@ -44,6 +44,11 @@ class Queue:
         return list(islice((each for each in self._all if each.told_at is None), n))
 
     @property
+    def awaited(self) -> bool:
+        """Somebody was told, and has not come yet."""
+        return any(each.told_at is not None for each in self._all)
+
+    @property
     def first(self) -> Waiter | None:
         """Who waits, if nobody was told before it."""
         return self._all[0] if self._all and self._all[0].told_at is None else None

@@ -71,8 +71,6 @@ class Till:
         """Key → the cheapest call that the ledger refused."""
         self._drawn: dict[str, tuple[float, int]] = {}
         """Key → when it was last drawn on, and how much."""
-        self._opened_at: dict[str, float] = {}
-        """Key → when the last lease came."""
         self._scarce_at: dict[str, float] = {}
         """Key → when the ledger last had nothing for who waited."""
         self._day: float | None = None
@@ -143,7 +141,7 @@ class Till:
         before, self._day = self._day, now // DAY_S
         if before in (None, self._day):
             return []
-        for known in (self._refused, self._refused_from, self._limits, self._opened_at, self._scarce_at):
+        for known in (self._refused, self._refused_from, self._limits, self._scarce_at):
             known.clear()
         return self.take_out(lambda _: True)
 
@@ -173,7 +171,6 @@ class Till:
             self.purse.add(key, lease_id, amount)
             n += covered(amount, worsts[n:])
         if leases:
-            self._opened_at[key] = now
             self._drawn[key] = (now, self._drawn.get(key, (0.0, min(leases.values())))[1])
         told = self._tell(key, n, now)
         for slot in told:
@@ -247,14 +244,16 @@ class Till:
 
     def give_back_small(self, wish: Wish, now: float) -> None:
         """The ledger has nothing for `wish` while others hold leases: what can't hold its call goes back. Not a lease
-        that came just now: it is for calls that were told of it and are about to be taken. Where nobody comes for it,
-        it goes back as well."""
+        that nobody drew on yet while somebody was told and is about to come: it may be for that."""
         self._scarce_at[wish.key] = now
         if is_long(now - self._drawn.get(wish.key, (0.0, 0))[0]):
             self.purse.retire(wish.key)
         else:
-            untouched = is_long(now - self._opened_at.get(wish.key, 0.0))
-            self.purse.retire_small(wish.key, wish.floor_nano, untouched=untouched)
+            self.purse.retire_small(wish.key, wish.floor_nano, untouched=not self.awaits(wish.key))
+
+    def awaits(self, key: str) -> bool:
+        """Somebody was told of this key's money, and is about to come for it."""
+        return key in self._queues and self._queues[key].awaited
 
     @property
     def waiting(self) -> int:

@@ -166,6 +166,8 @@ class Shop:
         self.had: dict[Slot, int] = {}
         """When it was set aside for it, or it was told that it is there."""
         self.clock = 0
+        self.scarce = 1 << 30
+        """Since when the ledger has not had all that was asked for."""
         self.names = count()
         self.over = False
 
@@ -176,10 +178,13 @@ class Shop:
             if not isinstance(answer, LeaseRefused):
                 self.ledger, opened = answer
                 self.told(self.till.opened(wish.key, {k: v.amount_nano for k, v in opened.items()}, NOW))
-            elif not wish.spare and answer.leased_nano:
-                self.till.give_back_small(wish, NOW)
             elif not wish.spare:
-                self.over = bool(self.till.refused(wish, "spent", NOW))
+                self.scarce = min(self.scarce, self.clock)
+                may_reach = answer.remaining_nano + answer.leased_nano >= wish.floor_nano
+                if may_reach or self.till.awaits(wish.key):
+                    self.till.give_back_small(wish, NOW)
+                else:
+                    self.over = bool(self.till.refused(wish, "spent", NOW))
 
     def told(self, slots: list[Slot]) -> None:
         self.ready += slots
@@ -222,8 +227,8 @@ class Shop:
 
 @given(st.integers(11_000, 60_000), st.integers(0, 1 << 32))
 def test_a_small_budget_is_used_to_its_end_in_order_and_soon(limit: int, seed: int) -> None:
-    """Whatever comes first of asking, taking, landing and settling: none that had asked for money is passed by one that
-    comes after it, and nobody waits for leases to grow old: the clock stands still."""
+    """Whatever comes first of asking, taking, landing and settling: who waits for money is passed by none that comes
+    after it, once there is not enough for all, and nobody waits for leases to grow old: the clock stands still."""
     shop = Shop(limit, random.Random(seed))
     for _ in range(4_000):
         if shop.over or len(shop.paid) == 60:
@@ -233,6 +238,7 @@ def test_a_small_budget_is_used_to_its_end_in_order_and_soon(limit: int, seed: i
         raise AssertionError(f"{len(shop.paid)} paid, {len(shop.ready)} ready, {shop.till.waiting} wait")
     while shop.flying:
         shop.land()
-    for left in shop.came.keys() - set(shop.paid):
-        passed_by = [one.seq for one in shop.paid if one.seq > left.seq and shop.had[one] > shop.came[left]]
+    for left in shop.came.keys() - shop.had.keys():
+        since = max(shop.came[left], shop.scarce)
+        passed_by = [one.seq for one in shop.paid if one.seq > left.seq and shop.had[one] > since]
         assert not passed_by, f"{left.seq} was left out, though it had come first"

@@ -110,7 +110,7 @@ class LaneMoney:
         match answer:
             case dict():
                 self._machine.leased(wish.key, answer, self._now())
-            case str() if not wish.spare:
+            case str() if not wish.spare and not self._machine.till.awaits(wish.key):  # a no may end the run
                 self._machine.refused(wish, answer, self._now())
             case _:
                 await self._later(wish)
