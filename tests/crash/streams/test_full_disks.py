@@ -24,7 +24,7 @@ def rays_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_no_room_for_sorting_what_goes_to_s3(
     servers: Stage, tmp_path: Path, rays_folder: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
