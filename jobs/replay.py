@@ -39,6 +39,7 @@ from penstock.jobs.look.told import LetterTold
 from penstock.jobs.trial import beside
 from penstock.jobs.wording import at_state
 from penstock.workers.runspec import RunSpec
+from penstock.workers.status import RunStatus
 
 MARK = "~replay-"
 
@@ -126,7 +127,9 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     base = base_of(spec.run_id)
     number = next_number(history, base)
     earlier = of_this_life(history, base)
-    for run_id in earlier if history.spec(base).endless else [base, *earlier]:
+    if not history.spec(base).endless:
+        _refuse_unfinished(history, base)
+    for run_id in earlier:
         _refuse_unfinished(history, run_id)
     chosen = Chosen(letter_files.new(history.url, base, number))
     letter_files.write(chosen.file, _wanted(chosen, _last_words(history, base, earlier), wants), history.url)
@@ -186,11 +189,18 @@ def _sink(sink: SinkSettings, mark: str) -> SinkSettings:
 
 def _refuse_unfinished(history: History, run_id: str) -> None:
     status = history.status_or_starting(run_id)
-    if not is_over(status) or status.state in ("interrupted", "cancelled", "failed"):
+    if not is_finished(status):
         raise SpecError(
             f"{run_id} is not finished ({status.state}): its items may still end well. "
             f"Finish it first: penstock run {run_id} {at_state(history.url)}"
         )
+
+
+def is_finished(status: RunStatus) -> bool:
+    """None of its items may end any more. What a replay that stopped for want of money, or at its fuse, did not send
+    has no letter but the one that is in its file. (Such a base run has sent no letter's item again.)"""
+    undone = ("interrupted", "cancelled", "failed")
+    return is_over(status) and (status.state == "done" or (MARK not in status.run_id and status.state not in undone))
 
 
 def _last_words(history: History, base: str, earlier: list[str]) -> Iterator[bytes]:

@@ -152,7 +152,7 @@ def _unfinished(run: RunStatus, state: str) -> str | None:
     """What has to happen first; None: it is finished."""
     if not is_over(run) and not is_silent(run, time.time()):
         return f"it has not ended ({run.state}); give --requeue again when it has"
-    if is_over(run) and run.state not in ("interrupted", "cancelled", "failed"):
+    if replay.is_finished(run):
         return None
     was = run.state if is_over(run) else "its command is gone"
     return f"it was not finished ({was}): penstock run {run.run_id} {at_state(state)} finishes it; then --requeue again"

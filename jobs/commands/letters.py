@@ -100,8 +100,9 @@ def replay(
     sent already is not sent again, unless it died again. Results stand beside the real ones
     (results.replay-1.jsonl), in Kafka in the same topics; each record says its generation.
 
-    Refused where RUN or a replay of it is not finished (its items may still end well). A run without an end (until:
-    forever) need not be: the letters that are committed so far are sent, while it goes or when it has stopped.
+    Refused where RUN was interrupted, cancelled or failed, or a replay of it is not done (its items may still end
+    well). A run without an end (until: forever) need not be: the letters that are committed so far are sent, while it
+    goes or when it has stopped.
     """
     from penstock.jobs import replay as again
 

@@ -175,7 +175,10 @@ def test_a_fresh_start_that_failed_leaves_its_generation_to_the_next_command(sto
     assert replay.of_this_life(story.history, "job-1") == []
 
 
-@pytest.mark.parametrize("state", ["running", "interrupted", "failed"])
+UNDONE: tuple[RunState, ...] = ("running", "interrupted", "failed", "stopped_by_budget", "too_many_dead_letters")
+
+
+@pytest.mark.parametrize("state", UNDONE)
 def test_an_unfinished_run_or_replay_is_finished_first(story: Story, state: RunState) -> None:
     """Its items may still end well: sending them now could pay twice."""
     first, _ = story.prepare()

@@ -513,6 +513,15 @@ async def test_what_a_lane_actor_fails_at_is_told_and_keeps_it_from_hearing_noth
     assert any("failed at 'pause'" in note and "no such tier" in note for note in one._status.notes)
 
 
+async def test_a_drain_waits_for_nothing_else_that_an_actor_was_not_told(tmp_path: Path) -> None:
+    """Whatever keeps it from hearing of versions or of a longer plan: it goes on paying until it hears the stop."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    hands.fails["learn"] = RayTaskError("learn", "where it was", ValueError("a fault of ours"))
+    await one._crew.learn(b"standings")
+    await one._crew.drain()
+    assert hands.said == [("drain",)]
+
+
 async def test_all_that_lanes_are_told_is_something_that_they_do() -> None:
     """The names are words to the type checker."""
     for name in ("worker_lost", "reprice", "pause", "verdict", "drain"):

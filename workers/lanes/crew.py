@@ -359,6 +359,8 @@ class Crew:
         """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know; one
         that opens by an older steering would send units to another version."""
         plan, steering, standings = self._plan, self._steering, self._standings
+        if all(method != "verdict" for method, _ in actor.untold):  # which needs the plan; a drain waits for nothing
+            await self._hand_on(actor)
         if actor.plan_version < plan.version:
             await actor.handle.extend.remote(encode(plan))  # pyright: ignore[reportAttributeAccessIssue]
             actor.plan_version = max(actor.plan_version, plan.version)
