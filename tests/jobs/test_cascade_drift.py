@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from penstock.connectors.audit import open_audit
+from penstock.connectors.calibrations import write_judges
 from penstock.connectors.drifts import Drifts
+from penstock.connectors.state import open_state
+from penstock.engine.judging import judge_version
+from penstock.engine.measure.agreement import agreement
+from penstock.engine.steering import judges
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history
 from penstock.jobs.sandbox import Settings, running_sandbox
 from penstock.jobs.sandbox.planted import Planted
 from penstock.jobs.sandbox.settings import Behaviour
+from penstock.jobs.spec import load
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -55,6 +61,18 @@ def calibrate(folder: Path) -> None:
     """From the labelled rows of the first run."""
     job = str(folder / "labels.yaml")
     assert call(["cascade", "calibrate", job, "--min-quality", "0.9"]) == 0
+
+
+def held_against_labels(job: Path) -> None:
+    """Its judge agrees with people, who labelled a hundred answers."""
+    spec = load(job)
+    cascade, agreed = spec.policy.tasks["default"].cascade, agreement([[60, 0], [0, 40]])
+    assert cascade is not None
+    assert cascade.judge is not None
+    assert agreed is not None
+    version = judge_version(cascade.judge, spec.catalog.models["top"].live)
+    held = judges.Calibration(f"judge@{version}", "top", 60, 40, agreed, "run", "now", "ann")
+    write_judges(open_state(spec.state), [held])
 
 
 def degrade(url: str, quality: float) -> None:
@@ -105,8 +123,10 @@ def test_a_judge_believes_or_sends_on_in_a_job_as_people_run_it(tmp_path: Path) 
     assert call(["sandbox", "rows", "60", "-o", str(rows)]) == 0
     judge = "judge, judge: {model: top, rubric: Is it right?, scale: [1, 5]}"
     with running_sandbox(Settings(models={"top": Behaviour(planted=Planted(1.0))}), process=True) as url:
-        text = JOB.format(name="judged", url=url, rows=rows, out=out, state=tmp_path / "state", threshold=0.5)
+        text = JOB.format(name="judged", url=url, rows=rows, out=out, state=tmp_path / "state", threshold=2)
         job.write_text(text.replace("signal: logprob", f"signal: {judge}"))
+        held_against_labels(job)
+        job.write_text(job.read_text().replace("threshold: 2", "threshold: 0.5"))
         assert call(["run", str(job)]) == 0
     results: list[Any] = [json.loads(line)["penstock"] for line in out.read_text().splitlines()]
     assert len(results) == 60
