@@ -2,6 +2,8 @@
 
 What was met is remembered at the state (`connectors.fingerprints`), so that the next command compares with it. An alias
 is told once a state, and where it comes to mean another model; a model that was not asked for with every command.
+Only what answers this command is compared and remembered: its run's counters hold what earlier commands met as well,
+and other runs may have met another one since.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Naming:
         found: dict[str, Met] = {}
         for row, _, version in self._rows(tally):
             before, prints = self._before(row, version), _prints(row)
-            names = tuple(name for name in row.answered_as if name != OTHERS and named(version.model, name) == "alias")
+            names = tuple(name for name in _names_now(row) if named(version.model, name) == "alias")
             if not (set(prints) <= set(before.fingerprints) and set(names) <= set(before.names)):
                 prints, names = prints or before.fingerprints, names or before.names
                 found[_target(row)] = Met(version.model, prints, self._run_id, now, names)
@@ -60,8 +62,8 @@ class Naming:
 
     def _names(self, row: ModelTally, version: Version) -> Iterator[Facts]:
         before = self._before(row, version)
-        for name in row.answered_as:
-            if name == OTHERS or name in before.names or not self._is_new(row, "name", name):
+        for name in _names_now(row):
+            if name in before.names or not self._is_new(row, "name", name):
                 continue
             what, asked = named(version.model, name), f"{_target(row)} is asked for as {version.model!r}"
             facts: Facts = {"pinned": version.model, "answered": name, "what": what}
@@ -80,7 +82,7 @@ class Naming:
             yield {"model": row.model, "version": row.version, **facts}
 
     def _pinned(self, row: ModelTally, version: Version) -> Iterator[Facts]:
-        for name in row.fingerprints:
+        for name in _now(row.fingerprints, row.fingerprints_before):
             if name in (version.fingerprint, OTHERS) or not self._is_new(row, "fingerprint", name):
                 continue
             said = "NONE IS TOLD" if name == UNSAID else f"ANOTHER ONE ANSWERS: {name!r}"
@@ -122,8 +124,17 @@ def _target(row: ModelTally) -> str:
     return f"{row.model}@{row.version}"
 
 
+def _now(counts: dict[str, int], before: dict[str, int]) -> tuple[str, ...]:
+    """Who answered this command."""
+    return tuple(name for name, n in counts.items() if n > before.get(name, 0))
+
+
+def _names_now(row: ModelTally) -> tuple[str, ...]:
+    return tuple(name for name in _now(row.answered_as, row.answered_before) if name != OTHERS)
+
+
 def _prints(row: ModelTally) -> tuple[str, ...]:
-    return tuple(name for name in row.fingerprints if name not in (OTHERS, UNSAID))
+    return tuple(n for n in _now(row.fingerprints, row.fingerprints_before) if n not in (OTHERS, UNSAID))
 
 
 def _treated(version: Version) -> str:

@@ -15,7 +15,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
 from penstock.engine.flow.progress import OUTBOX, saved_in
-from penstock.engine.flow.tally import Tally, merge
+from penstock.engine.flow.tally import Tally, as_before, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
 from penstock.workers.runspec import RunOptions, RunSpec
 
@@ -109,6 +109,7 @@ async def all_ended(plan: Plan, primary: Primary) -> tuple[Tally, list[Cell]] | 
             return None
         merge(total, saved.tally)
         cells.append(cells_in(taken.chunks))
+    as_before(total)
     return total, summed(*cells)
 
 

@@ -32,6 +32,10 @@ class ModelTally(msgspec.Struct, omit_defaults=True):
     is not the pinned one."""
     fingerprints: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Answers by the provider's fingerprint of its configuration; of an own engine, by the commit that it loaded."""
+    answered_before: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Of `answered_as`, what earlier commands of the run counted."""
+    fingerprints_before: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Of `fingerprints`, likewise."""
     adjusted_nano: int = 0
     """Of `cost_nano`, closing lines of own engines: what no call was charged."""
 
@@ -136,6 +140,12 @@ def merge(into: Tally, other: Tally) -> None:
     into.slowest = sorted([*into.slowest, *other.slowest], key=lambda slow: -slow.seconds)[:SLOWEST_KEPT]
 
 
+def as_before(tally: Tally) -> None:
+    """Another command goes on: whoever answered so far answered an earlier one."""
+    for row in tally.models.values():
+        row.answered_before, row.fingerprints_before = dict(row.answered_as), dict(row.fingerprints)
+
+
 def count_refused(tally: Tally, wall: str, models: Iterable[str]) -> None:
     for model in models:
         _one_more(tally.refused, wall)
@@ -202,3 +212,5 @@ def _merge_model(into: ModelTally, other: ModelTally) -> None:
     add_counts(into.failures, other.failures)
     add_counts(into.answered_as, other.answered_as)
     add_counts(into.fingerprints, other.fingerprints)
+    add_counts(into.answered_before, other.answered_before)
+    add_counts(into.fingerprints_before, other.fingerprints_before)

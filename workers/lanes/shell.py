@@ -20,6 +20,7 @@ from penstock.connectors.writing.records import Encoder
 from penstock.engine.errors import Corrupt, Fenced, PenstockError, Refused, Temporary
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, CommitBatch
+from penstock.engine.flow.tally import as_before
 from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
 from penstock.engine.plan import Epoch, Plan, Split
 from penstock.workers.clock import Watched, since
@@ -125,6 +126,8 @@ class LaneShell:
                 "or start over with --fresh"
             )
         self.machine.begin(self._splits(plan), taken.chunks, taken.seq)
+        if taken.epoch[0] != self.epoch[0]:  # else its last owner was this command's, too
+            as_before(self.machine.tally)
         self._out.begin()
         self.machine.plan_version = plan.version
         self._begun = True
