@@ -30,7 +30,7 @@ from penstock.workers.hearing import Hearing
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.lateness import Lateness
+from penstock.workers.lanes.reports import Reports
 from penstock.workers.log import Log, collect
 from penstock.workers.measuring import Measuring
 from penstock.workers.metrics import DriverMetrics
@@ -65,13 +65,7 @@ class Driver:
         self._status.asked_at = self._options.asked_at
         self._desk = Desk()
         self._board = self._desk.board
-        self._reports: dict[int, LaneReport] = {}
-        """Of lanes that somebody holds, and was heard of."""
-        self._said: dict[int, LaneReport] = {}
-        """What each lane said last."""
-        self._lateness, self._metrics = Lateness(), DriverMetrics(self._spec.name)
-        self._doubted: set[tuple[int, int]] = set()
-        """(lane, owner) that had to doubt what the last owner left."""
+        self._reports, self._metrics = Reports(), DriverMetrics(self._spec.name)
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
@@ -201,8 +195,8 @@ class Driver:
             self._recruit(self._plan)
         self._fleet.command = self._run_epoch
         if not spec.pinned:
-            await self._steersman.first(self._crew.steer)
-        await self._measuring.first(self._crew.learn)
+            await self._steersman.first(self._crew.news.steer)
+        await self._measuring.first(self._crew.news.learn)
         for pool in first_pools(spec.catalog, self._steersman.pools()):
             self._fleet.want(pool)
         if self._status.resumed:
@@ -210,18 +204,20 @@ class Driver:
         force, primary = self._options.take_over, self._stores.primary
         self._labels = LabelWatch(spec, self._plan, primary, lambda why: self._end("failed", why), self._note)
         start = self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
-        await self._metrics.tell_lateness(lambda: self._lateness.most_s(self._plan.lanes, time.monotonic()), start)
+        await self._metrics.tell_lateness(
+            lambda: self._reports.lateness.most_s(self._plan.lanes, time.monotonic()), start
+        )
         if self._status.resumed:
             await count_paid(spec, self._plan, primary)
         if not self._plan.started and not self._crew.gone:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
-        await self._hearing.look(self._crew.pause)
+        await self._hearing.look(self._crew.news.pause)
         await self._crew.go()
-        self._labels.start(self._crew.verdict)
+        self._labels.start(self._crew.news.verdict)
         if spec.endless:
             self._discovery = Discovery(spec, self._plan, self._stores.primary, self._longer, self._note)
-            self._discovery.start(lambda: [report.plan_version for report in self._reports.values()])
+            self._discovery.start(lambda: [report.plan_version for report in self._reports.now.values()])
         if self._ending is None:
             self._status.state = "running"
         else:  # asked to stop while the lanes were opened: not all of them have heard it
@@ -229,7 +225,7 @@ class Driver:
 
     async def _longer(self, plan: Plan) -> None:
         self._plan = plan
-        await self._crew.extend(plan)
+        await self._crew.news.extend(plan)
 
     async def _watch(self) -> tuple[RunState, str]:
         """Until every lane is over, or something ends the run early."""
@@ -242,14 +238,14 @@ class Driver:
                 self._fleet.want(pool)
             if since(checked, now) > CANCEL_POLL_S:
                 checked = now
-                await self._hearing.look(self._crew.pause)
+                await self._hearing.look(self._crew.news.pause)
                 if not self._spec.pinned:
-                    await self._steersman.look(self._crew.steer, now)
+                    await self._steersman.look(self._crew.news.steer, now)
                 self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
                 self._measuring.see(self._status)
-                self._measuring.look(self._crew.learn, now)
+                self._measuring.look(self._crew.news.learn, now)
                 idle = self._bill.idle_nano(self._status.tally, now)
-                bound = second_payments_bound(self._spec, self._plan.lanes, len(self._doubted))
+                bound = second_payments_bound(self._spec, self._plan.lanes, len(self._reports.doubted))
                 periods = await asyncio.to_thread(self._spending.look, now)
                 await asyncio.to_thread(self._metrics.see, self._status, idle, bound, periods)
                 await self._trail.look(self._status, now)
@@ -264,23 +260,21 @@ class Driver:
                 self._sum_up()  # the last reports came while this round waited for something
                 if self._ending is not None:
                     return self._ending
-                if self._plan.bounded and all(report.done for report in self._reports.values()):
+                if self._plan.bounded and all(report.done for report in self._reports.now.values()):
                     return "done", ""
 
     def _all_settled(self) -> bool:
-        gone = self._crew.gone
-        return all(
-            lane in gone or ((report := self._reports.get(lane)) is not None and report.settled)
-            for lane in range(self._plan.lanes)
-        )
+        return self._reports.settled(self._plan.lanes, self._crew.gone)
 
     def _judge(self, tick: float) -> None:
         """Does anything end the run early?"""
         if self._ending is not None:
             return
-        for news in self._outages.news(self._reports.values()):
+        for news in self._outages.news(self._reports.now.values()):
             self._note(news)
-        found = early_end(self._spec.max_dead_letters, self._reports.values(), self._status.tally, self._outages, tick)
+        found = early_end(
+            self._spec.max_dead_letters, self._reports.now.values(), self._status.tally, self._outages, tick
+        )
         self._status.standstill = self._outages.standstill
         if found is not None:
             self._end(*found)
@@ -303,7 +297,7 @@ class Driver:
             now = time.time()
             self._sum_up()
             if self._all_settled():
-                report, holder = self._reports.get(0), self._crew.handle(0)
+                report, holder = self._reports.now.get(0), self._crew.handle(0)
                 if self._crew.gone or report is None or holder is None:
                     return self._ending or ("failed", "lane 0 could not write the closing lines of own engines")
                 self._bill.shared(self._fleet.borne())
@@ -379,17 +373,14 @@ class Driver:
     async def report(self, data: bytes, owner: int) -> None:
         report = _report.decode(data)
         if self._crew.owns(report.lane, owner):
-            self._reports[report.lane] = self._said[report.lane] = report
-            self._lateness.heard(report, time.monotonic())
+            self._reports.heard(report, owner, time.monotonic())
             self._measuring.heard(report)
-            if report.doubted:
-                self._doubted.add((report.lane, owner))
             self._crew.heard(report.lane)
             self._status.first_dispatch_at = self._status.first_dispatch_at or report.first_dispatch_at
 
     async def lane_failed(self, lane: int, owner: int, fenced: bool, message: str, corrupt: bool) -> None:
         if self._crew.owns(lane, owner):
-            self._reports.pop(lane, None)
+            self._reports.void(lane)
             await self._crew.failed(lane, fenced, message, corrupt)
 
     # -- what workers ask
@@ -405,14 +396,14 @@ class Driver:
     async def _worker_lost(self, name: str, replaced: bool) -> None:
         if replaced:
             self._note(f"worker {name} was lost; another takes its place")
-        await self._crew.worker_lost(name)
+        await self._crew.news.worker_lost(name)
 
     async def _pool_changed(self, pool: str, why: str | None) -> None:
         """`why` it is down; None: it is up again."""
         self._note(f"{pool} is up again" if why is None else f"{pool} is down: {why}")
-        await self._crew.pools_changed()
+        await self._crew.news.pools_changed()
         if why is not None:
-            await self._steersman.pool_down(self._crew.steer, pool, why, time.time())
+            await self._steersman.pool_down(self._crew.news.steer, pool, why, time.time())
 
     def _worker_changed(self, what: str, worker: Worker, why: str) -> None:
         replica = f"{worker.pool}#{worker.number}"
@@ -430,14 +421,14 @@ class Driver:
     # -- sums
 
     def _sum_up(self) -> None:
-        sum_up(self._status, self._spec, self._said.values(), self._plan.lanes)
+        sum_up(self._status, self._spec, self._reports.last.values(), self._plan.lanes)
         self._see_lateness()
 
     def _see_lateness(self) -> None:
-        self._status.commit_age_s = self._lateness.most_s(self._plan.lanes, time.monotonic())
+        self._status.commit_age_s = self._reports.lateness.most_s(self._plan.lanes, time.monotonic())
 
     async def _reprice(self, now: float) -> None:
         await self._bill.save(now)  # where it can't be, the next save says all of it
         self._bill.shared(self._fleet.borne())
         for model, price in self._bill.prices(self._status.tally, now).items():
-            await self._crew.reprice(model, encode(price))
+            await self._crew.news.reprice(model, encode(price))

@@ -6,18 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Collection
-from hashlib import blake2b
-from importlib.metadata import version
 
-import msgspec
-
-from penstock.engine.catalog import Account, Catalog, Model, is_own
+from penstock.engine.catalog import Account, Catalog, is_own
 from penstock.workers.clock import since, tell_skew
-from penstock.workers.cluster import NAMESPACE, kill, until_gone, words
+from penstock.workers.cluster import kill, until_gone, words
 from penstock.workers.replies import Unanswered, answered
-from penstock.workers.worker_actor import WorkerActor, WorkerSettings
+from penstock.workers.staffing import has_place, hire, model_of, settings_of
 
 MAX_STARTS = 5
 """Starts of one worker in a row that fail before its pool is down: a model that dies while loading won't heal."""
@@ -114,8 +109,8 @@ class Fleet:
                 await asyncio.gather(*(self._warm(worker) for worker in workers), return_exceptions=True)
 
     async def _warm(self, worker: Worker) -> None:
-        settings, name = self._settings(worker)
-        handle = _actor(settings, name, None)
+        settings, name = settings_of(self.catalog, worker.pool, worker.number)
+        handle = hire(settings, name, None)
         self._warmed.append(handle)
         await self._loaded(handle, settings.account is not None and self._governed(settings.account))
 
@@ -133,12 +128,12 @@ class Fleet:
     def grow(self, pool: str, waiting: int, now: float) -> None:
         """One more replica of an own model, up to its `replicas.max`: where all it has have been busy for a while, work
         for each of them waits, and the cluster has a place for one more."""
-        model = self._model(pool)
+        model = model_of(self.catalog, pool)
         here = self._of(pool)
         if model is None or self._closing or len(here) >= model.max_replicas or waiting < BACKLOG * len(here):
             return
         settled = all(worker.handle is not None and since(worker.ready_at, now) > GROW_AFTER_S for worker in here)
-        if settled and _has_place(model, len(here)):
+        if settled and has_place(model, len(here)):
             number = next(n for n in itertools.count() if (pool, n) not in self.workers)
             worker = self.workers[pool, number] = Worker(pool, number)
             self._spawn(self._keep(worker))
@@ -247,14 +242,14 @@ class Fleet:
                 return
 
     async def _start(self, worker: Worker) -> None:
-        settings, name = self._settings(worker)
+        settings, name = settings_of(self.catalog, worker.pool, worker.number)
         worker.started_at, worker.gauges = time.time(), {}
         self._on_change("starting", worker, "")
         governed = settings.account is not None and self._governed(settings.account)
         if governed and worker.number:  # who had the account to itself so far shares it from now on
-            worker.trying = _actor(*self._settings(Worker(worker.pool, 0)), None)
+            worker.trying = hire(*settings_of(self.catalog, worker.pool, 0), None)
             await self._loaded(worker.trying, governed)
-        worker.trying = handle = _actor(settings, name, self._model(worker.pool))
+        worker.trying = handle = hire(settings, name, model_of(self.catalog, worker.pool))
         worker.name = await self._loaded(handle, governed)
         worker.handle, worker.trying, worker.ready_at = handle, None, time.time()
         self._on_change("ready", worker, "")
@@ -320,32 +315,8 @@ class Fleet:
         while worker.released:  # noqa: ASYNC110 - a look every few minutes
             await asyncio.sleep(AGAIN_S)
 
-    # -- what to build
-
-    def _settings(self, worker: Worker) -> tuple[WorkerSettings, str]:
-        model = self._model(worker.pool)
-        if model is not None:
-            label = f"engine {model.name}@{model.live} #{worker.number}"
-            settings = WorkerSettings("", label, worker.pool, "vllm", model=model, version=model.live_version)
-        else:
-            account = self.catalog.accounts[worker.pool.removeprefix("api:")]
-            label = f"api {account.name}" + (f" #{worker.number}" if worker.number else "")
-            settings = WorkerSettings("", label, worker.pool, "api", account=account)
-        code = version("penstock").encode()  # one that an upgrade left on a shared cluster may not know our words
-        fingerprint = blake2b(msgspec.msgpack.encode(settings) + code, digest_size=4).hexdigest()
-        named = msgspec.structs.replace(settings, name=f"{label} {uuid.uuid4().hex[:8]}")
-        return named, f"{label} {fingerprint}"
-
-    def _model(self, pool: str) -> Model | None:
-        """The own model that the pool serves, at the pool's version; None: an account's."""
-        for model in self.catalog.models.values():
-            for each in model.versions if model.worker is not None else ():
-                if model.pool_of(each.id) == pool:
-                    return msgspec.structs.replace(model, live=each.id)
-        return None
-
     def _replicas(self, pool: str) -> int:
-        model = self._model(pool)
+        model = model_of(self.catalog, pool)
         return max(1, model.min_replicas if model is not None else self._dispatchers)
 
     def _governed(self, account: Account) -> bool:
@@ -357,37 +328,6 @@ class Fleet:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # pyright: ignore[reportArgumentType]
         task.add_done_callback(self._tasks.discard)  # pyright: ignore[reportArgumentType]
-
-
-def _has_place(model: Model, replicas: int) -> bool:
-    """A free GPU; without GPUs, a node that has none of its engines yet (two on one CPU only share it)."""
-    import ray
-
-    if ray.cluster_resources().get("GPU", 0) > 0:
-        return ray.available_resources().get("GPU", 0) >= float(model.engine.get("tensor_parallel_size", 1))
-    return sum(1 for node in ray.nodes() if node.get("Alive")) > replicas
-
-
-def _actor(settings: WorkerSettings, name: str, model: Model | None) -> object:
-    import ray
-
-    gpus = 0.0
-    if model is not None and ray.cluster_resources().get("GPU", 0) > 0:
-        gpus = float(model.engine.get("tensor_parallel_size", 1))
-    options = ray.remote(WorkerActor).options(
-        name=name,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_concurrency=1000,
-        max_restarts=0,
-        max_task_retries=0,
-        enable_task_events=False,  # an event a call would grow the cluster's memory with the input
-        num_cpus=0,
-        num_gpus=gpus,
-        scheduling_strategy="SPREAD",
-    )
-    return options.remote(msgspec.msgpack.encode(settings))  # pyright: ignore[reportCallIssue]
 
 
 async def _await(call: Awaitable[object]) -> None:

@@ -36,6 +36,7 @@ from penstock.workers.clearing import count_paid
 from penstock.workers.driver import Driver
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
+from penstock.workers.lanes import news
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.lanes.crew import Crew, _Actor
 from penstock.workers.lanes.report import LaneReport
@@ -71,7 +72,7 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
 
 def hear(one: Driver, report: LaneReport) -> None:
     """As of the lane's owner."""
-    one._reports[report.lane] = one._said[report.lane] = report
+    one._reports.now[report.lane] = one._reports.last[report.lane] = report
 
 
 def test_a_drivers_status_tells_when_its_command_began(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ async def test_what_a_run_has_paid_is_spent_of_a_budget_that_is_newer(tmp_path: 
 async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:
     """Its input is gone, say: nobody will report for it again."""
     one = driver(tmp_path)
-    one._reports[1] = LaneReport(1, Tally(), settled=True)
+    one._reports.now[1] = LaneReport(1, Tally(), settled=True)
     assert not one._all_settled()
     await one._crew.failed(0, False, "input.jsonl is gone", True)
     assert one._all_settled()
@@ -434,11 +435,11 @@ async def test_no_lane_opens_by_an_older_plan_than_its_last_owner_had(
 ) -> None:
     """An actor on a busy machine did not hear of the longer plan in time. It is told again, and before a lane is opened
     there in any case: else the lane would find progress that its plan doesn't know."""
-    monkeypatch.setattr(lane_crew, "TELL_S", 0.01)
+    monkeypatch.setattr(news, "TELL_S", 0.01)
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
     crew = one._crew
     hands.error, hands.deaf, crew._going = None, True, True
-    await crew.extend(msgspec.structs.replace(PLAN, version=2))
+    await crew.news.extend(msgspec.structs.replace(PLAN, version=2))
     assert hands.told == []
     opening = asyncio.create_task(crew.failed(0, False, "away", False))
     await crew.check(time.time(), one._reports)
@@ -455,7 +456,7 @@ async def test_no_lane_opens_by_an_older_plan_than_its_last_owner_had(
 
 async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A telling that gets lost is made again, or a lane would be without its pool until it is opened anew."""
-    monkeypatch.setattr(lane_crew, "TELL_S", 0.05)
+    monkeypatch.setattr(news, "TELL_S", 0.05)
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
     crew = one._crew
     hands.error, crew._going, crew._opened = None, True, {0}
@@ -470,15 +471,15 @@ async def test_lanes_hear_in_the_end_which_pools_are_down(tmp_path: Path, monkey
 
     one._fleet.down["vllm:own@v1"] = "no such folder"
     hands.mute["pool_down"] = 1
-    await crew.pools_changed()
+    await crew.news.pools_changed()
     assert await checked() == ["pool_down", "pool_down"]
     assert await checked() == []
-    await crew._tell_pools(actor, anew=True)
+    await crew.news.tell_pools(actor, anew=True)
     assert hands.told == ["pool_down"], "another lane has just opened there"
     hands.told.clear()
     del one._fleet.down["vllm:own@v1"]
     hands.mute["pool_up"] = 1
-    await crew.pools_changed()
+    await crew.news.pools_changed()
     assert await checked() == ["pool_up", "pool_up"]
     assert await checked() == []
 
@@ -488,13 +489,13 @@ async def test_lanes_hear_in_the_end_what_they_are_asked_and_the_last_word_last(
 ) -> None:
     """A tier that one actor never heard to be paused went on being paid for; a run waited for lanes that had not heard
     of its stop."""
-    monkeypatch.setattr(lane_crew, "TELL_S", 0.05)
+    monkeypatch.setattr(news, "TELL_S", 0.05)
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
     crew = one._crew
     hands.error, crew._going, crew._opened = None, True, {0}
     hands.mute["pause"] = 2
-    await crew.pause((3,))
-    await crew.pause(())
+    await crew.news.pause((3,))
+    await crew.news.pause(())
     await crew.drain()
     assert hands.said == [("pause", [3])] * 2 + [("pause", [3]), ("pause", []), ("drain",)]
     hands.said.clear()
@@ -507,7 +508,7 @@ async def test_what_a_lane_actor_fails_at_is_told_and_keeps_it_from_hearing_noth
     """It was passed over in silence: the status said paused, and the items went on."""
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
     hands.fails["pause"] = RayTaskError("pause", "where it was", ValueError("no such tier"))
-    await one._crew.pause((3,))
+    await one._crew.news.pause((3,))
     await one._crew.drain()
     assert [said[0] for said in hands.said] == ["pause", "drain"]
     assert any("failed at 'pause'" in note and "no such tier" in note for note in one._status.notes)
@@ -517,7 +518,7 @@ async def test_a_drain_waits_for_nothing_else_that_an_actor_was_not_told(tmp_pat
     """Whatever keeps it from hearing of versions or of a longer plan: it goes on paying until it hears the stop."""
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
     hands.fails["learn"] = RayTaskError("learn", "where it was", ValueError("a fault of ours"))
-    await one._crew.learn(b"standings")
+    await one._crew.news.learn(b"standings")
     await one._crew.drain()
     assert hands.said == [("drain",)]
 
@@ -604,7 +605,7 @@ async def test_a_run_that_is_to_stop_does_not_wait_for_a_state_that_is_away(
     one, back = with_lanes(tmp_path, Temporary("away"), endless=True)[0], threading.Event()
     one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
     for lane in range(2):
-        one._reports[lane] = LaneReport(lane, Tally(), settled=True)
+        one._reports.now[lane] = LaneReport(lane, Tally(), settled=True)
     one._ending = ("interrupted", "interrupted")
     monkeypatch.setattr(gpu_bill, "HURRY_S", 0.01)
     monkeypatch.setattr(FolderState, "put", lambda *_: back.wait(10))

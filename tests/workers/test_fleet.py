@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Version
 from penstock.engine.errors import SpecError
-from penstock.workers import cluster, governing, worker_actor
+from penstock.workers import cluster, governing, staffing, worker_actor
 from penstock.workers import fleet as shell
 from penstock.workers.engines.base import EngineDead
 from penstock.workers.fleet import MAX_STARTS, Fleet, Worker
@@ -106,8 +106,8 @@ def test_jobs_of_two_versions_share_no_worker(monkeypatch: pytest.MonkeyPatch) -
     """Seen: a worker that had begun before an upgrade could not ask the new driver, and its items waited for ever."""
     names: list[str] = []
     for found in ("1.0", "1.0", "1.1"):
-        monkeypatch.setattr(shell, "version", {"penstock": found}.__getitem__)
-        names.append(made()._settings(Worker("api:a", 0))[1])
+        monkeypatch.setattr(staffing, "version", {"penstock": found}.__getitem__)
+        names.append(staffing.settings_of(made().catalog, "api:a", 0)[1])
     assert names[0] == names[1] != names[2]
 
 
@@ -117,7 +117,7 @@ class Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, hands: Hands | None = None) -> None:
         self.there: dict[str, Hands] = {}
         self.first = hands
-        monkeypatch.setattr(shell, "_actor", self.actor)
+        monkeypatch.setattr(shell, "hire", self.actor)
 
     def actor(self, settings: WorkerSettings, name: str, model: object) -> Hands:
         return self.there.setdefault(name, self.first or Hands())
@@ -336,7 +336,7 @@ async def test_the_next_try_does_not_meet_the_process_that_could_not_load(monkey
         failed = hands if hands.failing else failed
         return hands
 
-    monkeypatch.setattr(shell, "_actor", begun)
+    monkeypatch.setattr(shell, "hire", begun)
     keeping = asyncio.ensure_future(fleet._keep(fleet.workers.setdefault((POOL, 0), Worker(POOL, 0))))
     await until(lambda: "lost" in failed.heard)
     await asyncio.sleep(0.05)
@@ -351,7 +351,7 @@ async def test_the_next_try_does_not_meet_the_process_that_could_not_load(monkey
 async def test_a_new_replica_takes_no_others_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one was released and is gone; the second still works."""
     Loading(monkeypatch, True)
-    monkeypatch.setattr(shell, "_has_place", lambda model, replicas: True)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(shell, "has_place", lambda model, replicas: True)  # pyright: ignore[reportUnknownLambdaType]
     fleet = made(catalog=OWN)
     second = fleet.workers[POOL, 1] = Worker(POOL, 1)
     second.handle = Hands()
@@ -410,7 +410,7 @@ async def test_dispatchers_of_a_run_that_did_not_become_ours_are_ended(monkeypat
             hands.failing["start"] = SpecError("there is no such key")
         return hands
 
-    monkeypatch.setattr(shell, "_actor", begun)
+    monkeypatch.setattr(shell, "hire", begun)
     await fleet.warm(["api:a"])
     await fleet.close()
     assert [hands.heard for hands in cluster.there.values()] == [["start", "dismiss"]] * 3
@@ -481,7 +481,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, order: list[str]) -
         return actor(settings, name, model)
 
     monkeypatch.setattr(Method, "remote", answered)
-    monkeypatch.setattr(shell, "_actor", begun)
+    monkeypatch.setattr(shell, "hire", begun)
 
 
 async def until_ready(fleet: Fleet) -> None:

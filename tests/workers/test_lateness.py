@@ -56,7 +56,9 @@ async def test_a_run_whose_store_is_away_for_hours_is_late_and_not_ready(
 
     monkeypatch.setattr(one._crew, "failed", failed)
     await one.lane_failed(0, 0, False, "the broker does not answer", False)
-    one._lateness._heard = {lane: (at - 3 * 3600, age_s) for lane, (at, age_s) in one._lateness._heard.items()}
+    one._reports.lateness._heard = {
+        lane: (at - 3 * 3600, age_s) for lane, (at, age_s) in one._reports.lateness._heard.items()
+    }
     await one.report(encode(late(1)), 1)
     told = msgspec.msgpack.decode(await one.status(), type=RunStatus)
     assert told.commit_age_s == pytest.approx(3 * 3600 + 8, abs=60)
@@ -76,7 +78,7 @@ async def test_a_run_whose_lanes_can_not_be_opened_at_its_start_tells_how_late_i
     one._metrics = DriverMetrics("n", sheet.make)
 
     async def start(*_: object, **__: object) -> None:
-        one._lateness._heard = dict.fromkeys(range(2), (-3_600.0, 0.0))
+        one._reports.lateness._heard = dict.fromkeys(range(2), (-3_600.0, 0.0))
         await opened.wait()
         raise Enough
 

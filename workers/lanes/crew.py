@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 from penstock.connectors.base import Mark, Primary
@@ -16,8 +15,9 @@ from penstock.workers.clock import tell_skew
 from penstock.workers.cluster import kill, until_gone, words
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.actor import LaneActor
+from penstock.workers.lanes.news import TELL_S, Handle, Listener, News
 from penstock.workers.lanes.patience import Patience
-from penstock.workers.lanes.report import LaneReport
+from penstock.workers.lanes.reports import Reports
 from penstock.workers.log import Log
 from penstock.workers.ports import encode
 from penstock.workers.replies import Unanswered, answered
@@ -34,26 +34,12 @@ FIRST_OPEN_S = 300.0
 """Longer than a lane's opening takes by far: its reply got lost (seen in Ray), or its store is slow as never."""
 GO_S = 20.0
 """To begin, which an actor on a busy machine may do late."""
-TELL_S = 5.0
-"""For what is told to an actor: milliseconds, unless it hangs."""
 
 
-class _Actor:
-    def __init__(self, number: int, handle: object, plan_version: int) -> None:
-        self.number = number
-        self.handle = handle
+class _Actor(Listener):
+    def __init__(self, number: int, handle: Handle, plan_version: int) -> None:
+        super().__init__(number, handle, plan_version)
         self.lanes: list[int] = []
-        self.plan_version = plan_version
-        """Of the longest plan that it has."""
-        self.steering = b""
-        """The one that its lanes obey."""
-        self.standings = b""
-        self.down: dict[str, str] = {}
-        """Pools that its lanes take for down, and why; "": they may."""
-        self.untold: deque[tuple[str, tuple[object, ...]]] = deque()
-        """Calls that it may not have heard, in order."""
-        self.telling = asyncio.Lock()
-        """Of these, and of pools that are down or up: the later word must not come first."""
 
 
 class Crew:
@@ -70,7 +56,6 @@ class Crew:
         end: Callable[[RunState, str], None],
     ) -> None:
         self._spec = spec
-        self._plan = plan
         self._run_epoch = 0
         """0: the run is not ours yet."""
         self._driver = driver
@@ -81,6 +66,7 @@ class Crew:
         self._note = note
         self._end = end
         self._actors: list[_Actor] = []
+        self.news = News(self._actors, plan, fleet.down, log, note)
         self._by_lane: dict[int, _Actor] = {}
         self._owners: dict[int, int] = {}
         self._openings: dict[int, int] = {}
@@ -90,11 +76,6 @@ class Crew:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._going = False
-        self._draining = False
-        self._paused: tuple[int, ...] = ()
-        self._steering = b""
-        self._standings = b""
-        self._verdict: tuple[bool, tuple[int, int], list[tuple[int, int, str]]] | None = None
         self._reopening: dict[int, asyncio.Lock] = {}
         self._primary: Primary | None = None
         """None: the run is not ours yet."""
@@ -126,7 +107,7 @@ class Crew:
 
     def _hire(self) -> None:
         for number in range(self._count):
-            lanes = [lane for lane in range(self._plan.lanes) if lane % self._count == number]
+            lanes = [lane for lane in range(self.news.plan.lanes) if lane % self._count == number]
             self._actors.append(self._new_actor(number, lanes))
 
     async def start(self, plan: Plan, primary: Primary, run_epoch: int, *, complete: bool, force: bool) -> None:
@@ -135,10 +116,10 @@ class Crew:
         anew."""
         self._complete, self._primary, self._run_epoch = complete, primary, run_epoch
         if self._actors:
-            await self.extend(plan)
+            await self.news.extend(plan)
         else:
             self._hire()
-        await asyncio.gather(*(self._open_first(lane, force) for lane in range(self._plan.lanes)))
+        await asyncio.gather(*(self._open_first(lane, force) for lane in range(self.news.plan.lanes)))
 
     async def _open_first(self, lane: int, force: bool) -> None:
         from ray.exceptions import RayError, RayTaskError
@@ -164,8 +145,8 @@ class Crew:
     async def _begin(self, actor: _Actor) -> None:
         """Told twice, lanes go once. An actor that was lost meanwhile is replaced; one that never answers is ended."""
 
-        def ask() -> Awaitable[None]:
-            return actor.handle.go.remote(actor.lanes)  # pyright: ignore[reportAttributeAccessIssue]
+        def ask() -> Awaitable[object]:
+            return actor.handle.go.remote(actor.lanes)
 
         try:
             await answered(ask, GO_S)
@@ -187,8 +168,8 @@ class Crew:
             num_cpus=0,
             scheduling_strategy="SPREAD",
         )
-        handle = options.remote(encode(self._spec), encode(self._plan), self._driver, label, self.marks)  # pyright: ignore[reportCallIssue]
-        actor = _Actor(number, handle, self._plan.version)
+        handle = options.remote(encode(self._spec), encode(self.news.plan), self._driver, label, self.marks)  # pyright: ignore[reportCallIssue]
+        actor = _Actor(number, handle, self.news.plan.version)  # pyright: ignore[reportArgumentType]
         actor.lanes = lanes
         for lane in lanes:
             self._by_lane[lane] = actor
@@ -204,15 +185,15 @@ class Crew:
         owner = self._owners[lane] = self._next_owner
         self._board.own(lane, owner)
         epoch = (self._run_epoch, self._openings[lane])
-        await self._inform(actor)
-        await actor.handle.open.remote(lane, owner, epoch, force, self._complete)  # pyright: ignore[reportAttributeAccessIssue]
+        await self.news.inform(actor)
+        await actor.handle.open.remote(lane, owner, epoch, force, self._complete)
         workers = self._fleet.handles()
         if workers:
-            await actor.handle.adopt.remote(lane, actor.handle, workers)  # pyright: ignore[reportAttributeAccessIssue]
+            await actor.handle.adopt.remote(lane, actor.handle, workers)
             there = {name for name, _ in self._fleet.handles()}
             for name in {name for name, _ in workers} - there:  # it was told when the lane did not know their calls yet
-                await actor.handle.worker_lost.remote(name)  # pyright: ignore[reportAttributeAccessIssue]
-        await self._tell_pools(actor, anew=True)
+                await actor.handle.worker_lost.remote(name)
+        await self.news.tell_pools(actor, anew=True)
         self._opened.add(lane)
 
     # -- losing and reopening
@@ -263,19 +244,8 @@ class Crew:
 
     async def _open_and_brief(self, lane: int, actor: _Actor) -> None:
         await self._open(lane, force=True)
-        await self._brief(lane, actor)
-
-    async def _brief(self, lane: int, actor: _Actor) -> None:
-        """What the lanes were told while this one was away."""
-        if self._verdict is not None:
-            await actor.handle.verdict.remote(*self._verdict)  # pyright: ignore[reportAttributeAccessIssue]
-        if self._paused:
-            await actor.handle.pause.remote(list(self._paused))  # pyright: ignore[reportAttributeAccessIssue]
-        if self._going:
-            self._heard[lane] = time.time()
-            await actor.handle.go.remote([lane])  # pyright: ignore[reportAttributeAccessIssue]
-        if self._draining:
-            await actor.handle.drain.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        self._heard[lane] = time.time()
+        await self.news.brief(actor, lane, going=self._going)
 
     async def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None:
         """A lane gave up: fenced by somebody, or its commit is uncertain, or its input or progress is unusable."""
@@ -312,7 +282,7 @@ class Crew:
         self._end("failed", f"lane {lane} can't go on: {why}")
         return False
 
-    async def check(self, now: float, reports: dict[int, LaneReport]) -> None:
+    async def check(self, now: float, reports: Reports) -> None:
         """Replace actors that are alive but silent (stopped, frozen), open lanes anew that hang alone, and tell
         who has not heard it of the longer plan, or of pools."""
         slept, self._checked = not 0 <= now - self._checked <= SILENT_S / 2, now
@@ -325,22 +295,17 @@ class Crew:
             if lanes and all(now - self._heard.get(lane, now) > SILENT_S for lane in lanes):
                 self._note(f"lane actor {actor.number} is silent; its lanes go on in another")
                 for lane in actor.lanes:
-                    reports.pop(lane, None)
+                    reports.void(lane)
                     self._heard[lane] = now
                 kill(actor.handle)
                 self._spawn(self._replace(actor))
                 continue
             for lane in lanes:
                 if now - self._heard.get(lane, now) > LONE_SILENT_S:
-                    reports.pop(lane, None)
+                    reports.void(lane)
                     self._hangs(lane, now)
-            if self._behind(actor):
-                self._spawn(self._catch_up(actor))
-
-    def _behind(self, actor: _Actor) -> bool:
-        known = (actor.steering, actor.standings)
-        told = known == (self._steering, self._standings) and actor.down == self._fleet.down and not actor.untold
-        return actor.plan_version < self._plan.version or not told
+            if self.news.behind(actor):
+                self._spawn(self.news.catch_up(actor))
 
     def _hangs(self, lane: int, now: float) -> None:
         self._heard[lane] = now
@@ -348,105 +313,12 @@ class Crew:
         self._note(f"lane {lane} hangs ({why}), and is opened anew")
         self._spawn(self.failed(lane, False, why, False))
 
-    # -- passing on
-
-    async def extend(self, plan: Plan) -> None:
-        """A longer plan, durable already. Actors that are made from now on have it from the start."""
-        self._plan = plan
-        await self._all_catch_up()
-
-    async def _inform(self, actor: _Actor) -> None:
-        """A lane that opens by an older plan than its last owner's would find progress that its plan doesn't know; one
-        that opens by an older steering would send units to another version."""
-        plan, steering, standings = self._plan, self._steering, self._standings
-        if all(method != "verdict" for method, _ in actor.untold):  # which needs the plan; a drain waits for nothing
-            await self._hand_on(actor)
-        if actor.plan_version < plan.version:
-            await actor.handle.extend.remote(encode(plan))  # pyright: ignore[reportAttributeAccessIssue]
-            actor.plan_version = max(actor.plan_version, plan.version)
-        if actor.steering != steering:
-            await actor.handle.steer.remote(steering)  # pyright: ignore[reportAttributeAccessIssue]
-            actor.steering = steering
-        if actor.standings != standings:
-            await actor.handle.learn.remote(standings)  # pyright: ignore[reportAttributeAccessIssue]
-            actor.standings = standings
-        await self._hand_on(actor)
-        await self._tell_pools(actor)
-
-    async def _hand_on(self, actor: _Actor) -> None:
-        """What it may not have heard. One that it can't do is told of, and keeps it from hearing no other."""
-        from ray.exceptions import RayTaskError
-
-        async with actor.telling:
-            while actor.untold:
-                method, arguments = actor.untold[0]
-                try:
-                    await getattr(actor.handle, method).remote(*arguments)
-                except RayTaskError as error:
-                    self._note(f"unexpected: lane actor {actor.number} failed at {method!r}: {words(error)}")
-                actor.untold.popleft()
-
-    async def _tell_pools(self, actor: _Actor, *, anew: bool = False) -> None:
-        """Which are down, and which are no more. `anew`: a lane of it has heard of none. A telling that fails may have
-        been heard."""
-        async with actor.telling:
-            down = dict(self._fleet.down)
-            for pool in actor.down.keys() - down.keys():
-                await actor.handle.pool_up.remote(pool)  # pyright: ignore[reportAttributeAccessIssue]
-                del actor.down[pool]
-            for pool, why in down.items():
-                if anew or actor.down.get(pool) != why:
-                    actor.down[pool] = ""
-                    await actor.handle.pool_down.remote(pool, why)  # pyright: ignore[reportAttributeAccessIssue]
-                    actor.down[pool] = why
-
-    async def _catch_up(self, actor: _Actor) -> None:
-        """In time; else `check` comes back to it, and no lane is opened before."""
-        try:
-            await asyncio.wait_for(self._inform(actor), TELL_S)
-        except Exception as error:  # noqa: BLE001 - whatever it is, `check` tries again
-            self._log("warning", "lane actor was not told", actor=actor.number, reason=words(error)[:500])
-
-    async def _all_catch_up(self) -> None:
-        await asyncio.gather(*(self._catch_up(actor) for actor in self._actors))
-
-    async def worker_lost(self, name: str) -> None:
-        await self._tell("worker_lost", name)
-
-    async def pools_changed(self) -> None:
-        """The fleet's `down` says which are down now."""
-        await self._all_catch_up()
-
-    async def reprice(self, model: str, price: bytes) -> None:
-        await self._tell("reprice", model, price)
-
-    async def pause(self, tiers: tuple[int, ...]) -> None:
-        """Hold back these tiers, and no others."""
-        self._paused = tiers
-        await self._tell("pause", list(tiers))
-
-    async def steer(self, steering: bytes) -> None:
-        """Versions of models, and who gets which."""
-        self._steering = steering
-        await self._all_catch_up()
-
-    async def learn(self, standings: bytes) -> None:
-        """How good the models are, as measured."""
-        self._standings = standings
-        await self._all_catch_up()
-
-    async def verdict(self, complete: bool, upto: tuple[int, int], duplicates: list[tuple[int, int, str]]) -> None:
-        known = self._verdict[2] if self._verdict is not None else []
-        self._verdict = (complete, upto, known + duplicates)
-        await self._tell("verdict", complete, upto, duplicates)
-
     async def add_costs(self, lines: bytes) -> None:
-        await asyncio.wait_for(self._by_lane[0].handle.add_costs.remote(0, lines), TELL_S)  # pyright: ignore[reportAttributeAccessIssue]
+        await asyncio.wait_for(self._by_lane[0].handle.add_costs.remote(0, lines), TELL_S)
 
     async def drain(self) -> None:
-        self._draining = True
         self._patience.hurry(self._spec.execution.drain_s)
-        await self._tell("drain")
+        await self.news.drain()
 
     async def close(self) -> None:
         """Let go of all lanes and end their actors."""
@@ -455,15 +327,8 @@ class Crew:
             task.cancel()
         for actor in self._actors:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(actor.handle.close.remote(actor.lanes), 10.0)  # pyright: ignore[reportAttributeAccessIssue]
+                await asyncio.wait_for(actor.handle.close.remote(actor.lanes), 10.0)
             kill(actor.handle)
-
-    async def _tell(self, method: str, *arguments: object) -> None:
-        """All actors, in the order in which it is called. One that does not hear it in time is told again by `check`;
-        one that is lost has a successor, which is told by `_brief`. What is told may be heard twice."""
-        for actor in self._actors:
-            actor.untold.append((method, arguments))
-        await self._all_catch_up()
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]
