@@ -148,6 +148,9 @@ class QualityRecord(msgspec.Struct, frozen=True, gc=False):
     """Of a cascade: how sure the answer was (`engine.signals`)."""
     signal_by: str | None = None
     """Of a judge that was its signal: the judge's version."""
+    sensitivity: str | None = None
+    """As the item said it; where it said none, the wall that it stood behind. Null: there was no wall, or the record is
+    older than this field."""
 
 
 class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):

@@ -188,6 +188,7 @@ class Encoder:
                 role="primary" if shadow is None else shadow.role,
                 signal=result.signal if shadow is None else shadow.signal,
                 signal_by=(result if shadow is None else shadow).signal_by or None,
+                sensitivity=_sensitivity(result),
             )
         )
 
@@ -224,6 +225,12 @@ class Encoder:
                 prompt_version=letter.prompt_version or None,
             )
         )
+
+
+def _sensitivity(result: Result) -> str | None:
+    """What its text must be treated as wherever it goes on: never null where walls are declared."""
+    said = result.item.attributes.sensitivity
+    return result.route.wall if said is None else said
 
 
 def _task(item: Item | None) -> str | None:

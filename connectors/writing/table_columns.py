@@ -136,12 +136,27 @@ def _kind(name: str, kind: object) -> Kind:
 
 PENSTOCK = tuple(columns_of(Provenance, "penstock_", ("penstock",)))
 BATCH = tuple(columns_of(BatchLine))
-FIXED: dict[str, tuple[Column, ...]] = {
-    "costs": tuple(columns_of(CostRecord)),
-    "quality": tuple(columns_of(QualityRecord)),
-    "dead_letters": tuple(columns_of(DeadLetterRecord)),
+_STRUCTS: dict[str, type[msgspec.Struct]] = {
+    "costs": CostRecord,
+    "quality": QualityRecord,
+    "dead_letters": DeadLetterRecord,
 }
+FIXED = {sink: tuple(columns_of(struct)) for sink, struct in _STRUCTS.items()}
 RESERVED = frozenset({"answer", *(c.name for c in PENSTOCK)})
+
+
+def columns_in(names: Iterable[str]) -> tuple[Column, ...] | None:
+    """Ours among the columns of a table; None: Penstock did not write it. What joined a record later has a default, and
+    tables of before lack it."""
+    found = set(names)
+    for sink, struct in _STRUCTS.items():
+        first = {field.name for field in msgspec.structs.fields(struct) if field.required}
+        if {column.name for column in FIXED[sink] if column.path[0] in first} <= found:
+            return FIXED[sink]
+    if "penstock_item_id" not in found:
+        return None
+    return BATCH if "response_body" in found else PENSTOCK
+
 
 # what the user's own columns hold
 

@@ -30,6 +30,7 @@ from penstock.connectors.writing.table_columns import (
     Line,
     RowLine,
     as_row,
+    columns_in,
     decode_line,
 )
 from penstock.engine.errors import SpecError, Temporary
@@ -315,11 +316,8 @@ _encode = msgspec.json.Encoder().encode
 
 def _columns_in(names: Sequence[str]) -> dict[str, Column]:
     """Flat name → column of ours. Raises `SpecError` where a table is none of ours."""
-    for columns in FIXED.values():
-        if {c.name for c in columns} <= set(names):
-            return {c.name: c for c in columns}
-    ours = BATCH if "response_body" in names else PENSTOCK
-    if "penstock_item_id" not in names:
+    ours = columns_in(names)
+    if ours is None:
         raise SpecError(f"this table has no column penstock_item_id: Penstock did not write it. Columns: {names[:8]}…")
     return {c.name: c for c in ours}
 

@@ -163,13 +163,11 @@ class Gathered(NamedTuple):
 
 def gather(spec: RunSpec, asked: Asked, outputs: Outputs | None) -> Gathered:
     """The rows as they are now. Raises `SpecError` where none can be scored, and what reading the source raises."""
-    if outputs is not None and spec.catalog.walls:
-        raise SpecError("quality samples don't say their sensitivity, and the job has walls: use the source's rows")
     keeper = _Keeper(spec.policy.tasks[asked.task], asked, _People(spec))
     if outputs is None or asked.beside:
         asyncio.run(_read(spec, asked, keeper))
     if outputs is not None:
-        _samples(outputs, asked, keeper)
+        _samples(outputs, spec.catalog, asked, keeper)
     rows = keeper.rows()
     if not rows:
         why = ", ".join(f"{n:,} {reason}" for reason, n in keeper.left.items()) or "the source is empty"
@@ -252,16 +250,16 @@ async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
                 keeper.left[f"malformed ({item.reason})"] += 1
             elif (item.attributes.task or spec.policy.default_task) != asked.task:
                 keeper.left["of another task"] += 1
-            elif (why := _hidden(spec.catalog, item)) is not None:
+            elif (why := _hidden(spec.catalog, item.attributes.sensitivity)) is not None:
                 keeper.left[why] += 1
             else:
                 keeper.add(labelled(item, raw, asked))
 
 
-def _hidden(catalog: Catalog, item: Item) -> str | None:
+def _hidden(catalog: Catalog, sensitivity: str | None) -> str | None:
     """Why no copy of its text may stand in the state, as those of an evaluation do: its rows, and what was answered.
     None: they may."""
-    wall = wall_of(catalog, item.attributes.sensitivity)
+    wall = wall_of(catalog, sensitivity)
     if isinstance(wall, WallUnknown):
         return "whose sensitivity names no wall"
     return f"behind a wall that says sample: {wall.sample}" if wall is not None and wall.sample != "keep" else None
@@ -297,24 +295,42 @@ class _SampleTold(msgspec.Struct, frozen=True):
     task: str | None = None
     input: Any = None
     expected: Any = None
+    sensitivity: str | None = None
 
 
 _sample = msgspec.json.Decoder(_SampleTold)
 
 
-def _samples(outputs: Outputs, asked: Asked, keeper: _Keeper) -> None:
-    """Quality samples of the job's run, each once, as requests."""
-    seen: set[str] = set()
+def _samples(outputs: Outputs, catalog: Catalog, asked: Asked, keeper: _Keeper) -> None:
+    """Quality samples of the job's run, each once, as requests, behind the walls that the job has now."""
+    taken: set[str] = set()
+    left: dict[str, str] = {}
     for line in outputs.records("quality"):
         sample = _sample.decode(line)
-        if sample.task != asked.task:
-            keeper.left["of another task"] += 1
-        elif sample.input is None:
-            keeper.left["redacted by their wall"] += 1
-        elif sample.item_id not in seen:
-            seen.add(sample.item_id)
-            request, slices = _request(sample.item_id, sample.input), dict.fromkeys(asked.slices, NONE)
-            keeper.add_sample(Labelled(sample.item_id, request, True, sample.expected, slices))
+        if sample.item_id in taken:
+            continue
+        why = "of another task" if sample.task != asked.task else _unusable(sample, catalog)
+        if why is not None:
+            left[sample.item_id] = why
+        else:
+            taken.add(sample.item_id)
+            left.pop(sample.item_id, None)  # another record of it was too large for its sink, and came without
+            keeper.add_sample(_of_sample(sample, asked))
+    keeper.left.update(left.values())
+
+
+def _unusable(sample: _SampleTold, catalog: Catalog) -> str | None:
+    if sample.input is None:
+        return "redacted by their wall"
+    if sample.sensitivity is None and catalog.walls:
+        return "that don't say their sensitivity (an older release wrote them)"
+    return _hidden(catalog, sample.sensitivity)
+
+
+def _of_sample(sample: _SampleTold, asked: Asked) -> Labelled:
+    carried = {} if sample.sensitivity is None else {"sensitivity": sample.sensitivity}
+    request, slices = _request(sample.item_id, sample.input), dict.fromkeys(asked.slices, NONE)
+    return Labelled(sample.item_id, request, True, sample.expected, slices, carried)
 
 
 def _request(key: str, body: Any) -> Fields:

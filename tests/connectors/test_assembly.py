@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -43,6 +44,7 @@ from penstock.engine.items import (
     Request,
     Result,
     Route,
+    Score,
     Usage,
 )
 from penstock.engine.plan import Plan
@@ -382,6 +384,22 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
         ours = [r.get("penstock", r) for r in spooled]
         assert [r.get("penstock", r) for r in back] == ours
         assert [r.get("response") for r in back] == [r.get("response") for r in spooled]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+async def test_a_table_of_an_earlier_release_is_read(tmp_path: Path, suffix: str) -> None:
+    """It lacks the columns that joined its records since."""
+    line = Encoder("run-1", "rows").quality(result(0, {}), Score("exact", "1", 0.5, True))
+    await finished(tmp_path, suffix, {"quality": [OutRecord(0, 0, line)]})
+    path, later = tmp_path / f"quality{suffix}", ["role", "signal", "signal_by", "sensitivity"]
+    if suffix == ".csv":
+        table = pc.read_csv(path).drop_columns(later)
+        pc.write_csv(table, path)
+    else:
+        pq.write_table(pq.read_table(path).drop_columns(later), path)
+    (back,) = (json.loads(value) for value in iter_records([str(path)]))
+    assert (back["scorer"], back["passed"]) == ("exact", True)
+    assert not set(later) & set(back)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

@@ -148,6 +148,16 @@ def test_every_field_of_the_surface_is_there_even_when_nothing_is_known(shape: S
     assert [line["penstock"][f] for f in ("tenant", "experiment", "account", "copied_from")] == [None] * 4
 
 
+@pytest.mark.parametrize(
+    ("said", "wall", "told"),
+    [("eu", "eu", "eu"), ("odd", "public", "odd"), (None, "public", "public"), (None, None, None)],
+)
+def test_a_sample_says_how_its_item_has_to_be_treated(said: str | None, wall: str | None, told: str | None) -> None:
+    """What the item said; else the wall that it was put behind. So it is null only where there are no walls."""
+    made = result(item=item(attributes=Attributes(sensitivity=said)), route=msgspec.structs.replace(ROUTE, wall=wall))
+    assert json.loads(ROWS.quality(made, SCORE))["sensitivity"] == told
+
+
 @given(st.integers(-(10**18), 10**18))
 def test_money_is_exact_and_plain(nano: int) -> None:
     """A JSON number without exponent, at most nine decimals, equal to the nano-dollars to the last digit."""

@@ -20,13 +20,15 @@ from penstock.connectors.state import open_state
 from penstock.engine.budget import budget_keys
 from penstock.engine.catalog import Price, Wall
 from penstock.engine.errors import SpecError, Spent
-from penstock.engine.items import Item, Position
+from penstock.engine.items import Item, Position, Route
 from penstock.engine.judging import judge_version
 from penstock.engine.leases import remaining
 from penstock.engine.measure.agreement import agreement
 from penstock.engine.measure.evaluation import Answered
 from penstock.engine.pricing import price_of
 from penstock.engine.registry import standings
+from penstock.engine.router import Router
+from penstock.engine.routes import Rejection
 from penstock.engine.steering.judges import Calibration
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
@@ -275,10 +277,64 @@ def test_the_candidates_of_a_cascade_are_its_models(base: RunSpec, capsys: pytes
     assert "18 rows × 2 candidates" in " ".join(capsys.readouterr().out.split())
 
 
-def test_quality_samples_never_pass_a_wall_that_they_don_t_name(base: RunSpec) -> None:
-    """They carry no sensitivity: where walls are declared, they are refused as rows."""
-    with pytest.raises(SpecError, match="sensitivity"):
-        running.prepare("s", base, asked(samples=True), Outputs(base, RunStatus(base.run_id, "sort", "done")))
+def samples_of(spec: RunSpec, *made: dict[str, Any]) -> Outputs:
+    """A run whose quality samples are these."""
+    body = {"messages": [{"role": "user", "content": "Which?"}]}
+    told = [
+        {"item_id": f"{n}", "task": "topic", "scorer": "exact", "input": body, "expected": "billing", **each}
+        for n, each in enumerate(made)
+    ]
+    Path("quality.jsonl").write_text("".join(json.dumps(each) + "\n" for each in told))
+    return Outputs(spec, RunStatus(spec.run_id, "sort", "done", outputs={"quality": ["quality.jsonl"]}))
+
+
+def test_a_sample_stays_behind_the_wall_of_its_item(base: RunSpec) -> None:
+    """It says which: so `a`, a model in the US, is never asked about one of the EU."""
+    outputs = samples_of(base, {"sensitivity": "public"}, {"sensitivity": "eu"})
+    models = models_of(base.catalog, ("a",))
+    prepared = running.prepare("s", base, asked(models=models, samples=True, slices=()), outputs)
+    router = Router(prepared.spec.catalog, prepared.spec.policy)
+    found = items(prepared.spec, 2)
+    routes = {item.attributes.sensitivity: router.route(item.attributes, item.request) for item in found}
+    open_, closed = routes["public"], routes["eu"]
+    assert isinstance(open_, Route)
+    assert [candidate.model for candidate in open_.candidates] == ["a"]
+    assert isinstance(closed, Rejection)
+    assert closed.reason == "wall"
+
+
+@pytest.mark.parametrize(
+    ("unknown", "sample", "why"),
+    [
+        ("refuse", {}, "that don't say their sensitivity (an older release wrote them)"),
+        ("public", {}, "that don't say their sensitivity (an older release wrote them)"),
+        ("refuse", {"sensitivity": "helth"}, "whose sensitivity names no wall"),
+        ("public", {"sensitivity": "health"}, "behind a wall that says sample: redact"),
+        ("refuse", {"sensitivity": "public", "input": None}, "redacted by their wall"),
+    ],
+)
+def test_a_sample_that_may_not_be_copied_is_left_out(
+    base: RunSpec, unknown: str, sample: dict[str, Any], why: str
+) -> None:
+    """Also where what is unknown is public: an older record says nothing of its item, which may have had a wall."""
+    text = JOB.replace("walls: {", f"unknown_wall: {unknown}\nwalls: {{health: {{sample: redact}}, ")
+    Path("job.yaml").write_text(text)
+    spec = job_spec.load("job.yaml")
+    models = models_of(spec.catalog, ("a",))
+    outputs = samples_of(spec, {"sensitivity": "public"}, sample, sample)
+    prepared = running.prepare("s", spec, asked(models=models, samples=True, slices=()), outputs)
+    assert (prepared.made.rows, prepared.made.left) == (1, {why: 2})
+    with pytest.raises(SpecError, match=re.escape(f"2 {why}")):
+        running.prepare("t", spec, asked(models=models, samples=True, slices=()), samples_of(spec, sample, sample))
+
+
+def test_an_item_counts_once_and_is_a_row_if_one_of_its_samples_says_what_was_asked(base: RunSpec) -> None:
+    """One of several records may have been too large for its sink, and have left that out."""
+    one = {"item_id": "one", "sensitivity": "public"}
+    outputs = samples_of(base, {**one, "input": None}, one, {**one, "input": None}, {"task": "chat"}, {"input": None})
+    models = models_of(base.catalog, ("a",))
+    made = running.prepare("s", base, asked(models=models, samples=True, slices=()), outputs).made
+    assert (made.rows, made.left) == (1, {"of another task": 1, "redacted by their wall": 1})
 
 
 def sampled(base: RunSpec) -> tuple[RunSpec, Outputs]:
