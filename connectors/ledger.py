@@ -18,6 +18,7 @@ from penstock.connectors.state import ABSENT, State
 from penstock.engine import leases
 from penstock.engine.budget import key_heads, run_key, scope
 from penstock.engine.errors import Corrupt
+from penstock.engine.flow.till import Wish
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Epoch
 
@@ -50,39 +51,31 @@ class LedgerClient:
         self._run = run_id
 
     def leases(
-        self,
-        key: str,
-        limit_nano: int,
-        calls: Sequence[int],
-        lease_ids: Sequence[str],
-        lane: int,
-        epoch: Epoch,
-        now: float,
+        self, wish: Wish, lease_ids: Sequence[str], lane: int, epoch: Epoch, now: float
     ) -> dict[str, int] | str | None:
-        """Leases for one call or more in one write. `calls`: what each may cost at most, in nano-dollars, the next
-        first (`engine.leases.open_leases`). Lease id → the amount, durable before this returns; or, in words, why the
-        budget can't hold the next call; or None: not now, but leases are out that may come back. The same id again
-        returns the same lease."""
+        """Leases for one call or more in one write (`engine.leases.open_leases`). Lease id → the amount, durable before
+        this returns; or, in words, why the budget can't hold the next call; or None: not now, but leases are out that
+        may come back. The same id again returns the same lease."""
         refused: list[LeaseRefused] = []
         owner, mine = Owner(self._run, lane, epoch), {self._own(lease_id): lease_id for lease_id in lease_ids}
 
         def swap(ledger: Ledger) -> Ledger:
             refused.clear()
-            if ledger.limit_nano != limit_nano:
-                ledger = leases.relimit(ledger, limit_nano)
-            answer = leases.open_leases(ledger, tuple(mine), owner, calls, now)
+            if ledger.limit_nano != wish.limit_nano:
+                ledger = leases.relimit(ledger, wish.limit_nano)
+            answer = leases.open_leases(ledger, tuple(mine), owner, wish.calls, now)
             if isinstance(answer, LeaseRefused):
                 refused.append(answer)
                 return leases.bury(ledger, owner)
             return answer[0]
 
-        ledger = self._swap(key, swap, limit_nano)
+        ledger = self._swap(wish.key, swap, wish.limit_nano)
         if not refused:
             return {lease_id: ledger.leases[own].amount_nano for own, lease_id in mine.items() if own in ledger.leases}
-        may_reach = leases.remaining(ledger) + ledger.leased_nano >= calls[0]
+        may_reach = leases.remaining(ledger) + ledger.leased_nano >= wish.floor_nano
         if may_reach and self._may_come_back(ledger, now):
             return None
-        return _words(refused[-1], calls[0], limit_nano)
+        return _words(refused[-1], wish)
 
     def _may_come_back(self, ledger: Ledger, now: float) -> bool:
         return any(ls.run == self._run or now - ls.opened_at < STALE_LEASE_S for ls in ledger.leases.values())
@@ -207,8 +200,8 @@ def _concerns(ledger: Ledger, run: str, lane: int | None) -> bool:
     return any(lease.run == run and lane in (None, lease.lane) for lease in ledger.leases.values())
 
 
-def _words(refused: LeaseRefused, call_nano: int, limit_nano: int) -> str:
-    left, want, limit = (n / 1e9 for n in (refused.remaining_nano, call_nano, limit_nano))
+def _words(refused: LeaseRefused, wish: Wish) -> str:
+    left, want, limit = (n / 1e9 for n in (refused.remaining_nano, wish.floor_nano, wish.limit_nano))
     return f"budget {refused.key} has {_money(left)} of {_money(limit)} left; the next call may cost {_money(want)}"
 
 

@@ -18,6 +18,7 @@ from penstock.connectors.s3.client import client
 from penstock.connectors.state import ABSENT, Conflict, FolderState, open_state
 from penstock.engine.budget import Budget, NeedLease, budget_keys
 from penstock.engine.errors import Corrupt, PenstockError, SpecError
+from penstock.engine.flow.till import Wish
 
 if TYPE_CHECKING:
     from conftest import S3At
@@ -124,7 +125,7 @@ def lease(
 ) -> int | str | None:
     """One lease of what is wanted: its amount, or why there is none."""
     wanted = need(want) if isinstance(want, int) else want
-    answer = client.leases(wanted.key, wanted.limit_nano, [wanted.nano], [name], lane, epoch, now)
+    answer = client.leases(Wish(wanted.key, wanted.limit_nano, (wanted.nano,)), [name], lane, epoch, now)
     return answer[name] if isinstance(answer, dict) else answer
 
 

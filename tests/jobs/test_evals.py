@@ -20,6 +20,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.budget import budget_keys
 from penstock.engine.catalog import Price, Wall
 from penstock.engine.errors import SpecError, Spent
+from penstock.engine.flow.till import Wish
 from penstock.engine.items import Item, Position, Route
 from penstock.engine.judging import judge_version
 from penstock.engine.leases import remaining
@@ -235,7 +236,7 @@ def test_what_a_killed_process_had_under_way_leaves_enough_for_the_whole_evaluat
     ((key, limit),) = budget_keys(spec.budgets[-1:], spec.run_id, None, 0.0)
     ledger, dearest = LedgerClient(open_state(spec.state), spec.run_id), round(cost.aside_nano / 18 * 10 / 21)
     ids = [f"0-{n}" for n in range(18)]
-    opened = ledger.leases(key, limit, [dearest] * 18, ids, 0, (1, 0), 0.0)
+    opened = ledger.leases(Wish(key, limit, (dearest,) * 18), ids, 0, (1, 0), 0.0)
     assert isinstance(opened, dict)
     assert len(opened) == 18
     ledger.forfeit(0, (2, 0), {}, 0.0)

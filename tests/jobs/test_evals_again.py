@@ -16,6 +16,7 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
 from penstock.engine.budget import budget_keys
 from penstock.engine.errors import SpecError, Temporary
+from penstock.engine.flow.till import Wish
 from penstock.jobs.evals import derived, going, running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
 from penstock.jobs.evals.going import Watch
@@ -241,7 +242,7 @@ def test_what_was_spent_before_a_fresh_start_is_no_part_of_its_default_budget() 
     cost, spec = running.price(made, None)
     ((key, limit),) = budget_keys(spec.budgets[-1:], spec.run_id, None, 0.0)
     ledger = LedgerClient(open_state(spec.state), spec.run_id)
-    ledger.leases(key, limit, [limit // 200], ["0-1"], 0, (1, 0), 0.0)
+    ledger.leases(Wish(key, limit, (limit // 200,)), ["0-1"], 0, (1, 0), 0.0)
     ledger.settle(key, "0-1", limit // 200)
     _, later = running.price(prepared(fresh=True), None)
     assert later.budgets[-1].limit_nano == limit + limit // 200

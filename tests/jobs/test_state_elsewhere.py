@@ -15,6 +15,7 @@ from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.state import open_state
 from penstock.engine.budget import run_key
 from penstock.engine.errors import SpecError
+from penstock.engine.flow.till import Wish
 from penstock.engine.items import Item
 from penstock.jobs.cli import call
 from penstock.jobs.evals import running
@@ -116,7 +117,7 @@ def test_the_same_command_goes_on_where_it_was_and_all_but_its_rows_is_shared(st
     assert (again.before, again.anew, again.spec.run_id) == (True, False, made.spec.run_id)
     assert open_history(state).status(made.spec.run_id).state == "interrupted"
     ledger = LedgerClient(open_state(state), made.spec.run_id)
-    ledger.leases(run_key(made.spec.run_id), 1_000_000, [50_000], ["0-1"], 0, (1, 0), 0.0)
+    ledger.leases(Wish(run_key(made.spec.run_id), 1_000_000, (50_000,)), ["0-1"], 0, (1, 0), 0.0)
     ledger.settle(run_key(made.spec.run_id), "0-1", 50_000)
     assert prepared(fresh=True).made.paid_nano == 50_000
     assert (tmp_path / "first").resolve() in made.place.resolve().parents

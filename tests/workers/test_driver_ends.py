@@ -26,6 +26,7 @@ from penstock.engine.errors import Away as Unreachable
 from penstock.engine.errors import Fenced, SpecError, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
 from penstock.engine.flow.tally import ModelTally, Tally
+from penstock.engine.flow.till import Wish
 from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
@@ -148,13 +149,13 @@ async def test_what_a_run_has_paid_is_spent_of_a_budget_that_is_newer(tmp_path: 
     await commit(1, Tally(cost_nano=130, forfeit_nano=70, steps_nano={"shadow": 30}))
     client = LedgerClient(open_state(str(tmp_path)), "r")
     if known_nano:
-        client.leases("run/r", 1_000, [known_nano], ["0-1"], 0, (1, 1), 0.0)
+        client.leases(Wish("run/r", 1_000, (known_nano,)), ["0-1"], 0, (1, 1), 0.0)
         client.settle("run/r", "0-1", known_nano)
     await count_paid(spec, PLAN, MemoryStore("ends"))
     keys = "run/r", "run/r/for/shadow", "run/r/for/explore", "run/r/tenant/a"
     found = [ledger.settled_nano + ledger.forfeit_nano if (ledger := client.read(key)) else None for key in keys]
     assert found == [{0: 600, 50: 530, 900: 900}[known_nano], 50, 0, None]
-    assert isinstance(client.leases("run/r", 600, [100], ["0-2"], 0, (2, 1), 0.0), str)
+    assert isinstance(client.leases(Wish("run/r", 600, (100,)), ["0-2"], 0, (2, 1), 0.0), str)
 
 
 async def test_a_lane_that_was_given_up_does_not_keep_a_run_from_ending(tmp_path: Path) -> None:

@@ -442,9 +442,9 @@ async def test_a_lane_without_its_right_asks_for_no_money(tmp_path: Path) -> Non
     lane.now = lambda: time.time() + slept[0]
 
     class Asked(LedgerClient):
-        def leases(self, key, limit, calls, lease_ids, lane, epoch, now):  # type: ignore[no-untyped-def]
+        def leases(self, wish, lease_ids, lane, epoch, now):  # type: ignore[no-untyped-def]
             asked.append(epoch)
-            return super().leases(key, limit, calls, lease_ids, lane, epoch, now)
+            return super().leases(wish, lease_ids, lane, epoch, now)
 
     lane.budgets, lane.ledger = (Budget(10**12),), Asked(FolderState(tmp_path), "r")
     woken, driver = lane.shell(lane.place.open())

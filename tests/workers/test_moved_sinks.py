@@ -15,6 +15,7 @@ from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettin
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget, run_key
 from penstock.engine.errors import SpecError
+from penstock.engine.flow.till import Wish
 from penstock.engine.plan import Plan
 from penstock.workers.planner import durable_plan
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -103,7 +104,7 @@ async def test_leases_of_a_life_whose_progress_is_gone_are_spent(tmp_path: Path)
     """The new life counts its epochs from 1 again; by their names the old leases would be taken for its own."""
     spec = job(tmp_path)
     ledger = LedgerClient(FolderState(tmp_path / "state"), "r")
-    asked = (run_key("r"), 10**9, [10], ["0-1.1-1"], 0, (1, 1), 0.0)
+    asked = (Wish(run_key("r"), 10**9, (10,)), ["0-1.1-1"], 0, (1, 1), 0.0)
     assert ledger.leases(*asked) == {"0-1.1-1": 10**7}
     await planned(spec)
     assert ledger.leases(*asked) == {"0-1.1-1": 10**7 - 10**5}, "1 % of what remains: another lease"

@@ -12,6 +12,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.flow.tally import ModelTally, Tally
+from penstock.engine.flow.till import Wish
 from penstock.engine.policy import Policy, Task
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import Execution, RunSpec
@@ -72,7 +73,7 @@ def test_the_money_of_a_day_is_what_all_its_jobs_spent(tmp_path: Path) -> None:
     assert spending.look(noon) == [Spend("day", 9_000, 0, 0), Spend("month", 50_000, 0, 0)]
     for run in ("r", "another"):
         client = LedgerClient(open_state(str(tmp_path)), run)
-        client.leases("day/1970-01-02", 9_000, [2_000], ["0-1"], 0, (1, 1), noon)
+        client.leases(Wish("day/1970-01-02", 9_000, (2_000,)), ["0-1"], 0, (1, 1), noon)
         client.settle("day/1970-01-02", "0-1", 1_500)
     assert spending.look(noon + 1)[0].settled_nano == 0, "not read again at once"
     assert spending.look(noon + READ_EVERY_S)[0] == Spend("day", 9_000, 3_000, 0)

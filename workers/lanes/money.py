@@ -21,14 +21,7 @@ class LedgerPort(Protocol):
     """The budget ledger on the state URL (`connectors.ledger`). Blocking: called in a thread."""
 
     def leases(
-        self,
-        key: str,
-        limit_nano: int,
-        calls: Sequence[int],
-        lease_ids: Sequence[str],
-        lane: int,
-        epoch: Epoch,
-        now: float,
+        self, wish: Wish, lease_ids: Sequence[str], lane: int, epoch: Epoch, now: float
     ) -> dict[str, int] | str | None:
         """Lease id → nano-dollars leased, durable; or why never; None: not while others hold what may come back."""
         ...
@@ -104,9 +97,7 @@ class LaneMoney:
 
     async def _ask(self, wish: Wish) -> None:
         names = [self._name() for _ in wish.calls]
-        answer = await asyncio.to_thread(
-            self._ledger.leases, wish.key, wish.limit_nano, wish.calls, names, self._lane, self._epoch, self._now()
-        )
+        answer = await asyncio.to_thread(self._ledger.leases, wish, names, self._lane, self._epoch, self._now())
         match answer:
             case dict():
                 self._machine.leased(wish.key, answer, self._now())
