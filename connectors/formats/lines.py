@@ -132,27 +132,32 @@ def _from_line_start(
                         yield at, Part(b"".join(carry))
                     long, carry = Long(carry), []
         else:
+            begin = 0
             if long is not None:
                 long.add(current[:cut])
                 yield at, Part(current[:cut], ended=True) if bare else long.line()
                 at += long.length + 1
-                long, current = None, current[cut + 1 :]
-            elif carry:
-                current = b"".join(carry) + current
-            carry, carried = [], 0
+                long, begin = None, cut + 1
+                cut = current.find(b"\n", begin)
             if at >= stop:
                 return
-            pieces = current.split(b"\n")
-            last = pieces.pop()
-            for piece in pieces:
+            while cut >= 0:
+                piece = current[begin:cut]
+                if carry:
+                    piece = b"".join((*carry, piece))
+                    carry = []
                 text = piece[:-1] if not bare and piece.endswith(b"\r") else piece
                 if bare or (text and not text.isspace()):
                     yield at, text if bare or len(text) <= limit else _long(piece)
                 at += len(piece) + 1
                 if at >= stop:
                     return
-            if last:
-                carry, carried = [last], len(last)
+                begin = cut + 1
+                cut = current.find(
+                    b"\n", begin
+                )  # not `split`, which looks at each byte by itself: with long lines slow
+            rest = current[begin:]
+            carry, carried = ([rest] if rest else []), len(rest)
         try:
             current = next(blocks, None)
         except Broken as error:
