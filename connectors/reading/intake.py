@@ -14,7 +14,7 @@ from penstock.connectors.formats.lines import HEAD_BYTES
 from penstock.connectors.reading import attributes as attrs
 from penstock.connectors.reading import chat
 from penstock.connectors.reading.arms import Arms
-from penstock.connectors.reading.json_guard import Members, decode, members, raw_members, told_once
+from penstock.connectors.reading.json_guard import Members, decode, members, told_once
 from penstock.connectors.reading.rows import RowShape, columns
 from penstock.connectors.settings import Row
 from penstock.connectors.templates.template import nearest
@@ -30,14 +30,13 @@ MAX_LABEL = 512
 ENDPOINT = "/v1/chat/completions"
 
 _encode = msgspec.json.Encoder().encode
-_NO_BODY = msgspec.Raw(b"null")
 
 
-class _Body(msgspec.Struct):
-    body: msgspec.Raw = _NO_BODY
+class _Line(msgspec.Struct):
+    body: Members
 
 
-_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def input_shape(format: str) -> InputShape:
@@ -100,9 +99,9 @@ class Intake:
             if type(value) is not dict:
                 raise BadRecord("malformed", "the line is not a JSON object")
             once = told_once(raw.data, _keys(value))
-            body = _decode_body(raw.data).body if once else members(raw.data).get("body", _NO_BODY)
+            line = None if once else members(raw.data)
             label = _label(value)
-            found, request, exposure = self._request(raw, value, body, once, item_id)
+            found, request, exposure = self._request(raw, value, line, item_id)
             return self._item(item_id, raw, now, label, found, request, None, exposure)
         except BadRecord as error:
             if rows is not None and raw.error is None:
@@ -160,9 +159,9 @@ class Intake:
         )
 
     def _request(
-        self, raw: Raw, value: dict[str, object], written: msgspec.Raw, once: bool, item_id: str
+        self, raw: Raw, value: dict[str, object], line: Members | None, item_id: str
     ) -> tuple[Attributes, Request, Exposure | None]:
-        """`written`: the body's own text. `once`: no key comes twice in the line."""
+        """`line`: its members as they are written; None: no key comes twice in it, at any depth."""
         if value.get("method", "POST") != "POST":
             raise BadRecord("unsupported", f"method is {str(value['method'])[:60]!r}; only POST is supported")
         if value.get("url", ENDPOINT) != ENDPOINT:
@@ -170,7 +169,7 @@ class Intake:
         body = value.get("body")
         if type(body) is not dict:
             _refuse_body(body)
-        parts = raw_members(written) if once else members(written)
+        parts = _decode_line(raw.data).body if line is None else members(line["body"])
         found = self._attributes(raw, body, parts)
         task = found.task
         defaults = self._defaults.get(task) if task is not None else None
@@ -182,7 +181,7 @@ class Intake:
             defaults = drawn.defaults or defaults
         exposure = None if drawn is None or drawn.prompts else drawn.exposure
         request = chat.request_from_body(body, parts, defaults, pin)
-        if not once:
+        if line is not None:
             chat.refuse_duplicates(parts)
         return found, request, exposure
 

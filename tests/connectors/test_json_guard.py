@@ -34,8 +34,30 @@ def test_many_brackets_side_by_side_are_not_deep(padding: int) -> None:
 def test_a_key_that_comes_twice_is_refused(padding: int) -> None:
     once = b'{"a":"' + b"x" * padding + b'","b":1}'
     twice = b'{"a":"' + b"x" * padding + b'","a":1}'
-    assert told_once(once, 2) == (not padding)
+    assert told_once(once, 2)
     assert not told_once(twice, 1)
     assert members(once).keys() == {"a", "b"}
     with pytest.raises(BadRecord, match="comes twice"):
         members(twice)
+
+
+@PADDING
+@pytest.mark.parametrize("space", [b" ", b"\t", b"\n", b"\r", b"  "])
+def test_a_second_key_is_not_overlooked_where_white_space_stands_before_its_colon(padding: int, space: bytes) -> None:
+    text = b'{"a":"' + b"x" * padding + b'","a"' + space + b":1}"
+    assert not told_once(text, 1)
+    with pytest.raises(BadRecord, match="comes twice"):
+        members(text)
+
+
+@PADDING
+def test_what_a_string_holds_is_no_key(padding: int) -> None:
+    said = ['"a":', "\\", '\\"a":', ' "a" : ', "\\" * 5 + '"', "é" + '"' * 5 + ":"]
+    text = json.dumps({"a": "x" * padding + '"a":', "b": said, "c": {"a": 1}}, ensure_ascii=False).encode()
+    assert told_once(text, 4) == bool(padding)  # a short text that holds such a string is unsure
+    assert not told_once(text, 3)
+
+
+def test_a_long_text_that_is_all_quotes_is_left_to_a_closer_look() -> None:
+    assert not told_once(json.dumps({"a": ["x"] * LONG}).encode(), 1)
+    assert not told_once(b'{"a":"' + b"x" * 2 * LONG + b"\\\\" * 20 + b'"}', 1)
