@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
-import signal
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from penstock.engine.errors import Temporary
+from penstock.workers.dashboard import LateDashboard
+from penstock.workers.signals import children_deaf_to_hangups
 
 if TYPE_CHECKING:
     from penstock.workers.launch import RunHandle
@@ -35,14 +38,15 @@ serves many jobs takes a thousand at a time."""
 AWAY_S = 0.5
 """Before an actor is asked again to which there was no way."""
 WITHOUT_DASHBOARD = ("0", "off", "no")
-"""Values of PENSTOCK_DASHBOARD with which a local Ray starts without its dashboard: with half of the work."""
+"""Values of PENSTOCK_DASHBOARD with which a local Ray runs without its dashboard: with half of the work."""
 
 
 class Cluster:
-    def __init__(self, *, local: bool, dashboard: str | None) -> None:
+    def __init__(self, *, local: bool, dashboard: LateDashboard | None = None) -> None:
         self.local = local
         """Of one node, and never of more."""
         self.dashboard = dashboard
+        """None: a cluster's own, or none is wanted."""
         self._held = contextlib.ExitStack()
 
     def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle:
@@ -55,7 +59,7 @@ class Cluster:
             marks = self._held.enter_context(marked(spec.state, spec.source, spec.sinks))
             ask_nodes(marks)
             options = msgspec.structs.replace(options, marks=lasting(marks))
-        return launch(spec, options, asked)
+        return launch(spec, options, asked, self.dashboard.due if self.dashboard is not None else _nothing)
 
     def close(self) -> None:
         """Behind the last run: nobody needs to see its folders any more."""
@@ -73,38 +77,44 @@ def open_cluster(address: str | None = None) -> Generator[Cluster]:
 
     address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        with contextlib.closing(Cluster(local=False, dashboard=None)) as joined:
+        with contextlib.closing(Cluster(local=False)) as joined:
             yield joined
         return
+    local = address is None
+    late = LateDashboard() if local and _wants_dashboard() else None
     # Ray puts the driver's folder first on its workers' path: a user's own jobs/ or engine.py would hide ours. The
     # empty folder stays while Ray lives: its workers stand in it, and vLLM's libraries can't load from nowhere.
     with tempfile.TemporaryDirectory(prefix="penstock-", ignore_cleanup_errors=True) as empty:
         try:
-            context = _init(address, empty)
+            _init(address, empty, late)
         except Exception as error:
-            where = f"the Ray cluster at {address}" if address else "a local Ray"
+            where = "a local Ray" if local else f"the Ray cluster at {address}"
             raise Temporary(f"could not reach or start {where}: {error}") from error
         try:
-            with contextlib.closing(Cluster(local=address is None, dashboard=context)) as cluster:
+            with contextlib.closing(Cluster(local=local, dashboard=late)) as cluster:
                 yield cluster
         finally:
-            ray.shutdown()
+            with late.closing() if late is not None else contextlib.nullcontext():
+                ray.shutdown()
 
 
-def _init(address: str | None, empty: str) -> str | None:
+def _wants_dashboard() -> bool:
+    return os.environ.get("PENSTOCK_DASHBOARD", "").lower() not in WITHOUT_DASHBOARD
+
+
+def _init(address: str | None, empty: str, late: LateDashboard | None) -> None:
     import ray
 
-    with contextlib.chdir(empty), _children_deaf_to_hangups():
+    with contextlib.chdir(empty), children_deaf_to_hangups():
         if address is not None:
-            return ray.init(
-                address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-            ).dashboard_url
-        dashboard = os.environ.get("PENSTOCK_DASHBOARD", "").lower() not in WITHOUT_DASHBOARD
-        with _without_idlers(dashboard=dashboard):
-            context = ray.init(
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        put_off = late.put_off() if late is not None else contextlib.nullcontext()
+        with _without_idlers(dashboard=late is not None), put_off:
+            ray.init(
                 address="local",
                 namespace=NAMESPACE,
-                include_dashboard=dashboard,
+                include_dashboard=late is not None,
                 dashboard_host="127.0.0.1",
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -112,17 +122,16 @@ def _init(address: str | None, empty: str) -> str | None:
             )
     _protect_token()
     _keep_quiet()
-    return context.dashboard_url
 
 
 @contextlib.contextmanager
 def _without_idlers(*, dashboard: bool) -> Generator[None]:
     """Ray starts a process that prints workers' logs, which is turned off here, and one that scales clusters, of which
-    this one's dashboard shows the report: 0.7 s of CPU each, before anything can be sent. Private names of Ray's: where
-    they are gone, both run."""
+    this one's dashboard shows the report: 0.7 s of CPU each, before anything can be sent. Without a dashboard it starts
+    that one's server all the same, for itself alone. Private names of Ray's: where they are gone, all run."""
     from ray._private.node import Node
 
-    idle = ("start_log_monitor",) if dashboard else ("start_log_monitor", "start_monitor")
+    idle = ("start_log_monitor",) if dashboard else ("start_log_monitor", "start_monitor", "start_api_server")
     before = {name: getattr(Node, name) for name in idle if hasattr(Node, name)}
     for name in before:
         setattr(Node, name, _nothing)
@@ -131,17 +140,6 @@ def _without_idlers(*, dashboard: bool) -> Generator[None]:
     finally:
         for name, method in before.items():
             setattr(Node, name, method)
-
-
-@contextlib.contextmanager
-def _children_deaf_to_hangups() -> Generator[None]:
-    """A closed terminal tells a whole process group: the run drains, for which Ray's processes must live. They inherit
-    what is blocked here. (Ray does the same for SIGINT.)"""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def words(error: Exception) -> str:
@@ -194,12 +192,24 @@ def _environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if local:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _tell_ray(os.environ["RAY_AUTH_MODE"])
         # glibc keeps a heap for each thread, and Ray's processes have dozens: a long run grows by 20 MB less with two
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         # Ray's default is 15: on a busy machine lanes and workers then get so little of it that their driver takes them
         # for lost
         os.environ.setdefault("RAY_worker_niceness", "0")
         _token_before_ray()
+
+
+def _tell_ray(mode: str) -> None:
+    """A program that imported Ray before it called us: Ray read its environment then. (What it starts reads it anew.)
+    Private names of Ray's: where they are gone, such a program must set RAY_AUTH_MODE itself."""
+    if "ray" not in sys.modules:
+        return
+    with contextlib.suppress(Exception):
+        from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue]
+
+        Config.initialize(json.dumps({"AUTH_MODE": mode}))
 
 
 def _token_before_ray() -> None:

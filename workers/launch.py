@@ -79,11 +79,14 @@ class _Start(NamedTuple):
 
 
 class RunHandle:
-    def __init__(self, spec: RunSpec, options: RunOptions, cores: int, asked: Callable[[], int]) -> None:
+    def __init__(
+        self, spec: RunSpec, options: RunOptions, cores: int, asked: Callable[[], int], sent: Callable[[], None]
+    ) -> None:
         self._spec = spec
         self._options = options
         self._cores = cores
         self._asked = asked
+        self._sent = sent
         self._losses = Losses(None if spec.endless else spec.execution.outage_s)
         self._driver: object | None = None
         self._following: _Start | None = None
@@ -176,6 +179,8 @@ class RunHandle:
             self._last.notes = [*self._notes, *self._last.notes]
             self._last.noted += self._noted
             self._silent_since = None
+            if self._last.first_dispatch_at is not None:
+                self._sent()
         except GetTimeoutError:
             self._silent_since = self._silent_since or time.monotonic()
             self._last.message = "the driver does not answer"
@@ -292,11 +297,12 @@ def _brief(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300]
 
 
-def launch(spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> RunHandle:
-    """`asked`: how often somebody asked to stop; then a run that was not accepted yet raises `KeyboardInterrupt`."""
+def launch(spec: RunSpec, options: RunOptions, asked: Callable[[], int], sent: Callable[[], None]) -> RunHandle:
+    """`asked`: how often somebody asked to stop; then a run that was not accepted yet raises `KeyboardInterrupt`.
+    `sent` hears, again and again, that something was."""
     import ray
 
-    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))), asked)
+    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))), asked, sent)
     handle.begin()
     return handle
 

@@ -75,7 +75,7 @@ PROGRAM = """
 import sys
 from penstock.workers.cluster import open_cluster
 with open_cluster() as one:
-    print(one.dashboard, flush=True)
+    print(one.dashboard.url(), flush=True)
     sys.stdin.read()
 """
 
@@ -110,3 +110,22 @@ def test_the_dashboard_that_a_person_gets_listens_here_alone_and_runs_nothing_wi
     assert asked(jobs, "wrong" * 10) in (401, 403)
     assert asked(jobs, token.read_text()) == 200
     process.communicate("", timeout=60)
+
+
+RAY_BEFORE = """
+import os, ray
+from penstock.workers.cluster import open_cluster
+os.environ["PENSTOCK_DASHBOARD"] = "off"
+with open_cluster():
+    print(sorted(ray.cluster_resources()))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_program_that_imported_ray_first_gets_a_ray_that_asks_for_the_token(home: Path, mark: str) -> None:
+    """Ray read its environment when it was imported."""
+    done = subprocess.run([sys.executable, "-c", RAY_BEFORE], cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CPU" in done.stdout
+    assert mode(home / ".ray/auth_token") == 0o600
