@@ -57,7 +57,7 @@ class Cluster:
 
         if not self.local:
             marks = self._held.enter_context(marked(spec.state, spec.source, spec.sinks))
-            ask_nodes(marks)
+            ask_nodes(marks, asked)
             options = msgspec.structs.replace(options, marks=lasting(marks))
         return launch(spec, options, asked, self.dashboard.due if self.dashboard is not None else _nothing)
 

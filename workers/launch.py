@@ -15,6 +15,7 @@ from penstock.workers.status import RunState, RunStatus
 
 ACCEPT_S = 600.0
 """Listing the input and taking the lock: minutes of listing belong to S3."""
+NOT_BEGUN = "interrupted before the run began; the same command begins it"
 LISTEN_S = 0.5
 """While a run is being accepted: how often to ask whether it is still wanted, and to tell that its command lives."""
 FORGO_S = 5.0
@@ -111,7 +112,7 @@ class RunHandle:
                 if not self._losses.may_start(time.monotonic()):
                     raise
             except _Unwanted:
-                raise KeyboardInterrupt("interrupted before the run began; the same command begins it") from None
+                raise KeyboardInterrupt(NOT_BEGUN) from None
             else:
                 return
 

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from penstock.connectors.base import Mark
 from penstock.connectors.filestore.common import refuse_apart
 from penstock.engine.errors import PenstockError, Temporary
 from penstock.workers.cluster import words
+from penstock.workers.launch import LISTEN_S, NOT_BEGUN
 
 ANSWER_S = 60.0
 """A node starts a process to answer: seconds, and many on a busy one."""
 
 
-def ask_nodes(marks: tuple[Mark, ...]) -> None:
-    """Raises as `refuse_apart` does on any node, `Temporary` where one does not answer. A node that joins later is
-    asked by the driver or lane that starts there."""
+def ask_nodes(marks: tuple[Mark, ...], asked: Callable[[], int]) -> None:
+    """Raises as `refuse_apart` does on any node, `Temporary` where one does not answer, `KeyboardInterrupt` where
+    meanwhile somebody asked to stop (`asked`: how often). A node that joins later is asked by the driver or lane that
+    starts there."""
+    import ray
+
     nodes = _addresses()
     if not marks or len(nodes) == 1:
         return
-    asked = [(address, _ask(node, marks)) for node, address in nodes.items()]
-    until = time.monotonic() + ANSWER_S
-    for address, answer in asked:
-        _heard(address, answer, max(0.0, until - time.monotonic()))
+    addresses = {_ask(node, marks): address for node, address in nodes.items()}
+    silent, until = list(addresses), time.monotonic() + ANSWER_S
+    while silent:
+        if asked():
+            raise KeyboardInterrupt(NOT_BEGUN)
+        if time.monotonic() >= until:
+            raise Temporary(f"node {addresses[silent[0]]} did not answer in {ANSWER_S:g} s: is it well?")
+        answers, silent = ray.wait(silent, timeout=LISTEN_S)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        for answer in answers:
+            _heard(addresses[answer], answer)
 
 
 def _addresses() -> dict[str, str]:
@@ -40,14 +51,12 @@ def _ask(node: str, marks: tuple[Mark, ...]) -> object:
     return ray.remote(refuse_apart).options(num_cpus=0, scheduling_strategy=there).remote(marks)
 
 
-def _heard(address: str, answer: object, timeout_s: float) -> None:
+def _heard(address: str, answer: object) -> None:
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import RayError
 
     try:
-        ray.get(answer, timeout=timeout_s)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    except GetTimeoutError as error:
-        raise Temporary(f"node {address} did not answer in {ANSWER_S:g} s: is it well?") from error
+        ray.get(answer)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except RayError as error:
         if isinstance(cause := getattr(error, "cause", None), PenstockError):
             raise cause from error

@@ -6,7 +6,10 @@ that one looks. Another path stands for a node's own disk."""
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -26,7 +29,7 @@ from penstock.engine.policy import Policy
 from penstock.workers.cluster import Cluster
 from penstock.workers.driver import Driver
 from penstock.workers.lanes.actor import LaneActor
-from penstock.workers.nodes import ask_nodes
+from penstock.workers.nodes import ANSWER_S, ask_nodes
 from penstock.workers.ports import encode
 from penstock.workers.runspec import RunOptions, RunSpec
 
@@ -59,17 +62,17 @@ async def test_a_lane_opens_on_no_node_with_another_disk(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def two_nodes(mark: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two raylets on this machine, and this process joined."""
+def two_nodes(mark: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Two raylets on this machine, and this process joined. The pid of the one where it is not."""
     import ray
     from ray.cluster_utils import Cluster as Raylets
 
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/pn-{secrets.token_hex(3)}")
     raylets = Raylets(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        raylets.add_node(num_cpus=1)
+        other = raylets.add_node(num_cpus=1)
         ray.init(address=raylets.address, log_to_driver=False)
-        yield
+        yield other.all_processes["raylet"][0].process.pid
     finally:
         ray.shutdown()
         raylets.shutdown()
@@ -77,11 +80,32 @@ def two_nodes(mark: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_every_node_is_asked_before_a_run_begins(two_nodes: None, tmp_path: Path) -> None:
+def test_every_node_is_asked_before_a_run_begins(two_nodes: int, tmp_path: Path) -> None:
     """A folder that both see passes; where it is each one's own, the run is refused and nothing of it begins."""
     with marked(str(tmp_path), MemorySource("nodes"), {}) as marks:
-        ask_nodes(marks)
+        ask_nodes(marks, lambda: 0)
     refused = pytest.raises(Refused, match=r"the state: on node .* is another folder, or none")
     with chdir(tmp_path), contextlib.closing(Cluster(local=False, dashboard=None)) as cluster, refused:
         cluster.launch(spec(OWN_TO_EACH), RunOptions(), lambda: 0)
     assert not list(tmp_path.rglob(".penstock-mark-*"))
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_who_wants_to_stop_waits_for_no_node_that_does_not_answer(two_nodes: int, tmp_path: Path) -> None:
+    """It is stopped. Who waits on is told so after a minute."""
+    began = time.monotonic()
+    interrupted = pytest.raises(KeyboardInterrupt, match="the same command begins it")
+    with contextlib.closing(Cluster(local=False, dashboard=None)) as cluster, stopped(two_nodes), interrupted:
+        cluster.launch(spec(tmp_path), RunOptions(), lambda: int(time.monotonic() > began + 1.0))
+    assert time.monotonic() - began < ANSWER_S / 4
+    assert not list(tmp_path.rglob(".penstock-mark-*"))
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
