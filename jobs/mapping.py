@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.connectors.state import folder_of
+from penstock.connectors.state import folder_of, open_state
 from penstock.engine.errors import Permanent, SpecError, Spent, Temporary
+from penstock.workers.here import folder_here
 
 if TYPE_CHECKING:
     from penstock.jobs.look.told import LetterTold
@@ -60,8 +61,9 @@ def map(
     keep: so its walls see the attributes (`row.attributes`: sensitivity, tenant, …) that they go by.
     id: a column that stands in the records (costs, `penstock explain`) beside the row's number.
     limit: the first so many rows only; the others come back without an answer. budget_usd: never exceeded; the job's
-    own budgets hold as well. state: a folder; else the job's, else `.penstock` here. Rows and answers are kept in its
-    `maps/`, in `.penstock/maps` here where it is the job's.
+    own budgets hold as well. state: a folder, or `s3://bucket/prefix`; else the job's, else `.penstock` here. Rows and
+    answers are kept on this machine: in `maps/` of the folder, or of what stands here of a state on S3
+    (`$PENSTOCK_LOCAL`), and in `.penstock/maps` here where the state is the job's.
 
     The same call on the same rows is the same run: what was answered is not asked, nor paid for, again.
     Raises the errors of `penstock.engine.errors`: `Spent` where the budget ended it, `Temporary` where it was
@@ -77,9 +79,10 @@ def map(
     fields |= {name: value for name, value in given.items() if value is not None}
     if budget_usd is not None:
         fields["budgets"] = [*_budgets(fields.get("budgets")), {"usd": budget_usd}]
-    folder = _folder(state or ".penstock")
+    given_state = _absolute(state or ".penstock")
     if state is not None or fields.get("state") is None:
-        fields["state"] = str(folder.parent)
+        fields["state"] = given_state
+    folder = folder_here(given_state) / "maps"
     source, rows = _write(data, folder)
     spec = _job(fields, base, folder, source, id, vars, limit)
     result = run(spec, limit=limit, progress=progress)
@@ -222,11 +225,11 @@ def _row(given: object, id: str | None) -> Mapping[str, object]:
     return {**(given or {}), "id": f"{{{{ {ROW} }}}}", "keep": [ROW, *([id] if id is not None else [])]}
 
 
-def _folder(state: str) -> Path:
+def _absolute(state: str) -> str:
+    """Refused before any row is written."""
+    open_state(state)
     there = folder_of(state)
-    if there is None:
-        raise SpecError(f"penstock.map keeps its rows on this machine: give a folder as state, not {state}")
-    return there.absolute() / "maps"
+    return state if there is None else str(there.absolute())
 
 
 def _job(

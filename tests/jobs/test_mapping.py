@@ -197,8 +197,8 @@ def test_what_is_no_table_and_columns_that_are_taken_are_refused_in_words(tmp_pa
         ps.map([{"answer": 1}], prompt="x", models="groq/m", state=str(tmp_path))
     with pytest.raises(ps.SpecError, match="no such column"):
         ps.map([{"a": 1}], id="b", prompt="x", models="groq/m", state=str(tmp_path))
-    with pytest.raises(ps.SpecError, match="give a folder"):
-        ps.map([{"a": 1}], prompt="x", models="groq/m", state="s3://bucket/x")
+    with pytest.raises(ps.SpecError, match="no such kind of state"):
+        ps.map([{"a": 1}], prompt="x", models="groq/m", state="gs://bucket/x")
     with pytest.raises(ps.SpecError, match="row 0 can't be written as JSON"):
         ps.map([{"a": "half a pair \ud800"}], prompt="x", models="groq/m", state=str(tmp_path))
     with pytest.raises(ps.SpecError, match="row is a str"):

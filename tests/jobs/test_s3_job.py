@@ -20,7 +20,9 @@ from penstock.jobs.cli import call
 from penstock.jobs.dev.kafka import CONSOLE_PRODUCER, CONSUMER_GROUPS
 from penstock.jobs.history import open_history
 from penstock.jobs.sandbox import running_sandbox
+from penstock.workers.here import folder_here
 from tests.conftest import ray_of_a_file
+from tests.jobs.test_end_to_end import calls
 
 if TYPE_CHECKING:
     from penstock.jobs.dev.kafka import KafkaServer
@@ -130,6 +132,31 @@ def test_dead_letters_are_sent_again_where_the_state_is_on_s3(
     assert call(replay) == 2
     assert "has no dead letters to send again" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/replays"))
+
+
+def test_a_table_in_memory_with_its_state_on_s3_is_paid_for_once(
+    ray_and_keys: None, sandbox: str, new_bucket: Callable[..., str], s3_server: S3Server | S3At
+) -> None:
+    """The same call sends nothing. Money and history stand on S3; rows and answers on this machine alone."""
+    state = f"s3://{new_bucket('state')}/team?endpoint={s3_server.endpoint}"
+    price = {"input_per_million": 1, "output_per_million": 1}
+    model = {"name": "m", "base_url": f"{sandbox}/v1", "model": "m", "price": price}
+
+    def mapped() -> list[dict[str, Any]]:
+        rows = [{"text": f"message {n}"} for n in range(20)]
+        return ps.map(rows, prompt="{{ text }}", models=[model], budget_usd=1, state=state, progress=False)
+
+    done = mapped()
+    assert [row["text"] for row in done if row["answer"]] == [f"message {n}" for n in range(20)]
+    paid = calls(sandbox).total()
+    assert mapped() == done
+    assert calls(sandbox).total() == paid
+    there = open_state(state)
+    (ledger,) = [key for key in there.list("ledger/") if key.startswith("ledger/run~map-")]
+    settled = json.loads((there.get(ledger) or (b"",))[0])["settled_nano"]
+    assert settled == round(sum(row["cost_usd"] for row in done) * 1e9)
+    assert len(list((folder_here(state) / "maps").glob("*.jsonl"))) == 1
+    assert not any(b"message 1" in (there.get(key) or (b"",))[0] for key in there.list(""))
 
 
 EVALUATED = """\
