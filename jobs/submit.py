@@ -22,6 +22,8 @@ from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus, Tally
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
     from penstock.jobs.run import Job
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -71,13 +73,14 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
         raise Held(_under_way(before, spec.run_id))
     _refuse_moved(before.spec, spec)
     _refuse_changed(before, spec)
+    cluster = _reached(address)  # first: a run that no cluster can have taken is not known
     spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
     history.save_spec(spec)  # the command there reads it
     history.forget_cancel(spec.run_id)
     history.save_status(_submitted(spec, before, now))
     command = shlex.join(["penstock", "run", spec.run_id, "--state", spec.state])
     try:
-        return JobHandle(spec.run_id, _to_ray(address, command, spec.run_id), history)
+        return JobHandle(spec.run_id, _to_ray(cluster, address, command, spec.run_id), history)
     except Temporary as error:
         if before.spec is not None:
             history.save_spec(before.spec)
@@ -133,13 +136,22 @@ def _check_reach(state: str, address: str) -> None:
         )
 
 
-def _to_ray(address: str, command: str, run_id: str) -> str:
+def _reached(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
-        return str(client.submit_job(entrypoint=command, metadata={"penstock_run": run_id}))
+        return JobSubmissionClient(address)
     except Exception as error:
-        raise Temporary(
-            f"the Ray cluster at {address} did not take the job: {error}; is that its dashboard?"
-        ) from error
+        raise _not_taken(address, error) from error
+
+
+def _to_ray(cluster: JobSubmissionClient, address: str, command: str, run_id: str) -> str:
+    """Where this fails, the cluster may have taken the job all the same: its answer got lost."""
+    try:
+        return str(cluster.submit_job(entrypoint=command, metadata={"penstock_run": run_id}))
+    except Exception as error:
+        raise _not_taken(address, error) from error
+
+
+def _not_taken(address: str, error: Exception) -> Temporary:
+    return Temporary(f"the Ray cluster at {address} did not take the job: {error}; is that its dashboard?")

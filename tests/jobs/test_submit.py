@@ -28,6 +28,10 @@ def _taken(*_: object, **__: object) -> str:
     return "ray-1"
 
 
+def _away(*_: object, **__: object) -> str:
+    raise ConnectionError("nobody is there")
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> str:
     """One that takes every job."""
@@ -70,6 +74,32 @@ def test_a_submit_that_the_cluster_does_not_take_leaves_history_as_it_was(tmp_pa
     with pytest.raises(Held, match="is under way"):
         submit(spec, CLUSTER)
     assert history.status("job-1").state == "running"
+
+
+def test_a_run_that_no_cluster_was_reached_for_is_not_known(tmp_path: Path, cluster: str) -> None:
+    """Nothing was begun: its results may be put elsewhere before it is submitted again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobSubmissionClient, "__init__", _away)
+        with pytest.raises(Temporary, match="did not take the job"):
+            submit(spec_in(tmp_path), cluster)
+    history = open_history(spec_in(tmp_path).state)
+    assert not history.runs()
+    moved = spec_in(tmp_path)
+    moved = msgspec.structs.replace(moved, sinks={**moved.sinks, "results": FilesSink(str(tmp_path / "new/r.jsonl"))})
+    assert submit(moved, cluster).status().submitted
+    assert history.spec("job-1").sinks == moved.sinks
+
+
+def test_results_of_a_run_that_a_cluster_may_have_taken_are_not_put_elsewhere(tmp_path: Path, cluster: str) -> None:
+    """It was reached, and its answer got lost: its command may be about to begin there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobSubmissionClient, "submit_job", _away)
+        with pytest.raises(Temporary, match="did not take the job"):
+            submit(spec_in(tmp_path), cluster)
+    moved = spec_in(tmp_path)
+    moved = msgspec.structs.replace(moved, sinks={**moved.sinks, "results": FilesSink(str(tmp_path / "new/r.jsonl"))})
+    with pytest.raises(SpecError, match="results of run job-1 were at"):
+        submit(moved, cluster)
 
 
 def carried_out(spec: RunSpec, came: ScriptedRun | PenstockError, address: str | None = "10.0.0.1:6379") -> None:
