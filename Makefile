@@ -31,7 +31,7 @@ demo: install            ## the main job, first on a pretend provider, then on a
 demo-quick: install      ## only the first part: about a minute
 	@.venv/bin/penstock demo --quick
 
-test: install-vllm       ## real servers and real kills included: some twenty minutes on two cores
+test: install-vllm       ## real servers and real kills included: 14 minutes on two quiet cores
 	$(PYTEST) -n 2 --dist loadfile
 
 long: install-vllm       ## variations of these, as long again: each starts a Ray or more; CI runs them, too
