@@ -5,6 +5,7 @@ The structs are what the catalogue file says after `jobs.spec` has resolved name
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -162,6 +163,13 @@ class Wall(msgspec.Struct, frozen=True, omit_defaults=True):
     licence: tuple[str, ...] = ()
 
 
+def splits(target: str) -> Iterator[tuple[str, str]]:
+    """At each `@`, the last first."""
+    for at in range(len(target) - 1, -1, -1):
+        if target[at] == "@":
+            yield target[:at], target[at + 1 :]
+
+
 class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
     accounts: dict[str, Account]
     models: dict[str, Model]
@@ -169,6 +177,14 @@ class Catalog(msgspec.Struct, frozen=True, omit_defaults=True):
     walls: dict[str, Wall] = {}
     unknown_wall: Literal["refuse", "public"] = "refuse"
     """What happens where walls are declared and an item's sensitivity is missing, null or unnamed."""
+
+    def parted(self, target: str) -> tuple[str, str]:
+        """Who is meant by `model@version`, or by a model alone (version empty). Names of either may hold an `@`, which
+        parts them only where both are there. What names nobody comes back whole."""
+        for name, version in splits(target):
+            if name in self.models and any(each.id == version for each in self.models[name].versions):
+                return name, version
+        return target, ""
 
     def redacts(self, wall: str | None) -> bool | None:
         """How a quality sample of this wall is written: False whole, True redacted, None not at all."""

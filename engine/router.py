@@ -214,7 +214,7 @@ class Router:
     def _plan_step(
         self, attributes: Attributes, request: Request, route: Route, role: StepKind, target: str
     ) -> Choice | Rejection:
-        name, _, version = target.partition("@")
+        name, version = self._catalog.parted(target)
         wall = wall_of(self._catalog, attributes.sensitivity)
         if isinstance(wall, WallUnknown):
             return Rejection("unknown_sensitivity", wall.message, Route(route.task, route.tier, (), (), ""))

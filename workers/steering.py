@@ -201,7 +201,7 @@ class Steersman:
 def named_pools(catalog: Catalog, policy: Policy) -> frozenset[str]:
     """Whose version is named by a shadow or an experiment's arm: asked for whatever is live."""
     shadows = (name for task in policy.tasks.values() if task.shadow is not None for name in task.shadow.models)
-    targets = [(name, version) for name, _, version in (each.partition("@") for each in shadows) if version]
+    targets = [(name, version) for name, version in map(catalog.parted, shadows) if version]
     targets += [arm.version for each in policy.experiments for arm in each.arms if arm.version is not None]
     return frozenset(catalog.models[name].pool_of(version) for name, version in targets)
 

@@ -14,8 +14,8 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.errors import Corrupt, SpecError
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import scorer_name
+from penstock.jobs.spec.asked import unknown
 from penstock.jobs.spec.digest import changed
-from penstock.jobs.spec.tree import nearest
 from penstock.workers.here import folder_here
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -81,14 +81,10 @@ def models_of(catalog: Catalog, given: tuple[str, ...]) -> tuple[str, ...]:
     """`small`, `small@v2` → with the version said. Raises `SpecError` where one isn't there, or comes twice."""
     found: list[str] = []
     for text in given:
-        name, _, version = text.partition("@")
-        model = catalog.models.get(name)
-        if model is None:
-            raise SpecError(f"no model is named {name!r}{nearest(name, catalog.models)}")
-        version = version or model.live
-        if version not in {v.id for v in model.versions}:
-            raise SpecError(f"{name} has no version {version!r}{nearest(version, [v.id for v in model.versions])}")
-        found.append(f"{name}@{version}")
+        name, version = catalog.parted(text)
+        if name not in catalog.models:
+            raise SpecError(unknown(text, catalog))
+        found.append(f"{name}@{version or catalog.models[name].live}")
     if len(set(found)) != len(found):
         raise SpecError(f"a candidate comes twice: {', '.join(found)}")
     return tuple(found)

@@ -33,8 +33,7 @@ def spec_of(base: RunSpec, asked: Asked, place: Path, name: str, *, requests: bo
         raise SpecError("variants need rows: these are requests, which say their prompt and parameters themselves")
     catalog = pinned(base.catalog, asked.models)
     tasks = {
-        task_name(asked.task, variant): _task(base.policy.tasks[asked.task], variant, what, asked)
-        for variant, what in asked.variants.items()
+        task_name(asked.task, variant): _task(base, variant, what, asked) for variant, what in asked.variants.items()
     }
     policy = Policy(tasks=tasks, default_task=None, max_attempts=base.policy.max_attempts)
     policy = msgspec.structs.replace(policy, version=policy_version(catalog, policy))
@@ -79,7 +78,7 @@ def _scorer(scorer: Scorer, catalog: Catalog) -> list[object]:
 
 def alone(spec: RunSpec, model: str) -> RunSpec:
     """The same with one candidate, as `plan` prices it."""
-    name, _, version = model.partition("@")
+    name, version = spec.catalog.parted(model)
     models = {**spec.catalog.models, name: msgspec.structs.replace(spec.catalog.models[name], live=version)}
     tasks = {
         key: msgspec.structs.replace(task, models=(name,), shadow=None, cascade=None)
@@ -96,7 +95,7 @@ def pinned(catalog: Catalog, models: tuple[str, ...]) -> Catalog:
     made = dict(catalog.models)
     seen: set[str] = set()
     for text in models:
-        name, _, version = text.partition("@")
+        name, version = catalog.parted(text)
         model = catalog.models[name]
         entry = msgspec.structs.replace(model, name=name if name not in seen else text, live=version)
         made[entry.name] = entry
@@ -104,23 +103,24 @@ def pinned(catalog: Catalog, models: tuple[str, ...]) -> Catalog:
     return msgspec.structs.replace(catalog, models=made)
 
 
-def _stand_ins(models: tuple[str, ...]) -> tuple[str, ...]:
+def _stand_ins(catalog: Catalog, models: tuple[str, ...]) -> tuple[str, ...]:
     """Names of the entries that `pinned` made, in order."""
     seen: set[str] = set()
     names: list[str] = []
     for text in models:
-        name = text.partition("@")[0]
+        name = catalog.parted(text)[0]
         names.append(text if name in seen else name)
         seen.add(name)
     return tuple(names)
 
 
-def _task(base: Task, variant: str, what: Variant, asked: Asked) -> Task:
+def _task(spec: RunSpec, variant: str, what: Variant, asked: Asked) -> Task:
     """What is asked is the task's; what would choose among candidates is not. Answers are kept as they came: what is
     measured is what a model says, not what it says when asked again."""
+    base = spec.policy.tasks[asked.task]
     task = Task(
         name=task_name(asked.task, variant),
-        models=_stand_ins(asked.models),
+        models=_stand_ins(spec.catalog, asked.models),
         prompt=base.prompt,
         output=base.output and msgspec.structs.replace(base.output, on_invalid="keep"),
         params_json=base.params_json,

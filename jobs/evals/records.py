@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from penstock.engine.catalog import Catalog
 from penstock.engine.items import DeadLetterReason
 from penstock.engine.measure.evaluation import Answered, Row
 from penstock.engine.texts import text_of
@@ -47,6 +48,8 @@ class Item(msgspec.Struct):
     """It ended in dead letters before anybody was asked."""
     copied_from: str | None = None
     """The item whose equal request was asked in its place."""
+    tried: tuple[str, ...] = ()
+    """Candidates of which a call failed. (Attempts name no version: of two versions, either may be meant.)"""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -65,7 +68,7 @@ _sample = msgspec.json.Decoder(Sample)
 
 def read(outputs: Outputs, asked: Asked, index: Sequence[Indexed]) -> Seen:
     """All rows up to the first that has not ended. (Later ones may have ended sooner because they were easy.)"""
-    items = _items(outputs)
+    items = _items(outputs, asked)
     scores, judged = _scores(outputs, asked.scorer)
     paid = _paid(outputs)
     paid.share(judged)
@@ -98,13 +101,18 @@ def _text(expected: object) -> str | None:
     return None if expected is None else text_of(expected)
 
 
-def _items(outputs: Outputs) -> dict[str, Item]:
-    found: dict[str, Item] = {}
+def _items(outputs: Outputs, asked: Asked) -> dict[str, Item]:
+    catalog, found = outputs.spec.catalog, dict[str, Item]()
     for block in told.blocks(outputs.records("results")):
         found[block.item_id] = Item(*_place(block.custom_id), block.attempts, copied_from=block.copied_from)
     for letter in told.letters(outputs.records("dead_letters")):
         failed = letter.reason in FAILED
         found[letter.item_id] = Item(*_place(letter.custom_id), letter.attempts, failed=failed, unasked=not failed)
+    of = [(text, catalog.parted(text)[0]) for text in asked.models]
+    for item in found.values():
+        calls = (a for a in item.attempts if a.role in OWN_ROLES and a.outcome not in ("ok", ""))
+        names = {catalog.parted(call.model)[0] for call in calls}
+        item.tried = tuple(text for text, name in of if name in names)
     return found
 
 
@@ -113,9 +121,9 @@ def _place(label: str | None) -> tuple[int, str]:
     return (int(number) if number.isdigit() else -1), variant
 
 
-def _candidate(model: str | None, version: str | None) -> str:
+def _candidate(catalog: Catalog, model: str | None, version: str | None) -> str:
     """A further version of a model has an entry of its own, whose name says it too."""
-    return f"{(model or '').partition('@')[0]}@{version}"
+    return f"{catalog.parted(model or '')[0]}@{version}"
 
 
 def _scores(outputs: Outputs, scorer: str) -> tuple[dict[tuple[str, str], Sample], dict[str, set[str]]]:
@@ -124,7 +132,7 @@ def _scores(outputs: Outputs, scorer: str) -> tuple[dict[tuple[str, str], Sample
     judged: dict[str, set[str]] = {}
     for line in outputs.records("quality"):
         sample = _sample.decode(line)
-        candidate = _candidate(sample.model, sample.model_version)
+        candidate = _candidate(outputs.spec.catalog, sample.model, sample.model_version)
         if sample.scorer == scorer:
             found.setdefault((sample.item_id, candidate), sample)  # of two of one name the first decides
         if sample.judge_model:
@@ -181,7 +189,7 @@ def _paid(outputs: Outputs) -> _Paid:
         if line.role == "judge":
             found.judges[line.item_id] = found.judges.get(line.item_id, 0) + line.nano
         elif line.role in OWN_ROLES:
-            of = found.of(line.item_id, _candidate(line.model, line.model_version))
+            of = found.of(line.item_id, _candidate(outputs.spec.catalog, line.model, line.model_version))
             of.nano += line.nano
             of.numbers.append(line.attempt)
     return found
@@ -201,7 +209,7 @@ def _answer(
     if sample is not None:
         took = _took(item.attempts, paid.numbers)
         return Answered(sample.score, False, sample.output, cost, took, paid.judged_nano)
-    asked = item.failed or bool(paid.numbers) or _tried(item, model)
+    asked = item.failed or bool(paid.numbers) or model in item.tried
     if item.unasked or not asked or _took(item.attempts, paid.numbers) is not None:
         return None
     return Answered(0.0, True, None, cost, judged_nano=paid.judged_nano)
@@ -213,16 +221,6 @@ def _failed_before(at: tuple[str, Item], model: str, items: Mapping[str, Item], 
     first = items.get(first_id)
     failed = None if first is None else _answer((first_id, first), model, {}, paid.calls)
     return None if failed is None else Answered(0.0, True)
-
-
-def _tried(item: Item, model: str) -> bool:
-    """A call of it failed and cost nothing. (Attempts name no version: of two versions, either may be meant.)"""
-    name = model.partition("@")[0]
-    return any(
-        attempt.model.partition("@")[0] == name and attempt.outcome not in ("ok", "")
-        for attempt in item.attempts
-        if attempt.role in OWN_ROLES
-    )
 
 
 def _took(attempts: Iterable[told.TriedTold], numbers: list[int]) -> float | None:

@@ -51,7 +51,7 @@ def parts(found: Found) -> Iterator[RenderableType]:
     if whole is None:
         yield Text("no row has an answer of every candidate yet")
         return
-    words = Words(asked.names)
+    words = Words(found.prepared)
     yield from _gaps(_lines(whole, words), _costs(whole, words), *(_classes(each, words) for each in whole.classes))
     if whole.fields:
         yield from _gaps(_fields(whole, words))
@@ -74,23 +74,17 @@ def _gaps(*tables: RenderableType) -> Iterator[RenderableType]:
 class Words:
     """Names as people read them: a version is said only where a model has several candidates."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        models = [_parted(name) for name in names]
-        many = {model for model, version, _ in models if any(m == model and v != version for m, v, _ in models)}
+    def __init__(self, prepared: Prepared) -> None:
+        asked, catalog = prepared.asked, prepared.spec.catalog
+        of = {text: catalog.parted(text)[0] for text in asked.models}
+        shown = {text: text if [*of.values()].count(name) > 1 else name for text, name in of.items()}
         self._of = {
-            name: " ".join(filter(None, (f"{model}@{version}" if model in many else model, variant)))
-            for name, (model, version, variant) in zip(names, models, strict=True)
+            name: f"{shown[text]} {variant}".strip()
+            for name, (text, variant) in zip(asked.names, asked.candidates, strict=True)
         }
 
     def __getitem__(self, name: str) -> str:
         return self._of[name]
-
-
-def _parted(name: str) -> tuple[str, str, str]:
-    """(model, version, variant)."""
-    whole, _, variant = name.partition(" ")
-    model, _, version = whole.partition("@")
-    return model, version, variant
 
 
 def _used(found: Found) -> str:
@@ -210,7 +204,7 @@ def _slices(whole: Evaluation, words: Words) -> Table:
 def verdict(found: Found) -> str:
     whole, asked = found.evaluation, found.prepared.asked
     assert whole is not None
-    words = Words(asked.names)
+    words = Words(found.prepared)
     wrong = f"wrong in at most {round(100 * (1 - asked.confidence))} of 100 such evaluations"
     early = "; stopped by itself, the rest was not paid for" if found.stopped is not None else ""
     match whole.stop.reason:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from penstock.connectors.reading.members import refusal
-from penstock.engine.catalog import Catalog
+from penstock.engine.catalog import Catalog, splits
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import Doc, Path, nearest
 from penstock.jobs.spec.variables import check_used
@@ -31,6 +31,16 @@ class Context(msgspec.Struct, frozen=True):
     vars: Mapping[str, str]
     state: str = ""
     """The state's URL."""
+
+
+def unknown(target: str, catalog: Catalog) -> str:
+    """Why `target` is no model of the catalogue, nor a version of one, in words."""
+    for name, version in splits(target):
+        if name in catalog.models:
+            versions = [each.id for each in catalog.models[name].versions]
+            return f"model {name} has no version `{version[:100]}`{nearest(version, versions)}"
+    name = target.partition("@")[0]
+    return f"no model `{name[:100]}`{nearest(name, catalog.models)}"
 
 
 def template(at: Context, path: Path, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from penstock.engine.catalog import Catalog, Wall
+from penstock.engine.catalog import Catalog, Model, Wall
 from penstock.jobs.spec.accounts import Found, Part, compile_accounts
 from penstock.jobs.spec.fields import WallFile
 from penstock.jobs.spec.models import compile_models
@@ -26,6 +26,7 @@ def compile_catalog(parts: list[Part]) -> Catalog:
     job = parts[-1]
     if not found.models:
         raise job.doc.error(("models",), "no model is named; add `models: [provider/model]`")
+    _refuse_doubtful(job.doc, found.models)
     return Catalog(
         accounts=found.accounts,
         models=found.models,
@@ -33,6 +34,16 @@ def compile_catalog(parts: list[Part]) -> Catalog:
         walls=found.walls,
         unknown_wall=_unknown_wall(found, parts),
     )
+
+
+def _refuse_doubtful(doc: Doc, models: Mapping[str, Model]) -> None:
+    """Shadows, arms and candidates are named as `model` or `model@version`, and both names may hold an `@`."""
+    meant = {name: f"model {name}" for name in models}
+    for model in models.values():
+        for version in model.versions:
+            name, told = f"{model.name}@{version.id}", f"version {version.id} of model {model.name}"
+            if (other := meant.setdefault(name, told)) != told:
+                raise doc.error(("models",), f"`{name}` may be {other} or {told}: give one of them another name or id")
 
 
 def _tiers(found: Found, parts: list[Part]) -> dict[int, tuple[str, ...]]:

@@ -72,7 +72,7 @@ def names_in_use(policy: Policy, catalog: Catalog) -> list[str]:
 def names_called(policy: Policy, catalog: Catalog) -> list[str]:
     """The same, and those whose answers are no results: shadows and judges."""
     tasks = policy.tasks.values()
-    shadows = [name.partition("@")[0] for task in tasks if task.shadow is not None for name in task.shadow.models]
+    shadows = [catalog.parted(name)[0] for task in tasks if task.shadow is not None for name in task.shadow.models]
     judges = [judge.model for task in tasks for _, judge in judging.judges(task) if judge.model is not None]
     return list(dict.fromkeys([*names_in_use(policy, catalog), *shadows, *judges]))
 

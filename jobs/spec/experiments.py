@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Arm, Experiment, Task
-from penstock.jobs.spec.asked import Context, as_json, ceiling, checked_params
+from penstock.jobs.spec.asked import Context, as_json, ceiling, checked_params, unknown
 from penstock.jobs.spec.digest import digest
 from penstock.jobs.spec.fields import ArmFile, ExperimentFile, JobFile
 from penstock.jobs.spec.tasks import compile_prompt
@@ -95,11 +95,9 @@ def _arm(at: Context, path: Path, file: ArmFile, task: Task) -> Arm:
 
 
 def _version(at: Context, path: Path, text: str) -> tuple[str, str]:
-    name, _, version = text.partition("@")
-    model = at.catalog.models.get(name)
-    if model is None or not version:
+    name, version = at.catalog.parted(text)
+    if version:
+        return name, version
+    if name in at.catalog.models or "@" not in name:
         raise at.doc.error(path, f"expected `model@version`, such as `small@v2`, not `{text[:100]}`")
-    known = [each.id for each in model.versions]
-    if version not in known:
-        raise at.doc.error(path, f"{name} has no version `{version[:100]}`{nearest(version, known)}")
-    return name, version
+    raise at.doc.error(path, unknown(text, at.catalog))

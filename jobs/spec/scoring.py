@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from penstock.engine.policy import Explore, Scorer, Shadow
-from penstock.jobs.spec.asked import Context, as_json, checked_params, choices, share, template
+from penstock.jobs.spec.asked import Context, as_json, checked_params, choices, share, template, unknown
 from penstock.jobs.spec.fields import ScorerFile, ScorerType, TaskFile
 from penstock.jobs.spec.templates import check_json_schema, check_regex
 from penstock.jobs.spec.tree import Doc, Path, nearest
@@ -129,10 +129,5 @@ def explore(at: Context, path: Path, task: TaskFile) -> Explore | None:
 
 def _known(at: Context, path: Path, target: str) -> None:
     """A model, or one version of it."""
-    name, _, version = target.partition("@")
-    model = at.catalog.models.get(name)
-    if model is None:
-        raise at.doc.error(path, f"no model `{name[:100]}`{nearest(name, at.catalog.models)}")
-    versions = [v.id for v in model.versions]
-    if "@" in target and version not in versions:
-        raise at.doc.error(path, f"model {name} has no version `{version[:100]}`{nearest(version, versions)}")
+    if at.catalog.parted(target)[0] not in at.catalog.models:
+        raise at.doc.error(path, unknown(target, at.catalog))

@@ -260,9 +260,9 @@ def test_a_name_goes_on_with_the_same_thing_or_is_refused(base: RunSpec) -> None
 
 def test_candidates_that_are_not_there_are_told(base: RunSpec) -> None:
     """By the nearest name; a candidate can't come twice; a scorer must be the task's."""
-    with pytest.raises(SpecError, match="no model is named 'c'"):
+    with pytest.raises(SpecError, match="no model `c`"):
         models_of(base.catalog, ("c",))
-    with pytest.raises(SpecError, match="no version 'v3'"):
+    with pytest.raises(SpecError, match="no version `v3`"):
         models_of(base.catalog, ("b@v3",))
     with pytest.raises(SpecError, match="twice"):
         models_of(base.catalog, ("b", "b@v1"))

@@ -54,7 +54,7 @@ CASES = {
     "wrong word": ("shape: row", "job.yaml:5: shape: `row` is not known here; did you mean `rows`?"),
     "arm of an unknown version": (
         "experiments: [{name: e, arms: [{name: a}, {name: b, version: sandbox/a@v9}]}]",
-        "job.yaml:5: experiments[0].arms[1].version: sandbox/a has no version `v9`",
+        "job.yaml:5: experiments[0].arms[1].version: model sandbox/a has no version `v9`",
     ),
     "arm of no version": (
         "experiments: [{name: e, arms: [{name: a}, {name: b, version: v2}]}]",

@@ -54,7 +54,7 @@ def evaluations(beside: Beside) -> Section | None:
 
 def _table(found: Found) -> Table:
     assert found.evaluation is not None
-    words = view.Words(found.prepared.asked.names)
+    words = view.Words(found.prepared)
     rows = [_line(line, words) for line in found.evaluation.lines]
     name, asked = found.prepared.name, found.prepared.asked
     caption = f"{shown(name)}: {counted(len(found.seen.rows), 'row')}, scored by {shown(asked.scorer)}"
