@@ -25,8 +25,8 @@ from penstock.engine.items import Answer, Attributes, Call, Item, Outcome, Posit
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Scorer, Task
 from penstock.engine.router import Router
-from penstock.workers.answers import ask_again_body
-from penstock.workers.scoring import Scoring
+from penstock.workers.checking.answers import ask_again_body
+from penstock.workers.checking.scoring import Scoring
 
 BATCH = 256
 SHARE = 0.02

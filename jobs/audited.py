@@ -1,5 +1,5 @@
 """What a person's command puts into the audit log by itself: cancel, pause, resume, replay, feedback, labels. A run's
-driver does the rest (`workers.trail`)."""
+driver does the rest (`workers.books.trail`)."""
 
 from __future__ import annotations
 

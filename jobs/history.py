@@ -14,7 +14,7 @@ import msgspec
 from penstock.connectors.settings import with_replies
 from penstock.connectors.state import ABSENT, State, open_state
 from penstock.engine.errors import Corrupt, PenstockError, SpecError
-from penstock.workers.asked import read_paused, write_paused
+from penstock.workers.driving.asked import read_paused, write_paused
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
 

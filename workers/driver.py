@@ -17,33 +17,33 @@ from penstock.connectors.filestore.common import refuse_apart
 from penstock.connectors.registry import Stores, open_stores
 from penstock.engine.errors import PenstockError
 from penstock.engine.plan import Plan
-from penstock.workers.asked import ask_for, forget_wishes
-from penstock.workers.clearing import count_paid, make_way
+from penstock.workers.books.gpu_bill import BillKeeper
+from penstock.workers.books.measuring import Measuring
+from penstock.workers.books.spending import Spending
+from penstock.workers.books.steering import Steersman, reading
+from penstock.workers.books.trail import Trail
 from penstock.workers.clock import since
 from penstock.workers.cluster import words
-from penstock.workers.desk import Desk
-from penstock.workers.discovery import Discovery
-from penstock.workers.ends import early_end, taken_over
+from penstock.workers.driving.asked import ask_for, forget_wishes
+from penstock.workers.driving.clearing import count_paid, make_way
+from penstock.workers.driving.desk import Desk
+from penstock.workers.driving.discovery import Discovery
+from penstock.workers.driving.ends import early_end, taken_over
+from penstock.workers.driving.hearing import Hearing
+from penstock.workers.driving.outages import Outages
+from penstock.workers.driving.planner import all_ended, durable_plan, wanted_plan
+from penstock.workers.driving.sums import second_payments_bound, sum_up
 from penstock.workers.fleet import Fleet, Worker, first_pools
-from penstock.workers.gpu_bill import BillKeeper
-from penstock.workers.hearing import Hearing
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.lanes.reports import Reports
 from penstock.workers.log import Log, collect
-from penstock.workers.measuring import Measuring
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.orphan import end_with_raylet
-from penstock.workers.outages import Outages
-from penstock.workers.planner import all_ended, durable_plan, wanted_plan
 from penstock.workers.ports import encode, job_of
 from penstock.workers.runspec import RunOptions, RunSpec
-from penstock.workers.spending import Spending
 from penstock.workers.status import RunState, RunStatus
-from penstock.workers.steering import Steersman, reading
-from penstock.workers.sums import second_payments_bound, sum_up
-from penstock.workers.trail import Trail
 
 TICK_S = 0.1
 CANCEL_POLL_S = 1.0

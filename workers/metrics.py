@@ -22,9 +22,9 @@ from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result, Us
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import Sample, merge
 from penstock.engine.quality import Interval
+from penstock.workers.books.spending import Spend
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
-from penstock.workers.spending import Spend
 from penstock.workers.status import RunStatus
 
 EXPORT_EVERY_S = 1.0

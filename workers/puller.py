@@ -44,8 +44,8 @@ and a lane that is silent for so long is replaced. A delivery is then made again
 its calls in flight any more, so it counts once."""
 
 Check = Callable[[Ticket, Outcome], Outcome | Awaitable[Outcome]]
-"""Looks at an answer before it is delivered: choices, schema (`workers.verifying`), at once or, where it may take long,
-beside all else."""
+"""Looks at an answer before it is delivered: choices, schema (`workers.checking.verifying`), at once or, where it may
+take long, beside all else."""
 
 
 class Puller:

@@ -19,19 +19,19 @@ import msgspec
 from penstock.engine.catalog import Account, Model, Version
 from penstock.engine.errors import SpecError
 from penstock.engine.plan import Epoch
+from penstock.workers.books.gpu_bill import Shares
+from penstock.workers.checking.verifying import Verifier
 from penstock.workers.clock import SYSTEM
 from penstock.workers.cluster import watched
 from penstock.workers.engines.base import Engine, EngineDead
 from penstock.workers.engines.vllm_settings import check_path
 from penstock.workers.governing import Governing, governor_lives
-from penstock.workers.gpu_bill import Shares
 from penstock.workers.log import Log
 from penstock.workers.metrics import ApiMetrics, EngineMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import RemoteBoard, RemoteLane, encode
 from penstock.workers.puller import Puller
 from penstock.workers.stall import STALLED_S, Stall
-from penstock.workers.verifying import Verifier
 
 IDLE_S = 120.0
 """A worker nobody uses ends after two minutes: long enough for the next job to find a loaded engine. A guess."""

@@ -109,7 +109,7 @@ _ASKED = re.compile(r"Answer with exactly one of:\s*(.*)\Z", re.DOTALL)
 
 
 def split_choices(prompt: str) -> tuple[str, list[str]]:
-    """(the prompt without it, the choices) of an instruction at the prompt's end (see `workers.answers`)."""
+    """(the prompt without it, the choices) of an instruction at the prompt's end (see `workers.checking.answers`)."""
     found = _ASKED.search(prompt)
     if found is None:
         return prompt, []
@@ -125,7 +125,7 @@ _SCHEMA = re.compile(r"valid against this JSON schema: (\{.*\})\Z", re.DOTALL)
 
 
 def schema_in_words(prompt: str) -> dict[str, Any] | None:
-    """The schema that an instruction at the prompt's end holds (see `workers.answers`)."""
+    """The schema that an instruction at the prompt's end holds (see `workers.checking.answers`)."""
     found = _SCHEMA.search(prompt)
     return _object(found[1]) if found is not None else None
 
@@ -175,7 +175,7 @@ def instance(schema: Any, text: str, root: dict[str, Any], depth: int = 0) -> An
 
 
 def _told(node: dict[str, Any]) -> dict[str, Any]:
-    """Bounds that the description holds (see `workers.schemas`)."""
+    """Bounds that the description holds (see `workers.wire.schemas`)."""
     return _object(str(node.get("description", "")).rpartition("\n\n")[2]) or {}
 
 

@@ -14,8 +14,8 @@ from penstock.engine.router import Router
 from penstock.jobs import spec as job_spec
 from penstock.jobs.evals import running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
+from penstock.workers.books.steering import named_pools
 from penstock.workers.runspec import RunSpec
-from penstock.workers.steering import named_pools
 from tests.jobs.test_evals import Committed, attempt, fixed, told
 
 JOB = """\

@@ -22,7 +22,7 @@ from penstock.jobs.sandbox import Behaviour, Faults, Settings, parse_faults, rea
 from penstock.jobs.sandbox.answers import Ask, Message, answer, cut, split_choices, tokens
 from penstock.jobs.sandbox.ledger import read_journal
 from penstock.jobs.sandbox.limits import go_duration
-from penstock.workers import answers
+from penstock.workers.checking import answers
 from penstock.workers.wire import TABLE
 from penstock.workers.wire.base import go_duration_s
 

@@ -20,7 +20,7 @@ from penstock.jobs.sandbox.answers import Ask, Message
 from penstock.jobs.sandbox.behaving import Behaviours
 from penstock.jobs.sandbox.cases import CHOICES, Book, Truth, rows
 from penstock.jobs.sandbox.planted import Drift, Planted, is_right, planted_answer, true_record
-from penstock.workers import answers
+from penstock.workers.checking import answers
 
 ROWS = list(rows(2_000))
 

@@ -14,9 +14,9 @@ from penstock.connectors.settings import MemorySink, MemorySource, Row
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy, Task
-from penstock.workers import asked
-from penstock.workers.asked import ask_for, forget_wishes, read_asked, write_paused
-from penstock.workers.hearing import Hearing
+from penstock.workers.driving import asked
+from penstock.workers.driving.asked import ask_for, forget_wishes, read_asked, write_paused
+from penstock.workers.driving.hearing import Hearing
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.workers.board import BULK_TURN, MAX_TAKE, Board
+from penstock.workers.driving.board import BULK_TURN, MAX_TAKE, Board
 from penstock.workers.ports import Post
 
 NOW = 1_700_000_000.0

@@ -13,7 +13,7 @@ from penstock.connectors.settings import KafkaSource, MemorySink, Row
 from penstock.engine.catalog import Catalog
 from penstock.engine.plan import Plan, Split
 from penstock.engine.policy import Policy, Task
-from penstock.workers.discovery import Discovery
+from penstock.workers.driving.discovery import Discovery
 from penstock.workers.runspec import RunSpec
 
 SPEC = RunSpec(

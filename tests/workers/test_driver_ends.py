@@ -30,11 +30,12 @@ from penstock.engine.flow.till import Wish
 from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
-from penstock.workers import cluster, gpu_bill
+from penstock.workers import cluster
 from penstock.workers import driver as driver_module
-from penstock.workers.board import Board
-from penstock.workers.clearing import count_paid
+from penstock.workers.books import gpu_bill
 from penstock.workers.driver import Driver
+from penstock.workers.driving.board import Board
+from penstock.workers.driving.clearing import count_paid
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
 from penstock.workers.lanes import news

@@ -19,8 +19,8 @@ from penstock.connectors.registry import Stores
 from penstock.connectors.settings import MemorySink, MemorySource, Row
 from penstock.engine.errors import Refused, Temporary
 from penstock.engine.plan import Epoch, Plan
-from penstock.workers.discovery import Discovery
-from penstock.workers.planner import all_ended, durable_plan, extended, first_plan
+from penstock.workers.driving.discovery import Discovery
+from penstock.workers.driving.planner import all_ended, durable_plan, extended, first_plan
 from penstock.workers.runspec import RunOptions, RunSpec
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))

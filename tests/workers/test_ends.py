@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from penstock.engine.flow.tally import Tally
-from penstock.workers.ends import FUSE_AFTER, early_end
-from penstock.workers.outages import Outages
+from penstock.workers.driving.ends import FUSE_AFTER, early_end
+from penstock.workers.driving.outages import Outages
 
 
 @pytest.mark.parametrize(

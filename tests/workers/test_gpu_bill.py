@@ -16,8 +16,8 @@ from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
+from penstock.workers.books.gpu_bill import BillKeeper, GpuBill, Shares
 from penstock.workers.fleet import Fleet, Worker
-from penstock.workers.gpu_bill import BillKeeper, GpuBill, Shares
 
 OWN = Catalog({}, {"own": Model("own", (Version("v1", "x"),), "v1", worker="vllm", hour_usd=3.6)}, {3: ("own",)})
 

@@ -23,11 +23,11 @@ from penstock.engine.errors import Fenced
 from penstock.engine.items import Answer, Call, CostLine, Failure, Outcome, OutputSpec, Usage
 from penstock.engine.plan import Epoch
 from penstock.engine.policy import Output, Policy, Task
-from penstock.workers.board import Board
+from penstock.workers.checking.verifying import Verifier
+from penstock.workers.driving.board import Board
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.lanes import shell as lane_shell
 from penstock.workers.ports import Kept
-from penstock.workers.verifying import Verifier
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None

@@ -12,8 +12,8 @@ import pytest
 
 from penstock.jobs.health import ready
 from penstock.workers import metrics
+from penstock.workers.driving.lateness import QUIET_S, Lateness
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.lateness import QUIET_S, Lateness
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.ports import encode
 from penstock.workers.status import RunStatus, Tally

@@ -20,8 +20,8 @@ from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Cascade, Policy, Promise, Scorer, Task
 from penstock.engine.registry.standing import Known, Standing
 from penstock.engine.registry.standings import scorer_of
+from penstock.workers.books.measuring import Measuring
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.measuring import Measuring
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 

@@ -31,6 +31,7 @@ from penstock.engine.items import (
 )
 from penstock.engine.policy import Policy, Task
 from penstock.jobs.look import log_lines
+from penstock.workers.books.spending import Spend
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.log import DEAD_A_MINUTE, LaneLog, Log, collect
 from penstock.workers.metrics import (
@@ -48,7 +49,6 @@ from penstock.workers.metrics import (
     ray_metric,
 )
 from penstock.workers.runspec import RunSpec
-from penstock.workers.spending import Spend
 from penstock.workers.status import RunStatus
 
 SECRET = "the patient's name is Grete"

@@ -17,7 +17,7 @@ from penstock.engine.budget import Budget, run_key
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.till import Wish
 from penstock.engine.plan import Plan
-from penstock.workers.planner import durable_plan
+from penstock.workers.driving.planner import durable_plan
 from penstock.workers.runspec import RunOptions, RunSpec
 from tests.workers.lane_rig import CATALOG, POLICY
 

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from penstock.workers.driving.outages import OUTAGE_S, STUCK_S, Outages
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.outages import OUTAGE_S, STUCK_S, Outages
 from penstock.workers.status import Tally
 
 NOW = 1_700_000_000.0

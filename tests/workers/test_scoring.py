@@ -13,9 +13,9 @@ import pytest
 
 from penstock.engine.items import Answer, Attributes, Item, Position, Request
 from penstock.engine.policy import Scorer, Task
-from penstock.workers import scoring
-from penstock.workers.apart import Apart, TooLong
-from penstock.workers.scoring import Scoring
+from penstock.workers.checking import scoring
+from penstock.workers.checking.apart import Apart, TooLong
+from penstock.workers.checking.scoring import Scoring
 
 ITEM = Item("i", Position("s", 0, 0), Attributes(expected_json=b'{"a": 1}'), Request(b"{}"), b"o", 0.0)
 CODE = """

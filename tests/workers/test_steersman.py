@@ -26,8 +26,8 @@ from penstock.engine.steering.judges import Calibration
 from penstock.engine.steering.rollout import SHADOW, UNPAID, How, Rollout, Shadowing, begin, said, see
 from penstock.engine.steering.turn import Turn
 from penstock.engine.steering.words import MOST_CHARS
+from penstock.workers.books.steering import JUDGE_EVERY_S, OWED_S, Steersman, named_pools
 from penstock.workers.fleet import first_pools
-from penstock.workers.steering import JUDGE_EVERY_S, OWED_S, Steersman, named_pools
 
 SMALL = Model("small", (Version("v1", "s1"), Version("v2", "s2")), "v1", account="a")
 CATALOG = Catalog({"a": Account("a", "openai", "http://localhost")}, {"small": SMALL}, {3: ("small",)})

@@ -14,11 +14,11 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.flow.till import Wish
 from penstock.engine.policy import Policy, Task
+from penstock.workers.books.spending import READ_EVERY_S, Spend, Spending
+from penstock.workers.driving.sums import second_payments_bound, sum_up
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import Execution, RunSpec
-from penstock.workers.spending import READ_EVERY_S, Spend, Spending
 from penstock.workers.status import RunStatus
-from penstock.workers.sums import second_payments_bound, sum_up
 
 SPEC = RunSpec("r", "n", {}, MemorySource("in"), None, Row(), Catalog({}, {}, {}), Policy({"t": Task("t")}), {})
 

@@ -17,10 +17,10 @@ from penstock.engine.errors import Corrupt
 from penstock.engine.flow.tally import UNSAID, ModelTally, Tally, count_refused
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Prompt, Task
-from penstock.workers.planner import Planned
+from penstock.workers.books.trail import DAY_S, MOST_WAITING, WRITE_EVERY_S, Trail
+from penstock.workers.driving.planner import Planned
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunStatus
-from penstock.workers.trail import DAY_S, MOST_WAITING, WRITE_EVERY_S, Trail
 
 SECRET = "env:SECRET_KEY"
 CATALOG = Catalog(

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from penstock.engine.items import Answer, Outcome, OutputSpec
-from penstock.workers import verifying
-from penstock.workers.answers import may_take_long
-from penstock.workers.apart import Apart, TooLong
+from penstock.workers.checking import verifying
+from penstock.workers.checking.answers import may_take_long
+from penstock.workers.checking.apart import Apart, TooLong
+from penstock.workers.checking.verifying import Verifier
 from penstock.workers.engines.base import EngineDead, Right, Ticket
-from penstock.workers.verifying import Verifier
 from tests.workers.test_puller import World, call, outcome, until
 
 

@@ -14,10 +14,10 @@ from penstock.connectors.settings import MemorySink, MemorySource, Row
 from penstock.engine.flow.tally import ModelTally, Tally, merge
 from penstock.engine.items import Call, Outcome
 from penstock.engine.plan import Plan
+from penstock.workers.books.trail import Trail
+from penstock.workers.driving.planner import Planned, all_ended
 from penstock.workers.lanes.shell import LaneShell
-from penstock.workers.planner import Planned, all_ended
 from penstock.workers.runspec import RunOptions, RunSpec
-from penstock.workers.trail import Trail
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None

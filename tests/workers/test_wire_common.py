@@ -15,7 +15,7 @@ from penstock.connectors import secrets
 from penstock.engine.catalog import Account, Protocol
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Failure, OutputSpec
-from penstock.workers import answers
+from penstock.workers.checking import answers
 from penstock.workers.engines.sending import read_hidden
 from penstock.workers.wire import TABLE, Read
 from penstock.workers.wire.base import go_duration_s, retry_after_s, rfc3339_s

@@ -30,7 +30,8 @@ from penstock.engine.registry.standing import Known
 from penstock.engine.router import Router
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn
-from penstock.workers.answers import ask_again_body
+from penstock.workers.checking.answers import ask_again_body
+from penstock.workers.checking.scoring import Scoring
 from penstock.workers.clock import SYSTEM
 from penstock.workers.cluster import watched
 from penstock.workers.lanes.input import Verdicts
@@ -42,7 +43,6 @@ from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode, job_of
 from penstock.workers.runspec import RunSpec, commit_s_of, window_of
-from penstock.workers.scoring import Scoring
 
 _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)

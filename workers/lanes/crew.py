@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from penstock.connectors.base import Mark, Primary
 from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.plan import Plan
-from penstock.workers.board import Board
 from penstock.workers.clock import tell_skew
 from penstock.workers.cluster import kill, until_gone, words
+from penstock.workers.driving.board import Board
 from penstock.workers.fleet import Fleet
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.lanes.news import TELL_S, Handle, Listener, News

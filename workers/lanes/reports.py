@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from penstock.workers.driving.lateness import Lateness
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.lateness import Lateness
 
 
 class Reports:

@@ -9,7 +9,8 @@ import msgspec
 
 from penstock.engine.catalog import REFUSABLE, Account
 from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec, Usage
-from penstock.workers import answers, schemas
+from penstock.workers.checking import answers
+from penstock.workers.wire import schemas
 from penstock.workers.wire.base import (
     Bucket,
     Headers,

@@ -9,8 +9,8 @@ import msgspec
 
 from penstock.engine.catalog import REFUSABLE, Account
 from penstock.engine.items import Answer, Call, Failure, OutputSpec, Usage
-from penstock.workers import answers, schemas
-from penstock.workers.wire import bills, streamed
+from penstock.workers.checking import answers
+from penstock.workers.wire import bills, schemas, streamed
 from penstock.workers.wire.base import (
     Bucket,
     Headers,

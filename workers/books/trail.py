@@ -22,9 +22,9 @@ from penstock.engine.flow.tally import Tally
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import price_of
 from penstock.engine.walls import refusal
+from penstock.workers.books.naming import Naming
 from penstock.workers.clock import since
-from penstock.workers.naming import Naming
-from penstock.workers.planner import Planned
+from penstock.workers.driving.planner import Planned
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 

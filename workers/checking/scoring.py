@@ -14,8 +14,8 @@ import msgspec
 from penstock.engine.items import Answer, Item, OutputSpec, Score
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import Checks, score_all
-from penstock.workers.answers import check, may_take_long
-from penstock.workers.apart import PATIENCE_S, Apart, Question, TooLong
+from penstock.workers.checking.answers import check, may_take_long
+from penstock.workers.checking.apart import PATIENCE_S, Apart, Question, TooLong
 
 START_S = 25.0
 """Results wait so long for the process, with the user's libraries, before they are taken unscored. Twice that

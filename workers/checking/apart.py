@@ -31,7 +31,7 @@ Question = Literal["search", "check", "score"]
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from penstock.workers.apart_child import serve
+from penstock.workers.checking.apart_child import serve
 serve(int(sys.argv[2]), json.loads(sys.argv[3]))
 """
 

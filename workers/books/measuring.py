@@ -18,9 +18,9 @@ from penstock.engine.errors import Fenced
 from penstock.engine.flow.cells import Cell, decoded, summed
 from penstock.engine.registry.standing import Known
 from penstock.engine.registry.standings import standings
+from penstock.workers.books.promises import Promises
 from penstock.workers.cluster import words
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.promises import Promises
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
 

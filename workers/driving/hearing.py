@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from penstock.engine.errors import PenstockError
-from penstock.workers.asked import heard, read_asked
+from penstock.workers.driving.asked import heard, read_asked
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
 

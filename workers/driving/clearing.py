@@ -13,8 +13,8 @@ from penstock.engine.budget import Budget, Purpose, budget_keys
 from penstock.engine.flow.progress import saved_in
 from penstock.engine.flow.tally import Tally, merge
 from penstock.engine.plan import Plan
+from penstock.workers.books.trail import Trail
 from penstock.workers.runspec import RunSpec
-from penstock.workers.trail import Trail
 
 
 async def make_way(spec: RunSpec, trail: Trail, *, fresh: bool) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from penstock.engine.items import OutputSpec
-from penstock.workers.answers import check, prepare
-from penstock.workers.apart import Question
+from penstock.workers.checking.answers import check, prepare
+from penstock.workers.checking.apart import Question
 
 
 def serve(memory_bytes: int, loads: list[str]) -> None:

@@ -75,7 +75,7 @@ _SEARCHING = frozenset({"pattern", "patternProperties", "uniqueItems"})
 @lru_cache(256)
 def may_take_long(schema: bytes) -> bool:
     """Does it search an answer by patterns, or compare all of its parts? An answer can be made, by chance too, on which
-    that goes on for ever: it is checked where it can be ended (`workers.apart`)."""
+    that goes on for ever: it is checked where it can be ended (`workers.checking.apart`)."""
     nodes: list[Any] = [_decode(schema)]
     while nodes:
         node = nodes.pop()

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from penstock.connectors.base import Primary
 from penstock.engine.errors import PenstockError
 from penstock.engine.flow.tally import Tally
+from penstock.workers.driving.outages import Outages
 from penstock.workers.lanes.report import LaneReport
-from penstock.workers.outages import Outages
 from penstock.workers.status import RunState
 
 FUSE_AFTER = 1_000

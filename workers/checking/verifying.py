@@ -9,8 +9,8 @@ from collections.abc import Awaitable
 import msgspec
 
 from penstock.engine.items import Failure, Outcome
-from penstock.workers.answers import check, may_take_long
-from penstock.workers.apart import Apart, TooLong
+from penstock.workers.checking.answers import check, may_take_long
+from penstock.workers.checking.apart import Apart, TooLong
 from penstock.workers.engines.base import Ticket
 
 CPU_S = 1.0

@@ -9,7 +9,7 @@ from penstock.connectors.base import Primary
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import BadRecord, Fenced, Refused, SpecError, Temporary
 from penstock.engine.plan import Plan
-from penstock.workers.planner import extended, listed
+from penstock.workers.driving.planner import extended, listed
 from penstock.workers.runspec import RunSpec
 
 

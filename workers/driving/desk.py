@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from penstock.workers.board import Board
+from penstock.workers.driving.board import Board
 from penstock.workers.ports import Post
 
 ASK_WAIT_S = 1.0
