@@ -20,8 +20,8 @@ import msgspec
 from penstock.engine import fields
 from penstock.engine.errors import SpecError
 from penstock.engine.fingerprints import short_hash
-from penstock.engine.items import Score
 from penstock.engine.policy import Scorer
+from penstock.engine.results import Score
 from penstock.engine.texts import normal, text_of
 
 PASS_MARK = 0.5

@@ -30,7 +30,8 @@ from typing import Literal, assert_never
 
 import msgspec
 
-from penstock.engine.items import DeadLetterReason, Failure, Role
+from penstock.engine.items import Failure, Role
+from penstock.engine.results import DeadLetterReason
 
 MENDED = frozenset({"spend_cap", "auth", "not_found"})
 """Failures that a person has to mend: an item with a deadline waits until then, it may be mended in time."""

@@ -11,10 +11,11 @@ import msgspec
 
 from penstock.engine.catalog import Catalog, Model, Price, Wall
 from penstock.engine.errors import SpecError
-from penstock.engine.items import Attributes, Candidate, DeadLetterReason, Exposure, Refusal, Request, Route
+from penstock.engine.items import Attributes, Candidate, Exposure, Refusal, Request, Route
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import estimate_input_tokens, expected_nano, usd_to_nano
 from penstock.engine.registry.choice import EXPLORE, Grade, which
+from penstock.engine.results import DeadLetterReason
 
 MAX_ROUTES = 64
 """Orders kept of one plan's candidates (by length and cost); then they are built again."""

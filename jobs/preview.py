@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from penstock.connectors.base import Raw
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import Item
+from penstock.engine.results import DeadLetter
 from penstock.jobs.look import told
 from penstock.jobs.look.explain import cut
 from penstock.jobs.wording import dollars

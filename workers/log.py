@@ -18,8 +18,8 @@ import msgspec
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally
-from penstock.engine.items import DeadLetter
 from penstock.engine.plan import Epoch
+from penstock.engine.results import DeadLetter
 from penstock.workers.here import logs_here
 from penstock.workers.lanes.report import LaneReport
 

@@ -18,10 +18,11 @@ import msgspec
 from penstock.engine.flow.cells import Cell
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally
-from penstock.engine.items import NANO_PER_USD, CostLine, DeadLetter, Result, Usage
+from penstock.engine.items import NANO_PER_USD, Usage
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import Sample, merge
 from penstock.engine.quality import Interval
+from penstock.engine.results import CostLine, DeadLetter, Result
 from penstock.workers.books.spending import Spend
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec

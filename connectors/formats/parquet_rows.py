@@ -10,8 +10,9 @@ import msgspec
 
 from penstock.connectors.base import Raw
 from penstock.engine.errors import SpecError
-from penstock.engine.items import DeadLetterReason, Position
+from penstock.engine.items import Position
 from penstock.engine.plan import Split
+from penstock.engine.results import DeadLetterReason
 
 BATCH_ROWS = 512
 """Rows decoded at once: flat memory with rows of some kB, and the call's cost vanishes (a guess)."""

@@ -19,8 +19,9 @@ from penstock.connectors.reading.rows import RowShape, columns
 from penstock.connectors.settings import Row
 from penstock.connectors.templates.template import nearest
 from penstock.engine.errors import BadRecord
-from penstock.engine.items import Attributes, DeadLetter, DeadLetterReason, Exposure, Item, Request
+from penstock.engine.items import Attributes, Exposure, Item, Request
 from penstock.engine.policy import Policy
+from penstock.engine.results import DeadLetter, DeadLetterReason
 
 InputShape = Literal["rows", "openai-batch", "either"]
 """`either`: each record is looked at; an object with `custom_id` and `body` is an openai-batch line."""

@@ -14,7 +14,8 @@ import msgspec
 from penstock.connectors.base import Raw
 from penstock.connectors.reading.envelope import unseal
 from penstock.connectors.settings import FilesSource, S3Source, SourceSettings
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import Item
+from penstock.engine.results import DeadLetter
 
 
 class _Letter(msgspec.Struct, frozen=True):

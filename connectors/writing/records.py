@@ -32,7 +32,8 @@ from penstock.connectors.writing.record_structs import (
     Tokens,
 )
 from penstock.engine.errors import BadRecord
-from penstock.engine.items import NANO_PER_USD, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer, Usage
+from penstock.engine.items import NANO_PER_USD, Item, Usage
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
 
 Shape = Literal["rows", "openai-batch"]
 

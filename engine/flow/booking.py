@@ -9,9 +9,10 @@ import msgspec
 
 from penstock.engine.flow.cells import LN, REST, Cell, CellRole, Key, Scored, add
 from penstock.engine.flow.settle import Priced
-from penstock.engine.items import STEP_ROLES, Attempt, CostLine, DeadLetter, Item, Result, Score, ShadowAnswer
+from penstock.engine.items import STEP_ROLES, Item
 from penstock.engine.measure.distinct import Distinct
 from penstock.engine.policy import Promise
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
 
 MAX_CELLS = 128
 """Of one lane; some 300 bytes each go with every commit. Beyond it a new one counts without prompt, price and arm."""

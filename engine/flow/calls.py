@@ -25,19 +25,7 @@ from penstock.engine.flow.settle import (
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import MAX_NAME, UNSAID, Tally, count_name
 from penstock.engine.flow.till import Till
-from penstock.engine.items import (
-    STEP_ROLES,
-    Answer,
-    Attempt,
-    Call,
-    Candidate,
-    Failure,
-    Outcome,
-    Request,
-    Result,
-    ShadowAnswer,
-    Usage,
-)
+from penstock.engine.items import STEP_ROLES, Answer, Call, Candidate, Failure, Outcome, Request, Usage
 from penstock.engine.judging import outputs
 from penstock.engine.naming import named
 from penstock.engine.policy import NEVER, Cascade, Policy
@@ -51,6 +39,7 @@ from penstock.engine.pricing import (
 )
 from penstock.engine.quality import sampled
 from penstock.engine.registry.choice import EXPLORE
+from penstock.engine.results import Attempt, Result, ShadowAnswer
 from penstock.engine.steering.turn import Rehearsal
 
 OWN_TIMEOUT_S = 3600.0

@@ -18,10 +18,10 @@ import msgspec
 
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.tally import TaskTally, add_counts
-from penstock.engine.items import Score
 from penstock.engine.measure.distinct import Distinct, joined
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
+from penstock.engine.results import Score
 
 K = TypeVar("K", str, int)
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from penstock.engine.flow.slots import Slot, urgency
-from penstock.engine.items import DeadLetterReason, Result, Usage
+from penstock.engine.items import Usage
 from penstock.engine.policy import Policy
+from penstock.engine.results import DeadLetterReason, Result
 
 Key = tuple[object, ...]
 FOR_ALL: frozenset[DeadLetterReason] = frozenset({"bad_request", "refused", "too_long", "invalid_output"})

@@ -13,8 +13,9 @@ from penstock.engine.flow.settle import count_dead, count_result, too_large_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import ModelTally, Tally, count_refused
-from penstock.engine.items import CostLine, DeadLetter, Item, Result
+from penstock.engine.items import Item
 from penstock.engine.pricing import cost_nano
+from penstock.engine.results import CostLine, DeadLetter, Result
 
 Costs = list[tuple[CostLine, Item | None]]
 

@@ -21,7 +21,8 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.tally import count_climb, count_fallback
 from penstock.engine.flow.till import Till
-from penstock.engine.items import Answer, DeadLetterReason, Failure, Outcome, Result, Score
+from penstock.engine.items import Answer, Failure, Outcome
+from penstock.engine.results import DeadLetterReason, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
 from penstock.engine.router import Router
 

@@ -43,10 +43,11 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps, is_whole
 from penstock.engine.flow.targets import Targets
 from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
-from penstock.engine.items import Call, CostLine, DeadLetter, Item, Outcome
+from penstock.engine.items import Call, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
 from penstock.engine.registry.standing import Known
+from penstock.engine.results import CostLine, DeadLetter
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.turn import Turn
 

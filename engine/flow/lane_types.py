@@ -7,8 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.engine.flow.progress import Saved
-from penstock.engine.items import Answer, CostLine, DeadLetter, Item, Outcome, Result, Role, Score
+from penstock.engine.items import Answer, Item, Outcome, Role
 from penstock.engine.policy import Task
+from penstock.engine.results import CostLine, DeadLetter, Result, Score
 
 
 class Hooks(msgspec.Struct, frozen=True):

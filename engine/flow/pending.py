@@ -12,10 +12,11 @@ import msgspec
 
 from penstock.engine import judging
 from penstock.engine.budget import Keys
-from penstock.engine.items import Item, Refusal, Request, Result, Role, Route, Score, ShadowAnswer, StepKind
+from penstock.engine.items import Item, Refusal, Request, Role, Route, StepKind
 from penstock.engine.judging import SIGNAL, Judged
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import PASS_MARK, scorer_name
+from penstock.engine.results import Result, Score, ShadowAnswer
 from penstock.engine.retry import History
 from penstock.engine.steering.turn import Rehearsal
 

@@ -8,24 +8,9 @@ from hashlib import blake2b
 from penstock.engine.catalog import Account, Catalog, Model, Price
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally
-from penstock.engine.items import (
-    STEP_ROLES,
-    Answer,
-    Attempt,
-    Candidate,
-    CostBasis,
-    CostLine,
-    DeadLetter,
-    DeadLetterReason,
-    Item,
-    Mode,
-    Outcome,
-    Result,
-    Role,
-    Route,
-    Usage,
-)
+from penstock.engine.items import STEP_ROLES, Answer, Candidate, Item, Outcome, Role, Route, Usage
 from penstock.engine.pricing import cost_nano, dearer, price_of
+from penstock.engine.results import Attempt, CostBasis, CostLine, DeadLetter, DeadLetterReason, Mode, Result
 
 FREE = Price(version="free")
 

@@ -17,7 +17,7 @@ from penstock.engine.flow.lane_types import LaneSettings, ShelfEntry
 from penstock.engine.flow.progress import SHELF, TRIED, Progress
 from penstock.engine.flow.settle import book
 from penstock.engine.flow.slots import Slot
-from penstock.engine.items import Attempt
+from penstock.engine.results import Attempt
 
 T = TypeVar("T")
 MOVED_AT_ONCE = 256

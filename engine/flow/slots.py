@@ -10,8 +10,9 @@ from penstock.engine.budget import Keys, Purpose, Reservation
 from penstock.engine.catalog import is_own
 from penstock.engine.flow.climb import Climb
 from penstock.engine.flow.pending import Pending
-from penstock.engine.items import Attempt, Attributes, Item, Role, Route, StepKind, Usage
+from penstock.engine.items import Attributes, Item, Role, Route, StepKind, Usage
 from penstock.engine.registry.choice import EXPLORE
+from penstock.engine.results import Attempt
 from penstock.engine.retry import History
 from penstock.engine.router import Rejection
 from penstock.engine.steering.turn import Turn

@@ -26,9 +26,10 @@ from penstock.engine.flow.climb import SILENT, Word
 from penstock.engine.flow.pending import Pending, Step, Trial, script, trial_script, verdicts
 from penstock.engine.flow.slots import FIRST, Slot
 from penstock.engine.flow.tally import Tally, count_refused, count_step, count_step_left_out
-from penstock.engine.items import Answer, Failure, Refusal, Request, Result, Score, ShadowAnswer, Usage
+from penstock.engine.items import Answer, Failure, Refusal, Request, Usage
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import sampled
+from penstock.engine.results import Result, Score, ShadowAnswer
 from penstock.engine.retry import MENDED, Again, RetrySettings, Stop
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.turn import Rehearsal

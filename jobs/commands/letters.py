@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from penstock.engine.items import DeadLetterReason
+from penstock.engine.results import DeadLetterReason
 from penstock.jobs import exits
 from penstock.jobs.commands import sending, shared
 from penstock.jobs.commands.look import outputs_of

@@ -27,8 +27,9 @@ from penstock.engine.catalog import Catalog
 from penstock.engine.errors import SpecError
 from penstock.engine.fields import expected_json
 from penstock.engine.fingerprints import short_hash
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import Item
 from penstock.engine.policy import Task
+from penstock.engine.results import DeadLetter
 from penstock.engine.walls import WallUnknown, wall_of
 from penstock.jobs.evals.asked import Asked, deciding
 from penstock.jobs.history import open_history

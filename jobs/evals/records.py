@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from penstock.engine.catalog import Catalog
-from penstock.engine.items import DeadLetterReason
 from penstock.engine.measure.evaluation import Answered, Row
+from penstock.engine.results import DeadLetterReason
 from penstock.engine.texts import text_of
 from penstock.jobs.evals.asked import Asked
 from penstock.jobs.evals.dataset import VARIANT_MARK, Indexed

@@ -25,11 +25,12 @@ from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.errors import PenstockError
 from penstock.engine.flow.pending import script
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import Item
 from penstock.engine.policy import Task
 from penstock.engine.pricing import DEFAULT_MAX_TOKENS, price_of
 from penstock.engine.registry.standing import Standing
 from penstock.engine.registry.standings import standings
+from penstock.engine.results import DeadLetter
 from penstock.engine.steering.document import Steering
 from penstock.jobs.forecasting.forecast import (
     ZERO,

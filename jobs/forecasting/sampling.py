@@ -11,8 +11,9 @@ import msgspec
 
 from penstock.connectors.base import Batch, Raw, Reader, Source
 from penstock.engine.errors import Temporary
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import Item
 from penstock.engine.plan import Split
+from penstock.engine.results import DeadLetter
 from penstock.jobs.forecasting.forecast import Interval, exactly, mean_interval, rows_from_bytes, share_interval
 
 WHOLE_BYTES = 32_000_000

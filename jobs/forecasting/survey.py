@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from penstock.engine.catalog import Catalog, Model, Price
-from penstock.engine.items import Candidate, DeadLetter, Item, Route
+from penstock.engine.items import Candidate, Item, Route
 from penstock.engine.policy import Policy, Task
 from penstock.engine.pricing import (
     DEFAULT_MAX_TOKENS,
@@ -24,6 +24,7 @@ from penstock.engine.pricing import (
     worst_case_nano,
 )
 from penstock.engine.registry.standing import Standing
+from penstock.engine.results import DeadLetter
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn

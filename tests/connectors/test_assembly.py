@@ -32,22 +32,9 @@ from penstock.connectors.registry import PRIMARY, discard_stores, iter_committed
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
 from penstock.connectors.writing.records import Encoder, iter_records
 from penstock.engine.errors import Fenced, Held, Refused, SpecError
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    CostLine,
-    DeadLetter,
-    Item,
-    Position,
-    Refusal,
-    Request,
-    Result,
-    Route,
-    Score,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Item, Position, Refusal, Request, Route, Usage
 from penstock.engine.plan import Plan
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
 
 PLAN = Plan("run-1", "n", {}, 2, (), {}, 0.0)
 FAST = Path("/dev/shm")

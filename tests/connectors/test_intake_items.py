@@ -12,9 +12,10 @@ from penstock.connectors.base import Raw
 from penstock.connectors.reading import attributes, envelope
 from penstock.connectors.reading.intake import Intake, input_shape
 from penstock.connectors.settings import Row
-from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.items import Item, Position
 from penstock.engine.policy import Output, Policy, Prompt, Scorer, Task
 from penstock.engine.pricing import max_input_tokens
+from penstock.engine.results import DeadLetter
 
 ONE = Policy(tasks={"main": Task(name="main")}, default_task="main")
 MESSAGES = [{"role": "user", "content": "hi é"}]

@@ -23,9 +23,10 @@ from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import KafkaSource, Row
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.items import Item, Position
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Task
+from penstock.engine.results import DeadLetter
 from penstock.jobs.dev.kafka import KafkaServer
 
 POLICY = Policy(

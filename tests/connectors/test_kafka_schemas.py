@@ -23,9 +23,10 @@ from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import Connection, KafkaSource, Row
 from penstock.engine.errors import Refused, SpecError, Temporary
-from penstock.engine.items import DeadLetter, Item
+from penstock.engine.items import Item
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Task
+from penstock.engine.results import DeadLetter
 from penstock.jobs.dev.kafka import KafkaServer
 from tests.connectors.registry import Registry, running
 

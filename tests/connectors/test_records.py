@@ -13,22 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.connectors.writing.records import Encoder, Shape, Stamps, usd
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    CostLine,
-    DeadLetter,
-    Item,
-    Position,
-    Refusal,
-    Request,
-    Result,
-    Route,
-    Score,
-    ShadowAnswer,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Item, Position, Refusal, Request, Route, Usage
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 BODY = b'{"id":"chatcmpl-1","choices":[{"index":0,"message":{"role":"assistant","content":"delivery"}}]}'

@@ -24,7 +24,6 @@ from penstock.engine.items import (
     Outcome,
     Position,
     Request,
-    Result,
     Usage,
 )
 from penstock.engine.policy import (
@@ -41,6 +40,7 @@ from penstock.engine.policy import (
 )
 from penstock.engine.quality import score_all, scorer_version
 from penstock.engine.registry.standing import Known
+from penstock.engine.results import Result
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn
 from tests.engine.one_lane import OneLane

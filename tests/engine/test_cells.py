@@ -25,25 +25,10 @@ from penstock.engine.flow.cells import (
 )
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    DeadLetter,
-    Failure,
-    Item,
-    Outcome,
-    Position,
-    Request,
-    Result,
-    Role,
-    Route,
-    Score,
-    ShadowAnswer,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Role, Route, Usage
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Scorer, Task
+from penstock.engine.results import Attempt, DeadLetter, Result, Score, ShadowAnswer
 from penstock.engine.router import Router
 
 ROUTE = Route("sort", 2, (), (), "")

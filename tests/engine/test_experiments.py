@@ -14,25 +14,12 @@ from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.booking import Cells
 from penstock.engine.flow.cells import Cell, Scored, summed
 from penstock.engine.flow.lane_types import Hooks
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    DeadLetter,
-    Exposure,
-    Item,
-    Outcome,
-    Position,
-    Request,
-    Result,
-    Route,
-    Score,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Exposure, Item, Outcome, Position, Request, Route, Usage
 from penstock.engine.measure.distinct import MOST, Distinct
 from penstock.engine.policy import Arm, Experiment, Policy, Prompt, Scorer, Task
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.registry.standings import scorer_of, standings
+from penstock.engine.results import Attempt, DeadLetter, Result, Score
 from penstock.engine.steering.arms import Draw
 from penstock.engine.steering.trials import broken, look
 from tests.engine.one_lane import OneLane

@@ -10,12 +10,13 @@ from penstock.engine.flow.cells import Cell
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import Hooks, LaneSettings
-from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Result, Score, Usage
+from penstock.engine.items import Answer, Attributes, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.measure.sample import Sample
 from penstock.engine.plan import Split
 from penstock.engine.policy import Explore, Policy, Scorer, Task
 from penstock.engine.registry.choice import EXPLORE
 from penstock.engine.registry.standing import Known, Standing
+from penstock.engine.results import Result, Score
 from penstock.engine.router import Router
 
 COUNT = 40

@@ -7,20 +7,9 @@ import pytest
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.progress import SHELF, TRIED
-from penstock.engine.items import (
-    Answer,
-    Attributes,
-    Call,
-    Failure,
-    Item,
-    Outcome,
-    Position,
-    Request,
-    Result,
-    Role,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Role, Usage
 from penstock.engine.policy import Policy, Scorer, Task
+from penstock.engine.results import Result
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(10**9, 10**9)

@@ -25,19 +25,18 @@ from penstock.engine.items import (
     Answer,
     Attributes,
     Call,
-    DeadLetter,
     Failure,
     FailureKind,
     Item,
     Outcome,
     Position,
     Request,
-    Result,
     Usage,
 )
 from penstock.engine.leases import LeaseRefused, Ledger, Owner
 from penstock.engine.plan import Split
 from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
+from penstock.engine.results import DeadLetter, Result
 from penstock.engine.router import Router
 
 KINDS: tuple[FailureKind, ...] = typing.get_args(FailureKind)

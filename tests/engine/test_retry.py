@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.items import RETRYABLE_REASONS, Failure, FailureKind
+from penstock.engine.items import Failure, FailureKind
+from penstock.engine.results import RETRYABLE_REASONS
 from penstock.engine.retry import Again, History, RetryBudget, RetrySettings, Stop, Target, after, moved_to
 
 NOW = 1_700_000_000.0

@@ -16,9 +16,10 @@ from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, Scored, summed
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.steps import PATIENCE_S
-from penstock.engine.items import Answer, Attributes, Call, Failure, FailureKind, Outcome, Result, Usage
+from penstock.engine.items import Answer, Attributes, Call, Failure, FailureKind, Outcome, Usage
 from penstock.engine.policy import NEVER, Cascade, Output, Shadow
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
+from penstock.engine.results import Result
 from penstock.engine.steering import document
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.evidence import counts, guards, judged, silent, unpaid

@@ -22,12 +22,11 @@ from penstock.engine.items import (
     Outcome,
     Position,
     Request,
-    Result,
-    Score,
     Usage,
 )
 from penstock.engine.policy import Output, Policy, Scorer, Shadow, Task
 from penstock.engine.quality import score_all
+from penstock.engine.results import Result, Score
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(input=10**9, output=10**9)

@@ -26,7 +26,6 @@ from penstock.engine.items import (
     Outcome,
     Position,
     Request,
-    Result,
     Route,
     Usage,
 )
@@ -36,6 +35,7 @@ from penstock.engine.pricing import cost_nano, worst_case_nano
 from penstock.engine.registry.document import Measured, Numbered, Sums, fold
 from penstock.engine.registry.standing import Standing
 from penstock.engine.registry.standings import standings
+from penstock.engine.results import Result
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn

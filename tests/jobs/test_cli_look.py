@@ -14,23 +14,9 @@ import pytest
 from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    Candidate,
-    CostLine,
-    DeadLetter,
-    Item,
-    Position,
-    Refusal,
-    Request,
-    Result,
-    Route,
-    Score,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Candidate, Item, Position, Refusal, Request, Route, Usage
 from penstock.engine.policy import Policy
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
 from penstock.jobs.look import told

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.items import Answer, DeadLetter, Item, Result, Route, Usage
+from penstock.engine.items import Answer, Item, Route, Usage
+from penstock.engine.results import DeadLetter, Result
 from penstock.jobs import preview, trial
 from penstock.jobs import spec as job_spec
 from penstock.jobs.result import JobResult

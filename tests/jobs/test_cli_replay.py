@@ -20,8 +20,9 @@ from penstock.connectors.settings import FilesSink, FilesSource, KafkaSource, Ro
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import SpecError, Temporary
-from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.items import Item, Position
 from penstock.engine.policy import Policy, Prompt, Task
+from penstock.engine.results import DeadLetter
 from penstock.jobs import letter_files, replay, requeue, run
 from penstock.jobs.cli import call
 from penstock.jobs.history import open_history

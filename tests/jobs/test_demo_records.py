@@ -10,20 +10,8 @@ import pytest
 from rich.console import Console
 
 from penstock.connectors.writing.records import Encoder
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    CostLine,
-    DeadLetter,
-    Item,
-    Position,
-    Request,
-    Result,
-    Route,
-    Score,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Item, Position, Request, Route, Usage
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.jobs import demo_data
 from penstock.jobs import spec as job_spec
 from penstock.jobs.demo import files, rehearsal

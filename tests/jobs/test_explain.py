@@ -15,11 +15,12 @@ from penstock.connectors.settings import FilesSink, FilesSource, Row
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import Corrupt, SpecError
-from penstock.engine.items import Answer, Attributes, DeadLetter, Item, Position, Request, Result, Route, Usage
+from penstock.engine.items import Answer, Attributes, Item, Position, Request, Route, Usage
 from penstock.engine.measure.sample import Sample
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Scorer, Task
 from penstock.engine.registry.standing import Standing
+from penstock.engine.results import DeadLetter, Result
 from penstock.engine.router import Router
 from penstock.jobs.look import explain, told
 from penstock.jobs.result import JobResult

@@ -21,9 +21,10 @@ from penstock.connectors.state import open_state
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Price, PriceAbove, Version, Wall
 from penstock.engine.flow.cells import Cell
-from penstock.engine.items import Attributes, DeadLetter, Item, Request, Usage
+from penstock.engine.items import Attributes, Item, Request, Usage
 from penstock.engine.policy import Cascade, Output, Policy, Scorer, Shadow, Task
 from penstock.engine.pricing import cost_nano
+from penstock.engine.results import DeadLetter
 from penstock.engine.steering.document import Steering, started
 from penstock.engine.steering.evidence import guards
 from penstock.engine.steering.rollout import begin

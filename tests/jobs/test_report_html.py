@@ -22,22 +22,7 @@ from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettin
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog, Model, Price, PriceAbove, Version
 from penstock.engine.flow.cells import Cell, Scored
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    CostLine,
-    DeadLetter,
-    Item,
-    Position,
-    Refusal,
-    Request,
-    Result,
-    Role,
-    Route,
-    Score,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Item, Position, Refusal, Request, Role, Route, Usage
 from penstock.engine.measure.evaluation import Answered, evaluate
 from penstock.engine.measure.evaluation import Row as EvalRow
 from penstock.engine.measure.stopping import StopRule
@@ -45,6 +30,7 @@ from penstock.engine.plan import Plan
 from penstock.engine.policy import Cascade, Policy, Task
 from penstock.engine.pricing import cost_nano
 from penstock.engine.quality import proportion_interval
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.jobs import rollouts
 from penstock.jobs.cli import call
 from penstock.jobs.evals.asked import Asked, Variant

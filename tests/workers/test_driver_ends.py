@@ -27,9 +27,9 @@ from penstock.engine.errors import Fenced, SpecError, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
 from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.flow.till import Wish
-from penstock.engine.items import CostLine
 from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
+from penstock.engine.results import CostLine
 from penstock.workers import cluster
 from penstock.workers import driver as driver_module
 from penstock.workers.books import gpu_bill

@@ -17,8 +17,9 @@ from penstock.engine.budget import Budgets
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Hooks
-from penstock.engine.items import DeadLetter, Position
+from penstock.engine.items import Position
 from penstock.engine.plan import Plan, Split
+from penstock.engine.results import DeadLetter
 from penstock.engine.router import Router
 from penstock.workers.lanes.commit import LaneCommit
 from tests.engine.one_lane import PLAIN

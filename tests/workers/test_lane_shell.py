@@ -20,9 +20,10 @@ from penstock.connectors.memory import crash_at
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced
-from penstock.engine.items import Answer, Call, CostLine, Failure, Outcome, OutputSpec, Usage
+from penstock.engine.items import Answer, Call, Failure, Outcome, OutputSpec, Usage
 from penstock.engine.plan import Epoch
 from penstock.engine.policy import Output, Policy, Task
+from penstock.engine.results import CostLine
 from penstock.workers.checking.verifying import Verifier
 from penstock.workers.driving.board import Board
 from penstock.workers.engines.base import Right, Ticket

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.items import DeadLetter, Position
+from penstock.engine.items import Position
+from penstock.engine.results import DeadLetter
 from penstock.workers.lanes.letters import Headers, fitted
 
 WALL = ("penstock-sensitivity", b"health")

@@ -16,20 +16,9 @@ from penstock.engine.flow.cells import Cell, Scored
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.progress import Saved
 from penstock.engine.flow.tally import ModelTally, Tally, count_fallback, merge
-from penstock.engine.items import (
-    Answer,
-    Attempt,
-    Attributes,
-    CostLine,
-    DeadLetter,
-    Item,
-    Position,
-    Request,
-    Result,
-    Route,
-    Usage,
-)
+from penstock.engine.items import Answer, Attributes, Item, Position, Request, Route, Usage
 from penstock.engine.policy import Policy, Task
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result
 from penstock.jobs.look import log_lines
 from penstock.workers.books.spending import Spend
 from penstock.workers.lanes.report import LaneReport

@@ -16,8 +16,9 @@ from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.errors import Refused, Temporary
 from penstock.engine.flow.tally import Tally
-from penstock.engine.items import CostLine, Usage
+from penstock.engine.items import Usage
 from penstock.engine.pricing import GpuClock, price_together, usd_to_nano
+from penstock.engine.results import CostLine
 
 HURRY_S = 3.0
 """One small object; a state that is away is tried for longer than whoever stops the command waits, and then the hours

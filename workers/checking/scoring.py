@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from penstock.engine.items import Answer, Item, OutputSpec, Score
+from penstock.engine.items import Answer, Item, OutputSpec
 from penstock.engine.policy import Scorer, Task
 from penstock.engine.quality import Checks, score_all
+from penstock.engine.results import Score
 from penstock.workers.checking.answers import check, may_take_long
 from penstock.workers.checking.apart import PATIENCE_S, Apart, Question, TooLong
 

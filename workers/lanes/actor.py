@@ -22,11 +22,12 @@ from penstock.engine.catalog import Price
 from penstock.engine.errors import Fenced
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
-from penstock.engine.items import CostLine, OutputSpec
+from penstock.engine.items import OutputSpec
 from penstock.engine.judging import outputs
 from penstock.engine.plan import Epoch, Plan
 from penstock.engine.policy import Policy
 from penstock.engine.registry.standing import Known
+from penstock.engine.results import CostLine
 from penstock.engine.router import Router
 from penstock.engine.steering.document import Steering
 from penstock.engine.steering.turn import Turn

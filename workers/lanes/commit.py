@@ -13,8 +13,9 @@ from penstock.engine.errors import Corrupt
 from penstock.engine.flow.cells import CELLS
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import CommitBatch
-from penstock.engine.items import DeadLetter, Position, Result, Score, ShadowAnswer
+from penstock.engine.items import Position
 from penstock.engine.plan import Epoch
+from penstock.engine.results import DeadLetter, Result, Score, ShadowAnswer
 from penstock.workers.lanes.letters import fitted
 
 _LAST = 1 << 31

@@ -8,7 +8,8 @@ from penstock.connectors.base import Batch, Lagging, Raw, Reader, Source
 from penstock.connectors.reading.replay import Intake
 from penstock.engine.errors import Refused, Temporary
 from penstock.engine.flow.lane import Lane
-from penstock.engine.items import DeadLetter, Item, Position
+from penstock.engine.items import Item, Position
+from penstock.engine.results import DeadLetter
 
 READ_RECORDS = 256
 READ_BYTES = 1_000_000

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.items import DeadLetter
+from penstock.engine.results import DeadLetter
 
 Headers = tuple[tuple[str, bytes], ...]
 NAMED = 10

@@ -21,8 +21,9 @@ from penstock.engine.errors import Corrupt, Fenced, PenstockError, Refused, Temp
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_types import Adopted, CommitBatch
 from penstock.engine.flow.tally import as_before
-from penstock.engine.items import CallChunk, CostLine, Outcome, OutputSpec
+from penstock.engine.items import CallChunk, Outcome, OutputSpec
 from penstock.engine.plan import Epoch, Plan, Split
+from penstock.engine.results import CostLine
 from penstock.workers.clock import Watched, since
 from penstock.workers.lanes.commit import LaneCommit
 from penstock.workers.lanes.input import LaneInput, Verdicts

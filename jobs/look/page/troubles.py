@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.engine.items import RETRYABLE_REASONS
+from penstock.engine.results import RETRYABLE_REASONS
 from penstock.jobs.look.page.groups import Groups, Sum, named, sums
 from penstock.jobs.look.page.parts import Section, Table, columns, shown
 from penstock.jobs.look.report import ledger_line
