@@ -61,7 +61,7 @@ class Scripted(RunHandle):
         source = KafkaSource(("t",), bootstrap="localhost:9092") if endless else MemorySource("launch")
         sinks = {"results": MemorySink("launch")}
         spec = RunSpec("r", "n", {}, source, None, Row(), Catalog({}, {}, {}), Policy({}), sinks)
-        super().__init__(spec, RunOptions(), 1, lambda: 0)
+        super().__init__(spec, RunOptions(), 1, lambda: 0, lambda: None)
         self._script = list(script)
 
     def _start(self, urgent: int) -> _Start:
