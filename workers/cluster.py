@@ -108,6 +108,7 @@ def _init(address: str | None, empty: str, late: LateDashboard | None) -> None:
     with contextlib.chdir(empty), children_deaf_to_hangups():
         if address is not None:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+            _keep_quiet()
             return
         put_off = late.put_off() if late is not None else contextlib.nullcontext()
         with _without_idlers(dashboard=late is not None), put_off:

@@ -249,6 +249,11 @@ def translated(error: BaseException, connection: Connection, doing: str, seconds
             return Refused(message)
         case kafka.UnknownTopicOrPartitionError():
             return SpecError(f"{where}: a topic that is needed while {doing} is not there ({error}). Make it again.")
+        case kafka.InvalidTimestampError():
+            return Away(
+                f"{where} takes no records of our time while {doing}: this machine's clock and the broker's differ by "
+                "more than message.timestamp.after.max.ms, or message.timestamp.before.max.ms, allows. Set the clock."
+            )
         case _:
             return Away(f"{where}: {type(error).__name__} while {doing} ({error}). The same again may work.")
 

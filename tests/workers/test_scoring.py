@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +159,55 @@ def test_a_question_is_answered_where_the_last_process_was_ended() -> None:
         assert apart.ask("search", "a", "b") is False
     finally:
         apart.close()
+
+
+def test_an_answer_is_not_blamed_for_a_process_that_somebody_else_ended() -> None:
+    """Ray does, of a lane that ends: it took its last results without their scores, and committed them."""
+    apart = Apart()
+    try:
+        up(apart)
+        _kill(apart)
+        assert apart.ask("search", "a", "a") is True, "ended between two questions"
+        process = apart._process  # pyright: ignore[reportPrivateUsage]
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        killing = threading.Timer(0.3, process.kill)
+        killing.start()
+        assert apart.ask("search", "a", "b") is False, "ended over one"
+    finally:
+        apart.close()
+
+
+def test_an_answer_over_which_process_after_process_is_ended_is_given_up() -> None:
+    """By a machine that has no memory for it, say."""
+    apart = Apart(patience_s=5.0)
+    try:
+        up(apart)
+        ends = threading.Event()
+        killing = threading.Thread(target=_killing, args=(apart, ends))
+        killing.start()
+        try:
+            with pytest.raises(TooLong):
+                apart.ask("search", "(a+)+$", "a" * 60 + "!")
+        finally:
+            ends.set()
+            killing.join()
+    finally:
+        apart.close()
+
+
+def _kill(apart: Apart) -> None:
+    assert apart._process is not None  # pyright: ignore[reportPrivateUsage]
+    apart._process.kill()  # pyright: ignore[reportPrivateUsage]
+    apart._process.wait()  # pyright: ignore[reportPrivateUsage]
+
+
+def _killing(apart: Apart, ends: threading.Event) -> None:
+    """Each process, a while after it is up."""
+    while not ends.wait(0.3):
+        process = apart._process  # pyright: ignore[reportPrivateUsage]
+        if process is not None and apart._ready:  # pyright: ignore[reportPrivateUsage]
+            process.kill()
 
 
 def test_the_processors_time_is_what_counts() -> None:

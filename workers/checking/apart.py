@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,14 @@ from typing import Literal
 PATIENCE_S = 4.0
 """One question may take so long: the lane waits, and one that is silent for 10 s is replaced, which pays for its window
 again."""
+
+AGAIN_S = 3.0
+"""For another process, where somebody else has ended the one that was asked. With the question that is less than a lane
+may be silent."""
+KILLED = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP})
+"""How a process ends that somebody else ends: its own alarms and the user's code do it otherwise. Ray ends those of a
+lane, or of a worker, before it ends that one itself, which goes on for a moment."""
+REAPED_S = 0.5
 
 MEMORY_BYTES = 2 << 30
 """For all of its data, the user's libraries included. Over that, Python raises `MemoryError`. A guess."""
@@ -70,20 +79,36 @@ class Apart:
         return self._ready
 
     def ask(self, question: Question, *about: object) -> object:
-        """Its answer. None: it is not up. Raises `TooLong`."""
-        if not self.up():
-            return None
-        try:
-            assert self._process is not None
-            line = json.dumps([self._patience_s, self._cpu_s, question, *about]).encode() + b"\n"
-            said = self._said(self._process, line)
-        except OSError as error:
-            self._failed(error)
-            return None
+        """Its answer. None: it is not up. Raises `TooLong`. Where somebody else has ended the process, another one is
+        asked: what is lost by that is not the answer's fault."""
+        line = json.dumps([self._patience_s, self._cpu_s, question, *about]).encode() + b"\n"
+        was_up = self._ready
+        said = self._asked(line, 0.0)
+        if (said is None and was_up) or (said == b"" and self._was_killed()):
+            said = self._asked(line, AGAIN_S)
         if said == b"":
             self.close()
             raise TooLong
-        return json.loads(said)
+        return None if said is None else json.loads(said)
+
+    def _asked(self, line: bytes, wait_s: float) -> bytes | None:
+        """What it says: nothing where it took too long, or has ended. None: it is not up."""
+        if not self.up(wait_s):
+            return None
+        try:
+            assert self._process is not None
+            return self._said(self._process, line)
+        except BrokenPipeError:
+            return b""
+        except OSError as error:
+            self._failed(error)
+            return None
+
+    def _was_killed(self) -> bool:
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(REAPED_S) in KILLED
+        return False
 
     def _failed(self, error: OSError) -> None:
         self.close()
