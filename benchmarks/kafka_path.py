@@ -48,7 +48,8 @@ from penstock.engine.plan import Plan
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
 from penstock.jobs.dev.kafka import KafkaServer
-from penstock.workers.lanes.shell import LaneReport, LaneShell
+from penstock.workers.lanes.report import LaneReport
+from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.ports import Post
 
 PROMISE = 0.5

@@ -26,7 +26,8 @@ import psutil
 from penstock.connectors.kafka.mirror import offsets
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.items import Outcome
-from penstock.workers.lanes.shell import LaneReport, LaneShell
+from penstock.workers.lanes.report import LaneReport
+from penstock.workers.lanes.shell import LaneShell
 
 PARTITIONS = 4
 EVERY_S = 5.0

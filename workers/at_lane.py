@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from penstock.engine.items import Outcome
+from penstock.engine.items import Call, Outcome, Role
 from penstock.workers.engines.base import Right, Ticket
-from penstock.workers.ports import CallName, LanePort
+from penstock.workers.ports import CallName, Kept, LanePort
 
 KEEP_MAX = 50_000
 """Answers nobody came for, of one lane."""
@@ -38,6 +38,26 @@ class LaneAt:
         or not yet."""
         return 0 if any(number <= self.given_up for number in self.taking) else self.given_up
 
+    def hand_over(self, to: Right, port: LanePort) -> Kept:
+        """A new owner's: calls of the last one that go on have his right from now on, and he is told what landed."""
+        old, self.right = self.right, to
+        for ticket in self.tickets:
+            if ticket.right is old:
+                ticket.right = to
+            else:
+                ticket.right.until = 0.0
+        self.port, self.lost_at, self.busy = port, None, None
+        # what is on its way to the old owner counts as well: he may be dead, and a committed item is not offered again
+        kept = [landed for landed in (*self.delivering, *self.undelivered) if _worth_keeping(landed[1])]
+        self.undelivered, self.delivering = [], []
+        return Kept(
+            [outcome for _, outcome in kept],
+            [ticket.call.model for ticket, _ in kept],
+            [ticket.call.role for ticket, _ in kept],
+            [ticket.call.version for ticket, _ in kept],
+            [_known(ticket.call) for ticket in self.tickets if ticket.right is to],
+        )
+
     def names(self) -> list[CallName]:
         """Of all calls that are here, answered or not."""
         landed = (ticket for ticket, _ in (*self.undelivered, *self.delivering))
@@ -63,3 +83,11 @@ class LaneAt:
     @property
     def empty(self) -> bool:
         return not (self.tickets or self.undelivered or self.delivering)
+
+
+def _known(call: Call) -> tuple[str, int, int, str, Role, str]:
+    return call.item_id, call.generation, call.attempt, call.model, call.role, call.version
+
+
+def _worth_keeping(outcome: Outcome) -> bool:
+    return outcome.failure is None or outcome.failure.kind != "not_sent"

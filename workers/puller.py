@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 
 from penstock.engine.catalog import is_own
-from penstock.engine.items import Call, CallChunk, Failure, Outcome, Role
+from penstock.engine.items import CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.at_lane import Landed, LaneAt
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
@@ -122,23 +122,7 @@ class Puller:
         at = self._lanes.setdefault((job, lane), LaneAt(job))
         if at.right is not None and at.right.epoch >= epoch:
             return Kept()
-        old, at.right = at.right, Right(job, lane, epoch, until)
-        for ticket in at.tickets:
-            if ticket.right is old:
-                ticket.right = at.right
-            else:
-                ticket.right.until = 0.0
-        at.port, at.lost_at, at.busy = port, None, None
-        # what is on its way to the old owner counts as well: he may be dead, and a committed item is not offered again
-        kept = [landed for landed in (*at.delivering, *at.undelivered) if _worth_keeping(landed[1])]
-        at.undelivered, at.delivering = [], []
-        return Kept(
-            [outcome for _, outcome in kept],
-            [ticket.call.model for ticket, _ in kept],
-            [ticket.call.role for ticket, _ in kept],
-            [ticket.call.version for ticket, _ in kept],
-            [_known(ticket.call) for ticket in at.tickets if ticket.right is at.right],
-        )
+        return at.hand_over(Right(job, lane, epoch, until), port)
 
     def abort(self, job: str, command: int) -> None:
         """Nobody wants this job's calls any more; unless a later command has taken the run over, and them with it."""
@@ -395,14 +379,6 @@ class Puller:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _known(call: Call) -> tuple[str, int, int, str, Role, str]:
-    return call.item_id, call.generation, call.attempt, call.model, call.role, call.version
-
-
-def _worth_keeping(outcome: Outcome) -> bool:
-    return outcome.failure is None or outcome.failure.kind != "not_sent"
 
 
 def _seen(take: asyncio.Task[None]) -> None:

@@ -269,16 +269,15 @@ class Flights:
             case "not_sent" if failure.retry_after_s is None:
                 self.queue(slot, now)
             case "cancelled":
-                self._cancelled(slot, now)
+                self.go_on(slot, now)
             case "invalid_output" if answer is not None:
                 self._invalid(slot, failure, answer, now)
             case _:
                 self._again(slot, failure, answer, now)
 
-    def _cancelled(self, slot: Slot, now: float) -> None:
-        """The worker stopped it: past its deadline it ends, else it stays undone for whoever goes on."""
-        deadline = slot.item.attributes.deadline
-        if deadline is not None and deadline <= now:
+    def go_on(self, slot: Slot, now: float) -> None:
+        """Nothing came of it so far: past its deadline it ends, else it is sent again, by this owner or the next."""
+        if slot.is_late(now):
             self.expired(slot, now)
         else:
             self.queue(slot, now)

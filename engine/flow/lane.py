@@ -9,9 +9,9 @@ Events are method calls, each with `now`; instructions come back as values: call
 `commit`, wanted leases from `wishes`. Every retry, fallback and copy passes the router's list of permitted candidates
 again, so no wall and no budget can be passed by.
 
-Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till` (money),
-`deadlines`, `chains` (whose turn it is), `copies`, `calls` (what a call says and costs), `shelf` (what is kept of
-single items), `inherited` (what the last owner left), `silence` (who froze), `flights`, `ends`. This module joins them.
+Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till`, `paying`
+(money), `deadlines`, `chains` (whose turn it is), `copies`, `calls` (what a call says and costs), `shelf` (what is kept
+of single items), `inherited` (what the last owner left), `silence` (who froze), `flights`, `ends`; joined here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from penstock.engine.budget import EXPLORING, Budgets
+from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Price
 from penstock.engine.flow.anew import routed_anew
 from penstock.engine.flow.booking import Cells
@@ -35,14 +35,15 @@ from penstock.engine.flow.horizon import Horizon
 from penstock.engine.flow.inherited import Inherited
 from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
 from penstock.engine.flow.outbox import Outbox
+from penstock.engine.flow.paying import Paying
 from penstock.engine.flow.places import Places
 from penstock.engine.flow.progress import PROGRESS, Progress, Saved, saved_in
 from penstock.engine.flow.settle import twin_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.steps import Steps, is_whole
+from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.targets import Targets
-from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
+from penstock.engine.flow.till import Till, Wish
 from penstock.engine.items import Call, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
@@ -56,13 +57,7 @@ class Lane:
     """See the module. Begins empty; `begin` takes up what the last owner committed. `seq` is the last committed one."""
 
     def __init__(
-        self,
-        settings: LaneSettings,
-        router: Router,
-        catalog: Catalog,
-        policy: Policy,
-        hooks: Hooks,
-        budgets: Budgets,
+        self, settings: LaneSettings, router: Router, catalog: Catalog, policy: Policy, hooks: Hooks, budgets: Budgets
     ) -> None:
         self.settings = settings
         self.router = router
@@ -74,10 +69,6 @@ class Lane:
         self.draining = False
         self.parted = False
         """The last commit left the next owner nothing to doubt but what single items say."""
-        self.spent_out: str | None = None
-        """Set when the run stops for want of money: the words for the person."""
-        self.waits_for_money: tuple[float, str] | None = None
-        """Until when (Unix seconds) items wait for the next day's money, and why."""
         self._health = self.targets.health
         self._calls = Calls(catalog, policy, hooks)
         self.places = Places(self.targets, self._calls)
@@ -110,17 +101,9 @@ class Lane:
         self.ends = Ends(self.progress, self.shelf, tally, self.cells, self.router.tier1_price, self.chains)
         self.slots = self.ends.slots
         steps = Steps(self.router, self._calls, self.catalog, tally, stopped=self.draining)
-        self.flights = Flights(
-            self.ends,
-            self._calls,
-            self.copies,
-            self.places,
-            self.till,
-            self._inherited,
-            self.chains,
-            steps,
-            self.router,
-        )
+        more = self._inherited, self.chains, steps, self.router
+        self.flights = Flights(self.ends, self._calls, self.copies, self.places, self.till, *more)
+        self.paying = Paying(self.till, self.flights, self.places, self.drain, endless=self.settings.endless)
 
     def extend(self, splits: Sequence[Split], version: int) -> bool:
         """The lane's splits in a longer plan; true where some are new: one that was done goes on. Raises `Corrupt`."""
@@ -143,10 +126,7 @@ class Lane:
         entries, self.shelf.restored = self.shelf.restored, []
         for entry in entries:
             slot = self._slot(entry.item, now)
-            slot.maybe_paid = slot.maybe_paid or entry.maybe_paid
-            slot.orphaned = slot.orphaned or entry.maybe_paid
-            slot.attempt = max(slot.attempt, entry.attempt)
-            self.shelf.put(slot, restored=True)
+            self.shelf.resume(slot, entry)
             if self._admit(slot, now):
                 self.flights.start(slot, now)
 
@@ -187,8 +167,7 @@ class Lane:
     def _admit(self, slot: Slot, now: float) -> bool:
         """False where it ended at once."""
         self.ends.begin(slot)
-        rejection = slot.rejection
-        if rejection is not None:
+        if (rejection := slot.rejection) is not None:
             self.flights.dead_letter(slot, rejection.reason, rejection.message, now)
             return False
         self._calls.measure(slot)
@@ -224,15 +203,10 @@ class Lane:
 
     def _may_send(self, slot: Slot, now: float) -> bool:
         """Before its deadline, and its worst case is set aside. Else it waits or has ended."""
-        deadline = slot.item.attributes.deadline
-        if deadline is not None and deadline <= now:
+        if slot.is_late(now):
             self.flights.expired(slot, now)
             return False
-        answer = self.till.reserve(slot, self._calls.worst_nano(slot), now)
-        if isinstance(answer, NoMoney):
-            self._cannot_pay(slot, answer, now)
-            return False
-        return answer
+        return self.paying.reserve(slot, self._calls.worst_nano(slot), now)
 
     # -- money
 
@@ -242,43 +216,11 @@ class Lane:
 
     def leased(self, key: str, leases: dict[str, int], now: float) -> None:
         """The ledger's yes: lease id → nano-dollars."""
-        for slot in self.till.opened(key, leases, now):
-            self.flights.queue(slot, now)
+        self.paying.leased(key, leases, now)
 
     def refused(self, wish: Wish, words: str, now: float) -> None:
         """The ledger's no."""
-        if not wish.spare:
-            for slot in self.till.refused(wish, words, now):
-                if slot.state == "finished":
-                    continue  # the one before it may have drained the lane, which ends steps
-                if self.till.is_past(wish.key, slot, now):
-                    self.flights.queue(slot, now)  # its day ended while it waited: today's money is whole
-                else:
-                    self._cannot_pay(slot, self.till.why(wish.key), now)
-            for slot in self.till.fitting(wish.key, now):  # a cheaper one
-                self.flights.queue(slot, now)
-
-    def _cannot_pay(self, slot: Slot, no: NoMoney, now: float) -> None:
-        """The run's own budget stops the run, its items stay undone; so does a day's or a month's, unless the run has
-        no end: then it holds them until tomorrow. Any other ends the item; of one that has its answer, never more than
-        a step. Exploring ends with its own money, and the item goes on without."""
-        ends_early = slot.pending is not None and not is_whole(slot.pending.task)
-        if slot.pending is not None and no.key in dict(slot.fund):
-            slot.pending.unpaid = True
-        if no.key.endswith(EXPLORING):
-            self.places.move(slot, slot.candidate + 1)  # those that it would have tried anyway stand behind
-            self.flights.queue(slot, now)
-        elif not ends_early and (no.of_the_run or (no.comes_back and not self.settings.endless)):
-            later = "; when that day or month is over (UTC), the same command goes on" if no.comes_back else ""
-            self.spent_out = no.words + later
-            self.flights.queue(slot, now)
-            self.drain(now)
-        elif slot.pending is None and no.comes_back:
-            tomorrow = (now // DAY_S + 1) * DAY_S
-            self.waits_for_money = (tomorrow, f"budget {no.key}: {no.words}")
-            self.places.hold(slot, tomorrow)
-        else:
-            self.flights.dead_letter(slot, "budget", f"budget {no.key}: {no.words}", now)
+        self.paying.refused(wish, words, now)
 
     def drain(self, now: float) -> None:
         """Send nothing more; what waits for money stays undone."""
@@ -326,11 +268,7 @@ class Lane:
         for slot in self.till.turned_over(now):
             self.flights.queue(slot, now)
         for slot in self.places.due(now):
-            deadline = slot.item.attributes.deadline
-            if deadline is not None and deadline <= now:
-                self.flights.expired(slot, now)
-            else:
-                self.flights.queue(slot, now)
+            self.flights.go_on(slot, now)
 
     def set_back(self, by_s: float) -> None:
         """The clock was set back: what waits for a time, or is bounded by one, waits no longer for that. Deadlines are

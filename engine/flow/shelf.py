@@ -57,12 +57,21 @@ class Shelf:
 
     # -- slow ones
 
-    def put(self, slot: Slot, *, restored: bool = False) -> None:
+    def resume(self, slot: Slot, entry: ShelfEntry) -> None:
+        """The last owner's entry is this one's now."""
+        slot.maybe_paid = slot.maybe_paid or entry.maybe_paid
+        slot.orphaned = slot.orphaned or entry.maybe_paid
+        slot.attempt = max(slot.attempt, entry.attempt)
+        self._count(slot)
+
+    def put(self, slot: Slot) -> None:
+        self._count(slot)
+        self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
+
+    def _count(self, slot: Slot) -> None:
         slot.shelved = True
         self.count += 1
         self._bytes += len(slot.item.original)
-        if not restored:
-            self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
 
     def move_slow(self, progress: Progress, slots: Iterable[Slot], now: float, *, quiet: bool = False) -> None:
         """Heads that have waited long, where much is finished beyond them; the more, the sooner: a lane whose limit is

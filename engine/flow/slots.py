@@ -112,6 +112,11 @@ class Slot:
         self.climb: Climb | None = None
         """Where its route is a cascade: what became of it so far."""
 
+    def is_late(self, now: float) -> bool:
+        """Its deadline has passed."""
+        deadline = self.item.attributes.deadline
+        return deadline is not None and deadline <= now
+
     @property
     def step(self) -> StepKind | None:
         """The kind of step that it owes now; None: it waits for the answer that counts."""

@@ -243,8 +243,8 @@ def test_an_endless_run_waits_for_the_next_days_money() -> None:
     assert rig.take() == []
     refuse(rig)
     rig.take()
-    assert rig.lane.waits_for_money is not None
-    midnight, words = rig.lane.waits_for_money
+    assert rig.lane.paying.waits_until is not None
+    midnight, words = rig.lane.paying.waits_until
     assert midnight == 20_001 * DAY_S
     assert "it is spent" in words
     assert rig.take() == []
@@ -285,10 +285,10 @@ def test_a_run_with_an_end_stops_where_the_days_money_is_spent(per: Period) -> N
     rig.commit()
     rig.take()
     refuse(rig)
-    assert rig.lane.spent_out is not None
-    assert "when that day or month is over (UTC), the same command goes on" in rig.lane.spent_out
+    assert rig.lane.paying.spent_out is not None
+    assert "when that day or month is over (UTC), the same command goes on" in rig.lane.paying.spent_out
     assert rig.take() == []
-    assert (dead(rig.commit()), rig.lane.waits_for_money, len(rig.lane.slots)) == ([], None, 2)
+    assert (dead(rig.commit()), rig.lane.paying.waits_until, len(rig.lane.slots)) == ([], None, 2)
 
 
 @pytest.mark.parametrize("endless", [True, False])
@@ -301,4 +301,4 @@ def test_a_tenant_does_not_wait_for_tomorrow(endless: bool) -> None:
     refuse(rig)
     rig.take()
     assert [reason for _, reason, _ in dead(rig.commit())] == ["budget", "budget"]
-    assert rig.lane.spent_out is None
+    assert rig.lane.paying.spent_out is None

@@ -377,7 +377,7 @@ def test_the_stage_never_costs_more_than_it_was_given_and_every_item_has_its_res
     paired = sum(cell.items for cell in rig.lane.cells.rows if cell.role == "shadow")
     assert spent <= 1 + limit * 1_000
     assert paired + unpaid(at, rig.lane.cells.rows) == items
-    assert rig.lane.spent_out is None, "the run goes on"
+    assert rig.lane.paying.spent_out is None, "the run goes on"
 
 
 @pytest.mark.parametrize("judged_too", [False, True])

@@ -484,7 +484,7 @@ def test_a_shadow_has_its_own_money_and_must_fit_the_jobs_as_well() -> None:
     assert asked == {"run/r", "run/r/for/shadow"}
     assert [(r.answer.text, r.shadows) for r in results] == [("yes", ()), ("yes", ())]
     assert rig.failed == {"shadow|budget": 2}
-    assert rig.lane.spent_out is None, "the run is not out of money"
+    assert rig.lane.paying.spent_out is None, "the run is not out of money"
 
 
 def test_a_judge_on_probation_can_be_asked_though_a_step_could_not_be_paid() -> None:
@@ -577,7 +577,7 @@ def test_a_row_that_wants_all_its_answers_stays_undone_where_the_runs_money_is_s
         for call in rig.take():
             rig.land(call)
     assert rig.roles() == [("primary", "main")]
-    assert (rig.commit().results, rig.lane.spent_out) == ([], "spent")
+    assert (rig.commit().results, rig.lane.paying.spent_out) == ([], "spent")
     failing = Rig(WHOLE)
     failing.fails["other"] = "bad_request"
     failing.offer()

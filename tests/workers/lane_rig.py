@@ -30,7 +30,8 @@ from penstock.engine.plan import Epoch, Plan, Split
 from penstock.engine.policy import Policy, Task
 from penstock.engine.router import Router
 from penstock.workers.lanes.input import Verdicts
-from penstock.workers.lanes.shell import LaneReport, LaneShell
+from penstock.workers.lanes.report import LaneReport
+from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.ports import Post
 
 POOL = "api:a"

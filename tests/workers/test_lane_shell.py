@@ -27,7 +27,7 @@ from penstock.engine.results import CostLine
 from penstock.workers.checking.verifying import Verifier
 from penstock.workers.driving.board import Board
 from penstock.workers.engines.base import Right, Ticket
-from penstock.workers.lanes import shell as lane_shell
+from penstock.workers.lanes import telling
 from penstock.workers.ports import Kept
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
@@ -375,7 +375,7 @@ async def test_leases_of_several_budgets_do_not_wait_for_the_next_look(
 ) -> None:
     """An item that was granted, and had to wait for money, is told to the board again as soon as the money is there.
     (Once it was told a second later, for each budget; the first lease had gone back by then, and so on.)"""
-    monkeypatch.setattr(lane_shell, "POST_AGAIN_S", float("inf"))
+    monkeypatch.setattr(telling, "POST_AGAIN_S", float("inf"))
     lane = in_memory("several", 1)
     lane.budgets = (Budget(10**12), Budget(10**12, "day"), Budget(10**12, "month", "*"))
     lane.ledger = LedgerClient(FolderState(tmp_path), "r")

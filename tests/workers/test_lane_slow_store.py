@@ -16,6 +16,7 @@ from penstock.connectors.registry import Stores
 from penstock.engine.errors import Away
 from penstock.engine.plan import Epoch
 from penstock.workers.lanes import shell as lane_shell
+from penstock.workers.lanes import telling
 
 _spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
 assert _spec is not None
@@ -45,7 +46,7 @@ def settled(_: object, driver: Any) -> bool:
 async def test_a_lane_whose_store_is_slow_goes_on_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its driver replaces lane actors that are silent for ten seconds, as long as a broker's failover takes."""
     monkeypatch.setattr(lane_shell, "VERIFY_EVERY_S", 0.01)
-    monkeypatch.setattr(lane_shell, "REPORT_EVERY_S", 0.01)
+    monkeypatch.setattr(telling, "REPORT_EVERY_S", 0.01)
     lane = rig.Rig(rig.MemoryPlace("slow"), rig.source("slow", [rig.line(1)]))
     store = Slow("slow")
     stores = Stores(store, {}, dict.fromkeys(rig.SINKS, "primary"))  # type: ignore[arg-type]

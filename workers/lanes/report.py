@@ -58,14 +58,14 @@ def report_of(machine: Lane, due_at: float | None, now: float) -> LaneReport:
     tally.shelved = machine.shelf.count
     tally.flying = machine.ends.flying()
     tally.position_bytes = machine.progress.bytes_done()
-    waits = machine.waits_for_money
+    waits = machine.paying.waits_until
     return LaneReport(
         machine.settings.lane,
         tally,
         idle=machine.idle,
         unfinished=bool(machine.slots) or machine.shelf.count > 0,
         stuck=machine.places.stuck(),
-        spent_out=machine.spent_out,
+        spent_out=machine.paying.spent_out,
         waits_for_money=waits[1] if waits is not None and waits[0] > now else None,
         open_breakers=machine.targets.health.opened(),
         answering=machine.targets.health.answering(),

@@ -1,7 +1,7 @@
 """The shell around one lane machine: reads its source, encodes and commits its records, keeps its right to send.
 
 It decides nothing about items (`engine.flow.lane` does); it owns the waiting. No Ray here: `actor` puts shells into an
-actor, tests drive them directly. Its parts: `input` (in), `commit` (out), `money` (leases).
+actor, tests drive them directly. Its parts: `input` (in), `commit` (out), `money` (leases), `telling` (the driver).
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Protocol
-
-import msgspec
 
 from penstock.connectors.base import Source
 from penstock.connectors.reading.replay import Intake
@@ -28,8 +25,8 @@ from penstock.workers.clock import Watched, since
 from penstock.workers.lanes.commit import LaneCommit
 from penstock.workers.lanes.input import LaneInput, Verdicts
 from penstock.workers.lanes.money import LaneMoney, LedgerPort
-from penstock.workers.lanes.report import LaneReport, report_of
-from penstock.workers.ports import CallName, Kept, Post
+from penstock.workers.lanes.telling import DriverPort, LaneTelling
+from penstock.workers.ports import CallName, Kept
 
 RIGHT_S = 5.0
 """How long the right to send lasts after a commit or read that showed our own epoch (DESIGN, commit protocol 4)."""
@@ -38,25 +35,11 @@ BLIND_S = 30.0
 """A lane whose store can't say who owns it goes on for so long: a commit to S3 is tried for as long, and nothing is
 sent once the right has lapsed. A guess."""
 VERIFY_EVERY_S = 1.0
-POST_EVERY_S = 0.02
-POST_AGAIN_S = 1.0
-"""Unchanged counts are told again: the board counts what it granted as gone, and a grant may never be used."""
-REPORT_EVERY_S = 0.25
-CELLS_EVERY_S = 2.0
-"""Some kilobytes; whoever reads them looks every few seconds."""
 SWEEP_EVERY_S = 5.0
 HASTE, HASTE_S = 0.1, 0.1
 """Least time between commits when somebody waits for one, as a share of the usual one, and at most: workers that are
 short of dispatchable items, or the run for its last lane. (Seen: to S3, 2 of 4.5 s were spent waiting for the last
 commit, and 1 s until the horizon had grown to what workers could do.)"""
-
-
-class DriverPort(Protocol):
-    """What a lane asks of its driver."""
-
-    def post(self, posts: list[Post]) -> None: ...
-    def report(self, report: LaneReport) -> None: ...
-    def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None: ...
 
 
 class LaneShell:
@@ -95,6 +78,7 @@ class LaneShell:
         self._wake = asyncio.Event()
         self._input = LaneInput(machine, source, intake, self.verdicts, limit, outage_s)
         self._out = LaneCommit(lane, epoch, machine, stores, encoder, now)
+        self._telling = LaneTelling(machine, driver, self._input, self._out)
         self._money = (
             None if ledger is None else LaneMoney(lane, epoch, machine, ledger, now, self._fail, self._wake.set)
         )
@@ -107,12 +91,7 @@ class LaneShell:
         self._applying: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._posted: dict[str, tuple[int, int, int]] = {}
-        self._granted_more = False
-        """A grant was not used up: the board counts as gone what is still here, or soon comes back from the till."""
-        self._posted_at = self._reported_at = self._swept_at = self._verified_at = self._looked_at = 0.0
-        self._measured_at = 0.0
-        self._first_dispatch_at: float | None = None
+        self._swept_at = self._verified_at = self._looked_at = 0.0
 
     # -- life
 
@@ -212,11 +191,10 @@ class LaneShell:
             return None, 0
         now = self._now()
         calls = self.machine.take(pool, n, max_tokens, worker, now, number)
-        self._granted_more = self._granted_more or len(calls) < n
+        self._telling.granted(n, len(calls), now)
         self.wake()
         if not calls:
             return None, 0
-        self._first_dispatch_at = self._first_dispatch_at or now
         outputs = {call.task: self._outputs[call.task] for call in calls if call.task in self._outputs}
         chunk = CallChunk(self.machine.settings.run, self.lane, self.epoch, self.own_until, calls, outputs)
         return chunk, self.machine.ready.count(pool)
@@ -302,9 +280,10 @@ class LaneShell:
         if self._looking is None and min(self._blind_s(now), since(self._looked_at, now)) > VERIFY_EVERY_S:
             self._looked_at = now
             self._looking = asyncio.get_running_loop().create_task(self._look())
-        self._post(now)
-        if since(self._reported_at, now) > REPORT_EVERY_S or self.settled:
-            self._report(now)
+        self._telling.post(now)
+        settled = self.settled
+        if settled or self._telling.is_due(now):
+            self._telling.report(now, settled=settled, closed=self._closed)
         return read > 0
 
     async def _rest(self) -> None:
@@ -377,8 +356,6 @@ class LaneShell:
             self._fail(error if isinstance(error, PenstockError) else strange)
             return False
 
-    # -- what others are told
-
     @property
     def settled(self) -> bool:
         """This lane is over and leaves nothing open: all committed, followers too, leases closed."""
@@ -399,37 +376,6 @@ class LaneShell:
         self._closed = True
         self._out.done = False
         self.wake()
-
-    def _post(self, now: float) -> None:
-        """Tell the board what is ready: at once where a pool was empty, else every 20 ms; again where nothing moves."""
-        counts = {pool: (n, tokens, urgency) for pool, n, tokens, urgency in self.machine.ready.counts()}
-        age = since(self._posted_at, now)
-        again = self._granted_more or age > POST_AGAIN_S
-        if counts == self._posted and not (again and any(n for n, _, _ in counts.values())):
-            return
-        urgent = any(n and not self._posted.get(pool, (0, 0, 0))[0] for pool, (n, _, _) in counts.items())
-        if urgent or age > POST_EVERY_S:
-            self._posted, self._posted_at, self._granted_more = counts, now, False
-            self._driver.post([Post(self.lane, pool, *count) for pool, count in counts.items()])
-
-    def _report(self, now: float) -> None:
-        settled, self._reported_at = self.settled, now
-        measured = settled or since(self._measured_at, now) > CELLS_EVERY_S
-        if measured:
-            self._measured_at = now
-        self._driver.report(
-            msgspec.structs.replace(
-                report_of(self.machine, self._out.due_at, now),
-                done=self._out.done,
-                settled=settled,
-                cells=self._out.cells if measured else b"",
-                lag=self._input.lag(),
-                input_away=self._input.away(now),
-                input_read=self._input.was_read,
-                first_dispatch_at=self._first_dispatch_at,
-                closed=self._closed,
-            )
-        )
 
     def _fail(self, error: PenstockError) -> None:
         if not self._over:
