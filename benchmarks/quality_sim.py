@@ -23,6 +23,7 @@ from penstock.engine.measure.cascade import Threshold, calibrate
 from penstock.engine.measure.differences import arms_interval
 from penstock.engine.measure.distinct import Distinct, at_one_level
 from penstock.engine.measure.drift import Watch, watch
+from penstock.engine.measure.grouped import GROUPS, Tally
 from penstock.engine.measure.guards import Guard
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import FEWEST, TUNED_FOR
@@ -199,40 +200,69 @@ def _found(name: str, draw: Draw, rng: np.random.Generator, runs: int, items: in
 
 
 def clusters(rng: np.random.Generator, runs: int) -> None:
-    """Equal arms, divided by unit, whose items are taken for independent all the same."""
+    """Equal arms, divided by unit: looked at by units, and as if items were independent."""
     most, looks = min(runs, 400), 20
     print(
         f"\nItems that come in units: equal arms 1:1, mean 0.80, {looks} looks, {most} runs "
-        "(promise for independent items: 1 % taken for worse, 5 % of the intervals without 0)"
+        "(promise: 1 % taken for worse, 5 % of the intervals without 0), and the same had items been counted"
     )
-    for units, each, alike in ((100_000, 1, 0.0), (2_000, 50, 1 / 20), (2_000, 50, 1 / 6), (200, 50, 1 / 6)):
-        seen = [_taken_for_different(rng, units, each, alike, looks) for _ in range(most)]
-        worse, without = np.mean(seen, axis=0)
+    for units, each, alike, late in (
+        (10_000, 1, 0.0, False),
+        (1_000, 2, 1.0, False),
+        (2_000, 50, 1 / 20, False),
+        (2_000, 50, 1 / 6, False),
+        (200, 50, 1 / 6, False),
+        (200, 50, 1 / 6, True),
+        (2_000, 10, 0.5, True),
+        (400, 100, 1.0, False),
+    ):
+        seen = [_taken_for_different(rng, (units, each, alike), looks, late=late) for _ in range(most)]
+        worse, without, by_item, items_without = np.mean(seen, axis=0)
+        come = "one after the other" if late else "all the time"
         print(
-            f"  {units:7,} units of {each:2} items, {alike:.2f} of the variance between units: "
-            f"taken for worse {worse:.1%}, intervals without 0 {without:.1%}"
+            f"  {units:7,} units of {each:3} items, {come:19}, {alike:.2f} of the variance between units: "
+            f"taken for worse {worse:.1%} ({by_item:.1%}), intervals without 0 {without:.1%} ({items_without:.1%})",
+            flush=True,
         )
 
 
 def _taken_for_different(
-    rng: np.random.Generator, units: int, each: int, alike: float, looks: int
-) -> tuple[bool, bool]:
-    """(the guard of quality failed, the interval of 95 % was without 0) at some look."""
-    arm = rng.random(units) < 0.5
-    whole = 1 / alike - 1 if alike else 0.0
-    quality = rng.beta(0.8 * whole, 0.2 * whole, units) if alike else np.full(units, 0.8)
-    n, right = np.zeros(2), np.zeros(2)
-    worse = without = False
-    for _ in range(looks):
-        items = rng.binomial(each, 1 / looks, units)
+    rng: np.random.Generator, crowd: tuple[int, int, float], looks: int, *, late: bool
+) -> tuple[bool, bool, bool, bool]:
+    """(the guard of quality failed, the interval of 95 % was without 0) at some look, by units and by items. `late`:
+    units begin one after the other, and go on to the end; else all of them bring items all the time."""
+    units, each, alike = crowd
+    arm, group = rng.random(units) < 0.5, rng.integers(0, GROUPS, units)
+    quality = _of_units(rng, units, alike)
+    begins = np.arange(units) * looks // units if late else np.zeros(units, int)
+    inside = [(group[mask], mask) for mask in (~arm, arm)]
+    n, right = np.zeros((2, GROUPS)), np.zeros((2, GROUPS))
+    found = [False] * 4
+    left = np.full(units, each)
+    for look in range(looks):
+        items = rng.binomial(left, np.where(begins <= look, 1 / (looks - look), 0.0))
+        left = left - items
         good = rng.binomial(items, quality)
-        n += [items[~arm].sum(), items[arm].sum()]
-        right += [good[~arm].sum(), good[arm].sum()]
-        base, other = (Sample(((0, int(all_ - ok)), (STEPS, int(ok)))) for all_, ok in zip(n, right, strict=True))
-        down, up = (log_evidence_between([Stratum(base, other)], 0.0, side) for side in ("down", "up"))
-        worse = worse or down >= math.log(100)
-        without = without or max(down, up) >= math.log(40)
-    return worse, without
+        for i, (at, mask) in enumerate(inside):
+            n[i] += np.bincount(at, items[mask], GROUPS)
+            right[i] += np.bincount(at, good[mask], GROUPS)
+        coins = (
+            Sample(((0, int(all_ - ok)), (STEPS, int(ok)))) for all_, ok in zip(n.sum(1), right.sum(1), strict=True)
+        )
+        by_unit = Stratum(*coins, *(Tally(*both) for both in zip(n, right, strict=True)))
+        for i, stratum in enumerate((by_unit, Stratum(by_unit.base, by_unit.other))):
+            down, up = (log_evidence_between([stratum], 0.0, side) for side in ("down", "up"))
+            found[2 * i] |= down >= math.log(100)
+            found[2 * i + 1] |= max(down, up) >= math.log(40)
+    return found[0], found[1], found[2], found[3]
+
+
+def _of_units(rng: np.random.Generator, units: int, alike: float) -> Floats:
+    """Each one's chance to be right, 0.80 on average."""
+    if alike in (0.0, 1.0):
+        return np.where(rng.random(units) < 0.8, 1.0, 0.0) if alike else np.full(units, 0.8)
+    whole = 1 / alike - 1
+    return rng.beta(0.8 * whole, 0.2 * whole, units)
 
 
 CHEAP, TOP = 1.0, 10.0

@@ -2,10 +2,11 @@
 
     python benchmarks/rollout_sim.py [parts, or all of them] [--runs 500] [--seed 1]
 
-Parts: equal, worse, exposure, shadow, watch. It is the real machine (`engine.steering`): cells in, verdicts, decisions;
-only the items are made up. A look is taken after every 20 of the smaller arm's items, or pairs. No rival: each figure
-has a promise beside it.
-Caveat: items are independent here, and every item is scored; with `sample: 0.1` ten times as many see the version.
+Parts: equal, worse, exposure, shadow, watch, units. It is the real machine (`engine.steering`): cells in, verdicts,
+decisions; only the items are made up. A look is taken after every 20 of the smaller arm's items, or pairs. No rival:
+each figure has a promise beside it.
+Caveat: items are independent here (but in `units`), and every item is scored; with `sample: 0.1` ten times as many see
+the version.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
 
-from penstock.engine.flow.cells import Cell, Scored
+from penstock.engine.flow.cells import BAD, Cell, Scored
+from penstock.engine.measure.grouped import GROUPS, Groups
+from penstock.engine.measure.sample import Floats
 from penstock.engine.steering.evidence import GUARDS, guards, judged
 from penstock.engine.steering.rollout import BASELINE, CANDIDATE, SHADOW, How, Rollout, Shadowing, begin, said, see
 
@@ -254,7 +259,100 @@ def guarded(rng: np.random.Generator, points: float, quiet: int) -> int | None:
     return old if at.state == "rolled_back" else None
 
 
-PARTS = {"equal": equal, "worse": worse, "exposure": exposure, "shadow": shadow, "watch": watch}
+class Come(NamedTuple):
+    """How units come. `each`: items of one. `pool`: so many units bring items for ever, in all stages; 0: new ones come
+    all the time, and bring their items at once. `alike`: share of an item's variance that lies between units."""
+
+    each: int
+    alike: float
+    pool: int = 0
+
+    @property
+    def named(self) -> str:
+        of = f"{self.pool:,} units for ever" if self.pool else f"units of {self.each} item{'s' * (self.each > 1)}"
+        return f"{of}, {self.alike:.2f} of the variance between units"
+
+
+class Units(NamedTuple):
+    """`at`: where each stands among all, which tells its arm at a share; `luck`: quantile of its quality."""
+
+    at: Floats
+    luck: Floats
+    group: NDArray[np.int64]
+
+
+def drawn(rng: np.random.Generator, units: int) -> Units:
+    return Units(rng.random(units), rng.random(units), rng.integers(0, GROUPS, units))
+
+
+def quality_of(luck: Floats, mean: float, alike: float) -> Floats:
+    if alike in (0.0, 1.0):
+        return (luck < mean).astype(float) if alike else np.full(len(luck), mean)
+    whole = 1 / alike - 1
+    return betaincinv(mean * whole, (1 - mean) * whole, luck)
+
+
+def unite(cell: Cell, name: str, group: NDArray[np.int64], n: NDArray[np.int64], total: NDArray[np.int64]) -> None:
+    groups = cell.groups.setdefault(name, Groups())
+    more, sums = (np.bincount(group, of, GROUPS).astype(int).tolist() for of in (n, total))
+    groups.join(Groups(more, sums))
+
+
+def end_units(cell: Cell, rng: np.random.Generator, units: Units, items: NDArray[np.int64], luck: Floats) -> None:
+    """So many more items of these units ended, with such chances to be right (`BAD`: to have an answer)."""
+    right, whole = rng.binomial(items, luck), int(items.sum())
+    counts = cell.scores["exact@1"].counts
+    counts[0] += whole - int(right.sum())
+    counts[1_000] += int(right.sum())
+    cell.items += whole
+    cell.results += int(right.sum())
+    unite(cell, "exact@1", units.group, items, 1_000 * right)
+    unite(cell, BAD, units.group, items, items - right)
+
+
+def roll_units(
+    rng: np.random.Generator, come: Come, quality: float, worse: float, stages: Sequence[float], guard: str
+) -> Run:
+    """With `guard` error_rate, quality is the share of items with an answer."""
+    at = begin("m", ("v1", "v2"), stages, guards([guard]), by="sim", now=float(rng.random()))
+    cells: list[Cell] = []
+    pool = drawn(rng, come.pool) if come.pool else None
+    while at.active:
+        if not cells or cells[-1].arm != at.arm(CANDIDATE):
+            cells += [cell_of(at, BASELINE), cell_of(at, CANDIDATE)]
+        n = round(PER_LOOK * min(10, come.each) / at.share)
+        units = pool or drawn(rng, max(1, n // come.each))
+        items = rng.poisson(n / come.pool, come.pool) if come.pool else np.full(len(units.at), come.each)
+        for cell, inside, mean in (
+            (cells[-2], units.at >= at.share, quality),
+            (cells[-1], units.at < at.share, quality - worse),
+        ):
+            here = Units(*(each[inside] for each in units))
+            end_units(cell, rng, here, items[inside], quality_of(here.luck, mean, come.alike))
+        at = see(at, judged(at, cells, bounds=False), 0.0) or at
+    seen = {side: sum(cell.items for cell in cells if cell.arm.startswith(side)) for side in (BASELINE, CANDIDATE)}
+    return Run(at.state, seen[CANDIDATE], seen[BASELINE])
+
+
+def units(rng: np.random.Generator, runs: int) -> None:
+    crowds = [Come(1, 0.5), Come(10, 1 / 6), Come(10, 1.0), Come(100, 1 / 6), Come(100, 1.0), Come(10, 1 / 6, 300)]
+    print(f"\nUnits that bring several items, stages 5,25: equal versions (0.80) taken back, of {2 * runs} rollouts")
+    print(f"(promise: at most 1 %); 0.90 less 10 points, of {runs}")
+    for come in crowds:
+        equal = _back([roll_units(rng, come, 0.8, 0.0, (0.05, 0.25), "quality") for _ in range(2 * runs)])
+        found = [roll_units(rng, come, 0.9, 0.1, (0.05, 0.25), "quality") for _ in range(runs)]
+        items = sorted(r.candidate if r.state == "rolled_back" else 10**9 for r in found)
+        late = [f"{n:,}" if n < 10**9 else "never" for n in (items[runs // 2], items[int(runs * 0.95)])]
+        print(
+            f"  {come.named:58} equal {equal:.2%}; worse {_back(found):6.1%}, "
+            f"after items of the candidate: median {late[0]}, 95 % {late[1]}",
+            flush=True,
+        )
+    equal = _back([roll_units(rng, Come(10, 1.0), 0.97, 0.0, (0.05, 0.25), "error_rate") for _ in range(2 * runs)])
+    print(f"  error_rate, 3 % of the units fail: equal {equal:.2%}")
+
+
+PARTS = {"equal": equal, "worse": worse, "exposure": exposure, "shadow": shadow, "watch": watch, "units": units}
 
 
 def main() -> int:

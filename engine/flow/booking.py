@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
+from typing import NamedTuple
 
 import msgspec
 
-from penstock.engine.flow.cells import LN, REST, Cell, CellRole, Key, Scored, add
+from penstock.engine.flow.cells import (
+    BAD,
+    LN,
+    LOG_COST,
+    LOG_MS,
+    PAIR,
+    REFUSED,
+    REST,
+    Cell,
+    CellRole,
+    Key,
+    Scored,
+    add,
+)
 from penstock.engine.flow.settle import Priced
 from penstock.engine.items import STEP_ROLES, Item
 from penstock.engine.measure.distinct import Distinct
+from penstock.engine.measure.grouped import Groups, group_of
+from penstock.engine.measure.sample import STEPS
 from penstock.engine.policy import Promise
 from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
 
@@ -54,18 +70,21 @@ class Cells:
             one = attempts[0]
             _call(own, one)
             _item(own, one.cost_nano, one.ms)
+            if not _on_trial(result.item):
+                _by_unit(own, result.item, _Ended(False, False, one.cost_nano, one.ms))
         else:
-            own.judge_nano += self._several(task, prompt, attempts, own)
+            own.judge_nano += self._several(task, prompt, attempts, own, result.item)
             if result.unheard:
                 self._unheard(task, prompt, attempts)
         if _on_trial(result.item):
-            _whole(own, result.item, attempts)
+            _whole(own, result.item, attempts, dead=False)
         for score in result.scores:
             _score(own, score)
+            _see(own, result.item, _name(score), round(score.score * STEPS))
         promise = self._promises.get(task) if result.signal is not None else None
         if promise is not None:
             for score in result.scores:
-                if f"{score.scorer}@{score.scorer_version}" == promise.scorer:
+                if _name(score) == promise.scorer:
                     own.accepted.setdefault(promise.calibration, Scored()).add(score)
         for doubted in result.doubted:  # else its model would look as good as the answers that it was sure of
             at = self.at(self._key(task, doubted.model, doubted.model_version, prompt, "shadow"))
@@ -78,20 +97,19 @@ class Cells:
             for score in shadow.scores:
                 _score(at, score)
             if shadow.experiment:
-                _pair(at, result.scores, shadow.scores)
+                _pair(at, result, shadow.scores)
                 _pair_sizes(at, result, shadow)
 
     def dead(self, dead: DeadLetter) -> None:
         """An item without a result counts as one at each model that was asked."""
         if dead.attempts and dead.route is not None:
             task = dead.route.task
-            self._several(task, dead.prompt_version, dead.attempts)
+            self._several(task, dead.prompt_version, dead.attempts, item=dead.item)
             last = next((each for each in reversed(dead.attempts) if each.role not in STEP_ROLES), None)
             if dead.item is not None and last is not None and _on_trial(dead.item):
                 arm = last.experiment, last.arm
                 at = self.at(self._key(task, last.model, last.model_version, dead.prompt_version, "", *arm))
-                at.dead += 1
-                _whole(at, dead.item, dead.attempts)
+                _whole(at, dead.item, dead.attempts, dead=True)
 
     def adjust(self, line: CostLine) -> None:
         """A closing line of own engines: hours that belong to no item."""
@@ -153,11 +171,13 @@ class Cells:
             arm = asked.experiment, asked.arm
             self.at(self._key(task, asked.model, asked.model_version, prompt, "shadow", *arm)).unheard += 1
 
-    def _several(self, task: str, prompt: str, attempts: Sequence[Attempt], own: Cell | None = None) -> int:
+    def _several(
+        self, task: str, prompt: str, attempts: Sequence[Attempt], own: Cell | None = None, item: Item | None = None
+    ) -> int:
         """The item counts once at each model that it was sent to. `own`: whose answer it has; what others said before
         was doubted. Returns what judges cost; those of a rollout's shadow stage are on its bill alone."""
         spent: dict[Key, tuple[int, float]] = {}
-        heard = dict[Key, None]()
+        heard, refused = dict[Key, None](), set[Key]()
         judged = 0
         for attempt in attempts:
             role: CellRole = attempt.role if attempt.role in ("judge", "shadow") else ""
@@ -169,8 +189,14 @@ class Cells:
             spent[key] = cost + attempt.cost_nano, ms + attempt.ms
             if not role and attempt.outcome == "ok":
                 heard[key] = None
+            elif attempt.outcome == "refused":
+                refused.add(key)
         for key, (cost, ms) in spent.items():
-            _item(self.at(key), cost, ms)
+            cell = self.at(key)
+            _item(cell, cost, ms)
+            if item is not None and not cell.role and not _on_trial(item):
+                bad = cell is not own and key not in heard
+                _by_unit(cell, item, _Ended(bad, key in refused, cost, ms))
         for cell in map(self.at, heard):
             cell.doubted += cell is not own
         return judged
@@ -209,12 +235,23 @@ def _on_trial(item: Item) -> bool:
     return item.exposure is not None and bool(item.exposure.experiment)
 
 
-def _whole(cell: Cell, item: Item, attempts: Sequence[Attempt]) -> None:
+class _Ended(NamedTuple):
+    """How an item ended in a cell. `bad`: without an answer from there."""
+
+    bad: bool
+    refused: bool
+    cost_nano: int
+    ms: float
+
+
+def _whole(cell: Cell, item: Item, attempts: Sequence[Attempt], *, dead: bool) -> None:
     """The item, with all calls for its answer."""
     own = [each for each in attempts if each.role not in STEP_ROLES]
-    cost = sum(each.cost_nano for each in own)
+    cost, ms = sum(each.cost_nano for each in own), sum(each.ms for each in own)
+    balked = any(each.outcome == "refused" for each in own)
     cell.ended += 1
-    cell.balked += any(each.outcome == "refused" for each in own)
+    cell.dead += dead
+    cell.balked += balked
     if item.attributes.unit:  # by an empty one nothing is divided (`steering.arms`)
         cell.united += 1
         cell.units = cell.units or Distinct()
@@ -224,9 +261,24 @@ def _whole(cell: Cell, item: Item, attempts: Sequence[Attempt]) -> None:
         cell.whole_cost_n += 1
         cell.whole_cost_ln += x
         cell.whole_cost_ln2 += x * x
-    x = _ln(sum(each.ms for each in own))
+    x = _ln(ms)
     cell.whole_ms_ln += x
     cell.whole_ms_ln2 += x * x
+    _by_unit(cell, item, _Ended(dead, balked, cost, ms))
+
+
+def _by_unit(cell: Cell, item: Item, ended: _Ended) -> None:
+    _see(cell, item, BAD, ended.bad)
+    _see(cell, item, REFUSED, ended.refused)
+    if ended.cost_nano > 0:
+        _see(cell, item, LOG_COST, _ln(ended.cost_nano))
+    _see(cell, item, LOG_MS, _ln(ended.ms))
+
+
+def _see(cell: Cell, item: Item, name: str, value: int) -> None:
+    unit = item.attributes.unit
+    if cell.is_arm and (unit or cell.groups):
+        cell.groups.setdefault(name, Groups()).see(group_of(unit or item.item_id), value)
 
 
 def _ln(value: float) -> int:
@@ -234,21 +286,26 @@ def _ln(value: float) -> int:
 
 
 def _score(cell: Cell, score: Score) -> None:
-    name = f"{score.scorer}@{score.scorer_version}"
+    name = _name(score)
     scored = cell.scores.get(name)
     if scored is None:
         scored = cell.scores[name] = Scored()
     scored.add(score)
 
 
-def _pair(cell: Cell, base: Sequence[Score], other: Sequence[Score]) -> None:
+def _name(score: Score) -> str:
+    return f"{score.scorer}@{score.scorer_version}"
+
+
+def _pair(cell: Cell, base: Result, other: Sequence[Score]) -> None:
     """By each scorer that scored both."""
-    scores = {(score.scorer, score.scorer_version): score.score for score in base}
+    scores = {_name(score): score.score for score in base.scores}
     for score in other:
-        mine = scores.get((score.scorer, score.scorer_version))
-        if mine is not None:
-            name = f"{score.scorer}@{score.scorer_version}"
-            cell.pairs.setdefault(name, Scored()).count(score.score - mine)
+        name = _name(score)
+        if name in scores:
+            less = score.score - scores[name]
+            cell.pairs.setdefault(name, Scored()).count(less)
+            _see(cell, base.item, PAIR + name, round(less * STEPS))
 
 
 def _pair_sizes(cell: Cell, result: Result, shadow: ShadowAnswer) -> None:
@@ -260,8 +317,10 @@ def _pair_sizes(cell: Cell, result: Result, shadow: ShadowAnswer) -> None:
         cell.pair_cost_n += 1
         cell.pair_cost_ln += x
         cell.pair_cost_ln2 += x * x
+        _see(cell, result.item, PAIR + LOG_COST, x)
     if own:
         x = round(LN * log(max(1.0, shadow.ms) / max(1.0, sum(call.ms for call in own))))
         cell.pair_ms_n += 1
         cell.pair_ms_ln += x
         cell.pair_ms_ln2 += x * x
+        _see(cell, result.item, PAIR + LOG_MS, x)

@@ -19,6 +19,7 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow.tally import TaskTally, add_counts
 from penstock.engine.measure.distinct import Distinct, joined
+from penstock.engine.measure.grouped import Groups
 from penstock.engine.measure.moments import Moments
 from penstock.engine.measure.sample import STEPS, Sample
 from penstock.engine.results import Score
@@ -36,6 +37,9 @@ MAX_VALUES = 128
 HUNDREDTH = 10
 LN = 1_000.0
 """Logarithms are kept in thousandths: a tenth of a per cent of a cost."""
+BAD, REFUSED, LOG_COST, LOG_MS, PAIR = "bad", "refused", "ln cost", "ln ms", "pair "
+"""Names of groups: 1 for an item that ended without an answer from here, or that the provider's policy refused; 1,000
+times the logarithm of its nano-dollars and milliseconds. `PAIR` before a name: less the baseline's on the same item."""
 REST = "*"
 """Stands for prompt, price and arm in a cell that took what found no other."""
 
@@ -150,6 +154,9 @@ class Cell(msgspec.Struct, omit_defaults=True):
     whole_cost_ln2: int = 0
     whole_ms_ln: int = 0
     whole_ms_ln2: int = 0
+    groups: dict[str, Groups] = msgspec.field(default_factory=dict[str, Groups])
+    """Of arms: what an item's value is (`BAD`, …, or a `scorer@version`) → its sums by groups of units, for guards that
+    must not take a unit's items for independent. From the first item with a `unit` on; one without is a unit itself."""
 
     @property
     def is_arm(self) -> bool:
@@ -183,7 +190,7 @@ class Cell(msgspec.Struct, omit_defaults=True):
         return Moments(self.items, mean, max(0.0, self.cost_square - mean * self.cost_nano))
 
 
-COUNTED = frozenset({"failures", "scores", "pairs", "accepted"})
+COUNTED = frozenset({"failures", "scores", "pairs", "accepted", "groups"})
 """Fields that are counts by name."""
 _SUMS = tuple(name for name in Cell.__struct_fields__[8:] if name not in COUNTED | {"units"})
 
@@ -221,6 +228,8 @@ def add(into: dict[Key, Cell], cells: Iterable[Cell], sign: Literal[1, -1] = 1) 
         _add_by_name(mine.scores, cell.scores, sign)
         _add_by_name(mine.pairs, cell.pairs, sign)
         _add_by_name(mine.accepted, cell.accepted, sign)
+        for name, groups in cell.groups.items() if mine.is_arm else ():
+            mine.groups.setdefault(name, Groups()).join(groups, sign)
         if cell.units is not None and mine.is_arm:
             mine.units = joined([mine.units or Distinct(), cell.units])
 

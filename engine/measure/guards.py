@@ -24,7 +24,15 @@ from typing import Literal
 
 import msgspec
 
-from penstock.engine.measure.allocated import Stratum, bound_between, difference_between, log_evidence_between
+from penstock.engine.measure import grouped
+from penstock.engine.measure.allocated import (
+    Stratum,
+    bound_between,
+    difference_between,
+    items_between,
+    log_evidence_between,
+    sizes,
+)
 from penstock.engine.measure.betting import Side, log_evidence
 from penstock.engine.measure.intervals import bound
 from penstock.engine.measure.moments import FEWEST, Moments, asymptotic_margin
@@ -50,7 +58,8 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     miss_rate: float = 0.05
     """Chance, over all looks together, to pass before `max_items` one whose mean is no better than `pass_within`."""
     max_items: int = 1_500
-    """Values after which a stage ends: 5 points worse is found in about as many (docs/quality.md)."""
+    """Values after which a stage ends: 5 points worse is found in about as many (docs/quality.md). Where units bring
+    several, a value counts for less (`grouped.counted`)."""
     at_limit: Literal["pass", "fail"] = "pass"
     """What becomes of a stage that nothing was shown in. "pass" says "no harm found", not "no harm"."""
     support: Support = GUARDED
@@ -59,12 +68,15 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
 class Verdict(msgspec.Struct, frozen=True):
     decision: Decision
     items: int
+    """Values, or what they count for where units bring several."""
     mean: float | None
     worst: float
     """The worst mean that `alarm_rate` can't rule out: what may still be wrong with one that passes."""
     why: str
     shown: bool = False
     """False: it goes on, or ended at `max_items` with nothing shown."""
+    per_unit: float = 1.0
+    """Items that a unit brings, where units are what is counted; 1: items are."""
 
 
 def beyond(value: float, line: float) -> float:
@@ -72,9 +84,11 @@ def beyond(value: float, line: float) -> float:
     return float(value > line)
 
 
-def judge(guard: Guard, sample: Sample, *, bounds: bool = True) -> Verdict:
-    """May be asked after every item. `bounds=False`: `worst`, which takes most of the time, is not asked for, and
-    endless. Raises `SpecError` where a value leaves the guard's support."""
+def judge(guard: Guard, sample: Sample, *, items: int | None = None, bounds: bool = True) -> Verdict:
+    """May be asked after every item. `items`: what the values count for, if not for one each. `bounds=False`: `worst`,
+    which takes most of the time, is not asked for, and endless. Raises `SpecError` where a value leaves the guard's
+    support."""
+    items = sample.n if items is None else items
     bad, good = _sides(guard)
 
     def shown(mean: float | None, side: Side, chance: float) -> bool:
@@ -82,17 +96,18 @@ def judge(guard: Guard, sample: Sample, *, bounds: bool = True) -> Verdict:
 
     decision, shown_at_all, why = _decide(
         guard,
-        sample.n,
+        items,
         shown(guard.fail_beyond, bad, guard.alarm_rate),
         shown(guard.pass_within, good, guard.miss_rate),
     )
     worst = bound(sample, guard.alarm_rate, good, guard.support) if bounds else math.inf
-    return Verdict(decision, sample.n, sample.mean, worst, why, shown_at_all)
+    return Verdict(decision, items, sample.mean, worst, why, shown_at_all)
 
 
-def judge_moments(guard: Guard, seen: Moments) -> Verdict:
+def judge_moments(guard: Guard, seen: Moments, items: int | None = None) -> Verdict:
     """The same for values without an end, such as logarithms of ratios; see `moments.py` for what is assumed. Waits
     for `FEWEST` values. The support is not used."""
+    items = seen.n if items is None else items
     sign = 1.0 if guard.worse == "lower" else -1.0
 
     def shown(line: float | None, towards: float, chance: float) -> bool:
@@ -100,12 +115,12 @@ def judge_moments(guard: Guard, seen: Moments) -> Verdict:
 
     decision, shown_at_all, why = _decide(
         guard,
-        seen.n,
+        items,
         shown(guard.fail_beyond, -sign, guard.alarm_rate),
         shown(guard.pass_within, sign, guard.miss_rate),
     )
     worst = seen.mean - sign * asymptotic_margin(seen, guard.alarm_rate)
-    return Verdict(decision, seen.n, seen.mean if seen.n >= FEWEST else None, worst, why, shown_at_all)
+    return Verdict(decision, items, seen.mean if seen.n >= FEWEST else None, worst, why, shown_at_all)
 
 
 def _sides(guard: Guard) -> tuple[Side, Side]:
@@ -124,16 +139,16 @@ def _decide(guard: Guard, items: int, harm: bool, safe: bool) -> tuple[Decision,
 
 
 def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum], *, bounds: bool = True) -> Verdict:
-    """The same for two arms to which chance sends items, from their sums (`allocated.py`); values lie in 0…1, and the
-    support is not used. `strata`: of all stages so far; `here`: of the present one, which must show by itself that it
-    passes, and whose items of the smaller arm are counted. `bounds=False`: `worst`, which takes most of the time, is
-    not asked for, and endless."""
+    """The same for two arms to which chance sends items or units, from their sums (`allocated.py`); values lie in 0…1,
+    and the support is not used. `strata`: of all stages so far; `here`: of the present one, which must show by itself
+    that it passes, and whose items of the smaller arm are counted. `bounds=False`: `worst`, which takes most of the
+    time, is not asked for, and endless."""
     bad, good = _sides(guard)
 
     def shown(of: Sequence[Stratum], line: float | None, side: Side, chance: float) -> bool:
         return line is not None and log_evidence_between(of, line, side) >= math.log(1.0 / chance)
 
-    items = sum(min(stratum.base.n, stratum.other.n) for stratum in here)
+    items = items_between(here)
     decision, shown_at_all, why = _decide(
         guard,
         items,
@@ -141,4 +156,5 @@ def judge_arms(guard: Guard, strata: Sequence[Stratum], here: Sequence[Stratum],
         shown(here, guard.pass_within, good, guard.miss_rate),
     )
     worst = bound_between(strata, guard.alarm_rate, good) if bounds and items else math.inf
-    return Verdict(decision, items, difference_between(strata), worst, why, shown_at_all)
+    per_unit = grouped.per_unit(sizes(strata))
+    return Verdict(decision, items, difference_between(strata), worst, why, shown_at_all, per_unit)

@@ -14,6 +14,8 @@ baseline's items and decide nothing; where they look worse, the rollout waits fo
 | error_rate | 1 where a call here gave the item its answer, or one that its cascade doubted; else 0 |
 | refusals | 1, or 0 where the provider's policy refused it |
 | cost, latency | the logarithm, compared by means: what is doubled for half of the items shows, an outlier doesn't |
+
+Where chance divides units, and these bring several items each, units are what is compared (`measure.grouped`).
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from typing import NamedTuple
 import msgspec
 
 from penstock.engine.errors import SpecError
-from penstock.engine.flow.cells import Cell, summed
+from penstock.engine.flow.cells import BAD, LN, LOG_COST, LOG_MS, PAIR, REFUSED, Cell, summed
+from penstock.engine.measure import grouped
 from penstock.engine.measure.allocated import Stratum
+from penstock.engine.measure.grouped import NOTHING, Tally, moments_between
 from penstock.engine.measure.guards import Guard, Verdict, judge, judge_arms, judge_moments
 from penstock.engine.measure.moments import Moments, merge_moments
 from penstock.engine.measure.sample import STEPS, Sample, merge
@@ -78,13 +82,26 @@ def guards(names: Sequence[str], max_items: int | None = None) -> tuple[Guard, .
 
 class View(NamedTuple):
     """What a guard looks at. `base`: what the base is called. `bounds`: is `worst` asked for? `trusted`: judges that
-    may decide, as `judge@version`; others inform."""
+    may decide, as `judge@version`; others inform. `units`: does chance divide units? Else items."""
 
     sides: Mapping[Key, Sides]
     base: str
     stage: int = 0
     bounds: bool = True
     trusted: Collection[str] = ()
+    units: bool = True
+
+
+class Size(NamedTuple):
+    """What has no end: a logarithm. `alone`: of a cell's items; `pairs`: less the baseline's of the same item."""
+
+    name: str
+    alone: Callable[[Cell], Moments]
+    pairs: Callable[[Cell], Moments]
+
+
+COST = Size(LOG_COST, Cell.log_cost, Cell.cost_pairs)
+LATENCY = Size(LOG_MS, Cell.log_ms, Cell.ms_pairs)
 
 
 def judged(
@@ -97,7 +114,7 @@ def judged(
         sides = {key: each for key, each in sides.items() if key[0] == rollout.stage}
     elif rollout.stage != SHADOW:  # other items were compared there, and in pairs
         sides = {key: each for key, each in sides.items() if key[0] != SHADOW}
-    view = View(sides, rollout.baseline, rollout.stage, bounds, trusted)
+    view = View(sides, rollout.baseline, rollout.stage, bounds, trusted, rollout.unit == "unit")
     return compared([_at_stage(guard, rollout) for guard in rollout.guards], view)
 
 
@@ -121,13 +138,13 @@ def compared(guards: Iterable[Guard], view: View) -> tuple[Told, ...]:
             case "quality":
                 told += _quality(guard, view)
             case "error_rate":
-                told.append(_rate(guard, view, _answered))
+                told.append(_rate(guard, view, _answered, BAD))
             case "refusals":
-                told.append(_rate(guard, view, _not_refused))
+                told.append(_rate(guard, view, _not_refused, REFUSED))
             case "cost":
-                told.append(_free(guard, view) or _size(guard, view, Cell.log_cost, Cell.cost_pairs))
+                told.append(_free(guard, view) or _size(guard, view, COST))
             case _:
-                told.append(_size(guard, view, Cell.log_ms, Cell.ms_pairs))
+                told.append(_size(guard, view, LATENCY))
     return tuple(told)
 
 
@@ -175,14 +192,31 @@ def _sides(rollout: Rollout, cells: Iterable[Cell]) -> dict[Key, Sides]:
 # ---- shares and scores
 
 
-def _rate(guard: Guard, view: View, of: Callable[[Cell], Sample]) -> Told:
-    sides = view.sides.items()
-    strata = {key: Stratum(merge(*map(of, e.base)), merge(*map(of, e.other))) for key, e in sides}
+def _rate(guard: Guard, view: View, of: Callable[[Cell], Sample], name: str) -> Told:
+    """`name`: of the groups of units in which bad items are counted."""
+
+    def good(cells: Sequence[Cell]) -> Tally:
+        n, bad = _tally(cells, name, 1)
+        return Tally(n, n - bad)
+
+    strata = {
+        key: Stratum(merge(*map(of, e.base)), merge(*map(of, e.other)), *_by_units(view, e, good))
+        for key, e in view.sides.items()
+    }
     verdict = _arms(guard, view, strata)
     if view.stage == SHADOW and verdict.decision != "fail":
         verdict = msgspec.structs.replace(verdict, decision="go on")
     informs = words.UNPAIRED if view.stage == SHADOW else ""
     return _told(guard.name, verdict, words.of_shares(guard, verdict, words.means(strata.values()), view.base), informs)
+
+
+def _by_units(view: View, sides: Sides, of: Callable[[Sequence[Cell]], Tally]) -> tuple[Tally, Tally]:
+    """(base's, other's)."""
+    return (of(sides.base), of(sides.other)) if view.units else (NOTHING, NOTHING)
+
+
+def _tally(cells: Sequence[Cell], name: str, steps: float) -> Tally:
+    return grouped.tally((cell.groups.get(name) for cell in cells), steps)
 
 
 def _arms(guard: Guard, view: View, strata: Mapping[Key, Stratum]) -> Verdict:
@@ -230,7 +264,7 @@ def _in_arms(view: View) -> dict[str, Asked]:
         verdict = _arms(guard, view, strata)
         return verdict, words.of_scores(guard, verdict, words.means(strata.values()), scorer, view.base)
 
-    return {scorer: partial(asked, scorer, strata) for scorer, strata in scored(view.sides).items()}
+    return {scorer: partial(asked, scorer, strata) for scorer, strata in scored(view).items()}
 
 
 def _in_pairs(view: View) -> dict[str, Asked]:
@@ -238,8 +272,11 @@ def _in_pairs(view: View) -> dict[str, Asked]:
 
     def asked(scorer: str, guard: Guard) -> tuple[Verdict, str]:
         pairs = merge(*(cell.pairs[scorer].sample() for cell in cells if scorer in cell.pairs))
-        verdict = judge(guard, pairs, bounds=view.bounds)
-        return verdict, words.of_pairs(guard, verdict, _scores(cells, scorer).mean, scorer, view.base)
+        units = _tally(cells, PAIR + scorer, STEPS)
+        values = grouped.means(units) if grouped.crowded(units.n) else pairs
+        found = judge(guard, values, items=grouped.counted(pairs.n, units.n), bounds=view.bounds)
+        verdict = msgspec.structs.replace(found, per_unit=grouped.per_unit(units.n))
+        return verdict, words.of_pairs(guard, verdict, _scores(cells, scorer).mean, scorer, view.base, pairs.n)
 
     cells = _beside(view)
     return {scorer: partial(asked, scorer) for scorer in {name for cell in cells for name in cell.pairs}}
@@ -250,13 +287,14 @@ def _beside(view: View) -> list[Cell]:
     return [cell for sides in view.sides.values() for cell in sides.other]
 
 
-def scored(sides: Mapping[Key, Sides]) -> dict[str, dict[Key, Stratum]]:
+def scored(view: View) -> dict[str, dict[Key, Stratum]]:
     """By scorer."""
     found: dict[str, dict[Key, Stratum]] = {}
-    for key, each in sides.items():
+    for key, each in view.sides.items():
         for scorer in {name for cell in (*each.base, *each.other) for name in cell.scores}:
             base, other = (_scores(cells, scorer) for cells in (each.base, each.other))
-            found.setdefault(scorer, {})[key] = Stratum(base, other)
+            units = _by_units(view, each, partial(_tally, name=scorer, steps=STEPS))
+            found.setdefault(scorer, {})[key] = Stratum(base, other, *units)
     return found
 
 
@@ -267,21 +305,24 @@ def _scores(cells: Sequence[Cell], scorer: str) -> Sample:
 # ---- sizes
 
 
-def _size(guard: Guard, view: View, of: Callable[[Cell], Moments], in_pairs: Callable[[Cell], Moments]) -> Told:
+def _size(guard: Guard, view: View, size: Size) -> Told:
     """Harm is looked for in all stages together, and passing in the present one alone."""
     if view.stage == SHADOW:
-        pairs = _moments(_beside(view), in_pairs)
-        verdict = judge_moments(guard, pairs)
+        pairs, units = _moments(_beside(view), size.pairs), _tally(_beside(view), PAIR + size.name, LN)
+        values = grouped.moments(units) if grouped.crowded(units.n) else pairs
+        found = judge_moments(guard, values, grouped.counted(pairs.n, units.n))
+        verdict = msgspec.structs.replace(found, per_unit=grouped.per_unit(units.n))
         return _told(guard.name, verdict, words.of_sizes(guard, verdict, pairs.n, view.base))
-    every = apart(view.sides.values(), of)
-    here = apart((each for (stage, _), each in view.sides.items() if stage == view.stage), of)
-    harm, safe = judge_moments(guard, every), judge_moments(guard, here)
+    present = [each for (stage, _), each in view.sides.items() if stage == view.stage]
+    every, here = apart(view.sides.values(), size, units=view.units), apart(present, size, units=view.units)
+    harm, safe = (judge_moments(guard, each.moments, each.items) for each in (every, here))
     if harm.decision == "fail":
-        verdict, n = msgspec.structs.replace(harm, items=here.n), every.n
+        verdict, n = msgspec.structs.replace(harm, items=here.items), every.n
     elif safe.decision == "fail":  # the stage alone is more extreme than the whole, which is what counts
         verdict, n = msgspec.structs.replace(safe, decision="go on"), here.n
     else:
         verdict, n = msgspec.structs.replace(safe, worst=harm.worst), here.n
+    verdict = msgspec.structs.replace(verdict, per_unit=every.per_unit)
     return _told(guard.name, verdict, words.of_sizes(guard, verdict, n, view.base))
 
 
@@ -302,20 +343,33 @@ def _items(cells: Sequence[Cell]) -> int:
     return sum(cell.items for cell in cells)
 
 
-def apart(sides: Iterable[Sides], of: Callable[[Cell], Moments]) -> Moments:
-    """Other's mean less base's, as a mean of so many values as the smaller arm has."""
+class Apart(NamedTuple):
+    """Other's mean less base's, as a mean of values. `n`: items of the smaller arm; `items`: what they count for."""
+
+    moments: Moments
+    n: int
+    items: int
+    per_unit: float = 1.0
+
+
+def apart(sides: Collection[Sides], size: Size, *, units: bool = True) -> Apart:
+    """`units`: does chance divide units? Else items."""
     parts: list[Moments] = []
     for each in sides:
-        base, other = (_moments(cells, of) for cells in (each.base, each.other))
+        base, other = (_moments(cells, size.alone) for cells in (each.base, each.other))
         n = min(base.n, other.n)
         if n:
             variance = n * (other.variance / other.n + base.variance / base.n)
             parts.append(Moments(n, other.mean - base.mean, n * variance))
     n = sum(part.n for part in parts)
+    arms = [(_tally(e.base, size.name, LN), _tally(e.other, size.name, LN)) for e in sides] if units else []
+    in_groups = grouped.joined(arm for both in arms for arm in both).n
+    if grouped.crowded(in_groups):
+        return Apart(moments_between(arms), n, grouped.counted(n, in_groups), grouped.per_unit(in_groups))
     if not n:
-        return Moments()
+        return Apart(Moments(), 0, 0)
     # means of tasks differ for good reasons: only what varies within each counts
-    return Moments(n, sum(p.n * p.mean for p in parts) / n, sum(p.squares for p in parts))
+    return Apart(Moments(n, sum(p.n * p.mean for p in parts) / n, sum(p.squares for p in parts)), n, n)
 
 
 def _moments(cells: Sequence[Cell], of: Callable[[Cell], Moments]) -> Moments:

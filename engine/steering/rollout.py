@@ -77,7 +77,7 @@ class Told(msgspec.Struct, frozen=True, omit_defaults=True):
     """With the scorer it is about: `quality exact`."""
     decision: Finding
     items: int
-    """Of the smaller arm, in this stage."""
+    """Of the smaller arm, in this stage; what they count for, where units bring several."""
     mean: float | None
     """Candidate less baseline: of scores, of shares of good calls, of logarithms."""
     worst: float | None

@@ -7,15 +7,17 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from penstock.engine.flow.cells import Cell, Scored, add_scores, summed
+from penstock.engine.measure import grouped
 from penstock.engine.measure.allocated import bound_between, difference_between
 from penstock.engine.measure.distinct import at_one_level, joined
+from penstock.engine.measure.grouped import Groups
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import asymptotic_interval
 from penstock.engine.measure.sample import merge
 from penstock.engine.measure.split import Mismatch, sampled_mismatch
-from penstock.engine.policy import Experiment
+from penstock.engine.policy import Arm, Experiment
 from penstock.engine.quality import Interval
-from penstock.engine.steering.evidence import Key, Sides, View, apart, compared, guards, scored
+from penstock.engine.steering.evidence import COST, LATENCY, Key, Sides, View, apart, compared, guards, scored
 from penstock.engine.steering.rollout import Told
 
 CONFIDENCE = 0.95
@@ -51,7 +53,7 @@ class Seen(msgspec.Struct, frozen=True):
     """None: no answers yet, or none of whose units it is known (they were counted by an earlier release)."""
     united: int = 0
     """Answers and failures of items that have a `unit`, where units are divided: they come in groups that share an arm
-    and, maybe, their luck, and all that is said here but `split` takes them for independent."""
+    and, maybe, their luck, so units count, where they bring several."""
     units: int = 0
     """Of which `split` speaks, where there are such: different ones, or a sample of them."""
     earlier: int = 0
@@ -62,11 +64,7 @@ def look(experiment: Experiment, cells: Collection[Cell], trusted: Collection[st
     """All that is known of it. `trusted`: judges that may decide."""
     by_arm = _by_arm(experiment, cells)
     told = broken(experiment, cells, trusted, by_arm)
-    whole = sum(arm.weight for arm in experiment.arms)
-    first = by_arm[experiment.arms[0].name]
-    arms = tuple(
-        _arm(arm.name, arm.weight / whole, first, by_arm[arm.name], told.get(arm.name, ())) for arm in experiment.arms
-    )
+    arms = tuple(_arm(experiment, arm, by_arm, told.get(arm.name, ())) for arm in experiment.arms)
     united = sum(cell.united for cells in by_arm.values() for cell in cells) if experiment.unit == "unit" else 0
     level, counts = _units(by_arm) if united else (0, [arm.answers for arm in arms])
     split = sampled_mismatch(level, counts, [arm.share for arm in arms]) if any(counts) else None
@@ -96,9 +94,14 @@ def broken(
     ]
 
     def view(arm: str) -> View:
-        return View(_beside(found[first.name], found[arm]), f"arm {first.name}", bounds=False, trusted=trusted)
+        return _view(experiment, found[first.name], found[arm], trusted)
 
     return {arm.name: compared(chosen, view(arm.name)) for arm in others}
+
+
+def _view(experiment: Experiment, first: list[Cell], other: list[Cell], trusted: Collection[str] = ()) -> View:
+    base, units = f"arm {experiment.arms[0].name}", experiment.unit == "unit"
+    return View(_beside(first, other), base, bounds=False, trusted=trusted, units=units)
 
 
 def _by_arm(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, list[Cell]]:
@@ -132,26 +135,33 @@ def _items(cells: list[Cell]) -> Cell:
         made.ms_ln2 += cell.whole_ms_ln2
         for scorer, scores in cell.scores.items():
             add_scores(made.scores.setdefault(scorer, Scored()), scores)
+        for of, groups in cell.groups.items():
+            made.groups.setdefault(of, Groups()).join(groups)
     return made
 
 
-def _arm(name: str, share: float, first: list[Cell], own: list[Cell], told: tuple[Told, ...]) -> ArmSeen:
+def _arm(experiment: Experiment, arm: Arm, by_arm: dict[str, list[Cell]], told: tuple[Told, ...]) -> ArmSeen:
+    first, own = by_arm[experiment.arms[0].name], by_arm[arm.name]
+    share = arm.weight / sum(each.weight for each in experiment.arms)
     answers, cost = sum(cell.results for cell in own), sum(cell.cost_nano + cell.judge_nano for cell in own)
     scorers = sorted({scorer for cell in own for scorer in cell.scores})
     if own is first:
-        return ArmSeen(name, share, answers, cost, tuple(_scores(own, scorer) for scorer in scorers))
-    sides = _beside(first, own)
-    strata = {scorer: list(each.values()) for scorer, each in scored(sides).items()}
+        return ArmSeen(arm.name, share, answers, cost, tuple(_scores(own, scorer) for scorer in scorers))
+    view = _view(experiment, first, own)
+    strata = {scorer: list(each.values()) for scorer, each in scored(view).items()}
     scores: list[Scores] = []
     for scorer in scorers:
         seen, chance = difference_between(strata[scorer]), (1.0 - CONFIDENCE) / 2
         low, high = (bound_between(strata[scorer], chance, side) for side in ("up", "down"))
         effect = None if seen is None else Interval(seen, low, high)
         scores.append(msgspec.structs.replace(_scores(own, scorer), effect=effect))
-    dearer, slower = (asymptotic_interval(apart(sides.values(), of), CONFIDENCE) for of in (Cell.log_cost, Cell.log_ms))
-    return ArmSeen(name, share, answers, cost, tuple(scores), dearer, slower, told)
+    sizes = (apart(view.sides.values(), size, units=view.units).moments for size in (COST, LATENCY))
+    dearer, slower = (asymptotic_interval(each, CONFIDENCE) for each in sizes)
+    return ArmSeen(arm.name, share, answers, cost, tuple(scores), dearer, slower, told)
 
 
 def _scores(cells: list[Cell], scorer: str) -> Scores:
     sample = merge(*(cell.scores[scorer].sample() for cell in cells if scorer in cell.scores))
-    return Scores(scorer, sample.n, anytime_interval(sample, CONFIDENCE))
+    units = grouped.tally(cell.groups.get(scorer) for cell in cells)
+    values = grouped.means(units) if grouped.crowded(units.n) else sample
+    return Scores(scorer, sample.n, anytime_interval(values, CONFIDENCE))

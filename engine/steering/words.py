@@ -46,16 +46,16 @@ def of_scores(guard: Guard, verdict: Verdict, seen: Means | None, scorer: str, b
     if seen is None:
         return f"{name}: nothing to compare yet"
     numbers = f"{seen.other:.2f} against {seen.base:.2f} of {base} over {seen.n:,} scored items"
-    return f"{name}: {numbers}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
+    return f"{name}: {numbers}{_units(verdict)}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
 
 
-def of_pairs(guard: Guard, verdict: Verdict, other: float | None, scorer: str, base: str) -> str:
-    """`other`: mean score of the answers that stood beside the base's."""
+def of_pairs(guard: Guard, verdict: Verdict, other: float | None, scorer: str, base: str, n: int) -> str:
+    """`other`: mean score of the answers that stood beside the base's. `n`: of these."""
     name = f"{guard.name} by scorer {scorer.partition('@')[0]}"
     if verdict.mean is None or other is None:
         return f"{name}: nothing to compare yet"
-    numbers = f"{other:.2f} against {other - verdict.mean:.2f} of {base} on the same {verdict.items:,} items"
-    return f"{name}: {numbers}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
+    numbers = f"{other:.2f} against {other - verdict.mean:.2f} of {base} on the same {n:,} items"
+    return f"{name}: {numbers}{_units(verdict)}; {_found(guard, verdict, lambda line: _points('a loss', line))}"
 
 
 def undecidable(guard: Guard, *, judges: bool) -> str:
@@ -70,7 +70,7 @@ def of_shares(guard: Guard, verdict: Verdict, seen: Means | None, base: str) -> 
     if seen is None:
         return f"{guard.name}: nothing to compare yet"
     numbers = f"{_percent(1 - seen.other)} against {_percent(1 - seen.base)} of {base} over {seen.n:,} items"
-    return f"{guard.name}: {numbers}; {_found(guard, verdict, lambda line: _points('a rise', line))}"
+    return f"{guard.name}: {numbers}{_units(verdict)}; {_found(guard, verdict, lambda line: _points('a rise', line))}"
 
 
 def of_sizes(guard: Guard, verdict: Verdict, n: int, base: str) -> str:
@@ -78,7 +78,8 @@ def of_sizes(guard: Guard, verdict: Verdict, n: int, base: str) -> str:
     if verdict.mean is None:
         return f"{guard.name}: too few items to compare yet"
     numbers = f"{_factor(verdict.mean)} that of {base} over {n:,} items"
-    return f"{guard.name}: {numbers}; {_found(guard, verdict, lambda line: f'more than {_factor(line)} as much')}"
+    found = _found(guard, verdict, lambda line: f"more than {_factor(line)} as much")
+    return f"{guard.name}: {numbers}{_units(verdict)}; {found}"
 
 
 def of_free(guard: Guard, verdict: Verdict, base: str) -> str:
@@ -92,6 +93,12 @@ def bounded(why: str) -> str:
     """A reason of somebody's making, a whole log maybe: cut, for a rollback in an emergency is not refused for it."""
     left = len(why) - MOST_CHARS
     return why if left <= 0 else f"{why[:MOST_CHARS]} … ({left:,} more characters were left out)"
+
+
+def _units(verdict: Verdict) -> str:
+    each = verdict.per_unit
+    some = f"{each:,.0f}" if each >= 10 else f"{each:.1f}"
+    return f" (a unit brings some {some}, and counts once)" if each > 1.0 else ""
 
 
 def _found(guard: Guard, verdict: Verdict, beyond: Callable[[float], str]) -> str:

@@ -167,9 +167,8 @@ def _split(seen: Seen) -> str:
     if not seen.united:
         return _fits(seen, "answers")
     return (
-        f"{_fits(seen, f'units ({seen.units:,} looked at)')}. {seen.united:,} items have a unit, and units are what is "
-        "divided: intervals and guardrails take items for independent, and are surer than they should be where units "
-        "bring many items each (docs/quality.md)"
+        f"{_fits(seen, f'units ({seen.units:,} looked at)')}. {seen.united:,} items have a unit: where "
+        "units bring several, they are what effects and guardrails count (docs/quality.md)"
     )
 
 

@@ -125,12 +125,6 @@ def start(
     ask = rollouts.Ask(model, version, _shares(rest if in_front else stages), names, items, how)
     url = shared.state_beside(state, job)
     heard = rollouts.start(url, ask, None if job is None else rollouts.Job(*load_either(job)))
-    if unit == "unit":
-        click.echo(
-            "note: guards take items for independent; where units (the attribute `unit`) bring many items each, they "
-            "accuse an equal version more often than declared (docs/quality.md); --unit item divides items",
-            err=True,
-        )
     return say(heard, url)
 
 

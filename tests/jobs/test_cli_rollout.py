@@ -80,7 +80,6 @@ def test_a_rollout_is_started_seen_to_and_taken_back(here: Path, capsys: pytest.
     assert call(["rollout", "start", "small", "v2", "--stages", "5,25,100", "--job", "job.yaml"]) == 0
     said = capsys.readouterr()
     assert "stage 1 of 2: 5 % of the units get v2" in said.out
-    assert "guards take items for independent" in said.err
     at = steering(here).rollouts["small"]
     assert (at.baseline, at.candidate, at.stages) == ("v1", "v2", (0.05, 0.25))
     assert call(["rollout", "pause", "small", "--why", "asking"]) == 0
@@ -392,7 +391,7 @@ def test_an_experiment_is_listed_shown_and_stopped(here: Path, capsys: pytest.Ca
     shown = " ".join(capsys.readouterr().out.split())
     assert "SHARES DON'T FIT" in shown
     assert "the arms got other shares of the units (203 looked at) than was meant" in shown
-    assert "1,010 items have a unit, and units are what is divided: intervals and guardrails take" in shown
+    assert "1,010 items have a unit: where units bring several, they are what effects and guardrails count" in shown
     assert call(["experiment", "stop", "wording", "--why", "kind it is"]) == 0
     assert steering(here).experiments["labels/wording"].why == "kind it is"
     assert call(["experiment", "stop", "wording"]) == 2
