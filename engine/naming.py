@@ -15,6 +15,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def named(pinned: str, answered: str) -> Named:
     """`alias`: the pinned name with its path or a date; what an alias stands for today. Nothing said is the same."""
+    if not answered or answered == pinned:
+        return "same"
     mine, theirs = pinned.strip().casefold(), answered.strip().casefold()
     if not theirs or mine == theirs:
         return "same"

@@ -77,8 +77,17 @@ def _text_bytes(request: Request) -> int:
 def sane(usage: Usage) -> tuple[Usage, bool]:
     """A usage that adds up, and whether it did. Where it contradicts itself the larger reading counts: no bill is
     understated by a provider's slip."""
-    cached, written, written_1h = max(0, usage.cached), max(0, usage.cache_write), max(0, usage.cache_write_1h)
-    reasoning = max(0, usage.reasoning)
+    cached, written, written_1h = usage.cached, usage.cache_write, usage.cache_write_1h
+    reasoning = usage.reasoning
+    if (
+        cached >= 0
+        and written >= 0
+        and written_1h >= 0
+        and 0 <= reasoning <= usage.output
+        and cached + written + written_1h <= usage.input
+    ):
+        return usage, True
+    cached, written, written_1h, reasoning = max(0, cached), max(0, written), max(0, written_1h), max(0, reasoning)
     fixed = Usage(
         input=max(usage.input, cached + written + written_1h),
         cached=cached,
@@ -87,7 +96,7 @@ def sane(usage: Usage) -> tuple[Usage, bool]:
         output=max(usage.output, reasoning),
         reasoning=reasoning,
     )
-    return (usage, True) if fixed == usage else (fixed, False)
+    return fixed, False
 
 
 def cost_nano(usage: Usage, price: Price, calls: int = 1) -> int:

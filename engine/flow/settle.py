@@ -13,6 +13,7 @@ from penstock.engine.pricing import cost_nano, dearer, price_of
 from penstock.engine.results import Attempt, CostBasis, CostLine, DeadLetter, DeadLetterReason, Mode, Result
 
 FREE = Price(version="free")
+_NO_USAGE = Usage()
 
 
 class Priced:
@@ -66,7 +67,8 @@ def book(slot: Slot, attempt: Attempt) -> None:
     slot.cost_nano += attempt.cost_nano
     if attempt.role not in STEP_ROLES:
         slot.call_ms += attempt.ms
-        slot.usage = add_usage(slot.usage, attempt.usage or Usage())
+        if attempt.usage is not None:
+            slot.usage = attempt.usage if slot.usage == _NO_USAGE else add_usage(slot.usage, attempt.usage)
 
 
 def _charged_nano(outcome: Outcome, price: Price) -> int:
@@ -146,8 +148,10 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
 
 def _last_usage(attempts: Sequence[Attempt]) -> Usage:
     """Of the call that answered: the last one that is no step."""
-    answered = next((attempt for attempt in reversed(attempts) if attempt.role not in STEP_ROLES), None)
-    return (answered.usage if answered is not None else None) or Usage()
+    for attempt in reversed(attempts):
+        if attempt.role not in STEP_ROLES:
+            return attempt.usage or _NO_USAGE
+    return _NO_USAGE
 
 
 def dead_letter_of(

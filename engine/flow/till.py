@@ -179,6 +179,8 @@ class Till:
 
     def freed(self, settled: Reservation, now: float) -> list[Slot]:
         """A call was settled, and left something: who waits first, and fits into what is there now, may try again."""
+        if not self._queues:
+            return []
         keys = {held.key for held in settled.held} & self._queues.keys()
         return [slot for key in keys for slot in self.fitting(key, now)]
 

@@ -81,6 +81,26 @@ def test_a_usage_that_contradicts_itself_is_never_understated() -> None:
     assert fixed == Usage(input=10, cached=10, output=7, reasoning=7)
 
 
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        (Usage(input=-1), Usage()),
+        (Usage(input=9, cached=-1), Usage(input=9)),
+        (Usage(input=9, cache_write=-1), Usage(input=9)),
+        (Usage(input=9, cache_write_1h=-1), Usage(input=9)),
+        (Usage(output=-1), Usage()),
+        (Usage(output=9, reasoning=-1), Usage(output=9)),
+        (Usage(output=9, reasoning=10), Usage(output=10, reasoning=10)),
+        (Usage(input=9, cached=10), Usage(input=10, cached=10)),
+        (Usage(input=9, cache_write=10), Usage(input=10, cache_write=10)),
+        (Usage(input=9, cache_write_1h=10), Usage(input=10, cache_write_1h=10)),
+    ],
+)
+def test_each_contradiction_is_seen_by_itself(told: Usage, meant: Usage) -> None:
+    """The quick look lets nothing pass that does not add up."""
+    assert sane(told) == (meant, False)
+
+
 @given(PRICES, TOKENS, TOKENS, TOKENS, TOKENS, TOKENS)
 def test_no_call_costs_more_than_its_worst_case(
     price: Price, plain: int, cached: int, written: int, hour: int, output: int
