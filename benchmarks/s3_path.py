@@ -1,9 +1,11 @@
-"""S3 → instant answers → S3, exactly once, one lane, beside plain boto3 moving the same bytes; and what memory does.
+"""S3 → instant answers → S3, exactly once, one lane, beside plain boto3 and a bare loop; and what memory does.
 
     python benchmarks/s3_path.py [--mb 200] [--record-bytes 500 4000 64000] [--pairs 3] [--memory]
 
 A real S3 server of its own (versitygw, on this machine: there is no network between). The rival downloads the input
-object to a file and uploads it again, with boto3's own threads, and looks at none of it. Ours is a lane as a run has it
+object to a file and uploads it again, with boto3's own threads, and looks at none of it. The bare loop is the floor of
+whatever looks at rows: between the two it decodes each line, and writes a record of about our size for it; it routes,
+prices and checks nothing, and loses all when it is killed. Ours is a lane as a run has it
 (ranges, parsing, routing, accounting, records, costs, progress by compare-and-swap, merged parts and a manifest), whose
 calls are answered at once in its own process: no Ray, no HTTP. It writes more than it reads: a result also says where
 it came from and what it cost, and each call has a line of costs. Both are counted in megabytes of input a second; CPU
@@ -41,6 +43,8 @@ from penstock.jobs.dev.s3 import REGION, Keys, S3Server, client
 PROMISE = 0.7
 COMMIT_S = S3Sink.commit_ms / 1000
 BUCKET = "bench"
+PAD = "y" * 1_700
+"""A result and its line of costs have about so many bytes."""
 SMALL_ROWS = 4
 """Rows of a small object."""
 OBJECTS = (2_500, 5_000, 10_000)
@@ -92,7 +96,7 @@ def put_small(s3: Any, prefix: str, objects: int) -> int:
     return objects * SMALL_ROWS
 
 
-# the rival
+# the rivals
 
 
 def plain(s3: Any, folder: Path, key: str) -> Took:
@@ -103,6 +107,23 @@ def plain(s3: Any, folder: Path, key: str) -> Took:
     s3.upload_file(str(path), BUCKET, f"plain/{uuid.uuid4().hex[:6]}.jsonl")
     took = since(started)
     path.unlink()
+    return took
+
+
+def loop(s3: Any, folder: Path, key: str) -> Took:
+    """To download the object, write a record for each line, and upload these."""
+    path, made = folder / "moved", folder / "made"
+    started = now()
+    s3.download_file(BUCKET, key, str(path))
+    with path.open("rb") as lines, made.open("wb") as out:
+        for line in lines:
+            label = msgspec.json.decode(line)["custom_id"]
+            record = {"id": label, "custom_id": label, "response": {"answer": "yes"}, "error": None, "pad": PAD}
+            out.write(msgspec.json.encode(record) + b"\n")
+    s3.upload_file(str(made), BUCKET, f"loop/{uuid.uuid4().hex[:6]}.jsonl")
+    took = since(started)
+    path.unlink()
+    made.unlink()
     return took
 
 
@@ -150,17 +171,24 @@ def speed(endpoint: str, s3: Any, folder: Path, options: argparse.Namespace) -> 
         ratios: list[float] = []
         for _ in range(options.pairs):
             theirs = plain(s3, folder, f"{prefix}large.jsonl")
+            floor = loop(s3, folder, f"{prefix}large.jsonl")
             mine = asyncio.run(ours(endpoint, prefix, count))
             ratios.append(theirs.seconds / mine.seconds)
             print(
-                f"{options.mb} MB in {count:,} rows: boto3 {told_speed(options.mb, theirs)}   penstock "
-                f"{told_speed(options.mb, mine)}, {count / mine.seconds:,.0f} rows/s   ratio {ratios[-1]:.3f}",
+                f"{options.mb} MB in {count:,} rows: boto3 {told_speed(options.mb, theirs)}   bare loop "
+                f"{told_speed(options.mb, floor)}, {a_row(floor, count)}   penstock {told_speed(options.mb, mine)}, "
+                f"{a_row(mine, count)}   ratio to boto3 {ratios[-1]:.3f} (the loop's "
+                f"{theirs.seconds / floor.seconds:.3f}), to the loop {floor.seconds / mine.seconds:.3f}",
                 flush=True,
             )
         median = statistics.median(ratios)
         print(f"rows of {size:,} bytes: median ratio {median:.3f} (promised: {PROMISE})")
         good = good and median >= PROMISE
     return good
+
+
+def a_row(took: Took, count: int) -> str:
+    return f"{took.cpu_s / count * 1e6:,.0f} µs of CPU a row"
 
 
 def told_speed(mb: int, took: Took) -> str:
