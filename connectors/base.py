@@ -23,7 +23,7 @@ from penstock.engine.plan import Epoch, Plan, Split
 if TYPE_CHECKING:  # numpy comes with it, and a job file is read without
     from penstock.engine.flow.progress import Saved
 
-SinkName = Literal["results", "costs", "quality", "dead_letters"]
+SinkName = Literal["results", "costs", "quality", "dead_letters", "review"]
 
 
 class Raw(msgspec.Struct, frozen=True, gc=False):

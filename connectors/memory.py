@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import get_args
 
 import msgspec
 
@@ -21,7 +22,7 @@ from penstock.engine.errors import Corrupt, Fenced, Held, SpecError, Temporary
 from penstock.engine.items import Position
 from penstock.engine.plan import Epoch, Plan, Split
 
-SINKS: tuple[SinkName, ...] = ("results", "costs", "quality", "dead_letters")
+SINKS: tuple[SinkName, ...] = get_args(SinkName)
 
 
 class Crash(Exception):

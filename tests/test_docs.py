@@ -11,11 +11,12 @@ import pytest
 
 from penstock.connectors import settings
 from penstock.engine.catalog import Limits
+from penstock.engine.review import Review
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import COMMANDS
 from penstock.jobs.sandbox import read_settings
 from penstock.jobs.spec import fields
-from penstock.workers.runspec import Execution, Review
+from penstock.workers.runspec import Execution
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,6 +11,7 @@ from penstock.connectors.settings import KafkaSource, Row, SinkSettings, SourceS
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy
+from penstock.engine.review import Review
 
 DEFAULT_STATE = ".penstock"
 WINDOW_IN_ALL, MIN_WINDOW, MAX_WINDOW = 8192, 512, 4096
@@ -66,7 +67,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     catalog: Catalog
     policy: Policy
     sinks: dict[SinkName, SinkSettings]
-    """results, costs, quality, dead_letters: all four are named here."""
+    """results, costs, quality, dead_letters: all four are named here; review where the job names it."""
     budgets: tuple[Budget, ...] = ()
     state: str = DEFAULT_STATE
     on_duplicate: Literal["allow", "dead_letter"] = "dead_letter"
@@ -80,6 +81,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     feedback: SourceSettings | None = None
     """Where outcomes come from that are learned later; it changes no answer."""
     review: Review | None = None
+    """Which results people shall look at."""
     pinned: bool = False
     """Versions stand as the catalogue says, whatever is steered for other jobs: an evaluation compares just these."""
     data: str = ""
@@ -94,19 +96,6 @@ class RunSpec(msgspec.Struct, frozen=True):
     def by_key(self) -> bool:
         """Records of one key are sent one after another."""
         return isinstance(self.source, KafkaSource) and self.source.order == "key"
-
-
-class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which results people shall look at; nothing here changes an answer."""
-
-    low_confidence: float | None = None
-    """A score of the answer, by a judge or a scorer, lies below this."""
-    disagreement: bool = False
-    """A shadow answered something else, or judge and scorers see the answer differently."""
-    invalid: bool = False
-    """The answer was kept although it is not what `output` asks for."""
-    share: float = 0.0
-    """Of all results, chosen by a stable hash."""
 
 
 class RunOptions(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from penstock.connectors.writing.record_structs import (
     Provenance,
     QualityRecord,
     Response,
+    ReviewRecord,
 )
 from penstock.connectors.writing.table_columns import RowLine, decode_line
 
@@ -59,6 +60,7 @@ _RECORDS: dict[SinkName, Struct] = {
     "costs": CostRecord,
     "quality": QualityRecord,
     "dead_letters": DeadLetterRecord,
+    "review": ReviewRecord,
 }
 SINKS: tuple[SinkName, ...] = tuple(_RECORDS)
 
@@ -107,7 +109,7 @@ class _Walk:
             (inner,) = (one for one in get_args(kind) if one is not types.NoneType)
             return _optional(self.field(name, inner))
         if get_origin(kind) in (list, tuple):
-            return _array(self.record(get_args(kind)[0]))
+            return _array(self.field("", get_args(kind)[0]))
         if get_origin(kind) is dict:
             text = self.field("", get_args(kind)[1])
             return _Kind(

@@ -153,6 +153,57 @@ class QualityRecord(msgspec.Struct, frozen=True, gc=False):
     older than this field."""
 
 
+class ScoreLine(msgspec.Struct, frozen=True, gc=False):
+    scorer: str
+    scorer_version: str
+    score: float
+    passed: bool
+    judge_model: str | None
+
+
+class OtherAnswer(msgspec.Struct, frozen=True, gc=False):
+    model: str
+    model_version: str
+    role: str
+    answer: str
+
+
+class ReviewRecord(msgspec.Struct, frozen=True, gc=False):
+    """A result for people to look at. Where the item's wall says `sample: redact`, what was said is left out, with all
+    that it could be guessed from: input, answer, others, expected, custom_id and both hashes.
+
+    No field has a name of a label's (`label`, `score`, `note`, `by`, `at`): a tool adds these, and the record comes
+    back by `penstock label import`."""
+
+    item_id: str
+    run_id: str
+    generation: int
+    custom_id: str | None
+    task: str
+    why: list[str]
+    """The rules that chose it, in words."""
+    input: Json
+    answer: str | None
+    model: str
+    model_version: str
+    prompt_version: str
+    status: str
+    scores: list[ScoreLine]
+    """Of the answer."""
+    signal: float | None
+    """Of a cascade: how sure the answer was."""
+    others: list[OtherAnswer]
+    """What other models answered to the same request."""
+    expected: Json
+    sensitivity: str | None
+    """As in a quality record."""
+    consent: str | None
+    source: Source
+    input_hash: str | None
+    output_hash: str | None
+    finished_at: str
+
+
 class DeadLetterRecord(msgspec.Struct, frozen=True, gc=False):
     """`original`: the untouched bytes as text; `original_encoding` is `base64` where they are not UTF-8. Over 1 MB it
     is the head only: `original_length` and `original_hash` then tell of the whole."""

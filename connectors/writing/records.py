@@ -1,4 +1,4 @@
-"""Results, dead letters, cost lines and quality samples as JSON lines: SURFACES §3, field by field.
+"""Results, dead letters, cost lines, quality samples and results for review as JSON lines: SURFACES §3, field by field.
 
 Two shapes of results. `openai-batch`: `id`, `custom_id`, `response`, `error`, and all that is ours under `penstock`.
 `rows`: the kept columns, `answer`, and `penstock`. A kept column that is itself named `answer` or `penstock` is carried
@@ -26,15 +26,19 @@ from penstock.connectors.writing.record_structs import (
     CostRecord,
     DeadLetterRecord,
     Json,
+    OtherAnswer,
     Provenance,
     QualityRecord,
     Response,
+    ReviewRecord,
+    ScoreLine,
     Source,
     Tokens,
 )
 from penstock.engine.errors import BadRecord
 from penstock.engine.items import NANO_PER_USD, Item, Usage
 from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
+from penstock.engine.review import Review, reasons_of
 
 Shape = Literal["rows", "openai-batch"]
 
@@ -46,13 +50,16 @@ class Encoder:
     """Turns what the engine decided into JSON lines (without newline).
 
     run_id: stands in every record. shape: of results; None: each in the shape of its input. schema_tasks: tasks whose
-    output is a JSON schema; their `answer` is a struct in shape `rows`.
+    output is a JSON schema; their `answer` is a struct in shape `rows`. review: which results are for people too.
     """
 
-    def __init__(self, run_id: str, shape: Shape | None, schema_tasks: Iterable[str] = ()) -> None:
+    def __init__(
+        self, run_id: str, shape: Shape | None, schema_tasks: Iterable[str] = (), review: Review | None = None
+    ) -> None:
         self._run_id = run_id
         self._shape = shape
         self._schema_tasks = frozenset(schema_tasks)
+        self._review = review
         self._stamps = Stamps()
 
     def result(self, result: Result) -> bytes:
@@ -191,6 +198,41 @@ class Encoder:
                 signal=result.signal if shadow is None else shadow.signal,
                 signal_by=(result if shadow is None else shadow).signal_by or None,
                 sensitivity=_sensitivity(result),
+            )
+        )
+
+    def reasons(self, result: Result) -> tuple[str, ...]:
+        """Why people shall look at it; empty: they need not."""
+        return reasons_of(self._review, result) if self._review is not None else ()
+
+    def review(self, result: Result, why: tuple[str, ...], *, redact: bool = False) -> bytes:
+        """redact: as of a quality sample."""
+        item, others = result.item, () if redact else (*result.shadows, *result.doubted)
+        expected = item.attributes.expected_json
+        return _encode(
+            ReviewRecord(
+                item_id=item.item_id,
+                run_id=self._run_id,
+                generation=item.generation,
+                custom_id=None if redact else item.custom_id,
+                task=result.route.task,
+                why=list(why),
+                input=_NULL if redact else Json(one_line(item.request.body_json)),
+                answer=None if redact else _whole(result.answer.text),
+                model=result.model,
+                model_version=result.model_version,
+                prompt_version=result.prompt_version,
+                status=result.status,
+                scores=[ScoreLine(s.scorer, s.scorer_version, s.score, s.passed, s.judge_model) for s in result.scores],
+                signal=result.signal,
+                others=[OtherAnswer(o.model, o.model_version, o.role, _whole(o.text)) for o in others],
+                expected=_NULL if redact or expected is None else Json(one_line(expected)),
+                sensitivity=_sensitivity(result),
+                consent=item.attributes.consent,
+                source=Source(item.source.split, item.source.position),
+                input_hash=None if redact else item.request.input_hash,
+                output_hash=None if redact else result.output_hash,
+                finished_at=self._stamps.iso(result.finished_at),
             )
         )
 

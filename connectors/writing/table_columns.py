@@ -19,11 +19,13 @@ from penstock.connectors.writing.record_structs import (
     DeadLetterRecord,
     Provenance,
     QualityRecord,
+    ReviewRecord,
 )
 from penstock.connectors.writing.table_answers import EXACT_FLOAT, AnswerShape, ArrowType
 
 Kind = Literal["text", "int", "float", "bool", "money", "time", "json", "list"]
-"""money: decimal(18,9). time: timestamp(us, UTC). json: JSON text in a string column. list: list of structs."""
+"""money: decimal(18,9). time: timestamp(us, UTC). json: JSON text in a string column. list: list of structs, or
+of texts."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -31,7 +33,7 @@ class Column(msgspec.Struct, frozen=True):
     path: tuple[str, ...]
     kind: Kind
     items: tuple[Column, ...] = ()
-    """Of a list: the fields of its structs."""
+    """Of a list: the fields of its structs; none: it holds texts."""
     optional: bool = True
     """It may be null. (CSV writes null and an empty text alike.)"""
     ours: bool = True
@@ -50,7 +52,7 @@ class RowLine(msgspec.Struct, frozen=True):
     penstock: Provenance
 
 
-Line = RowLine | BatchLine | CostRecord | QualityRecord | DeadLetterRecord
+Line = RowLine | BatchLine | CostRecord | QualityRecord | ReviewRecord | DeadLetterRecord
 
 _BATCH_KEYS = frozenset(BatchLine.__struct_fields__)
 _decode_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -60,6 +62,7 @@ _DECODERS: dict[str, Callable[[bytes], Line]] = {
     "costs": msgspec.json.Decoder(CostRecord).decode,
     "quality": msgspec.json.Decoder(QualityRecord).decode,
     "dead_letters": msgspec.json.Decoder(DeadLetterRecord).decode,
+    "review": msgspec.json.Decoder(ReviewRecord).decode,
 }
 
 
@@ -112,7 +115,8 @@ def columns_of(struct: type[msgspec.Struct], prefix: str = "", path: tuple[str, 
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             yield from columns_of(inner, f"{name}_", here)
         elif get_origin(inner) in (list, tuple):
-            yield Column(name, here, "list", tuple(columns_of(get_args(inner)[0])))
+            of = get_args(inner)[0]
+            yield Column(name, here, "list", () if of is str else tuple(columns_of(of)))
         else:
             yield Column(name, here, _kind(field.name, inner), optional=inner is not field.type or inner is not str)
 
@@ -140,6 +144,7 @@ _STRUCTS: dict[str, type[msgspec.Struct]] = {
     "costs": CostRecord,
     "quality": QualityRecord,
     "dead_letters": DeadLetterRecord,
+    "review": ReviewRecord,
 }
 FIXED = {sink: tuple(columns_of(struct)) for sink, struct in _STRUCTS.items()}
 RESERVED = frozenset({"answer", *(c.name for c in PENSTOCK)})

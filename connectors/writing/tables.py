@@ -164,6 +164,8 @@ def _lists(column: Column, values: Sequence[object]) -> Array:
     import pyarrow as pa
 
     lists = [list(v) if isinstance(v, list | tuple) else [] for v in values]
+    if not column.items:
+        return pa.array(lists, pa.list_(pa.string()))
     ends = itertools.accumulate((len(v) for v in lists), initial=0)
     items = list(itertools.chain.from_iterable(lists))
     arrays = [_array(c, list(map(c.get(), items))) for c in column.items]
@@ -340,7 +342,7 @@ def _jsonable(column: Column | None, value: object) -> object:
             return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
         case str() if column is not None and column.kind == "json":
             return msgspec.Raw(value.encode())
-        case list() if column is not None:
+        case list() if column is not None and column.items:
             fields = {c.name: c for c in column.items}
             return [{k: _jsonable(fields.get(k), v) for k, v in item.items()} for item in value]
         case _:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from penstock.connectors.base import SinkName
 from penstock.engine.errors import SpecError
 from penstock.engine.pricing import price_of
 from penstock.jobs import exits
@@ -17,7 +18,6 @@ from penstock.jobs.wording import relative, secret_told
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from penstock.connectors.base import SinkName
     from penstock.engine.catalog import Catalog, Model, Price, Wall
 
 JOBS = {"files": "job.yaml", "kafka": "kafka.yaml", "s3": "s3.yaml"}
@@ -204,7 +204,7 @@ def _permits(catalog: Catalog, wall: Wall, model: Model) -> bool:
 @click.option("--format", "form", type=click.Choice(["json", "avro"]), default="json", show_default=True)
 @click.option(
     "--sink",
-    type=click.Choice(["results", "costs", "quality", "dead_letters"]),
+    type=click.Choice(get_args(SinkName)),
     help="Only the schema of this sink's records.",
 )
 def schema(what: str, form: str, sink: SinkName | None) -> None:

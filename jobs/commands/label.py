@@ -209,7 +209,8 @@ def _tell_unshown(at: _Work) -> None:
         raise SpecError(f"{at.name}: no result was chosen for people; see `review:` in docs/job-file.md")
     if at.listed.unshown:
         click.echo(
-            f"{at.listed.unshown:,} more can't be shown: no record holds their input (set `sample`, or `row.keep`)",
+            f"{at.listed.unshown:,} more can't be shown: their wall forbids it, or no record holds their input (name "
+            "`sinks.review`, or set `sample` or `row.keep`)",
             err=True,
         )
     if at.listed.more:

@@ -207,7 +207,7 @@ def _tail_job(job: str, call: TailCall, show: Callable[[Seen], None]) -> int:
     from penstock.connectors.settings import Connection, KafkaSink
 
     spec = shared.load_job(job, call.sets)
-    sink = spec.sinks[call.sink]
+    sink = spec.sinks.get(call.sink)
     if isinstance(sink, KafkaSink) and isinstance(sink.connection, Connection):
         return _follow(sink.connection, (sink.topic, *sink.reply_to), call, show)
     from penstock.jobs.history import open_history
@@ -218,6 +218,8 @@ def _tail_job(job: str, call: TailCall, show: Callable[[Seen], None]) -> int:
     if not history.knows(spec.run_id):
         raise SpecError(f"{spec.run_id} has not run yet: penstock run {job}")
     outputs = Outputs(history.spec(spec.run_id), history.status_or_starting(spec.run_id))
+    if call.sink not in outputs.spec.sinks:
+        raise SpecError(f"{spec.run_id} has no sink {call.sink}; it has {', '.join(outputs.spec.sinks)}")
     found: Iterator[bytes] = outputs.records(call.sink)
     count = 0
     for value in found:

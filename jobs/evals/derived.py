@@ -38,7 +38,7 @@ def spec_of(base: RunSpec, asked: Asked, place: Path, name: str, *, requests: bo
     policy = Policy(tasks=tasks, default_task=None, max_attempts=base.policy.max_attempts)
     policy = msgspec.structs.replace(policy, version=policy_version(catalog, policy))
     row = msgspec.structs.replace(base.row, id=f"{{{{ {ROW} }}}}", keep=(), attributes=_attributes())
-    sinks = {sink: FilesSink(str(place / f"{sink}.jsonl")) for sink in base.sinks}
+    sinks = {sink: FilesSink(str(place / f"{sink}.jsonl")) for sink in base.sinks if sink != "review"}
     return msgspec.structs.replace(
         base,
         run_id=run_id_of(name, place),

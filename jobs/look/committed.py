@@ -1,5 +1,5 @@
 """Committed outputs read back from their files, as far as they are checked (SURFACES: results, dead letters, costs,
-quality)."""
+quality, review)."""
 
 from __future__ import annotations
 
@@ -56,6 +56,13 @@ class Sample(msgspec.Struct, frozen=True):
     """With its version."""
 
 
+class Reviewed(msgspec.Struct, frozen=True):
+    """A result in the sink for people."""
+
+    item_id: str
+    generation: int = 0
+
+
 class Outputs(msgspec.Struct, frozen=True):
     """The committed outputs of one run."""
 
@@ -63,6 +70,7 @@ class Outputs(msgspec.Struct, frozen=True):
     dead_letters: tuple[Finished, ...] = ()
     costs: tuple[Line, ...] = ()
     quality: tuple[Sample, ...] = ()
+    review: tuple[Reviewed, ...] = ()
 
     @property
     def finished(self) -> tuple[Finished, ...]:
@@ -149,6 +157,7 @@ def read_outputs(paths: Mapping[str, Sequence[Path]], key: Key | str = "custom_i
             Sample(q.item_id, q.scorer, q.passed, q.role, f"{q.model}@{q.model_version}")
             for q in (msgspec.json.decode(line, type=_Quality) for line in _lines(paths, "quality"))
         ),
+        review=tuple(msgspec.json.decode(line, type=Reviewed) for line in _lines(paths, "review")),
     )
 
 

@@ -34,6 +34,9 @@ Kind = Literal[
     "sample_missing",  # a sampled result without its line in quality
     "sample_duplicate",
     "sample_orphan",  # a line in quality whose item isn't a sampled result
+    "review_missing",  # a result that is for people, and not in their sink
+    "review_duplicate",
+    "review_orphan",  # in the sink for people, and no result that is for them
 ]
 
 
@@ -91,6 +94,9 @@ Price = Callable[[Line], int | None]
 """What a cost line's tokens cost, in nano-dollars; None: not known here."""
 
 
+Chosen = Callable[[Finished], bool]
+
+
 def check(
     offered: Iterable[str],
     outputs: Outputs,
@@ -98,15 +104,18 @@ def check(
     *,
     bound: int | None = None,
     price: Price | None = None,
+    chosen: Chosen | None = None,
 ) -> Report:
     """Every way in which the three can disagree.
 
     offered: the items' keys as the outputs name them (see `committed.read_outputs`), each as often as it was offered.
-    journal: None where nobody kept one (then payments aren't checked). bound: second payments that are allowed.
+    journal: None where nobody kept one (then payments aren't checked). bound: second payments that are allowed. chosen:
+    which results are for people; None: not known.
     """
     wanted = Counter(offered)
     found = [*_presence(wanted, outputs), *_bills(outputs), *_samples(outputs)]
     found += _prices(outputs, price) if price is not None else ()
+    found += _reviews(outputs, chosen)
     seconds: list[Paid] = []
     if journal is not None:
         seconds = _second_payments(outputs, journal)
@@ -206,6 +215,19 @@ def _samples(outputs: Outputs) -> Iterator[Violation]:
     for (item, scorer, _, _), n in lines.items():
         if n > 1:
             yield Violation("sample_duplicate", sampled.get(item, item), f"{n} lines of scorer {scorer}")
+
+
+def _reviews(outputs: Outputs, chosen: Chosen | None) -> Iterator[Violation]:
+    lines = Counter((line.item_id, line.generation) for line in outputs.review)
+    results = {(one.item_id, one.generation): one for one in outputs.results}
+    due = {place for place, one in results.items() if chosen(one)} if chosen is not None else lines.keys()
+    for place in due - lines.keys():
+        yield Violation("review_missing", results[place].key, "for people, and not in review")
+    for item, generation in lines.keys() - (due & results.keys()):
+        yield Violation("review_orphan", item, f"in review (generation {generation}), and no result that is for people")
+    for (item, _), n in lines.items():
+        if n > 1:
+            yield Violation("review_duplicate", item, f"{n} lines in review")
 
 
 def _second_payments(outputs: Outputs, journal: Sequence[Paid]) -> list[Paid]:

@@ -36,6 +36,8 @@ class Line(msgspec.Struct, frozen=True):
 
 
 COLUMNS = Line.__struct_fields__
+SAID = ("item_id", "label", "score", "note", "by", "at", "output_hash")
+"""What is read of a line. The rest shows the item, in any form: a record of the review sink is such a line too."""
 
 
 def lines(items: Sequence[Asked], said: Said) -> Iterator[Line]:
@@ -124,7 +126,7 @@ def _line(row: dict[str, Any] | str, known: Mapping[str, Asked]) -> Line | str:
     """The line, or why it is none."""
     if isinstance(row, str):
         return row
-    filled = {name: value for name, value in row.items() if name in COLUMNS and value not in ("", None)}
+    filled = {name: value for name, value in row.items() if name in SAID and value not in ("", None)}
     try:
         line = msgspec.convert(filled, Line, strict=False)
     except msgspec.ValidationError as error:

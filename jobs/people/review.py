@@ -1,8 +1,8 @@
-"""What people shall look at: read from a run's committed records by the job's `review:` rules.
+"""What people shall look at: what the run's review sink holds, else what the job's `review:` rules choose now.
 
-Nothing is written beside the commit: the same records give the same list, whenever it is made. The input is shown from
-the quality sample (its wall may have redacted it), else from the columns that the result kept, and that only where no
-wall of the job forbids samples.
+Without a sink, results and quality records are read: the same records give the same list, whenever it is made. The
+input is shown from the quality sample (its wall may have redacted it), else from the columns that the result kept, and
+that only where no wall of the job forbids samples.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
+from penstock.connectors.writing.record_structs import ReviewRecord
 from penstock.engine.policy import Policy
-from penstock.engine.quality import sampled
-from penstock.engine.texts import normal
+from penstock.engine.review import Review, Seen, reasons
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
-from penstock.workers.runspec import Review, RunSpec
+from penstock.workers.runspec import RunSpec
 
 MOST = 10_000
 """Items of one list; people look at some hundred a day."""
@@ -52,7 +52,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """`unshown`: chosen, but no record holds their input. `more`: beyond the most that one list holds."""
+    """`unshown`: chosen, but no record may show or holds their input. `more`: beyond the most that one list holds."""
 
     items: tuple[Asked, ...]
     unshown: int = 0
@@ -93,12 +93,53 @@ class _Chosen(msgspec.Struct, frozen=True):
 
 _sample = msgspec.json.Decoder(_Sample)
 _shown = msgspec.json.Decoder(_Shown)
+_record = msgspec.json.Decoder(ReviewRecord)
 
 Samples = dict[str, list[_Sample]]
 
 
 def listed(outputs: Outputs, rules: Review | None) -> Listed:
-    """The items that the rules choose, in the order of the results. Memory: all quality records, without inputs."""
+    """The items for people, in the order of the results. `rules`: where the run has no review sink."""
+    if "review" in outputs.spec.sinks:
+        return _of_sink(outputs)
+    return _of_records(outputs, rules)
+
+
+def _of_sink(outputs: Outputs) -> Listed:
+    items: list[Asked] = []
+    unshown = more = 0
+    for line in outputs.records("review"):
+        if len(items) >= MOST:
+            more += 1
+            continue
+        record = _record.decode(line)
+        if bytes(record.input) == b"null":
+            unshown += 1
+        else:
+            items.append(_of_record(outputs.spec.policy, record))
+    return Listed(tuple(items), unshown, more)
+
+
+def _of_record(policy: Policy, record: ReviewRecord) -> Asked:
+    expected = msgspec.json.decode(record.expected)
+    return Asked(
+        item_id=record.item_id,
+        task=record.task,
+        why=tuple(record.why),
+        input=_messages(bytes(record.input)),
+        answer=record.answer or "",
+        model=record.model,
+        model_version=record.model_version,
+        expected=None if expected is None else as_text(expected),
+        choices=choices_of(policy, record.task),
+        others=tuple(Other(f"{other.model}@{other.model_version}", other.answer) for other in record.others),
+        request=record.input_hash or "",
+        output_hash=record.output_hash or "",
+    )
+
+
+def _of_records(outputs: Outputs, rules: Review | None) -> Listed:
+    """What the rules choose. Memory: all quality records, without inputs."""
     samples: Samples = {}
     for line in outputs.records("quality"):
         sample = _sample.decode(line)
@@ -136,28 +177,20 @@ def _choose(outputs: Outputs, rules: Review, samples: Samples) -> tuple[list[_Ch
 def _why(rules: Review, result: told.ResultTold, about: list[_Sample]) -> tuple[str, ...]:
     block = result.penstock
     own = [sample for sample in about if _is_of(sample, block)]
-    reasons = (
-        (rules.invalid and block.status == "invalid_output", "invalid output"),
-        (rules.low_confidence is not None and _is_unsure(own, rules.low_confidence), "low confidence"),
-        (rules.disagreement and _disagree(result.answer, own, about), "disagreement"),
-        (sampled(f"review {block.item_id}", rules.share), "random share"),
+    seen = Seen(
+        block.item_id,
+        result.answer,
+        block.status == "invalid_output",
+        tuple(sample.score for sample in own),
+        frozenset(sample.passed for sample in own),
+        tuple(sample.signal for sample in own if sample.signal is not None),
+        tuple(sample.output for sample in about if sample not in own and sample.output is not None),
     )
-    return tuple(reason for holds, reason in reasons if holds)
-
-
-def _is_unsure(own: list[_Sample], bar: float) -> bool:
-    """By a score of the answer, or by the signal that its cascade took it for."""
-    return any(sample.score < bar or (sample.signal is not None and sample.signal < bar) for sample in own)
+    return reasons(rules, seen)
 
 
 def _is_of(sample: _Sample, block: told.Told) -> bool:
     return (sample.model, sample.model_version) == (block.model, block.model_version)
-
-
-def _disagree(answer: str, own: list[_Sample], about: list[_Sample]) -> bool:
-    """A shadow answered something else, or a judge and the scorers, or two judges, see the answer differently."""
-    others = (s.output for s in about if s not in own and s.output is not None)
-    return len({s.passed for s in own}) > 1 or any(normal(other) != normal(answer) for other in others)
 
 
 def _kept(line: bytes) -> str:

@@ -17,6 +17,8 @@ from penstock.engine.fingerprints import short_hash
 from penstock.jobs.people.review import MOST, Asked, as_text
 
 ROWS = (".jsonl", ".ndjson", ".csv", ".parquet")
+_REVIEW = {"item_id", "run_id", "why", "answer", "output_hash"}
+"""Columns of a review sink's file: as rows of their own its items would be labelled in vain."""
 
 
 def is_rows(path: str | None) -> bool:
@@ -51,6 +53,10 @@ async def _each(path: str) -> AsyncIterator[dict[str, Any]]:
             if raw.error is not None:
                 raise SpecError(f"a row can't be read: {raw.error[1]}", path=path)
             try:
-                yield msgspec.json.decode(raw.row_json or raw.data, type=dict[str, Any])
+                row = msgspec.json.decode(raw.row_json or raw.data, type=dict[str, Any])
             except msgspec.DecodeError as error:
                 raise SpecError(f"a row is no JSON object: {error}", path=path) from error
+            if row.keys() >= _REVIEW:
+                run = row["run_id"]
+                raise SpecError(f"this holds items of the run {run}: `penstock label {run}` shows them", path=path)
+            yield row

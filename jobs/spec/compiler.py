@@ -17,6 +17,7 @@ from penstock.engine.fingerprints import policy_version
 from penstock.engine.items import Attributes
 from penstock.engine.policy import Experiment, Policy, Task
 from penstock.engine.pricing import usd_to_nano
+from penstock.engine.review import Review
 from penstock.jobs.prices import nano
 from penstock.jobs.spec.accounts import Part
 from penstock.jobs.spec.asked import share
@@ -33,7 +34,7 @@ from penstock.jobs.spec.tasks import compile_tasks
 from penstock.jobs.spec.templates import check_template
 from penstock.jobs.spec.tree import MAX_BYTES, Doc, nearest, parse
 from penstock.jobs.spec.variables import check_used, fill_tree, settle
-from penstock.workers.runspec import Execution, Review, RunSpec
+from penstock.workers.runspec import Execution, RunSpec
 
 OnDuplicate = Literal["allow", "dead_letter"]
 _FILLED = ("source", "sinks", "state", "catalog", "feedback")
@@ -69,6 +70,8 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     row = _row(doc, job.row, values)
     _prompts_needed(doc, source, tasks)
     sinks = resolve.sinks(site, job.sinks, row.keep)
+    if "review" in sinks and job.review is None:
+        raise doc.error(("sinks", "review"), "nothing is chosen for it; say which results with `review:`")
     resolve.check_not_input(doc, source, sinks)
     resolve.check_one_shape(doc, source, sinks["results"], job.shape)
     sinks = with_replies(source, sinks)

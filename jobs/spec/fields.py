@@ -12,7 +12,8 @@ import msgspec
 from penstock.connectors.settings import Connection, SinkSettings, SourceSettings
 from penstock.engine.catalog import EngineValue, Limits, Protocol
 from penstock.engine.items import Latency
-from penstock.workers.runspec import DEFAULT_STATE, Execution, Review
+from penstock.engine.review import Review
+from penstock.workers.runspec import DEFAULT_STATE, Execution
 
 Number = int | float
 Text = str | int | float | bool
@@ -271,6 +272,8 @@ class SinksFile(msgspec.Struct, frozen=True):
     costs: str | SinkSettings | None = None
     quality: str | SinkSettings | None = None
     dead_letters: str | SinkSettings | None = None
+    review: str | SinkSettings | None = None
+    """The results that `review:` chooses for people."""
 
 
 class JobFile(CatalogFile, frozen=True, kw_only=True):

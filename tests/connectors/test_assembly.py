@@ -34,7 +34,7 @@ from penstock.connectors.writing.records import Encoder, iter_records
 from penstock.engine.errors import Fenced, Held, Refused, SpecError
 from penstock.engine.items import Answer, Attributes, Item, Position, Refusal, Request, Route, Usage
 from penstock.engine.plan import Plan
-from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
 
 PLAN = Plan("run-1", "n", {}, 2, (), {}, 0.0)
 FAST = Path("/dev/shm")
@@ -255,15 +255,20 @@ def outputs(encoder: Encoder, text: str = "yes") -> Records:
     results = [result(n, keep, text) for n, keep in enumerate(KEPT)]
     cost = CostLine("e", "i", 1, "primary", None, "small", "v1", Usage(input=5), 7, "metered", "p", None, "t", 3, 1.5)
     dead = DeadLetter("d", Position("s", 0, 9), "malformed", "bad", b"\xff", finished_at=2.0)
+    other, score = ShadowAnswer("large", "v1", "no", (), Usage(), 0, 0.0, 1.0), Score("exact", "1", 0.0, False)
+    asked = msgspec.structs.replace(results[0].item, request=Request(b'{"messages":[]}', input_hash="ab"))
+    looked_at = msgspec.structs.replace(results[0], item=asked, scores=(score,), shadows=(other, other))
     return {
         "results": [OutRecord(0, n, encoder.result(r)) for n, r in enumerate(results)],
         "costs": [OutRecord(0, 0, encoder.cost(cost))],
         "dead_letters": [OutRecord(0, 0, encoder.dead_letter(dead))],
+        "review": [OutRecord(0, 0, encoder.review(looked_at, ("low confidence", "random share")))],
     }
 
 
 async def finished(folder: Path, suffix: str, records: Records) -> dict[SinkName, SinkSettings]:
     sinks = sinks_at(folder, suffix)
+    sinks["review"] = FilesSink(str(folder / f"review{suffix}"))
     store = store_for(sinks, folder / f".results{suffix}.penstock")
     await commit_all(store, {0: [records]})
     await store.finish(PLAN)
@@ -365,7 +370,7 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
     """`iter_records` gives nested JSON whatever the format; committed spools give the same before the finish."""
     encoder = Encoder("run-1", "rows" if shape == "rows" else "openai-batch")
     sinks = await finished(tmp_path, suffix, outputs(encoder))
-    for sink in ("results", "costs", "dead_letters"):
+    for sink in ("results", "costs", "dead_letters", "review"):
         back = [json.loads(v) for v in iter_records([str(tmp_path / f"{sink}{suffix}")])]
         spooled = [json.loads(v) for v in iter_committed(sinks, "run-1", sink)]
         ours = [r.get("penstock", r) for r in spooled]

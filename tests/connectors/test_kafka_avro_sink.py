@@ -10,14 +10,14 @@ import secrets
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fastavro
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from penstock.connectors.base import Holder, OutRecord
+from penstock.connectors.base import Holder, OutRecord, SinkName
 from penstock.connectors.kafka.client import ended
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.settings import Connection, KafkaSink
@@ -54,7 +54,7 @@ class Run:
                 f"{self.id}.{name}", connection=connection, create=True, progress_topic="avro-progress",
                 format="json" if name == "dead_letters" else "avro",
             )
-            for name in ("results", "costs", "quality", "dead_letters")
+            for name in get_args(SinkName)
         }  # fmt: skip
         self.place = KafkaPlace(sinks, self.id)  # type: ignore[arg-type]
 
@@ -91,6 +91,7 @@ async def test_a_consumer_reads_our_avro_by_the_registry_and_we_read_it_as_json(
         "costs": lines("costs"),
         "quality": lines("quality"),
         "dead_letters": lines("dead_letters"),
+        "review": lines("review"),
     }
     records = {
         sink: [OutRecord(0, n, line, item_id=f"i{n}") for n, line in enumerate(them)] for sink, them in written.items()
@@ -99,8 +100,8 @@ async def test_a_consumer_reads_our_avro_by_the_registry_and_we_read_it_as_json(
     await store.release(0)
     await store.let_go()
     subjects = {subject for subject, _ in registry.subjects}
-    assert subjects == {f"{run.id}.{sink}-value" for sink in ("results", "costs", "quality")}
-    for sink in ("results", "costs", "quality"):
+    assert subjects == {f"{run.id}.{sink}-value" for sink in ("results", "costs", "quality", "review")}
+    for sink in ("results", "costs", "quality", "review"):
         values = await run.consumed(sink)
         assert len(values) == len(written[sink])
         told = [decoded(registry, value) for value in values]

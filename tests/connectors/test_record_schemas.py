@@ -22,6 +22,7 @@ FILES: dict[str, SinkName] = {
     "costs": "costs",
     "quality": "quality",
     "dead_letters": "dead_letters",
+    "review": "review",
 }
 
 

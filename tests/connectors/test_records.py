@@ -27,7 +27,7 @@ def item(**changes: object) -> Item:
         source=Position("in/a.jsonl@9f:0-1000", 2, 345),
         attributes=Attributes(
             tenant="acme", task="classification", subject="s-1", unit="u-1", episode="e-1", consent="yes",
-            expected_json=b'"delivery"',
+            sensitivity="eu-only", expected_json=b'"delivery"',
         ),
         request=Request(b'{"messages":[{"role":"user","content":"where is it?"}]}', input_hash="ab" * 16),
         original=b'{"order_id":7}',
@@ -94,6 +94,9 @@ REFUSED = DeadLetter(
 )  # fmt: skip
 SCORE = Score("exact", "1", 1.0, True)
 
+OTHER = ShadowAnswer("small", "v2", "billing", (SCORE,), Usage(), 5, 3.0, 0.05)
+WHY = ("disagreement", "random share")
+
 ROWS, BATCH = Encoder("label-messages", "rows"), Encoder("label-messages", "openai-batch")
 RECORDS: dict[str, list[bytes]] = {
     "results.rows.jsonl": [ROWS.result(result()), ROWS.result(result(status="invalid_output", copied_from="77"))],
@@ -102,9 +105,13 @@ RECORDS: dict[str, list[bytes]] = {
     "quality.jsonl": [
         ROWS.quality(result(), SCORE),
         ROWS.quality(result(), SCORE, redact=True),
-        ROWS.quality(result(), SCORE, shadow=ShadowAnswer("small", "v2", "billing", (SCORE,), Usage(), 5, 3.0, 0.05)),
+        ROWS.quality(result(), SCORE, shadow=OTHER),
     ],
     "dead_letters.jsonl": [ROWS.dead_letter(UNREAD), ROWS.dead_letter(REFUSED)],
+    "review.jsonl": [
+        ROWS.review(result(scores=(SCORE,), shadows=(OTHER,)), WHY),
+        ROWS.review(result(scores=(SCORE,), shadows=(OTHER,)), WHY, redact=True),
+    ],
 }
 
 
@@ -142,6 +149,15 @@ def test_a_sample_says_how_its_item_has_to_be_treated(said: str | None, wall: st
     """What the item said; else the wall that it was put behind. So it is null only where there are no walls."""
     made = result(item=item(attributes=Attributes(sensitivity=said)), route=msgspec.structs.replace(ROUTE, wall=wall))
     assert json.loads(ROWS.quality(made, SCORE))["sensitivity"] == told
+
+
+def test_a_redacted_review_tells_nothing_that_was_said() -> None:
+    """Nor anything that it could be guessed from: who knows the choices finds the answer to a hash."""
+    secret = result(scores=(SCORE,), shadows=(OTHER,), output_hash="cd" * 16)
+    whole, bare = (json.loads(ROWS.review(secret, WHY, redact=redact)) for redact in (False, True))
+    hidden = {name for name in whole if whole[name] != bare[name]}
+    assert hidden == {"input", "answer", "others", "expected", "custom_id", "input_hash", "output_hash"}
+    assert all(not bare[name] for name in hidden)
 
 
 @given(st.integers(-(10**18), 10**18))

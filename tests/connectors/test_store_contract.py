@@ -371,15 +371,15 @@ async def test_a_crash_at_any_step_of_a_commit_leaves_all_or_nothing(world: Worl
         await store.take(lane, epoch)
         await store.commit(lane, epoch, 1, {"results": [record(lane * 10)]}, {"a": b"1"})
         script.crash(step)
+        records = {"results": [record(lane * 10 + 1)], "costs": [record(lane)], "review": [record(lane)]}
         with pytest.raises(Crash):
-            await store.commit(
-                lane, epoch, 2, {"results": [record(lane * 10 + 1)], "costs": [record(lane)]}, {"a": b"2"}
-            )
+            await store.commit(lane, epoch, 2, records, {"a": b"2"})
         await world.kill(store, lane)
         other, _ = world.process()
         taken = await other.take(lane, (2, 1))
         values = {b'{"n":%d}' % (lane * 10), b'{"n":%d}' % (lane * 10 + 1)} & set(world.committed("results"))
-        costs = b'{"n":%d}' % lane in world.committed("costs")
+        costs, review = (b'{"n":%d}' % lane in world.committed(sink) for sink in ("costs", "review"))
+        assert costs == review
         assert (taken.seq, taken.chunks, len(values), costs) in [(1, {"a": b"1"}, 1, False), (2, {"a": b"2"}, 2, True)]
 
 

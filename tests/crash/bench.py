@@ -24,6 +24,8 @@ from typing import ClassVar, Literal
 import msgspec
 import psutil
 
+from penstock.engine.quality import sampled
+from penstock.jobs.look.committed import Finished
 from penstock.jobs.look.verify import Paid, Report, journal_of
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from tests.crash.checker import assert_clean
@@ -41,14 +43,17 @@ PATHS = {
     "dead_letters": "out/results.dead_letters.jsonl",
     "costs": "beside/costs.jsonl",
     "quality": "beside/quality.jsonl",
+    "review": "people/review.jsonl",
 }
-"""Costs and quality have a place of their own: they follow the results by the outbox, and must survive kills there."""
+"""Costs, quality and review have places of their own: they follow the results by the outbox, and must survive kills
+there."""
 SINKS = tuple(PATHS)
 SINKS_TOLD = ", ".join(f"{sink}: {path}" for sink, path in PATHS.items())
 """As a job file says them."""
 MANY = 100
 """Results among which some are sampled for sure."""
 MAIN = "import sys; from penstock.jobs.cli import main; sys.argv[0] = 'penstock'; main()"
+REVIEW_SHARE = 0.3
 SCORED = """\
 sample: 0.2
 scorers: [{type: regex, pattern: "(?i)[aeiou]"}]
@@ -241,7 +246,7 @@ class Bench:
         return max((after - before for before, after in pairwise(times)), default=0.0)
 
     def check(self, bound: int) -> Report:
-        report = assert_clean(self.labels, self.outputs(), self.paid(), bound=bound)
+        report = assert_clean(self.labels, self.outputs(), self.paid(), bound=bound, chosen=for_people)
         assert report.samples or not self.shape.scored or report.results < MANY, "nothing was sampled"
         print(
             f"{self.kills}: {report.repeated} second payments (bound {bound}), {report.marked} marked, "
@@ -290,7 +295,13 @@ execution:
   dispatchers: {shape.dispatchers}
   window: {shape.window}
   keep_s: {shape.keep_s}
+review: {{share: {REVIEW_SHARE}}}
 {budget}{shape.scored}{shape.more}"""
+
+
+def for_people(result: Finished) -> bool:
+    """As the job's `review:` says."""
+    return sampled(f"review {result.item_id}", REVIEW_SHARE)
 
 
 def _of_kind(kind: Kind, pid: int) -> list[psutil.Process]:

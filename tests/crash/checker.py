@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from penstock.jobs.look.committed import read_outputs
-from penstock.jobs.look.verify import Paid, Report, check
+from penstock.jobs.look.verify import Chosen, Paid, Report, check
 
 __all__ = ["Paid", "Report", "assert_clean", "check", "read_outputs"]
 
@@ -22,8 +22,9 @@ def assert_clean(
     *,
     key: str = "custom_id",
     bound: int | None = None,
+    chosen: Chosen | None = None,
 ) -> Report:
     """Read the committed files, compare, and fail with every violation named."""
-    report = check(offered, read_outputs(paths, key), journal, bound=bound)
+    report = check(offered, read_outputs(paths, key), journal, bound=bound, chosen=chosen)
     assert report.clean, str(report)
     return report

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.jobs.look.committed import Finished, Line, Outputs, Sample, Tried, read_outputs
+from penstock.jobs.look.committed import Finished, Line, Outputs, Reviewed, Sample, Tried, read_outputs
 from penstock.jobs.look.verify import Paid, check
 from tests.crash.checker import assert_clean
 
@@ -90,6 +90,23 @@ def test_equal_labels_are_counted_each() -> None:
     b = Finished("id2", "same")
     assert check(["same", "same"], Outputs((a, b))).clean
     assert _kinds(["same", "same"], Outputs((a,))) == {"lost"}
+
+
+def test_a_result_that_people_should_see_is_in_their_sink_once() -> None:
+    """One that is missing, one that stands there twice, one of another generation, one that was not chosen."""
+    offered, outputs, _ = _clean(10)
+
+    def kinds(*review: Reviewed) -> set[str]:
+        told = check(offered, _with(outputs, review=review), chosen=lambda one: one.key in ("row-1", "row-3"))
+        return {violation.kind for violation in told.violations}
+
+    one, three = Reviewed("id1"), Reviewed("id3")
+    assert kinds(one, three) == set()
+    assert kinds(one) == {"review_missing"}
+    assert kinds(one, three, three) == {"review_duplicate"}
+    assert kinds(one, Reviewed("id3", 1)) == {"review_missing", "review_orphan"}
+    assert kinds(one, three, Reviewed("id2")) == kinds(one, three, Reviewed("id4")) == {"review_orphan"}
+    assert _kinds(offered, _with(outputs, review=(Reviewed("id4"),))) == {"review_orphan"}, "a dead letter"
 
 
 def test_a_second_payment_without_its_mark_is_found() -> None:

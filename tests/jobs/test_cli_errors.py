@@ -196,7 +196,7 @@ def test_the_schemas_of_records_are_printed_as_json_and_as_avro(capsys: pytest.C
     import json
 
     assert cli.call(["schema", "records"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"results", "costs", "quality", "dead_letters"}
+    assert set(json.loads(capsys.readouterr().out)) == {"results", "costs", "quality", "dead_letters", "review"}
     assert cli.call(["schema", "records", "--format", "avro", "--sink", "costs"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "CostRecord"
     assert cli.call(["schema", "--sink", "costs"]) == 2

@@ -24,6 +24,7 @@ from penstock.connectors.audit import open_audit
 from penstock.connectors.calibrations import read_judges
 from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError
+from penstock.engine.review import Review
 from penstock.jobs import rollouts
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
@@ -33,7 +34,6 @@ from penstock.jobs.people import review
 from penstock.jobs.people.desk import Desk
 from penstock.jobs.people.labels import Label, Labels, gold
 from penstock.jobs.people.review import Asked
-from penstock.workers.runspec import Review
 from penstock.workers.status import RunStatus
 
 JOB = """\

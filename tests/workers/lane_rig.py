@@ -28,6 +28,7 @@ from penstock.engine.flow.lane_types import Hooks, LaneSettings
 from penstock.engine.items import Answer, Call, Outcome, Position, Usage
 from penstock.engine.plan import Epoch, Plan, Split
 from penstock.engine.policy import Policy, Task
+from penstock.engine.review import Review
 from penstock.engine.router import Router
 from penstock.workers.lanes.input import Verdicts
 from penstock.workers.lanes.report import LaneReport
@@ -35,7 +36,8 @@ from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.ports import Post
 
 POOL = "api:a"
-SINKS = ("results", "costs", "quality", "dead_letters")
+SINKS = ("results", "costs", "quality", "dead_letters", "review")
+FOLLOWING = ("costs", "review")
 PRICE = Price(input=10**9, output=10**9)
 CATALOG = Catalog(
     {"a": Account("a", "openai", "http://localhost")},
@@ -48,17 +50,20 @@ Reply = Callable[[Call], Outcome | None]
 
 
 class Record(msgspec.Struct):
-    """Of a result, dead letter or cost line, what the tests look at."""
+    """Of a result, dead letter, cost line or result for people, what the tests look at."""
 
     custom_id: str | None = None
     reason: str | None = None
     entry_id: str | None = None
     usd: float = 0.0
+    item_id: str | None = None
+    generation: int = 0
     penstock: dict[str, object] = {}
 
 
-def line(number: int, label: str | None = None) -> bytes:
-    body = {"model": "auto", "messages": [{"role": "user", "content": f"item {number}"}]}
+def line(number: int, label: str | None = None, **metadata: str) -> bytes:
+    body: dict[str, object] = {"model": "auto", "messages": [{"role": "user", "content": f"item {number}"}]}
+    body |= {"metadata": metadata} if metadata else {}
     record = {"custom_id": label or f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
     return msgspec.json.encode(record)
 
@@ -111,22 +116,22 @@ class MemoryPlace:
 
 
 class TwoFolders:
-    """Results, quality and dead letters in one folder; costs follow in another."""
+    """Results, quality and dead letters in one folder; costs, and what people shall see, follow in another."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self, faults: Faults = no_faults, follower_faults: Faults = no_faults) -> Stores:
-        here = {sink: FilesSink(str(self.folder / "a" / f"{sink}.jsonl")) for sink in SINKS if sink != "costs"}
-        there = {"costs": FilesSink(str(self.folder / "b" / "costs.jsonl"))}
+        here = {sink: FilesSink(str(self.folder / "a" / f"{sink}.jsonl")) for sink in SINKS if sink not in FOLLOWING}
+        there = {sink: FilesSink(str(self.folder / "b" / f"{sink}.jsonl")) for sink in FOLLOWING}
         primary = FileStore(self.folder / "a" / ".home", here, 0.0, faults=faults)
         follower = FileStore(self.folder / "b" / ".home", there, 0.0, faults=follower_faults)
-        placement = {sink: "primary" if sink != "costs" else "b" for sink in SINKS}
+        placement = {sink: "b" if sink in FOLLOWING else "primary" for sink in SINKS}
         return Stores(primary, {"b": follower}, placement)  # type: ignore[arg-type]
 
     async def read(self, sink: str) -> list[Record]:
         stores = self.open()
-        store = stores.followers["b"] if sink == "costs" else stores.primary
+        store = stores.followers["b"] if sink in FOLLOWING else stores.primary
         paths = await store.finish(Plan("r", "n", {}, 1, (), {}, 0.0))  # type: ignore[attr-defined]
         lines = [row for path in paths.get(sink, []) for row in Path(path).read_bytes().splitlines()]
         return [msgspec.json.decode(row, type=Record) for row in lines]
@@ -151,6 +156,8 @@ class Rig:
         self.budgets: tuple[Budget, ...] = ()
         self.ledger: LedgerClient | None = None
         self.verdicts: Verdicts | None = None
+        self.catalog = CATALOG
+        self.review: Review | None = None
         self.sent: list[str] = []
         self.now: Callable[[], float] = time.time
 
@@ -167,7 +174,8 @@ class Rig:
             epoch = (1, self.epoch)
         settings = LaneSettings(lane, "r", self.window, horizon_floor=32, by_key=self.by_key)
         hooks = Hooks(random.Random(1).random, lambda item, answer, task: (), lambda body, answer, message: body)
-        machine = Lane(settings, Router(CATALOG, POLICY), CATALOG, POLICY, hooks, Budgets(self.budgets, "r"))
+        router = Router(self.catalog, POLICY)
+        machine = Lane(settings, router, self.catalog, POLICY, hooks, Budgets(self.budgets, "r"))
         intake, driver = Intake("r", "openai-batch", Row(), POLICY, {"m"}), Driver()
         shell = LaneShell(
             lane,
@@ -176,7 +184,7 @@ class Rig:
             stores,
             self.source,
             intake,
-            Encoder("r", "openai-batch"),
+            Encoder("r", "openai-batch", review=self.review),
             driver,
             self.ledger,
             self.now,

@@ -23,7 +23,9 @@ from penstock.engine.errors import Fenced
 from penstock.engine.items import Answer, Call, Failure, Outcome, OutputSpec, Usage
 from penstock.engine.plan import Epoch
 from penstock.engine.policy import Output, Policy, Task
+from penstock.engine.quality import sampled
 from penstock.engine.results import CostLine
+from penstock.engine.review import Review
 from penstock.workers.checking.verifying import Verifier
 from penstock.workers.driving.board import Board
 from penstock.workers.engines.base import Right, Ticket
@@ -81,14 +83,19 @@ async def test_it_survives_a_kill_in_every_one_of_its_lives() -> None:
 async def test_two_folders_agree_whoever_is_killed_at_whatever_step(
     tmp_path: Path, follower: bool, step: str, nth: int
 ) -> None:
-    """Results in one folder, costs in another: after any kill both hold every item exactly once."""
+    """Results in one folder, costs and what people shall see in another: after any kill both hold each item once."""
     lane = in_files(tmp_path)
+    lane.review = Review(share=0.5)
     faults = crash_at(step, nth)
     await lane.life(lane.place.open(no_faults if follower else faults, faults if follower else no_faults))
     driver = await lane.life(lane.place.open())
     assert driver.settled
     assert await lane.told() == EXACTLY_ONCE
     assert len(await lane.place.read("costs")) == N
+    chosen = [str(one.penstock["item_id"]) for one in await lane.place.read("results")]
+    chosen = [item for item in chosen if sampled(f"review {item}", 0.5)]
+    assert 0 < len(chosen) < N
+    assert sorted(str(one.item_id) for one in await lane.place.read("review")) == sorted(chosen)
 
 
 async def test_what_may_have_been_sent_before_a_kill_is_marked() -> None:
@@ -533,7 +540,7 @@ async def test_an_answer_that_nests_too_deeply_ends_no_lane(monkeypatch: pytest.
     task = Task("t", max_tokens=50, output=Output(json_schema=schema, on_invalid="keep"))
     encoder = rig.Encoder
     monkeypatch.setattr(rig, "POLICY", Policy({"t": task}, default_task="t"))
-    monkeypatch.setattr(rig, "Encoder", lambda run, shape: encoder(run, "rows", ["t"]))
+    monkeypatch.setattr(rig, "Encoder", lambda run, shape, **more: encoder(run, "rows", ["t"], **more))
     lane = in_memory("deep", 20)
 
     def reply(call: Call) -> Outcome:

@@ -165,7 +165,12 @@ class LaneActor:
             stores,
             open_source(spec.source),
             self._intake(read_as),
-            Encoder(spec.run_id, spec.shape or (None if read_as == "either" else read_as), schema_tasks),
+            Encoder(
+                spec.run_id,
+                spec.shape or (None if read_as == "either" else read_as),
+                schema_tasks,
+                spec.review if "review" in spec.sinks else None,
+            ),
             self._driver,
             _ledger(spec),
             now,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.connectors.base import OutRecord, Records
+from penstock.connectors.base import OutRecord, Records, SinkName
 from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.errors import Corrupt
@@ -44,7 +44,7 @@ class LaneCommit:
         self._encoder = encoder
         self._now = now
         self._placement: dict[str, str] = {**stores.placement}
-        self._bounds = {sink: stores.bounded(sink) for sink in ("results", "quality", "dead_letters")}
+        self._bounds = {sink: stores.bounded(sink) for sink in ("results", "quality", "dead_letters", "review")}
         self._encoded: dict[tuple[str, int], OutRecord] = {}
         """Results that were looked at and wait for their commit."""
         self._applied: dict[str, int] = {}
@@ -120,31 +120,35 @@ class LaneCommit:
             self._machine.outbox.applied(number)
 
     def _encode(self, batch: CommitBatch) -> Batches:
-        results, quality = self._results(batch)
+        results, quality, review = self._results(batch)
         dead = [self._dead(letter) for letter in batch.dead_letters]
         costs: list[OutRecord] = []
         for line, item in batch.costs:
             ordinal, position = (item.source.ordinal, item.source.position) if item else (_LAST, line.attempt)
             name = line.item_id or ""
             costs.append(OutRecord(ordinal, position, self._encoder.cost(line), line.attempt, item_id=name))
-        records = {"results": results, "costs": costs, "quality": quality, "dead_letters": dead}
+        records = {"results": results, "costs": costs, "quality": quality, "dead_letters": dead, "review": review}
         return {sink: lines for sink, lines in records.items() if lines}
 
-    def _results(self, batch: CommitBatch) -> tuple[list[OutRecord], list[OutRecord]]:
+    def _results(self, batch: CommitBatch) -> tuple[list[OutRecord], list[OutRecord], list[OutRecord]]:
+        """Results, quality samples, and results for people to look at."""
         results: list[OutRecord] = []
         quality: list[OutRecord] = []
+        review: list[OutRecord] = []
         for result in batch.results:
             item = result.item
             results.append(self._encoded.pop((item.item_id, item.generation), None) or self._result(result))
+            redact = self._machine.catalog.redacts(result.route.wall)
+            if redact is None:  # nothing of it may stand elsewhere
+                continue
             if result.scores or result.shadows or result.doubted:
-                quality += self._samples(result)
-        return results, quality
+                quality += self._samples(result, redact=redact)
+            if why := self._encoder.reasons(result):
+                review.append(self._review(result, why, redact=redact))
+        return results, quality, review
 
-    def _samples(self, result: Result) -> list[OutRecord]:
+    def _samples(self, result: Result, *, redact: bool) -> list[OutRecord]:
         """Of the answer, of its shadows', and of those that its cascade did not believe."""
-        redact = self._machine.catalog.redacts(result.route.wall)
-        if redact is None:
-            return []
         scored = [(score, None) for score in result.scores]
         scored += [(score, other) for other in (*result.shadows, *result.doubted) for score in other.scores]
         return [self._quality(result, each, shadow, sub, redact=redact) for sub, (each, shadow) in enumerate(scored)]
@@ -164,14 +168,26 @@ class LaneCommit:
     def _quality(
         self, result: Result, score: Score, shadow: ShadowAnswer | None, sub: int, *, redact: bool
     ) -> OutRecord:
-        """Where what was said is too large for the sink, the score goes alone."""
-        item, store = result.item, self._bounds["quality"]
-        value = self._encoder.quality(result, score, shadow=shadow, redact=redact)
-        record = _record(item.source, value, sub, item.item_id)
-        if redact or store is None or store.refuses("quality", record) is None:
+        def line(hide: bool) -> bytes:
+            return self._encoder.quality(result, score, shadow=shadow, redact=hide)
+
+        return self._fitting("quality", result, line, sub, redact=redact)
+
+    def _review(self, result: Result, why: tuple[str, ...], *, redact: bool) -> OutRecord:
+        def line(hide: bool) -> bytes:
+            return self._encoder.review(result, why, redact=hide)
+
+        return self._fitting("review", result, line, redact=redact)
+
+    def _fitting(
+        self, sink: SinkName, result: Result, line: Callable[[bool], bytes], sub: int = 0, *, redact: bool
+    ) -> OutRecord:
+        """Where what was said is too large for the sink, the rest goes alone. `line`: makes it, redacted if True."""
+        item, store = result.item, self._bounds[sink]
+        record = _record(item.source, line(redact), sub, item.item_id)
+        if redact or store is None or store.refuses(sink, record) is None:
             return record
-        value = self._encoder.quality(result, score, shadow=shadow, redact=True)
-        return _record(item.source, value, sub, item.item_id)
+        return _record(item.source, line(True), sub, item.item_id)
 
     def _dead(self, letter: DeadLetter) -> OutRecord:
         """As much of it as the sink takes."""

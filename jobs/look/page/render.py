@@ -16,7 +16,7 @@ from penstock.jobs.look.page.gather import Facts, gather
 from penstock.jobs.look.page.parts import Section, shown, when
 from penstock.jobs.look.reading import Outputs
 
-SINKS: tuple[SinkName, ...] = ("results", "dead_letters", "costs", "quality")
+SINKS: tuple[SinkName, ...] = ("results", "dead_letters", "costs", "quality", "review")
 FIRST = "<!doctype html>"
 """How every page begins: a file that begins otherwise was not made here, and is not written over."""
 

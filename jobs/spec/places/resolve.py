@@ -29,7 +29,8 @@ from penstock.jobs.spec.places.connections import Connections
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 BESIDE: tuple[SinkName, ...] = ("costs", "quality", "dead_letters")
-ALL_SINKS: tuple[SinkName, ...] = ("results", *BESIDE)
+"""Stand beside the results unless they are named."""
+ALL_SINKS: tuple[SinkName, ...] = ("results", *BESIDE, "review")
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -101,7 +102,8 @@ def feedback(site: Site, value: str | SourceSettings) -> SourceSettings:
 
 
 def sinks(site: Site, value: str | SinksFile, keep: Collection[str] | None) -> dict[SinkName, SinkSettings]:
-    """All four sinks; the unnamed ones beside the results. `keep`: the columns carried to the results."""
+    """All sinks of the run; those of `BESIDE` that are not named stand beside the results. `keep`: the columns carried
+    to the results."""
     named: dict[SinkName, SinkSettings]
     if isinstance(value, str):
         named = {"results": _sink(site, ("sinks",), value)}
@@ -114,7 +116,7 @@ def sinks(site: Site, value: str | SinksFile, keep: Collection[str] | None) -> d
     for name in BESIDE:
         named.setdefault(name, beside(named["results"], name))
     _check_apart(site.doc, named)
-    return {name: named[name] for name in ALL_SINKS}
+    return {name: named[name] for name in ALL_SINKS if name in named}
 
 
 def _sink(site: Site, path: Path, value: str | SinkSettings) -> SinkSettings:

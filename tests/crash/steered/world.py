@@ -27,7 +27,7 @@ from penstock.jobs.look.verify import Report
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from penstock.jobs.sandbox.cases import rows as labelled
 from penstock.jobs.sandbox.planted import Planted
-from tests.crash.bench import SINKS, SINKS_TOLD, Bench, Kind, Shape
+from tests.crash.bench import REVIEW_SHARE, SINKS, SINKS_TOLD, Bench, Kind, Shape
 from tests.crash.checker import assert_clean
 from tests.crash.shared_ray import SharedRay
 from tests.crash.steered.faults import Fault, Logged, Record
@@ -58,6 +58,7 @@ models:
   - {{name: small, account: a, price: {{input_per_million: 1, output_per_million: 2, version: pretend}}, live: v1,
      versions: [{{id: v1, model: good}}, {{id: v2, model: same}}, {{id: v3, model: bad}}]}}
 sinks: {{{sinks}}}
+review: {{share: {review}}}
 execution: {{lanes: {lanes}, lane_actors: {lanes}, dispatchers: 1, window: {window}}}
 {more}"""
 EXPERIMENT = f"""\
@@ -85,6 +86,7 @@ class Steered(Bench):
             url=self.url,
             concurrency=shape.concurrency,
             sinks=SINKS_TOLD,
+            review=REVIEW_SHARE,
             window=shape.window,
             lanes=LANES,
             more=shape.more,

@@ -19,7 +19,7 @@ import psutil
 
 from penstock.jobs.look.committed import Finished, Outputs, read_outputs
 from penstock.jobs.look.verify import Paid, Report, check, journal_of
-from tests.crash.bench import SINKS, Bench, Shape, below
+from tests.crash.bench import REVIEW_SHARE, SINKS, Bench, Shape, below, for_people
 from tests.crash.streams import kafka_lines, outputs
 from tests.crash.streams.kafka_lines import Offered, Seen
 from tests.crash.streams.stage import Stage
@@ -143,6 +143,7 @@ execution:
   dispatchers: {shape.dispatchers}
   window: {shape.window}
   keep_s: {shape.keep_s}
+review: {{share: {REVIEW_SHARE}}}
 {budget}"""
 
     def _environment(self, *, shared_ray: bool) -> Mapping[str, str]:
@@ -174,7 +175,8 @@ execution:
     def check(self, bound: int) -> Report:
         """Every item once, each bill once, second payments marked and within the bound, the order of keys kept."""
         committed = self.read_back()
-        report = check([label for _, label in self.offered], committed, self.paid(), bound=bound)
+        offered = [label for _, label in self.offered]
+        report = check(offered, committed, self.paid(), bound=bound, chosen=for_people)
         print(
             f"{self.kills}: {report.results} results, {report.dead_letters} dead letters, {report.repeated} second "
             f"payments (bound {bound}), {report.marked} marked, longest pause {self.longest_pause():.1f} s"
