@@ -19,8 +19,10 @@ from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.helpers import create_ssl_context
+from aiokafka.protocol.api import Request, Response
 
 from penstock.connectors.kafka import unpacking
+from penstock.connectors.kafka.asking import ask_any
 from penstock.connectors.kafka.oauth import NoToken, token_provider
 from penstock.connectors.secrets import resolve
 from penstock.connectors.settings import Connection
@@ -62,6 +64,11 @@ class Admin(AIOKafkaAdminClient):
 
     async def stop(self) -> None:
         await self.close()
+
+    async def _send_request(self, request: Request[Any], node_id: int | None = None) -> Response:
+        if node_id is None:
+            return await ask_any(self._client, request)
+        return await super()._send_request(request, node_id)
 
 
 def describe(connection: Connection) -> str:

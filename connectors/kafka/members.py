@@ -21,8 +21,11 @@ MOVING = (
     kafka.GroupCoordinatorNotAvailableError,  # also the first group of a new cluster (seen)
     kafka.NotCoordinatorForGroupError,
     kafka.GroupLoadInProgressError,
+    kafka.NodeNotReadyError,
+    kafka.KafkaConnectionError,
 )
-"""The group's coordinator is on its way: the same again in a moment."""
+"""The group's coordinator is on its way, or the broker that was asked has just died: the same again in a moment, of
+whichever broker the client chooses then."""
 _QUIET = {"", "Empty", "Dead"}
 """States of a group without members: https://kafka.apache.org/documentation/#basic_ops_consumer_group"""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection
 from io import BytesIO
+from typing import Any
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, errors
@@ -26,6 +27,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+from penstock.connectors.kafka.asking import ask_any
 from penstock.engine.errors import Away
 
 _NO_ID = bytes(16)
@@ -138,11 +140,8 @@ async def topics(client: AIOKafkaClient, names: Collection[str] | None = None) -
     Raises aiokafka's errors (`TopicAuthorizationFailedError` among them), and `Away` where no broker is known or
     a topic's partitions can't be told yet.
     """
-    node = client.get_random_node()
-    if node is None:
-        raise Away("no Kafka broker is known: is the cluster up?", retry_after_s=1.0)
     # Not the connection of fetches: the broker answers one connection in order, and a fetch may wait half a second.
-    answer = await client.send(node, _Topics(names), group=ConnectionGroup.COORDINATION)
+    answer: Any = await ask_any(client, _Topics(names), ConnectionGroup.COORDINATION)
     found = answer.topics or []
     read = _with_ids if answer.API_VERSION >= 10 else _without_ids
     return {topic.name: topic for entry in found if (topic := read(entry, names is None)) is not None}

@@ -30,7 +30,6 @@ _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencie
 _JAVA_HELP = "Kafka needs Java 17 or newer (Debian: apt install default-jre-headless; macOS: brew install openjdk)"
 _MAVEN_HELP = "Maven fetches Kafka once (Debian: apt install maven; macOS: brew install maven)"
 _ANSWER_S = 2.0
-_BROKER = ("-Xmx512m",)
 _TOOL = ("-Xmx128m", "-XX:TieredStopAtLevel=1")
 """It ends before Java's second compiler has paid off: 2 seconds of a CPU instead of 3."""
 
@@ -82,6 +81,7 @@ class KafkaServer(Server):
     `users`: name → password of those who may log in by SCRAM."""
 
     title: ClassVar[str] = "Kafka"
+    heap: ClassVar[str] = "512m"
 
     def __init__(
         self, folder: Path, port: int = 0, properties: Mapping[str, str] | None = None, *, bound: bool = True,
@@ -89,6 +89,8 @@ class KafkaServer(Server):
     ) -> None:  # fmt: skip
         self.port = port or free_port()
         self.controller_port = free_port()
+        self.cluster_id = new_cluster_id()
+        """Of a node that is made for the first time."""
         super().__init__(folder, (self.port, self.controller_port), bound=bound)
         self._properties = dict(properties or {})
         self._users = dict(users or {})
@@ -110,7 +112,7 @@ class KafkaServer(Server):
         (self.folder / "log4j2.properties").write_text(_LOG_SETTINGS)
         if not (self.folder / "data" / "meta.properties").exists():
             self._format(kafka, settings)
-        return [*self._java(kafka, *_BROKER), "kafka.Kafka", str(settings)]
+        return [*self._java(kafka, f"-Xmx{self.heap}"), "kafka.Kafka", str(settings)]
 
     def answers(self) -> bool:
         """Whether it names a broker that takes requests: itself, at our port."""
@@ -155,7 +157,7 @@ class KafkaServer(Server):
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
             for part in ("--add-scram", f"{mechanism}=[name={name},password={password}]")
         ]
-        run_tool("making Kafka's data folder", [*tool, "-t", cluster_id(), "-c", str(settings), *scram])
+        run_tool("making Kafka's data folder", [*tool, "-t", self.cluster_id, "-c", str(settings), *scram])
 
     def _java(self, kafka: Path, *options: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}"
@@ -170,7 +172,7 @@ class KafkaServer(Server):
         ]
 
 
-def cluster_id() -> str:
+def new_cluster_id() -> str:
     """A new id, as Kafka writes them: 16 bytes in base64. One with a dash in front reads as an option (seen)."""
     return "A" + urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()[1:]
 

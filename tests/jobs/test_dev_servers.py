@@ -128,7 +128,7 @@ def test_a_server_ends_with_the_process_that_started_it_even_when_that_is_killed
 
 def test_no_cluster_id_begins_with_a_dash() -> None:
     """One in 64 did: the format tool took it for an option, and Kafka did not start."""
-    ids = {kafka.cluster_id() for _ in range(1000)}
+    ids = {kafka.new_cluster_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert not [each for each in ids if each.startswith("-") or len(each) != 22]
 

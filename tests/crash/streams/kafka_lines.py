@@ -33,11 +33,13 @@ class Offered(msgspec.Struct, frozen=True):
 
 
 async def make_topics(bootstrap: str, topics: Mapping[str, int], config: Mapping[str, str] | None = None) -> None:
-    """`topics`: name → partitions."""
+    """`topics`: name → partitions. As many copies as the brokers make by default."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
         wanted = [NewTopic(name, count, 1, topic_configs=dict(config or {})) for name, count in topics.items()]
+        for topic in wanted:
+            topic.replication_factor = -1  # the constructor refuses it
         made = await admin.create_topics(wanted)
         assert all(error[1] == 0 for error in made.topic_errors), made
     finally:

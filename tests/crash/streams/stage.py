@@ -1,4 +1,5 @@
-"""The real parts that the stream tests share: Kafka, an S3 server, Ray, the sandbox; a proxy before each server.
+"""The real parts that the stream tests share: Kafka (one broker, or three), an S3 server, Ray, the sandbox; a proxy
+before each server but the three.
 
 Jobs reach the servers by way of the proxies, so that the network between them can be harmed; tests read past them.
 """
@@ -9,17 +10,21 @@ import contextlib
 import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from penstock.jobs.dev.kafka import KafkaServer
 from penstock.jobs.dev.ports import LOOPBACK, free_port
 from penstock.jobs.dev.s3 import S3Server
 from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from tests.crash.shared_ray import SharedRay
+from tests.crash.streams.kafka_cluster import KafkaCluster
 from tests.crash.streams.s3_proxy import S3Proxy
 from tests.crash.streams.tcp_proxy import TcpProxy
 
+_FAULTS = Faults(server_error=0.02, invalid_json=0.005)
 BEHAVIOURS = {
-    "pretend": Behaviour(latency_ms=120, jitter_ms=60, faults=Faults(server_error=0.02, invalid_json=0.005)),
+    "pretend": Behaviour(latency_ms=120, jitter_ms=60, faults=_FAULTS),
+    "steady": Behaviour(latency_ms=1_200, jitter_ms=600, faults=_FAULTS),
     "sure": Behaviour(latency_ms=60, jitter_ms=30),
     "slow": Behaviour(latency_ms=3_000, jitter_ms=1_000),
 }
@@ -28,13 +33,26 @@ MAX_RECORD_BYTES = 12_000_000
 """What the test broker takes: a record over our own limit (8 MB) can be put there."""
 
 
+class Brokers(Protocol):
+    """One broker, or a cluster of them."""
+
+    @property
+    def bootstrap(self) -> str: ...
+    def start(self) -> None: ...
+    def kill(self) -> None: ...
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
+    def tool(self, name: str, *arguments: str) -> str: ...
+
+
 class Stage:
-    """`environment`: of every command; it joins the shared Ray unless told otherwise."""
+    """`environment`: of every command; it joins the shared Ray unless told otherwise. `network`: before the broker; a
+    cluster has none."""
 
     def __init__(
         self,
-        kafka: KafkaServer,
-        network: TcpProxy,
+        kafka: Brokers,
+        network: TcpProxy | None,
         s3: S3Server,
         front: S3Proxy,
         s3_network: TcpProxy,
@@ -42,7 +60,7 @@ class Stage:
         journal: Path,
     ) -> None:
         self.kafka = kafka
-        self.network = network
+        self._network = network
         self.s3 = s3
         self.front = front
         self.s3_network = s3_network
@@ -51,9 +69,19 @@ class Stage:
         self.ray = SharedRay(s3.keys.environment)
 
     @property
+    def network(self) -> TcpProxy:
+        assert self._network is not None, "these brokers stand behind no proxy"
+        return self._network
+
+    @property
+    def cluster(self) -> KafkaCluster:
+        assert isinstance(self.kafka, KafkaCluster), "this broker stands alone"
+        return self.kafka
+
+    @property
     def bootstrap(self) -> str:
-        """Of the broker, by way of the proxy."""
-        return f"{LOOPBACK}:{self.network.port}"
+        """Of the broker, by way of the proxy; or of all brokers."""
+        return self.kafka.bootstrap if self._network is None else f"{LOOPBACK}:{self._network.port}"
 
     @property
     def endpoint(self) -> str:
@@ -66,7 +94,9 @@ class Stage:
 
     def heal(self) -> None:
         """Everything up, and no fault in the way: what a test finds."""
-        for proxy in (self.network, self.front, self.s3_network):
+        if self._network is not None:
+            self._network.heal()
+        for proxy in (self.front, self.s3_network):
             proxy.heal()
         for server in (self.kafka, self.s3):
             server.thaw()
@@ -88,10 +118,26 @@ def kafka_behind(folder: Path) -> tuple[KafkaServer, TcpProxy]:
 
 @contextlib.contextmanager
 def stage(folder: Path) -> Generator[Stage]:
-    """All of it, started; Ray only once a job wants it. Raises `MissingTool` where a server can't be had."""
+    """All of it, started, with one broker; Ray only once a job wants it. Raises `MissingTool` where a server can't be
+    had."""
+    kafka, network = kafka_behind(folder / "kafka")
+    with contextlib.ExitStack() as ends:
+        network.start()
+        ends.callback(network.stop)
+        yield ends.enter_context(_stage(folder, kafka, network))
+
+
+@contextlib.contextmanager
+def cluster_stage(folder: Path) -> Generator[Stage]:
+    """The same with three brokers."""
+    with _stage(folder, KafkaCluster(folder / "kafka"), None) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _stage(folder: Path, kafka: Brokers, network: TcpProxy | None) -> Generator[Stage]:
     journal = folder / "journal.jsonl"
     settings = Settings(models=BEHAVIOURS, journal=str(journal))
-    kafka, network = kafka_behind(folder / "kafka")
     with contextlib.ExitStack() as ends:
         ends.callback(kafka.kill)
         kafka.start()
@@ -100,7 +146,7 @@ def stage(folder: Path) -> Generator[Stage]:
         s3.start()
         front = S3Proxy(s3.port)
         s3_network = TcpProxy(front.port, plain=True)
-        for proxy in (network, front, s3_network):
+        for proxy in (front, s3_network):
             proxy.start()
             ends.callback(proxy.stop)
         sandbox = ends.enter_context(running_sandbox(settings, process=True))

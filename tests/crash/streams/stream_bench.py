@@ -1,4 +1,5 @@
-"""A job between topics or buckets, to be harmed: its input is published, its outputs are read back as readers see them.
+"""A job between topics, buckets or files, to be harmed: its input is published, its outputs are read back as readers
+see them.
 
 bench = StreamBench(stage, folder, StreamShape(items=2000, source="kafka", results="kafka"))
 command = bench.start(); …; bench.run_until_done(); bench.check(bound=…)
@@ -10,7 +11,8 @@ import asyncio
 import contextlib
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,24 +21,33 @@ import psutil
 
 from penstock.jobs.look.committed import Finished, Outputs, read_outputs
 from penstock.jobs.look.verify import Paid, Report, check, journal_of
-from tests.crash.bench import REVIEW_SHARE, SINKS, Bench, Shape, below, for_people
+from tests.crash.bench import END_S, PATHS, REVIEW_SHARE, SINKS, Bench, Shape, below, for_people
 from tests.crash.streams import kafka_lines, outputs
 from tests.crash.streams.kafka_lines import Offered, Seen
 from tests.crash.streams.stage import Stage
 
-Place = Literal["kafka", "s3"]
+Place = Literal["files", "kafka", "s3"]
 Headers = tuple[tuple[str, bytes], ...]
 OUT = "out/"
 OBJECTS = 6
 """Objects of an S3 input."""
 
 
+ASK_S = 3.0
+
+
+class _Status(msgspec.Struct):
+    request_counts: dict[str, int]
+
+
 class StreamShape(Shape, frozen=True):
-    """source, results, others: where the input is, the results go, and costs, quality and dead letters go."""
+    """source, results, others: where the input is, the results go, and costs, quality and dead letters go; `quality`
+    may have a place of its own."""
 
     source: Place = "kafka"
     results: Place = "kafka"
     others: Place = "kafka"
+    quality: Place | None = None
     partitions: int = 4
     keys: int = 0
     """Different keys of the records; 0: none has a key."""
@@ -45,6 +56,17 @@ class StreamShape(Shape, frozen=True):
     lane_actors: int = 2
     until: Literal["end", "forever"] = "end"
     group: str = "mirror"
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Sink → where it is."""
+        others = dict.fromkeys(SINKS, self.others)
+        return {**others, "results": self.results, "quality": self.quality or self.others}
+
+    @property
+    def followers(self) -> set[Place]:
+        """Stores that get by the outbox what belongs there."""
+        return {*self.places.values()} - {self.results}
 
 
 class StreamBench(Bench):
@@ -69,6 +91,11 @@ class StreamBench(Bench):
     def topic(self) -> str:
         return f"{self.name}.in"
 
+    @property
+    def group(self) -> str:
+        """That mirrors the progress."""
+        return f"{self.name}-{self.shape.group}"
+
     def out(self, sink: str) -> str:
         """The topic of a sink."""
         return f"{self.name}.{sink}"
@@ -84,14 +111,22 @@ class StreamBench(Bench):
         await kafka_lines.make_topics(self.stage.kafka.bootstrap, {self.topic: shape.partitions, **topics})
         await self.offer(self.labels)
 
+    def add(self, labels: Iterable[str]) -> None:
+        """More requests, while the job goes."""
+        asyncio.run(self.offer(list(labels)))
+
     async def offer(self, labels: Sequence[str], headers: Headers = ()) -> None:
         """Put requests into the input, more than once where a test wants."""
         records = [Offered(line(label, self.shape), self._key(number), headers) for number, label in enumerate(labels)]
         self.offered += [(one.key or b"", label) for one, label in zip(records, labels, strict=True)]
-        if self.shape.source == "kafka":
-            await kafka_lines.publish(self.stage.kafka.bootstrap, self.topic, records)
-        else:
-            self._put([one.value or b"" for one in records])
+        lines = [one.value or b"" for one in records]
+        match self.shape.source:
+            case "kafka":
+                await kafka_lines.publish(self.stage.kafka.bootstrap, self.topic, records)
+            case "s3":
+                self._put(lines)
+            case "files":
+                outputs.as_file(self.input, lines)
 
     def _key(self, number: int) -> bytes | None:
         return b"key-%d" % (number % self.shape.keys) if self.shape.keys else None
@@ -109,23 +144,9 @@ class StreamBench(Bench):
         (self.folder / "job.yaml").write_text(self.job_text())
 
     def job_text(self) -> str:
-        shape, stage = self.shape, self.stage
+        shape = self.shape
         budget = f"budgets: [{{usd: {shape.budget_usd:.9f}}}]\n" if shape.budget_usd is not None else ""
-        s3 = f'bucket: {self.bucket}, endpoint: "{stage.endpoint}", region: us-east-1'
-        kafka = f'type: kafka, bootstrap: "{stage.bootstrap}"'
-        source = (
-            f"{{{kafka}, topics: [{self.topic}], group: {self.name}-{shape.group}, until: {shape.until}, "
-            f"order: {shape.order}}}"
-            if shape.source == "kafka"
-            else f"{{type: s3, {s3}, prefix: in/}}"
-        )
-        places = {sink: shape.results if sink == "results" else shape.others for sink in SINKS}
-        sinks = "".join(
-            f"  {sink}: {{{kafka}, topic: {self.out(sink)}}}\n"
-            if where == "kafka"
-            else f"  {sink}: {{type: s3, {s3}, prefix: {OUT}{sink}/, format: jsonl}}\n"
-            for sink, where in places.items()
-        )
+        sinks = "".join(f"  {sink}: {{{self._sink(sink, where)}}}\n" for sink, where in shape.places.items())
         price = "{input_per_million: 1, output_per_million: 2, version: pretend}"
         return f"""\
 name: {self.name}
@@ -134,7 +155,7 @@ accounts:
 models:
   - {{name: m, account: a, model: {shape.model}, price: {price}}}
 tiers: {{1: [m], 2: [m], 3: [m]}}
-source: {source}
+source: {{{self._source()}}}
 sinks:
 {sinks}max_dead_letters: 0.5
 execution:
@@ -146,11 +167,52 @@ execution:
 review: {{share: {REVIEW_SHARE}}}
 {budget}"""
 
+    def _source(self) -> str:
+        shape = self.shape
+        match shape.source:
+            case "kafka":
+                topic = f"topics: [{self.topic}], group: {self.group}"
+                return f"{self._kafka}, {topic}, until: {shape.until}, order: {shape.order}"
+            case "s3":
+                return f"{self._s3}, prefix: in/"
+            case "files":
+                return f"type: files, path: {self.input.name}"
+
+    def _sink(self, sink: str, where: Place) -> str:
+        match where:
+            case "kafka":
+                return f"{self._kafka}, topic: {self.out(sink)}"
+            case "s3":
+                return f"{self._s3}, prefix: {OUT}{sink}/, format: jsonl"
+            case "files":
+                return f"type: files, path: {PATHS[sink]}"
+
+    @property
+    def _kafka(self) -> str:
+        return f'type: kafka, bootstrap: "{self.stage.bootstrap}"'
+
+    @property
+    def _s3(self) -> str:
+        return f'type: s3, bucket: {self.bucket}, endpoint: "{self.stage.endpoint}", region: us-east-1'
+
     def _environment(self, *, shared_ray: bool) -> Mapping[str, str]:
         return self.stage.environment(shared_ray=shared_ray)
 
     def served(self) -> int:
         return super().served() - self._served
+
+    def wait_ended(self) -> None:
+        """Until all that was offered has ended, as a command beside the job tells it."""
+        until = time.monotonic() + END_S
+        while (ended := self._ended()) < len(self.offered):
+            assert time.monotonic() < until, f"{ended} of {len(self.offered)} ended:\n{self.log(self.commands[0])}"
+            time.sleep(ASK_S)
+
+    def _ended(self) -> int:
+        status = self.penstock("status", self.name, "--json")
+        assert self.end(status) == 0, self.log(status)
+        counts = msgspec.json.decode(self.log(status), type=_Status).request_counts
+        return counts["completed"] + counts["failed"]
 
     # -- what came of it
 
@@ -161,10 +223,14 @@ review: {{share: {REVIEW_SHARE}}}
         return asyncio.run(kafka_lines.read(self.stage.kafka.bootstrap, self.out(sink)))
 
     def values(self, sink: str) -> list[bytes]:
-        where = self.shape.results if sink == "results" else self.shape.others
-        if where == "kafka":
-            return outputs.kafka_values(self.rows(sink))
-        return outputs.s3_values(self.stage.s3.client(), self.bucket, f"{OUT}{sink}/")
+        match self.shape.places[sink]:
+            case "kafka":
+                return outputs.kafka_values(self.rows(sink))
+            case "s3":
+                return outputs.s3_values(self.stage.s3.client(), self.bucket, f"{OUT}{sink}/")
+            case "files":
+                path = self.folder / PATHS[sink]
+                return path.read_bytes().splitlines() if path.exists() else []
 
     def read_back(self, key: str = "custom_id") -> Outputs:
         folder = self.folder / "read-back"

@@ -89,10 +89,9 @@ def test_group_offsets_that_vanish_change_nothing(servers: Stage, tmp_path: Path
     """The source's group mirrors the progress for lag tools; a run whose group was deleted goes on where it was."""
     with stream_bench(servers, tmp_path, StreamShape(items=400, model="sure")) as b:
         drained(b, 100)
-        group = f"{b.name}-{b.shape.group}"
-        assert asyncio.run(offsets_of(servers, group)), "the group mirrors the progress"
-        asyncio.run(forget_group(servers, group))
-        assert not asyncio.run(offsets_of(servers, group))
+        assert asyncio.run(offsets_of(servers, b.group)), "the group mirrors the progress"
+        asyncio.run(forget_group(servers, b.group))
+        assert not asyncio.run(offsets_of(servers, b.group))
         paid = len(b.paid())
         b.run_until_done(tries=1)
         assert len(b.paid()) == b.shape.items > paid

@@ -65,21 +65,39 @@ def test_a_kill_between_the_primarys_commit_and_the_followers(servers: Stage, tm
         between(b, seed=1)
 
 
+@pytest.mark.long
+def test_a_kill_between_the_primarys_commit_and_two_followers(servers: Stage, tmp_path: Path) -> None:
+    """The same with results in files, costs and dead letters on Kafka and quality on S3; both servers hang."""
+    with stream_bench(servers, tmp_path, TWO_FOLLOWERS[0]) as b:
+        between(b, seed=1)
+
+
+TWO_FOLLOWERS = (
+    StreamShape(1_000, source="files", results="files", others="kafka", quality="s3", window=512),
+    StreamShape(1_000, source="kafka", results="kafka", others="s3", quality="files", window=512),
+    StreamShape(1_000, source="s3", results="s3", others="files", quality="kafka", window=512),
+)
+
+
 def between(b: StreamBench, seed: int) -> None:
+    """The followers' servers hang (a folder can't), the primary commits on, everything is killed."""
     began = time.monotonic()
     chance = random.Random(seed)
     command = b.start()
     b.wait_served(round(chance.uniform(0.1, 0.5) * b.shape.items), command)
-    server = b.stage.s3 if b.shape.others == "s3" else b.stage.kafka
-    server.freeze()
+    servers = [server for place, server in (("kafka", b.stage.kafka), ("s3", b.stage.s3)) if place in b.shape.followers]
+    for server in servers:
+        server.freeze()
     b.wait_served(b.served() + 60, command)
     time.sleep(chance.uniform(0.2, 1.5))
     b.kill("group", command, chance)
-    server.thaw()
+    for server in servers:
+        server.thaw()
     b.run_until_done()
     allowed = round(b.shape.concurrency + b.fastest_rate() * UNCOMMITTED_S["s3"])
     report = b.check(bound=allowed)
-    note(line_of(b, "killed between primary and follower", seed, 1, report, allowed, time.monotonic() - began))
+    harm = "killed between primary and follower" + ("s" if len(b.shape.followers) > 1 else "")
+    note(line_of(b, harm, seed, 1, report, allowed, time.monotonic() - began))
 
 
 @pytest.mark.soak
@@ -97,4 +115,13 @@ def test_soak(kind: Harm, seed: int, servers: Stage, tmp_path: Path) -> None:
 def test_soak_between(results: Place, others: Place, seed: int, servers: Stage, tmp_path: Path) -> None:
     """A kill between two stores, at other moments."""
     with stream_bench(servers, tmp_path, StreamShape(1_000, results=results, others=others, window=512)) as b:
+        between(b, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("shape", TWO_FOLLOWERS, ids=lambda shape: shape.results)
+def test_soak_between_two(shape: StreamShape, seed: int, servers: Stage, tmp_path: Path) -> None:
+    """A kill between three stores, at other moments."""
+    with stream_bench(servers, tmp_path, msgspec.structs.replace(shape, seed=seed)) as b:
         between(b, seed)

@@ -15,6 +15,8 @@ from penstock.jobs.look.committed import read_outputs
 from penstock.jobs.look.verify import Paid, check
 from tests.crash.streams import outputs
 from tests.crash.streams.kafka_lines import Seen, read
+from tests.crash.streams.reliability import noted, shown, table
+from tests.crash.streams.storms import Line
 
 ITEMS = 12
 
@@ -114,3 +116,16 @@ async def test_what_was_aborted_is_not_read_and_what_is_open_is_waited_for(
         assert [row.value for row in await reading] == [b"1", b"2", b"3"]
     finally:
         await producer.stop()
+
+
+def test_what_was_noted_takes_the_place_of_the_row_of_its_job_and_harm_alone() -> None:
+    """And says how many different seeds it stands for."""
+
+    def line(harm: str, seed: int) -> Line:
+        return Line("a → b", harm, seed, 1, 1_000, 0, 0, 5, 10, 7, 1.0)
+
+    before = table(noted([line("lane", 0), line("command", 0)]))
+    rows = shown(table(shown(before) | noted([line("lane", seed) for seed in (1, 2, 2)])))
+    assert [*rows] == [("a → b", "command"), ("a → b", "lane")]
+    assert rows["a → b", "command"] in before
+    assert rows["a → b", "lane"].startswith("| a → b | lane | 3 | 2 | 3 | 3,000 |")
