@@ -143,6 +143,13 @@ def _without_idlers(*, dashboard: bool) -> Generator[None]:
             setattr(Node, name, method)
 
 
+def cores() -> int:
+    """Of the cluster that this process has joined, as it is now."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def words(error: Exception) -> str:
     """The last line of what went wrong, without another process's traceback."""
     cause = getattr(error, "cause", None) or error

@@ -23,7 +23,7 @@ from penstock.workers.books.spending import Spending
 from penstock.workers.books.steering import Steersman, reading
 from penstock.workers.books.trail import Trail
 from penstock.workers.clock import since
-from penstock.workers.cluster import words
+from penstock.workers.cluster import cores, words
 from penstock.workers.driving.asked import ask_for, forget_wishes
 from penstock.workers.driving.clearing import count_paid, make_way
 from penstock.workers.driving.desk import Desk
@@ -176,7 +176,7 @@ class Driver:
         hear, how = (self._worker_lost, self._pool_changed, self._worker_changed, self._note), spec.execution
         more, job = (how.keep_s, (spec.state, spec.run_id)), job_of(spec.run_id, plan.created_at)
         self._fleet = Fleet(spec.catalog, job, me, how.dispatchers, *hear, *more, endless=spec.endless)
-        self._crew = Crew(spec, plan, me, self._cores, self._board, self._fleet, self._log, self._note, self._end)
+        self._crew = Crew(spec, plan, me, cores, self._board, self._fleet, self._log, self._note, self._end)
         self._crew.marks = self._options.marks
 
     async def _warm_up(self) -> None:
@@ -377,6 +377,9 @@ class Driver:
             self._measuring.heard(report)
             self._crew.heard(report.lane)
             self._status.first_dispatch_at = self._status.first_dispatch_at or report.first_dispatch_at
+
+    async def pace(self, number: int, at_s: float, lost_s: float) -> None:
+        self._crew.paced(number, at_s, lost_s)
 
     async def lane_failed(self, lane: int, owner: int, fenced: bool, message: str, corrupt: bool) -> None:
         if self._crew.owns(lane, owner):

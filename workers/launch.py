@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from penstock.engine.errors import Away, Held, PenstockError, Refused, Taken, Temporary
+from penstock.workers.cluster import cores
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
@@ -301,9 +302,7 @@ def _brief(error: Exception) -> str:
 def launch(spec: RunSpec, options: RunOptions, asked: Callable[[], int], sent: Callable[[], None]) -> RunHandle:
     """`asked`: how often somebody asked to stop; then a run that was not accepted yet raises `KeyboardInterrupt`.
     `sent` hears, again and again, that something was."""
-    import ray
-
-    handle = RunHandle(spec, options, max(1, int(ray.cluster_resources().get("CPU", 1))), asked, sent)
+    handle = RunHandle(spec, options, cores(), asked, sent)
     handle.begin()
     return handle
 

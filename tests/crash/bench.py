@@ -74,10 +74,13 @@ class Shape(msgspec.Struct, frozen=True):
     seed: int = 0
     dispatchers: int = 1
     lanes: int = 4
-    lane_actors: int = 2
+    lane_actors: int | None = 2
+    """None: as many as the cluster has cores for."""
     budget_usd: float | None = None
     concurrency: int = CONCURRENCY
     output_tokens: int = 12
+    padding: int = 0
+    """Bytes that each prompt has more: an input is cut at 1 MB, and a piece is one lane's."""
     window: int = 4_096
     keep_s: float = 120.0
     own_model: str | None = None
@@ -255,6 +258,20 @@ class Bench:
         return report
 
 
+class Moved(msgspec.Struct):
+    """As the driver's log tells it."""
+
+    event: str
+    lane: int = -1
+    source: int = -1
+    target: int = -1
+
+
+def moves_of(b: Bench) -> list[Moved]:
+    lines = [line for log in b.folder.glob(".penstock/logs/*/driver.jsonl") for line in log.read_bytes().splitlines()]
+    return [move for line in lines if (move := msgspec.json.decode(line, type=Moved)).event == "lane moves"]
+
+
 @contextlib.contextmanager
 def bench(folder: Path, shape: Shape, ray: SharedRay | None = None) -> Generator[Bench]:
     behaviour = Behaviour(latency_ms=shape.latency_ms, jitter_ms=shape.jitter_ms, faults=shape.faults)
@@ -268,7 +285,9 @@ def bench(folder: Path, shape: Shape, ray: SharedRay | None = None) -> Generator
 
 
 def _line(label: str, shape: Shape) -> dict[str, object]:
-    messages = [{"role": "user", "content": f"Tell me about {label}, please, in a few words."}]
+    messages = [
+        {"role": "user", "content": f"Tell me about {label}, please, in a few words." + " x" * (shape.padding // 2)}
+    ]
     model = {} if shape.own_model else {"model": "m"}
     body = {**model, "messages": messages, "max_tokens": shape.output_tokens}
     return {"custom_id": label, "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -291,7 +310,7 @@ sinks: {{{SINKS_TOLD}}}
 max_dead_letters: 0.5
 execution:
   lanes: {shape.lanes}
-  lane_actors: {shape.lane_actors}
+  lane_actors: {shape.lane_actors or "null"}
   dispatchers: {shape.dispatchers}
   window: {shape.window}
   keep_s: {shape.keep_s}

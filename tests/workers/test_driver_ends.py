@@ -38,9 +38,10 @@ from penstock.workers.driving.board import Board
 from penstock.workers.driving.clearing import count_paid
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
-from penstock.workers.lanes import news
+from penstock.workers.lanes import member, news
 from penstock.workers.lanes.actor import LaneActor
-from penstock.workers.lanes.crew import Crew, _Actor
+from penstock.workers.lanes.crew import Crew
+from penstock.workers.lanes.member import Member
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunOptions, RunSpec
 
@@ -67,7 +68,7 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
     made._status.resumed, made._run_epoch = True, 1
     fleet = Fleet(catalog, "r", None, 1, made._worker_lost, made._pool_changed, made._worker_changed, made._note)
     made._fleet = fleet
-    made._crew = Crew(spec, PLAN, None, 1, Board(), fleet, made._log, made._note, made._end)
+    made._crew = Crew(spec, PLAN, None, lambda: 1, Board(), fleet, made._log, made._note, made._end)
     made._crew._primary, made._crew._run_epoch = made._stores.primary, 1
     return made
 
@@ -268,8 +269,7 @@ def with_lanes(folder: Path, error: Exception, *, endless: bool) -> tuple[Driver
     crew = one._crew
     assert crew._spec.endless == endless
     crew._complete = True
-    actor = _Actor(0, hands, PLAN.version)
-    actor.lanes = [0, 1]
+    actor = Member(0, hands, PLAN.version, [0, 1])
     crew._actors.append(actor)
     crew._by_lane, crew._owners = {0: actor, 1: actor}, {0: 1, 1: 2}
     return one, hands
@@ -390,7 +390,7 @@ async def test_a_lane_actor_whose_connection_breaks_is_not_replaced(
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
     hands.lost = Broken()  # pyright: ignore[reportAttributeAccessIssue]
     crew, (actor,) = one._crew, one._crew._actors
-    monkeypatch.setattr(crew, "_new_actor", lambda number, lanes: _Actor(number, Hands(None), PLAN.version))  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(crew, "_new_actor", lambda number, lanes: Member(number, Hands(None), PLAN.version, []))  # pyright: ignore[reportUnknownLambdaType]
     watching = asyncio.create_task(crew._watch(actor))
     async with asyncio.timeout(5):
         while asked < 3:  # noqa: ASYNC110 - it tells nobody
@@ -418,9 +418,9 @@ async def test_lanes_whose_answer_to_go_gets_lost_are_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told twice they go once. An actor that never answers is ended, so that its lanes go on in another."""
-    monkeypatch.setattr(lane_crew, "GO_S", 0.02)
+    monkeypatch.setattr(member, "GO_S", 0.02)
     killed: list[object] = []
-    monkeypatch.setattr(lane_crew, "kill", killed.append)
+    monkeypatch.setattr(member, "kill", killed.append)
     one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
     hands.mute = {"go": 1}
     async with asyncio.timeout(20):

@@ -37,6 +37,8 @@ from penstock.workers.clock import SYSTEM
 from penstock.workers.cluster import watched
 from penstock.workers.lanes.input import Verdicts
 from penstock.workers.lanes.money import LedgerPort
+from penstock.workers.lanes.news import Handle
+from penstock.workers.lanes.pace import BEAT_S, Pace
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.log import LaneLog, Log, collect
@@ -70,6 +72,9 @@ class RemoteDriver:
         self._logs[report.lane].see(report)
         self._handle.report.remote(encode(report), self._owner(report.lane))  # pyright: ignore[reportAttributeAccessIssue]
 
+    def pace(self, number: int, at_s: float, lost_s: float) -> None:
+        self._handle.pace.remote(number, at_s, lost_s)  # pyright: ignore[reportAttributeAccessIssue]
+
     def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None:
         self._logs[lane].failed(fenced, corrupt)
         self._handle.lane_failed.remote(lane, self._owner(lane), fenced, message, corrupt)  # pyright: ignore[reportAttributeAccessIssue]
@@ -96,6 +101,7 @@ class LaneActor:
         collect(Log(self._spec.state, self._spec.run_id, f"lanes-{os.getpid()}"))
         self._metrics = LaneMetrics(self._spec)
         self._driver = RemoteDriver(driver, self._owners.__getitem__, self._metrics, self._logs)
+        self._beating: asyncio.Task[None] | None = None
         tasks = self._spec.policy.tasks.values()
         self._scoring = Scoring(self._spec.scorer_path, [scorer for task in tasks for scorer in task.scorers])
 
@@ -292,9 +298,30 @@ class LaneActor:
         for shell in self._shells.values():
             shell.drain()
 
+    async def part(self, lane: int, seconds: float) -> None:
+        """Hand the lane over, to whoever opens it next: see `LaneShell.part`. Told again, or of a lane that is not
+        here: nothing."""
+        shell = self._shells.get(lane)
+        if shell is not None:
+            await shell.part(seconds)
+            if self._shells.get(lane) is shell:
+                await self._let_go(lane)
+
     async def close(self, lanes: list[int]) -> None:
         for lane in lanes:
             await self._let_go(lane)
+
+    async def beat(self, number: int) -> None:
+        """Tell the driver from now on how much of its time this process does not run. `number`: of this actor."""
+        if self._beating is None:
+            self._beating = asyncio.get_running_loop().create_task(self._beat(number))
+
+    async def _beat(self, number: int) -> None:
+        pace = Pace(time.monotonic())
+        while True:
+            await asyncio.sleep(BEAT_S)
+            if pace.beat(tick := time.monotonic()):
+                self._driver.pace(number, *pace.seen(tick))
 
     async def lost(self) -> None:
         """Asked again and again: see `cluster.until_gone`."""
@@ -306,6 +333,21 @@ class LaneActor:
 
     async def pid(self) -> int:
         return os.getpid()
+
+
+def started(spec: bytes, plan: bytes, driver: object, label: str, marks: tuple[Mark, ...]) -> Handle:
+    """A new one, in a process of its own."""
+    import ray
+
+    options = ray.remote(LaneActor).options(
+        max_concurrency=1000,
+        max_restarts=0,
+        max_task_retries=0,
+        enable_task_events=False,
+        num_cpus=0,
+        scheduling_strategy="SPREAD",
+    )
+    return options.remote(spec, plan, driver, label, marks)  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
 def _outputs(policy: Policy) -> dict[str, OutputSpec]:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+
+import msgspec
 
 from penstock.connectors.base import Mark, Primary
+from penstock.engine.balance import Balance
 from penstock.engine.errors import Fenced, PenstockError
 from penstock.engine.plan import Plan
-from penstock.workers.clock import tell_skew
+from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import kill, until_gone, words
 from penstock.workers.driving.board import Board
 from penstock.workers.fleet import Fleet
-from penstock.workers.lanes.actor import LaneActor
-from penstock.workers.lanes.news import TELL_S, Handle, Listener, News
+from penstock.workers.lanes.actor import started
+from penstock.workers.lanes.member import Member
+from penstock.workers.lanes.news import TELL_S, News
 from penstock.workers.lanes.patience import Patience
 from penstock.workers.lanes.reports import Reports
 from penstock.workers.log import Log
 from penstock.workers.ports import encode
-from penstock.workers.replies import Unanswered, answered
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState
 
@@ -32,14 +35,8 @@ slow read or commit lasts, which also keep a lane's loop from reporting. A guess
 OPEN_TIMEOUT_S = 60.0
 FIRST_OPEN_S = 300.0
 """Longer than a lane's opening takes by far: its reply got lost (seen in Ray), or its store is slow as never."""
-GO_S = 20.0
-"""To begin, which an actor on a busy machine may do late."""
-
-
-class _Actor(Listener):
-    def __init__(self, number: int, handle: Handle, plan_version: int) -> None:
-        super().__init__(number, handle, plan_version)
-        self.lanes: list[int] = []
+COUNT_EVERY_S = 10.0
+"""The cluster's cores, where it may grow."""
 
 
 class Crew:
@@ -48,7 +45,7 @@ class Crew:
         spec: RunSpec,
         plan: Plan,
         driver: object,
-        cores: int,
+        cores: Callable[[], int],
         board: Board,
         fleet: Fleet,
         log: Log,
@@ -59,15 +56,15 @@ class Crew:
         self._run_epoch = 0
         """0: the run is not ours yet."""
         self._driver = driver
-        self._count = max(1, min(plan.lanes, spec.execution.lane_actors or max(1, cores // 2)))
+        self._cores = cores
         self._board = board
         self._fleet = fleet
         self._log = log
         self._note = note
         self._end = end
-        self._actors: list[_Actor] = []
+        self._actors: list[Member] = []
         self.news = News(self._actors, plan, fleet.down, log, note)
-        self._by_lane: dict[int, _Actor] = {}
+        self._by_lane: dict[int, Member] = {}
         self._owners: dict[int, int] = {}
         self._openings: dict[int, int] = {}
         self._patience = Patience(None if spec.endless else spec.execution.outage_s, note)
@@ -80,7 +77,10 @@ class Crew:
         self._primary: Primary | None = None
         """None: the run is not ours yet."""
         self._opened: set[int] = set()
-        self._checked = time.time()
+        self._checked = self._counted = time.time()
+        self._balance = Balance()
+        self._why = ""
+        """Of the last move."""
         self.marks: tuple[Mark, ...] = ()
         """Which each lane's node must see before the lane opens there."""
         self.gone: set[int] = set()
@@ -91,6 +91,13 @@ class Crew:
 
     def heard(self, lane: int) -> None:
         self._heard[lane] = time.time()
+
+    def paced(self, number: int, at_s: float, lost_s: float) -> None:
+        """An actor's word on how much of its time it does not run."""
+        self._balance.heard(number, at_s, lost_s, time.monotonic())
+        for actor in self._actors:
+            if actor.number == number:
+                actor.heard_at = time.time()
 
     def handle(self, lane: int) -> tuple[int, object] | None:
         actor = self._by_lane.get(lane)
@@ -106,9 +113,21 @@ class Crew:
             await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), OPEN_TIMEOUT_S)
 
     def _hire(self) -> None:
-        for number in range(self._count):
-            lanes = [lane for lane in range(self.news.plan.lanes) if lane % self._count == number]
-            self._actors.append(self._new_actor(number, lanes))
+        count, lanes = self._wanted(), range(self.news.plan.lanes)
+        for number in range(count):
+            self._actors.append(self._new_actor(number, list(lanes[number::count])))
+
+    def _wanted(self) -> int:
+        """So many actors, in a cluster as it is now."""
+        return max(1, min(self.news.plan.lanes, self._spec.execution.lane_actors or self._cores() // 2))
+
+    async def _grow(self) -> None:
+        """One more actor where nodes have joined the cluster: lanes move there."""
+        wanted = await asyncio.to_thread(self._wanted)
+        if len(self._actors) < wanted and not (self.news.draining or self._closing):
+            number = 1 + max(actor.number for actor in self._actors)
+            self._note(f"the cluster has more cores: lane actor {number} starts")
+            self._actors.append(self._new_actor(number, []))
 
     async def start(self, plan: Plan, primary: Primary, run_epoch: int, *, complete: bool, force: bool) -> None:
         """The run is ours: take every lane. Nothing is dispatched before `go`. `force`: the run was taken over, so
@@ -140,41 +159,17 @@ class Crew:
         self._going = True
         for lane in self._by_lane:
             self._heard[lane] = time.time()
-        await asyncio.gather(*(self._begin(actor) for actor in list(self._actors)))
+        await asyncio.gather(*(actor.begin() for actor in list(self._actors)))
 
-    async def _begin(self, actor: _Actor) -> None:
-        """Told twice, lanes go once. An actor that was lost meanwhile is replaced; one that never answers is ended."""
-
-        def ask() -> Awaitable[object]:
-            return actor.handle.go.remote(actor.lanes)
-
-        try:
-            await answered(ask, GO_S)
-        except Unanswered:
-            kill(actor.handle)
-        except Exception:  # noqa: BLE001 - `_watch` sees it too, and its lanes go from `_reopen_here`
-            return
-
-    def _new_actor(self, number: int, lanes: list[int]) -> _Actor:
-        import ray
-
-        shown = f"{lanes[0]}" if len(lanes) == 1 else f"{lanes[0]}…{lanes[-1]}"
-        label = f"lane {self._spec.name}[{shown}]"
-        options = ray.remote(LaneActor).options(
-            max_concurrency=1000,
-            max_restarts=0,
-            max_task_retries=0,
-            enable_task_events=False,
-            num_cpus=0,
-            scheduling_strategy="SPREAD",
-        )
-        handle = options.remote(encode(self._spec), encode(self.news.plan), self._driver, label, self.marks)  # pyright: ignore[reportCallIssue]
-        actor = _Actor(number, handle, self.news.plan.version)  # pyright: ignore[reportArgumentType]
-        actor.lanes = lanes
+    def _new_actor(self, number: int, lanes: list[int]) -> Member:
+        label = f"lane {self._spec.name}[{_shown(lanes)}]"
+        handle = started(encode(self._spec), encode(self.news.plan), self._driver, label, self.marks)
+        actor = Member(number, handle, self.news.plan.version, lanes)
         for lane in lanes:
             self._by_lane[lane] = actor
         self._spawn(self._watch(actor))
-        self._spawn(tell_skew(label, handle.clock.remote, self._note))  # pyright: ignore[reportFunctionMemberAccess]
+        self._spawn(actor.beat())
+        self._spawn(tell_skew(label, handle.clock.remote, self._note))  # pyright: ignore[reportArgumentType]
         return actor
 
     async def _open(self, lane: int, *, force: bool) -> None:
@@ -198,13 +193,13 @@ class Crew:
 
     # -- losing and reopening
 
-    async def _watch(self, actor: _Actor) -> None:
+    async def _watch(self, actor: Member) -> None:
         await until_gone(actor.handle)
         if not self._closing and actor in self._actors:
             self._note(f"lane actor {actor.number} was lost; its lanes go on in another")
             await self._replace(actor)
 
-    async def _replace(self, actor: _Actor) -> None:
+    async def _replace(self, actor: Member) -> None:
         if actor not in self._actors or self._closing:
             return
         self._actors.remove(actor)
@@ -218,15 +213,15 @@ class Crew:
         if self._run_epoch:
             await asyncio.gather(*(self._reopen_here(lane, fresh) for lane in fresh.lanes))
 
-    async def _reopen_here(self, lane: int, actor: _Actor) -> None:
+    async def _reopen_here(self, lane: int, actor: Member) -> None:
         """One lane that can't be opened, for however long, keeps no other from it."""
         async with self._reopening.setdefault(lane, asyncio.Lock()):
             await self._try_to_reopen(lane, actor)
 
-    async def _try_to_reopen(self, lane: int, actor: _Actor) -> None:
+    async def _try_to_reopen(self, lane: int, actor: Member) -> None:
         from ray.exceptions import ActorDiedError
 
-        while actor in self._actors:
+        while actor in self._actors and self._by_lane[lane] is actor:  # else it was lost, or the lane moves
             try:
                 await asyncio.wait_for(self._open_and_brief(lane, actor), OPEN_TIMEOUT_S)
             except ActorDiedError:  # killed while it opened: `_watch` sees it too, and opens the lane in another
@@ -242,7 +237,7 @@ class Crew:
                 self._patience.opened(lane)
                 return
 
-    async def _open_and_brief(self, lane: int, actor: _Actor) -> None:
+    async def _open_and_brief(self, lane: int, actor: Member) -> None:
         await self._open(lane, force=True)
         self._heard[lane] = time.time()
         await self.news.brief(actor, lane, going=self._going)
@@ -284,15 +279,18 @@ class Crew:
 
     async def check(self, now: float, reports: Reports) -> None:
         """Replace actors that are alive but silent (stopped, frozen), open lanes anew that hang alone, and tell
-        who has not heard it of the longer plan, or of pools."""
+        who has not heard it of the longer plan, or of pools. Then one lane may move."""
         slept, self._checked = not 0 <= now - self._checked <= SILENT_S / 2, now
         if not self._going or self._closing:
             return
         if slept:  # we were stopped ourselves, the machine slept, or its clock was set: who is silent shows in a while
             self._heard = dict.fromkeys(self._heard, now)
+            for actor in self._actors:
+                actor.heard_at = now if actor.heard_at is not None else None
         for actor in list(self._actors):
             lanes = [lane for lane in actor.lanes if lane not in self.gone and lane in self._opened]
-            if lanes and all(now - self._heard.get(lane, now) > SILENT_S for lane in lanes):
+            heard = [self._heard.get(lane, now) for lane in lanes] or [actor.heard_at or now]
+            if (lanes or not actor.lanes) and now - max(heard) > SILENT_S:
                 self._note(f"lane actor {actor.number} is silent; its lanes go on in another")
                 for lane in actor.lanes:
                     reports.void(lane)
@@ -306,6 +304,45 @@ class Crew:
                     self._hangs(lane, now)
             if self.news.behind(actor):
                 self._spawn(self.news.catch_up(actor))
+
+        if not (slept or self.news.draining):
+            self._rebalance(reports)
+            if since(self._counted, now) > COUNT_EVERY_S:
+                self._counted = now
+                self._spawn(self._grow())
+
+    def _rebalance(self, reports: Reports) -> None:
+        ended = self.gone | {lane for lane, report in reports.now.items() if report.done}
+        held = {actor.number: [lane for lane in actor.lanes if lane not in ended] for actor in self._actors}
+        move = self._balance.next(held, time.monotonic())
+        if move is not None:
+            if move.why != self._why:
+                self._why = move.why
+                self._note(f"{move.why}: lanes move to lane actor {move.target}, one at a time")
+            self._log("info", "lane moves", **msgspec.structs.asdict(move))
+            by_number = {actor.number: actor for actor in self._actors}
+            source, target = by_number[move.source], by_number[move.target]
+            source.lanes.remove(move.lane)
+            target.lanes.append(move.lane)
+            self._by_lane[move.lane] = target  # whoever opens it from now on does so there
+            self._opened.discard(move.lane)
+            self._board.drop(move.lane)
+            self._spawn(self._move(move.lane, source, target, reports))
+
+    async def _move(self, lane: int, source: Member, target: Member, reports: Reports) -> None:
+        """From one actor that lives to another. Where the old one does not hand it over in time, the new epoch fences
+        it, as one that was lost."""
+        try:
+            async with self._reopening.setdefault(lane, asyncio.Lock()):
+                self._opened.discard(lane)
+                try:
+                    await source.part(lane)
+                except Exception as error:  # noqa: BLE001 - lost, or mute: the lane is taken all the same
+                    self._log("warning", "lane was not handed over", lane=lane, reason=words(error)[:500])
+                reports.void(lane)
+                await self._try_to_reopen(lane, target)
+        finally:
+            self._balance.moved(time.monotonic())
 
     def _hangs(self, lane: int, now: float) -> None:
         self._heard[lane] = now
@@ -326,11 +363,14 @@ class Crew:
         for task in list(self._tasks):
             task.cancel()
         for actor in self._actors:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(actor.handle.close.remote(actor.lanes), 10.0)
-            kill(actor.handle)
+            await actor.close()
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # pyright: ignore[reportArgumentType]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _shown(lanes: list[int]) -> str:
+    """Those that it begins with: Ray reads an actor's label once."""
+    return f"{lanes[0]}…{lanes[-1]}" if len(lanes) > 1 else "".join(map(str, lanes))

@@ -69,7 +69,7 @@ class News:
         self._steering = b""
         self._standings = b""
         self._verdict: Verdict | None = None
-        self._draining = False
+        self.draining = False
 
     # -- what is new
 
@@ -109,7 +109,7 @@ class News:
         await self._tell("verdict", complete, upto, duplicates)
 
     async def drain(self) -> None:
-        self._draining = True
+        self.draining = True
         await self._tell("drain")
 
     async def _tell(self, method: str, *arguments: object) -> None:
@@ -190,5 +190,5 @@ class News:
             await listener.handle.pause.remote(list(self._paused))
         if going:
             await listener.handle.go.remote([lane])
-        if self._draining:
+        if self.draining:
             await listener.handle.drain.remote()

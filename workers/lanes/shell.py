@@ -36,6 +36,7 @@ BLIND_S = 30.0
 sent once the right has lapsed. A guess."""
 VERIFY_EVERY_S = 1.0
 SWEEP_EVERY_S = 5.0
+PART_LOOK_S = 0.02
 HASTE, HASTE_S = 0.1, 0.1
 """Least time between commits when somebody waits for one, as a share of the usual one, and at most: workers that are
 short of dispatchable items, or the run for its last lane. (Seen: to S3, 2 of 4.5 s were spent waiting for the last
@@ -178,6 +179,26 @@ class LaneShell:
         """Read and dispatch nothing more."""
         self.machine.drain(self._now())
         self.wake()
+
+    async def part(self, seconds: float) -> None:
+        """Hand the lane over, in at most about `seconds`: nothing more is read or sent, what comes back until then is
+        committed. Calls that still go on then are left to the next owner, who asks the workers for them. Nothing that
+        was taken from a worker stays uncommitted, or it would be paid for again. Then this owner is over."""
+        self.drain()
+        clock = asyncio.get_running_loop()
+        ends = clock.time() + seconds
+        while not (self.settled or self._over) and clock.time() < ends:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(PART_LOOK_S)
+        if self._over:
+            return
+        self._over = True  # first: from here on outcomes are refused, and their worker keeps them for the next owner
+        self._going.set()
+        self.wake()
+        await asyncio.gather(*filter(None, [self._pump]), return_exceptions=True)  # it may still begin a commit
+        await asyncio.gather(*filter(None, [self._commit, self._applying]), return_exceptions=True)
+        if self.machine.dirty:
+            with contextlib.suppress(PenstockError):  # uncertain: the next owner reads
+                await self._out.commit()
 
     def wake(self) -> None:
         self._wake.set()
