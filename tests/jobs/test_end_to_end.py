@@ -18,8 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock as ps
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.state import open_state
+from penstock.engine.budget import Budget, budget_keys
 from penstock.jobs.cli import call
-from penstock.jobs.sandbox import Behaviour, Settings, running_sandbox
+from penstock.jobs.sandbox import Behaviour, Faults, Settings, running_sandbox
 from tests.conftest import ray_of_a_file
 
 pytestmark = pytest.mark.ray
@@ -604,6 +607,76 @@ def test_templates_that_misbehave_are_refused_or_cost_their_row_only(
         assert not lines(tmp_path / f"out{n}.jsonl")
         assert "Traceback" not in told.out + told.err
     assert penstock("validate", "job0.yaml") in (0, 2)
+
+
+# ---- a provider that hangs
+
+HANGING = """\
+source: rows.jsonl
+tasks:
+  t: {{prompt: "{{{{ text }}}}", params: {{max_tokens: 4}}, timeout_s: 2}}
+accounts:
+  hangs: {{protocol: openai, base_url: "{url}/v1", limits: {{concurrency: 8}}}}
+  good: {{protocol: openai, base_url: "{us}/v1", limits: {{concurrency: 8}}}}
+models:
+  - {{name: first, account: hangs, model: first, price: {{input_per_million: 0, output_per_million: 0, per_request: 0.01}}}}
+  - {{name: second, account: good, model: second, price: {{input_per_million: 0, output_per_million: 0, per_request: 0.002}}}}
+tiers: {{3: [first, second]}}
+sinks: out.jsonl
+budgets: [{{usd: 10}}]
+"""
+
+
+@pytest.mark.parametrize("hang", [pytest.param(0.5, marks=pytest.mark.long), 1.0])
+def test_a_provider_that_hangs_is_left_when_the_jobs_timeout_is_over(
+    hang: float, tmp_path: Path, us: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes calls and never answers some, or any. An item asks it three times at most, then the next candidate
+    answers; where nothing comes at all, those that are not at its worker yet don't wait for it. What was answered is on
+    the bill; what was not costs nothing that is known, is marked, and counts as spent in the budget."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", [{"text": f"hello {n}"} for n in range(48)])
+    settings = Settings(default=Behaviour(faults=Faults(hang=hang)), seed=1)
+    before = calls(us)["second"]
+    with running_sandbox(settings, process=True) as url:
+        (tmp_path / "job.yaml").write_text(HANGING.format(url=url, us=us))
+        assert penstock("run", "job.yaml") == 0
+        took = stats(url)
+    results, costs = lines(tmp_path / "out.jsonl"), lines(tmp_path / "out.costs.jsonl")
+    assert len(results) == 48
+    hung = answered = 0
+    for row in results:
+        told = row["penstock"]
+        *tries, last = told["attempts"]
+        assert (last["outcome"], last["model"]) == ("ok", told["model"])
+        assert [each["outcome"] for each in tries] == ["timeout"] * len(tries)
+        assert {each["model"] for each in tries} <= {"first"}
+        assert all(2000 <= each["ms"] < 8000 and each["cost_usd"] == 0 for each in tries)
+        assert len(tries) <= 3 - (told["model"] == "first")
+        assert told["maybe_paid"] == bool(tries)
+        assert told["cost_usd"] == (0.01 if told["model"] == "first" else 0.002)
+        hung += len(tries)
+        answered += told["model"] == "first"
+    if hang < 1:
+        assert 24 < answered < 48
+        assert any(len(row["penstock"]["attempts"]) == 2 for row in results), "asked again, and answered"
+    else:
+        assert answered == 0
+        assert sum(len(row["penstock"]["attempts"]) == 1 for row in results) >= 8, "what was not taken yet is not sent"
+    assert hung > 5
+    assert took["failed"]["hang"] + took["served"] == hung + answered
+    assert calls(us)["second"] - before == 48 - answered
+    paid = answered * 10_000_000 + (48 - answered) * 2_000_000
+    assert sum(round(line["usd"] * 1e9) for line in costs) == paid
+    assert sorted(line["model"] for line in costs if line["usd"]) == ["first"] * answered + ["second"] * (48 - answered)
+    capsys.readouterr()
+    assert penstock("status", "job.yaml", "--json") == 0
+    batch = json.loads(capsys.readouterr().out)
+    assert round(batch["penstock"]["forfeit_usd"] * 1e9) == hung * 10_000_000
+    ((key, _),) = budget_keys((Budget(10**10),), batch["id"], None, 0.0)
+    ledger = LedgerClient(open_state(".penstock"), batch["id"]).read(key)
+    assert ledger is not None
+    assert ledger.settled_nano + ledger.forfeit_nano == paid + hung * 10_000_000
 
 
 # ---- walls
