@@ -285,3 +285,5 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """Usage and cost are what the call may have used at most: the provider said nothing."""
     surcharge_percent: int = 0
     """On the price, where that decides."""
+    engine_ms: float = 0.0
+    """Of an engine of our own: this call's part of its time (`workers.engine_time`). 0: not known."""

@@ -65,6 +65,8 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     basis: CostBasis = "metered"
     experiment: str = ""
     arm: str = ""
+    engine_ms: float = 0.0
+    """See `items.Outcome`."""
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):

@@ -18,6 +18,7 @@ from penstock.engine.catalog import is_own
 from penstock.engine.items import CallChunk, Failure, Outcome
 from penstock.engine.plan import Epoch
 from penstock.workers.at_lane import Landed, LaneAt
+from penstock.workers.engine_time import EngineTime
 from penstock.workers.engines.base import Engine, EngineDead, Right, Ticket
 from penstock.workers.ports import BoardPort, Grant, Kept, LanePort
 
@@ -77,6 +78,7 @@ class Puller:
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._capacity = 1
+        self._time = EngineTime() if is_own(pool) else None
         self.idle_since = now()
 
     def start(self) -> None:
@@ -241,6 +243,8 @@ class Puller:
         right.until = max(right.until, chunk.send_until)
         tickets = [Ticket(call, right, chunk.outputs.get(call.task)) for call in chunk.calls]
         at.tickets.update(tickets)
+        if self._time is not None:
+            self._time.came(tickets, self._tick())
         self.engine.submit(tickets)
 
     # -- delivering
@@ -249,6 +253,8 @@ class Puller:
         try:
             while True:
                 batch = await self.engine.outcomes()
+                if self._time is not None:
+                    batch = self._time.left(batch, self._tick())
                 self._landed([landed for ticket, outcome in batch for landed in self._checked(ticket, outcome)])
                 self._room.set()
         except EngineDead as error:

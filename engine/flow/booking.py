@@ -213,6 +213,9 @@ def _call(cell: Cell, attempt: Attempt) -> None:
             cell.cache_write += usage.cache_write
             cell.cache_write_1h += usage.cache_write_1h
             cell.reasoning += usage.reasoning
+    if attempt.engine_ms > 0:
+        cell.engine_n += 1
+        cell.engine_us += round(attempt.engine_ms * 1_000)
     if attempt.outcome != "ok":
         cell.failures[attempt.outcome] = cell.failures.get(attempt.outcome, 0) + 1
 

@@ -157,6 +157,10 @@ class Cell(msgspec.Struct, omit_defaults=True):
     groups: dict[str, Groups] = msgspec.field(default_factory=dict[str, Groups])
     """Of arms: what an item's value is (`BAD`, …, or a `scorer@version`) → its sums by groups of units, for guards that
     must not take a unit's items for independent. From the first item with a `unit` on; one without is a unit itself."""
+    engine_n: int = 0
+    """Calls here of which it is known how much of their engine's time they took."""
+    engine_us: int = 0
+    """Microseconds of it."""
 
     @property
     def is_arm(self) -> bool:
@@ -183,6 +187,10 @@ class Cell(msgspec.Struct, omit_defaults=True):
 
     def ms_pairs(self) -> Moments:
         return _moments(self.pair_ms_n, self.pair_ms_ln, self.pair_ms_ln2)
+
+    def engine_s(self) -> float | None:
+        """Seconds of its engine's time that an item takes, all its calls here together. None: not known."""
+        return self.engine_us / self.engine_n / 1e6 * self.calls / self.items if self.engine_n else None
 
     def cost(self) -> Moments:
         """Of an item, in nano-dollars."""

@@ -58,6 +58,7 @@ def attempt_of(outcome: Outcome, at: Priced, target: Candidate, role: Role) -> A
         basis="estimated" if outcome.estimated else at.basis,
         experiment=target.experiment,
         arm=target.arm,
+        engine_ms=outcome.engine_ms,
     )
 
 

@@ -44,6 +44,8 @@ class Standing(msgspec.Struct, frozen=True):
     aside: float = 0.0
     """What judging and idle hours add to it, as a share of it."""
     log_ms: Moments = Moments()
+    engine_s: float | None = None
+    """Seconds of its engine's time that an item takes. None: not known, or an API's."""
 
     @property
     def sample(self) -> Sample:

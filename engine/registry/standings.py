@@ -82,6 +82,7 @@ def _standing(
         Moments(cost.n, cost.mean * ratio, cost.squares * ratio * ratio),
         (whole.judge_nano / whole.cost_nano if whole.cost_nano > 0 else 0.0) + max(0.0, idle.get(model.name, 0.0)),
         whole.log_ms(),
+        whole.engine_s(),
     )
 
 

@@ -28,7 +28,9 @@ was measured don't hold their squares."""
 OTHER_ROWS = 0.1
 """How far the mean of other rows may lie from that of those that were measured. A guess."""
 OTHER_DAY = 1.5
-"""A provider is by so much faster or slower than when it was measured. A guess."""
+"""A provider, or an engine of our own, is by so much faster or slower than when it was measured. A guess."""
+SEATS = 256
+"""What an engine answers at once, where `max_num_seqs` is not said: vLLM's own default."""
 FIRST_TOKEN_S = (0.3, 3.0)
 """Seconds to an API's first token, fast and slow. A guess."""
 TOKENS_PER_S = (150.0, 25.0)
@@ -109,6 +111,8 @@ class Measured(msgspec.Struct, frozen=True):
     items: int
     output_tokens: float
     seconds: float
+    engine_s: float | None = None
+    """Of its engine's time, where it is our own: what runs at once shares that."""
 
 
 def measured_output(measured: Measured, most: float) -> Interval:
@@ -168,16 +172,25 @@ def _api_seconds(
     return max(narrow)
 
 
-def own_seconds(load: Load, model: Model) -> Interval | None:
-    """How long an own worker takes; None: its speed on this machine was not declared.
+def own_seconds(load: Load, model: Model, one: tuple[float, float] | None = None) -> Interval | None:
+    """How long an own worker takes; None: its speed is neither measured nor declared. `one`: of an item, as measured,
+    seconds from its call to its answer, and those of them that were the engine's time for it alone.
 
     More replicas than the least start only when there is work: the slow end
     counts the least, the fast end the most.
     """
+    few, many = max(1, model.min_replicas), max(1, model.max_replicas)
+    if one is not None:
+        item_s, engine_s = one
+        rows, at_once = load.calls, item_s / engine_s
+        seats = model.engine.get("max_num_seqs", SEATS)
+        wanted = min(seats if isinstance(seats, int) else SEATS, rows.likely)
+        fuller = min(1.0, at_once / wanted) if wanted else 1.0  # at best it is faster by as much
+        fast, slow = rows.low * engine_s * fuller / OTHER_DAY, rows.high * engine_s * OTHER_DAY
+        return Interval(fast / many, rows.likely * engine_s / few, slow / few)
     speed = model.tokens_per_s
     if not speed:
         return None
-    few, many = max(1, model.min_replicas), max(1, model.max_replicas)
     out = load.output_tokens
     return Interval(out.low / speed / many, out.likely / speed / few, out.high / speed / few)
 

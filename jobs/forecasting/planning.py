@@ -90,7 +90,7 @@ def history_of(measured: Iterable[Standing]) -> History:
     """Of those that answered. The times of items spread like log-normal ones: their mean lies above the median."""
     return {
         (at.task, at.model, at.version): Measured(
-            at.items, at.output / at.items, math.exp(at.log_ms.mean + at.log_ms.variance / 2) / 1_000
+            at.items, at.output / at.items, math.exp(at.log_ms.mean + at.log_ms.variance / 2) / 1_000, at.engine_s
         )
         for at in measured
         if at.results
@@ -229,15 +229,17 @@ def _one_pool(catalog: Catalog, parts: Sequence[ModelPlan], history: History) ->
         total(p.rows for p in parts), total(p.input_tokens for p in parts), total(p.output_tokens for p in parts)
     )
     model = catalog.models[parts[0].model]
+    item_s = _mean_seconds(parts, history, lambda at: at.seconds)
     if model.account is not None:
-        return api_seconds(load, catalog.accounts[model.account], _measured_seconds(parts, history))
-    return own_seconds(load, model)
+        return api_seconds(load, catalog.accounts[model.account], item_s)
+    engine_s = _mean_seconds(parts, history, lambda at: at.engine_s)
+    return own_seconds(load, model, (item_s, engine_s) if item_s and engine_s else None)
 
 
-def _measured_seconds(parts: Sequence[ModelPlan], history: History) -> float | None:
+def _mean_seconds(parts: Sequence[ModelPlan], history: History, of: Callable[[Measured], float | None]) -> float | None:
     """Of one item of the pool; None: some are not measured."""
     known = [(p.rows.likely, history.get((p.task, p.model, p.version))) for p in parts]
-    sums = [(rows, rows * at.seconds) for rows, at in known if at is not None]
+    sums = [(rows, rows * one) for rows, at in known if at is not None and (one := of(at)) is not None]
     rows = sum(rows for rows, _ in sums)
     return sum(seconds for _, seconds in sums) / rows if len(sums) == len(parts) and rows else None
 

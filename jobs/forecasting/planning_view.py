@@ -63,7 +63,7 @@ def _priced(m: ModelPlan) -> str:
 def _tiers(plan: PlanReport) -> Table:
     table = _table("tier", "rows", "cost", "at worst", "time")
     for t in plan.tiers:
-        took = "unknown: tokens_per_s is not declared" if t.seconds is None else _time(t.seconds)
+        took = "unknown: not measured yet, and tokens_per_s is not declared" if t.seconds is None else _time(t.seconds)
         table.add_row(str(t.tier), _count(t.rows), _money(t.cost_nano), dollars(round(t.worst_nano)), took)
     return table
 

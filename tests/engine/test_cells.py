@@ -86,6 +86,17 @@ def test_an_item_counts_once_at_each_model_it_was_sent_to_and_as_a_result_at_the
     assert (a.scores, b.scores["exact@1"].counts) == ({}, {1000: 1})
 
 
+def test_what_an_item_took_of_an_own_engines_time_is_that_of_all_its_calls_there() -> None:
+    """A call that died with its engine has no part that is known: it counts as the others."""
+    cells = Cells()
+    timed = msgspec.structs.replace(attempt(), engine_ms=400.0)
+    cells.result(result(timed))
+    cells.result(result(attempt(outcome="engine_died"), msgspec.structs.replace(timed, engine_ms=200.0)))
+    (cell,) = cells.rows
+    assert cell.engine_s() == pytest.approx((0.4 + 0.2) / 2 * 3 / 2)
+    assert Cell().engine_s() is None
+
+
 def test_an_item_without_a_result_counts_as_failed_at_each_model_that_was_asked() -> None:
     """With the prompt that they were asked with."""
     cells = Cells()

@@ -333,11 +333,37 @@ def test_an_own_worker_of_unknown_speed_takes_an_unknown_time(tmp_path: Path) ->
     path = _write(tmp_path / "a.jsonl", [{"text": "a", "max_tokens": 10}] * 100)
     spec = _spec(path, Task("label", tier=3))
     assert _plan(spec).seconds is None
-    assert "unknown: tokens_per_s is not declared" in _shown(_plan(spec), 120)
+    assert "unknown: not measured yet, and tokens_per_s is not declared" in _shown(_plan(spec), 120)
     models = {**spec.catalog.models, "small": msgspec.structs.replace(spec.catalog.models["small"], tokens_per_s=100.0)}
     known = _plan(msgspec.structs.replace(spec, catalog=msgspec.structs.replace(spec.catalog, models=models)))
     assert known.seconds is not None
     assert known.seconds.likely == pytest.approx(100 * 3.5 / 100.0)
+
+
+def test_what_earlier_runs_measured_of_an_own_worker_says_how_long_it_takes(tmp_path: Path) -> None:
+    """Seconds of the engine's time that an item took, whatever is declared; where more come at once than were there
+    when it was measured, it may be faster by as much. Of another prompt they say nothing."""
+    path = _write(tmp_path / "a.jsonl", [{"text": "hello"}] * 100)
+    model = {"name": "m", "worker": "vllm", "model": "x", "hour_usd": 1, "engine": {"max_num_seqs": 50},
+             "replicas": {"min": 1, "max": 2}, "tokens_per_s": 1000}  # fmt: skip
+    job = {"name": "j", "source": str(path), "models": [model], "sinks": str(tmp_path / "o.jsonl"),
+           "prompt": "Say {{ text }}", "params": {"max_tokens": 100}, "state": str(tmp_path / "state")}  # fmt: skip
+    spec = job_spec.from_mapping(job, tmp_path)
+    task, (version,) = next(iter(spec.policy.tasks.values())), spec.catalog.models["m"].versions
+    assert task.prompt is not None
+    declared = planning.make_plan(spec).seconds
+    ln = 200 * round(1_000 * math.log(10_000))  # 10 s each, of which 0.4 s are its part: 25 at once
+    measured = Cell(task.name, "m", version.id, "another", items=200, results=200, calls=220, output=4_000, ms_ln=ln,
+                    ms_ln2=ln * ln // 200, engine_n=200, engine_us=80_000_000)  # fmt: skip
+    Registry(open_state(spec.state), "others").tell([measured])
+    assert planning.make_plan(spec).seconds == declared
+    Registry(open_state(spec.state), "r").tell([msgspec.structs.replace(measured, prompt=task.prompt.version)])
+    known, each = planning.make_plan(spec).seconds, 0.4 * 220 / 200
+    assert known is not None
+    at_once = 10 / each
+    assert known.low == pytest.approx(100 * each * at_once / 50 / 1.5 / 2, rel=0.01)
+    assert known.likely == pytest.approx(100 * each)
+    assert known.high == pytest.approx(100 * each * 1.5)
 
 
 def test_an_accounts_limits_make_it_slow(tmp_path: Path) -> None:
