@@ -159,6 +159,7 @@ LONG = (
     "tests/jobs/test_eval_runs.py",
     "tests/jobs/test_rollouts.py",
     "tests/jobs/test_end_to_end.py",
+    "tests/jobs/test_own_worker.py",
     "tests/crash/test_own_engine.py",
     "tests/jobs/test_kafka_quickstart.py",
     "tests/workers/test_vllm_inproc.py",
