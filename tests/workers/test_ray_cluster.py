@@ -14,13 +14,17 @@ import psutil
 import pytest
 
 from tests.conftest import own_children
-from tests.crash.bench import Bench, Shape, bench, title
+from tests.crash.bench import Bench, Shape, bench, moves_of, title
 
 pytestmark = pytest.mark.ray
 
 KEEP_S = 3.0
 KEPT_S = 25.0
 """Long enough for another command to start on a busy machine."""
+
+
+TELL_S = 180.0
+"""For what takes half a minute on a quiet machine."""
 
 
 def free_port() -> int:
@@ -59,6 +63,16 @@ def workers() -> list[psutil.Process]:
     """Processes of this test's cluster that are workers of ours."""
     below = (p for p in psutil.Process().children(recursive=True) if p.pid not in _before)
     return [p for p in below if title(p).startswith("ray::WorkerActor")]
+
+
+def join(address: str, folder: Path) -> None:
+    """One more node, of two cores."""
+    ray = Path(sys.executable).parent / "ray"
+    subprocess.run(
+        [ray, "start", f"--address={address}", "--num-cpus=2", "--object-store-memory=100000000",
+         "--disable-usage-stats"],
+        check=True, timeout=TELL_S, capture_output=True, cwd=folder,
+    )  # fmt: skip
 
 
 def start(b: Bench, address: str) -> subprocess.Popen[bytes]:
@@ -107,3 +121,18 @@ def test_a_killed_command_leaves_no_worker_behind(cluster: str, tmp_path: Path) 
         assert wait_until_none(60)
         assert b.end(start(b, cluster)) == 0, b.log(b.commands[-1])
         b.check(bound=b.shape.concurrency + round(b.fastest_rate() * 0.6))
+
+
+@pytest.mark.long
+def test_a_node_that_joins_while_a_run_goes_gets_half_of_its_lanes(cluster: str, tmp_path: Path) -> None:
+    """They are handed over one after another: nothing of them is lost or paid twice."""
+    shape = Shape(items=5_000, latency_ms=1_000, jitter_ms=300, padding=1_000, lane_actors=None)
+    with bench(tmp_path, shape) as b:
+        command = start(b, cluster)
+        b.wait_served(100, command)
+        join(cluster, tmp_path)
+        assert b.end(command) == 0, b.log(command)
+        assert "lane actor 1 starts" in b.log(command), b.log(command)
+        moves = moves_of(b)
+        assert [(move.source, move.target) for move in moves] == [(0, 1)] * 2, b.log(command)
+        b.check(bound=shape.concurrency)
