@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from penstock.connectors.settings import FilesSink
 from penstock.connectors.state import folder_of, open_state
 from penstock.engine.errors import Permanent, SpecError, Spent, Temporary
 from penstock.workers.here import folder_here
@@ -65,7 +66,8 @@ def map(
     answers are kept on this machine: in `maps/` of the folder, or of what stands here of a state on S3
     (`$PENSTOCK_LOCAL`), and in `.penstock/maps` here where the state is the job's.
 
-    The same call on the same rows is the same run: what was answered is not asked, nor paid for, again.
+    The same call on the same rows is the same run: what was answered is not asked, nor paid for, again. With a state on
+    S3 that holds on the machine that it was first made on; another one is refused, unless both make it at once.
     Raises the errors of `penstock.engine.errors`: `Spent` where the budget ended it, `Temporary` where it was
     interrupted (the same call, with a larger budget, goes on where it was). A failed row is no error but says so in
     `error`.
@@ -85,9 +87,27 @@ def map(
     folder = folder_here(given_state) / "maps"
     source, rows = _write(data, folder)
     spec = _job(fields, base, folder, source, id, vars, limit)
+    _refuse_elsewhere(spec, limit)
     result = run(spec, limit=limit, progress=progress)
     _check_end(result)
     return _joined(data, _answers(result, source, rows, rows if limit is None else min(limit, rows)), source)
+
+
+def _refuse_elsewhere(spec: RunSpec, limit: int | None) -> None:
+    """Answers that lie on another machine would be paid for again. Raises `SpecError`."""
+    from penstock.jobs import trial
+    from penstock.jobs.history import open_history
+
+    if folder_of(spec.state) is not None:
+        return
+    asked = spec if limit is None else trial.first(spec, limit)
+    results = asked.sinks["results"]
+    here = Path(results.path).parent if isinstance(results, FilesSink) else None
+    if here is not None and not here.exists() and open_history(spec.state).knows(asked.run_id):
+        raise SpecError(
+            f"this call was made before, as run {asked.run_id}, and its answers are not in {here} of this machine. "
+            "Make it where it was made first; or name another state, which pays again"
+        )
 
 
 # ---- rows in

@@ -67,13 +67,13 @@ def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> 
 
     spec = resolve(job, vars)
     _check_reach(spec.state, address)
+    cluster = _reached(address)  # first: a run that no cluster can have taken is not known, and it may take long
     history = open_history(spec.state)
     before, now = Before.of(history, spec.run_id), SYSTEM.now()
     if not before.is_quiet(now):
         raise Held(_under_way(before, spec.run_id))
     _refuse_moved(before.spec, spec)
     _refuse_changed(before, spec)
-    cluster = _reached(address)  # first: a run that no cluster can have taken is not known
     spec = msgspec.structs.replace(spec, generation=generation_of(history, spec))
     history.save_spec(spec)  # the command there reads it
     history.forget_cancel(spec.run_id)

@@ -91,7 +91,7 @@ def open_cluster(address: str | None = None) -> Generator[Cluster]:
             where = "a local Ray" if local else f"the Ray cluster at {address}"
             raise Temporary(f"could not reach or start {where}: {error}") from error
         try:
-            with contextlib.closing(Cluster(local=local, dashboard=late)) as cluster:
+            with contextlib.closing(Cluster(local=local, dashboard=late)) as cluster, _quiet():
                 yield cluster
         finally:
             with late.closing() if late is not None else contextlib.nullcontext():
@@ -108,7 +108,6 @@ def _init(address: str | None, empty: str, late: LateDashboard | None) -> None:
     with contextlib.chdir(empty), children_deaf_to_hangups():
         if address is not None:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-            _keep_quiet()
             return
         put_off = late.put_off() if late is not None else contextlib.nullcontext()
         with _without_idlers(dashboard=late is not None), put_off:
@@ -122,7 +121,6 @@ def _init(address: str | None, empty: str, late: LateDashboard | None) -> None:
                 logging_level=logging.ERROR,
             )
     _protect_token()
-    _keep_quiet()
 
 
 @contextlib.contextmanager
@@ -182,13 +180,21 @@ async def until_gone(handle: object) -> None:
             return
 
 
-def _keep_quiet() -> None:
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
     """Ray prints each process it loses onto the command's output, whatever `log_to_driver` says. The run tells it in
     its notes, and the logs hold the details. A private name of Ray's: where it is gone, Ray prints again."""
     import ray._private.worker as worker
 
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = _nothing
+    before = getattr(worker, "print_to_stdstream", None)
+    if before is None:
+        yield
+        return
+    worker.print_to_stdstream = _nothing
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _nothing(*_: object, **__: object) -> None: ...

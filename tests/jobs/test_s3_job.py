@@ -16,6 +16,7 @@ from penstock.connectors.measured import Registry
 from penstock.connectors.s3 import client as s3_client
 from penstock.connectors.state import open_state
 from penstock.engine.budget import run_key
+from penstock.engine.errors import SpecError
 from penstock.jobs.cli import call
 from penstock.jobs.dev.kafka import CONSOLE_PRODUCER, CONSUMER_GROUPS
 from penstock.jobs.history import open_history
@@ -135,7 +136,7 @@ def test_dead_letters_are_sent_again_where_the_state_is_on_s3(
 
 
 def test_a_table_in_memory_with_its_state_on_s3_is_paid_for_once(
-    ray_and_keys: None, sandbox: str, new_bucket: Callable[..., str], s3_server: S3Server | S3At
+    ray_and_keys: None, sandbox: str, new_bucket: Callable[..., str], s3_server: S3Server | S3At, tmp_path: Path
 ) -> None:
     """The same call sends nothing. Money and history stand on S3; rows and answers on this machine alone."""
     state = f"s3://{new_bucket('state')}/team?endpoint={s3_server.endpoint}"
@@ -157,6 +158,10 @@ def test_a_table_in_memory_with_its_state_on_s3_is_paid_for_once(
     assert settled == round(sum(row["cost_usd"] for row in done) * 1e9)
     assert len(list((folder_here(state) / "maps").glob("*.jsonl"))) == 1
     assert not any(b"message 1" in (there.get(key) or (b"",))[0] for key in there.list(""))
+    (folder_here(state) / "maps").rename(tmp_path / "elsewhere")  # as another machine sees it
+    with pytest.raises(SpecError, match="was made before"):
+        mapped()
+    assert calls(sandbox).total() == paid
 
 
 EVALUATED = """\

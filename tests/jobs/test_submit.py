@@ -49,12 +49,12 @@ def known(folder: Path, state: RunState) -> tuple[History, RunSpec]:
     return history, spec
 
 
-def test_a_submit_pays_for_no_run_again_whose_results_moved(tmp_path: Path) -> None:
+def test_a_submit_pays_for_no_run_again_whose_results_moved(tmp_path: Path, cluster: str) -> None:
     """The command on the cluster reads the spec that was saved for it: it can't tell that there was another."""
     history, spec = known(tmp_path, "interrupted")
     moved = msgspec.structs.replace(spec, sinks={**spec.sinks, "results": FilesSink(str(tmp_path / "new/r.jsonl"))})
     with pytest.raises(SpecError, match=r"results of run job-1 were at .* and would be at .*/new/r.jsonl"):
-        submit(moved, CLUSTER)
+        submit(moved, cluster)
     assert history.spec("job-1") == spec
 
 
@@ -70,10 +70,28 @@ def test_a_submit_that_the_cluster_does_not_take_leaves_history_as_it_was(tmp_pa
     with pytest.raises(Temporary, match="did not take the job"):
         submit(spec, CLUSTER)
     assert history.status("job-1").state == "done"
+
+
+def test_a_run_that_is_under_way_is_not_submitted(tmp_path: Path, cluster: str) -> None:
+    history, spec = known(tmp_path, "done")
     history.save_status(RunStatus("job-1", "job", "running", updated_at=time.time()))
     with pytest.raises(Held, match="is under way"):
-        submit(spec, CLUSTER)
+        submit(spec, cluster)
     assert history.status("job-1").state == "running"
+
+
+def test_what_began_while_the_cluster_was_being_reached_is_seen(tmp_path: Path, cluster: str) -> None:
+    """That may take long: another terminal's command, or submit, has the run meanwhile."""
+
+    def begins(*_: object) -> None:
+        history, _ = known(tmp_path, "done")
+        history.save_status(RunStatus("job-1", "job", "running", updated_at=time.time()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobSubmissionClient, "__init__", begins)
+        with pytest.raises(Held, match="is under way"):
+            submit(spec_in(tmp_path), cluster)
+    assert open_history(spec_in(tmp_path).state).status("job-1").state == "running"
 
 
 def test_a_run_that_no_cluster_was_reached_for_is_not_known(tmp_path: Path, cluster: str) -> None:

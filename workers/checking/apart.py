@@ -24,9 +24,9 @@ PATIENCE_S = 4.0
 """One question may take so long: the lane waits, and one that is silent for 10 s is replaced, which pays for its window
 again."""
 
-AGAIN_S = 3.0
-"""For another process, where somebody else has ended the one that was asked. With the question that is less than a lane
-may be silent."""
+AGAIN_S = 2.0
+"""More than its patience one question may take, where somebody else has ended the process that was asked and another
+one starts: a lane may be silent for 10 s."""
 KILLED = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP})
 """How a process ends that somebody else ends: its own alarms and the user's code do it otherwise. Ray ends those of a
 lane, or of a worker, before it ends that one itself, which goes on for a moment."""
@@ -82,22 +82,23 @@ class Apart:
         """Its answer. None: it is not up. Raises `TooLong`. Where somebody else has ended the process, another one is
         asked: what is lost by that is not the answer's fault."""
         line = json.dumps([self._patience_s, self._cpu_s, question, *about]).encode() + b"\n"
-        was_up = self._ready
-        said = self._asked(line, 0.0)
+        was_up, until = self._ready, time.monotonic() + self._patience_s
+        said = self._asked(line, 0.0, until)
         if (said is None and was_up) or (said == b"" and self._was_killed()):
-            said = self._asked(line, AGAIN_S)
+            until += AGAIN_S
+            said = self._asked(line, until - time.monotonic(), until)
         if said == b"":
             self.close()
             raise TooLong
         return None if said is None else json.loads(said)
 
-    def _asked(self, line: bytes, wait_s: float) -> bytes | None:
+    def _asked(self, line: bytes, wait_s: float, until: float) -> bytes | None:
         """What it says: nothing where it took too long, or has ended. None: it is not up."""
         if not self.up(wait_s):
             return None
         try:
             assert self._process is not None
-            return self._said(self._process, line)
+            return self._said(self._process, line, until)
         except BrokenPipeError:
             return b""
         except OSError as error:
@@ -132,11 +133,11 @@ class Apart:
             self._process, self._end = process, weakref.finalize(self, _ended, process)
         return process
 
-    def _said(self, process: subprocess.Popen[bytes], line: bytes) -> bytes:
+    def _said(self, process: subprocess.Popen[bytes], line: bytes, until: float) -> bytes:
         """Its answer; nothing where none came in time. Raises `OSError`."""
         assert process.stdin is not None
         process.stdin.write(line)
-        return self._heard(process, self._patience_s)
+        return self._heard(process, until - time.monotonic())
 
     def _heard(self, process: subprocess.Popen[bytes], wait_s: float) -> bytes:
         """A line of it; nothing where none came in time, or it has ended."""

@@ -25,8 +25,8 @@ LOOK_S = 0.05
 BREATH_S = 0.5
 """Scoring that took so long lets all else go first: lanes report, renew their rights, commit."""
 SPENT_S = 2.0
-"""Nothing more is asked in one turn of the loop after so long: with the question under way it stands still for 6 s at
-most, and a lane that is silent for 10 s is replaced."""
+"""Nothing more is asked in one turn of the loop after so long: with the question under way it stands still for 6 s, or
+8.5 s where that one's process is killed; a lane that is silent for 10 s is replaced."""
 
 
 class Scoring:
