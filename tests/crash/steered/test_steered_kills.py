@@ -141,7 +141,8 @@ def _rollout(b: Steered, kinds: Sequence[Kind]) -> Iterator[Fault]:
     at, owed = b.steering.rollouts["small"], [each.id for each in b.steering.owed]
     records = b.records()
     assert {record.model_version for record in records} == {at.baseline, at.candidate}, "both versions were seen"
-    heirs = sum(b.shape.window * (LANES if kind == "command" else 1) for kind in kinds if kind in ("lane", "command"))
+    lost = {"lane": 1, "driver": LANES, "command": LANES}  # lanes end with their driver
+    heirs = sum(b.shape.window * lost.get(kind, 0) for kind in kinds)
     yield from rollout_faults(records, at, heirs)
     yield from decision_faults(at, b.logged(), owed)
 
