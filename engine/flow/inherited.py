@@ -39,6 +39,11 @@ class Inherited:
         self._calls[key] = msgspec.structs.replace(adopted, outcome=outcome)
         return True
 
+    @property
+    def has_answers(self) -> bool:
+        """Their workers have let go of them, and only this owner knows them."""
+        return any(adopted.outcome is not None for adopted in self._calls.values())
+
     def worker_lost(self, worker: str) -> None:
         """Its answers are here already; its calls are gone."""
         for key, adopted in list(self._calls.items()):

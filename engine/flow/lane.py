@@ -254,6 +254,11 @@ class Lane:
         """A worker still has these of the last owner. Called before anything is offered."""
         self._inherited.add(adopted)
 
+    @property
+    def has_answers(self) -> bool:
+        """Of the last owner's calls, for items that were not read again yet."""
+        return self._inherited.has_answers
+
     # -- time
 
     def tick(self, now: float) -> None:

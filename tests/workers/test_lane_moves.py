@@ -24,6 +24,7 @@ from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.member import Member
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.lanes.shell import LaneShell
+from penstock.workers.ports import Kept
 from tests.workers.lane_rig import POOL, MemoryPlace, Rig, answered, line, source
 from tests.workers.test_driver_ends import PLAN, Hands, driver
 
@@ -85,6 +86,23 @@ async def test_what_a_lane_took_from_a_worker_is_committed_before_it_lets_go_and
     assert (len(told), set(map(tuple, told.values()))) == (100, {("result",)})
     again = {item for item, times in Counter(rig.sent).items() if times > 1}
     assert again == {call.item_id for chunk in others for call in chunk.calls}
+
+
+async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_handed_over() -> None:
+    """Their worker has let go of them, and their items were not read again yet: they were paid for twice."""
+    rig = Rig(MemoryPlace("left"), source("left", [line(n) for n in range(100)]))
+    first, out = await working(rig)
+    calls = [call for chunk in out for call in chunk.calls]
+    second, _ = rig.shell(rig.place.open())
+    await second.open(await rig.made_plan(), force=True)
+    told = [answered(call) for call in calls], [call.model for call in calls]
+    second.adopt(Kept(*told, [call.role for call in calls], [call.version for call in calls]), "w")
+    second.go()
+    await second.part(10.0)
+    await second.close()
+    await first.close()
+    await rig.life(rig.place.open())
+    assert not [item for item, times in Counter(rig.sent).items() if times > 1]
 
 
 async def test_a_lane_that_is_over_is_handed_over_at_once() -> None:

@@ -85,7 +85,7 @@ class LaneShell:
         )
         self._moment = Watched(now, machine.set_back, self._input.set_back)
         self._plan: Plan | None = None
-        self._begun = self._opened = self._closed = self._over = False
+        self._begun = self._opened = self._closed = self._over = self._parting = False
         self._going = asyncio.Event()
         """Its calls are given out, and outcomes are taken; or it is over."""
         self._commit: asyncio.Task[None] | None = None
@@ -183,12 +183,14 @@ class LaneShell:
     async def part(self, seconds: float) -> None:
         """Hand the lane over, in at most about `seconds`: nothing more is read or sent, what comes back until then is
         committed. Calls that still go on then are left to the next owner, who asks the workers for them. Nothing that
-        was taken from a worker stays uncommitted, or it would be paid for again. Then this owner is over."""
+        was taken from a worker stays uncommitted, or it would be paid for again: answers that the last owner left are
+        read up to first. Then this owner is over."""
+        self._parting = True
+        ends = asyncio.get_running_loop().time() + seconds
+        # some may be of items that are committed, and never come
+        await self._until(lambda: self._over or not self.machine.has_answers, ends - seconds / 2)
         self.drain()
-        clock = asyncio.get_running_loop()
-        ends = clock.time() + seconds
-        while not (self.settled or self._over) and clock.time() < ends:  # noqa: ASYNC110 - it tells nobody
-            await asyncio.sleep(PART_LOOK_S)
+        await self._until(lambda: self._over or self.settled, ends)
         if self._over:
             return
         self._over = True  # first: from here on outcomes are refused, and their worker keeps them for the next owner
@@ -200,6 +202,11 @@ class LaneShell:
             with contextlib.suppress(PenstockError):  # uncertain: the next owner reads
                 await self._out.commit()
 
+    async def _until(self, met: Callable[[], bool], ends: float) -> None:
+        """Nobody tells of it. `ends`: of the loop's clock."""
+        while not met() and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(PART_LOOK_S)
+
     def wake(self) -> None:
         self._wake.set()
 
@@ -208,7 +215,7 @@ class LaneShell:
     async def take(
         self, pool: str, n: int, max_tokens: int, worker: str, number: int = 0
     ) -> tuple[CallChunk | None, int]:
-        if self._over or not self._going.is_set() or not await self._ours():
+        if self._over or self._parting or not self._going.is_set() or not await self._ours():
             return None, 0
         now = self._now()
         calls = self.machine.take(pool, n, max_tokens, worker, now, number)
