@@ -216,10 +216,10 @@ async def test_a_call_that_takes_too_long_may_have_been_billed() -> None:
     """Its slot is free again for the next call."""
     with running_sandbox(Settings(models={"slow": Behaviour(faults=Faults(hang=1.0))})) as url:
         async with engine(url, limits={"concurrency": 2}) as one:
-            hanging = [ticket(n, upstream="slow", timeout_s=0.3) for n in range(4)]
+            hanging = [ticket(n, upstream="slow", timeout_s=0.3) for n in range(2)]
             found = await finish(one, [*hanging, ticket(9)])
             assert one.room() > 0
-    assert kinds(found) == {"timeout": 4, "ok": 1}
+    assert kinds(found) == {"timeout": 2, "ok": 1}
     assert all(o.failure.may_be_billed for o in found.values() if o.failure)
 
 
@@ -465,6 +465,19 @@ async def test_what_waits_for_a_long_pause_goes_back_to_its_lane(governed: bool)
             assert outcome.failure.retry_after_s is not None
             assert 30.0 < outcome.failure.retry_after_s <= 61.0
             assert not outcome.failure.may_be_billed
+
+
+async def test_what_waits_behind_a_provider_that_hangs_goes_back_to_its_lane() -> None:
+    """Unsent: each would wait for its whole timeout. What other models are asked is sent."""
+    hangs = Behaviour(faults=Faults(hang=1.0))
+    with running_sandbox(Settings(default=Behaviour(latency_ms=1.0), models={"hung": hangs})) as url:
+        async with engine(url, limits={"concurrency": 4}) as one:
+            hung = [ticket(n, upstream="hung", timeout_s=0.5, realtime=n == 11) for n in range(12)]
+            found = await finish(one, [*hung, *(ticket(n) for n in range(12, 16))])
+            assert kinds(found) == {"timeout": 4, "not_sent": 8, "ok": 4}
+            assert not any(
+                o.failure.may_be_billed for o in found.values() if o.failure and o.failure.kind == "not_sent"
+            )
 
 
 async def test_after_an_overload_fewer_calls_fly() -> None:

@@ -7,7 +7,7 @@ in eight is kept free of bulk). No retry hides in here: a call is sent once or n
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -45,6 +45,9 @@ IDLE_S = 4.0
 LONG_PAUSE_S = 5.0
 """Where a provider wants nothing for longer, what waits here goes back to its lane, which may know a better place, and
 nothing is taken meanwhile. A guess: less is not worth the way."""
+HANGS = 10
+"""So many calls of a model in a row without an answer in time (or as many as go at once): what waits for it here goes
+back to its lane, unsent, whose breaker for that target opens by then. Each would wait for its whole timeout else."""
 KEY_S = 60.0
 """A key is read anew once it is so old: its file may hold another by now, since it was rotated, or refused and mended.
 Less than an account rests whose key was refused (`health.HealthSettings.mend_cool_s`)."""
@@ -79,6 +82,8 @@ class ApiEngine:
         self._arrived: asyncio.Event = asyncio.Event()
         self._beside: list[asyncio.Task[None]] = []
         self._resume: asyncio.TimerHandle | None = None
+        self._unanswered: Counter[str] = Counter()
+        """Model → calls in a row."""
         self._closed = False
         self._tells_item = account.provider == "sandbox"
         self._totals = {"calls": 0.0, "failures": 0.0, "throttles": 0.0, "input_tokens": 0.0, "output_tokens": 0.0}
@@ -227,6 +232,16 @@ class ApiEngine:
                 words = f"its account is to send nothing for {pause_s:.0f} s"
                 self._unsent(queue.popleft(), "not_sent", words, wait_s=pause_s)
 
+    def _no_answers(self, late: Counter[str]) -> None:
+        """Of models to calls that were given up just now."""
+        self._unanswered += late
+        for model in late:
+            if (n := self._unanswered[model]) >= min(HANGS, len(self._slots)):
+                for queue in (self._urgent, self._bulk):
+                    for ticket in [ticket for ticket in queue if ticket.call.upstream == model]:
+                        queue.remove(ticket)
+                        self._unsent(ticket, "not_sent", f"{n} calls of {model} in a row had no answer in time")
+
     def _later(self, wait_s: float) -> None:
         if self._resume is None:
             # At most a second ahead: what is known of the limits changes meanwhile.
@@ -336,6 +351,8 @@ class ApiEngine:
         if read.usage is not None:
             totals["input_tokens"] += read.usage.input
             totals["output_tokens"] += read.usage.output
+        if failure is None or failure.kind != "timeout":
+            self._unanswered.pop(call.upstream, None)
         if failure is not None:
             totals["failures"] += 1
             if failure.kind in THROTTLES:
@@ -361,9 +378,10 @@ class ApiEngine:
         while True:
             await asyncio.sleep(SWEEP_S)
             tick = self._clock.tick()
-            for slot in self._slots:
-                if slot.ticket is not None and slot.until <= tick:
-                    self._stop(slot, "timeout")
+            late = [slot for slot in self._slots if slot.ticket is not None and slot.until <= tick and slot.why is None]
+            self._no_answers(Counter(slot.ticket.call.upstream for slot in late if slot.ticket is not None))
+            for slot in late:
+                self._stop(slot, "timeout")
 
     def _stop(self, slot: Slot, why: FailureKind) -> None:
         if slot.why is None and slot.task is not None:
