@@ -658,7 +658,7 @@ def test_a_provider_that_hangs_is_left_when_the_jobs_timeout_is_over(
         hung += len(tries)
         answered += told["model"] == "first"
     if hang < 1:
-        assert 24 < answered < 48
+        assert 5 < answered < 48
         assert any(len(row["penstock"]["attempts"]) == 2 for row in results), "asked again, and answered"
     else:
         assert answered == 0

@@ -46,8 +46,8 @@ LONG_PAUSE_S = 5.0
 """Where a provider wants nothing for longer, what waits here goes back to its lane, which may know a better place, and
 nothing is taken meanwhile. A guess: less is not worth the way."""
 HANGS = 10
-"""So many calls of a model in a row without an answer in time (or as many as go at once): what waits for it here goes
-back to its lane, unsent, whose breaker for that target opens by then. Each would wait for its whole timeout else."""
+"""So many calls of a model in a row without an answer in time: what waits for it here goes back to its lane, unsent,
+whose breaker for that target opens by then (`health.HealthSettings`). Each would wait for its whole timeout else."""
 KEY_S = 60.0
 """A key is read anew once it is so old: its file may hold another by now, since it was rotated, or refused and mended.
 Less than an account rests whose key was refused (`health.HealthSettings.mend_cool_s`)."""
@@ -236,7 +236,7 @@ class ApiEngine:
         """Of models to calls that were given up just now."""
         self._unanswered += late
         for model in late:
-            if (n := self._unanswered[model]) >= min(HANGS, len(self._slots)):
+            if (n := self._unanswered[model]) >= HANGS:
                 for queue in (self._urgent, self._bulk):
                     for ticket in [ticket for ticket in queue if ticket.call.upstream == model]:
                         queue.remove(ticket)
