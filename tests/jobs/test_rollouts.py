@@ -289,8 +289,8 @@ def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
 def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_counts_twice(
     tmp_path: Path, equal: str, mark: str
 ) -> None:
-    place = Place(tmp_path, equal, 3_000)
-    begun = place.start("shadow,50", *SHADOW, "--items", "500")
+    place = Place(tmp_path, equal, 4_000)
+    begun = place.start("shadow,50", *SHADOW, "--items", "200")
     command = [sys.executable, "-m", "penstock.jobs.cli", "run", str(tmp_path / "job.yaml")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     until(lambda: place.calls("bad") > 100 or first.poll() is not None, "the candidate is asked")
@@ -302,7 +302,7 @@ def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_
     decisions, results = place.rollout.decisions, place.results()
     assert [d.what for d in decisions[:2]] == ["started", "stage"]
     assert decisions[1].told[0].items >= 200, "pairs of both lives count together"
-    assert len({r["item_id"] for r in results}) == len(results) == 3_000
+    assert len({r["item_id"] for r in results}) == len(results) == 4_000
     (at,) = rollouts.standing(place.state, "small")
     assert at.items[-1][1] == len(place.beside())
     assert sum(pair[0] for stage, pair in at.items.items() if stage == -1) == sum(
