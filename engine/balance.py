@@ -94,14 +94,20 @@ class Balance:
         """The last move is over, however it ended."""
         self._moving, self._moved_at = False, tick
 
-    def next(self, held: Mapping[int, Collection[int]], tick: float) -> Move | None:
-        """`held`: actor → its lanes that have work."""
+    def next(self, held: Mapping[int, Collection[int]], tick: float, ended: Collection[int] = ()) -> Move | None:
+        """`held`: actor → its lanes. `ended`: those without work, which stay where they are and make no room: what is
+        left of a run that ends is not worth a move."""
         known = {actor: runs for actor in held if (runs := self.runs(actor)) is not None}
         for actor, runs in known.items():
             self._judge(self._paces[actor], runs, max(known.values()), tick)
         if self._moving or len(known) < 2 or tick - self._moved_at < PAUSE_S:
             return None
-        free = {lane for lanes in held.values() for lane in lanes if tick - self._came.get(lane, NEVER) >= STAYS_S}
+        free = {
+            lane
+            for lanes in held.values()
+            for lane in lanes
+            if lane not in ended and tick - self._came.get(lane, NEVER) >= STAYS_S
+        }
         move = self._away(held, free, known, tick) or self._spread(held, free, known, tick)
         if move is not None:
             self._moving, self._came[move.lane] = True, tick

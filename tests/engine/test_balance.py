@@ -91,6 +91,16 @@ def test_lanes_spread_over_an_actor_that_is_added() -> None:
     assert sorted(actors.counts) == [3, 3, 3]
 
 
+def test_lanes_that_have_ended_neither_move_nor_make_room() -> None:
+    """Towards the end of a run one actor's lanes end before another's."""
+    paced = Balance()
+    for second in range(1, 30):
+        for actor in range(3):
+            paced.heard(actor, float(second), 0.0, 1_000.0 + second)
+        assert paced.next({0: [0, 2], 1: [1, 3], 2: [4, 5, 6]}, 1_000.0 + second, {0, 2, 4}) is None
+    assert paced.next({0: [0], 1: [1], 2: [2, 3, 4]}, 1_029.0, {0, 2, 3}) == Move(4, 2, 0, "lane actor 0 has room")
+
+
 def test_who_stands_at_the_edge_of_slow_does_not_get_lanes_and_lose_them_again_and_again() -> None:
     """Seen at 2 % beside 6 %: rounding took it over the edge and back."""
     actors = Actors(2, 4)

@@ -313,8 +313,8 @@ class Crew:
 
     def _rebalance(self, reports: Reports) -> None:
         ended = self.gone | {lane for lane, report in reports.now.items() if report.done}
-        held = {actor.number: [lane for lane in actor.lanes if lane not in ended] for actor in self._actors}
-        move = self._balance.next(held, time.monotonic())
+        held = {actor.number: actor.lanes for actor in self._actors}
+        move = self._balance.next(held, time.monotonic(), ended)
         if move is not None:
             if move.why != self._why:
                 self._why = move.why
