@@ -247,14 +247,14 @@ def test_a_worse_version_is_stopped_in_its_shadow_stage_and_nobody_ever_sees_an_
 def test_a_version_that_is_as_good_goes_on_to_its_first_stage_after_the_shadow(
     one_ray: None, tmp_path: Path, equal: str
 ) -> None:
-    place = Place(tmp_path, equal, 4_000)
-    begun = place.start("shadow,50", *SHADOW, "--items", "200")
+    place = Place(tmp_path, equal, 6_000)
+    begun = place.start("shadow,50", *SHADOW, "--items", "120")
     assert place.run() == 0
     decisions = place.rollout.decisions
     assert [d.what for d in decisions[:2]] == ["started", "stage"]
     assert (decisions[1].stage, decisions[1].share) == (0, 0.5)
     results, beside = place.results(), place.beside()
-    assert len(results) == 4_000
+    assert len(results) == 6_000
     assert len(beside) >= 200
     by_version = {(r["arm"], r["model_version"]) for r in results if r["experiment"] == begun.id}
     assert {("baseline-0", "v1"), ("baseline-1", "v1"), ("candidate-1", "v2")} <= by_version
@@ -289,8 +289,8 @@ def test_a_shadow_stage_that_has_no_money_left_waits_and_jobs_go_on_without(
 def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_counts_twice(
     tmp_path: Path, equal: str, mark: str
 ) -> None:
-    place = Place(tmp_path, equal, 4_000)
-    begun = place.start("shadow,50", *SHADOW, "--items", "200")
+    place = Place(tmp_path, equal, 6_000)
+    begun = place.start("shadow,50", *SHADOW, "--items", "120")
     command = [sys.executable, "-m", "penstock.jobs.cli", "run", str(tmp_path / "job.yaml")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     until(lambda: place.calls("bad") > 100 or first.poll() is not None, "the candidate is asked")
@@ -301,8 +301,8 @@ def test_a_command_that_is_killed_in_the_shadow_stage_goes_on_in_it_and_no_pair_
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False, timeout=300).returncode == 0
     decisions, results = place.rollout.decisions, place.results()
     assert [d.what for d in decisions[:2]] == ["started", "stage"]
-    assert decisions[1].told[0].items >= 200, "pairs of both lives count together"
-    assert len({r["item_id"] for r in results}) == len(results) == 4_000
+    assert decisions[1].told[0].items >= 120, "pairs of both lives count together"
+    assert len({r["item_id"] for r in results}) == len(results) == 6_000
     (at,) = rollouts.standing(place.state, "small")
     assert at.items[-1][1] == len(place.beside())
     assert sum(pair[0] for stage, pair in at.items.items() if stage == -1) == sum(
