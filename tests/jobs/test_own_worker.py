@@ -22,6 +22,7 @@ from penstock.engine.pricing import GpuClock
 from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Settings, running_sandbox
 from tests.conftest import ray_of_a_file
+from tests.jobs.test_end_to_end import message, write
 
 pytestmark = [
     pytest.mark.ray,
@@ -85,24 +86,6 @@ def replaced(text: str, places: dict[str, str]) -> str:
 
 def lines(path: Path) -> list[Json]:
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-
-
-def write(path: Path, rows: list[Json]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def message(n: int) -> Json:
-    coding = n % 10 == 0
-    return {
-        "order_id": n,
-        "shop": f"shop-{n % 3}",
-        "kind": "coding" if coding else "classification",
-        "class": "public" if coding or n % 3 else "eu-only",
-        "customer": f"c{n % 90}",
-        "text": f"message {n} about a parcel",
-        "label": "delivery",
-    }
 
 
 def own_nano(costs: list[Json]) -> int:

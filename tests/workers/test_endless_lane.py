@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,12 +19,7 @@ from penstock.engine.plan import Epoch, Plan
 from penstock.workers.driving.discovery import Discovery
 from penstock.workers.driving.planner import all_ended, durable_plan, extended, first_plan
 from penstock.workers.runspec import RunOptions, RunSpec
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules["lane_rig"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rig)
+from tests.workers import lane_rig as rig
 
 
 def run_spec(name: str, limit: int | None = None) -> RunSpec:

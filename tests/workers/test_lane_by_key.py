@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import random
 import secrets
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,19 +23,12 @@ from penstock.connectors.registry import Stores
 from penstock.connectors.settings import CreateTopic, KafkaSink, KafkaSource
 from penstock.engine.items import Answer, Call, Failure, FailureKind, Outcome, Usage
 from penstock.engine.plan import Split
+from tests.workers import lane_rig as rig
 
 if TYPE_CHECKING:
     from conftest import KafkaAt
 
     from penstock.jobs.dev.kafka import KafkaServer
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules.get("lane_rig") or importlib.util.module_from_spec(_spec)
-if "lane_rig" not in sys.modules:
-    sys.modules["lane_rig"] = rig
-    _spec.loader.exec_module(rig)
 
 N = 60
 FAILURES: tuple[FailureKind, ...] = ("not_sent", "invalid_output")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -15,14 +12,7 @@ from penstock.connectors.memory import MemorySource
 from penstock.engine.errors import Temporary
 from penstock.engine.plan import Split
 from penstock.workers.lanes import input as lane_input
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules.get("lane_rig") or importlib.util.module_from_spec(_spec)
-if "lane_rig" not in sys.modules:
-    sys.modules["lane_rig"] = rig
-    _spec.loader.exec_module(rig)
+from tests.workers import lane_rig as rig
 
 
 class Away:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,14 +11,7 @@ from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores
 from penstock.engine.catalog import Wall
 from penstock.engine.review import Review
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules.get("lane_rig") or importlib.util.module_from_spec(_spec)
-if "lane_rig" not in sys.modules:
-    sys.modules["lane_rig"] = rig
-    _spec.loader.exec_module(rig)
+from tests.workers import lane_rig as rig
 
 WALLS = {name: Wall(name, sample=rule) for name, rule in (("open", "keep"), ("shy", "redact"), ("closed", "never"))}
 EVERYTHING = Review(share=1.0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +29,7 @@ from penstock.workers.driving.board import Board
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.lanes import telling
 from penstock.workers.ports import Kept
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules["lane_rig"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rig)
+from tests.workers import lane_rig as rig
 
 N = 60
 EXACTLY_ONCE = {f"r{n}": ["result"] for n in range(N)}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +14,7 @@ from penstock.engine.errors import Away
 from penstock.engine.plan import Epoch
 from penstock.workers.lanes import shell as lane_shell
 from penstock.workers.lanes import telling
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules["lane_rig"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rig)
+from tests.workers import lane_rig as rig
 
 
 class Slow(MemoryStore):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import secrets
-import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,19 +19,12 @@ from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.registry import Stores
 from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
 from penstock.engine.items import Answer, Call, Outcome, Usage
+from tests.workers import lane_rig as rig
 
 if TYPE_CHECKING:
     from conftest import KafkaAt
 
     from penstock.jobs.dev.kafka import KafkaServer
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules.get("lane_rig") or importlib.util.module_from_spec(_spec)
-if "lane_rig" not in sys.modules:
-    sys.modules["lane_rig"] = rig
-    _spec.loader.exec_module(rig)
 
 pytestmark = pytest.mark.kafka
 

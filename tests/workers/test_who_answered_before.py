@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import msgspec
@@ -18,12 +16,7 @@ from penstock.workers.books.trail import Trail
 from penstock.workers.driving.planner import Planned, all_ended
 from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.runspec import RunOptions, RunSpec
-
-_spec = importlib.util.spec_from_file_location("lane_rig", Path(__file__).with_name("lane_rig.py"))
-assert _spec is not None
-assert _spec.loader is not None
-rig = sys.modules["lane_rig"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(rig)
+from tests.workers import lane_rig as rig
 
 N = 12
 
