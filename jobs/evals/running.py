@@ -180,12 +180,25 @@ def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *,
     if prepared.anew:
         options = msgspec.structs.replace(session.options, fresh=True)
         session = msgspec.structs.replace(session, options=options)
+    if not _stopped_itself(prepared, spec, session, display, to_the_end=to_the_end):
+        return find(prepared, history)
+    prepared = msgspec.structs.replace(prepared, anew=False)
+    found = find(prepared, history)
+    if _is_over(found, to_the_end=to_the_end) or found.status.state != "interrupted":
+        return found
+    display.say("what was under way when enough seemed to be known makes it doubtful again: it goes on")
+    session = msgspec.structs.replace(session, options=msgspec.structs.replace(session.options, fresh=False))
+    return go(prepared, spec, session, display, to_the_end=to_the_end)
+
+
+def _stopped_itself(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *, to_the_end: bool) -> bool:
+    """Run it until it ends, or seems to have seen enough. Whether that alone stopped it: nobody else asked to."""
     outputs, stop = Outputs(spec, RunStatus(spec.run_id, spec.name, "starting")), Stop()
     index = index_of(prepared.place)
-    ours = taken(prepared, history)
-    with Watch(outputs, prepared.asked, index, stop.ask, ours, to_the_end=to_the_end):
+    ours = taken(prepared, open_history(spec.state))
+    with Watch(outputs, prepared.asked, index, stop.ask, ours, to_the_end=to_the_end) as watch:
         execute(spec, session, display, stop)
-    return find(prepared, history)
+    return watch.stop is not None and stop.level == 1
 
 
 def taken(prepared: Prepared, history: History) -> Callable[[], bool]:

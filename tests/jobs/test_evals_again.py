@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from penstock.jobs.run import Session
 from penstock.jobs.spec import load
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus, Tally
-from tests.jobs.test_cli_run import ScriptedCluster, ScriptedRun
+from tests.jobs.test_cli_run import Heard, ScriptedCluster, ScriptedRun
 
 JOB = """\
 name: sort
@@ -235,6 +237,47 @@ def test_one_that_did_not_see_enough_exits_as_its_run_does(state: RunState, code
     assert running.exit_code(found, to_the_end=False) == code
     seen = msgspec.structs.replace(found.seen, ended=made.made.rows)
     assert running.exit_code(msgspec.structs.replace(found, seen=seen), to_the_end=True) == 0
+
+
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_what_ends_while_it_drains_may_make_it_doubtful_again_and_then_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, ctrl_c: bool
+) -> None:
+    """Seen: a winner was clear after 121 rows, and not any more with the four that were under way; the command ended as
+    if somebody had interrupted it. (Somebody who does, ends it.)"""
+    begun()
+    made = prepared(fresh=True)
+    leader = running.Enough("winner", 121, "a", ())
+    shown = iter([leader])
+    monkeypatch.setattr(going, "enough", lambda *_, **__: next(shown, None))
+    monkeypatch.setattr(going, "LOOK_S", 0.001)
+    monkeypatch.setattr(Watch, "_look", lambda _: NOTHING)
+    launched: list[bool] = []
+
+    class Going(ScriptedRun):
+        """Runs until it is drained; when it was launched again it ends by itself."""
+
+        def status(self) -> RunStatus:
+            if "drain" in self.asked and len(launched) == 1:
+                if ctrl_c and "cancel" not in self.asked:
+                    os.kill(os.getpid(), signal.SIGINT)
+                else:
+                    self._script = ["interrupted"]
+            elif len(launched) == 2:
+                self._script = ["done"]
+            return msgspec.structs.replace(super().status(), run_id=made.spec.run_id, started_at=2.0)
+
+    class Cluster(ScriptedCluster):
+        def launch(self, spec: RunSpec, options: RunOptions, asked: Callable[[], int]) -> ScriptedRun:
+            launched.append(options.fresh)
+            return super().launch(spec, options, asked)
+
+    display = Heard()
+    session = Session(open_cluster=Cluster(Going(["running"], Tally())).open)
+    found = running.go(made, made.spec, session, display, to_the_end=False)
+    assert launched == ([True] if ctrl_c else [True, False])
+    assert running.exit_code(found, to_the_end=False) == (130 if ctrl_c else 0)
+    assert any("it goes on" in words for words in display.said) is not ctrl_c
 
 
 def test_what_was_spent_before_a_fresh_start_is_no_part_of_its_default_budget() -> None:
