@@ -16,7 +16,7 @@ from penstock.connectors.base import Raw
 from penstock.connectors.documents import State
 from penstock.connectors.reading.records_from import records_from, to_the_end
 from penstock.connectors.registry import open_source
-from penstock.connectors.settings import SourceSettings
+from penstock.connectors.settings import KafkaSource, SourceSettings
 from penstock.engine.errors import Corrupt
 from penstock.engine.fingerprints import short_hash
 from penstock.engine.outcomes import Finished, Joined, Keys, Outcome, Outcomes, together
@@ -102,9 +102,13 @@ class Kept:
 
     async def _pull(self, settings: SourceSettings, key: str) -> Took:
         found = self._state.get(f"{key}.json")
-        cursors = msgspec.json.decode(found[0], type=dict[str, int]) if found is not None else {}
+        if found is not None:
+            cursors = msgspec.json.decode(found[0], type=dict[str, int])
+        else:
+            cursors = await _begins(settings)
+            self._state.put(f"{key}.json", msgspec.json.encode(cursors), None)
         took = Took()
-        async for split, records in records_from(open_source(settings), cursors):
+        async for split, records in records_from(open_source(_from_there_on(settings)), cursors):
             took = added(took, self._take(records))
             cursors[split.object_id] = records[-1].position.position + 1
             self._state.put(f"{key}.json", msgspec.json.encode(cursors), None)
@@ -116,6 +120,19 @@ class Kept:
         good = [outcome for _, outcome in told if isinstance(outcome, Outcome)]
         bad = [f"at {raw.position.position}: {why}" for raw, why in told if isinstance(why, str)]
         return msgspec.structs.replace(self.take(good), malformed=len(bad), examples=tuple(bad[:EXAMPLES]))
+
+
+async def _begins(settings: SourceSettings) -> dict[str, int]:
+    """Where a topic is begun is asked once: `latest`, or where a group stands, is elsewhere at each look, and what came
+    between two of them would never be read."""
+    if not isinstance(settings, KafkaSource) or settings.start == "earliest":
+        return {}
+    return {split.object_id: split.start for split in await open_source(settings).splits(1)}
+
+
+def _from_there_on(settings: SourceSettings) -> SourceSettings:
+    """What is not known yet by then, as a partition that was added, is wanted whole."""
+    return msgspec.structs.replace(settings, start="earliest") if isinstance(settings, KafkaSource) else settings
 
 
 def added(a: Took, b: Took) -> Took:

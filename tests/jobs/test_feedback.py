@@ -14,7 +14,7 @@ import pytest
 
 from penstock.connectors.audit import open_audit
 from penstock.connectors.documents import Absent, Tag
-from penstock.connectors.settings import FilesSource
+from penstock.connectors.settings import FilesSource, KafkaSource
 from penstock.connectors.state import FolderState, open_state
 from penstock.engine.errors import SpecError, Temporary
 from penstock.engine.outcomes import Finished
@@ -24,6 +24,8 @@ from penstock.jobs.feedback.following import Followed, following
 from penstock.jobs.feedback.taking import Kept
 from penstock.jobs.history import open_history
 from penstock.workers.status import RunStatus
+from tests.crash.streams import kafka_lines
+from tests.crash.streams.kafka_lines import Offered
 
 if TYPE_CHECKING:
     from penstock.jobs.dev.kafka import KafkaServer
@@ -215,6 +217,19 @@ async def test_outcomes_come_from_a_topic_each_once(
         took = json.loads(capsys.readouterr().out)
         assert (took["new"], took["malformed"], took["repeated"]) == (count, 1, 0)
     assert shown(capsys) == {("ok", "small@v1"): (2, 0.5), ("ok", "small@v2"): (1, 0.0), ("ok", "opus"): (1, 1.0)}
+
+
+@pytest.mark.kafka
+async def test_outcomes_that_come_between_two_looks_are_read_wherever_the_topic_is_begun(
+    tmp_path: Path, kafka_server: KafkaServer, new_topic: Callable[..., Awaitable[str]]
+) -> None:
+    """`latest` is elsewhere at each look: it is asked for once."""
+    topic, kept = await new_topic("outcomes"), Kept(open_state(str(tmp_path / "state")))
+    source = KafkaSource((topic,), bootstrap=kafka_server.bootstrap, start="latest")
+    told = b'{"item_id": "%s", "metric": "ok", "value": 1}'
+    for item, new in ((b"before", 0), (b"a", 1), (b"b", 1)):
+        await kafka_lines.publish(kafka_server.bootstrap, topic, [Offered(told % item)])
+        assert (await asyncio.to_thread(kept.pull, source)).new == new, item
 
 
 def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothing(tmp_path: Path) -> None:
