@@ -6,10 +6,12 @@ All arithmetic is on integers; a call is rounded up to one nano-dollar once. Pri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import msgspec
 
 from penstock.engine.catalog import Model, Price, PriceAbove
+from penstock.engine.errors import SpecError
 from penstock.engine.items import NANO_PER_USD, Request, Usage
 from penstock.engine.policy import Output
 
@@ -146,7 +148,9 @@ def expected_nano(input_tokens: int, output_tokens: int, price: Price) -> int:
 
 
 def usd_to_nano(usd: float) -> int:
-    """Dollars as a person writes them → nano-dollars, to the nearest."""
+    """Dollars as a person writes them → nano-dollars, to the nearest. Raises `SpecError` for what is no number."""
+    if not isfinite(usd):
+        raise SpecError(f"an amount of money is a finite number of dollars, not {usd}")
     return round(usd * NANO_PER_USD)
 
 

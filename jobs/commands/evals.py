@@ -129,9 +129,10 @@ def go(job: str, **given: object) -> int:
 
 def _priced(prepared: Prepared, call: EvalCall) -> RunSpec:
     """Says what it would cost. The run inside its budget."""
+    from penstock.engine.pricing import usd_to_nano
     from penstock.jobs.evals import going, running, view
 
-    cost, spec = running.price(prepared, None if call.budget_usd is None else round(call.budget_usd * 1e9))
+    cost, spec = running.price(prepared, None if call.budget_usd is None else usd_to_nano(call.budget_usd))
     words = [view.price_words(cost, prepared, min(b.limit_nano for b in spec.budgets)) if spec.budgets else "free"]
     if (why := going.informs(spec, prepared.asked)) is not None:
         words.append(f"note: {view.informs_words(prepared.asked, why)}")

@@ -146,7 +146,7 @@ def price(prepared: Prepared, budget_nano: int | None) -> tuple[Priced, RunSpec]
             f"{dollars(budget_nano)}: take fewer rows (--rows) or candidates"
         )
     limit = budget_nano if budget_nano is not None else _by_price(prepared, cost) + prepared.made.paid_nano
-    return cost, derived.within(prepared.spec, limit or None)
+    return cost, derived.within(prepared.spec, limit if limit or cost.cost_nano.high else None)
 
 
 def _by_price(prepared: Prepared, cost: Priced) -> int:
@@ -216,7 +216,10 @@ def _is_over(found: Found, *, to_the_end: bool) -> bool:
 
 
 def exit_code(found: Found, *, to_the_end: bool) -> int:
-    """An evaluation that has seen enough did what it is for, however its run ended; else it is as of any run."""
+    """An evaluation that has seen enough did what it is for, however its run ended; else it is as of any run. One of
+    which no row counts has found nothing."""
+    if found.seen.ended == found.prepared.made.rows and not found.seen.rows:
+        return exits.DEAD_LETTERS
     return exits.DONE if _is_over(found, to_the_end=to_the_end) else exits.of_status(found.status, None)
 
 

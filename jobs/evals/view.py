@@ -49,7 +49,9 @@ def parts(found: Found) -> Iterator[RenderableType]:
     asked, whole = found.prepared.asked, found.evaluation
     yield Text(f"{found.prepared.name}: {_used(found)}, scored by {asked.scorer}", style="bold")
     if whole is None:
-        yield Text("no row has an answer of every candidate yet")
+        yet = "" if found.seen.ended == found.prepared.made.rows else " yet"
+        yield Text(f"no row has an answer of every candidate{yet}")
+        yield from (Text(note, style="dim") for note in _notes(found))
         return
     words = Words(found.prepared)
     yield from _gaps(_lines(whole, words), _costs(whole, words), *(_classes(each, words) for each in whole.classes))
@@ -59,7 +61,7 @@ def parts(found: Found) -> Iterator[RenderableType]:
         yield from _gaps(_slices(whole, words))
     real = "real" if found.informs is None else "real, as the judge sees it"
     yield from (Text(_difference(each, words, real)) for each in whole.differences)
-    yield Text(f"at {asked.confidence:.0%} confidence, whenever you look", style="dim")
+    yield Text(f"at {asked.confidence * 100:.4g} % confidence, whenever you look", style="dim")
     yield Text("")
     yield Text(verdict(found), style="bold green" if whole.stop.reason in SEEN_ENOUGH else "bold")
     yield from (Text(note, style="dim") for note in _notes(found))
@@ -205,7 +207,7 @@ def verdict(found: Found) -> str:
     whole, asked = found.evaluation, found.prepared.asked
     assert whole is not None
     words = Words(found.prepared)
-    wrong = f"wrong in at most {round(100 * (1 - asked.confidence))} of 100 such evaluations"
+    wrong = f"wrong in at most {100 * (1 - asked.confidence):.2g} of 100 such evaluations"
     early = "; stopped by itself, the rest was not paid for" if found.stopped is not None else ""
     match whole.stop.reason:
         case "winner":

@@ -616,6 +616,50 @@ def told(found: Found) -> str:
     return out.file.getvalue()
 
 
+def test_an_evaluation_of_which_no_row_counts_says_why_and_does_not_end_well(base: RunSpec) -> None:
+    """All have ended, at a wall say: nothing was found, and nothing is still to come."""
+    prepared = prepare(base)
+    made = Committed(prepared)
+    for row in range(prepared.made.rows):
+        made.dead(row, "wall")
+    found = made.found()
+    assert running.exit_code(found, to_the_end=False) == 5
+    assert "no row has an answer of every candidate\n18 rows not counted: some candidate was never asked" in told(found)
+
+
+@pytest.mark.parametrize(("confidence", "sure", "wrong"), [(0.95, "95 %", "5"), (0.999, "99.9 %", "0.1")])
+def test_a_confidence_is_told_as_it_is(base: RunSpec, confidence: float, sure: str, wrong: str) -> None:
+    """None is certainty."""
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fixed(80)))
+    prepared = prepare(base, models=models_of(base.catalog, ("a", "b")), confidence=confidence)
+    made = Committed(prepared)
+    for row in range(80):
+        made.result(row, [attempt(1, "primary", "a"), attempt(2, "shadow", "b")])
+        made.score(row, "a", base.catalog.models["a"].live, 1.0)
+        made.score(row, "b", "v1", 0.0)
+    words = told(made.found())
+    assert f"at {sure} confidence" in words
+    assert f"the winner is a (wrong in at most {wrong} of 100 such evaluations)" in words
+
+
+def test_a_budget_of_nothing_is_a_budget(base: RunSpec) -> None:
+    """Free candidates, whose answers may be alike, so that a dear judge of pairs is perhaps not asked at all."""
+    b = msgspec.structs.replace(base.catalog.models["b"], name="dear")
+    free = {name: msgspec.structs.replace(model, price=Price()) for name, model in base.catalog.models.items()}
+    spec = judged("[{type: judge, model: dear, rubric: Kind?, pairwise: true}]".replace("dear", "b"))
+    (judge,) = spec.policy.tasks["topic"].scorers
+    task = msgspec.structs.replace(spec.policy.tasks["topic"], scorers=(msgspec.structs.replace(judge, model="dear"),))
+    spec = msgspec.structs.replace(
+        spec,
+        catalog=msgspec.structs.replace(spec.catalog, models={**free, "dear": b}),
+        policy=msgspec.structs.replace(spec.policy, tasks={**spec.policy.tasks, "topic": task}),
+    )
+    prepared = prepare(spec, scorer="judge pairwise", models=models_of(spec.catalog, ("a", "b")))
+    cost, run = running.price(prepared, 0)
+    assert cost.cost_nano.low == 0 < cost.cost_nano.high
+    assert [budget.limit_nano for budget in run.budgets if budget.per is None] == [0]
+
+
 def test_a_judge_of_pairs_never_names_a_winner(base: RunSpec) -> None:
     spec = judged("[{type: judge, model: b, rubric: Kind?, pairwise: true}]")
     prepared = prepare(spec, scorer="judge pairwise", models=models_of(base.catalog, ("a", "b")))

@@ -19,6 +19,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.budget import budget_keys
 from penstock.engine.errors import SpecError, Temporary
 from penstock.engine.flow.till import Wish
+from penstock.engine.measure.evaluation import Row
 from penstock.jobs.evals import derived, going, running, view
 from penstock.jobs.evals.asked import Asked, Variant, models_of
 from penstock.jobs.evals.going import Watch
@@ -235,7 +236,7 @@ def test_one_that_did_not_see_enough_exits_as_its_run_does(state: RunState, code
     session = Session(open_cluster=ScriptedCluster(Ending([state], Tally())).open)
     found = running.go(made, made.spec, session, Silent(), to_the_end=False)
     assert running.exit_code(found, to_the_end=False) == code
-    seen = msgspec.structs.replace(found.seen, ended=made.made.rows)
+    seen = msgspec.structs.replace(found.seen, rows=(Row(0, ()),), ended=made.made.rows)
     assert running.exit_code(msgspec.structs.replace(found, seen=seen), to_the_end=True) == 0
 
 
