@@ -127,13 +127,16 @@ def read(name: str, value: object) -> Value:
         raise BadRecord("bad_field", f"the attribute {name!r} {error}: {str(value)[:100]!r}") from error
 
 
-def from_metadata(metadata: Mapping[str, object], tasks: Collection[str] | None) -> tuple[Values, set[str]]:
-    """The attributes in a request's `metadata`, and the keys that they took.
+def from_metadata(
+    metadata: Mapping[str, object], tasks: Collection[str] | None, headers: Values | None = None
+) -> tuple[Values, set[str]]:
+    """The attributes in a request's `metadata`, over those of its `headers`; and the keys that they took.
 
-    Names with `penstock-` must be readable and win. Bare ones that can't be read are the user's own, `sensitivity`
-    excepted. `tasks`: where given, a bare `task` that isn't among them is the user's own as well.
+    Names with `penstock-` must be readable, and win, wherever they stand. Bare ones that can't be read are the user's
+    own, `sensitivity` excepted. `tasks`: where given, a bare `task` that isn't among them is the user's own as well.
+    Two sensitivities are never weighed.
     """
-    values: Values = {}
+    values: Values = dict(headers or {})
     taken: set[str] = set()
     for key, value in metadata.items():
         if not _is_prefixed(key):

@@ -196,10 +196,7 @@ class Intake:
             if type(metadata) is not dict:
                 raise BadRecord("bad_field", "metadata is not an object")
             kept = members(parts["metadata"])
-            said, taken = attrs.from_metadata(metadata, self._own_task)
-            if values.get("sensitivity", said.get("sensitivity")) != said.get("sensitivity", values.get("sensitivity")):
-                raise BadRecord("bad_field", "header and metadata give two sensitivities")
-            values |= said
+            values, taken = attrs.from_metadata(metadata, self._own_task, values)
             for key in taken:
                 del kept[key]
             if not kept:

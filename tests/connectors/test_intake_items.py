@@ -249,6 +249,16 @@ def test_message_headers_are_attributes_too() -> None:
     assert dead(raw(line(), headers=(("penstock-tier", b"\xff"),)))[0] == "bad_field"
 
 
+def test_a_header_of_ours_is_not_displaced_by_a_bare_name_in_the_request() -> None:
+    """That may be the user's own, who is not asked whose budget pays, nor how urgent it is."""
+    metadata = {"tenant": "somebody", "priority": 9, "penstock-unit": "inner"}
+    headers = (("penstock-tenant", b"acme"), ("penstock-priority", b"1"), ("penstock-unit", b"outer"))
+    made = item(raw(line({"metadata": metadata}), headers=headers))
+    found = made.attributes
+    assert (found.tenant, found.priority, found.unit) == ("acme", 1, "inner")
+    assert msgspec.json.decode(made.request.body_json)["metadata"] == {"tenant": "somebody", "priority": 9}
+
+
 @pytest.mark.parametrize("name", ["penstock-sensitvity", "Penstock-Sensitivity", "penstock-tenent", "penstock-"])
 def test_a_header_that_looks_like_an_attribute_and_is_none_is_a_dead_letter(name: str) -> None:
     """Where all else is public, a misspelt sensitivity would leave as public."""
