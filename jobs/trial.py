@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.connectors.settings import FilesSink, KafkaSink, MemorySink, S3Sink, SinkSettings
+from penstock.connectors.filestore.assembly import is_single_file
+from penstock.connectors.settings import FilesSink, KafkaSink, KafkaSource, MemorySink, S3Sink, SinkSettings
 from penstock.engine.errors import SpecError
 from penstock.workers.runspec import RunSpec
 
@@ -19,11 +20,14 @@ def first(spec: RunSpec, limit: int) -> RunSpec:
     """The same job over its first `limit` rows. Raises `SpecError` where the limit is not positive."""
     if limit < 1:
         raise SpecError(f"limit {limit}: give the number of rows to try, 1 or more")
-    mark = f"first-{limit}"
+    mark, source = f"first-{limit}", spec.source
+    if isinstance(source, KafkaSource):  # the group shows how far the whole run is
+        source = msgspec.structs.replace(source, group=None)
     return msgspec.structs.replace(
         spec,
         run_id=f"{spec.run_id}~{mark}",
         limit=limit,
+        source=source,
         sinks={name: beside(sink, mark) for name, sink in spec.sinks.items()},
     )
 
@@ -32,9 +36,11 @@ def beside(sink: SinkSettings, mark: str) -> SinkSettings:
     """The same kind of sink with `mark` in its name: `labels.parquet` → `labels.first-5.parquet`."""
     match sink:
         case FilesSink(path=path):
-            return msgspec.structs.replace(sink, path=marked(path, mark))
-        case KafkaSink(topic=topic):  # nobody has made a trial's topic beforehand
-            return msgspec.structs.replace(sink, topic=f"{topic}.{mark}", create=sink.create or True)
+            named = path if is_single_file(sink) else f"{path.rstrip('/')}/"  # a mark would look like a suffix
+            return msgspec.structs.replace(sink, path=marked(named, mark))
+        case KafkaSink(topic=topic):
+            # nobody has made a trial's topic beforehand; who waits for a reply waits for the whole run's
+            return msgspec.structs.replace(sink, topic=f"{topic}.{mark}", create=sink.create or True, reply_to=())
         case S3Sink(prefix=prefix):
             return msgspec.structs.replace(sink, prefix=marked(prefix, mark))
         case MemorySink(name=name):
@@ -48,7 +54,7 @@ def marked(path: str, mark: str) -> str:
     stem, suffixes = bare, ""
     while True:
         shorter, dot, suffix = stem.rpartition(".")
-        if not dot or suffix not in _SUFFIXES or not shorter or shorter.endswith("/"):
+        if not dot or suffix.lower() not in _SUFFIXES or not shorter or shorter.endswith("/"):
             return f"{stem}.{mark}{suffixes}{path[len(bare) :]}"
         stem, suffixes = shorter, f".{suffix}{suffixes}"
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.settings import FilesSink, FilesSource, KafkaSink, KafkaSource, Row, with_replies
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import Held, PenstockError, Refused, Temporary
@@ -453,6 +453,7 @@ def test_without_a_loop_work_is_done_right_here() -> None:
         ("/a/labels.parquet", "/a/labels.first-5.parquet"),
         ("/a/labels.dead_letters.jsonl", "/a/labels.first-5.dead_letters.jsonl"),
         ("/a/v1.2.jsonl.gz", "/a/v1.2.first-5.jsonl.gz"),
+        ("/a/LABELS.CSV", "/a/LABELS.first-5.CSV"),
         ("/a/parts/", "/a/parts.first-5/"),
         ("s3://bucket/prefix/", "s3://bucket/prefix.first-5/"),
     ],
@@ -468,6 +469,22 @@ def test_a_trial_is_a_run_of_its_own(tmp_path: Path) -> None:
     tried = trial.first(spec, 5)
     assert (tried.run_id, tried.limit, tried.source) == ("job-1~first-5", 5, spec.source)
     assert not set(map(str, tried.sinks.values())) & set(map(str, spec.sinks.values()))
+
+
+def test_a_trial_answers_nobody_and_leaves_the_group_to_the_whole_run(tmp_path: Path) -> None:
+    """Who waits at a topic for a reply would get one more; and a group that stands at the fifth record again, where it
+    had stood at the end, tells lag tools what is not so."""
+    source = KafkaSource(("in",), bootstrap="b:1", group="labels", reply_to=("replies",))
+    sinks = with_replies(source, {"results": KafkaSink("out", "b:1")})
+    tried = trial.first(msgspec.structs.replace(spec_in(tmp_path), source=source, sinks=sinks), 5)
+    assert tried.source == msgspec.structs.replace(source, group=None)
+    assert tried.sinks["results"] == KafkaSink("out.first-5", "b:1", create=True)
+
+
+def test_a_folder_stays_a_folder_beside_the_real_one() -> None:
+    """However its path was written: `out.first-5` alone would be a file, and its rows no table."""
+    for path in ("/a/out", "/a/out/"):
+        assert trial.beside(FilesSink(path, "parquet"), "first-5") == FilesSink("/a/out.first-5/", "parquet")
 
 
 class Away(History):
