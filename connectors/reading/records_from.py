@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
@@ -20,10 +20,12 @@ def to_the_end(settings: SourceSettings) -> SourceSettings:
     return msgspec.structs.replace(settings, until="end") if isinstance(settings, KafkaSource) else settings
 
 
-async def records_from(source: Source, cursors: Mapping[str, int]) -> AsyncIterator[tuple[Split, list[Raw]]]:
-    """Batches of one split at a time. `cursors`: object id → first position that is wanted; it may be moved on while
-    this goes, as batches are dealt with. Raises what sources raise."""
-    for split in await source.splits(1):
+async def records_from(
+    source: Source, splits: Sequence[Split], cursors: Mapping[str, int]
+) -> AsyncIterator[tuple[Split, list[Raw]]]:
+    """Batches of one split at a time. `splits`: as the source made them. `cursors`: object id → first position that is
+    wanted; it may be moved on while this goes, as batches are dealt with. Raises what sources raise."""
+    for split in splits:
         start = max(split.start, cursors.get(split.object_id, 0))
         if split.end is not None and start >= split.end:
             continue

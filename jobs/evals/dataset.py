@@ -241,7 +241,7 @@ async def _read(spec: RunSpec, asked: Asked, keeper: _Keeper) -> None:
     """The job's source, row by row, as its own intake reads it."""
     source = open_source(to_the_end(spec.source))
     intakes: dict[str, Intake] = {}
-    async for split, records in records_from(source, {}):
+    async for split, records in records_from(source, await source.splits(1), {}):
         shape = input_shape(split.format)
         if shape not in intakes:
             intakes[shape] = Intake(spec.run_id, shape, spec.row, spec.policy, spec.catalog.models, 0, spec.vars)

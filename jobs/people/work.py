@@ -48,7 +48,7 @@ async def _rows(path: str, choices: tuple[str, ...]) -> tuple[Asked, ...]:
 
 async def _each(path: str) -> AsyncIterator[dict[str, Any]]:
     source = open_source(FilesSource(str(Path(path).resolve())))
-    async for _, records in records_from(source, {}):
+    async for _, records in records_from(source, await source.splits(1), {}):
         for raw in records:
             if raw.error is not None:
                 raise SpecError(f"a row can't be read: {raw.error[1]}", path=path)

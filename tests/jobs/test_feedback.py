@@ -154,6 +154,19 @@ def test_a_topic_is_read_on_where_it_was_left(tmp_path: Path) -> None:
     assert len(list(again._all())) == 1  # pyright: ignore[reportPrivateUsage]
 
 
+def test_a_file_that_grows_all_the_time_leaves_no_trail(tmp_path: Path) -> None:
+    """Each time it is another object, and of those before it nobody will ask again."""
+    path, state = tmp_path / "grows.jsonl", open_state(str(tmp_path / "state"))
+    kept, sizes = Kept(state), set[int]()
+    for n in range(3):
+        write(path, [{"item_id": "a", "metric": "ok", "value": 1, "id": str(i)} for i in range(n + 1)])
+        assert kept.pull(FilesSource(str(path))).new == 1
+        found = state.get(*state.list("feedback/"))
+        assert found is not None
+        sizes.add(len(json.loads(found[0])))
+    assert sizes == {1}
+
+
 class Away(FolderState):
     """Can't be written for a moment."""
 
