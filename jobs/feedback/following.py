@@ -58,10 +58,12 @@ def _follow(run: Followed, source: SourceSettings, say: Say, over: threading.Eve
                 kept = Kept(open_state(run.state))
                 kept.load()
             took = added(took, kept.pull(source))
-            if ended:
-                write_down(took, run.state, "feedback of the job", run.run_id)
             said = ""
         except PenstockError as error:
             if str(error) != said:
                 said = str(error)
                 say(f"feedback can't be read now: {said}")
+    try:
+        write_down(took, run.state, "feedback of the job", run.run_id)
+    except PenstockError as error:
+        say(f"the audit log lacks what feedback was taken: {error}")

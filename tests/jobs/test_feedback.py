@@ -256,3 +256,16 @@ def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothin
         assert len(told) == 1
     assert Kept(open_state(state)).joined(list).unknown == 1
     assert [json.loads(bytes(e.facts))["new"] for e in open_audit(state).entries()] == [1]
+
+
+def test_what_a_run_took_is_in_the_audit_log_also_where_its_source_is_away_at_the_end(tmp_path: Path) -> None:
+    path, state, told = tmp_path / "o.jsonl", str(tmp_path / "state"), list[str]()
+    write(path, [{"item_id": "a", "metric": "ok", "value": 1, "id": "1"}])
+    with following(Followed(FilesSource(str(path)), state, "", every_s=0.01), told.append):
+        until = time.monotonic() + 20
+        while not open_state(state).list("feedback/") and time.monotonic() < until:
+            time.sleep(0.01)
+        path.unlink()
+        while not told and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [json.loads(bytes(e.facts))["new"] for e in open_audit(state).entries()] == [1]
