@@ -149,8 +149,10 @@ class QualityRecord(msgspec.Struct, frozen=True, gc=False):
     signal_by: str | None = None
     """Of a judge that was its signal: the judge's version."""
     sensitivity: str | None = None
-    """As the item said it; where it said none, the wall that it stood behind. Null: there was no wall, or the record is
-    older than this field."""
+    """As the item said it."""
+    wall: str | None = None
+    """The one that the item stood behind when it was sent. Null: there was none, or the record is older than this
+    field. Where the item said no sensitivity, this says so: a later policy may put what says none elsewhere."""
 
 
 class ScoreLine(msgspec.Struct, frozen=True, gc=False):
@@ -196,6 +198,8 @@ class ReviewRecord(msgspec.Struct, frozen=True, gc=False):
     """What other models answered to the same request."""
     expected: Json
     sensitivity: str | None
+    """As the item said it."""
+    wall: str | None
     """As in a quality record."""
     consent: str | None
     source: Source

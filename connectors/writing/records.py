@@ -197,7 +197,8 @@ class Encoder:
                 role="primary" if shadow is None else shadow.role,
                 signal=result.signal if shadow is None else shadow.signal,
                 signal_by=(result if shadow is None else shadow).signal_by or None,
-                sensitivity=_sensitivity(result),
+                sensitivity=item.attributes.sensitivity,
+                wall=result.route.wall,
             )
         )
 
@@ -227,7 +228,8 @@ class Encoder:
                 signal=result.signal,
                 others=[OtherAnswer(o.model, o.model_version, o.role, _whole(o.text)) for o in others],
                 expected=_NULL if redact or expected is None else Json(one_line(expected)),
-                sensitivity=_sensitivity(result),
+                sensitivity=item.attributes.sensitivity,
+                wall=result.route.wall,
                 consent=item.attributes.consent,
                 source=Source(item.source.split, item.source.position),
                 input_hash=None if redact else item.request.input_hash,
@@ -269,12 +271,6 @@ class Encoder:
                 prompt_version=letter.prompt_version or None,
             )
         )
-
-
-def _sensitivity(result: Result) -> str | None:
-    """What its text must be treated as wherever it goes on: never null where walls are declared."""
-    said = result.item.attributes.sensitivity
-    return result.route.wall if said is None else said
 
 
 def _task(item: Item | None) -> str | None:

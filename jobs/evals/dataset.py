@@ -297,6 +297,7 @@ class _SampleTold(msgspec.Struct, frozen=True):
     input: Any = None
     expected: Any = None
     sensitivity: str | None = None
+    wall: str | None = None
 
 
 _sample = msgspec.json.Decoder(_SampleTold)
@@ -323,8 +324,8 @@ def _samples(outputs: Outputs, catalog: Catalog, asked: Asked, keeper: _Keeper) 
 def _unusable(sample: _SampleTold, catalog: Catalog) -> str | None:
     if sample.input is None:
         return "redacted by their wall"
-    if sample.sensitivity is None and catalog.walls:
-        return "that don't say their sensitivity (an older release wrote them)"
+    if sample.sensitivity is None and sample.wall is None and catalog.walls:
+        return "that don't say their sensitivity (an older release, or a job without walls, wrote them)"
     return _hidden(catalog, sample.sensitivity)
 
 

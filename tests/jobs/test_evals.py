@@ -307,8 +307,9 @@ def test_a_sample_stays_behind_the_wall_of_its_item(base: RunSpec) -> None:
 @pytest.mark.parametrize(
     ("unknown", "sample", "why"),
     [
-        ("refuse", {}, "that don't say their sensitivity (an older release wrote them)"),
-        ("public", {}, "that don't say their sensitivity (an older release wrote them)"),
+        ("refuse", {}, "that don't say their sensitivity (an older release, or a job without walls, wrote them)"),
+        ("public", {}, "that don't say their sensitivity (an older release, or a job without walls, wrote them)"),
+        ("refuse", {"wall": "public"}, "whose sensitivity names no wall"),
         ("refuse", {"sensitivity": "helth"}, "whose sensitivity names no wall"),
         ("public", {"sensitivity": "health"}, "behind a wall that says sample: redact"),
         ("refuse", {"sensitivity": "public", "input": None}, "redacted by their wall"),
@@ -317,7 +318,8 @@ def test_a_sample_stays_behind_the_wall_of_its_item(base: RunSpec) -> None:
 def test_a_sample_that_may_not_be_copied_is_left_out(
     base: RunSpec, unknown: str, sample: dict[str, Any], why: str
 ) -> None:
-    """Also where what is unknown is public: an older record says nothing of its item, which may have had a wall."""
+    """Also where what is unknown is public: an older record says nothing of its item, which may have had a wall. And
+    one whose item said nothing, and was public then, is not once the policy refuses such items."""
     text = JOB.replace("walls: {", f"unknown_wall: {unknown}\nwalls: {{health: {{sample: redact}}, ")
     Path("job.yaml").write_text(text)
     spec = job_spec.load("job.yaml")
