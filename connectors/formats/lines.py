@@ -111,72 +111,89 @@ def _from_middle(blocks: Iterator[bytes], start: int, end: int | None, limit: in
 def _from_line_start(
     block: bytes, blocks: Iterator[bytes], offset: int, end: int | None, limit: int, bare: bool
 ) -> BareLines:
-    carry: list[bytes] = []
-    carried = 0
-    long: Long | None = None
-    at = offset  # of the first byte of the line being read
+    """offset: of the first byte of `block`, with which a line begins."""
     stop = end if end is not None else 1 << 62
+    at, line = offset, _Open(limit)
     current: bytes | None = block
     while current is not None:
-        cut = current.find(b"\n")
-        if cut < 0:
-            if long is not None:
-                long.add(current)
-                if bare:
-                    yield at, Part(current)
-            else:
-                carry.append(current)
-                carried += len(current)
-                if carried > limit + 2:
-                    if bare:
-                        yield at, Part(b"".join(carry))
-                    long, carry = Long(carry), []
-        else:
-            begin = 0
-            if long is not None:
-                long.add(current[:cut])
-                yield at, Part(current[:cut], ended=True) if bare else long.line()
-                at += long.length + 1
-                long, begin = None, cut + 1
-                cut = current.find(b"\n", begin)
-            if at >= stop:
-                return
-            while cut >= 0:
-                piece = current[begin:cut]
-                if carry:
-                    piece = b"".join((*carry, piece))
-                    carry = []
-                text = piece[:-1] if not bare and piece.endswith(b"\r") else piece
-                if bare or (text and not text.isspace()):
-                    yield at, text if bare or len(text) <= limit else _long(piece)
-                at += len(piece) + 1
-                if at >= stop:
-                    return
-                begin = cut + 1
-                cut = current.find(
-                    b"\n", begin
-                )  # not `split`, which looks at each byte by itself: with long lines slow
-            rest = current[begin:]
-            carry, carried = ([rest] if rest else []), len(rest)
+        begin, cut = 0, current.find(b"\n")
+        if cut >= 0 and line.long is not None:
+            part = current[:cut]
+            line.long.add(part)
+            yield at, Part(part, ended=True) if bare else line.long.line()
+            at += line.long.length + 1
+            line, begin = _Open(limit), cut + 1
+            cut = current.find(b"\n", begin) if at < stop else -1
+        while cut >= 0 and at < stop:
+            piece = line.ended(current[begin:cut])
+            text = piece[:-1] if not bare and piece.endswith(b"\r") else piece
+            if bare or (text and not text.isspace()):
+                yield at, text if bare or len(text) <= limit else _long(piece)
+            at += len(piece) + 1
+            begin = cut + 1
+            cut = current.find(b"\n", begin)  # not `split`, which looks at each byte by itself: with long lines slow
+        if at >= stop:
+            return
+        grown = line.grow(current[begin:])
+        if bare and grown is not None:
+            yield at, Part(grown)
         try:
             current = next(blocks, None)
         except Broken as error:
-            yield at, Line(data=b"".join(carry)[:HEAD_BYTES], length=carried, broken=str(error))
+            yield at, line.broken(error)
             return
-    yield from _last(at, b"".join(carry), long, limit, bare)
+    yield from _last(at, line, limit, bare)
 
 
-def _last(at: int, text: bytes, long: Long | None, limit: int, bare: bool) -> BareLines:
+class _Open:
+    """A line that no block has ended yet. `long`: once it has grown over the limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.long: Long | None = None
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def grow(self, piece: bytes) -> bytes | None:
+        """By the rest of a block. Returns what a long line has grown by since it was last told; None: not long."""
+        if self.long is not None:
+            self.long.add(piece)
+            return piece
+        if piece:
+            self._parts.append(piece)
+            self._length += len(piece)
+        if self._length <= self._limit + 2:  # its CRLF isn't counted
+            return None
+        whole = b"".join(self._parts)
+        self._parts, self.long = [], Long([whole])
+        return whole
+
+    def ended(self, piece: bytes) -> bytes:
+        """The whole of one that isn't long. The next line begins."""
+        if not self._parts:
+            return piece
+        whole = b"".join((*self._parts, piece))
+        self._parts, self._length = [], 0
+        return whole
+
+    def broken(self, error: Broken) -> Line:
+        if self.long is not None:
+            return Line(data=self.long.head, length=self.long.length, broken=str(error))
+        return Line(data=b"".join(self._parts)[:HEAD_BYTES], length=self._length, broken=str(error))
+
+
+def _last(at: int, line: _Open, limit: int, bare: bool) -> BareLines:
     """The line that the end of the object ends."""
-    if long is not None:
-        yield at, Part(b"", ended=True) if bare else long.line()
+    if line.long is not None:
+        yield at, Part(b"", ended=True) if bare else line.long.line()
         return
+    text = line.ended(b"")
     if bare:
         if text:
             yield at, text
     elif text and not text.isspace():
-        line = text.removesuffix(b"\r")
-        yield at, line if len(line) <= limit else _long(text)
+        bare_text = text.removesuffix(b"\r")
+        yield at, bare_text if len(bare_text) <= limit else _long(text)
 
 
 def _long(text: bytes) -> Line:

@@ -166,6 +166,19 @@ def test_a_compressed_file_cut_short_gives_its_lines_and_one_error(packed: str) 
     assert not list(json_lines.records(io.BytesIO(cut), split(packed=packed), place + 1, 1000))
 
 
+@given(st.integers(0, 60), st.integers(1, 9), st.booleans())
+def test_where_a_stream_breaks_the_line_under_way_keeps_its_head_and_length(length: int, size: int, bare: bool) -> None:
+    """Also one that had grown over the limit: its dead letter shows what there was of it."""
+
+    def content() -> Iterator[bytes]:
+        yield from chunks(b"ab\n" + b"x" * length, 0, size)
+        raise Broken("cut short")
+
+    read = bare_lines if bare else lines
+    *_, (at, last) = read(content(), 0, None, 20)
+    assert (at, last) == (3, Line(b"x" * length, length, broken="cut short"))
+
+
 @pytest.mark.parametrize("packed", PACKERS)
 def test_a_file_that_is_not_what_its_name_says_is_one_error(packed: str) -> None:
     """A `.gz` that is no gzip: one record with an error, no traceback."""
