@@ -21,6 +21,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -108,9 +109,13 @@ def job_file(folder: Path, source: Path, url: str, concurrency: int, n: int) -> 
     return job
 
 
-def penstock(folder: Path, source: Path, url: str, concurrency: int, n: int) -> tuple[float, float, float]:
-    """(seconds of work, seconds in all, seconds from the command to the first call)."""
+def penstock(
+    folder: Path, source: Path, url: str, concurrency: int, n: int, edit: Callable[[Path], None] | None = None
+) -> tuple[float, float, float]:
+    """(seconds of work, seconds in all, seconds from the command to the first call). `edit`: changes the job file."""
     job, out = job_file(folder, source, url, concurrency, n), folder / f"out{n}"
+    if edit is not None:
+        edit(job)
     start, began = time.perf_counter(), time.time()
     program = Path(sys.executable).parent / "penstock"
     subprocess.run([program, "run", job], capture_output=True, text=True, check=True)
