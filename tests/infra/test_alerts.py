@@ -22,12 +22,17 @@ SUFFIX = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum
 METRIC = re.compile(r"ray_penstock_([a-z_]+)")
 
 
-def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
+def prometheus_program(name: str) -> str:
+    program = shutil.which(name)
     if program is None:
         if os.environ.get("PENSTOCK_CI"):
-            pytest.fail("promtool is not installed (Debian: prometheus)")
-        pytest.skip("promtool is not installed (Debian: prometheus)")
+            pytest.fail(f"{name} is not installed (Debian: prometheus)")
+        pytest.skip(f"{name} is not installed (Debian: prometheus)")
+    return program
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    program = prometheus_program("promtool")
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 

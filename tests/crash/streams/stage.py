@@ -27,6 +27,7 @@ BEHAVIOURS = {
     "steady": Behaviour(latency_ms=1_200, jitter_ms=600, faults=_FAULTS),
     "sure": Behaviour(latency_ms=60, jitter_ms=30),
     "slow": Behaviour(latency_ms=3_000, jitter_ms=1_000),
+    "faulty": Behaviour(latency_ms=60, faults=Faults(rate_limit=0.1, server_error=0.3)),
 }
 """Models of the sandbox."""
 MAX_RECORD_BYTES = 12_000_000
