@@ -2,7 +2,8 @@
 
     python benchmarks/quality_sim.py [parts, or all of them] [--runs 1000] [--seed 1]
 
-Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, clusters, units, climb.
+Parts: widths, coverage, evaluations, false-alarms, regressions, cascade, drift, split, costs, accepted, clusters,
+units, climb.
 No rival: each figure has a promise beside it. Caveat: items are independent here, as sampled rows are (but in
 `clusters`); scores of one conversation are not.
 """
@@ -23,12 +24,14 @@ from penstock.engine.measure.cascade import Threshold, calibrate
 from penstock.engine.measure.differences import arms_interval
 from penstock.engine.measure.distinct import Distinct, at_one_level
 from penstock.engine.measure.drift import Watch, watch
+from penstock.engine.measure.evaluation import Answered, Row, evaluate
 from penstock.engine.measure.grouped import GROUPS, Tally
 from penstock.engine.measure.guards import Guard
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.moments import FEWEST, TUNED_FOR
 from penstock.engine.measure.sample import DIFFERENCE, STEPS, UNIT, Sample, Support, sample_of
 from penstock.engine.measure.split import mismatch, sampled_mismatch
+from penstock.engine.measure.stopping import StopRule
 from penstock.engine.quality import proportion_interval
 from penstock.engine.registry.standing import fallen
 from penstock.engine.registry.windows import Window, grow
@@ -433,6 +436,35 @@ def costs(rng: np.random.Generator, runs: int) -> None:
         )
 
 
+def accepted(rng: np.random.Generator, runs: int) -> None:
+    """Long answers cost more, and are right less often: the cost of an answer and its being right hang together."""
+    looks, some = (50, 100, 200, 400, 800, 1_600), min(runs, 200)
+    print(f"\nCost of an accepted item, {some} runs, looks {looks[0]}…{looks[-1]} (promise 95 %, for many items)")
+    for quality, spread in ((0.95, 0.5), (0.7, 0.5), (0.7, 1.0), (0.3, 1.0)):
+        held, widths = 0, list[float]()
+        truth = _true_cost(quality, spread)
+        for _ in range(some):
+            length = rng.normal(0, 1, looks[-1])
+            right = rng.random(looks[-1]) < _right_by_length(quality, length)
+            nano = np.rint(1e5 * np.exp(spread * length)).astype(int)
+            rows = [Row(n, (Answered(float(right[n]), False, None, int(nano[n]), None),)) for n in range(looks[-1])]
+            lines = [evaluate(("m",), rows[:n], StopRule(winner=False)).lines[0] for n in looks]
+            found = [line.per_accepted for line in lines if line.per_accepted is not None]
+            held += all(each.low <= truth <= each.high for each in found)
+            widths.append(half(found[-1]) / truth)
+        wide = f"after {looks[-1]:,} rows ± {np.median(widths):.0%}"
+        print(f"  right {quality:.0%}, log-normal, sigma {spread}: held {held / some:.1%}; {wide}")
+
+
+def _right_by_length(quality: float, length: Floats) -> Floats:
+    return np.clip(quality - 0.05 * length, 0, 1)
+
+
+def _true_cost(quality: float, spread: float) -> float:
+    length = np.random.default_rng(7).normal(0, 1, 4_000_000)
+    return float((1e5 * np.exp(spread * length)).mean() / _right_by_length(quality, length).mean())
+
+
 PARTS: dict[str, Callable[[np.random.Generator, int], None]] = {
     "widths": widths,
     "coverage": coverage,
@@ -443,6 +475,7 @@ PARTS: dict[str, Callable[[np.random.Generator, int], None]] = {
     "drift": drift,
     "split": split,
     "costs": costs,
+    "accepted": accepted,
     "clusters": clusters,
     "units": units,
     "climb": climb,

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from api_path import job_file, penstock, start_server, write_rows
+from api_path import penstock, start_server, write_rows
 
 
 def sampled(job: Path, share: float) -> None:
