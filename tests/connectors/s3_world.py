@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from penstock.connectors.base import Holder, OutRecord, SinkName
 from penstock.connectors.filestore.disk import no_faults
@@ -55,6 +57,22 @@ class World:
 
     def committed(self, sink: SinkName = "results") -> list[bytes]:
         return list(self.place().committed(sink))
+
+
+class Requests:
+    """Real requests of this process, as they go out."""
+
+    def __init__(self, world: World) -> None:
+        self.seen: Counter[str] = Counter()
+        events: Any = world.s3._client.meta.events  # pyright: ignore[reportPrivateUsage]
+        events.register("before-send.s3", self._count)
+
+    def _count(self, request: Any, **_: object) -> None:
+        self.seen[request.method] += 1
+
+    def took(self) -> dict[str, int]:
+        seen, self.seen = self.seen, Counter()
+        return dict(seen)
 
 
 def result(n: int, **ours: object) -> OutRecord:

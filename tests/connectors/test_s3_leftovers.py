@@ -61,14 +61,14 @@ async def test_uploads_of_dead_owners_are_given_up(world: World) -> None:
     store = world.store()
     life = store._life.name  # pyright: ignore[reportPrivateUsage]
     theirs = ["out/results/mine.bin", "out/dead.jsonl.bak", "out/results/part-00000000-0000-0000000001-00000000-0000"]
+    await fill(store, 1)
     for key in [*(f"out/results/part-{life}-000{lane}-0000000001-abcdabcd-0000.jsonl" for lane in (0, 1)), *theirs]:
         upload(world, key)
     upload(world, "out/dead.jsonl")
-    await fill(store, 1)
+    await store.take(0, (2, 1))
     left = uploads(world)
     assert not [key for key in left if f"{life}-0000" in key]
     assert [key for key in left if f"{life}-0001" in key]
-    await store.take(0, (2, 1))
     await store.commit(0, (2, 1), 2, {"dead_letters": [result(9)]}, {})
     await store.release(0)
     await store.finish(PLAN)

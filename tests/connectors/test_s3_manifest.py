@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from penstock.connectors.s3.store.parts import Made
 from penstock.connectors.s3.store.progress import Final
 from penstock.connectors.s3.store.store import S3Store
 from penstock.connectors.writing.tables import read_records
-from tests.connectors.s3_world import PLAN, World, fill, numbers, once, result
+from tests.connectors.s3_world import PLAN, Requests, World, fill, numbers, once, result
 
 if TYPE_CHECKING:
     from penstock.jobs.dev.s3 import S3Server
@@ -67,22 +66,6 @@ def url_of(store: S3Store, sink: str) -> str:
 
 def shown(store: S3Store, sink: str = "results") -> list[int]:
     return sorted(numbers(list(read_records(url_of(store, sink)))))
-
-
-class Requests:
-    """Real requests of this process, as they go out."""
-
-    def __init__(self, world: World) -> None:
-        self.seen: Counter[str] = Counter()
-        events: Any = world.s3._client.meta.events  # pyright: ignore[reportPrivateUsage]
-        events.register("before-send.s3", self._count)
-
-    def _count(self, request: Any, **_: object) -> None:
-        self.seen[request.method] += 1
-
-    def took(self) -> dict[str, int]:
-        seen, self.seen = self.seen, Counter()
-        return dict(seen)
 
 
 async def test_a_merge_costs_the_same_however_many_came_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import ParamSpec, TypeVar
 
 from penstock.connectors.s3 import fence
@@ -35,6 +35,17 @@ async def within(deadline_s: float, what: Callable[P, T], *args: P.args, **kwarg
             return await work
     except TimeoutError as error:
         raise Away(f"S3 did not answer within {deadline_s:.0f} s. Check endpoint and network.") from error
+
+
+async def together(*work: Awaitable[T]) -> list[T]:
+    """What they return, side by side. All have ended when one has failed; then this raises the first one's error."""
+    ended = await asyncio.gather(*work, return_exceptions=True)
+    done: list[T] = []
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one
+        done.append(one)
+    return done
 
 
 class Home:

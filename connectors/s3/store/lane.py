@@ -103,6 +103,8 @@ class Lane:
         """Of what the progress says is dropped."""
         self._seen_at = time.monotonic()
         """When the lane was last seen to be ours."""
+        self.inherited = False
+        """It had another owner before, who may have left something."""
         self._lost: PenstockError | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -135,6 +137,7 @@ class Lane:
             break
         faults("take.swapped")
         owned = cls(home, lane, state, etag, merged, faults)
+        owned.inherited = before.owner != lists.NEVER
         owned._chunks = Chunks(await read_chunks(home, lane, state), state)
         faults("take.loaded")
         return owned

@@ -20,6 +20,7 @@ from penstock.connectors.s3.store.home import Home
 from penstock.connectors.s3.store.lane import Lane
 from penstock.connectors.s3.store.partitions import Sinks
 from penstock.connectors.s3.store.progress import Progress, all_finals, decode, progress_name
+from penstock.connectors.s3.store.run import Life
 from penstock.connectors.settings import S3Sink
 from penstock.engine.errors import Refused
 
@@ -29,20 +30,19 @@ _FINAL = re.compile(r"part-[0-9a-f]{8}-(\d{4})-\d{10}-[0-9a-f]{8}-[^/]*")
 def remove_attempt(home: Home, sinks: Sinks, attempt: str) -> None:
     """Delete the finals of an attempt that never ended. Blocking, as all but `remove`."""
     start = f"part-{sinks.life}-{attempt}-"
-    _drop(home, sinks, start)
     for output in sinks.outputs.values():
+        _drop(home, output, start)
         for page in home.s3.pages(home.bucket, _where(output, start)):
             home.s3.delete(home.bucket, [one.key for one in page if _name(one.key).startswith(start)])
 
 
-def drop_finals(home: Home, sinks: Sinks, lane: int | None = None) -> None:
-    """Give up uploads of finals: of a lane that has a new owner, or of all lanes where nobody holds one."""
-    _drop(home, sinks, f"part-{sinks.life}-" if lane is None else f"part-{sinks.life}-{lane:04d}-")
+def drop_finals(home: Home, sinks: Sinks, sink: str, lane: int) -> None:
+    """Give up uploads of finals of a lane that has a new owner."""
+    _drop(home, sinks.outputs[sink], f"part-{sinks.life}-{lane:04d}-")
 
 
-def _drop(home: Home, sinks: Sinks, start: str) -> None:
-    for output in sinks.outputs.values():
-        drop_uploads(home.s3, home.bucket, _where(output, start), lambda key: _name(key).startswith(start))
+def _drop(home: Home, output: S3Sink, start: str) -> None:
+    drop_uploads(home.s3, home.bucket, _where(output, start), lambda key: _name(key).startswith(start))
 
 
 def drop_uploads(s3: S3, bucket: str, prefix: str, ours: Callable[[str], bool]) -> None:
@@ -77,16 +77,31 @@ def _named(home: Home, lane: int, sinks: Sinks) -> Iterator[str]:
         yield from told.keys(home, told.read(home, sink)[0])
 
 
-def unnamed(home: Home, sinks: Sinks) -> dict[int, list[str]]:
-    """Lane → objects of this run below the sinks' prefixes that readers are not told of."""
-    shown = {key for sink in sinks.outputs for key in told.keys(home, told.read(home, sink)[0])}
+def sweep(life: Life, sinks: Sinks, sink: str, *, finals: bool) -> list[str]:
+    """Where nobody holds a lane any more: give up uploads, and delete lists that nothing names. Returns the sink's
+    finals that readers are not told of (see `remove`); not `finals`: they are not looked for."""
+    home, output = life.home, sinks.outputs[sink]
+    _drop(home, output, f"part-{life.name}-")
+    what, etag = told.read(home, sink)
+    shown = set(told.keys(home, what)) if finals else set[str]()
+    below = told.lists_of(life, output.prefix)
+    lists, unnamed = list[str](), list[str]()
+    for page in home.s3.pages(home.bucket, output.prefix if finals else below):
+        lists += [one.key for one in page if one.key.startswith(below)]
+        unnamed += [one.key for one in page if one.key not in shown and _is_final(one.key, life.name)]
+    told.forget_lists(home, sink, what, etag, lists)
+    return unnamed
+
+
+def _is_final(key: str, life: str) -> bool:
+    return _name(key).startswith(f"part-{life}-") and _FINAL.fullmatch(_name(key)) is not None
+
+
+def by_lane(finals: Iterable[str]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    for output in sinks.outputs.values():
-        for page in home.s3.pages(home.bucket, output.prefix):
-            for one in page:
-                ours = _FINAL.fullmatch(_name(one.key))
-                if ours and one.key not in shown and _name(one.key).startswith(f"part-{sinks.life}-"):
-                    found.setdefault(int(ours[1]), []).append(one.key)
+    for key in finals:
+        if ours := _FINAL.fullmatch(_name(key)):
+            found.setdefault(int(ours[1]), []).append(key)
     return found
 
 

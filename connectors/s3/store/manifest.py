@@ -52,7 +52,6 @@ def publish(life: Life, sink: str, prefix: str, made: Mapping[int, Made], stored
     anew, `Refused` where another run's manifest stands there, and the prefix was not made ours (`--fresh`)."""
     base, key = life.base, f"{prefix}{NAME}"
     while True:
-        life.check()
         old, etag = read(base, key)
         if old is not None and old.run_id != life.run_id and life.owner(prefix) != life.run_id:
             refuse_another(base, prefix, old.run_id, life.run_id)

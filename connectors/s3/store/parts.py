@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -66,12 +66,17 @@ def planned_lanes(home: Home, plan: Plan) -> dict[int, Progress]:
     """All lanes of a run that is finished, asked for by name: a store's listing may lag. Raises `Corrupt` where one is
     gone."""
     found = lanes(home, range(plan.lanes))
+    refuse_lost(home, plan, found)
+    return found
+
+
+def refuse_lost(home: Home, plan: Plan, found: Collection[int]) -> None:
+    """Raises `Corrupt` where a lane that started is not among those that were found."""
     if plan.started and len(found) < plan.lanes:
         lost = next(lane for lane in range(plan.lanes) if lane not in found)
         raise Corrupt(
             f"{home}{progress_name(lost)} is gone, but its lane had started. Restore it, or start with --fresh."
         )
-    return found
 
 
 def lane_numbers(home: Home) -> list[int]:

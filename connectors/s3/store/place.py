@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from penstock.connectors.base import SinkName
 from penstock.connectors.s3 import fence
-from penstock.connectors.s3.client import Stored, client
+from penstock.connectors.s3.client import Stored, client, threads
 from penstock.connectors.s3.store import manifest, parts, told
 from penstock.connectors.s3.store import run as s3_run
 from penstock.connectors.s3.store.beacon import BEAT_S
@@ -52,25 +52,35 @@ class S3Place:
                 )
         single = not all(map(is_prefix, self._sinks.values()))
         fence.prove(self.base.s3, self.base.bucket, self.base.root, self.base.stored, parts=single)
-        for output in self._sinks.values():  # all of them before any is taken
-            s3_run.refuse_another(self.base, output.prefix, self._owner(output), self._run_id)
-        s3_run.refuse_old_names(self.base, [output.prefix for output in self._sinks.values()], self._run_id)
-        life, *_ = [s3_run.claim(base, self._run_id) for base in self._bases()]
+        marks = dict(zip(self._bases(), threads().map(s3_run.read_mark, self._bases()), strict=True))
+        life, *_ = self._claimed({base: mark[0] if mark is not None else None for base, mark in marks.items()})
         return S3Store(life, {str(sink): output for sink, output in self._sinks.items()})
+
+    def _claimed(self, marks: Mapping[s3_run.Base, s3_run.RunMark | None]) -> Iterator[s3_run.Life]:
+        """All outputs are asked for before any is taken. `marks`: what was just read there."""
+
+        def owner(output: S3Sink) -> str | None:
+            mark = marks[self.base.at(output.prefix)]
+            return mark.run_id if mark is not None else self._shown(output)
+
+        def claim(base: s3_run.Base) -> s3_run.Life:
+            return s3_run.claim(base, self._run_id, marks[base])
+
+        outputs = list(self._sinks.values())
+        for output, run_id in zip(outputs, threads().map(owner, outputs), strict=True):
+            s3_run.refuse_another(self.base, output.prefix, run_id, self._run_id)
+        s3_run.refuse_old_names(self.base, [output.prefix for output in outputs], self._run_id)
+        return threads().map(claim, marks)
 
     def _bases(self) -> list[s3_run.Base]:
         """Of all outputs, the first one's first."""
-        found = [self.base.at(output.prefix) for output in self._sinks.values()]
-        return list({base.root: base for base in found}.values())
+        return list(dict.fromkeys(self.base.at(output.prefix) for output in self._sinks.values()))
 
-    def _owner(self, output: S3Sink) -> str | None:
-        """The run that an output belongs to, by its mark, or else by what readers are shown there."""
+    def _shown(self, output: S3Sink) -> str | None:
+        """The run whose manifest readers are shown there."""
         from penstock.connectors.s3.store.store import is_prefix
 
-        mark = s3_run.read_mark(self.base.at(output.prefix))
-        if mark is not None or not is_prefix(output):
-            return mark[0].run_id if mark is not None else None
-        shown, _ = manifest.read(self.base, f"{output.prefix}{manifest.NAME}")
+        shown, _ = manifest.read(self.base, f"{output.prefix}{manifest.NAME}") if is_prefix(output) else (None, None)
         return shown.run_id if shown is not None else None
 
     async def refuse_held(self) -> None:

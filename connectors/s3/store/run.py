@@ -120,18 +120,19 @@ def read_mark(base: Base) -> tuple[RunMark, str] | None:
         raise Corrupt(f"s3://{base.bucket}/{base.key} cannot be read ({error}). Delete what lies below it.") from error
 
 
-def claim(base: Base, run_id: str) -> Life:
-    """Make an output this run's, or see that it is already. Raises `Taken` where it is another run's."""
-    found = read_mark(base)
-    if found is None:
+def claim(base: Base, run_id: str, seen: RunMark | None = None) -> Life:
+    """Make an output this run's, or see that it is already. `seen`: the mark that was just read there. Raises `Taken`
+    where it is another run's."""
+    if seen is None:
         try:
             mark = _new_mark(run_id)
             fence.swap(base.s3, base.bucket, base.key, msgspec.json.encode(mark), None, base.stored)
             return Life(base, run_id, mark.life)
         except Lost:
-            return claim(base, run_id)
-    refuse_another(base, base.root, found[0].run_id, run_id)
-    return Life(base, run_id, found[0].life)
+            found = read_mark(base)
+            return claim(base, run_id, found[0] if found is not None else None)
+    refuse_another(base, base.root, seen.run_id, run_id)
+    return Life(base, run_id, seen.life)
 
 
 def refuse_another(base: Base, output: str, owner: str | None, run_id: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import logging
 import threading
 import time
@@ -19,11 +21,11 @@ from penstock.connectors.arrivals import Arrivals
 from penstock.connectors.base import Holder, Records, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.s3.client import Stored
-from penstock.connectors.s3.store import leftovers, manifest, parts, told
+from penstock.connectors.s3.store import leftovers, manifest, parts
 from penstock.connectors.s3.store import run as s3_run
 from penstock.connectors.s3.store.assembly import assemble_object
 from penstock.connectors.s3.store.beacon import BEAT_S, Beacon, is_alive
-from penstock.connectors.s3.store.home import call
+from penstock.connectors.s3.store.home import call, together
 from penstock.connectors.s3.store.lane import Lane, peek, read_progress
 from penstock.connectors.s3.store.merge import GRACE_S, MERGE_STEPS, Stopped, collect, forget, is_due, merge
 from penstock.connectors.s3.store.partitions import Sinks
@@ -38,6 +40,9 @@ from penstock.engine.plan import Epoch, Plan
 FINISH_STEPS = (
     "finish.begin", *MERGE_STEPS, "finish.merged", *manifest.STEPS, "finish.published", "finish.assembled"
 )  # fmt: skip
+MERGES = 4
+"""Lanes that are merged side by side at the end. Each holds some 50 MB: parts on their way (`parts.AHEAD_BYTES`), and
+one of an upload."""
 MERGE_AGAIN_S = 60.0
 OWNER_WAIT_S = 10.0
 """How long a lane's live owner of the same command is waited for."""
@@ -98,10 +103,13 @@ class S3Store:
 
         owned = await Lane.take(self.home, lane, epoch, self.beacon.id, courtesy, self._merged, self._faults)
         self._lanes[lane] = owned
-        await owned.sweep()
-        with contextlib.suppress(PenstockError):  # at worst they stay until the end of the run
-            await call(leftovers.drop_finals, self.home, self._sinks, lane)
+        if owned.inherited:
+            await together(owned.sweep(), *(self._drop_finals(sink, lane) for sink in self._sinks.outputs))
         return owned.taken()
+
+    async def _drop_finals(self, sink: str, lane: int) -> None:
+        with contextlib.suppress(PenstockError):  # at worst they stay until the end of the run
+            await call(leftovers.drop_finals, self.home, self._sinks, sink, lane)
 
     async def _wait_for_owner(self, lane: int, before: Progress) -> None:
         loop = asyncio.get_running_loop()
@@ -180,21 +188,14 @@ class S3Store:
     async def _publish(self, made: Mapping[int, Made]) -> dict[str, str]:
         """Manifests that tell of all that these lanes have made. Sink → key."""
         telling = (asyncio.to_thread(self._publish_one, sink, made) for sink in self._sinks.outputs)
-        keys = await asyncio.gather(*telling, return_exceptions=True)  # all have ended when one has failed
-        done: dict[str, str] = {}
-        for sink, key in zip(self._sinks.outputs, keys, strict=True):
-            if isinstance(key, BaseException):
-                raise key
-            done[sink] = key
-        return done
+        return dict(zip(self._sinks.outputs, await together(*telling), strict=True))
 
     def _publish_one(self, sink: str, made: Mapping[int, Made]) -> str:
         prefix, stored = self.outputs[sink].prefix, self._manifest_stored(sink)
         return manifest.publish(self._life, sink, prefix, made, stored, self._faults)
 
-    def _made(self, plan: Plan) -> dict[int, Made]:
-        found = parts.planned_lanes(self.home, plan)
-        return {lane: parts.made(self.home, lane, state) for lane, state in found.items()}
+    def _made(self, states: Mapping[int, Progress]) -> dict[int, Made]:
+        return {lane: parts.made(self.home, lane, state) for lane, state in states.items()}
 
     def _manifest_stored(self, sink: str) -> Stored:
         return msgspec.structs.replace(self._sinks.stored(sink), content_type="application/json")
@@ -251,11 +252,10 @@ class S3Store:
         Idempotent; restartable after a crash anywhere. Raises `Fenced`, `Temporary`, `Corrupt`."""
         await self._check_run()
         self._faults("finish.begin")
-        for number in range(plan.lanes) if self._merged else ():
-            await self._merge_rest(number)
+        states = await self._merge_all(plan) if self._merged else {}
         self._faults("finish.merged")
         await self._check_run()
-        done = await self._publish(await asyncio.to_thread(self._made, plan) if self._merged else {})
+        done = await self._publish(await asyncio.to_thread(self._made, states))
         self._faults("finish.published")
         for sink, output in self.outputs.items():
             if sink not in self._merged:
@@ -266,24 +266,45 @@ class S3Store:
         await self._sweep(plan)
         return {sink: self._urls(sink, done.get(sink)) for sink in self.outputs}
 
-    async def _merge_rest(self, number: int) -> None:
+    async def _merge_all(self, plan: Plan) -> dict[int, Progress]:
+        """What waits in each lane, some lanes side by side; lane → what is committed there. After a failure no other
+        one is begun."""
+        numbers = list(reversed(range(plan.lanes)))
+        states: dict[int, Progress] = {}
+
+        async def one_after_another() -> None:
+            while numbers:
+                number = numbers.pop()
+                try:
+                    state = await self._merge_rest(number)
+                except BaseException:
+                    numbers.clear()
+                    raise
+                if state is not None:
+                    states[number] = state
+
+        await together(*(one_after_another() for _ in range(MERGES)))
+        parts.refuse_lost(self.home, plan, states)
+        return dict(sorted(states.items()))
+
+    async def _merge_rest(self, number: int) -> Progress | None:
         await self._stop_merge(number)
         lane = self._lanes.get(number) or await Lane.visit(self.home, number, self._merged, self._faults)
-        while lane is not None and await merge(lane, self.home, self._sinks, self._now(), threading.Event()):
+        if lane is None:
+            return None
+        while await merge(lane, self.home, self._sinks, self._now(), threading.Event()):
             pass
-        if lane is not None:
-            with contextlib.suppress(Temporary, Refused):  # at worst what was merged stays beside it
-                await collect(lane, self.home, self._now())
+        with contextlib.suppress(Temporary, Refused):  # at worst what was merged stays beside it
+            await collect(lane, self.home, self._now())
+        return lane.state
 
     async def _sweep(self, plan: Plan) -> None:
         """Remove what killed processes left where readers look. At worst it stays; so it does where a run has no end,
         whose objects are too many to be looked through each time that it is stopped."""
         with contextlib.suppress(PenstockError):
-            for sink, output in self._sinks.outputs.items():
-                await asyncio.to_thread(told.sweep, self._life, sink, output.prefix)
-            await call(leftovers.drop_finals, self.home, self._sinks)
-            left = await asyncio.to_thread(leftovers.unnamed, self.home, self._sinks) if plan.bounded else {}
-            for number, keys in left.items():
+            sweep = functools.partial(leftovers.sweep, self._life, self._sinks, finals=plan.bounded)
+            left = await together(*(asyncio.to_thread(sweep, sink) for sink in self._sinks.outputs))
+            for number, keys in leftovers.by_lane(itertools.chain(*left)).items():
                 lane = await Lane.visit(self.home, number, self._merged, self._faults)
                 if lane is not None:
                     await leftovers.remove(lane, self.home, self._sinks, keys)
@@ -299,9 +320,11 @@ class S3Store:
                 await s3_run.write_plan(self.home, msgspec.structs.replace(plan, version=1, splits=()))
 
     async def _check_run(self) -> None:
+        await together(self._check_hold(), call(self._life.check))
+
+    async def _check_hold(self) -> None:
         if self._run is not None and self._run.epoch < await self.run_epoch():
             raise Fenced(f"{self.home}: another command took this run over. Stop.")
-        await call(self._life.check)
 
 
 def is_prefix(output: S3Sink) -> bool:

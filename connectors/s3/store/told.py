@@ -4,7 +4,7 @@ It is one small object for each sink in the working prefix, `told/<sink>`, that 
 says which objects count, and of each lane how many of its finals are among them: so a lane may forget finals that are
 told, and what a merge costs does not grow with what was merged before. Files over `LIST_FILES` move into lists,
 objects below the sink's `_manifest/` that never change. A list is put before the swap that names it; one that nothing
-names, since its maker was killed, is removed by `sweep`.
+names, since its maker was killed, is removed at the run's end (`leftovers.sweep`).
 
 Everything here blocks.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
@@ -131,7 +131,7 @@ def _listed(life: Life, prefix: str, files: list[Entry], stored: Stored) -> tupl
     home, lists = life.home, list[FileList]()
     while len(files) > LIST_FILES:
         some, files = files[:LIST_FILES], files[LIST_FILES:]
-        key = f"{_lists_of(life, prefix)}{secrets.token_hex(8)}.json"
+        key = f"{lists_of(life, prefix)}{secrets.token_hex(8)}.json"
         fence.swap(home.s3, home.bucket, key, _pretty(Listing(some)), None, stored)
         lists.append(FileList(key, sum(one.rows for one in some), sum(one.bytes for one in some), len(some)))
     return lists, files
@@ -165,11 +165,9 @@ def untold(home: Home, sink: str, seen: Snapshot) -> Iterator[Final]:
         yield from (final for final in new if final.sink == sink)
 
 
-def sweep(life: Life, sink: str, prefix: str) -> None:
-    """Delete lists that nothing names. Whoever has put one and not named it yet is kept from it first."""
-    home = life.home
-    found = [one.key for page in home.s3.pages(home.bucket, _lists_of(life, prefix)) for one in page]
-    told, etag = read(home, sink)
+def forget_lists(home: Home, sink: str, told: Told, etag: str | None, found: Collection[str]) -> None:
+    """Delete those lists among `found` that nothing names. `told`: as it was before they were looked for. Whoever has
+    put one and not named it yet is kept from it first."""
     named = {one.key for one in told.lists}
     if orphans := [key for key in found if key not in named]:
         with contextlib.suppress(Lost):  # somebody tells right now: the next sweep
@@ -177,7 +175,7 @@ def sweep(life: Life, sink: str, prefix: str) -> None:
             home.s3.delete(home.bucket, orphans)
 
 
-def _lists_of(life: Life, prefix: str) -> str:
+def lists_of(life: Life, prefix: str) -> str:
     return f"{prefix}{LISTS}{life.name}-"
 
 
