@@ -1,6 +1,6 @@
 """S3 → instant answers → S3, exactly once, one lane, beside plain boto3 and a bare loop; and what memory does.
 
-    python benchmarks/s3_path.py [--mb 200] [--record-bytes 500 4000 64000] [--pairs 3] [--memory]
+    python benchmarks/s3_path.py [--mb 200] [--record-bytes 500 4000 64000] [--pairs 3] [--lanes 2] [--memory]
 
 A real S3 server of its own (versitygw, on this machine: there is no network between). The rival downloads the input
 object to a file and uploads it again, with boto3's own threads, and looks at none of it. The bare loop is the floor of
@@ -10,6 +10,7 @@ prices and checks nothing, and loses all when it is killed. Ours is a lane as a 
 calls are answered at once in its own process: no Ray, no HTTP. It writes more than it reads: a result also says where
 it came from and what it cost, and each call has a line of costs. Both are counted in megabytes of input a second; CPU
 is that of this process, the server's apart.
+With `--lanes 2`: two lanes, each in a process of its own, which read their parts of the object.
 With `--memory`: peak resident memory of that process, a fresh one each, for numbers of small objects, and for sizes of
 one object with small and with large rows (up to 5 GB: 10 GB of disk for a while).
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import resource
 import statistics
@@ -26,8 +28,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +43,9 @@ from penstock.connectors.registry import open_source, open_stores
 from penstock.connectors.settings import S3Sink, S3Source, SinkSettings
 from penstock.engine.plan import Plan
 from penstock.jobs.dev.s3 import REGION, Keys, S3Server, client
+from penstock.workers.lanes.shell import LaneShell
 
+Sinks = Mapping[SinkName, SinkSettings]
 PROMISE = 0.7
 COMMIT_S = S3Sink.commit_ms / 1000
 BUCKET = "bench"
@@ -130,29 +136,65 @@ def loop(s3: Any, folder: Path, key: str) -> Took:
 # ours
 
 
-async def ours(endpoint: str, prefix: str, count: int) -> Took:
-    """From the lane's start to the manifests."""
+async def ours(endpoint: str, prefix: str, count: int, lanes: int = 1) -> Took:
+    """From the lanes' start to the manifests. As in a run, the driver has opened its stores before the lanes theirs."""
     run = f"bench-{uuid.uuid4().hex[:6]}"
     source = S3Source(BUCKET, prefix, endpoint=endpoint, region=REGION)
-    sinks: dict[SinkName, SinkSettings] = {
-        name: S3Sink(BUCKET, f"{run}/{name}/", endpoint, REGION, "jsonl") for name in SINKS
-    }
-    splits = await open_source(source).splits(1)
-    placed = tuple(msgspec.structs.replace(split, ordinal=n, lane=0) for n, split in enumerate(splits))
-    plan = Plan(run, run, {}, 1, placed, {}, 0.0, bounded=True)
-    driver = Driver()
-    lane = shell(0, plan, source, sinks, driver, COMMIT_S)
-    started = now()
-    await lane.open(plan, force=True)
-    lane.go()
-    await work(lane, driver)
-    await lane.close()
-    made = await open_stores(sinks, run).primary.finish(plan)
-    took = since(started)
+    sinks: Sinks = {name: S3Sink(BUCKET, f"{run}/{name}/", endpoint, REGION, "jsonl") for name in SINKS}
+    splits = await open_source(source).splits(lanes)
+    placed = tuple(msgspec.structs.replace(split, ordinal=n, lane=n % lanes) for n, split in enumerate(splits))
+    plan = Plan(run, run, {}, lanes, placed, {}, 0.0, bounded=True)
+    store = open_stores(sinks, run).primary
+    started, cpu_s = await (here if lanes == 1 else in_processes)(plan, source, sinks)
+    ending = now()
+    made = await store.finish(plan)
+    took = Took(time.perf_counter() - started, cpu_s + since(ending).cpu_s)
     got = results(made["results"][0], endpoint)
     if got != count:
         raise SystemExit(f"{got} results of {count}")
     return took
+
+
+async def here(plan: Plan, source: S3Source, sinks: Sinks) -> tuple[float, float]:
+    """One lane; when it started, and the CPU that it took."""
+    driver = Driver()
+    lane = shell(0, plan, source, sinks, driver, COMMIT_S)
+    started = now()
+    await through(lane, plan, driver)
+    return started.seconds, since(started).cpu_s
+
+
+async def through(lane: LaneShell, plan: Plan, driver: Driver) -> None:
+    await lane.open(plan, force=True)
+    lane.go()
+    await work(lane, driver)
+    await lane.close()
+
+
+async def in_processes(plan: Plan, source: S3Source, sinks: Sinks) -> tuple[float, float]:
+    """Each lane in a process of its own; when they started together, and the CPU that all took."""
+    context = multiprocessing.get_context("spawn")
+    ready, told = context.Barrier(plan.lanes + 1), context.SimpleQueue()
+    processes = [
+        context.Process(target=one_lane, args=(n, plan, source, sinks, ready, told)) for n in range(plan.lanes)
+    ]
+    for process in processes:
+        process.start()
+    await asyncio.to_thread(ready.wait, 120)
+    started = time.perf_counter()
+    await asyncio.to_thread(lambda: [process.join() for process in processes])
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a lane failed")
+    return started, sum(told.get() for _ in processes)
+
+
+def one_lane(number: int, plan: Plan, source: S3Source, sinks: Sinks, ready: Barrier, told: SimpleQueue[float]) -> None:
+    driver = Driver()
+    lane = shell(number, plan, source, sinks, driver, COMMIT_S)
+    ready.wait(120)
+    started = now()
+    asyncio.run(through(lane, plan, driver))
+    told.put(since(started).cpu_s)
 
 
 def results(manifest: str, endpoint: str) -> int:
@@ -172,7 +214,7 @@ def speed(endpoint: str, s3: Any, folder: Path, options: argparse.Namespace) -> 
         for _ in range(options.pairs):
             theirs = plain(s3, folder, f"{prefix}large.jsonl")
             floor = loop(s3, folder, f"{prefix}large.jsonl")
-            mine = asyncio.run(ours(endpoint, prefix, count))
+            mine = asyncio.run(ours(endpoint, prefix, count, options.lanes))
             ratios.append(theirs.seconds / mine.seconds)
             print(
                 f"{options.mb} MB in {count:,} rows: boto3 {told_speed(options.mb, theirs)}   bare loop "
@@ -227,6 +269,7 @@ def main() -> int:
     parser.add_argument("--mb", type=int, default=200)
     parser.add_argument("--record-bytes", type=int, nargs="+", default=[500, 4_000, 64_000])
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
