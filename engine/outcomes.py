@@ -63,12 +63,19 @@ def wrong(outcome: Outcome) -> str | None:
 
 
 class Finished(NamedTuple):
-    """A result that outcomes are joined to. `target`: model and version, with the arm of an experiment."""
+    """A result that outcomes are joined to. `target`: model and version, with the arm of an experiment. `since`,
+    `until`: of an item that was answered anew, when this answer stood, as outcomes write the time; empty: always
+    before, always after."""
 
     item_id: str
     episode: str | None
     task: str
     target: str
+    since: str = ""
+    until: str = ""
+
+    def stood(self, at: str) -> bool:
+        return self.since <= at and (not self.until or at < self.until)
 
 
 class CellOf(NamedTuple):
@@ -159,18 +166,19 @@ class Outcomes:
         values: dict[CellOf, list[float]] = {}
         spoken: Counter[CellOf] = Counter()
         items: dict[tuple[str, str], int] = {}
-        seen: set[tuple[tuple[str, str], str, str]] = set()
+        seen: set[tuple[tuple[str, str], CellOf]] = set()
         found: set[tuple[str, str]] = set()
         for result in results:
             items[result.task, result.target] = items.get((result.task, result.target), 0) + 1
             for whose, outcomes in self._of(result):
                 found.add(whose)
-                again = (whose, result.task, result.target) in seen
-                seen.add((whose, result.task, result.target))
                 for outcome in outcomes:
+                    if not result.stood(outcome.at):
+                        continue
                     cell = CellOf(outcome.metric, result.task, result.target)
                     spoken[cell] += whose[0] == "item" or not self._has(result.item_id, outcome.metric)
-                    if not again:
+                    if (whose, cell) not in seen:
+                        seen.add((whose, cell))
                         values.setdefault(cell, []).append(outcome.value)
         joined = [outcome for whose in found for outcome in self._latest[whose].values()]
         every = sum(map(len, self._latest.values()))

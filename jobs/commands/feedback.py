@@ -97,20 +97,22 @@ def show(run: shared.Named, state: str | None, as_json: bool) -> int:
     """Outcomes of RUN (the latest by default), by metric, task and model.
 
     Means of values between 0 and 1 come with an interval that may be looked at at any time (95 %). Those who answer
-    may not be like those who don't: nothing here corrects for that.
+    may not be like those who don't: nothing here corrects for that. Replays of RUN are part of it: of an item that was
+    answered anew, an outcome is about the answer that stood when it came.
     """
     from penstock.connectors.state import open_state
+    from penstock.jobs import replay
     from penstock.jobs.feedback import told
     from penstock.jobs.feedback.reading import stamp
     from penstock.jobs.feedback.taking import Kept
-    from penstock.jobs.look.told import blocks
+    from penstock.jobs.look.reading import Outputs
 
     found = shared.locate(run, state)
-    outputs = outputs_of(run, state)
+    history, outputs = found.history, outputs_of(run, state)
+    again = replay.of_this_life(history, found.run_id)
+    runs = [outputs, *(Outputs(history.spec(each), history.status_or_starting(each)) for each in again)]
     ended = outputs.status.ended_at
-    joined = Kept(open_state(found.history.url)).joined(
-        lambda: told.finished(blocks(outputs.records("results"))), None if ended is None else stamp(ended)
-    )
+    joined = Kept(open_state(history.url)).joined(told.answers(runs), None if ended is None else stamp(ended))
     if as_json:
         shared.print_json(told.machine(joined))
         return exits.DONE

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from penstock.engine.outcomes import Cell, CellOf, Finished, Joined
 from penstock.engine.quality import Interval
-from penstock.jobs.look.told import Told
+from penstock.jobs.feedback.reading import stamp
+from penstock.jobs.look.reading import Outputs
+from penstock.jobs.look.told import Told, blocks
 from penstock.jobs.wording import counted, share
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def finished(blocks: Iterable[Told]) -> Iterator[Finished]:
-    for block in blocks:
-        yield Finished(
-            block.item_id, block.episode, block.task or "", target(block.model, block.model_version, block.arm)
-        )
+def answers(runs: Sequence[Outputs]) -> Callable[[], Iterator[Finished]]:
+    """All results of a run and of its replays. Of an item that was answered more than once each stands until the next
+    is there: an outcome is about the one that there was when it came."""
+    sent: dict[str, list[str]] = {block.item_id: [] for run in runs[1:] for block in blocks(run.records("results"))}
+    for run in runs if sent else ():
+        for block in blocks(run.records("results")):
+            if block.item_id in sent:
+                sent[block.item_id].append(_at(block))
+
+    def each() -> Iterator[Finished]:
+        for run in runs:
+            for block in blocks(run.records("results")):
+                yield _finished(block, sorted(sent.get(block.item_id, ())))
+
+    return each
+
+
+def _finished(block: Told, answered: list[str]) -> Finished:
+    """`answered`: when each of its item's answers was there, where there are several."""
+    place = answered.index(_at(block)) if answered else 0
+    until = answered[place + 1] if place + 1 < len(answered) else ""
+    named = target(block.model, block.model_version, block.arm)
+    return Finished(
+        block.item_id, block.episode, block.task or "", named, answered[place] if place else "", until
+    )
+
+
+def _at(block: Told) -> str:
+    return "" if block.finished_at is None else stamp(block.finished_at.timestamp())
 
 
 def target(model: str | None, version: str | None, arm: str | None = None) -> str:

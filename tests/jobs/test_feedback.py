@@ -208,6 +208,29 @@ def test_outcomes_are_joined_a_part_at_a_time(tmp_path: Path) -> None:
     assert parts == whole
 
 
+def test_an_outcome_is_about_the_answer_that_stood_when_it_came(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Items of a version that was taken back were answered anew, and so was one that had no answer at all: what people
+    say from then on is no word on the old answers."""
+    spec, history = job_spec.load("job.yaml"), open_history(job_spec.load("job.yaml").state)
+    runs = {spec.run_id: ("bad", 12, ("a", "b")), f"{spec.run_id}~replay-1": ("good", 14, ("a", "b", "dead"))}
+    for run_id, (model, hour, items) in runs.items():
+        path = folder / f"{model}.jsonl"
+        at = f"2026-11-24T{hour}:00:00.000Z"
+        blocks = [{"item_id": item, "task": "t", "model": model, "finished_at": at} for item in items]
+        write(path, [{"answer": "x", "penstock": block} for block in blocks])
+        history.save_spec(msgspec.structs.replace(spec, run_id=run_id, generation=int("~" in run_id)))
+        outputs = {"results": [str(path)]}
+        history.save_status(RunStatus(run_id, "rated", "done", ended_at=ENDED_AT, outputs=outputs))
+    told = (("a", 0, 13), ("b", 1, 15), ("dead", 1, 11))
+    rows = [{"item_id": item, "metric": "ok", "value": v, "at": f"2026-11-24T{at}:00:00Z"} for item, v, at in told]
+    write(folder / "said.jsonl", rows)
+    assert call(["feedback", "said.jsonl"]) == 0
+    capsys.readouterr()
+    assert shown(capsys) == {("ok", "bad"): (1, 0.0), ("ok", "good"): (2, 1.0)}
+
+
 @pytest.mark.kafka
 async def test_outcomes_come_from_a_topic_each_once(
     folder: Path,
