@@ -38,9 +38,7 @@ def _finished(block: Told, answered: list[str]) -> Finished:
     place = answered.index(_at(block)) if answered else 0
     until = answered[place + 1] if place + 1 < len(answered) else ""
     named = target(block.model, block.model_version, block.arm)
-    return Finished(
-        block.item_id, block.episode, block.task or "", named, answered[place] if place else "", until
-    )
+    return Finished(block.item_id, block.episode, block.task or "", named, answered[place] if place else "", until)
 
 
 def _at(block: Told) -> str:
