@@ -27,8 +27,9 @@ from contextlib import contextmanager
 
 import msgspec
 
-from penstock.connectors.settings import KafkaSink, SinkSettings
+from penstock.connectors.settings import KafkaSink, KafkaSource, SinkSettings, SourceSettings
 from penstock.connectors.state import Conflict
+from penstock.connectors.writing.records import readable
 from penstock.engine.errors import SpecError
 from penstock.jobs import letter_files
 from penstock.jobs.history import History, is_over
@@ -132,7 +133,8 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     for run_id in earlier:
         _refuse_unfinished(history, run_id)
     chosen = Chosen(letter_files.new(history.url, base, number))
-    letter_files.write(chosen.file, _wanted(chosen, _last_words(history, base, earlier), wants), history.url)
+    lines = _wanted(chosen, _last_words(history, base, earlier), wants)
+    letter_files.write(chosen.file, _as_rows(spec.source, lines), history.url)
     if not chosen.sent:
         letter_files.remove(chosen.file)
         raise SpecError(_nothing(base, chosen))
@@ -247,6 +249,27 @@ def _wanted(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> Iterator[b
             chosen.generation = max(chosen.generation, letter.generation)
             chosen.batch = chosen.batch or is_batch(letter.bytes)
             yield line
+
+
+def _as_rows(source: SourceSettings, lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The letters, with the rows that their originals stand for where only a registry's schema can read these."""
+    match source:
+        case KafkaSource(format="avro" | "json-schema" | "protobuf" as format):
+            from penstock.connectors.kafka.registry_rows import rows_of  # late: a Kafka client comes with it
+
+            with rows_of(source, format) as to_row:
+                for line in lines:
+                    yield _with_original(line, to_row(next(told.letters([line])).bytes))
+        case _:
+            yield from lines
+
+
+def _with_original(line: bytes, original: bytes) -> bytes:
+    text, encoding = readable(original)
+    letter = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    return msgspec.json.encode(
+        {**letter, "original": text, "original_encoding": encoding, "original_length": len(original)}
+    )
 
 
 class _BatchLine(msgspec.Struct, frozen=True):

@@ -53,23 +53,32 @@ class RegistryRecords:
         if len(value) < 5 or value[0] != 0:
             why = f"the record does not begin with a schema's id, as {self._format} with a registry does"
             return raw(split, record, value, error=("malformed", why))
+        try:
+            row = self.row(value)
+        except BadRecord as error:
+            return raw(split, record, value, error=(error.reason, str(error)))
+        return None if row is None else raw(split, record, value, row_json=row)
+
+    def row(self, value: bytes) -> bytes | None:
+        """What a value with a schema's id stands for. None: its schema is not there yet, ask again. Raises
+        `BadRecord`."""
         found = self.schemas.get(int.from_bytes(value[1:5]))
         if found is None:
             return None
         if isinstance(found, BadRecord):
-            return raw(split, record, value, error=(found.reason, str(found)))
+            raise found
         try:
             row = found(value[5:])
-            if len(row) > MAX_RECORD_BYTES:
-                raise BadRecord(
-                    "too_large", f"the row has {len(row):,} bytes; the longest allowed has {MAX_RECORD_BYTES:,}"
-                )
-            return raw(split, record, value, row_json=row)
-        except BadRecord as error:
-            return raw(split, record, value, error=(error.reason, str(error)))
+        except BadRecord:
+            raise
         except Exception as error:  # noqa: BLE001 - a payload from strangers that a decoder chokes on is data
             why = f"not {self._format} of schema {int.from_bytes(value[1:5])}: {type(error).__name__}: {error}"
-            return raw(split, record, value, error=("malformed", why[:500]))
+            raise BadRecord("malformed", why[:500]) from error
+        if len(row) > MAX_RECORD_BYTES:
+            raise BadRecord(
+                "too_large", f"the row has {len(row):,} bytes; the longest allowed has {MAX_RECORD_BYTES:,}"
+            )
+        return row
 
     def _compile(self, schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
         if schema.schemaType != _TYPES[self._format]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from penstock.connectors.base import Raw
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.reading.replay import ReplayIntake, intake_for
 from penstock.connectors.s3.client import client
-from penstock.connectors.settings import FilesSink, FilesSource, KafkaSource, Row, S3Source
+from penstock.connectors.settings import Connection, FilesSink, FilesSource, KafkaSource, Row, S3Source
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import SpecError, Temporary
@@ -31,6 +32,7 @@ from penstock.jobs.progress import Silent
 from penstock.jobs.run import Session
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
+from tests.connectors.registry import running
 
 if TYPE_CHECKING:
     from penstock.jobs.dev.s3 import S3Server
@@ -110,6 +112,27 @@ def test_a_reason_or_all_takes_others_too(story: Story) -> None:
     """`--reason wall` and `--all`; a letter whose original was cut is never sent."""
     assert [one.item_id for one in story.prepare("wall")[1]] == [WALLED]
     assert [one.item_id for one in story.prepare(everything=True)[1]] == [LOST, WALLED]
+
+
+async def test_letters_that_only_a_schema_can_read_are_sent_as_their_rows(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay's source is a file, which knows no registry: as they were they would all die as malformed. What its
+    schema can't read is sent as it is, to die of that."""
+    monkeypatch.setenv("REGISTRY", "me:secret")
+    avro = b"\0" + (7).to_bytes(4) + b"\x0ahello"
+    async with running() as registry:
+        fields = [{"name": "text", "type": "string"}]
+        registry.schemas[7] = {"schema": json.dumps({"type": "record", "name": "Row", "fields": fields})}
+        at = Connection("b:1", schema_registry=registry.url, schema_registry_auth="env:REGISTRY")
+        story.spec = msgspec.structs.replace(story.spec, source=KafkaSource(("in",), connection=at, format="avro"))
+        died = [(LOST, avro), (WALLED, avro + b"?"), (HUGE, b'{"text":"sent before"}')]
+        letters = [letter(item, "attempts_exhausted", original=original) for item, original in died]
+        story.ends(story.spec, letters)
+        made, sent = await asyncio.to_thread(story.prepare)
+    assert isinstance(made.source, FilesSource)
+    assert [one.bytes for one in sent] == [b'{"text":"hello"}', avro + b"?", b'{"text":"sent before"}']
+    assert [one.item_id for one in sent] == [item for item, _ in died]
 
 
 def test_no_item_is_sent_twice_for_one_death(story: Story) -> None:
