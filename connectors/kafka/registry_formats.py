@@ -71,7 +71,7 @@ class RegistryRecords:
             row = found(value[5:])
         except BadRecord:
             raise
-        except Exception as error:  # noqa: BLE001 - a payload from strangers that a decoder chokes on is data
+        except Exception as error:  # a payload from strangers that a decoder chokes on is data
             why = f"not {self._format} of schema {int.from_bytes(value[1:5])}: {type(error).__name__}: {error}"
             raise BadRecord("malformed", why[:500]) from error
         if len(row) > MAX_RECORD_BYTES:
