@@ -13,6 +13,7 @@ from penstock.engine.flow.settle import count_dead, count_result, too_large_of
 from penstock.engine.flow.shelf import Shelf
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import ModelTally, Tally, count_refused
+from penstock.engine.flow.unsaved import Unsaved
 from penstock.engine.items import Item
 from penstock.engine.pricing import cost_nano
 from penstock.engine.results import CostLine, DeadLetter, Result
@@ -49,6 +50,7 @@ class Ends:
         self._tier1 = tier1
         """The price of its first model now, for "saved against all-Tier-1"."""
         self._chains = chains
+        self.unsaved = Unsaved()
         self.unfit: Callable[[Result], str | None] = _takes_all
         """Why the results' store can't take this one; None: it can. Asked once a result, before it counts as one."""
 
@@ -124,6 +126,7 @@ class Ends:
         taken = self.results, self.dead_letters, self.costs
         self.results, self.dead_letters, self.costs = [], [], []
         self._committing = self.uncommitted, self._uncommitted_bytes
+        self.unsaved.harvest()
         if self._chains is not None:
             self._chains.harvest()
         for _, item in taken[2]:
@@ -138,6 +141,7 @@ class Ends:
         self.uncommitted -= count
         self._uncommitted_bytes -= size
         self.bytes -= size
+        self.unsaved.committed()
 
     def flying(self) -> dict[str, int]:
         """Calls at workers, for those who watch: a walk over the window a few times a second, not a count a call."""

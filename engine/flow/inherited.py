@@ -1,4 +1,4 @@
-"""What the lane's last owner left at workers: calls that go on, and answers that wait for whoever comes. And calls that
+"""What the lane's last owner left: calls that go on at workers, and answers that wait for whoever comes. And calls that
 nobody waits for any more, his or this owner's: their answers may still come."""
 
 from __future__ import annotations
@@ -40,9 +40,14 @@ class Inherited:
         return True
 
     @property
+    def answers(self) -> list[Adopted]:
+        """Of items that did not come again yet."""
+        return [adopted for adopted in self._calls.values() if adopted.outcome is not None]
+
+    @property
     def has_answers(self) -> bool:
         """Their workers have let go of them, and only this owner knows them."""
-        return any(adopted.outcome is not None for adopted in self._calls.values())
+        return bool(self.answers)
 
     def worker_lost(self, worker: str) -> None:
         """Its answers are here already; its calls are gone."""

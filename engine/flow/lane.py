@@ -251,8 +251,14 @@ class Lane:
             self.flights.queue(slot, now)
 
     def adopt(self, adopted: Sequence[Adopted]) -> None:
-        """A worker still has these of the last owner. Called before anything is offered."""
-        self._inherited.add(adopted)
+        """A worker still has these of the last owner, or that one's `unsaved` answers are here. Called before anything
+        is offered. An answer whose item has ended is nobody's any more."""
+        self._inherited.add([one for one in adopted if one.source is None or not self.progress.has_ended(one.source)])
+
+    @property
+    def unsaved(self) -> list[Adopted]:
+        """Answers that no commit holds for sure, this owner's and those that it was left and has not come to."""
+        return [*self._inherited.answers, *self.ends.unsaved.answers]
 
     @property
     def has_answers(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.engine.flow.progress import Saved
-from penstock.engine.items import Answer, Item, Outcome, Role
+from penstock.engine.items import Answer, Item, Outcome, Position, Role
 from penstock.engine.policy import Task
 from penstock.engine.results import CostLine, DeadLetter, Result, Score
 
@@ -56,7 +56,7 @@ class CommitBatch(msgspec.Struct, frozen=True):
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """A call of the last owner that a worker still has: its answer, or (None) it goes on."""
+    """A call of the last owner: its answer, or (None) it goes on at the worker that has it."""
 
     item_id: str
     generation: int
@@ -67,6 +67,8 @@ class Adopted(msgspec.Struct, frozen=True):
     role: Role = "primary"
     version: str = ""
     """Of the model, that was asked; empty: not told."""
+    source: Position | None = None
+    """Of its item, where the lane itself had the answer. None: not told."""
 
 
 class ShelfEntry(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.flow import offsets
 from penstock.engine.flow.tally import Tally
+from penstock.engine.items import Position
 from penstock.engine.plan import Split
 
 PROGRESS = "progress"
@@ -108,6 +109,9 @@ class OpenSplit:
         if end is None:
             return max(first, max(self.finished, default=-1) + 1)
         return next((p for p in range(end - 1, first - 1, -1) if p not in self.finished), None)
+
+    def has_ended(self, position: int) -> bool:
+        return position < self.watermark or position in self.finished
 
     def done(self, position: int) -> None:
         self.finished.add(position)
@@ -208,6 +212,13 @@ class Progress:
         if state is None:
             state = self._open_up_to(ordinal)
         return state
+
+    def has_ended(self, source: Position) -> bool:
+        """Of an item that is not on the shelf."""
+        state = self.open.get(source.ordinal)
+        if state is not None:
+            return state.has_ended(source.position)
+        return any(split.ordinal == source.ordinal for split in self.splits[: self.opened])
 
     def _open_up_to(self, ordinal: int) -> OpenSplit:
         while self.opened < len(self.splits) and self.splits[self.opened].ordinal <= ordinal:

@@ -209,3 +209,51 @@ def test_an_answer_that_nobody_waits_for_any_more_is_on_the_bill(model: str, rol
     assert result.call_ms == 1.0 + (role == "primary"), "what steps take is no time of the answer's"
     assert heir.lane.tally.steps_nano == ({role: 10_000} if role != "primary" else {})
     assert heir.lane.tally.late_payments == 0
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_an_answer_whose_commit_failed_is_the_next_owners(durable: bool) -> None:
+    """Nobody knows whether it was made. Where it was not, the answer is taken up, and billed once; where it was, its
+    item has ended, and nobody waits for the answer."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    for number in range(3):
+        first.offer(number)
+    first.save()
+    saved, unsaved, flying = first.take()
+    first.lane.outcome(answered(saved, "saved"), first.now)
+    assert first.save() == ["saved"]
+    first.lane.outcome(answered(unsaved, "unsaved"), first.now)
+    batch = first.lane.commit(first.now)  # `committed` never comes
+    if durable:
+        disk.update(batch.chunks)
+    heir = Owner(disk, batch.seq if durable else batch.seq - 1)
+    assert [one.item_id for one in first.lane.unsaved] == ["i1"]
+    heir.lane.adopt(first.lane.unsaved)
+    assert heir.lane.has_answers is not durable
+    for number in range(3):
+        heir.offer(number)
+    assert [line.item_id for line, _ in heir.commit().costs] == ([] if durable else ["i1"])
+    assert [call.item_id for call in heir.take()] == [flying.item_id]
+
+
+def test_answers_that_an_owner_was_left_and_did_not_come_to_are_left_to_the_next() -> None:
+    """Two commits fail in a row, the second before all was read again."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    for number in range(2):
+        first.offer(number)
+    first.save()
+    for call in first.take():
+        first.lane.outcome(answered(call), first.now)
+    second = Owner(disk, first.lane.seq)
+    second.lane.adopt(first.lane.unsaved)
+    second.offer(0)
+    assert sorted(one.item_id for one in second.lane.unsaved) == ["i0", "i1"]
+    heir = Owner(disk, second.lane.seq)
+    heir.lane.adopt(second.lane.unsaved)
+    for number in range(2):
+        heir.offer(number)
+    assert heir.save() == ["yes", "yes"]
+    assert heir.take() == []
+    assert heir.lane.unsaved == []

@@ -21,7 +21,7 @@ from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Price
 from penstock.engine.errors import Fenced
 from penstock.engine.flow.lane import Lane
-from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
+from penstock.engine.flow.lane_types import Adopted, CommitBatch, Hooks, LaneSettings
 from penstock.engine.items import OutputSpec
 from penstock.engine.judging import outputs
 from penstock.engine.plan import Epoch, Plan
@@ -94,6 +94,8 @@ class LaneActor:
         self._known = Known()
         self._label = label
         self._shells: dict[int, LaneShell] = {}
+        self._unsaved: dict[int, list[Adopted]] = {}
+        """Answers of owners whose last commit nobody knows the end of, for the lane's next owner here."""
         self._owners: dict[int, int] = {}
         self._stores = open_stores(self._spec.sinks, self._spec.run_id)
         self._mirror = open_mirror(self._spec.source, self._spec.run_id)
@@ -112,7 +114,7 @@ class LaneActor:
         """Take the lane. Raises what `LaneShell.open` raises, and `Refused` where this node does not see the run's
         folders. `complete`: there are no labels to wait for."""
         await asyncio.to_thread(refuse_apart, self._marks)
-        await self._let_go(lane)
+        self._unsaved[lane] = [*self._unsaved.pop(lane, ()), *await self._let_go(lane)]
         await self._scoring.turn()  # what workers still hold of the last owner is scored as soon as it is read
         self._owners[lane] = owner
         shell = self._shell(lane, epoch, self._stores, complete)
@@ -120,6 +122,7 @@ class LaneActor:
         log = self._logs[lane] = LaneLog(Log(self._spec.state, self._spec.run_id, f"lane-{lane}"), lane)
         shell.watch(lambda batch: (self._metrics.committed(batch), log.committed(batch), self._show(lane, batch)))
         await shell.open(self._plan, force=force)
+        shell.machine.adopt(self._unsaved.pop(lane))
         self._metrics.taken(lane, shell.machine.tally)
         log.taken(epoch, shell.machine.tally)
 
@@ -127,7 +130,8 @@ class LaneActor:
         if self._mirror is not None and lane in self._shells:
             self._mirror.told(lane, self._shells[lane].machine.progress.splits, batch.saved)
 
-    async def _let_go(self, lane: int) -> None:
+    async def _let_go(self, lane: int) -> list[Adopted]:
+        """Returns the answers that no commit of its owner holds for sure."""
         shell = self._shells.pop(lane, None)
         if shell is not None:
             await shell.close()
@@ -137,6 +141,7 @@ class LaneActor:
             self._mirror.leaves(lane)
             if not self._shells:
                 await self._mirror.close()
+        return shell.machine.unsaved if shell is not None else []
 
     @property
     def _job(self) -> str:
