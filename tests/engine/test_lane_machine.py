@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import typing
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -396,6 +397,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.lane.worker_lost(worker, self.now)
         for name in gone:
             del self.calls[name]
+        if worker == "w1":  # where all calls of the last owner are
+            self.elsewhere.clear()
 
     @rule(seconds=st.sampled_from([30.0, 3000.0]))
     def sweep(self, seconds: float) -> None:
@@ -528,6 +531,18 @@ class LaneMachine(RuleBasedStateMachine):
         calls = self.elsewhere | self.calls
         self.start_anew(calls if adopt else {}, answered)
 
+    @rule(durable=st.booleans())
+    def fail(self, durable: bool) -> None:
+        """A commit fails, though it may be there: the lane is taken anew by its own process. Its workers live, and what
+        they answered is not asked again."""
+        if self.batch is None:
+            self.committing()
+        if durable and self.batch is not None:
+            self.write(self.batch)
+        ended = {e for batch in self.disk.batches for e in ids(batch)}
+        self.crashed |= self.sent - ended
+        self.start_anew(self.elsewhere | self.calls, answered=False, unsaved=self.lane.unsaved)
+
     @rule()
     def leave(self) -> None:
         """The owner is told to stop and does so in peace: all that is out lands, and a last commit is made."""
@@ -554,13 +569,22 @@ class LaneMachine(RuleBasedStateMachine):
         if slot is not None and self.doubted is not None:
             assert slot.maybe_paid == (name in self.doubted), "marked by an owner that left nothing in doubt, or not"
 
-    def start_anew(self, calls: dict[str, Call], answered: bool) -> None:
+    def start_anew(self, calls: dict[str, Call], answered: bool, unsaved: Sequence[Adopted] = ()) -> None:
         self.start(
             [
-                Adopted(
-                    c.item_id, 0, c.attempt, c.model, "w1", self.outcome(c, None, True) if answered else None, c.role
-                )
-                for c in calls.values()
+                *unsaved,
+                *(
+                    Adopted(
+                        c.item_id,
+                        0,
+                        c.attempt,
+                        c.model,
+                        "w1",
+                        self.outcome(c, None, True) if answered else None,
+                        c.role,
+                    )
+                    for c in calls.values()
+                ),
             ]
         )
         steps = {name for name, call in calls.items() if call.role in ("judge", "shadow")}
@@ -685,7 +709,9 @@ def walk(seed: int) -> None:
 
 
 def trouble(machine: LaneMachine, dice: random.Random) -> None:
-    match dice.randrange(18):
+    match dice.randrange(20):
+        case 18 | 19:
+            machine.fail(durable=dice.random() < 0.5)
         case 17:
             machine.retain(ordinal=dice.randrange(COUNT // 10), count=dice.randint(1, 10))
         case 16 if machine.elsewhere:
