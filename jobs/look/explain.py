@@ -244,7 +244,8 @@ def _named(model: str, version: str | None) -> str:
 
 
 def _maybe(maybe_paid: bool) -> str:
-    return "; maybe_paid: an earlier answer was lost (a crash, a timeout) and may have been paid for too" if maybe_paid else ""
+    lost = "; maybe_paid: an earlier answer was lost (a crash, a timeout) and may have been paid for too"
+    return lost if maybe_paid else ""
 
 
 def _times(ending: ResultTold) -> list[Line]:

@@ -135,8 +135,9 @@ def twice_section(troubles: Troubles, status: RunStatus) -> Section:
     parts: list[str] = []
     if troubles.twice.n:
         parts.append(
-            f"{counted(troubles.twice.n, 'row')} marked maybe_paid: an earlier answer was lost, by a crash or a timeout, "
-            f"and may have been paid for too. What is known of them cost {dollars(troubles.twice.nano)}, and stands in the bill."
+            f"{counted(troubles.twice.n, 'row')} marked maybe_paid: an earlier answer was lost, by a crash or a "
+            f"timeout, and may have been paid for too. What is known of them cost {dollars(troubles.twice.nano)}, and "
+            "stands in the bill."
         )
     if ledger := ledger_line(status):
         parts.append(f"Ledger: {ledger}.")
