@@ -1,5 +1,5 @@
-"""The board and the alert rules over a job that runs: a real Prometheus finds Ray's processes as `prometheus.yaml` says,
-and each panel that has something to show shows it."""
+"""The board and the alert rules over a job that runs: a real Prometheus finds Ray's processes as `prometheus.yaml`
+says, and each panel that has something to show shows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import yaml
 
 from penstock.jobs.dev.ports import LOOPBACK, free_port
 from tests.crash.streams.kafka_lines import Offered, publish
-from tests.crash.streams.stage import Stage, stage
+from tests.crash.streams.stage import stage
 from tests.crash.streams.stream_bench import StreamBench, StreamShape, line, stream_bench
 from tests.infra.test_alerts import BOARD, ROOT, RULES, prometheus_program
 
@@ -60,8 +60,8 @@ def prometheus(folder: Path, targets: Path) -> Iterator[str]:
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     address = f"{LOOPBACK}:{free_port()}"
     server = subprocess.Popen(
-        [prometheus_program("prometheus"), f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data",
-         f"--web.listen-address={address}", "--log.level=error"],
+        [prometheus_program("prometheus"), f"--config.file={folder}/prometheus.yaml",
+         f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}", "--log.level=error"],
     )  # fmt: skip
     try:
         until = time.monotonic() + WAIT_S
