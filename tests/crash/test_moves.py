@@ -17,7 +17,7 @@ import pytest
 from tests.crash.bench import START_S, Bench, Shape, bench, kill_now, moves_of
 from tests.crash.shared_ray import SharedRay
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 SHAPE = Shape(items=3_000, latency_ms=1_000, jitter_ms=300, padding=1_400)
 """Work for each of four lanes, for long enough: who is slow shows after twenty seconds."""
@@ -40,7 +40,6 @@ def test_lanes_of_an_actor_that_is_stopped_most_of_the_time_go_to_the_other(tmp_
         b.check(bound=_bound(b, lanes=2))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("killed", ["source", "target"])
 def test_a_lane_that_moves_survives_the_kill_of_either_actor(tmp_path: Path, ray: SharedRay, killed: str) -> None:
     with bench(tmp_path, SHAPE, ray) as b:
