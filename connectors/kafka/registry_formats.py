@@ -50,9 +50,6 @@ class RegistryRecords:
             return raw(split, record, b"", error=("malformed", why))
         if len(value) > MAX_RECORD_BYTES:
             return too_large(split, record, value)
-        if len(value) < 5 or value[0] != 0:
-            why = f"the record does not begin with a schema's id, as {self._format} with a registry does"
-            return raw(split, record, value, error=("malformed", why))
         try:
             row = self.row(value)
         except BadRecord as error:
@@ -60,8 +57,10 @@ class RegistryRecords:
         return None if row is None else raw(split, record, value, row_json=row)
 
     def row(self, value: bytes) -> bytes | None:
-        """What a value with a schema's id stands for. None: its schema is not there yet, ask again. Raises
-        `BadRecord`."""
+        """What a value stands for. None: its schema is not there yet, ask again. Raises `BadRecord`."""
+        if len(value) < 5 or value[0] != 0:
+            why = f"the record does not begin with a schema's id, as {self._format} with a registry does"
+            raise BadRecord("malformed", why)
         found = self.schemas.get(int.from_bytes(value[1:5]))
         if found is None:
             return None

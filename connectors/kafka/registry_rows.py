@@ -23,7 +23,7 @@ def rows_of(source: KafkaSource, format: RegistryFormat) -> Generator[ToRow]:
     records = RegistryRecords(format, connection_of(source))
     with asyncio.Runner() as runner:
         try:
-            yield lambda value: runner.run(_row(records, value)) if value[:1] == b"\0" else value
+            yield lambda value: runner.run(_row(records, value))
         finally:
             runner.run(records.schemas.close())
 
