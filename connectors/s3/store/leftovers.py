@@ -80,24 +80,21 @@ def _named(home: Home, lane: int, sinks: Sinks) -> Iterator[str]:
 def sweep(life: Life, sinks: Sinks, sink: str, *, finals: bool) -> list[str]:
     """Where nobody holds a lane any more: give up uploads, and delete lists that nothing names. Returns the sink's
     finals that readers are not told of (see `remove`); not `finals`: they are not looked for."""
-    home, output = life.home, sinks.outputs[sink]
-    _drop(home, output, f"part-{life.name}-")
+    home, output, ours = life.home, sinks.outputs[sink], f"part-{life.name}-"
+    _drop(home, output, ours)
     what, etag = told.read(home, sink)
     shown = set(told.keys(home, what)) if finals else set[str]()
     below = told.lists_of(life, output.prefix)
     lists, unnamed = list[str](), list[str]()
     for page in home.s3.pages(home.bucket, output.prefix if finals else below):
         lists += [one.key for one in page if one.key.startswith(below)]
-        unnamed += [one.key for one in page if one.key not in shown and _is_final(one.key, life.name)]
+        unnamed += [one.key for one in page if one.key not in shown and _name(one.key).startswith(ours)]
     told.forget_lists(home, sink, what, etag, lists)
     return unnamed
 
 
-def _is_final(key: str, life: str) -> bool:
-    return _name(key).startswith(f"part-{life}-") and _FINAL.fullmatch(_name(key)) is not None
-
-
 def by_lane(finals: Iterable[str]) -> dict[int, list[str]]:
+    """What is named otherwise than finals are is left out."""
     found: dict[int, list[str]] = {}
     for key in finals:
         if ours := _FINAL.fullmatch(_name(key)):
