@@ -134,10 +134,10 @@ class Flights:
         self._number.pop(slot, None)
         self.count -= 1
         self._tally.in_flight[slot.route.tier] -= 1
-        told, outcome = outcome, self._calls.recognised(slot, outcome, self._tally)
+        outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
         if failure is None and answer is not None and slot.pending is None:
-            self._ends.unsaved.add(slot, told)
+            self._ends.unsaved.add(slot, outcome)
         settled = self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
         for waiting in self._till.freed(settled, now) if settled is not None else ():
             self.queue(waiting, now)

@@ -62,6 +62,10 @@ class Found(msgspec.Struct, frozen=True):
     status: RunStatus
     informs: str | None = None
 
+    @property
+    def all_ended(self) -> bool:
+        return self.seen.ended == self.prepared.made.rows
+
 
 def prepare(
     name: str, base: RunSpec, asked: Asked, samples: Outputs | None, *, fresh: bool = False, aside: Path | None = None
@@ -177,25 +181,23 @@ def go(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *,
     if found is not None and _is_over(found, to_the_end=to_the_end):
         return found
     home.claim(spec.state, prepared.name, prepared.place, anew=prepared.anew)
-    if prepared.anew:
-        options = msgspec.structs.replace(session.options, fresh=True)
-        session = msgspec.structs.replace(session, options=options)
-    if not _stopped_itself(prepared, spec, session, display, to_the_end=to_the_end):
-        return find(prepared, history)
+    options = msgspec.structs.replace(session.options, fresh=prepared.anew)
+    now = msgspec.structs.replace(session, options=options)
+    by_itself = _stops_by_itself(prepared, spec, now, display, history, to_the_end=to_the_end)
     prepared = msgspec.structs.replace(prepared, anew=False)
     found = find(prepared, history)
-    if _is_over(found, to_the_end=to_the_end) or found.status.state != "interrupted":
+    if not by_itself or _is_over(found, to_the_end=to_the_end) or found.status.state != "interrupted":
         return found
     display.say("what was under way when enough seemed to be known makes it doubtful again: it goes on")
-    session = msgspec.structs.replace(session, options=msgspec.structs.replace(session.options, fresh=False))
     return go(prepared, spec, session, display, to_the_end=to_the_end)
 
 
-def _stopped_itself(prepared: Prepared, spec: RunSpec, session: Session, display: Display, *, to_the_end: bool) -> bool:
+def _stops_by_itself(
+    prepared: Prepared, spec: RunSpec, session: Session, display: Display, history: History, *, to_the_end: bool
+) -> bool:
     """Run it until it ends, or seems to have seen enough. Whether that alone stopped it: nobody else asked to."""
     outputs, stop = Outputs(spec, RunStatus(spec.run_id, spec.name, "starting")), Stop()
-    index = index_of(prepared.place)
-    ours = taken(prepared, open_history(spec.state))
+    index, ours = index_of(prepared.place), taken(prepared, history)
     with Watch(outputs, prepared.asked, index, stop.ask, ours, to_the_end=to_the_end) as watch:
         execute(spec, session, display, stop)
     return watch.stop is not None and stop.level == 1
@@ -212,13 +214,13 @@ def taken(prepared: Prepared, history: History) -> Callable[[], bool]:
 
 def _is_over(found: Found, *, to_the_end: bool) -> bool:
     """Nobody has to be asked: all rows have ended, or enough is known, and no more was asked for (`to_the_end`)."""
-    return found.seen.ended == found.prepared.made.rows or (found.stopped is not None and not to_the_end)
+    return found.all_ended or (found.stopped is not None and not to_the_end)
 
 
 def exit_code(found: Found, *, to_the_end: bool) -> int:
     """An evaluation that has seen enough did what it is for, however its run ended; else it is as of any run. One of
     which no row counts has found nothing."""
-    if found.seen.ended == found.prepared.made.rows and not found.seen.rows:
+    if found.all_ended and not found.seen.rows:
         return exits.DEAD_LETTERS
     return exits.DONE if _is_over(found, to_the_end=to_the_end) else exits.of_status(found.status, None)
 

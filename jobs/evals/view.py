@@ -49,7 +49,7 @@ def parts(found: Found) -> Iterator[RenderableType]:
     asked, whole = found.prepared.asked, found.evaluation
     yield Text(f"{found.prepared.name}: {_used(found)}, scored by {asked.scorer}", style="bold")
     if whole is None:
-        yet = "" if found.seen.ended == found.prepared.made.rows else " yet"
+        yet = "" if found.all_ended else " yet"
         yield Text(f"no row has an answer of every candidate{yet}")
         yield from (Text(note, style="dim") for note in _notes(found))
         return
