@@ -11,6 +11,7 @@ the finished file.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -22,18 +23,10 @@ SCORERS = {"exact": {"type": "exact", "expected": "yes"}, "regex": {"type": "reg
 
 
 def sampled(job: Path, share: float, scorer: dict[str, str]) -> None:
-    """Adds a scorer, and the sink of its samples."""
+    """Adds a scorer; samples go beside the results."""
     made = json.loads(job.read_text())
     made["tasks"] = {"default": {"models": ["m"], "sample": share, "scorers": [scorer]}}
     job.write_text(json.dumps(made))
-
-
-def rate(folder: Path, source: Path, url: str, concurrency: int, n: int, share: float, scorer: dict[str, str]) -> float:
-    rows = sum(1 for _ in source.open("rb"))
-    work_s, _, _ = penstock(
-        folder, source, url, concurrency, n, edit=(lambda job: sampled(job, share, scorer)) if share else None
-    )
-    return rows / work_s
 
 
 def main() -> None:
@@ -53,10 +46,13 @@ def main() -> None:
             ratios: list[float] = []
             for n in range(options.pairs):
                 shares = (0.0, options.share) if n % 2 else (options.share, 0.0)
-                rates = {
-                    share: rate(folder, source, url, options.concurrency, 2 * n + k, share, SCORERS[options.scorer])
-                    for k, share in enumerate(shares)
-                }
+                rates = dict[float, float]()
+                for k, share in enumerate(shares):
+                    edit = functools.partial(sampled, share=share, scorer=SCORERS[options.scorer])
+                    work_s, *_ = penstock(
+                        folder, source, url, options.concurrency, 2 * n + k, edit=edit if share else None
+                    )
+                    rates[share] = options.rows / work_s
                 ratios.append(rates[options.share] / rates[0.0])
                 told = f"{rates[options.share]:,.0f}/s with samples, {rates[0.0]:,.0f}/s without"
                 print(f"pair {n}: {told}, ratio {ratios[-1]:.3f}", flush=True)

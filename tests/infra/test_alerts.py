@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,6 +46,11 @@ def alerts() -> list[dict[str, object]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
+def panels() -> list[dict[str, Any]]:
+    """Of the board, without the headings of its rows."""
+    return [panel for panel in json.loads(BOARD.read_text())["panels"] if panel["type"] != "row"]
+
+
 def test_the_rules_are_sound_and_speak_when_they_should() -> None:
     """`promtool` runs each alert over a series that must raise it and one that must not."""
     checked = promtool("check", "rules", RULES)
@@ -75,8 +81,8 @@ def test_only_metrics_that_are_exported_are_asked_for(file: Path) -> None:
 
 def test_every_panel_of_the_board_has_a_query_and_says_what_it_shows() -> None:
     """The board loads as it stands: unique ids, no panel without a source."""
-    panels = [panel for panel in json.loads(BOARD.read_text())["panels"] if panel["type"] != "row"]
-    assert len({panel["id"] for panel in panels}) == len(panels) > 15
-    for panel in panels:
+    made = panels()
+    assert len({panel["id"] for panel in made}) == len(made) > 15
+    for panel in made:
         assert panel["description"]
         assert all(target["expr"] and target["legendFormat"] for target in panel["targets"])

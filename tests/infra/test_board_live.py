@@ -6,12 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +19,11 @@ import pytest
 import yaml
 
 from penstock.jobs.dev.ports import LOOPBACK, free_port
+from penstock.jobs.dev.server import Server
 from tests.crash.streams.kafka_lines import Offered, publish
 from tests.crash.streams.stage import stage
 from tests.crash.streams.stream_bench import StreamBench, StreamShape, line, stream_bench
-from tests.infra.test_alerts import BOARD, ROOT, RULES, prometheus_program
+from tests.infra.test_alerts import ROOT, RULES, panels, prometheus_program
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -49,36 +48,37 @@ def job(b: StreamBench) -> str:
     return b.job_text().replace("models:\n", FIRST.format(url=b.url), 1) + MORE
 
 
-@contextmanager
-def prometheus(folder: Path, targets: Path) -> Iterator[str]:
+class Prometheus(Server):
     """Ours, but for where Ray writes its targets, and how often they are asked."""
-    config = yaml.safe_load((ROOT / "infra/prometheus/prometheus.yaml").read_text())
-    config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
-    config["rule_files"] = [str(RULES)]
-    (scrape,) = config["scrape_configs"]
-    scrape["file_sd_configs"] = [{"files": [str(targets)], "refresh_interval": "2s"}]
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    address = f"{LOOPBACK}:{free_port()}"
-    server = subprocess.Popen(
-        [prometheus_program("prometheus"), f"--config.file={folder}/prometheus.yaml",
-         f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}", "--log.level=error"],
-    )  # fmt: skip
-    try:
-        until = time.monotonic() + WAIT_S
-        while not _answers(address):
-            assert time.monotonic() < until, "Prometheus does not answer"
-            time.sleep(0.2)
-        yield f"http://{address}"
-    finally:
-        server.terminate()
-        server.wait()
 
+    title = "Prometheus"
 
-def _answers(address: str) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://{address}/-/ready", timeout=10).status == 200
-    except OSError:
-        return False
+    def __init__(self, folder: Path, targets: Path) -> None:
+        self._port = free_port()
+        self._targets = targets
+        super().__init__(folder, [self._port])
+
+    @property
+    def address(self) -> str:
+        return f"http://{LOOPBACK}:{self._port}"
+
+    def command(self) -> Sequence[str]:
+        config = yaml.safe_load((ROOT / "infra/prometheus/prometheus.yaml").read_text())
+        config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
+        config["rule_files"] = [str(RULES)]
+        (scrape,) = config["scrape_configs"]
+        scrape["file_sd_configs"] = [{"files": [str(self._targets)], "refresh_interval": "2s"}]
+        (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        return [
+            prometheus_program("prometheus"), "--config.file=prometheus.yaml", "--storage.tsdb.path=data",
+            f"--web.listen-address={LOOPBACK}:{self._port}", "--log.level=error",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.address}/-/ready", timeout=10).status == 200
+        except OSError:
+            return False
 
 
 def ask(url: str, expr: str) -> list[dict[str, Any]]:
@@ -87,14 +87,10 @@ def ask(url: str, expr: str) -> list[dict[str, Any]]:
         return json.load(response)["data"]["result"]
 
 
-def panels(job: str) -> Mapping[str, list[str]]:
-    """Title → its queries, with that job chosen."""
-    made = json.loads(BOARD.read_text())["panels"]
-    return {
-        panel["title"]: [target["expr"].replace("$job", job) for target in panel["targets"]]
-        for panel in made
-        if panel["type"] != "row"
-    }
+def queries(job: str) -> list[str]:
+    """Of the panels that this job has something for, with that job chosen."""
+    seen = (panel for panel in panels() if panel["title"] not in SILENT)
+    return [target["expr"].replace("$job", job) for panel in seen for target in panel["targets"]]
 
 
 @pytest.fixture
@@ -114,10 +110,9 @@ def test_each_panel_shows_a_job_that_runs(
     with stage(tmp_path / "stage") as servers, stream_bench(servers, tmp_path, SHAPE) as b:
         (b.folder / "job.yaml").write_text(job(b))
         command = b.penstock("run", "job.yaml", shared_ray=False)
-        with prometheus(tmp_path, targets) as url:
-            wanted = {title: exprs for title, exprs in panels(b.name).items() if title not in SILENT}
-            until = time.monotonic() + WAIT_S
-            while dark := [expr for exprs in wanted.values() for expr in exprs if not ask(url, expr)]:
+        with Prometheus(tmp_path / "prometheus", targets) as server:
+            url, until = server.address, time.monotonic() + WAIT_S
+            while dark := [expr for expr in queries(b.name) if not ask(url, expr)]:
                 asyncio.run(feed(b))
                 assert time.monotonic() < until, f"nothing to see in {dark}:\n{b.log(command)}"
                 assert command.poll() is None, b.log(command)
