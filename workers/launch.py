@@ -176,7 +176,9 @@ class RunHandle:
             return self._told()
         try:
             data: bytes = ray.get(self._driver.status.remote(), timeout=STATUS_S)  # pyright: ignore
+            sent_at = self._last.first_dispatch_at
             self._last = msgspec.msgpack.decode(data, type=RunStatus)
+            self._last.first_dispatch_at = sent_at or self._last.first_dispatch_at  # a former driver's comes first
             self._told()
             self._last.notes = [*self._notes, *self._last.notes]
             self._last.noted += self._noted
@@ -200,7 +202,7 @@ class RunHandle:
 
     def _replace(self, why: str) -> None:
         """Start another driver: never by force, since another command may have taken the run over meanwhile."""
-        self._options = msgspec.structs.replace(self._options, fresh=False, take_over=False, asked_at=None)
+        self._options = msgspec.structs.replace(self._options, fresh=False, take_over=False)
         self._silent_since = None
         self._follow(why)
 

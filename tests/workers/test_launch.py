@@ -142,3 +142,21 @@ def test_a_status_is_as_old_as_the_command_says_not_the_driver(monkeypatch: pyte
     told.updated_at -= 100.0
     answers.append(ray.exceptions.GetTimeoutError())
     assert not alive(handle.status(), time.time()).ok
+
+
+def test_a_commands_times_go_on_where_its_driver_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They went back to when the new driver had started: "26 s", then "18 s", and "done in 32 s" after a minute."""
+    handle = Scripted(endless=True)
+    handle._options, handle._last = RunOptions(asked_at=5.0, fresh=True), RunStatus("r", "n", "running", asked_at=5.0)
+    handle._last.first_dispatch_at = 7.0
+    handle._replace("its node is gone")
+    assert (handle._options.asked_at, handle._options.fresh) == (5.0, False)
+    said = RunStatus("r", "n", "running", asked_at=handle._options.asked_at, first_dispatch_at=90.0, epoch=2)
+
+    def get(*_: object, **__: object) -> bytes:
+        return msgspec.msgpack.encode(said)
+
+    monkeypatch.setattr(ray, "get", get)
+    handle._driver = SimpleNamespace(status=SimpleNamespace(remote=lambda: None))
+    told = handle.status()
+    assert (told.since, told.first_dispatch_at, told.epoch) == (5.0, 7.0, 2)
