@@ -19,6 +19,7 @@ from penstock.engine.flow.settle import dead_letter_of
 from penstock.engine.flow.silence import Silence
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
+from penstock.engine.flow.takes import Takes
 from penstock.engine.flow.tally import count_climb, count_fallback
 from penstock.engine.flow.till import Till
 from penstock.engine.items import Answer, Failure, Outcome
@@ -43,8 +44,7 @@ class Flights:
         self.count = 0
         """Calls at workers."""
         self.silence = Silence()
-        self._number: dict[Slot, int] = {}
-        """Under which number its worker asked for it."""
+        self.takes = Takes()
         self._ends = ends
         self._tally = ends.tally
         self._calls = calls
@@ -88,8 +88,7 @@ class Flights:
 
     def fly(self, slot: Slot, worker: str, now: float, number: int = 0) -> None:
         """`number`: of the worker's take, growing from 1; 0: it has the call already."""
-        if number:
-            self._number[slot] = number
+        self.takes.flies(slot, number)
         slot.state, slot.worker, slot.sent_at = "flying", worker, now
         slot.first_sent_at = slot.first_sent_at or now
         self.count += 1
@@ -131,7 +130,7 @@ class Flights:
             if not self._inherited.landed(outcome) and self._inherited.strays.paid(outcome):
                 self._tally.late_payments += 1
             return
-        self._number.pop(slot, None)
+        self.takes.landed(slot)
         self.count -= 1
         self._tally.in_flight[slot.route.tier] -= 1
         outcome = self._calls.recognised(slot, outcome, self._tally)
@@ -335,15 +334,16 @@ class Flights:
         """All that was in flight at this worker comes back; the calls may have been paid for."""
         self._inherited.worker_lost(worker)
         self.silence.forget(worker)
+        self.takes.lost(worker)
         for slot in [s for s in self._ends.slots.values() if s.state == "flying" and s.worker == worker]:
             self._lose(slot, f"worker {worker} was lost with the call in flight", now)
 
     def missed(self, worker: str, upto: int, held: Set[tuple[str, int, int]], now: float) -> None:
         """The worker has done with its takes up to this number, and holds only these (item, generation, attempt):
         what else it was given under them got lost on its way. It was never sent, and never will be."""
-        for slot, number in list(self._number.items()):
+        for slot in self.takes.given_up(worker, upto):
             item = slot.item
-            if slot.worker != worker or number > upto or (item.item_id, item.generation, slot.attempt) in held:
+            if (item.item_id, item.generation, slot.attempt) in held:
                 continue
             failure = Failure("not_sent", f"worker {worker} never got it")
             self.landed(Outcome(item.item_id, item.generation, slot.attempt, now, 0.0, failure=failure), now)

@@ -166,6 +166,8 @@ class LaneMachine(RuleBasedStateMachine):
         self.doubted: set[str] | None = None
         """Where the last owner left cleanly: the only items that may say `maybe_paid` when they come again."""
         self.takes = 0
+        self.given_up: dict[str, int] = {}
+        """Worker → up to which of its takes this owner was told that nobody waits for them."""
 
     @initialize(
         window=st.sampled_from([6, 20, 1000]),
@@ -203,6 +205,7 @@ class LaneMachine(RuleBasedStateMachine):
         self.ends = [s.ordinal for s, _ in starts]
         self.doubted = set() if self.epoch == 1 else None
         self.calls: dict[str, Call] = {}
+        self.given_up = {}
         self.batch: CommitBatch | None = None
         self.number = 0
         self.committing()
@@ -328,9 +331,19 @@ class LaneMachine(RuleBasedStateMachine):
         costs = len(self.lane.ends.costs)
         held = {(call.item_id, 0, call.attempt) for call in self.calls.values()}
         self.lane.flights.missed(worker, self.takes, held, self.now)
+        self.given_up[worker] = self.takes
         flying = {s.item.item_id for s in self.lane.slots.values() if s.state == "flying" and s.worker == worker}
         assert flying <= self.calls.keys()
         assert len(self.lane.ends.costs) == costs
+
+    @rule(
+        pool=st.sampled_from(POOLS), n=st.integers(1, 8), worker=st.sampled_from(["w1", "w2"]), before=st.integers(0, 9)
+    )
+    def take_late(self, pool: str, n: int, worker: str, before: int) -> None:
+        """The lane comes to it after its worker gave it up, or was lost: what it gave out would be nobody's."""
+        number = self.given_up.get(worker, 0) - before
+        if number > 0:
+            assert not self.lane.take(pool, n, 10_000, worker, self.now, number)
 
     def disk_horizons(self) -> dict[int, int]:
         saved = self.disk.batches[-1].saved
@@ -394,6 +407,9 @@ class LaneMachine(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(["w1", "w2"]))
     def worker_lost(self, worker: str) -> None:
         gone = [n for n, call in self.calls.items() if self.lane.slots[n, 0].worker == worker]
+        self.takes += 1
+        self.lane.flights.takes.asked(worker, self.takes)  # one that is under way, and comes when it is dead
+        self.given_up[worker] = self.takes
         self.lane.worker_lost(worker, self.now)
         for name in gone:
             del self.calls[name]
@@ -709,7 +725,7 @@ def walk(seed: int) -> None:
 
 
 def trouble(machine: LaneMachine, dice: random.Random) -> None:
-    match dice.randrange(20):
+    match dice.randrange(21):
         case 18 | 19:
             machine.fail(durable=dice.random() < 0.5)
         case 17:
@@ -738,6 +754,10 @@ def trouble(machine: LaneMachine, dice: random.Random) -> None:
             machine.take_in_vain(pool=dice.choice(POOLS), n=dice.randint(1, 8), worker=dice.choice(["w1", "w2"]))
         case 8:
             machine.missed(worker=dice.choice(["w1", "w2"]))
+        case 20:
+            worker, before = dice.choice(["w1", "w2"]), dice.randint(0, 9)
+            machine.missed(worker=worker)
+            machine.take_late(pool=dice.choice(POOLS), n=dice.randint(1, 8), worker=worker, before=before)
         case _:
             machine.crash(durable=dice.random() < 0.5, adopt=dice.random() < 0.5, answered=dice.random() < 0.5)
 

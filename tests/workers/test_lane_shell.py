@@ -149,6 +149,40 @@ async def test_calls_that_got_lost_on_their_way_are_given_out_again() -> None:
     assert all(lane.sent.count(call.item_id) == 1 for call in gone)
 
 
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_take_that_waited_until_its_worker_had_given_it_up_gives_nothing_out(dies: bool) -> None:
+    """Where the store is away for long, a take waits until it can be asked whose the lane is. The calls went out to
+    nobody then, and the lane waited for them until they timed out: eleven minutes."""
+    lane = in_memory(f"late-{dies}")
+    shell, driver = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    await shell._until(lambda: shell.machine.ready.count(rig.POOL) > 0, asyncio.get_running_loop().time() + 30)
+    away, verify = asyncio.Event(), shell._verify
+
+    async def once_it_is_back() -> bool:
+        await away.wait()
+        return await verify()
+
+    shell._verify, shell.own_until = once_it_is_back, 0.0
+    late = [asyncio.create_task(shell.take(rig.POOL, 8, 1 << 30, "w", number)) for number in (3, 4)]
+    await asyncio.sleep(0.01)
+    if dies:
+        shell.machine.worker_lost("w", time.time())
+    else:
+        shell.missed("w", 3, set())
+    away.set()
+    (gone, _), (given, _) = [await take for take in late]
+    assert gone is None
+    assert (given is None) == dies, "the later one its worker still waits for"
+    async with asyncio.timeout(30):
+        if given is not None:
+            await shell.done(shell.epoch, [rig.answered(call) for call in given.calls])
+        await lane.work(shell, driver, rig.answered, lambda _, driver: driver.settled)
+    await shell.close()
+    assert await lane.told() == EXACTLY_ONCE
+
+
 async def test_outcomes_of_another_epoch_are_left_to_be_adopted() -> None:
     """Their attempt numbers are another owner's: the worker keeps them, and the lane asks for them with their model."""
     lane = in_memory("epochs")
