@@ -81,6 +81,7 @@ def degrade(url: str, quality: float) -> None:
         assert reply.status == 200
 
 
+@pytest.mark.long
 def test_a_cascade_whose_cheap_model_degrades_stops_to_believe_it(tmp_path: Path) -> None:
     behaviours = {
         "cheap": Behaviour(latency_ms=200, planted=Planted(0.93)),

@@ -19,9 +19,8 @@ def everything(b: StreamBench) -> dict[str, str]:
     return {one["Key"]: one["ETag"] for page in pages for one in page["Contents"] if "/alive/" not in one["Key"]}
 
 
-@pytest.mark.long
 @pytest.mark.soak
-@pytest.mark.parametrize("calls", [50, 300, 700])
+@pytest.mark.parametrize("calls", [50, pytest.param(300, marks=pytest.mark.long), 700])
 def test_a_stopped_command_that_was_taken_over_pays_and_writes_nothing(
     calls: int, servers: Stage, tmp_path: Path
 ) -> None:
