@@ -217,6 +217,10 @@ def _execution(doc: Doc, given: Execution | None) -> Execution:
         value = getattr(execution, name)
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise doc.error(("execution", name), "must be 1 or more")
+        if isinstance(value, float) and value < 0:
+            raise doc.error(("execution", name), "must be a number of seconds, 0 or more")
+    if execution.discover_s < 1:
+        raise doc.error(("execution", "discover_s"), "must be 1 or more")
     if (execution.lanes or 1) > 64:
         raise doc.error(("execution", "lanes"), "at most 64 lanes")
     return execution

@@ -142,6 +142,8 @@ CASES = {
     "bad fuse": ("max_dead_letters: 1.5", "expected a count (0, 10) or a share"),
     "bad lanes": ("execution: {lanes: 65}", "execution.lanes: at most 64"),
     "no lanes": ("execution: {lanes: 0}", "execution.lanes: must be 1 or more"),
+    "negative time": ("execution: {outage_s: -1}", "execution.outage_s: must be a number of seconds, 0 or more"),
+    "listed all the time": ("execution: {discover_s: 0}", "execution.discover_s: must be 1 or more"),
     "unknown execution": ("execution: {lane: 3}", "did you mean `lanes`?"),
     "state elsewhere": (
         "state: kafka://b:9092/x",
