@@ -24,6 +24,8 @@ PLAIN_EVERY_S = 5.0
 BAR_WIDTH = 24
 LATE_S = 5.0
 """Commits that are later than this are worth a word."""
+QUIET_S = 60.0
+"""Calls are out, and for so long none has come back: worth a word. A long answer of a slow model takes as long."""
 NOTES_SHOWN = 3
 
 
@@ -39,6 +41,8 @@ class View(msgspec.Struct, frozen=True):
     tokens_per_s: float
     forecast_nano: int | None
     eta_s: float | None
+    quiet_s: float = 0.0
+    """Since a call came back, while some are out."""
 
     @property
     def dead(self) -> int:
@@ -55,6 +59,8 @@ class Meter:
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()
         self._state: RunState | None = None
+        self._back = (-1, 0.0)
+        """Calls that came back, and since when there have been no more."""
 
     def see(self, status: RunStatus, now: float) -> View:
         done, tokens = done_items(status), _tokens(status)
@@ -68,6 +74,9 @@ class Meter:
         took = now - then
         items_per_s = (done - done_then) / took if took > 0 else 0.0
         total = expected_items(status)
+        back = sum(model.calls for model in status.tally.models.values())
+        if back != self._back[0] or not any(status.tally.in_flight.values()):
+            self._back = back, now
         return View(
             status=status,
             elapsed_s=max(0.0, (status.ended_at or now) - status.since),
@@ -78,6 +87,7 @@ class Meter:
             tokens_per_s=(tokens - tokens_then) / took if took > 0 else 0.0,
             forecast_nano=status.tally.cost_nano * total // done if total and done else None,
             eta_s=(total - done) / items_per_s if total and items_per_s > 0 else None,
+            quiet_s=now - self._back[1],
         )
 
 
@@ -115,7 +125,7 @@ def plain_line(view: View) -> str:
         parts.append(f"{view.in_flight:,} in flight ({_by_tier(tally.in_flight)})")
     if tally.dead_letters:
         parts.append(f"{view.dead:,} dead letters")
-    parts += _endless(view.status)
+    parts += _held(view)
     if view.eta_s is not None and view.status.state == "running":
         parts.append(f"ETA {duration(view.eta_s)}")
     return "  ".join(parts)
@@ -125,9 +135,12 @@ def _by_tier(flying: Mapping[int, int]) -> str:
     return ", ".join(f"tier {tier}: {flying[tier]:,}" for tier in sorted(flying) if flying[tier])
 
 
-def _endless(status: RunStatus) -> list[str]:
+def _held(view: View) -> list[str]:
     """What stands for a share and an end where there are none; and who is held back."""
+    status = view.status
     parts: list[str] = []
+    if view.quiet_s >= QUIET_S:
+        parts.append(f"no call has come back for {duration(view.quiet_s)}")
     if status.lag:
         parts.append(f"{sum(status.lag.values()):,} behind")
     if status.endless and status.commit_age_s >= LATE_S:
@@ -171,7 +184,7 @@ def live_lines(view: View, hint: str = "") -> list[str]:
         lines.append(f"  tier {tier}  {done:>11,} done  {flying:>7,} in flight")
     if status.tally.dead_letters:
         lines.append(f"[yellow]  {view.dead:,} dead letters[/] ({tallied(status.tally.dead_letters)})")
-    if held := _endless(status):
+    if held := _held(view):
         lines.append("  " + _escape("  ".join(held)))
     if status.tally.shelved:
         lines.append(f"  {status.tally.shelved:,} waiting on the shelf")

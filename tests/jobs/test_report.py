@@ -189,6 +189,21 @@ def test_a_plain_line_says_everything_that_matters() -> None:
     assert line == expected
 
 
+def test_calls_that_do_not_come_back_are_told_after_a_minute() -> None:
+    """A provider that hangs looked as if all were well: "28 in flight", for ten minutes."""
+    meter = progress.Meter()
+    meter.see(running(100, 10.0), 10.0)
+    meter.see(running(200, 20.0), 20.0)
+    assert "come back" not in progress.plain_line(meter.see(running(200, 79.0), 79.0))
+    told = meter.see(running(200, 145.0), 145.0)
+    assert "64 in flight (tier 3: 64)  no call has come back for 2 min 05 s" in progress.plain_line(told)
+    assert any("no call has come back" in line for line in progress.live_lines(told))
+    assert "come back" not in progress.plain_line(meter.see(running(201, 150.0), 150.0))
+    idle = running(201, 400.0)
+    idle.tally.in_flight = {3: 0}
+    assert "come back" not in progress.plain_line(meter.see(idle, 400.0))
+
+
 def test_the_live_display_fits_eighty_columns() -> None:
     """A terminal of 80 columns shows every line whole."""
     view = progress.Meter().see(finished(), 1100.0)
