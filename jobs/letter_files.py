@@ -6,12 +6,14 @@ commands write the same one, also where both began before either told its run.
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from penstock.connectors.filestore.disk import sync_folder
 from penstock.connectors.settings import FilesSource, S3Source, SourceSettings
 from penstock.connectors.state import folder_of
 from penstock.engine.errors import SpecError, Temporary
@@ -93,9 +95,13 @@ def where(file: LetterFile) -> str:
 
 
 def _write(path: Path, lines: Iterable[bytes]) -> None:
+    """It is durable before history names it: a machine that goes down between would leave a replay without letters."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as out:
             out.writelines(line + b"\n" for line in lines)
+            out.flush()
+            os.fsync(out.fileno())
+        sync_folder(path.parent)
     except OSError as error:
         raise Temporary(f"can't write {path}: {error.strerror}") from error
