@@ -240,15 +240,23 @@ def _payments(
 ) -> Iterator[Violation]:
     served = {paid.request_id: paid for paid in journal}
     owners = _owners(outputs, served)
+    orphans = _orphans(outputs, served, [paid.key for paid in seconds if paid.key not in owners])
     for paid in seconds:
         items = owners.get(paid.key, [])
-        if not items:
+        if paid.key in orphans:
             yield Violation("unknown_payment", paid.request_id, f"{paid.key or '?'}: no committed item made this call")
-        elif not any(item.maybe_paid for item in items):
+        elif items and not any(item.maybe_paid for item in items):
             yield Violation("unmarked", items[0].key, f"call {paid.request_id} was served too: not marked maybe_paid")
     if bound is not None and len(seconds) > bound:
         yield Violation("too_many", "the sum", f"{len(seconds)} second payments, {bound} allowed")
     yield from _unserved(outputs, served)
+
+
+def _orphans(outputs: Outputs, served: Mapping[str, Paid], unknown: Iterable[str]) -> set[str]:
+    """Of these keys those that can be no item's. One whose every answer died with a process has no call that is known,
+    and is marked: each such item explains one key."""
+    silent = [o for o in outputs.finished if o.maybe_paid and not any(t.request_id in served for t in o.tried)]
+    return {*list(dict.fromkeys(unknown))[len(silent) :]}
 
 
 def _owners(outputs: Outputs, served: Mapping[str, Paid]) -> dict[str, list[Finished]]:

@@ -148,6 +148,18 @@ def test_a_payment_for_an_unknown_item_is_found() -> None:
     assert _kinds(offered, outputs, [*journal, Paid("x", "nobody")]) == {"unknown_payment"}
 
 
+def test_an_item_whose_every_answer_got_lost_explains_one_unknown_request() -> None:
+    """It ended as a dead letter, after the third death of a worker that had it: the provider charged for each."""
+    offered, outputs, journal = _clean(10)
+    silent = Finished("id10", "row-10", 0, (Tried(1, "primary", None, 0),), maybe_paid=True)
+    dead = _with(outputs, dead_letters=(*outputs.dead_letters, silent))
+    thrice = [*journal, *(Paid(f"x{n}", "hash-of-row-10") for n in range(3))]
+    assert check([*offered, "row-10"], dead, thrice, bound=3).clean
+    assert _kinds([*offered, "row-10"], dead, [*thrice, Paid("y", "nobody")]) == {"unknown_payment"}
+    unmarked = _with(dead, dead_letters=(*outputs.dead_letters, msgspec.structs.replace(silent, maybe_paid=False)))
+    assert _kinds([*offered, "row-10"], unmarked, thrice) == {"unknown_payment"}
+
+
 def test_a_bill_for_a_call_that_was_never_served_is_found() -> None:
     """Metered cost needs a served call."""
     offered, outputs, journal = _clean(10)
