@@ -13,6 +13,7 @@ from penstock.engine.flow.climb import SILENT, Climb, Taken, Word
 from penstock.engine.flow.copies import FOR_ALL, Copies, copy_of
 from penstock.engine.flow.ends import Ends
 from penstock.engine.flow.inherited import Inherited, as_asked
+from penstock.engine.flow.lane_types import Adopted
 from penstock.engine.flow.pending import Pending
 from penstock.engine.flow.places import Places
 from penstock.engine.flow.settle import dead_letter_of
@@ -72,19 +73,24 @@ class Flights:
         claimed = self._inherited.claim(slot)
         if claimed is None:
             return False
-        adopted, candidate = claimed
-        outcome = adopted.outcome
-        if candidate is None:
-            if outcome is not None and outcome.usage is not None:
-                self._calls.inherit(slot, adopted, outcome, self._tally, self._ends.costs)
+        for one in claimed.beside:
+            if one.outcome is not None and one.outcome.usage is not None:
+                self._calls.inherit(slot, one, one.outcome, self._tally, self._ends.costs)
+                self._ends.unsaved.keep(one)
+        slot.attempt = claimed.attempt
+        if claimed.call is None:
             return False
+        self._go_on_with(slot, claimed.call, claimed.candidate, now)
+        slot.attempt = claimed.attempt
+        return True
+
+    def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float) -> None:
         self._places.move(slot, candidate)
         as_asked(slot, candidate, adopted.version)
-        slot.role = adopted.role
+        slot.attempt, slot.role = adopted.attempt, adopted.role
         self.fly(slot, adopted.worker, now)
-        if outcome is not None:
-            self.landed(outcome, now)
-        return True
+        if adopted.outcome is not None:
+            self.landed(adopted.outcome, now)
 
     def fly(self, slot: Slot, worker: str, now: float, number: int = 0) -> None:
         """`number`: of the worker's take, growing from 1; 0: it has the call already."""

@@ -4,6 +4,7 @@ nobody waits for any more, his or this owner's: their answers may still come."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,34 +16,44 @@ STRAYS_KEPT = 4096
 """A window of calls, all at one worker that was given up."""
 
 
+class Claimed(NamedTuple):
+    """Of one item. `call`: the one that it goes on with, at this `candidate`. None: it is asked anew. `beside`: the
+    others that were answered. `attempt`: the last number that is used up."""
+
+    call: Adopted | None
+    candidate: int
+    beside: list[Adopted]
+    attempt: int
+
+
 class Inherited:
     def __init__(self) -> None:
-        self._calls: dict[tuple[str, int], Adopted] = {}
+        self._calls: dict[tuple[str, int], dict[int, Adopted]] = {}
+        """Item → its calls by attempt."""
         self.strays = Strays()
 
     def add(self, adopted: Sequence[Adopted]) -> None:
-        """Of two calls of one item the later one: the other was given up before it was made."""
+        """Of two calls of one item that go on, the later one: the other was given up before it was made. One that was
+        answered is kept beside it: a cascade asks on, and so do an item's steps."""
         for one in adopted:
-            known = self._calls.setdefault((one.item_id, one.generation), one)
-            if known.attempt < one.attempt:
-                self._calls[one.item_id, one.generation] = one
-                self._give_up(known)
-            elif one.attempt < known.attempt:
-                self._give_up(one)
+            calls = self._calls.setdefault((one.item_id, one.generation), {})
+            calls.setdefault(one.attempt, one)
+            for number in [n for n, each in calls.items() if n < max(calls) and each.outcome is None]:
+                self._give_up(calls.pop(number))
 
     def landed(self, outcome: Outcome) -> bool:
         """Is it of a call whose item was not read again yet? Then its answer waits for the item."""
-        key = outcome.item_id, outcome.generation
-        adopted = self._calls.get(key)
-        if adopted is None or adopted.outcome is not None or adopted.attempt != outcome.attempt:
+        calls = self._calls.get((outcome.item_id, outcome.generation), {})
+        adopted = calls.get(outcome.attempt)
+        if adopted is None or adopted.outcome is not None:
             return False
-        self._calls[key] = msgspec.structs.replace(adopted, outcome=outcome)
+        calls[outcome.attempt] = msgspec.structs.replace(adopted, outcome=outcome)
         return True
 
     @property
     def answers(self) -> list[Adopted]:
         """Of items that did not come again yet."""
-        return [adopted for adopted in self._calls.values() if adopted.outcome is not None]
+        return [one for calls in self._calls.values() for one in calls.values() if one.outcome is not None]
 
     @property
     def has_answers(self) -> bool:
@@ -51,28 +62,34 @@ class Inherited:
 
     def worker_lost(self, worker: str) -> None:
         """Its answers are here already; its calls are gone."""
-        for key, adopted in list(self._calls.items()):
-            if adopted.worker == worker and adopted.outcome is None:
+        for key, calls in list(self._calls.items()):
+            for number in [n for n, one in calls.items() if one.worker == worker and one.outcome is None]:
+                self._give_up(calls.pop(number))
+            if not calls:
                 del self._calls[key]
-                self._give_up(adopted)
 
-    def claim(self, slot: Slot) -> tuple[Adopted, int | None] | None:
-        """The call of this item that a worker has, and its candidate. That is None where nobody waits for the answer:
-        the item may not go to its target any more, or it was a step, and what it is about died with the last owner.
-        Its attempt number is used up either way. What the last owner kept of the item may name this very attempt, as
-        one under way; one that is among those told was settled by him."""
-        adopted = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
-        if adopted is None:
+    def claim(self, slot: Slot) -> Claimed | None:
+        """The last owner's calls of this item. It goes on with the last one that it may still be sent to; with none
+        where that was a step, and what it is about died with the last owner. Attempt numbers are used up either way.
+        What the last owner kept of the item may name these very attempts, as ones under way; one that is among those
+        told was settled by him."""
+        found = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
+        settled = {attempt.n for attempt in slot.attempts}
+        calls: list[Adopted] = []
+        for number, one in sorted(found.items() if found else ()):
+            if number < slot.attempt or number in settled:
+                self._give_up(one)
+            else:
+                calls.append(one)
+        if not calls:
             return None
-        if adopted.attempt < slot.attempt or adopted.attempt in {attempt.n for attempt in slot.attempts}:
-            self._give_up(adopted)
-            return None
-        slot.attempt = adopted.attempt
         names = [candidate.model for candidate in slot.route.candidates]
-        if adopted.role not in STEP_ROLES and adopted.model in names:
-            return adopted, names.index(adopted.model)
-        self._give_up(adopted)
-        return adopted, None
+        fits = [one for one in calls if one.role not in STEP_ROLES and one.model in names]
+        call = fits[-1] if fits else None
+        beside = [one for one in calls if one is not call]
+        for one in beside:
+            self._give_up(one)
+        return Claimed(call, names.index(call.model) if call else 0, beside, calls[-1].attempt)
 
     def _give_up(self, adopted: Adopted) -> None:
         if adopted.outcome is None:

@@ -27,6 +27,10 @@ class Unsaved:
             )
         )  # fmt: skip
 
+    def keep(self, billed: Adopted) -> None:
+        """An answer of the last owner's, of which nothing but the bill is of use."""
+        self._since.append(billed)
+
     def harvest(self) -> None:
         """A commit begins that holds what came until now."""
         self._committing, self._since = self._committing + self._since, []

@@ -8,7 +8,7 @@ from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.progress import SHELF, TRIED
 from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Role, Usage
-from penstock.engine.policy import Policy, Scorer, Task
+from penstock.engine.policy import Cascade, Policy, Scorer, Task
 from penstock.engine.results import Result
 from tests.engine.one_lane import OneLane
 
@@ -257,3 +257,69 @@ def test_answers_that_an_owner_was_left_and_did_not_come_to_are_left_to_the_next
     assert heir.save() == ["yes", "yes"]
     assert heir.take() == []
     assert heir.lane.unsaved == []
+
+
+JUDGED = Task("t", max_tokens=10, sample=1.0, scorers=(Scorer("judge", model="other", rubric="?", choices=("1", "2")),))
+
+
+def unsaved_of(first: Owner) -> list[Adopted]:
+    """Its commit fails, and was not made. What it leaves, and the calls that go on at the worker."""
+    first.lane.commit(first.now)
+    flying = [
+        Adopted(slot.item.item_id, 0, slot.attempt, slot.model, "w", None, slot.role, "v1")
+        for slot in first.lane.slots.values()
+        if slot.state == "flying"
+    ]
+    return [*first.lane.unsaved, *flying]
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_an_unsaved_answer_is_taken_up_though_its_judge_was_asked(judged: bool) -> None:
+    """The judge's call is the later one, and what it is about would be paid for again. `judged`: it was answered, and
+    a worker holds that."""
+    disk, policy = dict[str, bytes](), Policy({"t": JUDGED}, default_task="t")
+    first = Owner(disk, policy=policy)
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    first.lane.outcome(answered(call), first.now)
+    (judge,) = first.take()
+    assert (judge.role, judge.attempt) == ("judge", 2)
+    answer, asked = unsaved_of(first)
+    heir = Owner(disk, first.lane.seq - 1, policy=policy)
+    said = answered(judge, "2") if judged else None
+    heir.lane.adopt([answer, Adopted("i0", 0, 2, asked.model, "w", said, "judge", "v1")])
+    heir.offer(0)
+    (again,) = heir.take()
+    assert (again.role, again.attempt) == ("judge", 3)
+    heir.lane.outcome(answered(again, "2"), heir.now)
+    batch = heir.commit()
+    assert [result.answer.text for result in batch.results] == ["yes"]
+    assert sorted(line.attempt for line, _ in batch.costs) == ([1, 2, 3] if judged else [1, 3])
+    assert batch.results[0].cost_nano == heir.lane.tally.cost_nano == len(batch.costs) * 10_000
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_an_unsaved_answer_that_a_cascade_did_not_believe_is_on_the_bill(failures: int) -> None:
+    """The next model was asked when the commit failed; so may the next owner's first commit."""
+    doubted = Task("t", max_tokens=10, cascade=Cascade(("m", "other"), "logprob", 0.9))
+    disk, policy = dict[str, bytes](), Policy({"t": doubted}, default_task="t")
+    heir = Owner(disk, policy=policy)
+    heir.offer(0)
+    heir.save()
+    (call,) = heir.take()
+    heir.lane.outcome(answered(call), heir.now)
+    (above,) = heir.take()
+    assert (above.model, above.attempt) == ("other", 2)
+    seq = heir.lane.seq
+    for _ in range(failures):
+        adopted = unsaved_of(heir)
+        heir = Owner(disk, seq, policy=policy)
+        heir.lane.adopt(adopted)
+        heir.offer(0)
+        assert heir.take() == []
+    heir.lane.outcome(answered(above, "sure"), heir.now)
+    batch = heir.commit()
+    assert [result.answer.text for result in batch.results] == ["sure"]
+    assert [line.attempt for line, _ in batch.costs] == [1, 2]
+    assert batch.results[0].cost_nano == heir.lane.tally.cost_nano == 2 * 10_000
