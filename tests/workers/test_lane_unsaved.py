@@ -16,7 +16,7 @@ from penstock.connectors import memory
 from penstock.connectors.memory import MemorySource as Reader
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.settings import MemorySink, MemorySource, Row
-from penstock.engine.errors import Temporary
+from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.items import CallChunk
 from penstock.engine.plan import Plan
 from penstock.workers.lanes.actor import LaneActor
@@ -42,6 +42,16 @@ class Remote:
         self.remote = call
 
 
+async def lane_actor(driver: Driver, state: Path) -> LaneActor:
+    memory.forget(NAME)
+    reader = Reader(NAME, [line(number) for number in range(ITEMS)])
+    source, sinks = MemorySource(NAME), dict.fromkeys(SINKS, MemorySink(NAME))
+    run = RunSpec("r", "n", {}, source, None, Row(), CATALOG, POLICY, sinks, state=str(state))
+    (split,) = await reader.splits(1)
+    plan = Plan("r", "n", {}, 1, (msgspec.structs.replace(split, format="openai-batch"),), {}, 0.0)
+    return LaneActor(encode(run), encode(plan), driver, "lane n[0]", ())
+
+
 async def sent(actor: LaneActor, epoch: tuple[int, int], least: int) -> list[CallChunk]:
     """Calls, until there were so many."""
     chunks: list[CallChunk] = []
@@ -61,14 +71,9 @@ async def test_what_was_answered_before_a_commit_that_failed_is_not_asked_again(
 ) -> None:
     """Whether it was made or not; and though the lane can't be opened at once. (Seen: 337 of 2,000 calls paid again for
     one broker that died.)"""
-    memory.forget(NAME)
-    reader = Reader(NAME, [line(number) for number in range(ITEMS)])
-    source, sinks = MemorySource(NAME), dict.fromkeys(SINKS, MemorySink(NAME))
-    run = RunSpec("r", "n", {}, source, None, Row(), CATALOG, POLICY, sinks, state=str(tmp_path))
-    (split,) = await reader.splits(1)
-    plan = Plan("r", "n", {}, 1, (msgspec.structs.replace(split, format="openai-batch"),), {}, 0.0)
-    driver, commit, take = Driver(), MemoryStore.commit, MemoryStore.take
-    actor = LaneActor(encode(run), encode(plan), driver, "lane n[0]", ())
+    driver = Driver()
+    actor = await lane_actor(driver, tmp_path)
+    commit, take = MemoryStore.commit, MemoryStore.take
     await actor.open(0, 1, (1, 1), False, True)
     await actor.go([0])
     calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
@@ -98,6 +103,54 @@ async def test_what_was_answered_before_a_commit_that_failed_is_not_asked_again(
     await actor.close([0])
     assert Counter(cast("str", value["custom_id"]) for value in values("results")) == {f"r{n}": 1 for n in range(ITEMS)}
     assert len({value["entry_id"] for value in values("costs")}) == len(values("costs")) == ITEMS
+
+
+@pytest.mark.parametrize("waits_in", ["take", "release"])
+async def test_an_opening_that_was_given_up_takes_nothing_from_the_next(
+    waits_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver waits for a minute, and asks anew; the first goes on when its store answers. It must not get the
+    answers that the second needs, nor its lane's place."""
+    driver = Driver()
+    actor = await lane_actor(driver, tmp_path)
+    commit, waited_for = MemoryStore.commit, getattr(MemoryStore, waits_in)
+    await actor.open(0, 1, (1, 1), False, True)
+    await actor.go([0])
+    calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
+
+    async def fails(*_: object) -> None:
+        raise Temporary("no answer")
+
+    monkeypatch.setattr(MemoryStore, "commit", fails)
+    await actor.done(0, (1, 1), encode([answered(call) for call in calls[:15]]))
+    await until(lambda: bool(driver.failed))
+    monkeypatch.setattr(MemoryStore, "commit", commit)
+    gates: list[asyncio.Event] = []
+
+    async def waits(self: MemoryStore, *args: object, **named: object) -> object:
+        gates.append(gate := asyncio.Event())
+        await gate.wait()
+        return await waited_for(self, *args, **named)
+
+    monkeypatch.setattr(MemoryStore, waits_in, waits)
+    late = asyncio.ensure_future(actor.open(0, 2, (1, 2), True, True))
+    await until(lambda: len(gates) == 1)
+    if waits_in == "release":
+        monkeypatch.setattr(MemoryStore, waits_in, waited_for)
+    opened = asyncio.ensure_future(actor.open(0, 3, (1, 3), True, True))
+    if waits_in == "release":
+        await opened
+    else:
+        await until(lambda: len(gates) == 2)
+    gates[0].set()
+    with pytest.raises(Fenced):
+        await late
+    gates[-1].set()
+    await opened
+    await actor.go([0])
+    rest = [call for chunk in await sent(actor, (1, 3), ITEMS - 15) for call in chunk.calls]
+    assert {call.item_id for call in rest} == {call.item_id for call in calls[15:]}
+    await actor.close([0])
 
 
 async def until(met: Callable[[], bool]) -> None:

@@ -96,6 +96,8 @@ class LaneActor:
         self._shells: dict[int, LaneShell] = {}
         self._unsaved: dict[int, list[Adopted]] = {}
         """Answers of owners whose last commit nobody knows the end of, for the lane's next owner here."""
+        self._asked: dict[int, Epoch] = {}
+        """The last epoch under which each lane was to be opened."""
         self._owners: dict[int, int] = {}
         self._stores = open_stores(self._spec.sinks, self._spec.run_id)
         self._mirror = open_mirror(self._spec.source, self._spec.run_id)
@@ -113,25 +115,35 @@ class LaneActor:
     async def open(self, lane: int, owner: int, epoch: Epoch, force: bool, complete: bool) -> None:
         """Take the lane. Raises what `LaneShell.open` raises, and `Refused` where this node does not see the run's
         folders. `complete`: there are no labels to wait for."""
+        self._asked[lane] = max(epoch, self._asked.get(lane, epoch))
         await asyncio.to_thread(refuse_apart, self._marks)
-        self._unsaved[lane] = [*self._unsaved.pop(lane, ()), *await self._let_go(lane)]
+        self._refuse_late(lane, epoch)
+        if lane in self._shells:  # before it is closed, which may take long
+            self._unsaved[lane] = [*self._unsaved.get(lane, ()), *self._shells[lane].machine.unsaved]
+        await self._let_go(lane)
         await self._scoring.turn()  # what workers still hold of the last owner is scored as soon as it is read
+        self._refuse_late(lane, epoch)
         self._owners[lane] = owner
         shell = self._shell(lane, epoch, self._stores, complete)
         self._shells[lane] = shell
         log = self._logs[lane] = LaneLog(Log(self._spec.state, self._spec.run_id, f"lane-{lane}"), lane)
         shell.watch(lambda batch: (self._metrics.committed(batch), log.committed(batch), self._show(lane, batch)))
         await shell.open(self._plan, force=force)
-        shell.machine.adopt(self._unsaved.pop(lane))
+        self._refuse_late(lane, epoch)
+        shell.machine.adopt(self._unsaved.pop(lane, ()))
         self._metrics.taken(lane, shell.machine.tally)
         log.taken(epoch, shell.machine.tally)
+
+    def _refuse_late(self, lane: int, epoch: Epoch) -> None:
+        """An opening that its driver has given up must not take the place, or the answers, of the one that followed."""
+        if epoch < self._asked[lane]:
+            raise Fenced(f"lane {lane}: epoch {self._asked[lane]} was asked for; this opening was of {epoch}")
 
     def _show(self, lane: int, batch: CommitBatch) -> None:
         if self._mirror is not None and lane in self._shells:
             self._mirror.told(lane, self._shells[lane].machine.progress.splits, batch.saved)
 
-    async def _let_go(self, lane: int) -> list[Adopted]:
-        """Returns the answers that no commit of its owner holds for sure."""
+    async def _let_go(self, lane: int) -> None:
         shell = self._shells.pop(lane, None)
         if shell is not None:
             await shell.close()
@@ -141,7 +153,6 @@ class LaneActor:
             self._mirror.leaves(lane)
             if not self._shells:
                 await self._mirror.close()
-        return shell.machine.unsaved if shell is not None else []
 
     @property
     def _job(self) -> str:
