@@ -81,8 +81,17 @@ class LedgerClient:
         return any(ls.run == self._run or now - ls.opened_at < STALE_LEASE_S for ls in ledger.leases.values())
 
     def settle(self, key: str, lease_id: str, spent_nano: int) -> None:
-        """Close a lease with what it spent. Again: no-op."""
-        self._swap(key, lambda ledger: leases.settle(ledger, self._own(lease_id), spent_nano))
+        """Close a lease with what it spent, and those that owners before its own took too late. Again: no-op."""
+        own = self._own(lease_id)
+
+        def swap(ledger: Ledger) -> Ledger:
+            lease = ledger.leases.get(own)
+            if lease is None:
+                return ledger
+            owner = Owner(lease.run, lease.lane, lease.epoch)
+            return leases.bury(leases.settle(ledger, own, spent_nano), owner)
+
+        self._swap(key, swap)
 
     def at_least(self, key: str, limit_nano: int, called_nano: int, forfeit_nano: int) -> None:
         """A run goes on whose lanes committed so much under this key: no less counts as spent. Call it after they were

@@ -158,7 +158,7 @@ def at_least(ledger: Ledger, limit_nano: int, called_nano: int, forfeit_nano: in
 
 def bury(ledger: Ledger, owner: Owner) -> Ledger:
     """Close as spent what owners before this one leased after it had closed what they left: they were asking when they
-    were replaced, and settle nothing any more."""
+    were replaced, and settle nothing any more. In a budget that outlives the run it would be out for ever."""
     ledger, _ = forfeit(ledger, owner.run, owner.lane, owner.epoch, {})
     return forfeit(ledger, owner.run, None, (owner.epoch[0], 0), {})[0]
 

@@ -194,6 +194,24 @@ def test_a_dead_owners_lease_is_spent_but_for_what_is_proven(url: str) -> None:
     assert client.forfeit_run(0.0) == 100_000
 
 
+def test_a_lease_that_an_owner_took_after_it_was_replaced_is_not_out_for_ever(tmp_path: Path) -> None:
+    """In a month's budget that nobody used up: the run ended, and nobody ever closed it. Another lane's stays."""
+    client, other = (LedgerClient(FolderState(tmp_path), run) for run in ("r", "other"))
+    key = "month/1970-01"
+    want = NeedLease(key, 1_000, 1_000_000)
+    assert client.forfeit(0, (1, 2), {}, 0.0) == 0
+    lease(client, want, "0-1.1-9")
+    lease(client, want, "1-1.1-1", 1)
+    lease(other, want, "0-1.1-1")
+    lease(client, want, "0-1.2-1", epoch=(1, 2))
+    client.settle(key, "0-1.2-1", 400)
+    ledger = client.read(key)
+    assert ledger is not None
+    assert sorted(ledger.leases) == ["other/0-1.1-1", "r/1-1.1-1"]
+    assert ledger.settled_nano == 400
+    assert ledger.forfeit_nano > 0
+
+
 def test_a_lease_that_an_owner_took_after_it_was_replaced_keeps_no_run_from_its_end(tmp_path: Path) -> None:
     """It was stopped while it asked, and woke up: nobody settles that lease, and the run waited for it for ever."""
     client = LedgerClient(FolderState(tmp_path), "r")
