@@ -141,7 +141,7 @@ class Flights:
         self._tally.in_flight[slot.route.tier] -= 1
         outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
-        if failure is None and answer is not None and slot.pending is None:
+        if outcome.usage is not None or (failure is None and answer is not None):
             self._ends.unsaved.add(slot, outcome)
         settled = self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
         for waiting in self._till.freed(settled, now) if settled is not None else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -63,8 +64,9 @@ def attempt_of(outcome: Outcome, at: Priced, target: Candidate, role: Role) -> A
 
 
 def book(slot: Slot, attempt: Attempt) -> None:
-    """What its steps use is on the item's bill, and no part of its answer's usage and time."""
-    slot.attempts.append(attempt)
+    """What its steps use is on the item's bill, and no part of its answer's usage and time. By number: one that the
+    last owner made may be taken up when a later one is booked already."""
+    insort(slot.attempts, attempt, key=lambda each: each.n)
     slot.cost_nano += attempt.cost_nano
     if attempt.role not in STEP_ROLES:
         slot.call_ms += attempt.ms
@@ -130,7 +132,7 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         mode=at.mode,
         usage=slot.usage,
         cost_nano=slot.cost_nano,
-        cost_basis=slot.attempts[-1].basis if slot.attempts else at.basis,
+        cost_basis=next((each.basis for each in reversed(slot.attempts) if each.role not in STEP_ROLES), at.basis),
         price_version=at.price.version,
         policy_version=versions[0],
         prompt_version=versions[1],

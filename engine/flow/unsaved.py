@@ -17,7 +17,7 @@ class Unsaved:
         self._committing: list[Adopted] = []
 
     def add(self, slot: Slot, outcome: Outcome) -> None:
-        """The item's answer came. (One to a step of it is of no use to another owner: what it is about is gone.)"""
+        """A call was answered, or paid for. (Of a step's, and of one in vain, the next owner has the bill alone.)"""
         item, asked = slot.item, slot.route.candidates[slot.candidate]
         source = None if slot.shelved else item.source
         self._since.append(

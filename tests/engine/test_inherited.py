@@ -295,7 +295,7 @@ def test_an_unsaved_answer_is_taken_up_though_its_judge_was_asked(judged: bool) 
     heir.lane.outcome(answered(again, "2"), heir.now)
     batch = heir.commit()
     assert [result.answer.text for result in batch.results] == ["yes"]
-    assert sorted(line.attempt for line, _ in batch.costs) == ([1, 2, 3] if judged else [1, 3])
+    assert [attempt.n for attempt in batch.results[0].attempts] == ([1, 2, 3] if judged else [1, 3])
     assert batch.results[0].cost_nano == heir.lane.tally.cost_nano == len(batch.costs) * 10_000
 
 
@@ -323,3 +323,41 @@ def test_an_unsaved_answer_that_a_cascade_did_not_believe_is_on_the_bill(failure
     assert [result.answer.text for result in batch.results] == ["sure"]
     assert [line.attempt for line, _ in batch.costs] == [1, 2]
     assert batch.results[0].cost_nano == heir.lane.tally.cost_nano == 2 * 10_000
+
+
+def test_an_unsaved_call_in_vain_is_on_the_bill() -> None:
+    """It was charged for; the next owner asks again under the next number, and no sooner than the last one would."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    first.offer(0)
+    first.save()
+    first.take()
+    in_vain = Outcome("i0", 0, 1, 0.0, 1.0, None, Failure("invalid_response", "x"), Usage(1, output=1))
+    first.lane.outcome(in_vain, first.now)
+    heir = Owner(disk, first.lane.seq)
+    heir.lane.adopt(unsaved_of(first))
+    heir.offer(0)
+    heir.now += 60.0
+    heir.lane.tick(heir.now)
+    (again,) = heir.take()
+    assert again.attempt == 2
+    assert [line.attempt for line, _ in heir.commit().costs] == [1]
+
+
+def test_an_unsaved_answer_of_a_judge_is_on_the_bill() -> None:
+    """The answer's own cost is committed already; what the judge said of it died with its owner."""
+    disk, policy = dict[str, bytes](), Policy({"t": JUDGED}, default_task="t")
+    first = Owner(disk, policy=policy)
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    first.lane.outcome(answered(call), first.now)
+    (judge,) = first.take()
+    assert first.save() == []
+    first.lane.outcome(answered(judge, "2"), first.now)
+    heir = Owner(disk, first.lane.seq, policy=policy)
+    heir.lane.adopt(unsaved_of(first))
+    heir.offer(0)
+    (again,) = heir.take()
+    assert (again.role, again.attempt) == ("primary", 3)
+    assert [(line.role, line.attempt) for line, _ in heir.commit().costs] == [("judge", 2)]
