@@ -303,7 +303,7 @@ class Driver:
                 self._bill.shared(self._fleet.borne())
                 lines = self._bill.owed(self._status.tally, self._run_epoch, now)
                 if report.closed or not lines:
-                    break
+                    return state, message
                 if holder[0] != told:
                     told = holder[0]
                     if not await self._bill.save(now, hurry=self._ending is not None):
@@ -311,7 +311,7 @@ class Driver:
                     with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
                         await self._crew.add_costs(encode(lines))
             await asyncio.sleep(TICK_S)
-        return state, message
+        return self._ending or (state, message)  # asked to stop before the lines were in: it is not done
 
     async def _finish(self, state: RunState, message: str) -> None:
         if (why := await taken_over(self._stores.primary, self._run_epoch)) is not None:

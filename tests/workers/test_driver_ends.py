@@ -600,6 +600,22 @@ async def test_a_run_that_stops_before_its_end_bills_the_hours_of_its_engines(tm
         assert heir._bill.owed(one._status.tally, 2, time.time() + 9_000.0) == []
 
 
+async def test_a_run_that_is_stopped_before_its_engines_are_billed_is_not_done(tmp_path: Path) -> None:
+    """All items have ended, and lane 0, which is to commit the hours, can't be opened: who waits for it long enough and
+    interrupts must not be told that nothing is left to do."""
+    one, _ = with_lanes(tmp_path, Temporary("away"), endless=False)
+    execution = msgspec.structs.replace(one._spec.execution, drain_s=0.0)
+    one._spec = msgspec.structs.replace(one._spec, execution=execution)
+    one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
+    hear(one, LaneReport(1, Tally(), settled=True, done=True))
+    ending = asyncio.create_task(one._settle_up("done", ""))
+    await asyncio.sleep(0)
+    assert not ending.done()
+    one._ending = ("interrupted", "interrupted")
+    async with asyncio.timeout(20):
+        assert await ending == ("interrupted", "interrupted")
+
+
 async def test_a_run_that_is_to_stop_does_not_wait_for_a_state_that_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
