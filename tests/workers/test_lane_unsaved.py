@@ -20,7 +20,7 @@ from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.items import CallChunk
 from penstock.engine.plan import Plan
 from penstock.workers.lanes.actor import LaneActor
-from penstock.workers.ports import encode
+from penstock.workers.ports import Kept, encode
 from penstock.workers.runspec import RunSpec
 from tests.workers.lane_rig import CATALOG, POLICY, POOL, SINKS, answered, line
 
@@ -40,6 +40,11 @@ class Driver:
 class Remote:
     def __init__(self, call: Callable[..., object]) -> None:
         self.remote = call
+
+
+class Worker:
+    def __init__(self, adopt: Callable[..., object]) -> None:
+        self.adopt = Remote(adopt)
 
 
 async def lane_actor(driver: Driver, state: Path) -> LaneActor:
@@ -147,6 +152,42 @@ async def test_an_opening_that_was_given_up_takes_nothing_from_the_next(
         await late
     gates[-1].set()
     await opened
+    await actor.go([0])
+    rest = [call for chunk in await sent(actor, (1, 3), ITEMS - 15) for call in chunk.calls]
+    assert {call.item_id for call in rest} == {call.item_id for call in calls[15:]}
+    await actor.close([0])
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_a_worker_has_handed_over_is_not_lost_with_an_owner_that_waits_for_another(
+    late: bool, tmp_path: Path
+) -> None:
+    """One worker is stopped, and the lane is opened anew meanwhile. `late`: it is that one that has the answers, and
+    goes on when the next owner asks it, too."""
+    actor, gate = await lane_actor(Driver(), tmp_path), asyncio.Event()
+    await actor.open(0, 1, (1, 1), False, True)
+    await actor.go([0])
+    calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
+    had = [answered(call) for call in calls[:15]]
+    told = [(call.model, call.role, call.version) for call in calls[:15]]
+    held = {"w": Kept(had, *map(list, zip(*told, strict=True)))}
+
+    async def prompt(*_: object) -> bytes:
+        return encode(held.pop("w", Kept()))
+
+    async def stopped(*_: object) -> bytes:
+        await gate.wait()
+        return encode(held.pop("w", Kept()))
+
+    workers: list[tuple[str, object]] = [("x", Worker(stopped)), *([] if late else [("w", Worker(prompt))])]
+    await actor.open(0, 2, (1, 2), True, True)
+    given_up = asyncio.ensure_future(actor.adopt(0, None, workers))
+    await asyncio.sleep(0.05)
+    await actor.open(0, 3, (1, 3), True, True)
+    asked = asyncio.ensure_future(actor.adopt(0, None, workers))
+    await asyncio.sleep(0.05)
+    gate.set()
+    await asyncio.gather(given_up, asked)
     await actor.go([0])
     rest = [call for chunk in await sent(actor, (1, 3), ITEMS - 15) for call in chunk.calls]
     assert {call.item_id for call in rest} == {call.item_id for call in calls[15:]}

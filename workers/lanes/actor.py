@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -217,10 +217,16 @@ class LaneActor:
             worker.adopt.remote(self._job, lane, shell.epoch, me, shell.own_until)  # pyright: ignore[reportAttributeAccessIssue]
             for _, worker in workers
         ]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for (name, _), answer in zip(workers, answers, strict=True):
-            if isinstance(answer, bytes):
-                shell.adopt(msgspec.msgpack.decode(answer, type=Kept), name)
+        await asyncio.gather(*(self._hear(lane, shell, name, c) for (name, _), c in zip(workers, calls, strict=True)))
+
+    async def _hear(self, lane: int, shell: LaneShell, name: str, answer: Awaitable[bytes]) -> None:
+        """One worker's word, taken up at once: it has let go of its answers, and another may be silent for long."""
+        try:
+            kept = msgspec.msgpack.decode(await answer, type=Kept)
+        except Exception:  # noqa: BLE001 - it is gone, and holds nothing
+            return
+        heir = self._shells.get(lane, shell)
+        heir.adopt(kept if heir is shell else msgspec.structs.replace(kept, flying=[]), name)
 
     async def extend(self, plan: bytes) -> None:
         """A longer plan: new input joins the lanes."""
