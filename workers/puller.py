@@ -197,9 +197,11 @@ class Puller:
     async def _take_from(self, job: str, board: BoardPort, lane: int, owner: int, n: int, max_tokens: int) -> None:
         at = self._lanes.setdefault((job, lane), LaneAt(job))
         if at.port is None or at.owner != owner:
+            command, before = self._commands.get(job), at.port
             async with asyncio.timeout(REPLY_LOST_S):
                 found = await board.lane(lane)
-            if found is None:
+            later_word = self._commands.get(job) != command or at.port is not before
+            if found is None or later_word:  # another driver numbers its owners anew, or a new owner has asked us
                 return
             at.owner, at.port = found
             at.lost_at = None

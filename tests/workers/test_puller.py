@@ -121,6 +121,8 @@ class BoardStub:
     def __init__(self, lane: LaneStub) -> None:
         self.lane_stub = lane
         self.rooms: list[int] = []
+        self.asked = 0
+        """How often it was asked late whose the lane is."""
         self.mute: set[str] = set()
         """Calls of it whose next reply gets lost."""
         self.away = False
@@ -465,6 +467,53 @@ async def test_the_next_driver_of_a_run_numbers_its_owners_anew(world: World) ->
     world.puller.serve("job", BoardStub(new), SECOND)
     await until(lambda: any(ticket.call.item_id == "j0" for ticket in world.engine.tickets))
     assert len(old.takes) == taken
+
+
+async def test_what_an_earlier_driver_says_late_of_a_lane_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply comes when the worker serves the next driver already, by whose numbers the lane's owner has the same:
+    the worker would ask the old lane actor for ever."""
+    monkeypatch.setattr(shell, "SLOW_TAKE_S", 0.0)
+    world, gate = World([call("a")]), late(monkeypatch, BoardStub)
+    await until(lambda: len(world.board.rooms) == 2)
+    new = LaneStub((2, 1), [], world.clock)
+    world.puller.serve("job", BoardStub(new), SECOND)
+    gate.set()
+    await until(lambda: not world.puller._underway)
+    new.calls = [call("b")]
+    await until(lambda: any(ticket.call.item_id == "b" for ticket in world.engine.tickets))
+    assert world.lane.takes == []
+    await world.puller.close()
+
+
+async def test_whose_a_lane_was_is_not_heard_behind_its_new_owner(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board's reply was on its way while the lane moved: answers went to the old owner, who refuses them, until
+    there was more work for this worker."""
+    gate = late(monkeypatch, BoardStub)
+    world.puller._lanes["job", 0].owner = 0
+    world.lane.calls = [call("d")]
+    await until(lambda: world.board.asked)
+    heir = world.successor()
+    world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
+    world.lane.calls = []
+    gate.set()
+    await until(lambda: not world.puller._underway)
+    world.engine.land("a")
+    await until(lambda: heir.got)
+
+
+def late(monkeypatch: pytest.MonkeyPatch, board: type[BoardStub]) -> asyncio.Event:
+    """Boards say whose the lane is once this is set."""
+    gate, answered = asyncio.Event(), board.lane
+
+    async def lane(self: BoardStub, number: int) -> tuple[int, LaneStub]:
+        self.asked += 1
+        await gate.wait()
+        return await answered(self, number)
+
+    monkeypatch.setattr(board, "lane", lane)
+    return gate
 
 
 async def test_an_abort_reaches_what_is_in_flight(world: World) -> None:
