@@ -272,6 +272,24 @@ async def test_nothing_is_said_of_a_take_that_may_still_be_answered(world: World
     assert [upto for _, upto, _ in world.lane.missed_by] == [8], "told again, where it could not be told"
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_take_whose_answer_got_lost_is_told_though_its_job_was_left(world: World, comes_back: bool) -> None:
+    """The lane goes on without this worker, and waits for what it gave it; one that is over is forgotten in the end."""
+    world.engine.land("a", "b", "c")
+    await until(lambda: sum(len(names) for _, names in world.lane.got) == 3)
+    world.lane.losses, world.lane.calls = 1, [call("d")]
+    await until(lambda: not world.lane.losses)
+    world.puller.leave("job", FIRST)
+    await until(lambda: not world.puller._underway)
+    world.lane.alive = False
+    await world.puller.renew()
+    world.lane.alive = comes_back
+    world.clock.now += 1 if comes_back else KEEP_S + 1
+    await world.puller.renew()
+    assert len(world.lane.missed_by) == comes_back
+    assert world.puller._lanes == {}
+
+
 async def test_a_lower_epoch_is_refused(world: World) -> None:
     """Who owned the lane before gets nothing, and takes nothing away."""
     heir = world.successor((1, 3))
