@@ -182,7 +182,6 @@ class Lane:
         this take among the worker's. Nothing where that worker has given it up meanwhile (`missed`), or was lost."""
         calls: list[Call] = []
         takes = self.flights.takes
-        takes.asked(worker, number)
         self.flights.silence.heard(worker, now)
         for _ in range(0 if takes.is_void(worker, number) else n):
             if max_tokens <= 0 or self.draining:

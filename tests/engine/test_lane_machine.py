@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import typing
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -206,6 +207,7 @@ class LaneMachine(RuleBasedStateMachine):
         self.doubted = set() if self.epoch == 1 else None
         self.calls: dict[str, Call] = {}
         self.given_up = {}
+        self.deaths: Counter[str] = Counter()
         self.batch: CommitBatch | None = None
         self.number = 0
         self.committing()
@@ -274,7 +276,7 @@ class LaneMachine(RuleBasedStateMachine):
     def take(self, pool: str, n: int, worker: str) -> None:
         saved = self.disk_horizons()
         self.takes += 1
-        calls = self.lane.take(pool, n, 10_000, worker, self.now, self.takes)
+        calls = self.lane.take(pool, n, 10_000, self.named(worker), self.now, self.takes)
         self.see_order(pool, calls)
         for call in calls:
             slot = self.lane.slots[call.item_id, 0]
@@ -288,6 +290,10 @@ class LaneMachine(RuleBasedStateMachine):
             self.calls[call.item_id] = call
             self.sent.add(call.item_id)
             self.sent_ever.add(call.item_id)
+
+    def named(self, worker: str) -> str:
+        """Who takes a dead one's place has another name."""
+        return worker + "'" * self.deaths[worker]
 
     def see_step(self, call: Call, slot: Slot) -> None:
         """A judge or shadow is called only after the answer, and never behind a wall that forbids it."""
@@ -322,13 +328,13 @@ class LaneMachine(RuleBasedStateMachine):
     def take_in_vain(self, pool: str, n: int, worker: str) -> None:
         """The answer never reaches the worker."""
         self.takes += 1
-        for call in self.lane.take(pool, n, 10_000, worker, self.now, self.takes):
+        for call in self.lane.take(pool, n, 10_000, self.named(worker), self.now, self.takes):
             self.see_turn(call.item_id)
 
     @rule(worker=st.sampled_from(["w1", "w2"]))
     def missed(self, worker: str) -> None:
         """The worker says what it holds: the lane waits for nothing else from it, and nothing was paid for that."""
-        costs = len(self.lane.ends.costs)
+        costs, worker = len(self.lane.ends.costs), self.named(worker)
         held = {(call.item_id, 0, call.attempt) for call in self.calls.values()}
         self.lane.flights.missed(worker, self.takes, held, self.now)
         self.given_up[worker] = self.takes
@@ -341,9 +347,12 @@ class LaneMachine(RuleBasedStateMachine):
     )
     def take_late(self, pool: str, n: int, worker: str, before: int) -> None:
         """The lane comes to it after its worker gave it up, or was lost: what it gave out would be nobody's."""
-        number = self.given_up.get(worker, 0) - before
+        number = self.given_up.get(self.named(worker), 0) - before
         if number > 0:
-            assert not self.lane.take(pool, n, 10_000, worker, self.now, number)
+            assert not self.lane.take(pool, n, 10_000, self.named(worker), self.now, number)
+        if self.deaths[worker]:
+            dead = worker + "'" * (self.deaths[worker] - 1)
+            assert not self.lane.take(pool, n, 10_000, dead, self.now, self.takes + before + 1)
 
     def disk_horizons(self) -> dict[int, int]:
         saved = self.disk.batches[-1].saved
@@ -406,11 +415,10 @@ class LaneMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(["w1", "w2"]))
     def worker_lost(self, worker: str) -> None:
-        gone = [n for n, call in self.calls.items() if self.lane.slots[n, 0].worker == worker]
-        self.takes += 1
-        self.lane.flights.takes.asked(worker, self.takes)  # one that is under way, and comes when it is dead
-        self.given_up[worker] = self.takes
-        self.lane.worker_lost(worker, self.now)
+        lost = self.named(worker)
+        gone = [n for n, call in self.calls.items() if self.lane.slots[n, 0].worker == lost]
+        self.deaths[worker] += 1
+        self.lane.worker_lost(lost, self.now)
         for name in gone:
             del self.calls[name]
         if worker == "w1":  # where all calls of the last owner are

@@ -183,6 +183,20 @@ async def test_a_take_that_waited_until_its_worker_had_given_it_up_gives_nothing
     assert await lane.told() == EXACTLY_ONCE
 
 
+async def test_a_take_that_comes_behind_the_news_of_its_workers_death_gives_nothing_out() -> None:
+    """They come from different processes: a lane that was busy or stopped may read the later one first."""
+    lane = in_memory("dead")
+    shell, _ = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    await shell._until(lambda: shell.machine.ready.count(rig.POOL) > 0, asyncio.get_running_loop().time() + 30)
+    shell.machine.worker_lost("w", time.time())
+    assert await shell.take(rig.POOL, 8, 1 << 30, "w", 5) == (None, 0)
+    chunk, _ = await shell.take(rig.POOL, 8, 1 << 30, "another", 1)
+    assert chunk is not None
+    await shell.close()
+
+
 async def test_outcomes_of_another_epoch_are_left_to_be_adopted() -> None:
     """Their attempt numbers are another owner's: the worker keeps them, and the lane asks for them with their model."""
     lane = in_memory("epochs")

@@ -215,7 +215,6 @@ class LaneShell:
     async def take(
         self, pool: str, n: int, max_tokens: int, worker: str, number: int = 0
     ) -> tuple[CallChunk | None, int]:
-        self.machine.flights.takes.asked(worker, number)  # before it waits for the store: it may be given up meanwhile
         if self._over or self._parting or not self._going.is_set() or not await self._ours():
             return None, 0
         now = self._now()
