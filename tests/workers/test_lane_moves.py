@@ -194,6 +194,18 @@ async def test_a_lane_whose_old_actor_is_lost_while_it_parts_is_taken(moving: Mo
     assert moving.hands[1].opened[0] == 0
 
 
+async def test_answers_that_no_commit_holds_go_with_a_lane_that_moves(moving: Moving) -> None:
+    class Part:
+        async def remote(self, lane: int, seconds: float) -> bytes:
+            return b"answers"
+
+    moving.hands[0].part = Part()  # pyright: ignore[reportAttributeAccessIssue]
+    await moving.tell(25, SLOW)
+    await moving.over()
+    told = [name for name in moving.hands[1].told if name in ("inherit", "open")]
+    assert told[:2] == ["inherit", "open"]
+
+
 async def test_a_lane_whose_old_actor_does_not_answer_is_taken(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member, "PART_S", 0.02)
     monkeypatch.setattr(member, "PART_LATE_S", 0.02)

@@ -194,6 +194,34 @@ async def test_what_a_worker_has_handed_over_is_not_lost_with_an_owner_that_wait
     await actor.close([0])
 
 
+async def test_what_was_answered_before_a_commit_that_failed_moves_with_its_lane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To another actor: it was paid for again there."""
+    run, plan = await job(tmp_path)
+    driver, commit = Driver(), MemoryStore.commit
+    source, target = (LaneActor(encode(run), encode(plan), driver, f"lane n[{n}]", ()) for n in range(2))
+    await source.open(0, 1, (1, 1), False, True)
+    await source.go([0])
+    calls = [call for chunk in await sent(source, (1, 1), ITEMS) for call in chunk.calls]
+
+    async def fails(*_: object) -> None:
+        raise Temporary("no answer")
+
+    monkeypatch.setattr(MemoryStore, "commit", fails)
+    await source.done(0, (1, 1), encode([answered(call) for call in calls[:15]]))
+    await until(lambda: bool(driver.failed))
+    monkeypatch.setattr(MemoryStore, "commit", commit)
+    left = await source.part(0, 0.0)
+    assert await source.part(0, 0.0) == b""
+    await target.inherit(0, left)
+    await target.open(0, 2, (1, 2), True, True)
+    await target.go([0])
+    rest = [call for chunk in await sent(target, (1, 2), ITEMS - 15) for call in chunk.calls]
+    assert {call.item_id for call in rest} == {call.item_id for call in calls[15:]}
+    await target.close([0])
+
+
 async def until(met: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not met():  # noqa: ASYNC110 - nobody tells of it

@@ -51,6 +51,7 @@ _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)
 _known = msgspec.msgpack.Decoder(Known)
 _steering = msgspec.json.Decoder(Steering)
+_answers = msgspec.msgpack.Decoder(list[Adopted])
 
 
 class RemoteDriver:
@@ -320,14 +321,22 @@ class LaneActor:
         for shell in self._shells.values():
             shell.drain()
 
-    async def part(self, lane: int, seconds: float) -> None:
-        """Hand the lane over, to whoever opens it next: see `LaneShell.part`. Told again, or of a lane that is not
-        here: nothing."""
+    async def part(self, lane: int, seconds: float) -> bytes:
+        """Hand the lane over, to whoever opens it next: see `LaneShell.part`. Returns the answers that no commit holds
+        for sure, for `inherit`. Told again, or of a lane that is not here: nothing."""
         shell = self._shells.get(lane)
-        if shell is not None:
-            await shell.part(seconds)
-            if self._shells.get(lane) is shell:
-                await self._let_go(lane)
+        if shell is None:
+            return b""
+        await shell.part(seconds)
+        if self._shells.get(lane) is not shell:
+            return b""
+        left = await self._let_go(lane)
+        answers = [*self._unsaved.pop(lane, ()), *left]
+        return encode(answers) if answers else b""
+
+    async def inherit(self, lane: int, answers: bytes) -> None:
+        """What its last owner, in another process, had: for whoever opens the lane here."""
+        self._unsaved.setdefault(lane, []).extend(_answers.decode(answers))
 
     async def close(self, lanes: list[int]) -> None:
         for lane in lanes:

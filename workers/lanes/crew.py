@@ -336,7 +336,8 @@ class Crew:
             async with self._reopening.setdefault(lane, asyncio.Lock()):
                 self._opened.discard(lane)
                 try:
-                    await source.part(lane)
+                    if left := await source.part(lane):
+                        await asyncio.wait_for(target.handle.inherit.remote(lane, left), TELL_S)
                 except Exception as error:  # noqa: BLE001 - lost, or mute: the lane is taken all the same
                     self._log("warning", "lane was not handed over", lane=lane, reason=words(error)[:500])
                 reports.void(lane)

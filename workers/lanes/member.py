@@ -44,13 +44,14 @@ class Member(Listener):
         except Exception:  # noqa: BLE001 - whoever watches it sees it too, and its lanes go from where they are reopened
             return
 
-    async def part(self, lane: int) -> None:
-        """Hand the lane over. Raises `Unanswered`, or what Ray raises where it is lost."""
+    async def part(self, lane: int) -> object:
+        """Hand the lane over; returns what goes to its next owner (`inherit`). Raises `Unanswered`, or what Ray raises
+        where it is lost."""
 
         def ask() -> Awaitable[object]:
             return self.handle.part.remote(lane, PART_S)
 
-        await answered(ask, PART_S + PART_LATE_S, times=1)
+        return await answered(ask, PART_S + PART_LATE_S, times=1)
 
     async def close(self) -> None:
         """Let go of all lanes, and end."""
