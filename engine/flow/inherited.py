@@ -37,9 +37,18 @@ class Inherited:
         answered is kept beside it: a cascade asks on, and so do an item's steps."""
         for one in adopted:
             calls = self._calls.setdefault((one.item_id, one.generation), {})
-            calls.setdefault(one.attempt, one)
+            self._put(calls, one)
             for number in [n for n, each in calls.items() if n < max(calls) and each.outcome is None]:
                 self._give_up(calls.pop(number))
+
+    def _put(self, calls: dict[int, Adopted], one: Adopted) -> None:
+        """Two of one number are of two owners, the later of whom did not hear of the first one's: the answered one
+        counts."""
+        known = calls.setdefault(one.attempt, one)
+        if known.outcome is None and one.outcome is not None:
+            calls[one.attempt] = one
+        if known.worker != one.worker:
+            self._give_up(known if calls[one.attempt] is one else one)
 
     def landed(self, outcome: Outcome) -> bool:
         """Is it of a call whose item was not read again yet? Then its answer waits for the item."""

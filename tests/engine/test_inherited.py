@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
@@ -157,6 +158,62 @@ def test_of_two_calls_of_one_item_the_later_one_is_waited_for() -> None:
         heir.offer(0)
         heir.lane.outcome(answered(late, "late"), heir.now)
         assert heir.save() == ["late"]
+
+
+@pytest.mark.parametrize("answered_first", [False, True])
+def test_of_two_calls_of_one_number_the_answer_counts(answered_first: bool) -> None:
+    """The last owner did not hear of the first one's call, since its worker was stopped, and made it again under the
+    same number. Its answer was dropped, and the other call waited for."""
+    heir = Owner({})
+    call = Adopted("i0", 0, 1, "m", "w", version="v1")
+    said = Outcome("i0", 0, 1, 0.0, 1.0, Answer("said", "stop", b"{}"), None, Usage(5, output=5))
+    both = [Adopted("i0", 0, 1, "m", "stopped", version="v1"), msgspec.structs.replace(call, outcome=said)]
+    heir.lane.adopt(both[::-1] if answered_first else both)
+    heir.offer(0)
+    heir.save()
+    assert heir.save() == ["said"]
+    heir.lane.outcome(said, heir.now)
+    assert heir.lane.tally.late_payments == 1, "the other one's"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_answer_that_the_item_goes_on_without_is_on_the_bill(lost: bool) -> None:
+    """A cascade did not believe it, and the next model was asked; then the commit failed. Where that call is lost with
+    its worker, the answer counts again."""
+    heir = Owner({})
+    first, later = (Call("i0", 0, n, "primary", "m", "v1", "m", b"", "t", 9, 9.0, 9, 9) for n in (1, 2))
+    heir.lane.adopt([left(first, answered(first, "first")), left(later)])
+    if lost:
+        heir.lane.worker_lost("w", heir.now)
+        heir.offer(0)
+        heir.save()
+        assert heir.save() == ["first"]
+        return
+    heir.offer(0)
+    heir.save()
+    heir.lane.outcome(answered(later, "later"), heir.now)
+    assert heir.save() == ["later"]
+    (result,) = heir.results
+    assert [attempt.n for attempt in result.attempts] == [1, 2]
+    assert result.cost_nano == heir.lane.tally.cost_nano == 2 * 10 * 1000
+
+
+def test_an_answer_is_not_asked_for_again_where_its_judge_was_asked() -> None:
+    """What the judge says then has no number that another call gets."""
+    judge = Scorer("judge", model="other", rubric="good?", choices=("1", "2"))
+    task = Task("t", max_tokens=10, sample=1.0, scorers=(judge,))
+    heir = Owner({}, policy=Policy({"t": task}, default_task="t"))
+    call = Call("i0", 0, 1, "primary", "m", "v1", "m", b"", "t", 9, 9.0, 9, 9)
+    heir.lane.adopt([left(call, answered(call)), Adopted("i0", 0, 2, "other", "w", None, "judge", "v1")])
+    heir.offer(0)
+    heir.save()
+    (again,) = heir.take()
+    assert (again.role, again.attempt) == ("judge", 3)
+    heir.lane.outcome(Outcome("i0", 0, 2, 0.0, 1.0, Answer("1", "stop", b"{}"), None, Usage(5, output=5)), heir.now)
+    heir.lane.outcome(answered(again, "2"), heir.now)
+    assert heir.save() == ["yes"]
+    assert [(attempt.n, attempt.role) for attempt in heir.results[0].attempts] == [(1, "primary"), (3, "judge")]
+    assert heir.lane.tally.late_payments == 1
 
 
 def test_an_answer_that_comes_before_its_item_waits_for_it() -> None:

@@ -48,13 +48,18 @@ class Worker:
 
 
 async def lane_actor(driver: Driver, state: Path) -> LaneActor:
+    (actor,) = await lane_actors(driver, state, 1)
+    return actor
+
+
+async def lane_actors(driver: Driver, state: Path, count: int) -> list[LaneActor]:
     memory.forget(NAME)
     reader = Reader(NAME, [line(number) for number in range(ITEMS)])
     source, sinks = MemorySource(NAME), dict.fromkeys(SINKS, MemorySink(NAME))
     run = RunSpec("r", "n", {}, source, None, Row(), CATALOG, POLICY, sinks, state=str(state))
     (split,) = await reader.splits(1)
     plan = Plan("r", "n", {}, 1, (msgspec.structs.replace(split, format="openai-batch"),), {}, 0.0)
-    return LaneActor(encode(run), encode(plan), driver, "lane n[0]", ())
+    return [LaneActor(encode(run), encode(plan), driver, f"lane n[{n}]", ()) for n in range(count)]
 
 
 async def sent(actor: LaneActor, epoch: tuple[int, int], least: int) -> list[CallChunk]:
@@ -198,9 +203,8 @@ async def test_what_was_answered_before_a_commit_that_failed_moves_with_its_lane
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To another actor: it was paid for again there."""
-    run, plan = await job(tmp_path)
     driver, commit = Driver(), MemoryStore.commit
-    source, target = (LaneActor(encode(run), encode(plan), driver, f"lane n[{n}]", ()) for n in range(2))
+    source, target = await lane_actors(driver, tmp_path, 2)
     await source.open(0, 1, (1, 1), False, True)
     await source.go([0])
     calls = [call for chunk in await sent(source, (1, 1), ITEMS) for call in chunk.calls]

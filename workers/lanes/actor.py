@@ -330,8 +330,8 @@ class LaneActor:
         await shell.part(seconds)
         if self._shells.get(lane) is not shell:
             return b""
-        left = await self._let_go(lane)
-        answers = [*self._unsaved.pop(lane, ()), *left]
+        answers = [*self._unsaved.pop(lane, ()), *shell.machine.unsaved]
+        await self._let_go(lane)
         return encode(answers) if answers else b""
 
     async def inherit(self, lane: int, answers: bytes) -> None:
