@@ -132,7 +132,7 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         mode=at.mode,
         usage=slot.usage,
         cost_nano=slot.cost_nano,
-        cost_basis=next((each.basis for each in reversed(slot.attempts) if each.role not in STEP_ROLES), at.basis),
+        cost_basis=asked.basis if (asked := _last_asked(slot.attempts)) is not None else at.basis,
         price_version=at.price.version,
         policy_version=versions[0],
         prompt_version=versions[1],
@@ -150,11 +150,14 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
 
 
 def _last_usage(attempts: Sequence[Attempt]) -> Usage:
-    """Of the call that answered: the last one that is no step."""
-    for attempt in reversed(attempts):
-        if attempt.role not in STEP_ROLES:
-            return attempt.usage or _NO_USAGE
-    return _NO_USAGE
+    """Of the call that answered."""
+    asked = _last_asked(attempts)
+    return asked.usage or _NO_USAGE if asked is not None else _NO_USAGE
+
+
+def _last_asked(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The last one that is no step."""
+    return next((attempt for attempt in reversed(attempts) if attempt.role not in STEP_ROLES), None)
 
 
 def dead_letter_of(
