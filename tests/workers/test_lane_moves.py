@@ -14,7 +14,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from penstock.engine import balance
-from penstock.engine.errors import Fenced
+from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import CallChunk
 from penstock.workers.driver import Driver
@@ -86,6 +86,32 @@ async def test_what_a_lane_took_from_a_worker_is_committed_before_it_lets_go_and
     assert (len(told), set(map(tuple, told.values()))) == (100, {("result",)})
     again = {item for item, times in Counter(rig.sent).items() if times > 1}
     assert again == {call.item_id for chunk in others for call in chunk.calls}
+
+
+async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_same() -> None:
+    """Whether it was made is unknown, so none may follow it: the next owner reads. (It raised, and was not let go.)"""
+    rig = Rig(MemoryPlace("part"), source("part", [line(n) for n in range(100)]))
+    shell, out = await working(rig)
+    first, *others = out
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def fails(*_: object) -> None:
+        begun.set()
+        await gate.wait()
+        raise Temporary("no answer")
+
+    shell._stores.primary.commit = fails  # type: ignore[method-assign]
+    await shell.done(first.epoch, [answered(call) for call in first.calls])
+    async with asyncio.timeout(20):
+        await begun.wait()
+    for chunk in others:
+        await shell.done(chunk.epoch, [answered(call) for call in chunk.calls])
+    parting = asyncio.create_task(shell.part(0.0))
+    await asyncio.sleep(0.05)
+    gate.set()
+    async with asyncio.timeout(20):
+        await parting
+    await shell.close()
 
 
 async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_handed_over() -> None:

@@ -198,7 +198,7 @@ class LaneShell:
         self.wake()
         await asyncio.gather(*filter(None, [self._pump]), return_exceptions=True)  # it may still begin a commit
         await asyncio.gather(*filter(None, [self._commit, self._applying]), return_exceptions=True)
-        if self.machine.dirty:
+        if self.machine.dirty and not self.machine.horizon.committing:  # none may follow one that failed
             with contextlib.suppress(PenstockError):  # uncertain: the next owner reads
                 await self._out.commit()
 
