@@ -24,6 +24,8 @@ class LaneAt:
         self.undelivered: list[Landed] = []
         self.delivering: list[Landed] = []
         """On their way to the owner, who may die before he says so."""
+        self.handed: list[Landed] = []
+        """What an owner was told when he asked, until he shows that he heard it."""
         self.busy: object | None = None
         """The delivery that goes on; a new owner's begins whatever becomes of the old one's."""
         self.lost_at: float | None = None
@@ -48,7 +50,8 @@ class LaneAt:
                 ticket.right.until = 0.0
         self.port, self.lost_at, self.busy = port, None, None
         # what is on its way to the old owner counts as well: he may be dead, and a committed item is not offered again
-        kept = [landed for landed in (*self.delivering, *self.undelivered) if _worth_keeping(landed[1])]
+        told = (*self.handed, *self.delivering, *self.undelivered)
+        kept = self.handed = [landed for landed in told if _worth_keeping(landed[1])]
         self.undelivered, self.delivering = [], []
         return Kept(
             [outcome for _, outcome in kept],

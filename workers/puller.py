@@ -242,7 +242,7 @@ class Puller:
             right = at.right = Right(chunk.run, chunk.lane, chunk.epoch, chunk.send_until)
         elif right.epoch > chunk.epoch:
             return  # an old owner's calls: the new one has them from its own progress
-        right.until = max(right.until, chunk.send_until)
+        right.until, at.handed = max(right.until, chunk.send_until), []
         tickets = [Ticket(call, right, chunk.outputs.get(call.task)) for call in chunk.calls]
         at.tickets.update(tickets)
         if self._time is not None:
@@ -327,6 +327,8 @@ class Puller:
             try:
                 async with asyncio.timeout(REPLY_LOST_S):
                     await at.port.done(key[1], right.epoch, [outcome for _, outcome in landed])
+                if at.right is right:
+                    at.handed = []
             except Exception:  # noqa: BLE001 - the lane is gone, or going: its next owner will ask
                 if at.delivering is landed:
                     at.keep(landed)

@@ -208,6 +208,24 @@ async def test_answers_outlive_a_lane(world: World) -> None:
     assert heir.got == [((1, 2), ["b"])]
 
 
+@pytest.mark.parametrize("heard", ["", "take", "done"])
+async def test_an_owner_that_did_not_hear_what_is_here_leaves_it_to_the_next(world: World, heard: str) -> None:
+    """The reply got lost, and the lane is opened anew: its answers were gone. Who gives calls out, or takes answers,
+    has heard it."""
+    world.lane.alive = False
+    world.engine.land("a")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    second = world.successor()
+    assert len(world.puller.adopt("job", 0, (1, 2), second, world.clock() + 5).outcomes) == 1
+    if heard == "take":
+        world.puller._accept(world.puller._lanes["job", 0], CallChunk("job", 0, (1, 2), 0.0, [call("d")]))
+    elif heard == "done":
+        world.engine.land("b")
+        await until(lambda: second.got and world.puller._lanes["job", 0].busy is None)
+    kept = world.puller.adopt("job", 0, (1, 3), world.successor((1, 3)), world.clock() + 5)
+    assert [o.item_id for o in kept.outcomes] == ([] if heard else ["a"])
+
+
 async def test_a_delivery_that_failed_is_made_again_where_the_owner_lives(world: World) -> None:
     """A broken connection is no lost lane: its answers must not wait for an heir who never comes."""
     world.lane.alive = False
