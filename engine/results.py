@@ -5,11 +5,12 @@ Units are those of `engine.items`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from penstock.engine.items import Answer, Item, Position, Role, Route, Usage
+from penstock.engine.items import STEP_ROLES, Answer, Item, Position, Role, Route, Usage
 
 CostBasis = Literal["metered", "estimated", "amortised"]
 Mode = Literal["now", "flex", "batch", "own"]
@@ -100,6 +101,11 @@ class ShadowAnswer(msgspec.Struct, frozen=True, gc=False):
     experiment: str = ""
     """The rollout in whose shadow stage it was asked; empty: none."""
     arm: str = ""
+
+
+def last_asked(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The item's own last call: no judge's, no shadow's."""
+    return next((attempt for attempt in reversed(attempts) if attempt.role not in STEP_ROLES), None)
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):

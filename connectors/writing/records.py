@@ -37,7 +37,7 @@ from penstock.connectors.writing.record_structs import (
 )
 from penstock.engine.errors import BadRecord
 from penstock.engine.items import NANO_PER_USD, Item, Usage
-from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer, last_asked
 from penstock.engine.review import Review, reasons_of
 
 Shape = Literal["rows", "openai-batch"]
@@ -66,9 +66,11 @@ class Encoder:
         item, answer = result.item, result.answer
         if self._shape == "rows" or (self._shape is None and not item.is_request):
             return self._row(result)
-        request_id = result.attempts[-1].request_id if result.attempts else None
+        asked = last_asked(result.attempts)
         name = f"{item.item_id}-{item.generation}" if item.generation else item.item_id
-        response = Response(answer.status_code, request_id, Json(one_line(answer.body_json)))
+        response = Response(
+            answer.status_code, asked.request_id if asked is not None else None, Json(one_line(answer.body_json))
+        )
         return _encode(BatchLine("batch_req_" + name, item.custom_id, response, None, self._provenance(result)))
 
     def _row(self, result: Result) -> bytes:

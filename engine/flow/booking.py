@@ -28,7 +28,7 @@ from penstock.engine.measure.distinct import Distinct
 from penstock.engine.measure.grouped import Groups, group_of
 from penstock.engine.measure.sample import STEPS
 from penstock.engine.policy import Promise
-from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer
+from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score, ShadowAnswer, last_asked
 
 MAX_CELLS = 128
 """Of one lane; some 300 bytes each go with every commit. Beyond it a new one counts without prompt, price and arm."""
@@ -105,7 +105,7 @@ class Cells:
         if dead.attempts and dead.route is not None:
             task = dead.route.task
             self._several(task, dead.prompt_version, dead.attempts, item=dead.item)
-            last = next((each for each in reversed(dead.attempts) if each.role not in STEP_ROLES), None)
+            last = last_asked(dead.attempts)
             if dead.item is not None and last is not None and _on_trial(dead.item):
                 arm = last.experiment, last.arm
                 at = self.at(self._key(task, last.model, last.model_version, dead.prompt_version, "", *arm))

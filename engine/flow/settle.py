@@ -11,7 +11,7 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally
 from penstock.engine.items import STEP_ROLES, Answer, Candidate, Item, Outcome, Role, Route, Usage
 from penstock.engine.pricing import cost_nano, dearer, price_of
-from penstock.engine.results import Attempt, CostBasis, CostLine, DeadLetter, DeadLetterReason, Mode, Result
+from penstock.engine.results import Attempt, CostBasis, CostLine, DeadLetter, DeadLetterReason, Mode, Result, last_asked
 
 FREE = Price(version="free")
 _NO_USAGE = Usage()
@@ -132,7 +132,7 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         mode=at.mode,
         usage=slot.usage,
         cost_nano=slot.cost_nano,
-        cost_basis=asked.basis if (asked := _last_asked(slot.attempts)) is not None else at.basis,
+        cost_basis=asked.basis if (asked := last_asked(slot.attempts)) is not None else at.basis,
         price_version=at.price.version,
         policy_version=versions[0],
         prompt_version=versions[1],
@@ -151,13 +151,8 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
 
 def _last_usage(attempts: Sequence[Attempt]) -> Usage:
     """Of the call that answered."""
-    asked = _last_asked(attempts)
+    asked = last_asked(attempts)
     return asked.usage or _NO_USAGE if asked is not None else _NO_USAGE
-
-
-def _last_asked(attempts: Sequence[Attempt]) -> Attempt | None:
-    """The last one that is no step."""
-    return next((attempt for attempt in reversed(attempts) if attempt.role not in STEP_ROLES), None)
 
 
 def dead_letter_of(

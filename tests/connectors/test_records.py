@@ -274,3 +274,11 @@ def test_a_dead_letter_gives_the_original_bytes_back(original: bytes) -> None:
     line = json.loads(ROWS.dead_letter(msgspec.structs.replace(UNREAD, original=original)))
     text = line["original"]
     assert (base64.b64decode(text) if line["original_encoding"] == "base64" else text.encode()) == original
+
+
+def test_a_results_request_id_is_that_of_the_call_that_answered() -> None:
+    """Where a judge was asked after it, the id of the judge's call stood there: nobody finds the answer by that."""
+    judged = Attempt(3, "judge", "judge", 1_795_563_218.0, 100.0, "ok", "req_judge", 1_000)
+    made = msgspec.structs.replace(result(), attempts=(FAILED, SERVED, judged))
+    line = msgspec.json.decode(Encoder("r", "openai-batch").result(made))
+    assert line["response"]["request_id"] == "req_9"
