@@ -346,6 +346,11 @@ class Lane:
         behind = self.chains is not None and self.chains.pressing
         return not self.draining and self.horizon.thirsty(self.ready.items, behind=behind)
 
+    @property
+    def starved(self) -> bool:
+        """Nothing is at a worker, and nothing may be sent: only a commit brings it on."""
+        return not self.flights.count and not self.ready.items
+
     def held_up(self, now: float) -> bool:
         """Nothing was committed for long, and items that go on keep a watermark back: a commit may put them on the
         shelf."""
