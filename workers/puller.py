@@ -242,7 +242,8 @@ class Puller:
             right = at.right = Right(chunk.run, chunk.lane, chunk.epoch, chunk.send_until)
         elif right.epoch > chunk.epoch:
             return  # an old owner's calls: the new one has them from its own progress
-        right.until, at.handed = max(right.until, chunk.send_until), []
+        right.until = max(right.until, chunk.send_until)
+        at.handed = []
         tickets = [Ticket(call, right, chunk.outputs.get(call.task)) for call in chunk.calls]
         at.tickets.update(tickets)
         if self._time is not None:

@@ -68,9 +68,8 @@ class Encoder:
             return self._row(result)
         asked = last_asked(result.attempts)
         name = f"{item.item_id}-{item.generation}" if item.generation else item.item_id
-        response = Response(
-            answer.status_code, asked.request_id if asked is not None else None, Json(one_line(answer.body_json))
-        )
+        request_id = asked.request_id if asked is not None else None
+        response = Response(answer.status_code, request_id, Json(one_line(answer.body_json)))
         return _encode(BatchLine("batch_req_" + name, item.custom_id, response, None, self._provenance(result)))
 
     def _row(self, result: Result) -> bytes:

@@ -77,12 +77,10 @@ class Flights:
             if one.outcome is not None and one.outcome.usage is not None:
                 self._calls.inherit(slot, one, one.outcome, self._tally, self._ends.costs)
                 self._ends.unsaved.keep(one)
-        slot.attempt = claimed.attempt
-        if claimed.call is None:
-            return False
-        self._go_on_with(slot, claimed.call, claimed.candidate, now)
-        slot.attempt = claimed.attempt
-        return True
+        if claimed.call is not None:
+            self._go_on_with(slot, claimed.call, claimed.candidate, now)
+        slot.attempt = claimed.attempt  # no later call gets a number of these
+        return claimed.call is not None
 
     def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float) -> None:
         self._places.move(slot, candidate)

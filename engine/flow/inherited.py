@@ -83,9 +83,11 @@ class Inherited:
         What the last owner kept of the item may name these very attempts, as ones under way; one that is among those
         told was settled by him."""
         found = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
+        if found is None:
+            return None
         settled = {attempt.n for attempt in slot.attempts}
         calls: list[Adopted] = []
-        for number, one in sorted(found.items() if found else ()):
+        for number, one in sorted(found.items()):
             if number < slot.attempt or number in settled:
                 self._give_up(one)
             else:

@@ -11,8 +11,8 @@ again, so no wall and no budget can be passed by.
 
 Its parts: `horizon` (what may be sent), `places` (who is ready, who is held), `targets` (who is well), `till`, `paying`
 (money), `deadlines`, `chains` (whose turn it is), `copies`, `calls` (what a call says and costs), `shelf` (what is kept
-of single items), `inherited` (what the last owner left), `silence` (who froze), `takes` (who got
-what, and waits for it), `flights`, `ends`; joined here.
+of single items), `inherited` (what the last owner left), `silence` (who froze), `takes` (who got what, and waits for
+it), `flights`, `ends`; joined here.
 """
 
 from __future__ import annotations
@@ -181,9 +181,10 @@ class Lane:
         """At most `n` calls and about `max_tokens` tokens (at least one call) for a worker of this pool. `number`: of
         this take among the worker's. Nothing where that worker has given it up meanwhile (`missed`), or was lost."""
         calls: list[Call] = []
-        takes = self.flights.takes
         self.flights.silence.heard(worker, now)
-        for _ in range(0 if takes.is_void(worker, number) else n):
+        if self.flights.takes.is_void(worker, number):
+            return calls
+        for _ in range(n):
             if max_tokens <= 0 or self.draining:
                 break
             slot = self.ready.pop(pool)

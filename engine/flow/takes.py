@@ -20,7 +20,7 @@ class Takes:
 
     def is_void(self, worker: str, number: int) -> bool:
         """`number`: of the worker's takes, growing from 1; 0: it does not number them."""
-        return 0 < number <= self._void.get(worker, 0) or (number > 0 and worker in self._dead)
+        return number > 0 and (worker in self._dead or number <= self._void.get(worker, 0))
 
     def flies(self, slot: Slot, number: int) -> None:
         if number:

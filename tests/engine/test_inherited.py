@@ -160,6 +160,9 @@ def test_of_two_calls_of_one_item_the_later_one_is_waited_for() -> None:
         assert heir.save() == ["late"]
 
 
+JUDGED = Task("t", max_tokens=10, sample=1.0, scorers=(Scorer("judge", model="other", rubric="?", choices=("1", "2")),))
+
+
 @pytest.mark.parametrize("answered_first", [False, True])
 def test_of_two_calls_of_one_number_the_answer_counts(answered_first: bool) -> None:
     """The last owner did not hear of the first one's call, since its worker was stopped, and made it again under the
@@ -200,9 +203,7 @@ def test_an_answer_that_the_item_goes_on_without_is_on_the_bill(lost: bool) -> N
 
 def test_an_answer_is_not_asked_for_again_where_its_judge_was_asked() -> None:
     """What the judge says then has no number that another call gets."""
-    judge = Scorer("judge", model="other", rubric="good?", choices=("1", "2"))
-    task = Task("t", max_tokens=10, sample=1.0, scorers=(judge,))
-    heir = Owner({}, policy=Policy({"t": task}, default_task="t"))
+    heir = Owner({}, policy=Policy({"t": JUDGED}, default_task="t"))
     call = Call("i0", 0, 1, "primary", "m", "v1", "m", b"", "t", 9, 9.0, 9, 9)
     heir.lane.adopt([left(call, answered(call)), Adopted("i0", 0, 2, "other", "w", None, "judge", "v1")])
     heir.offer(0)
@@ -316,9 +317,6 @@ def test_answers_that_an_owner_was_left_and_did_not_come_to_are_left_to_the_next
     assert heir.lane.unsaved == []
 
 
-JUDGED = Task("t", max_tokens=10, sample=1.0, scorers=(Scorer("judge", model="other", rubric="?", choices=("1", "2")),))
-
-
 def unsaved_of(first: Owner) -> list[Adopted]:
     """Its commit fails, and was not made. What it leaves, and the calls that go on at the worker."""
     first.lane.commit(first.now)
@@ -330,17 +328,23 @@ def unsaved_of(first: Owner) -> list[Adopted]:
     return [*first.lane.unsaved, *flying]
 
 
+def asked_on(owner: Owner) -> Call:
+    """Its first item was answered; the call that follows: of a judge, or of the next model."""
+    owner.offer(0)
+    owner.save()
+    (call,) = owner.take()
+    owner.lane.outcome(answered(call), owner.now)
+    (following,) = owner.take()
+    return following
+
+
 @pytest.mark.parametrize("judged", [False, True])
 def test_an_unsaved_answer_is_taken_up_though_its_judge_was_asked(judged: bool) -> None:
     """The judge's call is the later one, and what it is about would be paid for again. `judged`: it was answered, and
     a worker holds that."""
     disk, policy = dict[str, bytes](), Policy({"t": JUDGED}, default_task="t")
     first = Owner(disk, policy=policy)
-    first.offer(0)
-    first.save()
-    (call,) = first.take()
-    first.lane.outcome(answered(call), first.now)
-    (judge,) = first.take()
+    judge = asked_on(first)
     assert (judge.role, judge.attempt) == ("judge", 2)
     answer, asked = unsaved_of(first)
     heir = Owner(disk, first.lane.seq - 1, policy=policy)
@@ -362,11 +366,7 @@ def test_an_unsaved_answer_that_a_cascade_did_not_believe_is_on_the_bill(failure
     doubted = Task("t", max_tokens=10, cascade=Cascade(("m", "other"), "logprob", 0.9))
     disk, policy = dict[str, bytes](), Policy({"t": doubted}, default_task="t")
     heir = Owner(disk, policy=policy)
-    heir.offer(0)
-    heir.save()
-    (call,) = heir.take()
-    heir.lane.outcome(answered(call), heir.now)
-    (above,) = heir.take()
+    above = asked_on(heir)
     assert (above.model, above.attempt) == ("other", 2)
     seq = heir.lane.seq
     for _ in range(failures):
@@ -405,11 +405,7 @@ def test_an_unsaved_answer_of_a_judge_is_on_the_bill() -> None:
     """The answer's own cost is committed already; what the judge said of it died with its owner."""
     disk, policy = dict[str, bytes](), Policy({"t": JUDGED}, default_task="t")
     first = Owner(disk, policy=policy)
-    first.offer(0)
-    first.save()
-    (call,) = first.take()
-    first.lane.outcome(answered(call), first.now)
-    (judge,) = first.take()
+    judge = asked_on(first)
     assert first.save() == []
     first.lane.outcome(answered(judge, "2"), first.now)
     heir = Owner(disk, first.lane.seq, policy=policy)

@@ -88,7 +88,9 @@ async def test_what_a_lane_took_from_a_worker_is_committed_before_it_lets_go_and
     assert again == {call.item_id for chunk in others for call in chunk.calls}
 
 
-async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_same() -> None:
+async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whether it was made is unknown, so none may follow it: the next owner reads. (It raised, and was not let go.)"""
     rig = Rig(MemoryPlace("part"), source("part", [line(n) for n in range(100)]))
     shell, out = await working(rig)
@@ -100,7 +102,7 @@ async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_sa
         await gate.wait()
         raise Temporary("no answer")
 
-    shell._stores.primary.commit = fails  # type: ignore[method-assign]
+    monkeypatch.setattr(shell._stores.primary, "commit", fails)
     await shell.done(first.epoch, [answered(call) for call in first.calls])
     async with asyncio.timeout(20):
         await begun.wait()

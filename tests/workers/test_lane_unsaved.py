@@ -17,7 +17,7 @@ from penstock.connectors.memory import MemorySource as Reader
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.settings import MemorySink, MemorySource, Row
 from penstock.engine.errors import Fenced, Temporary
-from penstock.engine.items import CallChunk
+from penstock.engine.items import Call, CallChunk
 from penstock.engine.plan import Plan
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.ports import Kept, encode
@@ -75,15 +75,12 @@ async def sent(actor: LaneActor, epoch: tuple[int, int], least: int) -> list[Cal
     return chunks
 
 
-@pytest.mark.parametrize("durable", [False, True])
-async def test_what_was_answered_before_a_commit_that_failed_is_not_asked_again(
-    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether it was made or not; and though the lane can't be opened at once. (Seen: 337 of 2,000 calls paid again for
-    one broker that died.)"""
-    driver = Driver()
-    actor = await lane_actor(driver, tmp_path)
-    commit, take = MemoryStore.commit, MemoryStore.take
+async def with_unsaved(
+    actor: LaneActor, driver: Driver, monkeypatch: pytest.MonkeyPatch, *, durable: bool = False
+) -> list[Call]:
+    """Its first owner gives all calls out, which are returned; 15 are answered, and the commit fails. `durable`: it was
+    made all the same."""
+    commit = MemoryStore.commit
     await actor.open(0, 1, (1, 1), False, True)
     await actor.go([0])
     calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
@@ -93,17 +90,30 @@ async def test_what_was_answered_before_a_commit_that_failed_is_not_asked_again(
             await commit(self, *what)  # pyright: ignore[reportArgumentType]
         raise Temporary("no answer")
 
-    async def away(*_: object, **__: object) -> None:
-        raise Temporary("away")
-
     monkeypatch.setattr(MemoryStore, "commit", fails)
     await actor.done(0, (1, 1), encode([answered(call) for call in calls[:15]]))
     await until(lambda: bool(driver.failed))
+    monkeypatch.setattr(MemoryStore, "commit", commit)
+    return calls
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_what_was_answered_before_a_commit_that_failed_is_not_asked_again(
+    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was made or not; and though the lane can't be opened at once. (Seen: 337 of 2,000 calls paid again for
+    one broker that died.)"""
+    driver = Driver()
+    actor = await lane_actor(driver, tmp_path)
+    take, calls = MemoryStore.take, await with_unsaved(actor, driver, monkeypatch, durable=durable)
+
+    async def away(*_: object, **__: object) -> None:
+        raise Temporary("away")
+
     monkeypatch.setattr(MemoryStore, "take", away)
     with pytest.raises(Temporary):
         await actor.open(0, 2, (1, 2), True, True)
     monkeypatch.setattr(MemoryStore, "take", take)
-    monkeypatch.setattr(MemoryStore, "commit", commit)
     await actor.open(0, 3, (1, 3), True, True)
     await actor.go([0])
     rest = [call for chunk in await sent(actor, (1, 3), ITEMS - 15) for call in chunk.calls]
@@ -123,18 +133,7 @@ async def test_an_opening_that_was_given_up_takes_nothing_from_the_next(
     answers that the second needs, nor its lane's place."""
     driver = Driver()
     actor = await lane_actor(driver, tmp_path)
-    commit, waited_for = MemoryStore.commit, getattr(MemoryStore, waits_in)
-    await actor.open(0, 1, (1, 1), False, True)
-    await actor.go([0])
-    calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
-
-    async def fails(*_: object) -> None:
-        raise Temporary("no answer")
-
-    monkeypatch.setattr(MemoryStore, "commit", fails)
-    await actor.done(0, (1, 1), encode([answered(call) for call in calls[:15]]))
-    await until(lambda: bool(driver.failed))
-    monkeypatch.setattr(MemoryStore, "commit", commit)
+    waited_for, calls = getattr(MemoryStore, waits_in), await with_unsaved(actor, driver, monkeypatch)
     gates: list[asyncio.Event] = []
 
     async def waits(self: MemoryStore, *args: object, **named: object) -> object:
@@ -203,19 +202,9 @@ async def test_what_was_answered_before_a_commit_that_failed_moves_with_its_lane
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To another actor: it was paid for again there."""
-    driver, commit = Driver(), MemoryStore.commit
+    driver = Driver()
     source, target = await lane_actors(driver, tmp_path, 2)
-    await source.open(0, 1, (1, 1), False, True)
-    await source.go([0])
-    calls = [call for chunk in await sent(source, (1, 1), ITEMS) for call in chunk.calls]
-
-    async def fails(*_: object) -> None:
-        raise Temporary("no answer")
-
-    monkeypatch.setattr(MemoryStore, "commit", fails)
-    await source.done(0, (1, 1), encode([answered(call) for call in calls[:15]]))
-    await until(lambda: bool(driver.failed))
-    monkeypatch.setattr(MemoryStore, "commit", commit)
+    calls = await with_unsaved(source, driver, monkeypatch)
     left = await source.part(0, 0.0)
     assert await source.part(0, 0.0) == b""
     await target.inherit(0, left)

@@ -119,8 +119,7 @@ class LaneActor:
         self._asked[lane] = max(epoch, self._asked.get(lane, epoch))
         await asyncio.to_thread(refuse_apart, self._marks)
         self._refuse_late(lane, epoch)
-        if lane in self._shells:  # before it is closed, which may take long
-            self._unsaved[lane] = [*self._unsaved.get(lane, ()), *self._shells[lane].machine.unsaved]
+        self._unsaved[lane] = self._left(lane)  # before it is closed, which may take long
         await self._let_go(lane)
         await self._scoring.turn()  # what workers still hold of the last owner is scored as soon as it is read
         self._refuse_late(lane, epoch)
@@ -139,6 +138,11 @@ class LaneActor:
         """An opening that its driver has given up must not take the place, or the answers, of the one that followed."""
         if epoch < self._asked[lane]:
             raise Fenced(f"lane {lane}: epoch {self._asked[lane]} was asked for; this opening was of {epoch}")
+
+    def _left(self, lane: int) -> list[Adopted]:
+        """Taken out: the answers that no commit of its owners here, the present one among them, holds for sure."""
+        shell = self._shells.get(lane)
+        return [*self._unsaved.pop(lane, ()), *(shell.machine.unsaved if shell is not None else ())]
 
     def _show(self, lane: int, batch: CommitBatch) -> None:
         if self._mirror is not None and lane in self._shells:
@@ -223,9 +227,10 @@ class LaneActor:
     async def _hear(self, lane: int, shell: LaneShell, name: str, answer: Awaitable[bytes]) -> None:
         """One worker's word, taken up at once: it has let go of its answers, and another may be silent for long."""
         try:
-            kept = msgspec.msgpack.decode(await answer, type=Kept)
+            told = await answer
         except Exception:  # noqa: BLE001 - it is gone, and holds nothing
             return
+        kept = msgspec.msgpack.decode(told, type=Kept)
         heir = self._shells.get(lane, shell)
         heir.adopt(kept if heir is shell else msgspec.structs.replace(kept, flying=[]), name)
 
@@ -330,7 +335,7 @@ class LaneActor:
         await shell.part(seconds)
         if self._shells.get(lane) is not shell:
             return b""
-        answers = [*self._unsaved.pop(lane, ()), *shell.machine.unsaved]
+        answers = self._left(lane)
         await self._let_go(lane)
         return encode(answers) if answers else b""
 

@@ -328,9 +328,8 @@ class LaneShell:
         machine, age = self.machine, since(self._out.at, now)
         hurried = machine.thirsty or (machine.finished_all and self._unsaved())
         due = self._out.due(hurried or machine.dirty or self._unsaved() or machine.held_up(now), now)
-        if not hurried:
-            return due and age >= self._commit_s
-        return due and age >= min(STARVED_S if machine.starved else HASTE_S, HASTE * self._commit_s)
+        hurry_s = min(STARVED_S if machine.starved else HASTE_S, HASTE * self._commit_s)
+        return due and age >= (hurry_s if hurried else self._commit_s)
 
     def _unsaved(self) -> bool:
         """The end of the lane, or an applied outbox batch, wants a commit of its own."""
