@@ -6,7 +6,6 @@ file it is: https://docs.confluent.io/platform/current/schema-registry/fundament
 
 from __future__ import annotations
 
-import base64
 import importlib
 import io
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from penstock.connectors.base import Raw
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
 from penstock.connectors.kafka.bombs import MOST_VALUES, Counted, many_in_json, many_values, refers_to_itself, too_many
 from penstock.connectors.kafka.partition import Record, raw, too_large
+from penstock.connectors.kafka.proto_files import MESSAGE, files
 from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.schemas import Codec, Compile, Schemas
 from penstock.connectors.reading.json_guard import decode, members
@@ -27,12 +27,6 @@ from penstock.engine.plan import Split
 RegistryFormat = Literal["avro", "json-schema", "protobuf"]
 
 _TYPES: dict[RegistryFormat, str] = {"avro": "AVRO", "json-schema": "JSON", "protobuf": "PROTOBUF"}
-_WELL_KNOWN = (
-    "any", "source_context", "type", "api", "descriptor", "duration", "empty", "field_mask", "struct", "timestamp",
-    "wrappers",
-)  # fmt: skip
-"""Each behind what it imports."""
-_MESSAGE = "message.proto"
 
 
 class RegistryRecords:
@@ -95,6 +89,7 @@ def _codec(format: RegistryFormat) -> Compile:
             return _avro
         case "protobuf":
             _need("google.protobuf", format)
+            _need("grpc_tools", format)
             return _protobuf
         case "json-schema":
             return _json_schema
@@ -164,13 +159,9 @@ def _protobuf(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec
     from google.protobuf import descriptor_pool, json_format, message_factory
 
     pool = descriptor_pool.DescriptorPool()
-    for name in _WELL_KNOWN:
-        module = importlib.import_module(f"google.protobuf.{name}_pb2")
-        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    for name, other in named.items():
-        pool.AddSerializedFile(_file(other, name))
-    pool.AddSerializedFile(_file(schema, _MESSAGE))
-    file = pool.FindFileByName(_MESSAGE)
+    for one in files(schema, named):
+        pool.AddSerializedFile(one)
+    file = pool.FindFileByName(MESSAGE)
 
     def read(payload: bytes) -> bytes:
         path, payload = _indexes(payload)
@@ -188,15 +179,6 @@ def _protobuf(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec
         return text.encode()
 
     return read
-
-
-def _file(schema: Schema, name: str) -> bytes:
-    """The descriptor under the name by which others import it: a registry may call it anything."""
-    from google.protobuf import descriptor_pb2
-
-    file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(schema.schema))
-    file.name = name
-    return file.SerializeToString()
 
 
 def _indexes(payload: bytes) -> tuple[list[int], bytes]:

@@ -178,6 +178,43 @@ async def test_a_protobuf_record_is_a_row_with_the_names_of_its_fields(registry:
     assert await row(registry, "protobuf", framed(11, b"\x00")) == {}
 
 
+ORDER_PROTO = """
+    syntax = "proto3";
+    import "money.proto";
+    import "google/protobuf/timestamp.proto";
+    message Other {}
+    message Order {
+      message Inner { int32 n = 1; }
+      string some_text = 1;
+      int32 count = 2;
+      google.protobuf.Timestamp at = 3;
+      money.Money usd = 4;
+    }"""
+MONEY_PROTO = 'syntax = "proto3"; package money; message Money { int64 cents = 1; }'
+
+
+async def test_a_registry_may_tell_protobuf_as_the_text_of_its_file(registry: Registry) -> None:
+    """Apicurio does not know `format=serialized`."""
+    references = [{"name": "money.proto", "subject": "money", "version": 1}]
+    registry.schemas[11] = {"schema": ORDER_PROTO, "schemaType": "PROTOBUF", "references": references}
+    registry.subjects["money", "1"] = {"schema": MONEY_PROTO, "schemaType": "PROTOBUF", "subject": "money"}
+    value = framed(11, b"\x02\x02" + message("Order", some_text="hi", usd={"cents": 5}))
+    assert await row(registry, "protobuf", value) == {"some_text": "hi", "count": 0, "usd": {"cents": "5"}}
+
+
+@pytest.mark.parametrize("name", ["../money.proto", "/tmp/money.proto", "a/../../money.proto"])
+async def test_what_a_schema_imports_is_never_written_outside_its_folder(registry: Registry, name: str) -> None:
+    references = [{"name": name, "subject": "money", "version": 1}]
+    registry.schemas[11] = {"schema": ORDER_PROTO, "schemaType": "PROTOBUF", "references": references}
+    registry.subjects["money", "1"] = {"schema": MONEY_PROTO, "schemaType": "PROTOBUF", "subject": "money"}
+    assert "no name of a file" in await error(registry, "protobuf", framed(11, b"\0"))
+
+
+async def test_a_text_that_is_no_protobuf_makes_dead_letters(registry: Registry) -> None:
+    registry.schemas[11] = {"schema": "message {", "schemaType": "PROTOBUF"}
+    assert "no Protobuf that protoc can read" in await error(registry, "protobuf", framed(11, b"\0"))
+
+
 async def test_what_cannot_be_decoded_is_a_dead_letter(registry: Registry) -> None:
     registry.schemas[7] = {"schema": json.dumps(ORDER)}
     registry.schemas[8] = {"schema": '"string"'}
