@@ -109,6 +109,17 @@ class Intake:
                 label = _label_if_any(rows, raw)
             return self._dead(item_id, raw, now, label, error)
 
+    def again(self, item: Item) -> Item | DeadLetter:
+        """What the job makes now of an item that was read before, by another job file perhaps. As it was where its
+        record is not here: of a large one the head is kept alone, and a schema's bytes are no JSON."""
+        if item.original_length:
+            return item
+        raw = Raw(item.source, "", data=item.original, key=item.key, headers=item.headers, timestamp=item.enqueued_at)
+        made = self.item(raw, item.enqueued_at, item.item_id)
+        if isinstance(made, DeadLetter) and made.reason == "malformed":
+            return item
+        return msgspec.structs.replace(made, generation=item.generation)
+
     def _item(
         self,
         item_id: str,

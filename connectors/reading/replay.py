@@ -36,6 +36,10 @@ class Intake(Protocol):
         """`item_id`: of the record that died, where the raw one stands for it."""
         ...
 
+    def again(self, item: Item) -> Item | DeadLetter:
+        """An item that was read before, as it is read now."""
+        ...
+
 
 class ReplayIntake:
     """An intake before an intake. A line that is no dead-letter record goes on as it is, and dies of what it is."""
@@ -60,6 +64,10 @@ class ReplayIntake:
         inner = msgspec.structs.replace(raw, data=original, length=0, key=came.key, headers=came.headers)
         made = self._intake.item(inner, now, item_id or letter.item_id)
         return msgspec.structs.replace(made, generation=letter.generation + 1)
+
+    def again(self, item: Item) -> Item | DeadLetter:
+        """Its original is the record that died."""
+        return self._intake.again(item)
 
 
 def intake_for(source: SourceSettings, intake: Intake) -> Intake:

@@ -17,7 +17,7 @@ it), `flights`, `ends`; joined here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -52,6 +52,10 @@ from penstock.engine.registry.standing import Known
 from penstock.engine.results import CostLine, DeadLetter
 from penstock.engine.router import Rejection, Router
 from penstock.engine.steering.turn import Turn
+
+
+def _as_it_was(item: Item) -> Item | DeadLetter:
+    return item
 
 
 class Lane:
@@ -122,11 +126,15 @@ class Lane:
             return 0
         return max(0, settings.window - len(self.slots) - ends.uncommitted)
 
-    def restore_shelf(self, now: float) -> None:
-        """Shelved items of the last owner come back first, in input order; each may have been paid for."""
+    def restore_shelf(self, now: float, again: Callable[[Item], Item | DeadLetter] = _as_it_was) -> None:
+        """Shelved items of the last owner come back first, in input order; each may have been paid for. `again`: what
+        the job makes of one now. It may have been edited since: its walls, too, hold for what is sent from now on."""
         entries, self.shelf.restored = self.shelf.restored, []
         for entry in entries:
-            slot = self._slot(entry.item, now)
+            made = again(entry.item)
+            slot = self._slot(made if isinstance(made, Item) else entry.item, now)
+            if isinstance(made, DeadLetter):
+                slot.rejection = Rejection(made.reason, made.message, slot.route)
             self.shelf.resume(slot, entry)
             if self._admit(slot, now):
                 self.flights.start(slot, now)

@@ -659,3 +659,28 @@ def test_table_rows_go_the_same_way_as_json_lines() -> None:
         "openai-batch",
         *["rows"] * 3,
     ]
+
+
+def test_what_is_kept_of_an_item_is_read_again_as_its_record_was() -> None:
+    """By the same job it is the same item, headers, key, time and generation included. What is not there whole, or is
+    no JSON (a registry's bytes, whose row the source made), stays as it was read."""
+    headers = (("penstock-sensitivity", b"eu"),)
+    batch = Intake("run", "openai-batch", Row(), ONE, ["opus"])
+    rows = Intake("run", "rows", ROW, SHOP, [], 2, {"shop": "S"})
+    records = [
+        (batch, raw(line({"model": "opus", "metadata": {"tenant": "t"}}), headers=headers, key=b"k", timestamp=7.0)),
+        (rows, raw(ORDER, headers=headers)),
+        (rows, Raw(Position("s", 0, 3), "o", row_json=json.dumps(ORDER).encode())),
+        (rows, Raw(Position("s", 0, 4), "o", b"\0\0\0\0\1avro", json.dumps(ORDER).encode())),
+        (rows, raw({**ORDER, "more": "x" * 1_100_000})),
+    ]
+    for intake, record in records:
+        made = intake.item(record, 5.0)
+        assert isinstance(made, Item), made
+        assert intake.again(made) == made
+    edited = Intake("run", "rows", msgspec.structs.replace(ROW, id="{{ gone }}"), SHOP, [], 2, {"shop": "S"})
+    made = rows.item(records[1][1], 5.0)
+    assert isinstance(made, Item)
+    refused = edited.again(made)
+    assert isinstance(refused, DeadLetter)
+    assert (refused.reason, refused.item_id, refused.generation) == ("missing_field", made.item_id, 2)

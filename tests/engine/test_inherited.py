@@ -10,7 +10,7 @@ from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.progress import SHELF, TRIED
 from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Role, Usage
 from penstock.engine.policy import Cascade, Policy, Scorer, Task
-from penstock.engine.results import Result
+from penstock.engine.results import DeadLetter, Result
 from tests.engine.one_lane import OneLane
 
 PRICE = Price(10**9, 10**9)
@@ -85,6 +85,23 @@ def test_a_shelved_item_gets_the_answer_that_a_worker_has() -> None:
     heir.lane.restore_shelf(heir.now)
     assert heir.take() == []
     assert heir.save() == ["slow"]
+
+
+def test_a_shelved_item_that_the_job_reads_otherwise_by_now_ends_as_it_says() -> None:
+    """The job file was edited, and its record does not do any more: nothing is sent, and the shelf forgets it."""
+    first, slow = shelved()
+    heir = Owner(first.disk, first.lane.seq)
+
+    def gone(item: Item) -> DeadLetter:
+        return DeadLetter(item.item_id, item.source, "missing_field", "no such column", item.original)
+
+    heir.lane.restore_shelf(heir.now, gone)
+    assert heir.take() == []
+    batch = heir.commit()
+    assert [(dead.item_id, dead.reason, dead.maybe_paid) for dead in batch.dead_letters] == [
+        (slow.item_id, "missing_field", True)
+    ]
+    assert batch.chunks[SHELF + slow.item_id] == b""
 
 
 def test_a_lane_that_drains_while_it_is_opened_ends_what_has_its_answer() -> None:

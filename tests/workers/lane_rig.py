@@ -158,6 +158,7 @@ class Rig:
         self.verdicts: Verdicts | None = None
         self.catalog = CATALOG
         self.review: Review | None = None
+        self.intake = Intake("r", "openai-batch", Row(), POLICY, {"m"})
         self.sent: list[str] = []
         self.now: Callable[[], float] = time.time
 
@@ -176,14 +177,14 @@ class Rig:
         hooks = Hooks(random.Random(1).random, lambda item, answer, task: (), lambda body, answer, message: body)
         router = Router(self.catalog, POLICY)
         machine = Lane(settings, router, self.catalog, POLICY, hooks, Budgets(self.budgets, "r"))
-        intake, driver = Intake("r", "openai-batch", Row(), POLICY, {"m"}), Driver()
+        driver = Driver()
         shell = LaneShell(
             lane,
             epoch,
             machine,
             stores,
             self.source,
-            intake,
+            self.intake,
             Encoder("r", "openai-batch", review=self.review),
             driver,
             self.ledger,

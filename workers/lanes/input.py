@@ -54,6 +54,8 @@ class LaneInput:
         self._machine = machine
         self._source = source
         self._intake = intake
+        self.again = intake.again
+        """What the job makes of an item that an earlier owner read."""
         self._limit = limit
         self._outage_s = outage_s
         self._reader: Reader | None = None

@@ -156,7 +156,7 @@ class LaneShell:
         """All lanes have taken their place: read and dispatch. Told early, or twice: nothing."""
         if not self._opened or self._pump is not None:
             return
-        self.machine.restore_shelf(self._now())
+        self.machine.restore_shelf(self._now(), self._input.again)
         self._pump = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
