@@ -40,6 +40,11 @@ class Arms:
             prompts = any(arm.prompt is not None for arm in experiment.arms)
             self._by_task[task.name] = _Ready(Draw(experiment), defaults, prompts)
 
+    def lead_to(self, exposure: Exposure) -> bool:
+        """Whether some arm goes where it does."""
+        arms = (arm for ready in self._by_task.values() for arm in ready.draw.experiment.arms)
+        return any((arm.model, arm.version) == (exposure.model, exposure.version) for arm in arms)
+
     def of(self, task: str, attributes: Attributes, item_id: str) -> Drawn | None:
         """None: the task is in no experiment."""
         ready = self._by_task.get(task)

@@ -113,12 +113,21 @@ class Intake:
         """What the job makes now of an item that was read before, by another job file perhaps. As it was where its
         record is not here: of a large one the head is kept alone, and a schema's bytes are no JSON."""
         if item.original_length:
-            return item
+            return self._as_it_was(item)
         raw = Raw(item.source, "", data=item.original, key=item.key, headers=item.headers, timestamp=item.enqueued_at)
         made = self.item(raw, item.enqueued_at, item.item_id)
         if isinstance(made, DeadLetter) and made.reason == "malformed":
-            return item
+            return self._as_it_was(item)
         return msgspec.structs.replace(made, generation=item.generation)
+
+    def _as_it_was(self, item: Item) -> Item:
+        """An arm that the job has no more leads it nowhere, for its model may be gone too; its prompt is what is asked
+        all the same."""
+        exposure = item.exposure
+        if exposure is None or self._arms.lead_to(exposure):
+            return item
+        left = Exposure(prompt_version=exposure.prompt_version, params=exposure.params)
+        return msgspec.structs.replace(item, exposure=left)
 
     def _item(
         self,

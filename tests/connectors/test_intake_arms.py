@@ -12,7 +12,7 @@ from penstock.connectors.base import Raw
 from penstock.connectors.reading.intake import InputShape, Intake
 from penstock.connectors.reading.replay import ReplayIntake
 from penstock.connectors.settings import Row
-from penstock.engine.items import Item, Position
+from penstock.engine.items import Exposure, Item, Position
 from penstock.engine.policy import Arm, Experiment, Policy, Prompt, Task
 
 PLAIN, KIND = Prompt("{{ text }}", version="plain"), Prompt("Please: {{ text }}", version="kind")
@@ -110,3 +110,15 @@ def test_an_item_that_is_sent_again_comes_into_the_same_arm() -> None:
         letter = {"item_id": each.item_id, "original": each.original.decode(), "generation": 0}
         (back,) = items(again, [raw(letter, 7)])
         assert (back.item_id, back.generation, back.exposure) == (each.item_id, 1, each.exposure)
+
+
+def test_a_large_item_of_an_arm_that_the_job_has_no_more_goes_where_the_others_go() -> None:
+    """It can't be read again: its prompt is what was asked, and the arm's model may be in no catalogue any more."""
+    old = policy(Arm("opus", 9.0, model="gone", prompt=KIND))
+    large = [raw({"text": "hello", "who": f"u{n}", "more": "x" * 1_100_000}, n) for n in range(8)]
+    drawn = [each for each in items(intake(old), large) if each.exposure is not None and each.exposure.model == "gone"]
+    assert drawn
+    for each in drawn:
+        assert intake(old).again(each) == each
+        kept = Exposure(prompt_version="kind")
+        assert intake(policy(WARM)).again(each) == msgspec.structs.replace(each, exposure=kept)
