@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from penstock.engine.catalog import Catalog, Model, Wall
+from penstock.jobs import hosts
 from penstock.jobs.spec.accounts import Found, Part, compile_accounts
 from penstock.jobs.spec.fields import WallFile
 from penstock.jobs.spec.models import compile_models
@@ -21,6 +22,8 @@ def compile_catalog(parts: list[Part]) -> Catalog:
         compile_accounts(found, part)
     for part in parts:
         compile_models(found, part, is_job=part is parts[-1])
+        if part is not parts[-1]:
+            _refuse_led_elsewhere(found, parts[-1])
     for part in parts:
         _walls(found, part)
     job = parts[-1]
@@ -34,6 +37,20 @@ def compile_catalog(parts: list[Part]) -> Catalog:
         walls=found.walls,
         unknown_wall=_unknown_wall(found, parts),
     )
+
+
+def _refuse_led_elsewhere(found: Found, job: Part) -> None:
+    """`found`: what the catalogue has. A model of it that names a known host means that host: its regions, its price
+    and what it promises are the host's. The job may bring the key and the limits, or a proxy on this machine."""
+    meant = {model.account for model in found.models.values()}
+    for name in job.file.accounts:
+        known, url = hosts.host(name), found.accounts[name].base_url
+        if known is not None and name in meant and not (known.owns(url) or hosts.is_here(url)):
+            raise job.doc.error(
+                ("accounts", name),
+                f"models of the catalogue are at the known host `{name}`, and a job cannot lead them elsewhere; give "
+                "this account another name",
+            )
 
 
 def _refuse_doubtful(doc: Doc, models: Mapping[str, Model]) -> None:

@@ -331,6 +331,25 @@ def test_a_job_cannot_bend_the_companys_walls(extra: str, message: str, tmp_path
     assert message in refused(tmp_path, BASE + "catalog: catalog.yaml\n" + extra + "\n")
 
 
+@pytest.mark.parametrize(
+    "model", ["{name: safe, account: openai, model: gpt-4o, regions: [us], no_train: true}", "openai/gpt-4o"]
+)
+def test_a_job_cannot_lead_the_catalogues_models_to_another_host(model: str, tmp_path: Path) -> None:
+    """What the catalogue says of regions and training is the known host's, and so are the prices: by an account of the
+    host's name the job would send what the walls let through to whom it likes. A key and limits it may bring."""
+    (tmp_path / "catalog.yaml").write_text(f"models: [{model}]\nwalls: {{careful: {{no_train: true}}}}\n")
+    for url in ("https://elsewhere.example/v1", "https://api.openai.com.elsewhere.example"):
+        own = f"accounts: {{openai: {{base_url: '{url}', provider: openai}}}}\n"
+        told = refused(tmp_path, BASE + "catalog: catalog.yaml\n" + own)
+        assert told.startswith("job.yaml:6: accounts.openai: models of the catalogue are at the known host `openai`")
+    for own in (
+        "{api_key: 'env:OURS'}",
+        "{base_url: 'https://eu.api.openai.com/v1'}",
+        "{base_url: 'http://127.0.0.1:9'}",
+    ):
+        spec.load(_written(tmp_path, BASE + f"catalog: catalog.yaml\naccounts: {{openai: {own}}}\n"))
+
+
 def test_variables_are_required_known_and_bounded(tmp_path: Path) -> None:
     """`--set` mistakes are told with the nearest name."""
     text = BASE + "vars: {date: required}\n"
