@@ -14,7 +14,7 @@ from penstock.engine.items import Item
 from penstock.engine.results import DeadLetter
 from penstock.jobs.look import told
 from penstock.jobs.look.explain import cut
-from penstock.jobs.wording import dollars
+from penstock.jobs.wording import dollars, inert
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,14 +41,14 @@ def show(result: JobResult, console: Console) -> None:
     from rich.text import Text
 
     for row in first_rows(result, ROWS):
-        console.print(Text(f"── {row.label}", style="bold"))
+        console.print(Text(f"── {inert(row.label)}", style="bold"))
         table = Table.grid(padding=(0, 2))
         table.add_column(justify="right", style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for role, text in row.prompt:
-            table.add_row(role, Text(cut(text)))
-        answer = Text(row.answer, style="green") if row.answer is not None else Text("none", style="yellow")
-        table.add_row("answer", answer.append(f"  ({row.note})", style="dim"))
+            table.add_row(role, Text(inert(cut(text))))
+        answer = Text(inert(row.answer), style="green") if row.answer is not None else Text("none", style="yellow")
+        table.add_row("answer", answer.append(f"  ({inert(row.note)})", style="dim"))
         console.print(table)
     limit = result.spec.limit or 0
     if limit > ROWS:

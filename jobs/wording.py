@@ -8,6 +8,13 @@ from pathlib import Path
 
 from penstock.engine.items import NANO_PER_USD
 
+_OBEYED = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def inert(text: str) -> str:
+    """What models and customers wrote, without anything that a terminal would obey; its lines stay."""
+    return text.translate(_OBEYED)
+
 
 def dollars(nano: int) -> str:
     """Two decimals from a dollar on, four from a cent on, below that three significant digits; never `$0.00` for

@@ -68,6 +68,8 @@ def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:
     from rich.table import Table
     from rich.text import Text
 
+    from penstock.jobs.wording import inert
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("item", "label", "reason", "message"):
         table.add_column(name, overflow="fold", no_wrap=name in ("item", "reason"))
@@ -76,7 +78,8 @@ def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:
         counts[letter.reason] += 1
         if counts.total() <= limit:
             message = letter.message if len(letter.message) <= MESSAGE_SHOWN else letter.message[:MESSAGE_SHOWN] + "…"
-            table.add_row(letter.item_id[:12], Text(letter.custom_id or "–"), letter.reason, Text(message))
+            label = Text(inert(letter.custom_id or "–"))
+            table.add_row(letter.item_id[:12], label, letter.reason, Text(inert(message)))
     if counts:
         shared.console().print(table)
     return counts

@@ -83,12 +83,14 @@ def _print(lines: list[Line]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from penstock.jobs.wording import inert
+
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     before = ""
     for line in lines:
-        table.add_row("" if line.label == before else line.label, Text(line.text))
+        table.add_row("" if line.label == before else line.label, Text(inert(line.text)))
         before = line.label
     shared.console().print(table)
 

@@ -12,11 +12,12 @@ from penstock.jobs.evals.asked import Asked
 from penstock.jobs.evals.going import SEEN_ENOUGH
 from penstock.jobs.evals.pricing import Priced
 from penstock.jobs.evals.running import Found, Prepared
-from penstock.jobs.wording import counted, dollars, duration, share
+from penstock.jobs.wording import counted, dollars, duration, inert, share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 MOST_CLASSES = 8
 """Columns of a confusion table that fit a screen."""
@@ -162,7 +163,9 @@ def _classes(of: Classes, words: Words) -> RenderableType:
     macro = "–" if of.macro_f1 is None else f"{of.macro_f1:.3f}"
     table = _table("class", "rows", "precision", "recall", "F1")
     for line in of.classes:
-        table.add_row(line.name, f"{line.expected:,}", *map(_number, (line.precision, line.recall, line.f1)))
+        table.add_row(
+            Text(inert(line.name)), f"{line.expected:,}", *map(_number, (line.precision, line.recall, line.f1))
+        )
     head = Text.assemble((words[of.candidate], "bold"), f" by class, mean F1 {macro}")
     names = [line.name for line in of.classes]
     said = [*names, OTHER] if any(pair[1] == OTHER for pair in of.confusion) else names
@@ -170,10 +173,14 @@ def _classes(of: Classes, words: Words) -> RenderableType:
 
 
 def _confusion(of: Classes, names: Sequence[str], said: Sequence[str]) -> Table:
-    table = _table("is ╲ was called", *said)
+    from rich.text import Text
+
+    table = _table("is ╲ was called", *(Text(inert(word)) for word in said))
     for name in names:
         cells = ((of.confusion.get((name, word), 0), word == name) for word in said)
-        table.add_row(name, *(f"[green]{n:,}[/]" if right else f"{n:,}" if n else "[dim]·[/]" for n, right in cells))
+        table.add_row(
+            Text(inert(name)), *(f"[green]{n:,}[/]" if right else f"{n:,}" if n else "[dim]·[/]" for n, right in cells)
+        )
     return table
 
 
@@ -189,7 +196,7 @@ def _fields(whole: Evaluation, words: Words) -> RenderableType:
     shown = {line.name for line in sorted(whole.fields, key=lambda line: -line.rows)[:MOST_FIELDS]}
     for line in whole.fields:
         if line.name in shown:
-            table.add_row(Text(line.name or "(all)"), f"{line.rows:,}", *map(_short, line.quality))
+            table.add_row(Text(inert(line.name or "(all)")), f"{line.rows:,}", *map(_short, line.quality))
     left = len(whole.fields) - len(shown)
     return Group(table, f"{counted(left, 'rarer field')} not shown; --json has all") if left else table
 
@@ -199,7 +206,7 @@ def _slices(whole: Evaluation, words: Words) -> Table:
 
     table = _table("slice", "rows", *(words[name] for name in whole.names))
     for line in whole.slices:
-        table.add_row(Text(f"{line.attribute} = {line.value}"), f"{line.rows:,}", *map(_short, line.quality))
+        table.add_row(Text(inert(f"{line.attribute} = {line.value}")), f"{line.rows:,}", *map(_short, line.quality))
     return table
 
 
@@ -286,7 +293,7 @@ def _classes_told(of: Classes) -> dict[str, object]:
     return {"candidate": of.candidate, "macro_f1": of.macro_f1, "classes": lines, "confusion": confusion}
 
 
-def _table(first: str, *others: str) -> Table:
+def _table(first: str, *others: str | Text) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -10,7 +10,7 @@ from penstock.engine.quality import Interval
 from penstock.jobs.feedback.reading import stamp
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.look.told import Told, blocks
-from penstock.jobs.wording import counted, share
+from penstock.jobs.wording import counted, inert, share
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +58,7 @@ def sure(mean: float, interval: Interval | None) -> str:
 
 def table(joined: Joined) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("metric", "task", "model"):
@@ -65,9 +66,8 @@ def table(joined: Joined) -> Table:
     for name in ("outcomes", "of results", "mean, surely between"):
         made.add_column(name, justify="right", no_wrap=True)
     for of, cell in joined.cells.items():
-        made.add_row(
-            of.metric, of.task, of.target, f"{cell.n:,}", _covered(joined, of, cell), sure(cell.mean, cell.interval)
-        )
+        names = (Text(inert(name)) for name in (of.metric, of.task, of.target))
+        made.add_row(*names, f"{cell.n:,}", _covered(joined, of, cell), sure(cell.mean, cell.interval))
     return made
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs.look.told import CostTold
-from penstock.jobs.wording import dollars, share
+from penstock.jobs.wording import dollars, inert, share
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,6 +68,7 @@ KEYS: dict[By, Callable[[CostTold], str]] = {
 
 def table(bills: dict[str, Bill], by: By) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     made.add_column(by, overflow="fold")
@@ -77,7 +78,7 @@ def table(bills: dict[str, Bill], by: By) -> Table:
     made.add_column("basis")
     total = sum(bill.nano for bill in bills.values())
     for name, bill in bills.items():
-        made.add_row(name, *_cells(bill, cached), share(bill.nano, total), ", ".join(sorted(bill.bases)))
+        made.add_row(Text(inert(name)), *_cells(bill, cached), share(bill.nano, total), ", ".join(sorted(bill.bases)))
     if len(bills) > 1:
         made.add_row("all", *_cells(_sum(bills), cached), "", "", style="bold")
     return made

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from penstock.engine.errors import SpecError
 from penstock.jobs.people.desk import BACK, NEXT, NOTE, QUIT, UNDO, Desk
+from penstock.jobs.wording import inert
 
 _ARROWS = {"\x1b[C": NEXT, "\x1b[B": NEXT, "\x1b[D": BACK, "\x1b[A": BACK, " ": NEXT, "\x03": QUIT, "\x04": QUIT}
 _HELP = f"{NEXT} next  {BACK} back  {UNDO} undo  {NOTE} note  {QUIT} quit (go on later)"
@@ -50,11 +51,14 @@ def screen(desk: Desk, console: Console, *, blind: bool) -> Group:
     head = Text.assemble((f"{desk.at + 1:,} of {len(desk.items):,}", "bold"), f"  {desk.done:,} labelled by {desk.by}")
     head.append(f"  because of {', '.join(item.why)}" if item.why and not blind else "", "dim")
     lines = max(_LEAST_LINES, console.height - _FRAME_LINES)
-    parts = [head, Panel(_cut(item.input, lines, console.width - 4), title=item.task or None, title_align="left")]
+    parts = [
+        head,
+        Panel(_cut(inert(item.input), lines, console.width - 4), title=item.task or None, title_align="left"),
+    ]
     if item.answer and not blind:
         by = f"  ({item.model})" if item.model else ""
-        parts.append(Text.assemble("answer  ", (item.answer, "bold"), (by, "dim")))
-        parts += [Text(f"        {other.answer}  ({other.model})", "dim") for other in item.others]
+        parts.append(Text.assemble("answer  ", (inert(item.answer), "bold"), (by, "dim")))
+        parts += [Text(inert(f"        {other.answer}  ({other.model})"), "dim") for other in item.others]
     return Group(*parts, _keys_told(desk), _said_told(desk), Text(_HELP, "dim"))
 
 

@@ -24,10 +24,11 @@ from penstock.jobs.people.labels import (
     with_verdicts,
 )
 from penstock.jobs.people.review import Listed
-from penstock.jobs.wording import counted
+from penstock.jobs.wording import counted, inert
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 Verdicts = dict[str, dict[str, bool]]
 """Judge → item → whether it passed the answer that was the result."""
@@ -117,9 +118,11 @@ def _models(listed: Listed, said: Said) -> Iterator[Model]:
         yield Model(model, len(each), sum(each) / len(each), anytime_interval(sample_of(each)))
 
 
-def parts(told_: Summary) -> Iterator[str | Table]:
+def parts(told_: Summary) -> Iterator[str | Text | Table]:
+    from rich.text import Text
+
     people = ", ".join(f"{each.by} {each.labels:,}" for each in told_.people) or "nobody yet"
-    yield f"{told_.labelled:,} of {told_.items:,} items labelled ({people})"
+    yield Text(inert(f"{told_.labelled:,} of {told_.items:,} items labelled ({people})"))
     if told_.models:
         table = _table("answers of", "items", "right by people")
         for each in told_.models:
@@ -128,7 +131,7 @@ def parts(told_: Summary) -> Iterator[str | Table]:
     if told_.pairs or told_.judges:
         table = _table("agreement of", "items", "same", "beyond chance (kappa)")
         for pair in (*told_.pairs, *told_.judges):
-            table.add_row(f"{pair.first}, {pair.second}", *_agreed(pair.agreement))
+            table.add_row(Text(inert(f"{pair.first}, {pair.second}")), *_agreed(pair.agreement))
         yield table
     yield from notes(told_.grades)
 

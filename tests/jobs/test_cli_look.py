@@ -393,3 +393,30 @@ def test_outputs_that_were_moved_are_missed_by_name(
     assert "Put it back there" in error
     assert not Path("page.html").exists()
     assert "job-1" in said(capsys, "report", "job-1")
+
+
+@pytest.mark.parametrize("tenant", ["[red]acme[/red]", "[/red]", "[link=x]acme"])
+def test_a_bill_names_tenants_as_they_are_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], tenant: str
+) -> None:
+    """A tenant is a word of the input. Read as marks for a terminal, one would be billed under another one's name, and
+    a stray mark would leave no bill at all."""
+    line = msgspec.structs.replace(cost(1, 5_000, AT), tenant=tenant)
+    (folder / "costs.jsonl").write_bytes(Encoder("job-1", "rows").cost(line) + b"\n")
+    assert tenant in said(capsys, "costs", "--by", "tenant")
+
+
+def test_nothing_that_models_or_customers_wrote_moves_the_cursor(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or clears the screen, or writes the clipboard: a record's words are shown without what a terminal would obey."""
+    clear, clip = "\x1b[2J", "\x1b]52;c;cm0gLXJmIH4=\x07"
+    answered = msgspec.structs.replace(result(), answer=Answer(f"deli{clear}very\n{clip}\x9b1;1Hsoon", "stop", b"{}"))
+    died = msgspec.structs.replace(letter(), message=f"no{clear}", custom_id=f"order{clip}-18", original=clip.encode())
+    encoder = Encoder("job-1", "rows")
+    (folder / "results.jsonl").write_bytes(encoder.result(answered) + b"\n")
+    (folder / "dead_letters.jsonl").write_bytes(encoder.dead_letter(died) + b"\n")
+    for argv in (["explain", FIRST], ["explain", DEAD], ["dead-letters", "list"]):
+        shown = said(capsys, *argv)
+        assert not any(c in shown for c in "\x1b\x07\x9b"), shown
+    assert "very\n" in said(capsys, "explain", FIRST), "an answer's own lines stay"

@@ -27,7 +27,7 @@ sinks: labels.jsonl
 def tried(tmp_path: Path) -> JobResult:
     """A trial of two rows: one answered, one dead."""
     (tmp_path / "job.yaml").write_text(JOB)
-    (tmp_path / "messages.csv").write_text("id,text\nm-1,hello [bold]\nm-2,parcel\nm-3,never read\n")
+    (tmp_path / "messages.csv").write_text("id,text\nm-1,hello [bold]\x1b[2J\nm-2,parcel\nm-3,never read\n")
     spec = trial.first(job_spec.load(tmp_path / "job.yaml"), 2)
     answered, dead = preview.items(spec, 2)
     assert isinstance(answered, Item)
@@ -46,14 +46,15 @@ def tried(tmp_path: Path) -> JobResult:
 
 
 def test_prompts_and_answers_stand_together(tried: JobResult) -> None:
-    """By row, with its label; a row that died says why; nothing a user wrote is read as markup."""
+    """By row, with its label; a row that died says why; nothing a user wrote is read as markup, or obeyed by a
+    terminal."""
     out = StringIO()
     preview.show(tried, Console(file=out, width=80, no_color=True, highlight=False))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert lines == [
         "── m-1",
         "system  Sort it.",
-        "  user  Which? hello [bold]",
+        "  user  Which? hello [bold] [2J",
         "answer  billing  (fast, $0.000071)",
         "── m-2",
         "system  Sort it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from penstock.connectors.audit import open_audit
 from penstock.connectors.calibrations import read_judges
@@ -33,7 +35,8 @@ from penstock.jobs.look.reading import Outputs
 from penstock.jobs.people import review
 from penstock.jobs.people.desk import Desk
 from penstock.jobs.people.labels import Label, Labels, gold
-from penstock.jobs.people.review import Asked
+from penstock.jobs.people.review import Asked, Other
+from penstock.jobs.people.terminal import screen
 from penstock.workers.status import RunStatus
 
 JOB = """\
@@ -472,6 +475,17 @@ def test_rows_of_a_file_are_labelled_without_a_run(folder: Path, capsys: pytest.
     write(folder / "fresh.jsonl", [{"text": "b", "n": 2}, {"text": "a", "n": 1}])
     assert call(["label", "export", "fresh.jsonl", "done.jsonl", "--choices", "yes,no"]) == 0
     assert [line["label"] for line in read(folder / "done.jsonl")] == [None, "yes"]
+
+
+def test_an_item_cannot_write_the_screen_of_whoever_labels_it() -> None:
+    """Who sends a row must not choose what is read beside it, nor clear it away."""
+    screen_of = Console(file=io.StringIO(), width=60, height=30, no_color=True)
+    other = Other("m@1", "no\x1b[1;1H")
+    item = Asked("a", "t", (), "parcel\x1b[2J\nlate\x07", "del\x9b2Jay", choices=("yes", "no"), others=(other,))
+    screen_of.print(screen(Desk([item], [], "ann", print, lambda: ""), screen_of, blind=False))
+    shown = screen_of.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(word in shown for word in ("parcel [2J", "late", "del 2Jay", "no [1;1H"))
+    assert not any(c in shown for c in "\x1b\x07\x9b")
 
 
 def test_keys_never_meet_commands_and_too_many_choices_are_said() -> None:
