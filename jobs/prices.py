@@ -73,16 +73,17 @@ def table_price(provider: str | None, base_url: str, model: str) -> Price | None
     found = _find(provider, base_url, model)
     if found is None:
         return None
-    if parts := _uncounted(found):
+    if parts := _uncounted(found, model):
         raise Uncounted(", ".join(parts))
     return _convert(found, f"genai-prices {_version()}")
 
 
-def _uncounted(info: Any) -> list[str]:
-    """Names of what a call of this model may be charged for beside the tokens of `_FIELDS`."""
+def _uncounted(info: Any, model: str) -> list[str]:
+    """Names of what a call of this model may be charged for beside the tokens of `_FIELDS`. The table takes a name that
+    it does not know for the one that it begins with: `gpt-4o-mini-search-preview` for a plain `gpt-4o-mini`."""
     priced = {name for price in _candidates(info) for name, value in vars(price).items() if value is not None}
     odd = sorted(name for name in priced - {*_FIELDS.values()} - _ON_DEMAND if not name.startswith("_"))
-    return [*odd, "searches"] if _SEARCHES.search(info.id) and not odd else odd
+    return [*odd, "searches"] if _SEARCHES.search(f"{info.id} {model}") and not odd else odd
 
 
 def sandbox_price(model: str) -> Price:

@@ -88,6 +88,7 @@ def test_an_unknown_model_or_host_has_no_price() -> None:
         ("perplexity", "sonar-deep-research", "output_citation_mtok, output_reasoning_mtok"),
         ("openrouter", "perplexity/sonar", "searches"),
         ("openai", "gpt-4o-search-preview", "searches"),
+        ("openai", "gpt-4o-mini-search-preview-2025-03-11", "searches"),
         ("google", "gemini-2.5-flash-image", "output_image_mtok"),
         ("openai", "gpt-audio", "output_audio_mtok"),
     ],
