@@ -193,8 +193,12 @@ def from_headers(headers: Iterable[tuple[str, bytes]]) -> Values:
 
 
 def _is_prefixed(key: str) -> bool:
-    """However it is written: only one way of writing it is read."""
-    return key[: len(PREFIX)].lower() == PREFIX
+    """However it is written: only one way of writing it is read. `penstock_sensitivity` is what records in tables call
+    it, and meant; other names of theirs, `penstock_item_id`, are the user's to carry along."""
+    start = key[: len(PREFIX)].lower()
+    if start == PREFIX:
+        return True
+    return start[:-1] == PREFIX[:-1] and key[len(PREFIX) :].lower().replace("-", "_") in NAMES
 
 
 def _no_attribute(where: str, key: str) -> BadRecord:

@@ -259,12 +259,25 @@ def test_a_header_of_ours_is_not_displaced_by_a_bare_name_in_the_request() -> No
     assert msgspec.json.decode(made.request.body_json)["metadata"] == {"tenant": "somebody", "priority": 9}
 
 
-@pytest.mark.parametrize("name", ["penstock-sensitvity", "Penstock-Sensitivity", "penstock-tenent", "penstock-"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("penstock-sensitvity", "Penstock-Sensitivity", "penstock-tenent", "penstock-"),
+        *("penstock_sensitivity", "Penstock_Sensitivity", "penstock.sensitivity", "penstock_max-cost-usd"),
+    ],
+)
 def test_a_header_that_looks_like_an_attribute_and_is_none_is_a_dead_letter(name: str) -> None:
     """Where all else is public, a misspelt sensitivity would leave as public."""
     reason, message = dead(raw(line(), headers=((name, b"health"),)))
     assert (reason, name in message) == ("bad_field", True)
     assert dead(line({"metadata": {name: "health"}}))[0] == "bad_field"
+
+
+def test_columns_of_a_table_of_results_may_come_along_in_the_metadata() -> None:
+    """They look like ours and say nothing of the item."""
+    metadata = {"penstock_item_id": "a", "penstock_model": "m", "penstocks": 3, "penstock": "x"}
+    made = item(line({"metadata": metadata}))
+    assert msgspec.json.decode(made.request.body_json)["metadata"] == metadata
 
 
 def test_headers_that_a_job_before_this_one_wrote_say_nothing() -> None:
