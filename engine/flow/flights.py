@@ -24,7 +24,7 @@ from penstock.engine.flow.takes import Takes
 from penstock.engine.flow.tally import count_climb, count_fallback
 from penstock.engine.flow.till import Till
 from penstock.engine.items import Answer, Failure, Outcome
-from penstock.engine.results import DeadLetterReason, Result, Score
+from penstock.engine.results import DeadLetter, DeadLetterReason, Result, Score
 from penstock.engine.retry import RetrySettings, Stop, after
 from penstock.engine.router import Router
 
@@ -81,6 +81,16 @@ class Flights:
             self._go_on_with(slot, claimed.call, claimed.candidate, now)
         slot.attempt = claimed.attempt  # no later call gets a number of these
         return claimed.call is not None
+
+    def refuse(self, slot: Slot, reason: DeadLetterReason, message: str, now: float) -> None:
+        """No target is left for it: the job may have changed since the last owner sent it. What he paid is on its
+        bill."""
+        self._goes_on(slot, now)
+        self.dead_letter(slot, reason, message, now)
+
+    def unread(self, dead: DeadLetter) -> None:
+        """Its record makes no item, of this job at least."""
+        self._tally.late_payments += self._inherited.forget(dead.item_id, dead.generation)
 
     def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float) -> None:
         self._places.move(slot, candidate)

@@ -102,6 +102,13 @@ class Inherited:
             self._give_up(one)
         return Claimed(call, names.index(call.model) if call else 0, beside, calls[-1].attempt)
 
+    def forget(self, item_id: str, generation: int) -> int:
+        """No item comes of its record any more. How many of its calls were answered and paid for."""
+        calls = self._calls.pop((item_id, generation), {}).values()
+        for one in calls:
+            self._give_up(one)
+        return sum(one.outcome is not None and one.outcome.usage is not None for one in calls)
+
     def _give_up(self, adopted: Adopted) -> None:
         if adopted.outcome is None:
             self.strays.add(adopted)

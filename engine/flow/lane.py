@@ -134,6 +134,7 @@ class Lane:
             made = again(entry.item)
             slot = self._slot(made if isinstance(made, Item) else entry.item, now)
             if isinstance(made, DeadLetter):
+                slot.route = msgspec.structs.replace(slot.route, candidates=())
                 slot.rejection = Rejection(made.reason, made.message, slot.route)
             self.shelf.resume(slot, entry)
             if self._admit(slot, now):
@@ -149,6 +150,8 @@ class Lane:
         if isinstance(entry, Item) and (entry.item_id, entry.generation) in self.slots:
             entry = twin_of(entry, now)
         if isinstance(entry, DeadLetter):
+            if (entry.item_id, entry.generation) not in self.slots:
+                self.flights.unread(entry)
             self.ends.dead(entry, None)
             return
         slot = self._slot(entry, now)
@@ -177,7 +180,7 @@ class Lane:
         """False where it ended at once."""
         self.ends.begin(slot)
         if (rejection := slot.rejection) is not None:
-            self.flights.dead_letter(slot, rejection.reason, rejection.message, now)
+            self.flights.refuse(slot, rejection.reason, rejection.message, now)
             return False
         self._calls.measure(slot)
         self.deadlines.add(slot)

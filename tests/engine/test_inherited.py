@@ -88,9 +88,11 @@ def test_a_shelved_item_gets_the_answer_that_a_worker_has() -> None:
 
 
 def test_a_shelved_item_that_the_job_reads_otherwise_by_now_ends_as_it_says() -> None:
-    """The job file was edited, and its record does not do any more: nothing is sent, and the shelf forgets it."""
+    """The job file was edited, and its record does not do any more: nothing is sent, what was paid is told, and the
+    shelf forgets it."""
     first, slow = shelved()
     heir = Owner(first.disk, first.lane.seq)
+    heir.lane.adopt([left(slow, answered(slow, "slow"))])
 
     def gone(item: Item) -> DeadLetter:
         return DeadLetter(item.item_id, item.source, "missing_field", "no such column", item.original)
@@ -98,10 +100,42 @@ def test_a_shelved_item_that_the_job_reads_otherwise_by_now_ends_as_it_says() ->
     heir.lane.restore_shelf(heir.now, gone)
     assert heir.take() == []
     batch = heir.commit()
-    assert [(dead.item_id, dead.reason, dead.maybe_paid) for dead in batch.dead_letters] == [
-        (slow.item_id, "missing_field", True)
+    assert [(dead.item_id, dead.reason, dead.cost_nano, dead.maybe_paid) for dead in batch.dead_letters] == [
+        (slow.item_id, "missing_field", 10_000, True)
     ]
     assert batch.chunks[SHELF + slow.item_id] == b""
+
+
+def read_otherwise(number: int, *, malformed: bool) -> Item | DeadLetter:
+    """As the edited job reads it: it names a tier without models, or does not do at all."""
+    where, request = Position("s", 0, number), Request(b'{"messages":[]}', input_hash=str(number))
+    if malformed:
+        return DeadLetter(f"i{number}", where, "missing_field", "no such column", b"o")
+    return Item(f"i{number}", where, Attributes(tier=2), request, b"o", 0.0)
+
+
+@pytest.mark.parametrize("malformed", [False, True])
+def test_what_was_paid_for_an_item_that_the_edited_job_refuses_is_told(malformed: bool) -> None:
+    """Its call was answered while its lane had no owner. The answer is of no use, and was paid for: it stands on the
+    item's bill where there is an item, and is counted where its record makes none. One that is still out is counted
+    when it lands, and nobody waits for an item that comes no more."""
+    first = Owner({})
+    first.offer(0)
+    first.offer(1)
+    first.save()
+    done, out = first.take()
+    heir = Owner(first.disk, first.lane.seq)
+    heir.lane.adopt([left(done, answered(done)), left(out)])
+    for number in range(2):
+        heir.lane.offer(read_otherwise(number, malformed=malformed), heir.now)
+    assert not heir.lane.has_answers
+    heir.lane.outcome(answered(out), heir.now)
+    batch = heir.commit()
+    assert [dead.reason for dead in batch.dead_letters] == ["missing_field" if malformed else "no_candidate"] * 2
+    billed = [] if malformed else [("i0", 10_000)]
+    assert [(line.item_id, line.cost_nano) for line, _ in batch.costs] == billed
+    assert [dead.cost_nano for dead in batch.dead_letters if dead.cost_nano] == [nano for _, nano in billed]
+    assert heir.lane.tally.late_payments == (2 if malformed else 1)
 
 
 def test_a_lane_that_drains_while_it_is_opened_ends_what_has_its_answer() -> None:
