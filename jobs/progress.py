@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
 
-from penstock.jobs.wording import dollars, duration, share, tallied
+from penstock.jobs.wording import dollars, duration, inert, share, tallied
 from penstock.workers.status import RunState, RunStatus
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ _COLOURS: dict[RunState, str] = {
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(inert(text))
 
 
 class Display(Protocol):

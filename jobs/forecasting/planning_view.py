@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs.forecasting.forecast import Interval
 from penstock.jobs.forecasting.plan_report import BudgetPlan, ModelPlan, PlanReport
-from penstock.jobs.wording import counted, dollars, duration
+from penstock.jobs.wording import counted, dollars, duration, inert
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -159,4 +159,4 @@ def _table(*columns: str) -> Table:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(inert(text))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from penstock.engine.flow.cells import Cell, quality_rows
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
 from penstock.jobs.progress import done_items, expected_items
-from penstock.jobs.wording import at_state, counted, dollars, duration, relative, share, tallied
+from penstock.jobs.wording import at_state, counted, dollars, duration, inert, relative, share, tallied
 from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
 
 if TYPE_CHECKING:
@@ -266,4 +266,4 @@ def _grid() -> Table:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(text)
+    return escape(inert(text))

@@ -94,6 +94,16 @@ def test_the_summary_in_a_pipe_reads_as_it_always_did() -> None:
     check_golden("cli_summary.txt", plain(finished()))
 
 
+def test_a_label_or_a_providers_words_move_no_cursor() -> None:
+    """A label is a word of the input, and a message may repeat what a provider said."""
+    told = finished()
+    told.tally.slowest = [Slow("0" * 32, "order\x1b[2J-17", "small", 12.3)]
+    told.notes, told.message = ["it says \x1b]52;c;aGk=\x07"], "no model can answer: \x9b2J"
+    shown = plain(told)
+    assert all(words in shown for words in ("order [2J-17", "it says  ]52;c;aGk=", "no model can answer:  2J"))
+    assert not any(c in shown for c in "\x1b\x07\x9b")
+
+
 def test_the_summary_fits_eighty_columns() -> None:
     """No line is longer than 80 columns, on a terminal as in a pipe."""
     assert max(map(len, plain(finished()).splitlines())) <= 80
