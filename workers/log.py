@@ -19,7 +19,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import Tally
 from penstock.engine.plan import Epoch
-from penstock.engine.results import DeadLetter
+from penstock.engine.results import DeadLetter, last_asked
 from penstock.workers.here import logs_here
 from penstock.workers.lanes.report import LaneReport
 
@@ -141,7 +141,7 @@ class LaneLog:
             self._unlisted += 1
             return
         self._listed += 1
-        last = dead.attempts[-1] if dead.attempts else None
+        last = last_asked(dead.attempts)
         more: dict[str, Field] = {} if last is None else {"model": last.model, "last": last.outcome}
         self._say(
             "warning", "dead letter", item_id=dead.item_id, reason=dead.reason, attempts=len(dead.attempts), **more

@@ -22,7 +22,7 @@ from penstock.engine.items import NANO_PER_USD, Usage
 from penstock.engine.measure.intervals import anytime_interval
 from penstock.engine.measure.sample import Sample, merge
 from penstock.engine.quality import Interval
-from penstock.engine.results import CostLine, DeadLetter, Result
+from penstock.engine.results import CostLine, DeadLetter, Result, last_asked
 from penstock.workers.books.spending import Spend
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.runspec import RunSpec
@@ -194,7 +194,8 @@ class LaneMetrics:
             self._export()
 
     def _dead(self, dead: DeadLetter) -> None:
-        route, model = dead.route, dead.attempts[-1].model if dead.attempts else ""
+        route, last = dead.route, last_asked(dead.attempts)
+        model = last.model if last is not None else ""
         tier, task = (route.tier, route.task) if route is not None else (0, "")
         self._sum(
             "items", 1, self._job, str(tier) if tier in self._tiers else "", self._task(task), model, "dead_letter"

@@ -211,6 +211,26 @@ def test_what_is_committed_is_counted_once_by_all_its_labels() -> None:
     assert sheet.of("queue_seconds") == sheet.of("call_seconds", "m") == 2
 
 
+def judged(number: int) -> DeadLetter:
+    """Its cascade's judge was asked last, and the next model never was."""
+    judge = msgspec.structs.replace(TRY, n=2, role="judge", model="judge")
+    return msgspec.structs.replace(dead(number), reason="deadline", attempts=(TRY, judge))
+
+
+def test_a_dead_letter_counts_at_the_model_that_was_asked_for_its_answer(tmp_path: Path) -> None:
+    """Not at the judge that was asked last: it would look as if the judge failed."""
+    sheet = Sheet()
+    metrics = lanes(sheet)
+    metrics.committed(batch(dead_letters=[judged(3)]))
+    metrics.see(over())
+    assert sheet.of("items", "mail", "2", "t", "m", "dead_letter") == 1
+    assert sheet.of("items", "mail", "2", "t", "judge", "dead_letter") == 0
+    log = lane_log(tmp_path, [0.0])
+    log.committed(batch(dead_letters=[judged(3)]))
+    [line] = log_lines.read(tmp_path / "logs" / "run", item=f"{3:032x}")
+    assert (line.rest["model"], line.rest["last"], line.rest["attempts"]) == ("m", "ok", 2)
+
+
 def test_labels_stay_few_whatever_the_input_says() -> None:
     """Tenants beyond a hundred are `other`, and a task that nobody declared is no label."""
     sheet = Sheet()
