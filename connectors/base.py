@@ -185,6 +185,8 @@ class Store(Protocol):
       those that changed; an empty value deletes. It is durable when it returns. Raises `Temporary` where it is
       *uncertain* (disk full, lost connection): take anew, read, decide from that.
     * `owner(lane)` reads the highest epoch, cheaply.
+    * `release(lane, epoch)` lets go of it, unless a newer owner of this process has it by then (`epoch` None: whoever
+      has it).
     * Readers of the output never see what is not committed.
     """
 
@@ -193,7 +195,7 @@ class Store(Protocol):
         self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]
     ) -> None: ...
     async def owner(self, lane: int) -> Epoch: ...
-    async def release(self, lane: int) -> None: ...
+    async def release(self, lane: int, epoch: Epoch | None = None) -> None: ...
 
 
 @runtime_checkable

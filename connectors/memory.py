@@ -133,9 +133,9 @@ class MemoryStore:
     async def owner(self, lane: int) -> Epoch:
         return self._lane(lane).owner
 
-    async def release(self, lane: int) -> None:
+    async def release(self, lane: int, epoch: Epoch | None = None) -> None:
         here = self._lane(lane)
-        if here.holder is self:
+        if here.holder is self and epoch in (None, here.owner):
             here.holder = None
 
     def crash(self) -> None:

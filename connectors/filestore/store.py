@@ -79,6 +79,7 @@ class FileStore:
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
+        self._refuse_older(lane, epoch)
         await self.release(lane)
         try:
             folder = self._started_folder(lane)
@@ -95,6 +96,12 @@ class FileStore:
         self._lanes[lane] = owned
         return owned.taken()
 
+    def _refuse_older(self, lane: int, epoch: Epoch) -> None:
+        """One that comes late must not let go of its successor's lane."""
+        owned = self._lanes.get(lane)
+        if owned is not None and owned.epoch >= epoch:
+            raise Fenced(f"{self.home}: lane {lane} is owned by epoch {owned.epoch}; ours is {epoch}. Stop.")
+
     async def commit(self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
         owned = self._lanes.get(lane)
         if owned is None or owned.epoch != epoch:
@@ -106,8 +113,10 @@ class FileStore:
     async def owner(self, lane: int) -> Epoch:
         return highest_marker(self._folder(lane))
 
-    async def release(self, lane: int) -> None:
-        if owned := self._lanes.pop(lane, None):
+    async def release(self, lane: int, epoch: Epoch | None = None) -> None:
+        owned = self._lanes.get(lane)
+        if owned is not None and epoch in (None, owned.epoch):
+            del self._lanes[lane]
             owned.close()
 
     async def peek(self, lane: int) -> Taken:

@@ -126,6 +126,7 @@ class KafkaStore:
 
     async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
         here = await self._open_afresh()
+        self._refuse_held(lane, epoch)
         if before := self._lanes.pop(lane, None):
             before.producer.close()
         self._faults("take.begin")
@@ -149,8 +150,16 @@ class KafkaStore:
         except BaseException:
             producer.kill()
             raise
+        if before := self._lanes.pop(lane, None):  # of a take that was slower than ours, and older
+            before.producer.close()
         self._lanes[lane] = _Owned(epoch, producer, stored, here.cluster)
         return Taken(stored.head.seq, stored.head.epoch, chunks)
+
+    def _refuse_held(self, lane: int, epoch: Epoch) -> None:
+        """One that comes late must not let go of its successor's lane."""
+        owned = self._lanes.get(lane)
+        if owned is not None and owned.epoch >= epoch:
+            raise Fenced(f"{self._where}: lane {lane} is owned by epoch {owned.epoch}; ours is {epoch}. Stop.")
 
     async def _check_owner(self, here: _Open, lane: int, epoch: Epoch, force: bool) -> None:
         await here.control.refresh()
@@ -269,11 +278,12 @@ class KafkaStore:
         await here.control.refresh()
         return here.control.owner(lane)
 
-    async def release(self, lane: int) -> None:
-        owned, here = self._lanes.pop(lane, None), self._opened
+    async def release(self, lane: int, epoch: Epoch | None = None) -> None:
+        owned, here = self._lanes.get(lane), self._opened
         if here is None:
             return
-        if owned is not None:
+        if owned is not None and epoch in (None, owned.epoch):
+            del self._lanes[lane]
             await farewell(owned.producer, [_claim(here.cluster, lane, Claim(owned.epoch))], no_faults)
         await self._rest(here)
 

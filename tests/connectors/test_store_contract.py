@@ -349,6 +349,22 @@ async def test_a_lane_that_is_let_go_while_another_is_taken_leaves_that_ones_own
     await second.take(1, (1, 2))
 
 
+async def test_an_owner_that_was_replaced_within_its_process_does_not_touch_the_next_one(world: World) -> None:
+    """Its release comes late, or its take: a follower is taken after the primary, and that may be slow."""
+    store, _ = world.process()
+    await store.take(0, (1, 1))
+    await store.take(0, (1, 3))
+    await store.release(0, (1, 1))
+    await store.commit(0, (1, 3), 1, {"results": [record(1)]}, {})
+    with pytest.raises(Fenced):
+        await store.take(0, (1, 2))
+    await store.commit(0, (1, 3), 2, {"results": [record(2)]}, {})
+    assert await store.owner(0) == (1, 3)
+    await store.release(0, (1, 3))
+    other, _ = world.process()
+    assert (await other.take(0, (1, 4))).seq == 2
+
+
 async def test_lanes_do_not_touch_each_other(world: World) -> None:
     """Taking or crashing one lane leaves the others alone."""
     store, _ = world.process()

@@ -22,6 +22,7 @@ from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import Stores, iter_committed
 from penstock.connectors.s3 import client as s3_client
 from penstock.connectors.s3 import outputs
+from penstock.connectors.s3.client import Got
 from penstock.connectors.s3.store import merge as s3_merge
 from penstock.connectors.s3.store import told
 from penstock.connectors.s3.store.chunks import INLINE, LARGE
@@ -111,6 +112,33 @@ async def test_two_takers_at_once_leave_one_owner(world: World, step: str) -> No
     await slow.beacon.put_out()
     assert await slow.owner(0) == (1, 2)
     assert world.committed() == []
+
+
+async def test_a_take_that_is_slow_to_read_does_not_take_the_place_of_its_successor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are of one process: its driver gave up the first one, which reads what the lane holds meanwhile."""
+    store = world.store()
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {}, {"outbox": b"x" * (LARGE + 1)})
+    read, reading, go_on = store.home.read, asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str, most_bytes: int = 0) -> Got | None:
+        if name.endswith(".chunk") and not reading.is_set():
+            reading.set()
+            await go_on.wait()
+        return await read(name, most_bytes)
+
+    monkeypatch.setattr(store.home, "read", slow)
+    late = asyncio.create_task(store.take(0, (1, 2)))
+    await reading.wait()
+    assert (await store.take(0, (1, 3))).seq == 1
+    go_on.set()
+    with pytest.raises(Fenced):
+        await late
+    await store.commit(0, (1, 3), 2, {"results": [result(1)]}, {})
+    await store.release(0)
+    assert numbers(world.committed()) == [1]
 
 
 async def test_what_a_dead_owner_put_and_never_committed_is_removed_by_the_next(world: World) -> None:

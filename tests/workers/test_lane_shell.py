@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,6 +68,27 @@ async def test_it_survives_a_kill_in_every_one_of_its_lives() -> None:
     for nth in range(1, 13):
         await lane.life(lane.place.open(crash_at("commit.applied" if nth % 2 else "commit.begin", 1 + nth // 2)))
     await lane.life(lane.place.open())
+    assert await lane.told() == EXACTLY_ONCE
+
+
+@pytest.mark.parametrize("place", [in_memory, in_files])
+async def test_a_replaced_owner_that_is_closed_late_leaves_the_next_one_its_lane(
+    tmp_path: Path, place: Callable[[str | Path], rig.Rig]
+) -> None:
+    """Both are of one process, as where its driver gave up the first one's opening, or its closing."""
+    lane = place(tmp_path if place is in_files else "closed late")  # type: ignore[arg-type]
+    stores = lane.place.open()
+    plan = await lane.made_plan()
+    first, _ = lane.shell(stores)
+    await first.open(plan, force=True)
+    second, driver = lane.shell(stores)
+    await second.open(plan, force=True)
+    await first.close()
+    second.go()
+    async with asyncio.timeout(30):
+        await lane.work(second, driver, rig.answered, lambda shell, driver: driver.settled)
+    await second.close()
+    assert driver.failures == []
     assert await lane.told() == EXACTLY_ONCE
 
 

@@ -165,7 +165,7 @@ class LaneShell:
         await self._input.close()
         for store in (self._stores.primary, *self._stores.followers.values()):
             with contextlib.suppress(PenstockError):
-                await store.release(self.lane)
+                await store.release(self.lane, self.epoch)
 
     async def _stop(self) -> None:
         self._over = True

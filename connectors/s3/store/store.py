@@ -93,6 +93,7 @@ class S3Store:
             return await self._take(lane, epoch, force)
 
     async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
+        self._refuse_older(lane, epoch)
         await self.release(lane)
         await self.beacon.light()
 
@@ -102,10 +103,17 @@ class S3Store:
                 await self._wait_for_owner(lane, before)
 
         owned = await Lane.take(self.home, lane, epoch, self.beacon.id, courtesy, self._merged, self._faults)
+        self._refuse_older(lane, epoch)  # it may have come while we read
         self._lanes[lane] = owned
         if owned.inherited:
             await together(owned.sweep(), *(self._drop_finals(sink, lane) for sink in self._sinks.outputs))
         return owned.taken()
+
+    def _refuse_older(self, lane: int, epoch: Epoch) -> None:
+        """One that comes late must not take the place of its successor in this process."""
+        owned = self._lanes.get(lane)
+        if owned is not None and owned.epoch >= epoch:
+            raise Fenced(f"{self.home}: lane {lane} is owned by epoch {owned.epoch}; ours is {epoch}. Stop.")
 
     async def _drop_finals(self, sink: str, lane: int) -> None:
         with contextlib.suppress(PenstockError):  # at worst they stay until the end of the run
@@ -136,8 +144,10 @@ class S3Store:
             return mine.epoch
         return (await read_progress(self.home, lane))[0].owner
 
-    async def release(self, lane: int) -> None:
-        if owned := self._lanes.pop(lane, None):
+    async def release(self, lane: int, epoch: Epoch | None = None) -> None:
+        owned = self._lanes.get(lane)
+        if owned is not None and epoch in (None, owned.epoch):
+            del self._lanes[lane]
             await self._stop_merge(lane)
             await owned.release()
         await self._rest()
