@@ -104,7 +104,8 @@ class Driver:
             await self._close(abort=True)
             await self._stores.primary.let_go()
             raise
-        self._measuring.hold(self._run_epoch, self._plan.created_at)
+        for books in (self._measuring, self._bill):
+            books.hold(self._run_epoch, self._plan.created_at)
         self._log("info", "run accepted", epoch=self._run_epoch, lanes=self._plan.lanes, splits=len(self._plan.splits))
         self._main = asyncio.get_running_loop().create_task(self._run())
 
@@ -162,7 +163,7 @@ class Driver:
             return False
         total, cells = ended
         self._measuring.ended(self._status, cells)
-        await self._bill.open(resumed=self._status.resumed, now=time.time())
+        await self._bill.read(resumed=self._status.resumed, now=time.time())
         if self._bill.owed(total, self._run_epoch, time.time()):
             return False
         self._status.tally, self._status.lanes_ended = total, self._plan.lanes

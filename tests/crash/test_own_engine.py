@@ -9,11 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from penstock.engine.pricing import GpuClock
 from penstock.jobs.history import open_history
+from penstock.workers.books.gpu_bill import clocks_in
 from tests.crash.bench import POLL_S, START_S, Bench, Shape, bench, kill_now, title
 from tests.crash.checker import read_outputs
 from tests.workers.test_vllm_inproc import tiny_folder
@@ -99,5 +98,5 @@ def wait_results(b: Bench, command: subprocess.Popen[bytes], wanted: int) -> Non
 def hours_nano(b: Bench) -> int:
     """What the clocks say that all engines cost."""
     (path,) = b.folder.glob(".penstock/runs/*/gpu")
-    (clock,) = msgspec.msgpack.decode(path.read_bytes(), type=dict[str, GpuClock]).values()
+    (clock,) = clocks_in(path.read_bytes()).values()
     return clock.total_nano(0.0)

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,6 +20,7 @@ from infra.local.model import small_model
 from penstock.engine.pricing import GpuClock
 from penstock.jobs.cli import call
 from penstock.jobs.sandbox import Settings, running_sandbox
+from penstock.workers.books.gpu_bill import clocks_in
 from tests.conftest import ray_of_a_file
 from tests.jobs.test_end_to_end import message, write
 
@@ -96,7 +96,7 @@ def own_nano(costs: list[Json]) -> int:
 def clock_of(folder: Path) -> GpuClock:
     """The engine's hours, as the state holds them."""
     (path,) = folder.glob(".penstock/runs/*/gpu")
-    return msgspec.msgpack.decode(path.read_bytes(), type=dict[str, GpuClock])["small@v1"]
+    return clocks_in(path.read_bytes())["small@v1"]
 
 
 def at(text: str) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budgets
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.flow.lane import Lane
@@ -152,6 +154,61 @@ def test_what_others_bear_of_a_replica_is_not_on_this_bill() -> None:
     assert sum(line.cost_nano for line in lines) == (60 + 900 - 400) * 1_000_000
 
 
+async def keeper(state: Path, epoch: int) -> BillKeeper:
+    """That of the driver which holds the run under this epoch."""
+    made = BillKeeper(OWN, str(state), "r")
+    made.hold(epoch, 1.0)
+    await made.open(resumed=epoch > 1, now=1000.0 * epoch)
+    return made
+
+
+async def billed(state: Path, epoch: int) -> int:
+    """What whoever goes on now would bill."""
+    lines = (await keeper(state, epoch)).owed(Tally(), epoch, 9e9)
+    return sum(line.cost_nano for line in lines)
+
+
+async def test_a_driver_that_was_replaced_writes_no_older_clocks_over_newer_ones(tmp_path: Path) -> None:
+    """It slept, or its last write was given up and comes now. An hour costs 3.60 dollars: a second a thousandth."""
+    old = await keeper(tmp_path, 1)
+    old.changed("starting", "vllm:own@v1", "own@v1#0", 1000.0)
+    assert await old.save(1100.0)
+    new = await keeper(tmp_path, 2)
+    new.changed("starting", "vllm:own@v1", "own@v1#0", 2000.0)
+    new.changed("stopped", "vllm:own@v1", "own@v1#0", 2200.0)
+    assert await new.save(2200.0)
+    assert not await old.save(8000.0)
+    assert await billed(tmp_path, 3) == (100 + 200) * 1_000_000
+
+
+async def test_a_write_of_a_drivers_clocks_that_comes_after_its_successor_began_is_refused(tmp_path: Path) -> None:
+    """Else the successor's clocks, read before, would lack what a later one then finds."""
+    old = await keeper(tmp_path, 1)
+    await keeper(tmp_path, 2)
+    old.changed("starting", "vllm:own@v1", "own@v1#0", 1000.0)
+    assert not await old.save(1100.0)
+    assert await billed(tmp_path, 3) == 0
+
+
+async def test_a_run_that_is_begun_anew_has_clocks_of_its_own(tmp_path: Path) -> None:
+    """`--fresh`: its epochs begin again, and the hours of its earlier life were that one's."""
+    old = await keeper(tmp_path, 5)
+    old.changed("starting", "vllm:own@v1", "own@v1#0", 5000.0)
+    assert await old.save(5100.0)
+    fresh = BillKeeper(OWN, str(tmp_path), "r")
+    fresh.hold(1, 2.0)
+    await fresh.open(resumed=False, now=6000.0)
+    assert not await old.save(6100.0)
+    assert await fresh.save(6100.0)
+    assert sum(line.cost_nano for line in fresh.owed(Tally(), 1, 6200.0)) == 0
+
+
+async def test_clocks_that_an_earlier_version_kept_go_on(tmp_path: Path) -> None:
+    """It did not say whose they were."""
+    FolderState(tmp_path).put("runs/r/gpu", bill().dump(1100.0), None)
+    assert await billed(tmp_path, 2) == 100 * 1_000_000
+
+
 class Hands:
     """Stands where a worker's handle would: every call goes well."""
 
@@ -164,10 +221,10 @@ class Hands:
 
 async def test_an_engine_that_was_let_go_is_not_on_this_bill_while_other_jobs_go_on_to_use_it() -> None:
     """Its version is not in use here any more. The process lives on for others; taken back, it counts from then on."""
-    keeper, now = BillKeeper(OWN, "", "r"), 1000.0
+    kept, now = BillKeeper(OWN, "", "r"), 1000.0
 
     def changed(what: str, worker: Worker, why: str) -> None:
-        keeper.changed(what, worker.pool, f"{worker.pool}#{worker.number}", now)
+        kept.changed(what, worker.pool, f"{worker.pool}#{worker.number}", now)
 
     async def heard(*_: object) -> None:
         """Nobody listens."""
@@ -178,13 +235,13 @@ async def test_an_engine_that_was_let_go_is_not_on_this_bill_while_other_jobs_go
     changed("starting", worker, "")
     changed("ready", worker, "")
     now = 1100.0
-    keeper.shared(fleet.borne())
+    kept.shared(fleet.borne())
     fleet.let_go(["vllm:own@v1"])
     now = 8000.0
-    keeper.shared(fleet.borne())
+    kept.shared(fleet.borne())
     fleet.want("vllm:own@v1")
     await asyncio.gather(*fleet._tasks)  # pyright: ignore[reportPrivateUsage]
-    keeper.shared(fleet.borne())
+    kept.shared(fleet.borne())
     now = 8010.0
-    assert sum(line.cost_nano for line in keeper.owed(Tally(), 1, now)) == (100 - 30 + 10) * 1_000_000
+    assert sum(line.cost_nano for line in kept.owed(Tally(), 1, now)) == (100 - 30 + 10) * 1_000_000
     await fleet.close()

@@ -8,13 +8,14 @@ pay for it once. The share is heard every five seconds, so a bill may be off by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
+from penstock.connectors.documents import ABSENT, until_won
 from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog, Price
-from penstock.engine.errors import Refused, Temporary
+from penstock.engine.errors import Fenced, Refused, Temporary
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import Usage
 from penstock.engine.pricing import GpuClock, price_together, usd_to_nano
@@ -164,37 +165,91 @@ def _adjusted(tally: Tally, target: str) -> int:
     return row.adjusted_nano if row is not None else 0
 
 
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """Clocks in the state, and who wrote them: the run's life and epoch. A newer life is newer whatever its epoch."""
+
+    life: float
+    epoch: int
+    clocks: bytes
+
+
+def _kept(data: bytes) -> _Kept:
+    try:
+        return msgspec.msgpack.decode(data, type=_Kept)
+    except msgspec.ValidationError:  # clocks of an earlier version, which did not say whose they are
+        return _Kept(0.0, 0, data)
+
+
+def clocks_in(data: bytes) -> dict[str, GpuClock]:
+    """What a state holds of a run, by `model@version`."""
+    return msgspec.msgpack.decode(_kept(data).clocks, type=dict[str, GpuClock])
+
+
 class BillKeeper:
     """The run's bill, kept in the state so that the hours before a crash stay on it. The state may be far away: it is
-    asked in threads."""
+    asked in threads. A driver that was replaced, and slept, writes nothing over what its successor keeps."""
 
     def __init__(self, catalog: Catalog, state: str, run_id: str) -> None:
         self._catalog = catalog
         self._state = state
         self._run = run_id
         self._bill = GpuBill(catalog)
+        self._me = (0.0, 0)
 
     def __bool__(self) -> bool:
         return bool(self._bill)
 
-    async def open(self, *, resumed: bool, now: float) -> None:
+    def hold(self, epoch: int, life: float) -> None:
+        """The run is ours. `life`: when it was begun, as its plan says."""
+        self._me = (life, epoch)
+
+    async def read(self, *, resumed: bool, now: float) -> None:
         """The clocks, going on from where an earlier driver of this run left them."""
-        bill = GpuBill(self._catalog)
-        if bill and resumed:
+        if self._bill and resumed:
             found = await asyncio.to_thread(lambda: open_state(self._state).get(self._key()))
-            if found is not None:
-                bill.load(found[0], now)
-        self._bill = bill
+            self._bill = self._gone_on(_kept(found[0]).clocks if found is not None else None, now)
+
+    async def open(self, *, resumed: bool, now: float) -> None:
+        """The same, and from here on no earlier driver writes there. Raises `Fenced` where a later one does."""
+        if self._bill:
+            data = await asyncio.to_thread(
+                self._swap, lambda before: self._gone_on(before if resumed else None, now).dump(now), fresh=not resumed
+            )
+            self._bill = self._gone_on(data, now)
+
+    def _gone_on(self, clocks: bytes | None, now: float) -> GpuBill:
+        bill = GpuBill(self._catalog)
+        if clocks is not None:
+            bill.load(clocks, now)
+        return bill
 
     async def save(self, now: float, *, hurry: bool = False) -> bool:
-        """False: the state can't be written now. `hurry`: the run is to stop, and waits `HURRY_S` at most."""
+        """False: the state can't be written now, or a later driver has it. `hurry`: the run is to stop, and waits
+        `HURRY_S` at most."""
         data = self._bill.dump(now)
         try:
-            put = asyncio.to_thread(lambda: open_state(self._state).put(self._key(), data, None))
+            put = asyncio.to_thread(self._swap, lambda _: data)
             await asyncio.wait_for(put, HURRY_S if hurry else None)
-        except (Temporary, Refused, TimeoutError):
+        except (Temporary, Refused, Fenced, TimeoutError):
             return False
         return True
+
+    def _swap(self, clocks: Callable[[bytes | None], bytes], *, fresh: bool = False) -> bytes:
+        """What is kept for what `clocks` makes of it. Raises `Fenced` where a later driver keeps it, unless that was in
+        a life before this one (`fresh`)."""
+        state, (life, epoch) = open_state(self._state), self._me
+
+        def attempt() -> bytes:
+            found = state.get(self._key())
+            kept = _kept(found[0]) if found is not None else None
+            if kept is not None and self._me < (kept.life, kept.epoch) and not fresh:
+                raise Fenced(f"run {self._run} was taken over by epoch {kept.epoch}, which keeps its engines' hours")
+            made = clocks(kept.clocks if kept is not None else None)
+            data = msgspec.msgpack.encode(_Kept(life, epoch, made))
+            state.put(self._key(), data, ABSENT if found is None else found[1])
+            return made
+
+        return until_won(attempt, f"the hours of own engines of run {self._run}")
 
     def _key(self) -> str:
         return f"runs/{self._run}/gpu"
