@@ -126,7 +126,7 @@ class Ends:
         taken = self.results, self.dead_letters, self.costs
         self.results, self.dead_letters, self.costs = [], [], []
         self._committing = self.uncommitted, self._uncommitted_bytes
-        self.unsaved.harvest()
+        self.unsaved.harvest(self.slots)
         if self._chains is not None:
             self._chains.harvest()
         for _, item in taken[2]:

@@ -73,12 +73,15 @@ class Flights:
         claimed = self._inherited.claim(slot)
         if claimed is None:
             return False
+        for one in claimed.paid:  # no commit holds what they say before the item ends
+            self._ends.unsaved.keep(one)
         for one in claimed.beside:
             if one.outcome is not None and one.outcome.usage is not None:
                 self._calls.inherit(slot, one, one.outcome, self._tally, self._ends.costs)
                 self._ends.unsaved.keep(one)
         if claimed.call is not None:
-            self._go_on_with(slot, claimed.call, claimed.candidate, now)
+            paid = any(one is claimed.call for one in claimed.paid)
+            self._go_on_with(slot, claimed.call, claimed.candidate, now, paid=paid)
         slot.attempt = claimed.attempt  # no later call gets a number of these
         return claimed.call is not None
 
@@ -92,10 +95,13 @@ class Flights:
         """Its record makes no item, of this job at least."""
         self._tally.late_payments += self._inherited.forget(dead.item_id, dead.generation)
 
-    def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float) -> None:
+    def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float, *, paid: bool) -> None:
         self._places.move(slot, candidate)
         as_asked(slot, candidate, adopted.version)
         slot.attempt, slot.role = adopted.attempt, adopted.role
+        if paid and adopted.outcome is not None and adopted.outcome.answer is not None:
+            self._succeed(slot, adopted.outcome.answer, now)
+            return
         self.fly(slot, adopted.worker, now)
         if adopted.outcome is not None:
             self.landed(adopted.outcome, now)

@@ -10,18 +10,21 @@ import msgspec
 
 from penstock.engine.flow.lane_types import Adopted
 from penstock.engine.flow.slots import Slot
+from penstock.engine.flow.unsaved import is_answer
 from penstock.engine.items import STEP_ROLES, Candidate, Outcome
+from penstock.engine.results import Attempt
 
 STRAYS_KEPT = 4096
 """A window of calls, all at one worker that was given up."""
 
 
 class Claimed(NamedTuple):
-    """Of one item. `call`: the one that it goes on with, at this `candidate`. None: it is asked anew. `beside`: the
-    others that were answered. `attempt`: the last number that is used up."""
+    """Of one item. `call`: the one that it goes on with, at this `candidate`. None: it is asked anew. `paid`: answers
+    that are on its bill. `beside`: the other calls. `attempt`: the last number that is used up."""
 
     call: Adopted | None
     candidate: int
+    paid: list[Adopted]
     beside: list[Adopted]
     attempt: int
 
@@ -81,26 +84,29 @@ class Inherited:
         """The last owner's calls of this item. It goes on with the last one that it may still be sent to; with none
         where that was a step, and what it is about died with the last owner. Attempt numbers are used up either way.
         What the last owner kept of the item may name these very attempts, as ones under way; one that is among those
-        told was settled by him."""
+        told was settled by him: then its answer alone is of use."""
         found = self._calls.pop((slot.item.item_id, slot.item.generation), None) if self._calls else None
         if found is None:
             return None
-        settled = {attempt.n for attempt in slot.attempts}
-        calls: list[Adopted] = []
+        settled = {attempt.n: attempt for attempt in slot.attempts}
+        calls, paid = list[Adopted](), list[Adopted]()
         for number, one in sorted(found.items()):
-            if number < slot.attempt or number in settled:
+            if number in settled and _is_paid(one, settled[number]):
+                paid.append(one)
+            elif number < slot.attempt or number in settled:
                 self._give_up(one)
             else:
                 calls.append(one)
-        if not calls:
+        if not calls and not paid:
             return None
         names = [candidate.model for candidate in slot.route.candidates]
-        fits = [one for one in calls if one.role not in STEP_ROLES and one.model in names]
+        fits = [one for one in (*paid, *calls) if one.role not in STEP_ROLES and one.model in names]
         call = fits[-1] if fits else None
         beside = [one for one in calls if one is not call]
         for one in beside:
             self._give_up(one)
-        return Claimed(call, names.index(call.model) if call else 0, beside, calls[-1].attempt)
+        last = calls[-1].attempt if calls else slot.attempt
+        return Claimed(call, names.index(call.model) if call else 0, paid, beside, last)
 
     def forget(self, item_id: str, generation: int) -> int:
         """No item comes of its record any more. How many of its calls were answered and paid for."""
@@ -112,6 +118,13 @@ class Inherited:
     def _give_up(self, adopted: Adopted) -> None:
         if adopted.outcome is None:
             self.strays.add(adopted)
+
+
+def _is_paid(one: Adopted, settled: Attempt) -> bool:
+    """The answer of that very call: an owner in between may have made another under its number."""
+    told = (one.model, one.outcome.started_at, one.outcome.request_id) if one.outcome is not None else ()
+    mine = told == (settled.model, settled.started_at, settled.request_id)
+    return mine and settled.outcome == "ok" and is_answer(one)
 
 
 class Strays:

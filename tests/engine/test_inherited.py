@@ -463,5 +463,119 @@ def test_an_unsaved_answer_of_a_judge_is_on_the_bill() -> None:
     heir.lane.adopt(unsaved_of(first))
     heir.offer(0)
     (again,) = heir.take()
-    assert (again.role, again.attempt) == ("primary", 3)
+    assert (again.role, again.attempt) == ("judge", 3)
     assert [(line.role, line.attempt) for line, _ in heir.commit().costs] == [("judge", 2)]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("slow", [False, True])
+def test_an_answer_whose_cost_is_committed_is_not_paid_for_again_though_its_judge_is_slow(
+    failures: int, durable: bool, slow: bool
+) -> None:
+    """A later commit fails, and was made or not (`durable`), perhaps more than one; the lane's process lives on, and
+    has the answer. `slow`: that commit puts the item on the shelf."""
+    disk, policy = dict[str, bytes](), Policy({"t": JUDGED}, default_task="t")
+    heir = Owner(disk, policy=policy)
+    judge = asked_on(heir)
+    for number in range(1, 12):
+        heir.offer(number)
+    heir.save()
+    others = heir.take()
+    assert len(others) == 11
+    for call in others:
+        heir.lane.outcome(answered(call, "other"), heir.now)
+    for call in heir.take():  # their judges
+        heir.lane.outcome(answered(call, "2"), heir.now)
+    for _ in range(failures):
+        heir.now += 30.0 if slow else 0.0
+        batch = heir.lane.commit(heir.now)  # `committed` never comes
+        if durable:
+            disk.update(batch.chunks)
+        left_behind, seq = heir.lane.unsaved, batch.seq if durable else batch.seq - 1
+        heir = Owner(disk, seq, policy=policy)
+        heir.lane.adopt(left_behind)
+        heir.lane.restore_shelf(heir.now)
+        for number in range(12):
+            heir.offer(number)
+    calls = heir.take()
+    assert [call.role for call in calls] == ["judge"] * len(calls)
+    assert judge.item_id in {call.item_id for call in calls}
+    for call in calls:
+        heir.lane.outcome(answered(call, "2"), heir.now)
+    heir.save()
+    (whole,) = [result for result in heir.results if result.item.item_id == judge.item_id]
+    assert whole.answer.text == "yes"
+    assert [(one.role, one.n) for one in whole.attempts if one.role == "primary"] == [("primary", 1)]
+    assert whole.cost_nano == len(whole.attempts) * 10_000
+    assert heir.lane.unsaved == []
+
+
+def test_an_answer_is_not_taken_for_another_call_of_its_number() -> None:
+    """Its owner was replaced, and the next one, elsewhere, did not hear of it: it made a call of its own under that
+    number, and paid for it. The lane comes back to where the first answer still is."""
+    disk, policy = dict[str, bytes](), Policy({"t": JUDGED}, default_task="t")
+    first = Owner(disk, policy=policy)
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    first.lane.outcome(answered(call, "mine"), first.now)
+    kept, seq = first.lane.unsaved, first.lane.seq
+    elsewhere = Owner(disk, seq, policy=policy)
+    elsewhere.offer(0)
+    (again,) = elsewhere.take()
+    assert again.attempt == call.attempt
+    later = msgspec.structs.replace(answered(again, "theirs"), started_at=7.0)
+    elsewhere.lane.outcome(later, elsewhere.now)
+    elsewhere.save()
+    back = Owner(disk, elsewhere.lane.seq, policy=policy)
+    back.lane.adopt(kept)
+    back.offer(0)
+    assert [each.role for each in back.take()] == ["primary"]
+
+
+def test_an_answer_that_a_cascade_did_not_believe_is_kept_while_the_next_model_fails() -> None:
+    """One commit fails while that one is asked, another after it failed: its turn is next, and not the first one's."""
+    doubted = Task("t", max_tokens=10, cascade=Cascade(("m", "other"), "logprob", 0.9))
+    disk, policy = dict[str, bytes](), Policy({"t": doubted}, default_task="t")
+    owner = Owner(disk, policy=policy)
+    above = asked_on(owner)
+    owner.save()
+    for fails in (True, False):
+        seq, adopted = owner.lane.seq, unsaved_of(owner)
+        owner = Owner(disk, seq, policy=policy)
+        owner.lane.adopt(adopted)
+        owner.offer(0)
+        if fails:
+            in_vain = Outcome(
+                "i0", 0, above.attempt, 5.0, 1.0, None, Failure("invalid_response", "x"), Usage(1, output=1)
+            )
+            owner.lane.outcome(in_vain, owner.now)
+            owner.save()
+    (again,) = owner.take()
+    assert (again.model, again.attempt) == ("other", 3)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_answer_of_a_cascade_whose_cost_is_committed_is_neither_asked_nor_billed_again(lost: bool) -> None:
+    """It was not believed, and the next model was asked when a commit failed. `lost`: with that one's worker."""
+    doubted = Task("t", max_tokens=10, cascade=Cascade(("m", "other"), "logprob", 0.9))
+    disk, policy = dict[str, bytes](), Policy({"t": doubted}, default_task="t")
+    first = Owner(disk, policy=policy)
+    above = asked_on(first)
+    first.save()
+    seq, adopted = first.lane.seq, unsaved_of(first)
+    heir = Owner(disk, seq, policy=policy)
+    heir.lane.adopt(adopted)
+    if lost:
+        heir.lane.worker_lost("w", heir.now)
+    heir.offer(0)
+    if lost:
+        (above,) = heir.take()
+    assert heir.take() == []
+    assert above.model == "other"
+    heir.lane.outcome(answered(above, "sure"), heir.now)
+    batch = heir.commit()
+    assert [result.answer.text for result in batch.results] == ["sure"]
+    assert [(each.n, each.model) for each in batch.results[0].attempts] == [(1, "m"), (above.attempt, "other")]
+    assert [line.attempt for line, _ in batch.costs] == [above.attempt]
