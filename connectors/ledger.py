@@ -34,7 +34,6 @@ READERS = 16
 """Documents read at once: at S3's 40 ms for each, a few hundred a second. A guess."""
 _LONGEST_NAME = 150
 _CUT = 80
-_AFTER_ALL: Epoch = (1 << 62, 0)
 
 Swap = Callable[[Ledger], Ledger]
 
@@ -98,22 +97,23 @@ class LedgerClient:
         taken, before they lease."""
         self._swap(key, lambda ledger: leases.at_least(ledger, limit_nano, called_nano, forfeit_nano), limit_nano)
 
-    def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int], now: float) -> int:
+    def forfeit(self, lane: int, before: Epoch, proven: Mapping[str, int], now: float, told: Epoch = (0, 0)) -> int:
         """Close what dead owners of a lane left open, under every key that can still matter (`key_heads`). Returns what
-        of the run's money had to be given up as spent: each dollar lies under several keys, so that of the run's own
+        of the run's money had to be given up as spent, and what was by owners none of whose commits tells of it (`told`
+        is the epoch of the lane's last): each dollar lies under several keys, so that of the run's own
         budget counts, or without one the largest sum over keys that share no dollar (`scope`). Call it after
         the lane was taken."""
         mine = {self._own(lease_id): spent for lease_id, spent in proven.items()}
-        return self._forfeit(lane, before, mine, now)
+        return self._forfeit(lane, lambda one: leases.take_over(one, Owner(self._run, lane, before), mine, told), now)
 
     def forfeit_run(self, now: float) -> int:
         """Close every lease of this run as spent: before `--fresh` throws away the progress that could prove less."""
-        return self._forfeit(None, _AFTER_ALL, {}, now)
+        return self._forfeit(None, lambda one: leases.begin_anew(one, self._run), now)
 
     def _own(self, lease_id: str) -> str:
         return f"{self._run}/{lease_id}"
 
-    def _forfeit(self, lane: int | None, before: Epoch, proven: Mapping[str, int], now: float) -> int:
+    def _forfeit(self, lane: int | None, close: Callable[[Ledger], tuple[Ledger, int]], now: float) -> int:
         given_up: Counter[tuple[str, ...]] = Counter()
         for name, found in self._within_reach(now):
             if not _concerns(found, self._run, lane):
@@ -121,7 +121,7 @@ class LedgerClient:
             lost = [0]
 
             def swap(ledger: Ledger, lost: list[int] = lost) -> Ledger:
-                ledger, lost[0] = leases.forfeit(ledger, self._run, lane, before, proven)
+                ledger, lost[0] = close(ledger)
                 return ledger
 
             self._swap_at(name, swap, None)
@@ -206,7 +206,7 @@ def _decode(name: str, data: bytes) -> Ledger:
 
 
 def _concerns(ledger: Ledger, run: str, lane: int | None) -> bool:
-    return any(lease.run == run and lane in (None, lease.lane) for lease in ledger.leases.values())
+    return any(one.run == run and lane in (None, one.lane) for one in (*ledger.leases.values(), *ledger.given_up))
 
 
 def _words(refused: LeaseRefused, wish: Wish) -> str:

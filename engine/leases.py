@@ -14,6 +14,7 @@ import msgspec
 from penstock.engine.errors import Corrupt
 from penstock.engine.plan import Epoch
 
+_AFTER_ALL: Epoch = (1 << 62, 0)
 LEASE_SHARE = 100
 """A lease is at most 1/100 of what remains (DESIGN), or one call's worst case where that is more."""
 
@@ -34,6 +35,15 @@ class Owner(msgspec.Struct, frozen=True):
     epoch: Epoch
 
 
+class GivenUp(msgspec.Struct, frozen=True):
+    """What a lane's owner closed as spent of those before it, when it was opened. Its first commit tells the run."""
+
+    run: str
+    lane: int
+    epoch: Epoch
+    nano: int
+
+
 class Ledger(msgspec.Struct, frozen=True):
     """What was spent of one budget key, and what is out in leases."""
 
@@ -44,6 +54,8 @@ class Ledger(msgspec.Struct, frozen=True):
     leases: dict[str, Lease] = {}
     overrun_nano: int = 0
     """Spent beyond the limit: calls that cost more than their worst case, or a limit that was lowered later."""
+    given_up: tuple[GivenUp, ...] = ()
+    """Of a lane its last owner's that gave up something; part of what is forfeit."""
 
     @property
     def leased_nano(self) -> int:
@@ -142,6 +154,23 @@ def forfeit(ledger: Ledger, run: str, lane: int | None, before: Epoch, proven: M
         ledger = settle(ledger, key, spent)
         lost += max(0, lease.amount_nano - spent)
     return (msgspec.structs.replace(ledger, forfeit_nano=ledger.forfeit_nano + lost) if lost else ledger), lost
+
+
+def take_over(ledger: Ledger, owner: Owner, proven: Mapping[str, int], told: Epoch) -> tuple[Ledger, int]:
+    """`forfeit` by a lane's new owner. Returns also what earlier ones gave up and told nobody of, since none of their
+    commits was made: `told` is the epoch of the lane's last commit. The same again returns the same."""
+    ledger, lost = forfeit(ledger, owner.run, owner.lane, owner.epoch, proven)
+    before = [one for one in ledger.given_up if (one.run, one.lane) == (owner.run, owner.lane)]
+    lost += sum(one.nano for one in before if tuple(one.epoch) > tuple(told))
+    rest = tuple(one for one in ledger.given_up if one not in before)
+    mine = (GivenUp(owner.run, owner.lane, owner.epoch, lost),) if lost else ()
+    return msgspec.structs.replace(ledger, given_up=(*rest, *mine)), lost
+
+
+def begin_anew(ledger: Ledger, run: str) -> tuple[Ledger, int]:
+    """`forfeit` of all that a run left: its progress is thrown away, and its epochs begin anew."""
+    ledger, lost = forfeit(ledger, run, None, _AFTER_ALL, {})
+    return msgspec.structs.replace(ledger, given_up=tuple(g for g in ledger.given_up if g.run != run)), lost
 
 
 def at_least(ledger: Ledger, limit_nano: int, called_nano: int, forfeit_nano: int) -> Ledger:

@@ -485,19 +485,39 @@ async def test_an_idle_lane_gives_its_money_back(tmp_path: Path) -> None:
     await shell.close()
 
 
-async def test_a_killed_lanes_leases_are_spent_not_lost(tmp_path: Path) -> None:
-    """What a dead owner can't prove unspent counts as spent, to the nano-dollar; nothing stays out. Its committed
-    progress proves nothing here: no call of it was answered."""
-    lane = in_memory("forfeit")
+async def killed_with_leases(folder: Path, name: str) -> tuple[rig.Rig, int]:
+    """And what they hold, nano-dollars."""
+    lane = in_memory(name)
     lane.budgets = (Budget(40_000_000),)
-    lane.ledger = LedgerClient(FolderState(tmp_path), "r")
+    lane.ledger = LedgerClient(FolderState(folder), "r")
     loop, asking = asyncio.get_running_loop(), ThreadPoolExecutor()
     loop.set_default_executor(asking)
     await lane.life(lane.place.open(), lambda call: None, until=lambda s, d: len(lane.sent) >= 5)
     asking.shutdown()  # a lease that it asked for as it died is there now, or never will be
     loop.set_default_executor(ThreadPoolExecutor())
-    out = lane.ledger.read("run/r").leased_nano
-    assert out > 0
+    ledger = lane.ledger.read("run/r")
+    assert ledger is not None
+    assert ledger.leased_nano > 0
+    return lane, ledger.leased_nano
+
+
+@pytest.mark.parametrize("step", ["commit.begin", "commit.applied"])
+async def test_what_a_lanes_opening_gave_up_is_told_though_it_then_failed(tmp_path: Path, step: str) -> None:
+    """The ledger holds it as spent; the owner died before, or right after, its first commit told the run of it."""
+    lane, out = await killed_with_leases(tmp_path, f"failed opening {step}")
+    await lane.life(lane.place.open(crash_at(step)))
+    driver = await lane.life(lane.place.open())
+    assert driver.settled
+    assert driver.reports[-1].tally.forfeit_nano == out
+    again = await lane.life(lane.place.open())
+    assert again.reports[-1].tally.forfeit_nano == out, "it is told once"
+
+
+async def test_a_killed_lanes_leases_are_spent_not_lost(tmp_path: Path) -> None:
+    """What a dead owner can't prove unspent counts as spent, to the nano-dollar; nothing stays out. Its committed
+    progress proves nothing here: no call of it was answered."""
+    lane, out = await killed_with_leases(tmp_path, "forfeit")
+    assert lane.ledger is not None
     driver = await lane.life(lane.place.open())
     assert driver.settled
     ledger = lane.ledger.read("run/r")

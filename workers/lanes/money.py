@@ -27,7 +27,7 @@ class LedgerPort(Protocol):
         ...
 
     def settle(self, key: str, lease_id: str, spent_nano: int) -> None: ...
-    def forfeit(self, lane: int, before: Epoch, proven: dict[str, int], now: float) -> int: ...
+    def forfeit(self, lane: int, before: Epoch, proven: dict[str, int], now: float, told: Epoch) -> int: ...
 
 
 class LaneMoney:
@@ -56,10 +56,10 @@ class LaneMoney:
         self._freed = asyncio.Event()
         """A lease of ours was settled: what it did not spend is there again."""
 
-    async def forfeit(self) -> None:
-        """Close what dead owners left open; what can't be proven unspent is spent."""
+    async def forfeit(self, told: Epoch) -> None:
+        """Close what dead owners left open; what can't be proven unspent is spent. `told`: the last commit's epoch."""
         proven = dict(self._machine.last_spent)
-        lost = await asyncio.to_thread(self._ledger.forfeit, self._lane, self._epoch, proven, self._now())
+        lost = await asyncio.to_thread(self._ledger.forfeit, self._lane, self._epoch, proven, self._now(), told)
         self._machine.tally.forfeit_nano += lost
 
     def step(self, now: float) -> None:

@@ -114,7 +114,7 @@ class LaneShell:
         self.machine.plan_version = plan.version
         self._begun = True
         if self._money is not None:
-            await self._money.forfeit()
+            await self._money.forfeit(taken.epoch)
         await self._commit_once()
         await self._out.take_followers(force=force)
         await self._input.open()
