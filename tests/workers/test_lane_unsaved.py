@@ -215,6 +215,34 @@ async def test_what_was_answered_before_a_commit_that_failed_moves_with_its_lane
     await target.close([0])
 
 
+async def test_what_was_answered_moves_with_a_lane_that_is_just_being_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last owner lets go of a store that is slow; its driver gave that opening up, and moves the lane."""
+    driver, gate = Driver(), asyncio.Event()
+    source, target = await lane_actors(driver, tmp_path, 2)
+    release, calls = MemoryStore.release, await with_unsaved(source, driver, monkeypatch)
+
+    async def slow(self: MemoryStore, *what: object) -> None:
+        await gate.wait()
+        await release(self, *what)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(MemoryStore, "release", slow)
+    late = asyncio.ensure_future(source.open(0, 2, (1, 2), True, True))
+    await asyncio.sleep(0.05)
+    left = await source.part(0, 0.0)
+    assert left
+    await target.inherit(0, left)
+    await target.open(0, 3, (1, 3), True, True)
+    await target.go([0])
+    rest = [call for chunk in await sent(target, (1, 3), ITEMS - 15) for call in chunk.calls]
+    assert {call.item_id for call in rest} == {call.item_id for call in calls[15:]}
+    gate.set()
+    with pytest.raises(Fenced):
+        await late
+    await target.close([0])
+
+
 async def until(met: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not met():  # noqa: ASYNC110 - nobody tells of it

@@ -328,13 +328,13 @@ class LaneActor:
 
     async def part(self, lane: int, seconds: float) -> bytes:
         """Hand the lane over, to whoever opens it next: see `LaneShell.part`. Returns the answers that no commit holds
-        for sure, for `inherit`. Told again, or of a lane that is not here: nothing."""
+        for sure, for `inherit`. Told again, or of a lane that was never here: nothing. One that is just being opened
+        anew here may have no owner, and answers all the same."""
         shell = self._shells.get(lane)
-        if shell is None:
-            return b""
-        await shell.part(seconds)
-        if self._shells.get(lane) is not shell:
-            return b""
+        if shell is not None:
+            await shell.part(seconds)
+            if self._shells.get(lane) is not shell:
+                return b""
         answers = self._left(lane)
         await self._let_go(lane)
         return encode(answers) if answers else b""
