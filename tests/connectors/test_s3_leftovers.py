@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from penstock.connectors.s3.client import PLAIN
+from penstock.connectors.s3.fence import Lost
 from penstock.connectors.s3.store import lane as s3_lane
 from penstock.connectors.s3.store import merge as s3_merge
 from penstock.connectors.s3.store.chunks import LARGE
 from penstock.connectors.s3.store.store import S3Store
+from penstock.connectors.s3.store.upload import PART_BYTES
+from penstock.connectors.s3.store.upload import upload as send
 from penstock.connectors.writing.tables import read_records
 from penstock.engine.errors import Fenced
 from tests.connectors.s3_world import PLAN, World, elsewhere, fill, numbers, once, result
@@ -53,6 +58,15 @@ async def test_what_a_killed_owner_dropped_and_did_not_delete_goes_with_the_next
     await other.release(0)
     assert len(world.keys(f"{killed.home.root}lane/")) == 1
     assert len((await world.store().peek(0)).chunks["outbox"]) == LARGE + 1
+
+
+def test_an_upload_whose_place_another_took_meanwhile_is_given_up(world: World, tmp_path: Path) -> None:
+    """It would stay, hidden, and be paid for by the gigabyte."""
+    (tmp_path / "new").write_bytes(b"n" * (PART_BYTES + 1))
+    world.s3.put(world.bucket, "out/costs.jsonl", b"another's")
+    with pytest.raises(Lost):
+        send(world.s3, world.bucket, "out/costs.jsonl", tmp_path / "new", PLAIN, None)
+    assert uploads(world) == []
 
 
 async def test_uploads_of_dead_owners_are_given_up(world: World) -> None:

@@ -34,12 +34,17 @@ def upload(s3: S3, bucket: str, key: str, path: Path, stored: Stored, etag: str 
         found = s3.head(bucket, key)
         if found is not None and found.size == size and _same(s3, bucket, key, found.etag, path):
             return found.etag
+        _drop(s3, bucket, key, number)
         message = f"s3://{bucket}/{key} was written by another process. Run the same command again."
         raise Lost(message, None) from error
     except BaseException:
-        with contextlib.suppress(PenstockError):  # what stays of an upload is removed by the bucket's own rule
-            s3.drop_parts(bucket, key, number)
+        _drop(s3, bucket, key, number)
         raise
+
+
+def _drop(s3: S3, bucket: str, key: str, number: str) -> None:
+    with contextlib.suppress(PenstockError):  # what stays of an upload is removed by the bucket's own rule
+        s3.drop_parts(bucket, key, number)
 
 
 def _put_parts(s3: S3, bucket: str, key: str, upload: str, path: Path, size: int) -> list[str]:
