@@ -272,6 +272,7 @@ def with_lanes(folder: Path, error: Exception, *, endless: bool) -> tuple[Driver
     actor = Member(0, hands, PLAN.version, [0, 1])
     crew._actors.append(actor)
     crew._by_lane, crew._owners = {0: actor, 1: actor}, {0: 1, 1: 2}
+    crew._held = dict(crew._by_lane)
     return one, hands
 
 

@@ -159,6 +159,7 @@ class Moving:
             self.crew._actors.append(Member(number, hands, PLAN.version, [number, number + 2]))
         for lane in range(4):
             self.crew._by_lane[lane], self.crew._owners[lane] = self.crew._actors[lane % 2], lane + 1
+        self.crew._held = dict(self.crew._by_lane)
         self.crew._next_owner, self.crew._complete = 4, True
         self.crew._going, self.crew._opened = True, {0, 1, 2, 3}
         self.killed: list[object] = []
@@ -213,6 +214,25 @@ async def test_a_slow_actors_lanes_are_handed_over_and_opened_by_another_one_aft
     assert (slow.opened, other.opened, moving.killed) == ([], [0, 2], [])
     assert moving.crew.handle(0) == (5, other)
     assert moving.one._status.notes == ["lane actor 0 is slow: lanes move to lane actor 1, one at a time"]
+
+
+async def test_a_lane_that_moves_is_still_its_old_owners_until_it_is_opened_anew(moving: Moving) -> None:
+    """A worker that asked meanwhile was sent to the new actor, which has no such lane: it got no right to go on with
+    the calls that the old owner waits for, and no answer to them was taken before the lane was open there."""
+    parted = asyncio.Event()
+
+    class Part:
+        async def remote(self, lane: int, seconds: float) -> None:
+            await parted.wait()
+
+    old, new = moving.hands
+    old.part = Part()  # pyright: ignore[reportAttributeAccessIssue]
+    await moving.tell(25, SLOW)
+    assert moving.lanes == [[2], [0, 1, 3]]
+    assert moving.crew.handle(0) == (1, old)
+    parted.set()
+    await moving.over()
+    assert moving.crew.handle(0) == (5, new)
 
 
 async def test_a_lane_whose_old_actor_is_lost_while_it_parts_is_taken(moving: Moving) -> None:

@@ -65,7 +65,10 @@ class Crew:
         self._actors: list[Member] = []
         self.news = News(self._actors, plan, fleet.down, log, note)
         self._by_lane: dict[int, Member] = {}
+        """Where each lane is opened next."""
         self._owners: dict[int, int] = {}
+        self._held: dict[int, Member] = {}
+        """Where its present owner is, or was: of a lane that moves, the old one until it opens in the other."""
         self._openings: dict[int, int] = {}
         self._patience = Patience(None if spec.endless else spec.execution.outage_s, note)
         self._heard: dict[int, float] = {}
@@ -100,8 +103,8 @@ class Crew:
                 actor.heard_at = time.time()
 
     def handle(self, lane: int) -> tuple[int, object] | None:
-        actor = self._by_lane.get(lane)
-        return (self._owners[lane], actor.handle) if actor is not None and lane in self._owners else None
+        actor = self._held.get(lane)
+        return (self._owners[lane], actor.handle) if actor is not None else None
 
     # -- opening
 
@@ -178,6 +181,7 @@ class Crew:
         self._openings[lane] = self._openings.get(lane, 0) + 1
         self._next_owner += 1
         owner = self._owners[lane] = self._next_owner
+        self._held[lane] = actor
         self._board.own(lane, owner)
         epoch = (self._run_epoch, self._openings[lane])
         await self.news.inform(actor)
