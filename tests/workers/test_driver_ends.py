@@ -285,6 +285,27 @@ async def test_a_fenced_lane_whose_store_is_away_is_opened_again(tmp_path: Path)
     assert hands.opened == [1]
 
 
+async def test_what_is_said_of_an_owner_that_was_replaced_meanwhile_reopens_nothing(tmp_path: Path) -> None:
+    """Its actor died while the store was asked who has the run: the lane is well again in another, and what workers
+    have of it would be in doubt once more."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    crew, asked, gate = one._crew, asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def run_epoch(self) -> int:
+            asked.set()
+            await gate.wait()
+            return await super().run_epoch()
+
+    crew._primary = Slow("ends")  # type: ignore[assignment]
+    failing = asyncio.create_task(crew.failed(1, True, "fenced", True))
+    await asked.wait()
+    await crew._reopen_here(1, crew._by_lane[1])
+    gate.set()
+    await failing
+    assert (hands.opened, crew._opened) == ([1], {1})
+
+
 async def test_a_run_without_an_end_that_was_taken_over_ends_where_a_lane_is_being_opened(tmp_path: Path) -> None:
     """Cut off from its store it opens its lanes again and again; when the store is back, they are another command's."""
     one, _ = with_lanes(tmp_path, Fenced("owned by epoch (2, 1)"), endless=True)

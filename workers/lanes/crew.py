@@ -249,7 +249,10 @@ class Crew:
     async def failed(self, lane: int, fenced: bool, message: str, corrupt: bool) -> None:
         """A lane gave up: fenced by somebody, or its commit is uncertain, or its input or progress is unusable."""
         self._log("warning", "lane failed", lane=lane, reason=message[:500])
+        owner = self._owners.get(lane)
         if fenced and await self._taken_over(lane):
+            return
+        if self._owners.get(lane) != owner:  # that took a while, in which its actor was replaced
             return
         if corrupt and not fenced:
             self.gone.add(lane)
@@ -257,10 +260,9 @@ class Crew:
             return
         if self._may_reopen(lane, message):
             self._opened.discard(lane)  # until it is opened again its silence says nothing
-            owner = self._owners[lane]
             await asyncio.sleep(self._patience.pause_s(lane))
             async with self._reopening.setdefault(lane, asyncio.Lock()):
-                if self.owns(lane, owner):  # else its actor was replaced meanwhile
+                if self._owners.get(lane) == owner:  # likewise
                     await self._try_to_reopen(lane, self._by_lane[lane])
 
     async def _taken_over(self, lane: int) -> bool:
