@@ -71,8 +71,8 @@ class Puller:
         self._commands: dict[str, int] = {}
         """Job → run epoch of the latest command that it was served for, while it is served, or anything of it is here.
         One that it was taken from may live on for a while."""
-        self._underway: set[tuple[str, int, int]] = set()
-        """(job, lane, owner) of takes."""
+        self._underway: set[tuple[str, int, int, int]] = set()
+        """(job, lane, owner, command by whose numbers that is the owner) of takes."""
         self._takes = 0
         """Takes so far: they are numbered."""
         self._room = asyncio.Event()
@@ -177,7 +177,7 @@ class Puller:
 
     async def _take_within(self, job: str, board: BoardPort, grant: Grant) -> None:
         """A lane that does not answer (stopped, frozen) holds back nobody: its take goes on by itself."""
-        key = (job, grant.lane, grant.owner)
+        key = (job, grant.lane, grant.owner, self._commands.get(job, -1))
         if key in self._underway:
             await asyncio.sleep(SLOW_PAUSE_S)
             return
@@ -354,7 +354,7 @@ class Puller:
         lanes = list(self._lanes.items())
         there = [self._renew_one(key, at) for key, at in lanes if at.tickets or (at.undelivered and at.lost_at)]
         await asyncio.gather(*there, *(self._tell_missed(key[1], at) for key, at in lanes if at.missed))
-        taking = {(job, lane) for job, lane, _ in self._underway}  # what these bring must find its lane
+        taking = {(job, lane) for job, lane, *_ in self._underway}  # what these bring must find its lane
         for key, at in list(self._lanes.items()):
             if at.stranded and at.job not in self._boards:
                 at.lost_at = now

@@ -521,6 +521,23 @@ async def test_what_an_earlier_driver_says_late_of_a_lane_is_not_heard(monkeypat
     await world.puller.close()
 
 
+async def test_a_take_that_hangs_at_an_earlier_drivers_lane_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its actor is frozen, or gone with its node: the next driver numbers its owners anew, and the worker took nothing
+    from the lane of the same number for twenty seconds."""
+    monkeypatch.setattr(shell, "SLOW_TAKE_S", 0.0)
+    world, gate = World([call("a")]), asyncio.Event()
+
+    async def hangs(*_: object) -> None:
+        await gate.wait()
+
+    monkeypatch.setattr(world.lane, "take", hangs)
+    await until(lambda: len(world.board.rooms) == 2)
+    new = LaneStub((2, 1), [call("b")], world.clock)
+    world.puller.serve("job", BoardStub(new), SECOND)
+    await until(lambda: any(ticket.call.item_id == "b" for ticket in world.engine.tickets))
+    await world.puller.close()
+
+
 async def test_whose_a_lane_was_is_not_heard_behind_its_new_owner(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
