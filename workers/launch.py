@@ -95,7 +95,7 @@ class RunHandle:
         """The driver that is to follow a lost one, and has not accepted the run yet."""
         self._last = RunStatus(run_id=spec.run_id, name=spec.name, state="starting", started_at=time.time())
         self._last.asked_at = options.asked_at
-        self._drained = False
+        self._drained = self._cancelled = False
         self._notes: list[str] = []
         self._noted = 0
         """Notes of former drivers, and ours of them."""
@@ -235,7 +235,9 @@ class RunHandle:
             self._losses.runs()
             self._notes.append(note)
             self._noted = self._last.noted + 1
-            if self._drained:
+            if self._cancelled:
+                self.cancel()
+            elif self._drained:
                 self.drain()
 
     def _is_waited_for(self, problem: PenstockError) -> bool:
@@ -271,7 +273,7 @@ class RunHandle:
         self._tell("drain")
 
     def cancel(self) -> None:
-        self._drained = True
+        self._drained = self._cancelled = True
         self._tell("cancel")
 
     def close(self) -> None:

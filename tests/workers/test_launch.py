@@ -123,6 +123,19 @@ def test_a_command_that_waits_for_a_driver_ends_when_it_is_asked_to_stop() -> No
     assert handle.status().state == "interrupted"
 
 
+@pytest.mark.parametrize("asked", ["drain", "cancel"])
+def test_what_a_lost_driver_was_asked_is_asked_of_the_one_that_follows(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died before it heard: calls that a person had cancelled went on at the workers, and were paid for."""
+    handle, told = Scripted(endless=True), list[str]()
+    monkeypatch.setattr(handle, "_tell", told.append)
+    handle.drain()
+    getattr(handle, asked)()
+    handle._replace("its node is gone")
+    assert told == ["drain", asked, asked]
+
+
 def test_a_status_is_as_old_as_the_command_says_not_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver may be on another machine: probes and `penstock status` would take its clock's lag for silence. One
     that does not answer gets older all the same."""
