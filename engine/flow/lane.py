@@ -276,8 +276,9 @@ class Lane:
 
     @property
     def has_answers(self) -> bool:
-        """Of the last owner's calls, for items that were not read again yet."""
-        return self._inherited.has_answers
+        """Of the last owner's calls, for items that were not read again yet. Where all were, what is left is of items
+        that had ended."""
+        return self._inherited.has_answers and not (self.progress.read_again and not self.shelf.restored)
 
     # -- time
 

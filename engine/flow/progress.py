@@ -117,10 +117,14 @@ class OpenSplit:
         self.finished.add(position)
         self._advance()
 
+    @property
+    def read_again(self) -> bool:
+        """This owner has come to all that the last one may have sent."""
+        return self.ended or self.offered >= self.maybe_until
+
     def retreat(self) -> None:
         """Nothing that was read here is under way. Of what was not read again, the owner before last must be heard."""
-        seen = self.ended or self.offered >= self.maybe_until
-        self.horizon = min(self.horizon, self.watermark) if seen else self.maybe_until
+        self.horizon = min(self.horizon, self.watermark) if self.read_again else self.maybe_until
 
     def _advance(self) -> None:
         finished, order = self.finished, self.order
@@ -236,6 +240,11 @@ class Progress:
     def close_finished(self) -> None:
         for ordinal in [ordinal for ordinal, state in self.open.items() if state.closed]:
             del self.open[ordinal]
+
+    @property
+    def read_again(self) -> bool:
+        """All that the last owner may have sent, but what is on the shelf."""
+        return all(state.read_again for state in self.open.values())
 
     @property
     def all_read(self) -> bool:

@@ -346,6 +346,25 @@ def test_an_answer_whose_commit_failed_is_the_next_owners(durable: bool) -> None
     assert [call.item_id for call in heir.take()] == [flying.item_id]
 
 
+def test_an_answer_whose_item_has_ended_is_waited_for_no_longer_than_until_all_was_read_again() -> None:
+    """It was committed, and its worker did not hear so: each later move of the lane waited five seconds for it, in
+    which nothing was sent."""
+    disk: dict[str, bytes] = {}
+    first = Owner(disk)
+    for number in range(3):
+        first.offer(number)
+    first.save()
+    one, *others = first.take()
+    first.lane.outcome(answered(others[0]), first.now)
+    first.save()
+    heir = Owner(disk, first.lane.seq)
+    heir.lane.adopt([left(others[0], answered(others[0])), left(one, answered(one))])
+    for number in range(3):
+        assert heir.lane.has_answers, "more may come"
+        heir.offer(number)
+    assert not heir.lane.has_answers
+
+
 def test_answers_that_an_owner_was_left_and_did_not_come_to_are_left_to_the_next() -> None:
     """Two commits fail in a row, the second before all was read again."""
     disk: dict[str, bytes] = {}
