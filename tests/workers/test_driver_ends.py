@@ -436,6 +436,26 @@ async def test_a_lane_whose_opening_is_never_answered_is_opened_anew(
     assert (sorted(hands.opened), one._crew._opened) in (([0, 0, 1], {0, 1}), ([0, 1, 1], {0, 1}))
 
 
+@pytest.mark.parametrize("call", ["open", "adopt"])
+async def test_a_lane_whose_actor_can_not_be_reached_while_it_opens_first_is_opened_anew(
+    call: str, tmp_path: Path
+) -> None:
+    """The connection broke for a moment, and the actor lives: nobody replaces it, and the run never began."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    one._fleet.workers["api:a", 0] = worker = Worker("api:a", 0)
+    worker.name, worker.handle, hands.error = "w", Hands(None), None
+
+    class Breaks:
+        async def remote(self, lane: int, *_: object) -> None:
+            delattr(hands, call)
+            raise ActorUnavailableError("the connection broke", None)
+
+    setattr(hands, call, Breaks())
+    async with asyncio.timeout(5):
+        await one._crew.start(PLAN, MemoryStore("ends"), 1, complete=True, force=False)
+    assert one._crew._opened == {0, 1}
+
+
 async def test_lanes_whose_answer_to_go_gets_lost_are_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,17 +144,18 @@ class Crew:
         await asyncio.gather(*(self._open_first(lane, force) for lane in range(self.news.plan.lanes)))
 
     async def _open_first(self, lane: int, force: bool) -> None:
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
         try:
             await asyncio.wait_for(self._open(lane, force=force), FIRST_OPEN_S)
         except RayTaskError:  # what the lane says itself
             raise
-        except TimeoutError:
-            self._note(f"lane {lane} did not open in {FIRST_OPEN_S:g} s, and is opened anew")
-            await self._reopen_here(lane, self._by_lane[lane])
-        except RayError:
+        except ActorDiedError:
             self._log("warning", "lane actor died while it opened", lane=lane)
+        except (TimeoutError, RayError) as error:  # it lives, so nobody else looks after the lane
+            why = words(error) if isinstance(error, RayError) else f"it took more than {FIRST_OPEN_S:g} s"
+            self._note(f"lane {lane} did not open ({why}), and is opened anew")
+            await self._reopen_here(lane, self._by_lane[lane])
         while lane not in self._opened and lane not in self.gone:  # noqa: ASYNC110 - `_watch` opens it in another
             await asyncio.sleep(0.05)
 
