@@ -48,8 +48,9 @@ from penstock.workers.status import RunState, RunStatus
 TICK_S = 0.1
 CANCEL_POLL_S = 1.0
 REPRICE_EVERY_S = 5.0
-REUNITE_S = 1.0
-"""Workers that run already answer at once; new ones are not waited for longer than this."""
+REUNITE_S = 15.0
+"""For workers that an earlier driver left, which answer at once, but on a busy machine. A guess: one that serves and
+is silent for so long is replaced."""
 
 _report = msgspec.msgpack.Decoder(LaneReport)
 

@@ -12,7 +12,7 @@ from penstock.engine.catalog import Account, Catalog, is_own
 from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import kill, until_gone, words
 from penstock.workers.replies import Unanswered, answered
-from penstock.workers.staffing import has_place, hire, model_of, settings_of
+from penstock.workers.staffing import found, has_place, hire, model_of, pools_of, settings_of
 
 MAX_STARTS = 5
 """Starts of one worker in a row that fail before its pool is down: a model that dies while loading won't heal."""
@@ -24,6 +24,8 @@ GONE_S = 15.0
 SILENT_S = 15.0
 """A worker that does not answer for so long is stopped or frozen: it is replaced."""
 PING_S = 5.0
+HOLDS_S = 10.0
+"""To say whether it has anything of a run: milliseconds, but on a busy machine. One that is frozen never does."""
 START_ASKED_S = 60.0
 """How often a worker that loads is asked whether it is there: a reply can get lost."""
 BACKLOG = 128
@@ -122,6 +124,10 @@ class Fleet:
         if self._closing or pool in self.down or here:
             return
         for number in range(self._replicas(pool)):
+            self._begin(pool, number)
+
+    def _begin(self, pool: str, number: int) -> None:
+        if (pool, number) not in self.workers:
             worker = self.workers[pool, number] = Worker(pool, number)
             self._spawn(self._keep(worker))
 
@@ -134,9 +140,7 @@ class Fleet:
             return
         settled = all(worker.handle is not None and since(worker.ready_at, now) > GROW_AFTER_S for worker in here)
         if settled and has_place(model, len(here)):
-            number = next(n for n in itertools.count() if (pool, n) not in self.workers)
-            worker = self.workers[pool, number] = Worker(pool, number)
-            self._spawn(self._keep(worker))
+            self._begin(pool, next(n for n in itertools.count() if (pool, n) not in self.workers))
 
     def _of(self, pool: str) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.pool == pool]
@@ -173,10 +177,41 @@ class Fleet:
             self._take_back(worker)
 
     async def reunite(self, seconds: float) -> None:
-        """Wait a little for workers that an earlier driver of this run left: they may hold answers for its lanes."""
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends and any(w.handle is None for w in self.workers.values()):  # noqa: ASYNC110 - once a run
-            await asyncio.sleep(0.05)
+        """Serve with all workers at which an earlier driver left something of this run, whether anybody wants them now
+        or not, and wait for these: their answers would be asked for anew. New ones have none."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                left = await self._left()
+                for pool in {pool for pool, _ in left}:
+                    self.want(pool)
+                for place in left:
+                    self._begin(*place)
+                while not self._there.issuperset(left):  # noqa: ASYNC110 - once a run
+                    await asyncio.sleep(0.05)
+
+    async def _left(self) -> list[tuple[str, int]]:
+        """(pool, number) of workers that live, and have something of this run."""
+        places = [(pool, number) for pool in pools_of(self.catalog) for number in range(self._most(pool))]
+        names = [settings_of(self.catalog, *place)[1] for place in places]
+        there = await asyncio.to_thread(lambda: [found(name) for name in names])
+        held = await asyncio.gather(*(self._holds(handle) for handle in there))
+        return [place for place, holds in zip(places, held, strict=True) if holds]
+
+    async def _holds(self, handle: object | None) -> bool:
+        """False, too, where it can't say so in time."""
+        with contextlib.suppress(Exception):
+            if handle is not None:
+                return await asyncio.wait_for(handle.holds.remote(self._job), HOLDS_S)  # pyright: ignore[reportAttributeAccessIssue]
+        return False
+
+    def _most(self, pool: str) -> int:
+        """So many workers it has ever had."""
+        model = model_of(self.catalog, pool)
+        return max(1, model.max_replicas if model is not None else self._dispatchers)
+
+    @property
+    def _there(self) -> set[tuple[str, int]]:
+        return {place for place, worker in self.workers.items() if worker.handle is not None}
 
     def handles(self) -> list[tuple[str, object]]:
         return [(worker.name, worker.handle) for worker in self.workers.values() if worker.handle is not None]

@@ -118,6 +118,10 @@ class Puller:
         """That are served."""
         return self._boards.keys()
 
+    def holds(self, job: str) -> bool:
+        """Calls or answers of it are here, for whoever has its lanes next."""
+        return any(at.handed or not at.empty for at in self._lanes.values() if at.job == job)
+
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
         """A lane's new owner asks for what we hold. Calls of the last owner that go on are his from now on. One that an
         owner before that left is not told: it may have been made again since, under the same name."""

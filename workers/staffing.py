@@ -29,6 +29,13 @@ def settings_of(catalog: Catalog, pool: str, number: int) -> tuple[WorkerSetting
     return named, f"{label} {fingerprint}"
 
 
+def pools_of(catalog: Catalog) -> list[str]:
+    """All that some model may be asked at."""
+    models = catalog.models.values()
+    own = [model.pool_of(each.id) for model in models if model.worker is not None for each in model.versions]
+    return [*(f"api:{name}" for name in catalog.accounts), *own]
+
+
 def model_of(catalog: Catalog, pool: str) -> Model | None:
     """The own model that the pool serves, at the pool's version; None: an account's."""
     for model in catalog.models.values():
@@ -45,6 +52,16 @@ def has_place(model: Model, replicas: int) -> bool:
     if ray.cluster_resources().get("GPU", 0) > 0:
         return ray.available_resources().get("GPU", 0) >= float(model.engine.get("tensor_parallel_size", 1))
     return sum(1 for node in ray.nodes() if node.get("Alive")) > replicas
+
+
+def found(name: str) -> object | None:
+    """The actor of this name, where another job, or an earlier driver, has started it."""
+    import ray
+
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:  # there is none
+        return None
 
 
 def hire(settings: WorkerSettings, name: str, model: Model | None) -> object:

@@ -163,6 +163,10 @@ class WorkerActor:
             log("info", event, worker=self._settings.name, **self._counts())
             log.close()
 
+    async def holds(self, job: str) -> bool:
+        """See `Puller.holds`. One that loads still has nothing."""
+        return self._puller is not None and self._puller.holds(job)
+
     async def adopt(self, job: str, lane: int, epoch: Epoch, handle: object, until: float) -> bytes:
         if self._puller is None:
             return b"\x80"

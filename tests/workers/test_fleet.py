@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from penstock.engine.catalog import Account, Catalog, Limits, Model, Version
 from penstock.engine.errors import SpecError
-from penstock.workers import cluster, governing, staffing, worker_actor
+from penstock.workers import cluster, driver, governing, staffing, worker_actor
 from penstock.workers import fleet as shell
 from penstock.workers.engines.base import EngineDead
 from penstock.workers.fleet import MAX_STARTS, Fleet, Worker
@@ -375,6 +375,43 @@ async def test_a_worker_that_cannot_load_ends_its_process(monkeypatch: pytest.Mo
     assert codes == [], "the reply has to leave first"
     await until(lambda: codes)
     assert codes == [1]
+
+
+class Left:
+    """A worker of an earlier driver, that has something of the run, and starts to serve again after so long."""
+
+    def __init__(self, after_s: float) -> None:
+        self.after_s = after_s
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: self._says(name))  # pyright: ignore[reportUnknownLambdaType]
+
+    async def _says(self, name: str) -> object:
+        if name == "lost":
+            await asyncio.Event().wait()
+        if name == "start":
+            await asyncio.sleep(self.after_s)
+        return {"start": ("w", 1), "holds": True, "gauges": {"serves": 1.0}}.get(name, 0.0)
+
+
+TWO = Catalog({name: Account(name, "openai", f"https://{name}.example/v1") for name in "ab"}, {}, {})
+
+
+@pytest.mark.parametrize("pool", ["api:a", "api:b"])
+async def test_a_worker_that_has_something_of_the_run_is_there_before_its_lanes_ask_around(
+    pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is late on a busy machine, or nobody wants its account at first, which the run had fallen back to: what it had
+    was asked anew, and paid for twice. One that starts only now has nothing, and is not waited for."""
+    there = {staffing.settings_of(TWO, pool, 0)[1]: Left(1.2)}
+    monkeypatch.setattr(shell, "hire", lambda settings, name, model: there.setdefault(name, Left(60.0)))  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(shell, "found", there.get, raising=False)
+    fleet = made(catalog=TWO)
+    fleet.want("api:a")
+    async with asyncio.timeout(10):
+        await fleet.reunite(driver.REUNITE_S)
+    assert [handle for _, handle in fleet.handles()] == [there[staffing.settings_of(TWO, pool, 0)[1]]]
+    await fleet.close()
 
 
 async def test_dispatchers_start_before_the_run_is_ours_and_serve_nobody_until_then(

@@ -569,6 +569,19 @@ def late(monkeypatch: pytest.MonkeyPatch, board: type[BoardStub]) -> asyncio.Eve
     return gate
 
 
+async def test_it_says_whether_it_has_anything_of_a_run(world: World) -> None:
+    """Calls, answers that nobody took, and those that an owner was told who did not show yet that he heard."""
+    assert (world.puller.holds("job"), world.puller.holds("another")) == (True, False)
+    world.lane.alive = False
+    world.engine.land("a", "b", "c")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    assert world.puller.holds("job")
+    world.puller.adopt("job", 0, (1, 2), world.successor(), world.clock() + 5)
+    assert world.puller.holds("job")
+    world.puller._accept(world.puller._lanes["job", 0], CallChunk("job", 0, (1, 2), 0.0, []))
+    assert not world.puller.holds("job")
+
+
 async def test_an_abort_reaches_what_is_in_flight(world: World) -> None:
     """`cancel`: the engine is told of every call of the job."""
     world.puller.abort("job", FIRST)
