@@ -123,10 +123,11 @@ class Puller:
         return any(at.handed or not at.empty for at in self._lanes.values() if at.job == job)
 
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
-        """A lane's new owner asks for what we hold. Calls of the last owner that go on are his from now on. One that an
-        owner before that left is not told: it may have been made again since, under the same name."""
+        """A lane's new owner asks for what we hold; again where the answer got lost. Calls of the last owner that go on
+        are his from now on. One that an owner before that left is not told: it may have been made again since, under
+        the same name."""
         at = self._lanes.setdefault((job, lane), LaneAt(job))
-        if at.right is not None and at.right.epoch >= epoch:
+        if at.right is not None and at.right.epoch > epoch:
             return Kept()
         return at.hand_over(Right(job, lane, epoch, until), port)
 

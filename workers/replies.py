@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from penstock.engine.errors import Temporary
+from penstock.workers import cluster
 
 T = TypeVar("T")
 
@@ -29,6 +31,21 @@ async def answered(ask: Callable[[], Awaitable[T]], seconds: float, times: int =
         if done:
             return asked.result()
     raise Unanswered(f"no answer within {seconds:g} s, asked {times} times")
+
+
+async def reached(ask: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What `ask` brings, of an actor; asked again for as long where there is no way to it for a moment: only for calls
+    of which the second does nothing. Raises what Ray raises."""
+    from ray.exceptions import ActorUnavailableError
+
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            return await ask()
+        except ActorUnavailableError:
+            if time.monotonic() > ends:
+                raise
+        await asyncio.sleep(cluster.AWAY_S)
 
 
 async def _awaited(ask: Callable[[], Awaitable[T]]) -> T:

@@ -308,11 +308,27 @@ async def test_a_take_whose_answer_got_lost_is_told_though_its_job_was_left(worl
     assert world.puller._lanes == {}
 
 
+async def test_an_owner_that_asks_again_is_told_the_same(world: World) -> None:
+    """His connection broke before he was answered."""
+    world.lane.alive = False
+    world.engine.land("a")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    heir = world.successor()
+    first = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
+    assert len(first.outcomes) == 1
+    assert len(first.flying) == 2
+    again = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
+    assert (again.outcomes, sorted(again.flying)) == (first.outcomes, sorted(first.flying))
+    world.engine.land("b", "c")
+    await until(lambda: heir.got)
+    assert heir.got == [((1, 2), ["b", "c"])]
+
+
 async def test_a_lower_epoch_is_refused(world: World) -> None:
     """Who owned the lane before gets nothing, and takes nothing away."""
     heir = world.successor((1, 3))
     world.puller.adopt("job", 0, (1, 3), heir, world.clock() + 5)
-    for epoch in ((1, 3), (1, 2), (0, 9)):
+    for epoch in ((1, 2), (0, 9)):
         assert world.puller.adopt("job", 0, epoch, world.lane, 1e12).flying == []
     assert all(ticket.right.epoch == (1, 3) for ticket in world.engine.tickets)
     world.engine.land("a")

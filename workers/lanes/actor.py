@@ -45,7 +45,11 @@ from penstock.workers.log import LaneLog, Log, collect
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode, job_of
+from penstock.workers.replies import reached
 from penstock.workers.runspec import RunSpec, commit_s_of, window_of
+
+REACHED_S = 20.0
+"""A worker to which there is no way: whoever watches it ends it after fifteen seconds."""
 
 _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)
@@ -218,16 +222,16 @@ class LaneActor:
     async def adopt(self, lane: int, me: object, workers: list[tuple[str, object]]) -> None:
         """Ask workers for what they still hold of this lane's last owner. A worker that is gone holds nothing."""
         shell = self._shells[lane]
-        calls = [
-            worker.adopt.remote(self._job, lane, shell.epoch, me, shell.own_until)  # pyright: ignore[reportAttributeAccessIssue]
-            for _, worker in workers
-        ]
-        await asyncio.gather(*(self._hear(lane, shell, name, c) for (name, _), c in zip(workers, calls, strict=True)))
 
-    async def _hear(self, lane: int, shell: LaneShell, name: str, answer: Awaitable[bytes]) -> None:
+        def asking(worker: object) -> Callable[[], Awaitable[bytes]]:
+            return lambda: worker.adopt.remote(self._job, lane, shell.epoch, me, shell.own_until)  # pyright: ignore
+
+        await asyncio.gather(*(self._hear(lane, shell, name, asking(worker)) for name, worker in workers))
+
+    async def _hear(self, lane: int, shell: LaneShell, name: str, ask: Callable[[], Awaitable[bytes]]) -> None:
         """One worker's word, taken up at once: it has let go of its answers, and another may be silent for long."""
         try:
-            told = await answer
+            told = await reached(ask, REACHED_S)
         except Exception:  # noqa: BLE001 - it is gone, and holds nothing
             return
         kept = msgspec.msgpack.decode(told, type=Kept)
