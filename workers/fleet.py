@@ -252,6 +252,8 @@ class Fleet:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever keeps a worker from starting is told, and bounded
+                if isinstance(error, Unanswered):
+                    kill(worker.trying)
                 worker.failures += 1
                 if worker.given_up or worker.failures >= MAX_STARTS or (_hopeless(error) and not worker.ready_at):
                     await self._give_up(worker, error)
@@ -285,24 +287,35 @@ class Fleet:
             worker.trying = hire(*settings_of(self.catalog, worker.pool, 0), None)
             await self._loaded(worker.trying, governed)
         worker.trying = handle = hire(settings, name, model_of(self.catalog, worker.pool))
-        worker.name = await self._loaded(handle, governed)
+        worker.name = await self._loaded(handle, governed, own=is_own(worker.pool))
         worker.handle, worker.trying, worker.ready_at = handle, None, time.time()
         self._on_change("ready", worker, "")
-        await self._serve(handle)
+        await self._served(handle)
         self._spawn(tell_skew(f"worker {worker.name}", handle.clock.remote, self._note))  # pyright: ignore[reportAttributeAccessIssue]
 
-    async def _loaded(self, handle: object, governed: bool) -> str:
-        """Its name. Loading may take long: asked again, it says the same."""
+    async def _served(self, handle: object) -> None:
+        """One that does not answer is ended. Its end, and that it heard nothing, `_until_lost` sees."""
+        try:
+            await self._serve(handle)
+        except Unanswered:
+            kill(handle)
+        except Exception:  # noqa: BLE001 - it is gone, or there is no way to it
+            return
+
+    async def _loaded(self, handle: object, governed: bool, *, own: bool = False) -> str:
+        """Its name. Loading may take long: asked again, it says the same. Raises `Unanswered` where it is frozen; of an
+        engine of our `own`, which may also wait for a GPU, nobody can tell."""
 
         def ask() -> Awaitable[tuple[str, int]]:
             return handle.start.remote(governed)  # pyright: ignore[reportAttributeAccessIssue]
 
         while True:
             try:
-                name, _ = await answered(ask, START_ASKED_S, times=1)
+                name, _ = await answered(ask, START_ASKED_S)
                 return name
             except Unanswered:
-                continue
+                if not own:
+                    raise
 
     async def _serve(self, handle: object) -> None:
         def ask() -> Awaitable[None]:

@@ -213,6 +213,32 @@ async def test_a_worker_whose_reply_gets_lost_is_asked_again(call: str, monkeypa
     await fleet.close()
 
 
+@pytest.mark.parametrize("call", ["start", "serve"])
+async def test_a_dispatcher_that_is_frozen_when_it_is_found_is_replaced(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed command left it so, on a cluster that lives: the next one waited for it for ever, and so did its
+    items."""
+    for bound in ("START_ASKED_S", "PING_S", "PAUSE_S"):
+        monkeypatch.setattr(shell, bound, 0.02)
+    frozen, killed = Hands(**{call: 1 << 30}), list[object]()
+    cluster = Cluster(monkeypatch, frozen)
+
+    def end(handle: object) -> None:
+        killed.append(handle)
+        frozen.failing["lost"] = ActorDiedError()
+        cluster.first = None
+        cluster.there.clear()
+
+    monkeypatch.setattr(shell, "kill", end)
+    fleet = made()
+    fleet.want("api:a")
+    await until(lambda: [handle for _, handle in fleet.handles()] not in ([], [frozen]))
+    assert killed == [frozen]
+    assert fleet.down == {}
+    await fleet.close()
+
+
 class Loading(Cluster):
     """Own engines, each start of which goes as the test says: an error, or True. What ended is nowhere to be found."""
 
@@ -307,10 +333,10 @@ async def test_a_worker_that_is_let_go_while_it_loads_again_is_told_to_leave(mon
     worker = fleet.workers[POOL, 0] = Worker(POOL, 0)
     gate, loaded = asyncio.Event(), fleet._loaded
 
-    async def slowly(handle: object, governed: bool) -> str:
+    async def slowly(handle: object, governed: bool, *, own: bool) -> str:
         if len(cluster.begun) == 2:
             await gate.wait()
-        return await loaded(handle, governed)
+        return await loaded(handle, governed, own=own)
 
     monkeypatch.setattr(fleet, "_loaded", slowly)
     keeping = asyncio.ensure_future(fleet._keep(worker))
