@@ -27,7 +27,8 @@ LaneKey = tuple[str, int]
 RENEW_EVERY_S = 1.0
 """The right lapses 5 s after the lane last saw its own epoch; four chances to renew it."""
 KEEP_S = 600.0
-"""Answers nobody came for are dropped after ten minutes: a guess, far above any lane's restart."""
+"""Answers nobody came for are dropped ten minutes after their run has left: a guess, far above any restart of it. As
+long as it is there its lanes may come: they may wait for a store that is away."""
 TAKES_IN_A_ROW = 8
 """Takes from one lane before the board is asked again, so that no lane starves the others."""
 
@@ -361,7 +362,7 @@ class Puller:
         await asyncio.gather(*there, *(self._tell_missed(key[1], at) for key, at in lanes if at.missed))
         taking = {(job, lane) for job, lane, *_ in self._underway}  # what these bring must find its lane
         for key, at in list(self._lanes.items()):
-            if at.stranded and at.job not in self._boards:
+            if at.stranded if at.job not in self._boards else at.lost_at is not None:
                 at.lost_at = now
             lost = at.lost_at is not None and now - at.lost_at > KEEP_S and not at.tickets
             if key not in taking and (lost or (at.empty and at.job not in self._boards)):
