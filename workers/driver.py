@@ -292,8 +292,9 @@ class Driver:
 
     async def _settle_up(self, state: RunState, message: str) -> tuple[RunState, str]:
         """Closing lines of own engines, committed by lane 0 when all else is in, whether the run is done or stops here:
-        to whoever goes on they count as charged. An owner of lane 0 is told once; the next one, where it died before it
-        had committed them, is told anew. Where a lane was given up the sums are not those of its commits: no lines."""
+        to whoever goes on they count as charged. An owner of lane 0 is told until it has heard; the next one, where it
+        died before it had committed them, is told anew. Where a lane was given up the sums are not those of its
+        commits: no lines."""
         told, until = None, time.monotonic() + self._spec.execution.drain_s
         while self._bill and (self._ending is None or time.monotonic() < until):
             now = time.time()
@@ -306,12 +307,12 @@ class Driver:
                 lines = self._bill.owed(self._status.tally, self._run_epoch, now)
                 if report.closed or not lines:
                     return state, message
-                if holder[0] != told:
-                    told = holder[0]
+                if told != holder[0] == self._reports.owners[0]:  # not one that is being opened
                     if not await self._bill.save(now, hurry=self._ending is not None):
                         return self._ending or ("failed", "the hours of own engines can't be kept: the state is away")
-                    with contextlib.suppress(Exception):  # lost: lane 0 has another owner soon
+                    with contextlib.suppress(Exception):  # it may not have heard, or lane 0 has another owner soon
                         await self._crew.add_costs(encode(lines))
+                        told = holder[0]
             await asyncio.sleep(TICK_S)
         return self._ending or (state, message)  # asked to stop before the lines were in: it is not done
 

@@ -75,7 +75,7 @@ def driver(folder: Path, catalog: Catalog = OWN, *, endless: bool = False) -> Dr
 
 def hear(one: Driver, report: LaneReport) -> None:
     """As of the lane's owner."""
-    one._reports.now[report.lane] = one._reports.last[report.lane] = report
+    one._reports.heard(report, one._crew._owners.get(report.lane, 0), time.monotonic())
 
 
 def test_a_drivers_status_tells_when_its_command_began(tmp_path: Path) -> None:
@@ -642,6 +642,42 @@ async def test_a_run_that_stops_before_its_end_bills_the_hours_of_its_engines(tm
         assert heir._bill.owed(one._status.tally, 2, time.time() + 9_000.0) == []
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_hours_of_engines_of_which_lane_0_did_not_hear_are_told_again(lost: bool, tmp_path: Path) -> None:
+    """It could not be reached for a moment, or was `lost`: then its next owner is told once it is open, and knows what
+    the last one committed. (Told before that it did not hear, and the run waited for it for ever.)"""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    tried, told, there = list[int](), list[list[CostLine]](), False
+
+    class AddCosts:
+        async def remote(self, lane: int, lines: bytes) -> None:
+            tried.append(one._crew._owners[0])
+            if not there:
+                raise ActorUnavailableError("the connection broke", None)
+            told.append(msgspec.msgpack.decode(lines, type=list[CostLine]))
+
+    hands.add_costs = AddCosts()  # pyright: ignore[reportAttributeAccessIssue]
+    one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
+    for lane in range(2):
+        hear(one, LaneReport(lane, Tally(), settled=True))
+    ending = asyncio.create_task(one._settle_up("done", ""))
+    async with asyncio.timeout(20):
+        while not tried:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        if lost:
+            one._crew._owners[0] = 5
+            await asyncio.sleep(0.5)
+            assert set(tried) == {1}, "it is not open yet"
+            hear(one, LaneReport(0, Tally(), settled=True))
+        there = True
+        while not told:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+        (lines,) = told
+        billed = Tally(models={"own@v1": ModelTally("own", "v1", cost_nano=sum(line.cost_nano for line in lines))})
+        hear(one, LaneReport(0, billed, settled=True, closed=True))
+        assert await ending == ("done", "")
+
+
 async def test_a_run_that_is_stopped_before_its_engines_are_billed_is_not_done(tmp_path: Path) -> None:
     """All items have ended, and lane 0, which is to commit the hours, can't be opened: who waits for it long enough and
     interrupts must not be told that nothing is left to do."""
@@ -665,7 +701,7 @@ async def test_a_run_that_is_to_stop_does_not_wait_for_a_state_that_is_away(
     one, back = with_lanes(tmp_path, Temporary("away"), endless=True)[0], threading.Event()
     one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
     for lane in range(2):
-        one._reports.now[lane] = LaneReport(lane, Tally(), settled=True)
+        hear(one, LaneReport(lane, Tally(), settled=True))
     one._ending = ("interrupted", "interrupted")
     monkeypatch.setattr(gpu_bill, "HURRY_S", 0.01)
     monkeypatch.setattr(FolderState, "put", lambda *_: back.wait(10))

@@ -554,6 +554,29 @@ async def test_a_lane_without_its_right_asks_for_no_money(tmp_path: Path) -> Non
     assert asked == []
 
 
+async def test_hours_of_engines_that_a_lane_is_told_twice_are_billed_once() -> None:
+    """Who tells them did not hear that it heard. One that can't commit them says so: they would be on nobody's bill."""
+    line = CostLine(
+        "end/1", None, 0, "adjustment", None, "own", "v1", Usage(), 7, "amortised", "p", None, None, None, 1.0
+    )
+    lane = rig.Rig(rig.MemoryPlace("hours"), rig.source("hours", [rig.line(0)]))
+    early, _ = lane.shell(lane.place.open())
+    with pytest.raises(Fenced):
+        early.add_costs([line])
+    await lane.life(lane.place.open())
+    shell, driver = lane.shell(lane.place.open())
+    await shell.open(await lane.made_plan(), force=True)
+    shell.go()
+    shell.add_costs([line])
+    shell.add_costs([line])
+    await lane.work(shell, driver, rig.answered, lambda shell, driver: driver.settled and driver.reports[0].closed)
+    await shell.close()
+    with pytest.raises(Fenced):
+        shell.add_costs([line])
+    entries = [record.entry_id for record in await lane.place.read("costs")]
+    assert entries.count("end/1") == 1
+
+
 async def test_memory_does_not_grow_with_the_input() -> None:
     """20,000 items and 4,000 need the same memory: the window bounds what is held."""
 

@@ -16,6 +16,8 @@ class Reports:
         """Of lanes that somebody holds, and was heard of."""
         self.last: dict[int, LaneReport] = {}
         """What each lane said last, whoever holds it now."""
+        self.owners: dict[int, int] = {}
+        """Who said that."""
         self.doubted: set[tuple[int, int]] = set()
         """(lane, owner) that had to doubt what the last owner left."""
         self.lateness = Lateness()
@@ -23,6 +25,7 @@ class Reports:
     def heard(self, report: LaneReport, owner: int, tick: float) -> None:
         """Of the lane's present owner."""
         self.now[report.lane] = self.last[report.lane] = report
+        self.owners[report.lane] = owner
         self.lateness.heard(report, tick)
         if report.doubted:
             self.doubted.add((report.lane, owner))

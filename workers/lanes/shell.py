@@ -401,7 +401,12 @@ class LaneShell:
         )
 
     def add_costs(self, lines: list[CostLine]) -> None:
-        """Closing adjustments of own GPUs: they go with one more commit of this lane."""
+        """Closing adjustments of own GPUs: they go with one more commit of this lane. Told again: nothing. Raises
+        `Fenced` where this owner will commit nothing."""
+        if self._over or not self._opened:
+            raise Fenced(f"lane {self.lane}: epoch {self.epoch} is not open")
+        if self._closed:
+            return
         self.machine.add_costs(lines)
         self._closed = True
         self._out.done = False
