@@ -269,8 +269,9 @@ async def test_a_lane_whose_new_actor_is_lost_while_it_moves_opens_in_the_one_th
     parted, successor, crew = asyncio.Event(), Hands(None), moving.crew
 
     class Part:
-        async def remote(self, lane: int, seconds: float) -> None:
+        async def remote(self, lane: int, seconds: float) -> bytes:
             await parted.wait()
+            return b"answers"
 
     def hired(number: int, lanes: list[int]) -> Member:
         made = Member(number, successor, PLAN.version, lanes)
@@ -287,6 +288,8 @@ async def test_a_lane_whose_new_actor_is_lost_while_it_moves_opens_in_the_one_th
     await moving.over()
     await replacing
     assert (sorted(successor.opened), moving.hands[1].opened) == ([0, 1, 3], [])
+    told = [name for name in successor.told if name in ("inherit", "open")]
+    assert told == ["open", "open", "inherit", "open"], "answers that no commit holds go there, too"
     assert moving.lanes == [[2], [0, 1, 3]]
 
 

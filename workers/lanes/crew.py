@@ -344,7 +344,8 @@ class Crew:
                 self._opened.discard(lane)
                 try:
                     if left := await source.part(lane):
-                        await asyncio.wait_for(target.handle.inherit.remote(lane, left), TELL_S)
+                        heir = self._by_lane[lane]  # another than the target, where that was lost meanwhile
+                        await asyncio.wait_for(heir.handle.inherit.remote(lane, left), TELL_S)
                 except Exception as error:  # noqa: BLE001 - lost, or mute: the lane is taken all the same
                     self._log("warning", "lane was not handed over", lane=lane, reason=words(error)[:500])
                 reports.void(lane)
