@@ -69,6 +69,7 @@ class Driver:
         self._reports, self._metrics = Reports(), DriverMetrics(self._spec.name)
         self._ending: tuple[RunState, str] | None = None
         self._cancelled = False
+        self._checked_at = self._looked_at = self._repriced_at = 0.0
         self._bill = BillKeeper(self._spec.catalog, self._spec.state, self._spec.run_id)
         self._outages = Outages(time.monotonic(), endless=self._spec.endless)
         self._discovery: Discovery | None = None
@@ -231,39 +232,61 @@ class Driver:
 
     async def _watch(self) -> tuple[RunState, str]:
         """Until every lane is over, or something ends the run early."""
-        checked = repriced = 0.0
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = time.time()
-            self._sum_up()
+        look = asyncio.ensure_future(asyncio.sleep(0))
+        try:
+            over = None
+            while over is None:
+                await asyncio.sleep(TICK_S)
+                over = await self._round(time.time())
+                if over is None and look.done():
+                    await look  # it may have raised
+                    look = asyncio.ensure_future(self._look(time.time()))
+            await look
+            return over
+        finally:
+            look.cancel()
+
+    async def _round(self, now: float) -> tuple[RunState, str] | None:
+        """What may not wait for a state that is away. Returns how the run ends, where it does."""
+        self._sum_up()
+        for pool in self._board.pools():
+            self._fleet.want(pool)
+        await self._check(now)
+        self._judge(time.monotonic())
+        if self._all_settled():
+            self._sum_up()  # the last reports came while this round waited for something
+            if self._ending is not None:
+                return self._ending
+            if self._plan.bounded and all(report.done for report in self._reports.now.values()):
+                return "done", ""
+        return None
+
+    async def _check(self, now: float) -> None:
+        """Once a second: lanes that hang, pools that are short of workers."""
+        if since(self._checked_at, now) > CANCEL_POLL_S:
+            self._checked_at = now
+            await self._crew.check(now, self._reports)
             for pool in self._board.pools():
-                self._fleet.want(pool)
-            if since(checked, now) > CANCEL_POLL_S:
-                checked = now
-                await self._hearing.look(self._crew.news.pause)
-                if not self._spec.pinned:
-                    await self._steersman.look(self._crew.news.steer, now)
-                self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
-                self._measuring.see(self._status)
-                self._measuring.look(self._crew.news.learn, now)
-                idle = self._bill.idle_nano(self._status.tally, now)
-                bound = second_payments_bound(self._spec, self._plan.lanes, len(self._reports.doubted))
-                periods = await asyncio.to_thread(self._spending.look, now)
-                await asyncio.to_thread(self._metrics.see, self._status, idle, bound, periods)
-                await self._trail.look(self._status, now)
-                await self._crew.check(now, self._reports)
-                for pool in self._board.pools():
-                    self._fleet.grow(pool, self._board.ready(pool), now)
-            if since(repriced, now) > REPRICE_EVERY_S and self._bill:
-                repriced = now
-                await self._reprice(now)
-            self._judge(time.monotonic())
-            if self._all_settled():
-                self._sum_up()  # the last reports came while this round waited for something
-                if self._ending is not None:
-                    return self._ending
-                if self._plan.bounded and all(report.done for report in self._reports.now.values()):
-                    return "done", ""
+                self._fleet.grow(pool, self._board.ready(pool), now)
+
+    async def _look(self, now: float) -> None:
+        """Once a second, or as often as the state answers: what stands there, and what is told there."""
+        if since(self._looked_at, now) > CANCEL_POLL_S:
+            self._looked_at = now
+            await self._hearing.look(self._crew.news.pause)
+            if not self._spec.pinned:
+                await self._steersman.look(self._crew.news.steer, now)
+            self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
+            self._measuring.see(self._status)
+            self._measuring.look(self._crew.news.learn, now)
+            idle = self._bill.idle_nano(self._status.tally, now)
+            bound = second_payments_bound(self._spec, self._plan.lanes, len(self._reports.doubted))
+            periods = await asyncio.to_thread(self._spending.look, now)
+            await asyncio.to_thread(self._metrics.see, self._status, idle, bound, periods)
+            await self._trail.look(self._status, now)
+        if since(self._repriced_at, now) > REPRICE_EVERY_S and self._bill:
+            self._repriced_at = now
+            await self._reprice(now)
 
     def _all_settled(self) -> bool:
         return self._reports.settled(self._plan.lanes, self._crew.gone)
@@ -299,6 +322,7 @@ class Driver:
         while self._bill and (self._ending is None or time.monotonic() < until):
             now = time.time()
             self._sum_up()
+            await self._check(now)
             if self._all_settled():
                 report, holder = self._reports.now.get(0), self._crew.handle(0)
                 if self._crew.gone or report is None or holder is None:

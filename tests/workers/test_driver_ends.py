@@ -85,6 +85,40 @@ def test_a_drivers_status_tells_when_its_command_began(tmp_path: Path) -> None:
     assert later.since == later.started_at > 5.0
 
 
+@pytest.mark.parametrize("when", ["while it goes", "while engines' hours are billed"])
+async def test_lanes_are_looked_after_whatever_else_a_driver_waits_for(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that is away is tried for half a minute, several times a round: meanwhile no lane that hangs was opened
+    anew, and too many dead letters ended nothing. Nor was a lane 0 that froze before it had the last lines."""
+    one, checks, gate = driver(tmp_path), list[float](), asyncio.Event()
+    monkeypatch.setattr(driver_module, "CANCEL_POLL_S", 0.0)
+
+    async def away(*_: object) -> None:
+        await gate.wait()
+
+    async def check(now: float, reports: object) -> None:
+        checks.append(now)
+
+    one._crew.check, one._hearing.look = check, away  # type: ignore[method-assign]
+    one._bill.changed("starting", "vllm:own@v1", "vllm:own@v1#0", time.time() - 1000.0)
+    going = asyncio.create_task(one._watch() if when == "while it goes" else one._settle_up("done", ""))
+    async with asyncio.timeout(5):
+        while len(checks) < 3:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    if when == "while it goes":
+        one._spec = msgspec.structs.replace(one._spec, max_dead_letters=2)
+        hear(one, LaneReport(0, Tally(dead_letters={"template": 3})))
+        hear(one, LaneReport(1, Tally()))
+        async with asyncio.timeout(5):
+            while one._ending is None:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+        assert one._ending[0] == "too_many_dead_letters"
+    gate.set()
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
+
+
 class Enough(Exception):
     pass
 
