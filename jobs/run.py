@@ -259,8 +259,10 @@ def execute(spec: RunSpec, session: Session, display: Display, stop: Stop) -> Jo
             handle.close()
     result = JobResult(spec, status, was_done=before.state == "done" and before.items == done_items(status))
     if result.nothing_to_do and before.status is not None:
-        with suppress(PenstockError):  # how the run went stays what history tells, not how this look at it went
-            history.save_status(before.status)
+        # How the run went stays what history tells, not how this look at it went; the look's own epoch goes with it, or
+        # history would take it for the word of a command that was replaced.
+        with suppress(PenstockError):
+            history.save_status(msgspec.structs.replace(before.status, epoch=status.epoch))
     return result
 
 

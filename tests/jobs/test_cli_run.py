@@ -58,6 +58,7 @@ class ScriptedRun:
         self.asked: list[str] = []
         self._state: RunState = "starting"
         self.generation: int | None = None
+        self.epoch, self.started_at = 0, 1.0
 
     def status(self) -> RunStatus:
         step = self._script.pop(0) if self._script else self._state
@@ -65,8 +66,8 @@ class ScriptedRun:
             step()
         else:
             self._state = step
-        told = RunStatus("job-1", "job", self._state, started_at=1.0, updated_at=2.0, tally=self._tally)
-        told.generation = self.generation
+        told = RunStatus("job-1", "job", self._state, started_at=self.started_at, updated_at=2.0, tally=self._tally)
+        told.generation, told.epoch = self.generation, self.epoch
         return told
 
     def drain(self) -> None:
@@ -275,6 +276,18 @@ def test_looking_at_a_finished_run_again_does_not_rewrite_its_story(tmp_path: Pa
     result, _, _ = carry_out(tmp_path, ["done"])
     assert result.nothing_to_do
     assert history_of(tmp_path).status("job-1") == told
+
+
+def test_a_look_has_an_epoch_of_its_own_and_does_not_rewrite_the_story_either(tmp_path: Path) -> None:
+    """Each command of a run takes the next epoch, also one that finds nothing to do."""
+    told = RunStatus("job-1", "job", "done", started_at=1.0, ended_at=99.0, epoch=1, tally=Tally(results=3))
+    history_of(tmp_path).save_spec(spec_in(tmp_path))
+    history_of(tmp_path).save_status(told)
+    look = ScriptedRun(["done"], Tally(results=3))
+    look.epoch, look.started_at = 2, 500.0
+    session = Session(open_cluster=ScriptedCluster(look).open)
+    assert running.execute(spec_in(tmp_path), session, Heard(), Stop()).nothing_to_do
+    assert history_of(tmp_path).status("job-1") == msgspec.structs.replace(told, epoch=2)
 
 
 def test_new_input_under_a_finished_run_is_no_nothing(tmp_path: Path) -> None:
