@@ -10,6 +10,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
+import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Literal, Protocol, TypeVar
@@ -144,8 +147,9 @@ async def start(client: Client, connection: Connection, *, seconds: float = STAR
             await client.start()
     except BaseException as error:
         abandon(client)
-        if isinstance(error, Temporary) and isinstance(error.__cause__, kafka.KafkaConnectionError):
-            await _say_why(connection)  # aiokafka tells only its log why it could not connect
+        silent = isinstance(error, Temporary) and isinstance(error.__cause__, kafka.KafkaConnectionError)
+        if silent and (why := await _say_why(connection)):  # aiokafka tells only its log why it could not connect
+            raise why from error
         raise
 
 
@@ -246,9 +250,15 @@ def translated(error: BaseException, connection: Connection, doing: str, seconds
             )
         case kafka.KafkaConnectionError() if isinstance(error.__cause__, ssl.SSLError):
             return translated(error.__cause__, connection, doing)  # TLS 1.3: a broker refuses us after the handshake
-        case kafka.KafkaConnectionError() | OSError():
+        case ConnectionRefusedError() | socket.gaierror():
             return Away(
-                f"{where} can't be reached while {doing} ({error}). Check the address and that its brokers are up; a "
+                f"{where} can't be reached while {doing}: {_in_words(error)}. Check the address and that its brokers "
+                "are up."
+            )
+        case kafka.KafkaConnectionError() | OSError():
+            why = f"({error})" if isinstance(error, kafka.KafkaError) else f"({_in_words(error)})"
+            return Away(
+                f"{where} can't be reached while {doing} {why}. Check the address and that its brokers are up; a "
                 f"broker that expects another security_protocol than {connection.security_protocol} closes the "
                 "connection too."
             )
@@ -263,6 +273,15 @@ def translated(error: BaseException, connection: Connection, doing: str, seconds
             )
         case _:
             return Away(f"{where}: {type(error).__name__} while {doing} ({error}). The same again may work.")
+
+
+def _in_words(error: OSError) -> str:
+    """`Connection refused`: asyncio puts the address into the place of the words, and of a name with several addresses
+    it numbers the failures alone."""
+    number = error.errno or next(iter(re.findall(r"\[Errno (\d+)\]", str(error))), None)
+    if number is not None and int(number) > 0:
+        return os.strerror(int(number))
+    return str(error.strerror or error) or "the connection was closed"  # asyncio, in the middle of a TLS handshake
 
 
 def _refusal(error: kafka.KafkaError, connection: Connection, where: str, doing: str) -> str | None:
@@ -294,13 +313,15 @@ def _refusal(error: kafka.KafkaError, connection: Connection, where: str, doing:
             return None
 
 
-async def _say_why(connection: Connection) -> None:
-    """Connect once by hand; raises the reason where it is more than "unreachable". All brokers are asked at once, and
-    the first that answers answers for all: one that is a black hole would cost every start of a client its timeout."""
+async def _say_why(connection: Connection) -> Temporary | None:
+    """Connect once by hand; raises the reason where it is more than "unreachable", else returns it; None: one can be
+    reached. All brokers are asked at once, and the first that answers answers for all: one that is a black hole would
+    cost every start of a client its timeout."""
     settings = _settings(connection)  # one for all: they share a token
     names = settings.pop("bootstrap_servers")
     del settings["retry_backoff_ms"]
     asked = [asyncio.ensure_future(_ask(connection, server, settings)) for server in names]
+    why: Temporary | None = None
     try:
         for answer in asyncio.as_completed(asked):
             try:
@@ -308,6 +329,8 @@ async def _say_why(connection: Connection) -> None:
             except Temporary as error:
                 if isinstance(error.__cause__, NoToken):
                     raise
+                why = error
+        return why
     finally:
         for one in asked:
             one.cancel()

@@ -22,7 +22,7 @@ from aiokafka.errors import ProducerFenced
 
 from penstock.connectors.base import Holder, OutRecord
 from penstock.connectors.kafka import place as kafka_place
-from penstock.connectors.kafka.client import ended, new_admin, new_consumer, opened
+from penstock.connectors.kafka.client import ended, new_admin, new_consumer, opened, start, translated
 from penstock.connectors.kafka.place import KafkaPlace
 from penstock.connectors.kafka.store import KafkaStore
 from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
@@ -392,10 +392,27 @@ async def test_a_broker_that_falls_silent_amid_what_is_read_is_told(
 
 
 async def test_a_broker_that_is_not_there_is_temporary() -> None:
-    """The message says what to look at."""
+    """The message says what to look at, and not how a library writes an address down."""
     store = Run("127.0.0.1:1").process()
-    with pytest.raises(Temporary, match="can't be reached"):
+    with pytest.raises(Temporary, match="can't be reached while connecting: Connection refused"):
         await store.hold(WHO)
+
+
+async def test_a_host_that_nobody_knows_is_told_as_one() -> None:
+    with pytest.raises(Temporary, match=r"nosuch.invalid:9092 can't be reached .*: .*(not known|resolution)"):
+        await Run("nosuch.invalid:9092").process().hold(WHO)
+
+
+async def test_why_a_name_with_several_addresses_can_not_be_reached() -> None:
+    both = OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed")
+    told = str(translated(both, Connection("localhost:1"), "reading"))
+    assert told.startswith("Kafka at localhost:1 can't be reached while reading (Connection refused). ")
+
+
+async def test_why_a_port_without_tls_can_not_be_reached_by_tls(kafka_server: KafkaServer | KafkaAt) -> None:
+    plain = Connection(kafka_server.bootstrap, security_protocol="SSL")
+    with pytest.raises(Temporary, match=r"connection was closed.*another security_protocol than SSL"):
+        await start(new_consumer(plain), plain)
 
 
 # owners
