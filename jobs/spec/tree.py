@@ -28,6 +28,8 @@ Path = tuple[str | int, ...]
 
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+PREFIX = 3
+"""Letters that must be right for the rest of a name to be guessed: `ssl_ca` means `ssl_ca_location`."""
 _SECRET = re.compile(
     r"\b(?:(?:sk|pk|rk|gsk|xai|csk|fw|hf|ghp|tgp|key)[-_][A-Za-z0-9_\-]{16,}|(?:AIza|AKIA)[A-Za-z0-9_\-]{12,}"
     r"|(?=[A-Za-z]*\d)[A-Za-z0-9]{32,})"
@@ -51,7 +53,8 @@ def redact(text: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean X?` or the list of what is known; empty where nothing is."""
     names = sorted(known)
-    close = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.6)
+    longer = [each for each in names if each.startswith(name)] if len(name) >= PREFIX else []
+    close = difflib.get_close_matches(name[:200], names, n=1, cutoff=0.6 if not longer else 0.8) or longer
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; known: {', '.join(names[:30])}" if names else ""

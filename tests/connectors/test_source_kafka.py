@@ -6,6 +6,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from aiokafka.record.util import calc_crc32c
 
 from penstock.connectors.base import Later, Raw
 from penstock.connectors.kafka.reader import RETRY_S, KafkaReader
-from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.kafka.source import NEAR, KafkaTopics
 from penstock.connectors.kafka.starts import read_start
 from penstock.connectors.kafka.verdict import CONFIRM_S
 from penstock.connectors.settings import KafkaSource
@@ -251,8 +252,16 @@ async def test_a_topic_that_is_not_there_is_told_with_the_nearest_name(
     topic = await new_topic("requests")
     with pytest.raises(SpecError, match=f"did you mean '{topic}'"):
         await source(kafka_server, topic + "x").splits(1)
-    with pytest.raises(SpecError, match="no topic that matches"):
+    with pytest.raises(SpecError, match="whole name"):
         await KafkaTopics(KafkaSource(pattern="no-such-.*", bootstrap=kafka_server.bootstrap)).splits(1)
+
+
+async def test_where_no_topic_has_such_a_name_it_is_told_how_to_make_it(kafka_server: KafkaServer) -> None:
+    """The first run of a newcomer: its own sinks are there already, and none of them was meant."""
+    missing = KafkaTopics(KafkaSource(topics=("nobody.made.this",), bootstrap=kafka_server.bootstrap))
+    with pytest.raises(SpecError, match="--create` makes it"):
+        await missing.splits(1)
+    assert not get_close_matches("requests", ["results"], cutoff=NEAR)
 
 
 async def test_a_pattern_takes_the_topics_whose_whole_name_matches(

@@ -45,6 +45,10 @@ CASES = {
         "output: {choice: [a]}",
         "job.yaml:5: output.choice: unknown field; did you mean `choices`?",
     ),
+    "half a field's name": (
+        "connections: {c: {bootstrap: 'k:9092', ssl_ca: ca.pem}}",
+        "connections.c.ssl_ca: unknown field; did you mean `ssl_ca_location`?",
+    ),
     "duplicate key": ("prompt: x", "job.yaml:5: `prompt` stands here twice; keep one"),
     "wrong type": ("sample: lots", "job.yaml:5: sample: expected a number, found text"),
     "wrong type in a task": (
