@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
 
-from penstock.jobs.wording import dollars, duration, inert, share, tallied
+from penstock.jobs.wording import counted, dollars, duration, inert, share, tallied
 from penstock.workers.status import RunState, RunStatus
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def plain_line(view: View) -> str:
     if view.in_flight:
         parts.append(f"{view.in_flight:,} in flight ({_by_tier(tally.in_flight)})")
     if tally.dead_letters:
-        parts.append(f"{view.dead:,} dead letters")
+        parts.append(counted(view.dead, "dead letter"))
     parts += _held(view)
     if view.eta_s is not None and view.status.state == "running":
         parts.append(f"ETA {duration(view.eta_s)}")
@@ -183,7 +183,8 @@ def live_lines(view: View, hint: str = "") -> list[str]:
         flying, done = status.tally.in_flight.get(tier, 0), status.tally.tiers.get(tier, 0)
         lines.append(f"  tier {tier}  {done:>11,} done  {flying:>7,} in flight")
     if status.tally.dead_letters:
-        lines.append(f"[yellow]  {view.dead:,} dead letters[/] ({tallied(status.tally.dead_letters)})")
+        dead = counted(view.dead, "dead letter")
+        lines.append(f"[yellow]  {dead}[/] ({tallied(status.tally.dead_letters)})")
     if held := _held(view):
         lines.append("  " + _escape("  ".join(held)))
     if status.tally.shelved:

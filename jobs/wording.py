@@ -31,7 +31,9 @@ def dollars(nano: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    """`17 ms`, `0.8 s`, `42 s`, `3 min 05 s`, `2 h 07 min`; never `0.0 s` for something that took time."""
+    if 0.0005 <= seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{max(seconds, 0):.1f} s"
     whole = round(seconds)

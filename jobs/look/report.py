@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from penstock.engine.flow.cells import Cell, quality_rows
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
+from penstock.jobs.history import is_over
 from penstock.jobs.progress import done_items, expected_items
 from penstock.jobs.wording import at_state, counted, dollars, duration, inert, relative, share, tallied
 from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
@@ -44,7 +45,8 @@ def _headline(status: RunStatus) -> str:
     if status.first_dispatch_at is not None:
         first = f", first call after {duration(status.first_dispatch_at - status.since)}"
     again = ", resumed" if status.resumed else ""
-    return f"[bold]{_escape(status.name)}[/]  [{colour}]{status.state.replace('_', ' ')}[/] in {took}{first}{again}"
+    how = f"[{colour}]{status.state.replace('_', ' ')}[/] {'in' if is_over(status) else 'for'} {took}"
+    return f"[bold]{_escape(status.name)}[/]  {how}{first}{again}"
 
 
 def _facts(status: RunStatus) -> Table:

@@ -305,3 +305,23 @@ def test_what_a_resumed_run_finds_done_is_no_speed() -> None:
         status = RunStatus("r", "r", state, started_at=1.0, resumed=True, tally=Tally(results=results))  # type: ignore[arg-type]
         view = meter.see(status, at)
     assert view.items_per_s == 10.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.0, "0.0 s"), (0.017, "17 ms"), (0.099, "99 ms"), (0.1, "0.1 s"), (9.94, "9.9 s"), (42, "42 s")],
+)
+def test_what_took_time_is_never_told_as_nothing(seconds: float, told: str) -> None:
+    """Small models answer in milliseconds: their slowest call did not take `0.0 s`."""
+    assert wording.duration(seconds) == told
+
+
+def test_a_run_that_goes_has_not_ended_in_some_time() -> None:
+    assert "running for 1 min 12 s" in plain(msgspec.structs.replace(finished(), state="running", ended_at=None))
+    assert "done in 1 min 12 s" in plain(finished())
+
+
+def test_one_dead_letter_is_one() -> None:
+    view = progress.Meter().see(RunStatus("a-1", "a", "running", tally=Tally(dead_letters={"wall": 1})), 1.0)
+    assert progress.plain_line(view).endswith("  1 dead letter")
+    assert any("1 dead letter[/] (1 wall)" in line for line in progress.live_lines(view))
