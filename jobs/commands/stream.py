@@ -17,6 +17,7 @@ from penstock.connectors.settings import Format
 from penstock.engine.errors import SpecError
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
+from penstock.jobs.wording import counted, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,10 @@ F = TypeVar("F", bound=Callable[..., object])
 
 _FORMATS: tuple[str, ...] = get_args(Format)
 _SINKS: tuple[str, ...] = get_args(SinkName)
+COUNT_WIDTH = 24
+"""Columns of the line that counts what is published."""
+RATED = 1_000
+"""Records from which on it is worth a word how fast they went."""
 
 
 def cluster_options(command: F) -> F:
@@ -98,6 +103,7 @@ def publish(file: str, **given: object) -> int:
     try:
         asyncio.run(publishing.publish(order, done, _progress()))
     except BaseException:
+        _wipe()
         if done.records or done.unsure:
             click.echo(publishing.before(done), err=True)
         raise
@@ -125,24 +131,34 @@ def _progress() -> Callable[[Published], None]:
     """A line that counts, on a terminal; nothing in a pipe."""
     if not sys.stderr.isatty():
         return lambda done: None
-    return lambda done: click.echo(f"\r{done.records:,} records", nl=False, err=True)
+    return lambda done: click.echo(f"\r{_counted(done.records)}", nl=False, err=True)
+
+
+def _wipe() -> None:
+    """The line that counted."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{' ' * COUNT_WIDTH}\r", nl=False, err=True)
 
 
 def _tell(done: Published, topic: str, seconds: float, as_json: bool) -> int:
-    rate = done.size_bytes / 1e6 / seconds if seconds else 0.0
+    _wipe()
     if as_json:
         shared.print_json({**msgspec.to_builtins(done), "topic": topic, "seconds": round(seconds, 3)})
         return exits.DONE if not done.skipped else exits.DEAD_LETTERS
-    if sys.stderr.isatty():
-        click.echo("\r", nl=False, err=True)
-    a_second = f"{done.records / seconds:,.0f} records/s" if seconds else ""
-    shared.echo(f"{done.records:,} records to {topic} in {seconds:.1f} s ({rate:.1f} MB/s, {a_second})")
+    shared.echo(f"{_counted(done.records)} to {topic} in {duration(seconds)}{_rates(done, seconds)}")
     if not done.skipped:
         return exits.DONE
     shared.echo(f"{done.skipped:,} were not published:", err=True)
     for why in done.why:
         shared.echo(f"  {why}", err=True)
     return exits.DEAD_LETTERS
+
+
+def _rates(done: Published, seconds: float) -> str:
+    """Those of a few records are the connection's, and say nothing."""
+    if done.records < RATED:
+        return ""
+    return f" ({done.size_bytes / 1e6 / seconds:.1f} MB/s, {done.records / seconds:,.0f} records/s)"
 
 
 class TailCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +181,7 @@ class TailCall(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--from-start", is_flag=True, help="All that the topic holds first; else only what comes from now on.")
 @click.option("-n", "count", type=click.IntRange(min=1), help="Stop after so many records.")
 @shared.sets_option
-@shared.json_option
+@click.option("--json", "as_json", is_flag=True, help="A JSON document a line, for machines.")
 def tail(what: str, **given: object) -> int:
     """Print committed records as they come, a line each: time, key, item, model, cost, answer. Ctrl-C ends it.
 
@@ -258,6 +274,4 @@ async def _watch(
 
 
 def _counted(count: int) -> str:
-    from penstock.jobs.wording import counted
-
     return counted(count, "record")

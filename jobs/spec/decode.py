@@ -15,6 +15,8 @@ from msgspec import inspect
 from penstock.jobs.spec.tree import Doc, Path, Plain, nearest
 
 T = TypeVar("T")
+NAMELESS = "; each sink stands under its name, like `sinks: {results: {type: …}}`"
+"""To who writes a sink as a source is written."""
 
 
 def decode(doc: Doc, into: type[T]) -> T:
@@ -71,7 +73,8 @@ def _walk_mapping(doc: Doc, data: dict[str, Plain], kind: inspect.Type, path: Pa
         if key in fields:
             _walk(doc, value, fields[key].type, (*path, key))
         elif key not in tag:
-            raise doc.error((*path, key), f"unknown field{nearest(key, [*fields, *tag])}")
+            nameless = path == ("sinks",) and "type" in data
+            raise doc.error((*path, key), f"unknown field{NAMELESS if nameless else nearest(key, [*fields, *tag])}")
     missing = [f.encode_name for f in struct.fields if f.required and f.encode_name not in data]
     if missing:
         raise doc.error(path, f"the field `{missing[0]}` is missing")

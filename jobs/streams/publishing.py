@@ -21,6 +21,7 @@ from penstock.connectors.kafka.topics import TopicFacts, ensure
 from penstock.connectors.settings import Connection, FilesSource, Format
 from penstock.engine.errors import SpecError
 from penstock.jobs.streams.where import find
+from penstock.jobs.wording import counted
 
 BATCH_BYTES = 1 << 18
 """Records of one partition in one request, where the topic takes so many. Larger gains nothing. A guess."""
@@ -81,7 +82,7 @@ async def publish(order: Order, done: Published, show: Callable[[Published], Non
 
 def before(done: Published) -> str:
     """What is there of a file that was not published whole: whoever goes on by hand must know where."""
-    told = f"{done.records:,} records were published before this"
+    told = f"{counted(done.records, 'record')} {'was' if done.records == 1 else 'were'} published before this"
     return f"{told}; of the next {done.unsure:,}, some or all may be there too" if done.unsure else told
 
 
@@ -108,7 +109,12 @@ def _rows(order: Order, facts: TopicFacts, chunk: list[Raw], done: Published) ->
         if not value or len(raw.data) < (raw.length if raw.row_json is None else 0):
             _skip(done, raw, raw.error[1] if raw.error else "it was not read whole")
             continue
-        row = Row(facts, _key(order, raw, value), value, headers)
+        try:
+            key = _key(order, raw, value)
+        except msgspec.DecodeError:
+            _skip(done, raw, f"--key {order.key}: it is no JSON object")
+            continue
+        row = Row(facts, key, value, headers)
         if why := row.too_large:
             _skip(done, raw, why)
         else:
@@ -125,13 +131,11 @@ _columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _key(order: Order, raw: Raw, value: bytes) -> bytes | None:
-    """Text as it is, other values as JSON; null is no key."""
+    """Text as it is, other values as JSON; null is no key. Raises `SpecError` where there is no such column, and
+    `DecodeError` where there are no columns at all."""
     if order.key is None:
         return None
-    try:
-        columns = _columns.decode(value)
-    except msgspec.DecodeError as error:
-        raise SpecError(f"--key {order.key}: the record at {raw.position.position:,} is no JSON object") from error
+    columns = _columns.decode(value)
     if order.key not in columns:
         names = ", ".join(list(columns)[:20])
         raise SpecError(f"--key {order.key}: no such column at {raw.position.position:,}; there are {names}")

@@ -187,6 +187,12 @@ def test_an_error_tells_line_and_nearest_name(name: str, tmp_path: Path) -> None
     assert message in refused(tmp_path, BASE + extra + "\n")
 
 
+def test_a_sink_that_is_written_as_a_source_is_told_of_its_name(tmp_path: Path) -> None:
+    text = BASE.replace("sinks: out.jsonl", "sinks: {type: kafka, bootstrap: 'k:9092', topic: out}")
+    told = "job.yaml:4: sinks.type: unknown field; each sink stands under its name, like `sinks: {results: {type: …}}`"
+    assert refused(tmp_path, text) == told
+
+
 INSTEAD = {
     "unknown type": ("source: {type: fils, path: x}", "job.yaml:1: source.type: unknown type `fils`; did you mean `files`?"),
     "no type": ("source: {path: x}", "job.yaml:1: source: say its `type:` (files, kafka, s3)"),

@@ -19,6 +19,7 @@ from penstock.connectors.settings import Connection
 from penstock.engine.errors import SpecError, Temporary
 from penstock.jobs import cli
 from penstock.jobs import spec as job_spec
+from penstock.jobs.commands import stream
 from penstock.jobs.dev.kafka import KafkaServer
 from penstock.jobs.forecasting.forecast import exactly
 from penstock.jobs.forecasting.planning import make_plan
@@ -104,6 +105,38 @@ def test_a_record_that_a_topic_cannot_take_is_told_and_the_others_go(
     assert "1 were not published" in done.stderr
     assert "max.message.bytes" in done.stderr
     assert [record["value"] for record in told(kafka_server, topic, 2)] == [{"n": 1}, {"n": 3}]
+
+
+@pytest.mark.kafka
+def test_a_line_that_has_no_columns_has_no_key_and_the_others_go(
+    kafka_server: KafkaServer, topic: str, tmp_path: Path
+) -> None:
+    """A broken line in the middle of a file is told, as one that is too large is, and cuts off nothing."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"n": 1, "shop": "a"}\nnot json\n{"n": 3, "shop": "b"}\n')
+    done = call("publish", str(file), "--topic", topic, "--bootstrap", kafka_server.bootstrap, "--key", "shop")
+    assert done.return_value == 5
+    assert "--key shop: it is no JSON object" in done.stderr
+    assert done.stdout.startswith(f"2 records to {topic} in ")
+    assert "records/s" not in done.stdout
+    assert [record["key"] for record in told(kafka_server, topic, 2)] == ["a", "b"]
+
+
+def test_the_line_that_counts_is_wiped_before_an_error_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def publish(order: publishing.Order, done: publishing.Published, show: Callable[..., None]) -> None:
+        done.records = 2_000
+        show(done)
+        raise SpecError("no such column")
+
+    monkeypatch.setattr(publishing, "publish", publish)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cli.call(["publish", str(tmp_path), "--topic", "t", "--bootstrap", "127.0.0.1:1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "\r2,000 records\r" + " " * stream.COUNT_WIDTH + "\r2,000 records were published before this\n"
+    )
 
 
 @pytest.mark.kafka
