@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -79,6 +80,8 @@ class S3:
         self._make = functools.partial(_make, endpoint, region)
         with translated("use S3", self.where):
             self._client = self._make()
+        if not _is_aws(self._client):  # the AWS configuration names another (AWS_ENDPOINT_URL_S3, a profile)
+            self.where = self._client.meta.endpoint_url
 
     @contextmanager
     def _call(self, what: str) -> Generator[Any]:
@@ -271,7 +274,8 @@ def _condition(absent: bool, etag: str | None) -> dict[str, str]:
 
 
 def _make(endpoint: str | None, region: str | None) -> Any:
-    """Stores that merely speak S3: bucket names in the path, and no checksums that only AWS knows."""
+    """Stores that merely speak S3, whether the settings name them or the AWS configuration does: bucket names in the
+    path, and no checksums that only AWS knows."""
     from boto3.session import Session
     from botocore.config import Config
 
@@ -283,16 +287,22 @@ def _make(endpoint: str | None, region: str | None) -> Any:
         tcp_keepalive=True,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
     )
-    if endpoint is not None:
-        config = config.merge(
-            Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            )
+    others = config.merge(
+        Config(
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
-    # A session of its own: the default one is shared, and not made for threads.
-    return Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+    )
+    session = Session()  # of its own: the default one is shared, and not made for threads
+    if endpoint is None and _is_aws(made := session.client("s3", region_name=region, config=config)):
+        return made
+    return session.client("s3", endpoint_url=endpoint, region_name=region, config=others)
+
+
+def _is_aws(made: Any) -> bool:
+    host = urlsplit(made.meta.endpoint_url).hostname or ""
+    return "amazonaws." in host or host.endswith(".api.aws")
 
 
 _making = threading.Lock()

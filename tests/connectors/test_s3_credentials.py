@@ -85,3 +85,27 @@ def test_fresh_credentials_on_disk_are_taken_up_by_clients_that_live(
     with pytest.raises(PenstockError):
         s3.head("b", "k")
     assert s3.get("b", "k").data == b"hello"
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+def test_a_store_that_the_environment_names_is_spoken_to_as_one_that_the_job_names(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`minio` is a host and `inbox.minio` is none; and who reads "S3 at AWS" looks in the wrong place."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert S3(None, "eu-central-1").where == "AWS"
+    assert _url(S3(None, "eu-central-1")).startswith("https://inbox.s3.")
+    monkeypatch.setenv(variable, "http://minio:9000")
+    for store in (S3(None, "us-east-1"), S3("http://minio:9000", "us-east-1")):
+        assert store.where == "http://minio:9000"
+        assert _url(store).startswith("http://minio:9000/inbox/a.jsonl?")
+        config = store._client.meta.config  # pyright: ignore[reportPrivateUsage]
+        assert config.request_checksum_calculation == "when_required"
+
+
+def _url(store: S3) -> str:
+    made = store._client  # pyright: ignore[reportPrivateUsage]
+    return made.generate_presigned_url("get_object", Params={"Bucket": "inbox", "Key": "a.jsonl"})
