@@ -106,6 +106,12 @@ def of_this_life(history: History, base: str) -> list[str]:
     return [run_id for run_id in replays(history, base) if history.spec(run_id).generation > born]
 
 
+def later(history: History, run_id: str) -> list[str]:
+    """The replays that may have sent letters of this run, or replay, again."""
+    story = [base_of(run_id), *of_this_life(history, base_of(run_id))]
+    return story[story.index(run_id) + 1 :] if run_id in story else []
+
+
 def replays(history: History, run_id: str) -> list[str]:
     """The replays of a run so far, in order, those of a life that was thrown away too: their names are taken."""
     found: list[str] = []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, get_args
 
 import click
 
+from penstock.engine.errors import SpecError
 from penstock.engine.results import DeadLetterReason
 from penstock.jobs import exits
 from penstock.jobs.commands import sending, shared
-from penstock.jobs.commands.look import outputs_of
+from penstock.jobs.commands.look import outputs_at
 
 if TYPE_CHECKING:
     from penstock.jobs.look.told import LetterTold
@@ -47,20 +49,50 @@ def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: t
     """
     from penstock.jobs.look import told
 
-    outputs = outputs_of(run, state)
+    found = shared.locate(run, state)
+    outputs, again = outputs_at(found), _Again(found)
     letters = (one for one in told.letters(outputs.records("dead_letters")) if not reasons or one.reason in reasons)
     if as_json:
         shared.print_json(list(islice(letters, limit)))
         return exits.DONE
-    counts = _show(letters, limit)
+    counts = _show(map(again.see, letters), limit)
     if not counts:
         click.echo("no dead letters" + (f" of reason {', '.join(reasons)}" if reasons else ""))
         return exits.DONE
     shown = f"; {limit:,} shown, --limit shows more" if counts.total() > limit else ""
     click.echo(f"\n{counts.total():,} in {outputs.where('dead_letters')}{shown}")
+    click.echo(again.told, nl=bool(again.told))
     run_id = outputs.spec.run_id
     click.echo(f"next: penstock explain ID --run {run_id}, penstock dead-letters replay {run_id}")
     return exits.DONE
+
+
+class _Again:
+    """Which of a run's letters were sent again, by which replays. They stay in its list: what became of an item is what
+    its highest generation says."""
+
+    def __init__(self, found: shared.Found) -> None:
+        from penstock.jobs import replay
+
+        self._sent: dict[str, frozenset[bytes]] = {}
+        for run_id in replay.later(found.history, found.run_id):
+            with suppress(SpecError):  # its letters are gone: nobody can tell
+                self._sent[run_id] = replay.sent_ids(found.history, run_id)
+        self._count, self._by = 0, set[str]()
+
+    def see(self, letter: LetterTold) -> LetterTold:
+        by = [run_id for run_id, ids in self._sent.items() if bytes.fromhex(letter.item_id) in ids]
+        self._count += bool(by)
+        self._by.update(by)
+        return letter
+
+    @property
+    def told(self) -> str:
+        if not self._count:
+            return ""
+        by = ", ".join(run_id for run_id in self._sent if run_id in self._by)
+        were, tell = "was" if self._count == 1 else "were", "tells" if len(self._by) == 1 else "tell"
+        return f"{self._count:,} of them {were} sent again: {by} {tell} what became of them"
 
 
 def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:

@@ -27,9 +27,12 @@ T = TypeVar("T")
 
 
 def outputs_of(run: shared.Named, state: str | None) -> Outputs:
+    return outputs_at(shared.locate(run, state))
+
+
+def outputs_at(found: shared.Found) -> Outputs:
     from penstock.jobs.look.reading import Outputs
 
-    found = shared.locate(run, state)
     return Outputs(found.history.spec(found.run_id), found.history.status(found.run_id))
 
 
@@ -104,7 +107,8 @@ def costs(run: shared.Named, state: str | None, as_json: bool, by: By) -> int:
     """What RUN paid (the latest by default), from its cost lines: every settled call, retries and judges included."""
     from penstock.jobs.look import bills, told
 
-    outputs = outputs_of(run, state)
+    found = shared.locate(run, state)
+    outputs = outputs_at(found)
     added = bills.add_up(told.costs(outputs.records("costs")), by)
     if as_json:
         shared.print_json(bills.told(added))
@@ -112,7 +116,18 @@ def costs(run: shared.Named, state: str | None, as_json: bool, by: By) -> int:
         shared.console().print(bills.table(added, by))
     else:
         click.echo("nothing was paid yet")
+    if not as_json and (replayed := _replayed(found)):
+        click.echo(f"\nnot in it, what was sent again: {replayed}")
     return exits.DONE
+
+
+def _replayed(found: shared.Found) -> str:
+    """`job-1~replay-1 $0.0012`: runs of their own, with bills of their own."""
+    from penstock.jobs import replay
+    from penstock.jobs.wording import dollars
+
+    costs = {run_id: found.history.status_or_starting(run_id).tally for run_id in replay.later(*found)}
+    return ", ".join(f"{run_id} {dollars(tally.cost_nano)}" for run_id, tally in costs.items())
 
 
 @click.command()

@@ -31,7 +31,7 @@ from penstock.jobs.look import told
 from penstock.jobs.progress import Silent
 from penstock.jobs.run import Session
 from penstock.workers.runspec import RunOptions, RunSpec
-from penstock.workers.status import RunState, RunStatus
+from penstock.workers.status import RunState, RunStatus, Tally
 from tests.connectors.registry import running
 
 if TYPE_CHECKING:
@@ -145,6 +145,37 @@ def test_no_item_is_sent_twice_for_one_death(story: Story) -> None:
     second, sent = story.prepare()
     assert second.run_id == "job-1~replay-2"
     assert [(one.item_id, one.generation) for one in sent] == [(LOST, 1)]
+
+
+def test_letters_that_were_sent_again_are_told_apart(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    """They stay where they are. A list that did not say so would have a person send them once more, which is refused:
+    there is nothing left to send."""
+    listed = ["dead-letters", "list", "job-1", "--state", story.spec.state]
+    assert call(listed) == 0
+    assert "sent again" not in capsys.readouterr().out
+    story.ends(story.prepare()[0], [])
+    story.ends(story.prepare("wall")[0], [letter(WALLED, "wall", generation=1)])
+    assert call(listed) == 0
+    told = capsys.readouterr().out
+    assert "3 in " in told
+    assert "\n2 of them were sent again: job-1~replay-1, job-1~replay-2 tell what became of them\n" in told
+    assert call(["dead-letters", "list", "job-1~replay-2", "--state", story.spec.state]) == 0
+    assert "sent again" not in capsys.readouterr().out
+    assert call([*listed, "--reason", "wall"]) == 0
+    assert "\n1 of them was sent again: job-1~replay-2 tells what became of them\n" in capsys.readouterr().out
+
+
+def test_what_replays_cost_is_told_beside_what_the_run_cost(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = story.prepare()
+    story.ends(first, [])
+    status = story.history.status(first.run_id)
+    story.history.save_status(msgspec.structs.replace(status, tally=Tally(cost_nano=73_000)))
+    story.spec.sinks["costs"] = FilesSink(str(story.folder / "costs.jsonl"))
+    (story.folder / "costs.jsonl").touch()
+    story.history.save_spec(story.spec)
+    story.history.save_status(RunStatus("job-1", "job", "done", outputs={"costs": [str(story.folder / "costs.jsonl")]}))
+    assert call(["costs", "job-1", "--state", story.spec.state]) == 0
+    assert "not in it, what was sent again: job-1~replay-1 $0.000073\n" in capsys.readouterr().out
 
 
 def test_a_run_that_is_begun_anew_stands_above_the_replays_of_its_old_life(story: Story) -> None:
