@@ -41,11 +41,14 @@ class LaneAt:
         return 0 if any(number <= self.given_up for number in self.taking) else self.given_up
 
     def hand_over(self, to: Right, port: LanePort) -> Kept:
-        """A new owner's: calls of the last one that go on have his right from now on, and he is told what landed."""
+        """A new owner's: calls of the last one that go on have his right from now on, and he is told what landed. What
+        was not sent yet goes out for no other command than the one that made it: its job may have been edited, and send
+        the item elsewhere, or nowhere."""
         old, self.right = self.right, to
         for ticket in self.tickets:
             if ticket.right is old:
                 ticket.right = to
+                ticket.left = ticket.left or (old is not None and old.epoch[0] != to.epoch[0])
             else:
                 ticket.right.until = 0.0
         self.port, self.lost_at, self.busy = port, None, None

@@ -213,7 +213,7 @@ class ApiEngine:
         now = self._clock.now()
         if ticket.aborted:
             return "cancelled", "cancelled before it was sent"
-        if ticket.right.until <= now:
+        if ticket.lapsed(now):
             return "not_sent", "the lane's right to send had lapsed"
         if ticket.call.deadline is not None and ticket.call.deadline <= now:
             return "cancelled", "the deadline passed before it was sent"

@@ -29,15 +29,21 @@ class Right:
 
 
 class Ticket:
-    """One call on a worker. `aborted`: nobody wants the answer any more; don't send, or cancel."""
+    """One call on a worker. `aborted`: nobody wants the answer any more; don't send, or cancel. `left`: an earlier
+    command of its run made it; don't send, for the job of the present one may be another."""
 
-    __slots__ = ("aborted", "call", "output", "right")
+    __slots__ = ("aborted", "call", "left", "output", "right")
 
     def __init__(self, call: Call, right: Right, output: OutputSpec | None) -> None:
         self.call = call
         self.right = right
         self.output = output
         self.aborted = False
+        self.left = False
+
+    def lapsed(self, now: float) -> bool:
+        """Whoever has not sent it yet must not any more."""
+        return self.left or self.right.until <= now
 
 
 class Engine(Protocol):

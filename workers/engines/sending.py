@@ -89,7 +89,8 @@ class Body(Payload):
 
     def _look(self) -> None:
         """Nothing is awaited between this and the write."""
-        if self._ticket.aborted or self._ticket.right.until <= self._clock.now():
+        ticket, now = self._ticket, self._clock.now()
+        if ticket.aborted or (ticket.right.until <= now if self._slot.sent else ticket.lapsed(now)):
             self._slot.withdrawn = True
             raise NotSent
         self._slot.sent = True

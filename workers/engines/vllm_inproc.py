@@ -246,7 +246,7 @@ class VllmInprocEngine:
         now, began = self._clock(), time.perf_counter()
         if ticket.aborted:
             return self._fail(ticket, Failure("cancelled", UNWANTED), now, began)
-        if ticket.right.until <= now:
+        if ticket.lapsed(now):
             return self._fail(ticket, Failure("not_sent", "the right to send has lapsed"), now, began)
         try:
             prepared = self._builder.build(ticket)

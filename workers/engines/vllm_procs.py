@@ -178,7 +178,7 @@ class VllmProcsEngine:
             self._box.die(str(dead))
 
     async def _outcome(self, ticket: Ticket, now: float, began: float) -> Outcome:
-        if ticket.right.until <= now:
+        if ticket.lapsed(now):
             return self._failed(ticket, Failure("not_sent", "the right to send has lapsed"), now, began)
         if self._builder is None:
             raise EngineDead(f"engine {self._name} was never started")
