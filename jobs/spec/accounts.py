@@ -59,6 +59,10 @@ def _account(doc: Doc, path: Path, name: str, file: AccountFile) -> Account:
         raise doc.error(path, f"`base_url` is missing, and `{name}` is no known host{nearest(name, hosts.names())}")
     check_url(doc, (*path, "base_url"), url)
     own_host = known is not None and hosts.by_url(url) == known
+    if known is not None and known.key is not None and own_host and urlsplit(url).scheme != "https":
+        raise doc.error(
+            (*path, "base_url"), f"`{known.name}` is reached by https://; so the key and all data would go in the clear"
+        )
     key = file.api_key or (f"env:{known.key}" if known and known.key and own_host else None)
     account = Account(
         name=name,

@@ -341,6 +341,17 @@ def test_a_job_cannot_bend_the_companys_walls(extra: str, message: str, tmp_path
     assert message in refused(tmp_path, BASE + "catalog: catalog.yaml\n" + extra + "\n")
 
 
+@pytest.mark.parametrize("url", ["http://api.openai.com/v1", "HTTP://eu.api.openai.com/v1"])
+def test_a_known_host_is_not_asked_in_the_clear(url: str, tmp_path: Path) -> None:
+    """It would answer with the way to its https address, and by then everybody between has read key and prompt."""
+    told = refused(tmp_path, BASE + f"accounts: {{mine: {{base_url: '{url}'}}}}\n")
+    assert told.startswith("job.yaml:5: accounts.mine.base_url: `openai` is reached by https://")
+    carried = f"- {{name: m, model: gpt-4o, base_url: '{url}'}}\n"
+    assert "is reached by https://" in refused(
+        tmp_path, BASE.replace("models: [sandbox/a, sandbox/b]", f"models:\n{carried}")
+    )
+
+
 @pytest.mark.parametrize(
     "model", ["{name: safe, account: openai, model: gpt-4o, regions: [us], no_train: true}", "openai/gpt-4o"]
 )
