@@ -236,6 +236,12 @@ class Purse:
         for held in self._leases.get(key, ()):
             held.retired = True
 
+    def unwanted(self, key: str) -> None:
+        """Nobody waits for a lease of it any more."""
+        self._wanted.pop(key, None)
+        if key not in self._leases:
+            self._limits.pop(key, None)
+
     def retire_small(self, key: str, least_nano: int, *, untouched: bool) -> None:
         """Leases that can't hold a call of `least_nano`; `untouched`: those too that nobody drew on yet."""
         for held in self._leases.get(key, ()):

@@ -23,6 +23,8 @@ SCARCE_S = 10.0
 times a second. Where there is money for all, who passes takes nothing that the next lease does not bring."""
 MOST_LEASES = 64
 """Leases asked for at once. Each is small, or one call; a crash gives up so many calls' worth at most."""
+MOST_REFUSED = 1_000
+"""Budgets that are known to be spent. One beyond them is asked for again: tenants are words of the input."""
 
 DAY_S = 86_400.0
 
@@ -211,7 +213,21 @@ class Till:
         self._scarce_at[key] = now
         self._refused[key] = NoMoney(key, words)
         self._refused_from[key] = min(floor, self._refused_from.get(key, floor))
+        if len(self._refused) > MOST_REFUSED:
+            self._forget(next(iter(self._refused)))
         return self._leave(key, lambda each: each.told_at is None and each.worst >= floor)
+
+    def _forget(self, key: str) -> None:
+        """That it is spent."""
+        for known in (self._refused, self._refused_from, self._scarce_at):
+            known.pop(key, None)
+        self._forget_limit(key)
+
+    def _forget_limit(self, key: str) -> None:
+        """Where nobody waits: who asks next says it again."""
+        if key not in self._queues:
+            self._limits.pop(key, None)
+            self.purse.unwanted(key)
 
     def is_past(self, key: str, slot: Slot, now: float) -> bool:
         """Whether this item would by now ask another budget's money: the key's day or month is over."""
@@ -243,6 +259,7 @@ class Till:
             if key not in self._queues:
                 del self._drawn[key]
                 self.purse.retire(key)
+                self._forget_limit(key)
 
     def give_back_small(self, wish: Wish, now: float) -> None:
         """The ledger has nothing for `wish` while others hold leases: what can't hold its call goes back. Not a lease

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from penstock.engine.budget import Budget, Budgets
 from penstock.engine.flow.queueing import IDLE_LEASE_S
 from penstock.engine.flow.slots import Slot
-from penstock.engine.flow.till import NoMoney, Till, Wish
+from penstock.engine.flow.till import MOST_REFUSED, NoMoney, Till, Wish
 from penstock.engine.items import Attributes, Candidate, Item, Position, Request, Route
 from penstock.engine.leases import LeaseRefused, Ledger, Owner, open_leases, settle
 
@@ -49,6 +49,38 @@ def test_a_lease_that_waits_for_another_budget_in_vain_goes_back() -> None:
         assert [wish.key for wish in till.wishes()] == ["day/2023-11-14"], "it is asked for again and again"
         till.give_back_idle(now)
     assert [lease.lease_id for lease in till.purse.closable()] == ["first"]
+
+
+def remembered(till: Till) -> int:
+    """Budgets that it, or its purse, says something of."""
+    return sum(len(known) for part in (till, till.purse) for known in vars(part).values() if isinstance(known, dict))
+
+
+def test_tenants_whose_money_is_spent_or_idle_are_not_remembered_without_end() -> None:
+    """A tenant is a word of the input: a stream may bring a new one with each record, for as long as a day lasts."""
+    till, sizes = Till(Budgets((Budget(10**9, tenant="*"),), "r")), list[int]()
+    for n in range(3 * MOST_REFUSED):
+        one = slot(n, f"t{n}")
+        assert till.reserve(one, 100, NOW) is False
+        (wish,) = till.wishes()
+        if n % 2:
+            assert till.refused(wish, "spent", NOW) == [one]
+            assert isinstance(till.reserve(slot(n, f"t{n}"), 100, NOW), NoMoney), (
+                "it is known for as long as it matters"
+            )
+        else:
+            till.opened(wish.key, {f"l{n}": 100}, NOW)
+            assert till.reserve(one, 100, NOW) is True
+            assert one.reservation is not None
+            till.purse.settle(one.reservation, 100)
+            till.give_back_idle(NOW + 2 * IDLE_LEASE_S)
+            for lease in till.purse.closable():
+                till.purse.closed(lease.lease_id)
+        if (n + 1) % MOST_REFUSED == 0:
+            sizes.append(remembered(till))
+    assert sizes[2] <= sizes[1]
+    assert till.reserve(slot(1, "t1"), 100, NOW) is False, "one that was forgotten is asked for again"
+    till.check()
 
 
 def test_nobody_passes_one_that_comes_first_and_waits_for_the_same_money() -> None:
