@@ -267,7 +267,16 @@ class Lane:
     def adopt(self, adopted: Sequence[Adopted]) -> None:
         """A worker still has these of the last owner, or that one's `unsaved` answers are here. Called before anything
         is offered. An answer whose item has ended is nobody's any more."""
-        self._inherited.add([one for one in adopted if one.source is None or not self.progress.has_ended(one.source)])
+        shelved = self.shelf.names  # they have not ended, though their places in the input are done
+        self._inherited.add(
+            [
+                one
+                for one in adopted
+                if one.source is None
+                or (one.item_id, one.generation) in shelved
+                or not self.progress.has_ended(one.source)
+            ]
+        )
 
     @property
     def unsaved(self) -> list[Adopted]:

@@ -55,6 +55,11 @@ class Shelf:
                 self._tried[name.removeprefix(TRIED)] = data
         self.restored.sort(key=lambda entry: (entry.item.source.ordinal, entry.item.source.position))
 
+    @property
+    def names(self) -> set[tuple[str, int]]:
+        """Of the last owner's items (id, generation), as long as they did not come back."""
+        return {(entry.item.item_id, entry.item.generation) for entry in self.restored}
+
     # -- slow ones
 
     def resume(self, slot: Slot, entry: ShelfEntry) -> None:

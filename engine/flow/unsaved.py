@@ -7,9 +7,7 @@ these answers are all that is left, and they were paid for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import msgspec
+from collections.abc import Collection
 
 from penstock.engine.flow.lane_types import Adopted
 from penstock.engine.flow.slots import Slot
@@ -26,11 +24,10 @@ class Unsaved:
     def add(self, slot: Slot, outcome: Outcome) -> None:
         """A call was answered, or paid for. (Of a step's, and of one in vain, the next owner has the bill alone.)"""
         item, asked = slot.item, slot.route.candidates[slot.candidate]
-        source = None if slot.shelved else item.source
         self._since.append(
             Adopted(
                 item.item_id, item.generation, outcome.attempt, asked.model, slot.worker, outcome, slot.role,
-                asked.version, source,
+                asked.version, item.source,
             )
         )  # fmt: skip
 
@@ -38,16 +35,12 @@ class Unsaved:
         """An answer of the last owner's, of which nothing but the bill is of use."""
         self._since.append(billed)
 
-    def harvest(self, unfinished: Mapping[tuple[str, int], Slot]) -> None:
+    def harvest(self, unfinished: Collection[tuple[str, int]]) -> None:
         """A commit begins that holds what came until now, and the ends of all items but these."""
-        before, self._committing, self._since, self._stays = self.answers, [], [], []
-        for one in before:
-            slot = unfinished.get((one.item_id, one.generation))
-            if slot is not None and slot.shelved:  # its place in the input tells nothing of it any more
-                one = msgspec.structs.replace(one, source=None)
-            self._committing.append(one)
-            if slot is not None and is_answer(one):
-                self._stays.append(one)
+        self._committing, self._since = self.answers, []
+        self._stays = [
+            one for one in self._committing if (one.item_id, one.generation) in unfinished and is_answer(one)
+        ]
 
     def committed(self) -> None:
         self._committing, self._since, self._stays = [], self._stays + self._since, []

@@ -530,6 +530,25 @@ def test_an_answer_whose_cost_is_committed_is_not_paid_for_again_though_its_judg
     assert heir.lane.unsaved == []
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_answer_of_a_shelved_item_is_left_to_nobody_once_the_item_has_ended(durable: bool) -> None:
+    """Its place in the input is done since it went to the shelf. Where the commit that failed was made, the answer is
+    nobody's: else each later move of the lane would wait for an item that never comes."""
+    first, slow = shelved()
+    first.lane.outcome(answered(slow, "slow"), first.now)
+    batch = first.lane.commit(first.now)  # `committed` never comes
+    if durable:
+        for name, data in batch.chunks.items():
+            first.disk.pop(name, None)
+            first.disk |= {name: data} if data else {}
+    heir = Owner(first.disk, batch.seq if durable else batch.seq - 1)
+    heir.lane.adopt(first.lane.unsaved)
+    assert heir.lane.has_answers is not durable
+    heir.lane.restore_shelf(heir.now)
+    assert heir.save() == ([] if durable else ["slow"])
+    assert heir.lane.unsaved == []
+
+
 def test_an_answer_is_not_taken_for_another_call_of_its_number() -> None:
     """Its owner was replaced, and the next one, elsewhere, did not hear of it: it made a call of its own under that
     number, and paid for it. The lane comes back to where the first answer still is."""
