@@ -23,7 +23,7 @@ from penstock.connectors.state import FolderState, open_state
 from penstock.engine.budget import Budget
 from penstock.engine.catalog import Catalog, Model, Version
 from penstock.engine.errors import Away as Unreachable
-from penstock.engine.errors import Fenced, SpecError, Temporary
+from penstock.engine.errors import Fenced, PenstockError, SpecError, Temporary
 from penstock.engine.flow.progress import PROGRESS, Saved
 from penstock.engine.flow.tally import ModelTally, Tally
 from penstock.engine.flow.till import Wish
@@ -468,6 +468,26 @@ async def test_a_lane_whose_opening_is_never_answered_is_opened_anew(
     async with asyncio.timeout(20):
         await one._crew.start(PLAN, MemoryStore("ends"), 1, complete=True, force=False)
     assert (sorted(hands.opened), one._crew._opened) in (([0, 0, 1], {0, 1}), ([0, 1, 1], {0, 1}))
+
+
+@pytest.mark.parametrize("error", [Unreachable("no broker answers"), SpecError("no such sink")])
+async def test_a_lane_that_opens_first_waits_for_a_store_that_is_away(error: PenstockError, tmp_path: Path) -> None:
+    """As a lane that is opened anew does: a driver that followed a lost one gave the run up for one lane whose broker
+    was about to be replaced, and an endless run ended. What no waiting mends ends it at once."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    hands.error = RayTaskError("open", "where it was", error).as_instanceof_cause()
+    starting = asyncio.create_task(one._crew.start(PLAN, MemoryStore("ends"), 1, complete=True, force=False))
+    if isinstance(error, SpecError):
+        with pytest.raises(SpecError):
+            await starting
+        return
+    async with asyncio.timeout(20):
+        while not one._status.notes:  # noqa: ASYNC110 - it tells nobody else
+            await asyncio.sleep(0.01)
+        assert one._status.notes == ["the run waits, and goes on by itself, since no broker answers"]
+        hands.error = None
+        await starting
+    assert (one._crew._opened, one._ending) == ({0, 1}, None)
 
 
 @pytest.mark.parametrize("call", ["open", "adopt"])

@@ -11,7 +11,7 @@ import msgspec
 
 from penstock.connectors.base import Mark, Primary
 from penstock.engine.balance import Balance
-from penstock.engine.errors import Fenced, PenstockError
+from penstock.engine.errors import Away, Fenced, PenstockError
 from penstock.engine.plan import Plan
 from penstock.workers.clock import since, tell_skew
 from penstock.workers.cluster import kill, until_gone, words
@@ -148,8 +148,10 @@ class Crew:
 
         try:
             await asyncio.wait_for(self._open(lane, force=force), FIRST_OPEN_S)
-        except RayTaskError:  # what the lane says itself
-            raise
+        except RayTaskError as error:  # what the lane says itself
+            if not isinstance(error.cause, Away):
+                raise
+            await self._reopen_here(lane, self._by_lane[lane])
         except ActorDiedError:
             self._log("warning", "lane actor died while it opened", lane=lane)
         except (TimeoutError, RayError) as error:  # it lives, so nobody else looks after the lane
