@@ -38,7 +38,7 @@ from penstock.workers.driving.board import Board
 from penstock.workers.driving.clearing import count_paid
 from penstock.workers.fleet import Fleet, Worker
 from penstock.workers.lanes import crew as lane_crew
-from penstock.workers.lanes import member, news
+from penstock.workers.lanes import member, news, patience
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.member import Member
@@ -468,6 +468,29 @@ async def test_a_lane_whose_opening_is_never_answered_is_opened_anew(
     async with asyncio.timeout(20):
         await one._crew.start(PLAN, MemoryStore("ends"), 1, complete=True, force=False)
     assert (sorted(hands.opened), one._crew._opened) in (([0, 0, 1], {0, 1}), ([0, 1, 1], {0, 1}))
+
+
+@pytest.mark.parametrize("tells", [False, True])
+async def test_an_actor_that_is_frozen_while_its_lanes_open_is_ended(
+    tells: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its lanes is open, so none can be silent: they were opened there again and again, for ever where the run
+    has no end. One that tells its pace lives, and its store is slow."""
+    monkeypatch.setattr(lane_crew, "OPEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(patience, "AWAY_PAUSE_S", 0.0)
+    killed = list[object]()
+    monkeypatch.setattr(lane_crew, "kill", killed.append)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    hands.error, hands.mute = None, {"open": 1 << 30}
+    opening = asyncio.create_task(one._crew._reopen_here(0, one._crew._by_lane[0]))
+    async with asyncio.timeout(20):
+        while not killed and len(hands.opened) < 4:
+            if tells:
+                await one.pace(0, 1.0, 0.0)
+            await asyncio.sleep(0.01)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    assert set(killed) == (set() if tells else {hands})
 
 
 @pytest.mark.parametrize("error", [Unreachable("no broker answers"), SpecError("no such sink")])

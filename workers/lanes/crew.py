@@ -229,6 +229,7 @@ class Crew:
         from ray.exceptions import ActorDiedError
 
         while actor in self._actors and self._by_lane[lane] is actor:  # else it was lost, or the lane moves
+            heard = self._last_words(actor)
             try:
                 await asyncio.wait_for(self._open_and_brief(lane, actor), OPEN_TIMEOUT_S)
             except ActorDiedError:  # killed while it opened: `_watch` sees it too, and opens the lane in another
@@ -240,9 +241,15 @@ class Crew:
                 if not self._may_reopen(lane, words(error), error):
                     return
                 await asyncio.sleep(max(0.5, self._patience.pause_s(lane)))
+                if type(error) is TimeoutError and self._last_words(actor) == heard:  # frozen: `_watch` sees its end
+                    kill(actor.handle)
             else:
                 self._patience.opened(lane)
                 return
+
+    def _last_words(self, actor: Member) -> tuple[float | None, ...]:
+        """When it, and each of its lanes, was heard last."""
+        return actor.heard_at, *(self._heard.get(lane) for lane in actor.lanes)
 
     async def _open_and_brief(self, lane: int, actor: Member) -> None:
         await self._open(lane, force=True)
