@@ -215,6 +215,7 @@ class Driver:
         if not self._plan.started and not self._crew.gone:
             self._plan = msgspec.structs.replace(self._plan, started=True, version=self._plan.version + 1)
             await self._stores.primary.write_plan(self._plan)
+            await self._crew.news.extend(self._plan)
         await self._hearing.look(self._crew.news.pause)
         await self._crew.go()
         self._labels.start(self._crew.news.verdict)

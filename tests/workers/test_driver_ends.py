@@ -470,6 +470,29 @@ async def test_a_lane_whose_opening_is_never_answered_is_opened_anew(
     assert (sorted(hands.opened), one._crew._opened) in (([0, 0, 1], {0, 1}), ([0, 1, 1], {0, 1}))
 
 
+async def test_lanes_hear_that_they_have_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose progress is gone is not begun anew then, not by the command that began it either: all that it had done
+    would be paid for again."""
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=False)
+    hands.error = None
+    memory.MemorySource("ends", [])
+    one._plan = one._crew.news.plan = msgspec.structs.replace(PLAN, started=False)
+    await one._stores.primary.write_plan(one._plan)
+    plans = list[Plan]()
+
+    class Extend:
+        async def remote(self, plan: bytes) -> None:
+            plans.append(msgspec.msgpack.decode(plan, type=Plan))
+
+    hands.extend = Extend()  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(one._fleet, "want", lambda _: None)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(one._fleet, "_left", lambda: asyncio.sleep(0, []))
+    await one._begin()
+    assert [plan.started for plan in plans[-1:]] == [True]
+    assert (await MemoryStore("ends").read_plan()) == plans[-1]
+    one._labels._stopping = True
+
+
 @pytest.mark.parametrize("tells", [False, True])
 async def test_an_actor_that_is_frozen_while_its_lanes_open_is_ended(
     tells: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
