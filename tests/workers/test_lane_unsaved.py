@@ -21,6 +21,7 @@ from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.items import Call, CallChunk
 from penstock.engine.plan import Plan
 from penstock.workers import cluster
+from penstock.workers.lanes import actor as lane_actor_module
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.ports import Kept, encode
 from penstock.workers.runspec import RunSpec
@@ -200,27 +201,34 @@ async def test_what_a_worker_has_handed_over_is_not_lost_with_an_owner_that_wait
     await actor.close([0])
 
 
+@pytest.mark.parametrize("reply", ["unreachable", "lost"])
 async def test_a_worker_that_can_not_be_reached_for_a_moment_is_asked_again_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network between two nodes was away, for the store as well, so its lanes were opened anew: all that the worker
-    had was paid for again, though it lived."""
+    had was paid for again, though it lived. Where a reply gets lost, the lane waited for it until it was opened anew,
+    a minute later, or five."""
     monkeypatch.setattr(cluster, "AWAY_S", 0.01)
+    monkeypatch.setattr(lane_actor_module, "HEARD_S", 0.2, raising=False)
     actor = await lane_actor(Driver(), tmp_path)
     await actor.open(0, 1, (1, 1), False, True)
     await actor.go([0])
     calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
     told = [(call.model, call.role, call.version) for call in calls[:15]]
     kept = Kept([answered(call) for call in calls[:15]], *map(list, zip(*told, strict=True)))
-    replies: list[Exception | bytes] = [ActorUnavailableError("the connection broke", None), encode(kept)]
+    replies = iter([reply])
 
     async def adopt(*_: object) -> bytes:
-        if isinstance(reply := replies.pop(0), Exception):
-            raise reply
-        return reply
+        match next(replies, ""):
+            case "unreachable":
+                raise ActorUnavailableError("the connection broke", None)
+            case "lost":
+                await asyncio.Event().wait()
+        return encode(kept)
 
     await actor.open(0, 2, (1, 2), True, True)
-    await actor.adopt(0, None, [("w", Worker(adopt))])
+    async with asyncio.timeout(10):
+        await actor.adopt(0, None, [("w", Worker(adopt))])
     await actor.go([0])
     rest = [call for chunk in await sent(actor, (1, 2), ITEMS - 15) for call in chunk.calls]
     assert {call.item_id for call in rest} == {call.item_id for call in calls[15:]}

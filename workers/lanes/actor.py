@@ -45,11 +45,14 @@ from penstock.workers.log import LaneLog, Log, collect
 from penstock.workers.metrics import LaneMetrics
 from penstock.workers.orphan import end_with_raylet
 from penstock.workers.ports import Kept, Post, decode_names, decode_outcomes, encode, job_of
-from penstock.workers.replies import reached
+from penstock.workers.replies import answered, reached
 from penstock.workers.runspec import RunSpec, commit_s_of, window_of
 
 REACHED_S = 20.0
 """A worker to which there is no way: whoever watches it ends it after fifteen seconds."""
+HEARD_S, HEARD_TIMES = 25.0, 12
+"""Until a worker is asked again what it has, since its reply may be lost; and how often: longer than a lane's opening
+is waited for."""
 
 _plan = msgspec.msgpack.Decoder(Plan)
 _spec = msgspec.msgpack.Decoder(RunSpec)
@@ -231,7 +234,7 @@ class LaneActor:
     async def _hear(self, lane: int, shell: LaneShell, name: str, ask: Callable[[], Awaitable[bytes]]) -> None:
         """One worker's word, taken up at once: it has let go of its answers, and another may be silent for long."""
         try:
-            told = await reached(ask, REACHED_S)
+            told = await answered(lambda: reached(ask, REACHED_S), HEARD_S, HEARD_TIMES)
         except Exception:  # noqa: BLE001 - it is gone, and holds nothing
             return
         kept = msgspec.msgpack.decode(told, type=Kept)
