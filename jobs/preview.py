@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from penstock.connectors.base import Raw
+from penstock.connectors.settings import KafkaSource
 from penstock.engine.items import Item
 from penstock.engine.results import DeadLetter
 from penstock.jobs.look import told
@@ -19,6 +20,7 @@ from penstock.jobs.wording import dollars, inert
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from penstock.jobs.look.told import SourceTold
     from penstock.jobs.result import JobResult
     from penstock.workers.runspec import RunSpec
 
@@ -58,23 +60,30 @@ def show(result: JobResult, console: Console) -> None:
 
 
 def first_rows(result: JobResult, count: int) -> list[Shown]:
-    read = {item.item_id: item for item in items(result.spec, count)}
-    done = [_answered(read, told.result(line)) for line in islice(result.lines("results"), count)]
-    dead = [_died(read, letter) for letter in islice(result.dead_letters(), count - len(done))]
-    return done + dead
+    done = [told.result(line) for line in islice(result.lines("results"), count)]
+    dead = list(islice(result.dead_letters(), count - len(done)))
+    places = [one.penstock.source for one in done] + [letter.source for letter in dead]
+    read = {item.item_id: item for item in items(result.spec, count, [place for place in places if place])}
+    return [_answered(read, one) for one in done] + [_died(read, letter) for letter in dead]
 
 
-def items(spec: RunSpec, count: int) -> list[Item | DeadLetter]:
-    """The rows once more from the source: records don't hold prompts."""
+def items(spec: RunSpec, count: int, places: Sequence[SourceTold] = ()) -> list[Item | DeadLetter]:
+    """The rows once more from the source: records don't hold prompts. Of a topic those at `places`, where known:
+    its partitions come in another order each time."""
     from penstock.connectors.reading.intake import Intake, input_shape
     from penstock.connectors.registry import open_source
-    from penstock.jobs.forecasting.sampling import read_sample
+    from penstock.jobs.forecasting.sampling import read_at, read_sample
 
     def maker(form: str) -> Callable[[Raw], Item | DeadLetter]:
         names, shape = spec.catalog.models, input_shape(form)
         intake = Intake(spec.run_id, shape, spec.row, spec.policy, names, spec.generation, spec.vars)
         return lambda raw: intake.item(raw, 0.0)
 
+    if isinstance(spec.source, KafkaSource) and places:
+        wanted = dict[str, set[int]]()
+        for place in places:
+            wanted.setdefault(place.split.rpartition("#")[0], set()).add(place.position)
+        return asyncio.run(read_at(open_source(spec.source), maker, wanted))
     return list(asyncio.run(read_sample(open_source(spec.source), maker, count, count)).found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -75,6 +75,31 @@ async def read_sample(source: Source, make_intake: MakeIntake, sample: int, limi
         whole=rows.exact and len(taken.records) == taken.seen,
         notes=notes,
     )
+
+
+async def read_at(
+    source: Source, make_intake: MakeIntake, places: Mapping[str, Collection[int]]
+) -> list[Item | DeadLetter]:
+    """The records at these positions. `places`: object id of a split → positions. Raises what the source raises."""
+    found: list[Item | DeadLetter] = []
+    for split in await source.splits(PLACES):
+        if wanted := places.get(split.object_id):
+            intake = make_intake(split.format)
+            found += [intake(raw) for raw in await _between(source, split, wanted)]
+    return found
+
+
+async def _between(source: Source, split: Split, wanted: Collection[int]) -> list[Raw]:
+    last, found = max(wanted), list[Raw]()
+    reader = await source.open([(split, min(wanted))])
+    try:
+        while True:
+            batch = await next_batch(reader, last + 1 - min(wanted), BATCH[1])
+            found += [raw for raw in batch.records if raw.position.position in wanted]
+            if batch.done or not batch.records or batch.records[-1].position.position >= last:
+                return found
+    finally:
+        await reader.close()
 
 
 def _is_log(split: Split) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -16,15 +17,19 @@ from penstock.connectors.kafka.client import new_producer, opened
 from penstock.connectors.kafka.records import Row
 from penstock.connectors.kafka.topics import TopicFacts
 from penstock.connectors.settings import Connection
+from penstock.connectors.writing.records import Encoder
 from penstock.engine.errors import SpecError, Temporary
-from penstock.jobs import cli
+from penstock.engine.results import DeadLetter
+from penstock.jobs import cli, preview, trial
 from penstock.jobs import spec as job_spec
 from penstock.jobs.commands import stream
 from penstock.jobs.dev.kafka import KafkaServer
 from penstock.jobs.forecasting.forecast import exactly
 from penstock.jobs.forecasting.planning import make_plan
+from penstock.jobs.result import JobResult
 from penstock.jobs.streams import lines, publishing, tailing, where
 from penstock.jobs.streams.tailing import Seen
+from penstock.workers.status import RunStatus
 
 NewTopic = Callable[..., Awaitable[str]]
 
@@ -249,6 +254,34 @@ def test_a_connection_is_named_with_its_file(kafka_server: KafkaServer, topic: s
     assert done.exit_code == 0, done.output
     wrong = call("publish", str(file), "--topic", topic, "--connection", "her", "--job", str(catalog))
     assert "no connection `her`; did you mean `here`?" in str(wrong.exception)
+
+
+@pytest.mark.kafka
+async def test_a_trial_of_a_topic_shows_the_prompt_of_each_of_its_records(
+    kafka_server: KafkaServer, new_topic: NewTopic, tmp_path: Path
+) -> None:
+    """Partitions come in any order, so those that the run read are not those that come first when it is looked up."""
+    topic = await new_topic("rows", partitions=3)
+    to = ("--topic", topic, "--bootstrap", kafka_server.bootstrap)
+    file = rows(tmp_path / "a.jsonl", 30)
+    assert (await asyncio.to_thread(call, "publish", str(file), *to, "--key", "id")).exit_code == 0
+    (tmp_path / "job.yaml").write_text(
+        f"source: {{type: kafka, bootstrap: '{kafka_server.bootstrap}', topics: [{topic}], until: end}}\n"
+        'prompt: "Which? {{ text }}"\nmodels: [sandbox/fast]\nsinks: out.jsonl\n'
+    )
+    spec = trial.first(job_spec.load(tmp_path / "job.yaml"), 3)
+    read = await asyncio.to_thread(preview.items, spec, 30)
+    latest = {one.source.split: one for one in sorted(read, key=lambda one: one.source.position)}
+    taken = list(latest.values())
+    assert len(taken) == 3
+    encoder = Encoder(spec.run_id, "rows")
+    letters = [DeadLetter(one.item_id, one.source, "invalid_output", "none", b"{}") for one in taken]
+    (tmp_path / "r.jsonl").touch()
+    (tmp_path / "d.jsonl").write_bytes(b"".join(encoder.dead_letter(one) + b"\n" for one in letters))
+    outputs = {"results": [str(tmp_path / "r.jsonl")], "dead_letters": [str(tmp_path / "d.jsonl")]}
+    tried = JobResult(spec, RunStatus(spec.run_id, "job", "done", outputs=outputs))
+    shown = await asyncio.to_thread(preview.first_rows, tried, 3)
+    assert [row.prompt[0][1].startswith("Which? row") for row in shown if row.prompt] == [True] * 3
 
 
 @pytest.mark.kafka
