@@ -41,7 +41,8 @@ def dead_letters() -> None:
 @reason_option
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show so many.")
 def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: tuple[str, ...], limit: int) -> int:
-    """The dead letters of RUN (the latest by default), in input order where the run is finished.
+    """The dead letters of RUN (the latest by default), in input order where the run is finished and has them in one
+    file or object; those of a topic come as its partitions do.
 
     Reasons: malformed too_large missing_field bad_field duplicate template unknown_model unknown_task
     unknown_sensitivity unsupported wall no_candidate too_long over_max_cost budget deadline refused bad_request
@@ -63,8 +64,17 @@ def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: t
     click.echo(f"\n{counts.total():,} in {outputs.where('dead_letters')}{shown}")
     click.echo(again.told, nl=bool(again.told))
     run_id = outputs.spec.run_id
-    click.echo(f"next: penstock explain ID --run {run_id}, penstock dead-letters replay {run_id}")
+    click.echo(f"next: penstock explain ID --run {run_id}")
+    if again.count < counts.total():
+        click.echo(f"      {_then(f'penstock dead-letters replay {run_id}', again.helped, counts)}")
     return exits.DONE
+
+
+def _then(replay: str, helped: bool, counts: Counter[str]) -> str:
+    """Without --reason only those are sent that sending again may help."""
+    if helped:
+        return replay
+    return f"mend the job or its input, then {replay} --reason {counts.most_common(1)[0][0]}"
 
 
 class _Again:
@@ -78,21 +88,24 @@ class _Again:
         for run_id in replay.later(found.history, found.run_id):
             with suppress(SpecError):  # its letters are gone: nobody can tell
                 self._sent[run_id] = replay.sent_ids(found.history, run_id)
-        self._count, self._by = 0, set[str]()
+        self.count, self._by = 0, set[str]()
+        self.helped = False
+        """Sending some of them again, as they are, may help."""
 
     def see(self, letter: LetterTold) -> LetterTold:
         by = [run_id for run_id, ids in self._sent.items() if bytes.fromhex(letter.item_id) in ids]
-        self._count += bool(by)
+        self.count += bool(by)
+        self.helped = self.helped or (letter.retryable and not by)
         self._by.update(by)
         return letter
 
     @property
     def told(self) -> str:
-        if not self._count:
+        if not self.count:
             return ""
         by = ", ".join(run_id for run_id in self._sent if run_id in self._by)
-        were, tell = "was" if self._count == 1 else "were", "tells" if len(self._by) == 1 else "tell"
-        return f"{self._count:,} of them {were} sent again: {by} {tell} what became of them"
+        were, tell = "was" if self.count == 1 else "were", "tells" if len(self._by) == 1 else "tell"
+        return f"{self.count:,} of them {were} sent again: {by} {tell} what became of them"
 
 
 def _show(letters: Iterable[LetterTold], limit: int) -> Counter[str]:

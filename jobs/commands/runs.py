@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from penstock.workers.runspec import RunSpec
     from penstock.workers.status import RunStatus
 
+ID_WIDTH = 40
+"""Columns of a run id that `list` leaves whole at 80 columns."""
 HINT = "ctrl-c: finish what is in flight, commit, stop; twice: stop now"
 
 
@@ -235,7 +237,9 @@ def _table(runs: list[RunStatus]) -> None:
     from penstock.jobs.wording import dollars, moment
 
     table, now = Table(box=None, pad_edge=False, header_style="bold"), time.time()
-    for name in ("run", "state", "started"):
+    widest = max(len(run.run_id) for run in runs)
+    table.add_column("run", overflow="fold", min_width=min(widest, ID_WIDTH))  # it is there to be copied: whole
+    for name in ("state", "started"):
         table.add_column(name, overflow="fold")
     for name in ("items", "dead", "$"):
         table.add_column(name, justify="right", no_wrap=True)

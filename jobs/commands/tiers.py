@@ -39,11 +39,26 @@ def resume(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
     return exits.DONE
 
 
+def _notes(found: shared.Found, tiers: set[int]) -> list[str]:
+    """What a person who meant another tier, or another run, has to know."""
+    from penstock.jobs.history import goes_on
+
+    if not tiers:
+        return []
+    known = found.history.spec(found.run_id).catalog.tiers
+    told = found.history.status(found.run_id)
+    over = [] if goes_on(told) else [f"the run is over ({told.state.replace('_', ' ')}): this holds when it goes on"]
+    has = ", ".join(map(str, known))
+    return [f"the job has no tier {tier}; it has {has}" for tier in sorted(tiers) if known and tier not in known] + over
+
+
 def _hold(found: shared.Found, tiers: set[int]) -> None:
     from penstock.jobs.audited import record_stop
 
     found.history.pause(found.run_id, tuple(sorted(tiers)))
     if (missing := record_stop(found.history, "pause", found.run_id, {"tiers": sorted(tiers)})) is not None:
         click.echo(f"note: {missing}", err=True)
+    for note in _notes(found, tiers):
+        click.echo(f"note: {note}", err=True)
     held = ", ".join(f"tier {tier}" for tier in sorted(tiers))
     click.echo(f"{found.run_id}: paused: {held}" if held else f"{found.run_id}: no tier is paused")

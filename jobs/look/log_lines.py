@@ -85,5 +85,5 @@ def told(line: LogLine) -> str:
     """`13:05:07.120 warning lane moved  lane=2 item_id=…`."""
     time = datetime.fromtimestamp(line.at).astimezone().strftime("%H:%M:%S.%f")[:-3]
     item = {"item_id": line.item_id} if line.item_id else {}
-    rest = " ".join(f"{name}={value}" for name, value in {**line.rest, **item}.items())
+    rest = " ".join(f"{name}={value}" for name, value in {**line.rest, **item}.items() if value != "")
     return f"{time} {line.level:<7} {line.event}" + (f"  {rest}" if rest else "")

@@ -19,7 +19,7 @@ from penstock.engine.policy import Policy
 from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
-from penstock.jobs.look import told
+from penstock.jobs.look import log_lines, told
 from penstock.jobs.spec import load
 from penstock.jobs.submit import JobHandle
 from penstock.workers.runspec import RunSpec
@@ -309,6 +309,41 @@ def test_a_run_is_named_by_position_or_option(
     """Summaries write `--run ID`; a person may keep to it with every command."""
     assert said(capsys, *argv, "--run", "job-1") == said(capsys, *argv, "job-1")
     assert call([*argv, "job-1", "--run", "job-2"]) == 2
+
+
+def test_a_list_at_80_columns_leaves_run_ids_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are there to be copied; a state of four words gives way."""
+    history = open_history(str(folder / ".penstock"))
+    name = "label-all-messages-8869a43d~replay-12"
+    history.save_spec(msgspec.structs.replace(history.spec("job-1"), run_id=name))
+    told = msgspec.structs.replace(history.status("job-1"), run_id=name, state="too_many_dead_letters")
+    history.save_status(told)
+    lines = said(capsys, "list").splitlines()
+    assert sum(line.startswith(f"{name}  ") for line in lines) == 1
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_a_tier_that_the_job_does_not_have_is_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A slip (`--tier 33`) would hold nothing back, unseen. Nor is anything held of a run that is over."""
+    history = open_history(str(folder / ".penstock"))
+    history.save_spec(msgspec.structs.replace(history.spec("job-1"), catalog=Catalog({}, {}, {1: ("a",), 3: ("b",)})))
+    assert call(["pause", "job", "--tier", "33"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "job-1: paused: tier 33\n"
+    assert "note: the job has no tier 33; it has 1, 3\n" in err
+    assert "note: the run is over (done): this holds when it goes on\n" in err
+
+
+def test_what_replay_would_refuse_is_not_recommended(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --reason only those are sent that sending again may help."""
+    assert "penstock dead-letters replay job-1\n" in said(capsys, "dead-letters", "list")
+    mended = "mend the job or its input, then penstock dead-letters replay job-1 --reason wall\n"
+    assert mended in said(capsys, "dead-letters", "list", "--reason", "wall")
+
+
+def test_what_a_log_line_does_not_say_is_not_shown() -> None:
+    line = log_lines.parse('{"at": 1.0, "event": "worker ready", "reason": "", "pid": 0}')
+    assert log_lines.told(line).endswith("worker ready  pid=0")
 
 
 def test_tiers_are_paused_and_resumed_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

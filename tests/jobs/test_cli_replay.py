@@ -162,7 +162,9 @@ def test_letters_that_were_sent_again_are_told_apart(story: Story, capsys: pytes
     assert call(["dead-letters", "list", "job-1~replay-2", "--state", story.spec.state]) == 0
     assert "sent again" not in capsys.readouterr().out
     assert call([*listed, "--reason", "wall"]) == 0
-    assert "\n1 of them was sent again: job-1~replay-2 tells what became of them\n" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "\n1 of them was sent again: job-1~replay-2 tells what became of them\n" in told
+    assert "dead-letters replay" not in told
 
 
 def test_what_replays_cost_is_told_beside_what_the_run_cost(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
