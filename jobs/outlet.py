@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, TextIO, cast
 
 import click
@@ -58,6 +60,15 @@ def lasting_console(
     there = cast("TextIO", Lasting(stream, whatever=whatever))
     terminal = False if plain else None
     return Console(file=there, highlight=False, no_color=plain or None, force_terminal=terminal, width=width)
+
+
+def folded(line: str, indent: int, *, err: bool = False) -> str:
+    """A line for people: on a terminal broken between words, what goes on `indent` columns in; elsewhere as it is."""
+    if not (stream := sys.stderr if err else sys.stdout) or not stream.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    margin = " " * indent
+    return textwrap.fill(line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False)
 
 
 def echo(text: str, *, err: bool = False) -> None:

@@ -13,6 +13,7 @@ from penstock.engine.errors import SpecError
 from penstock.engine.pricing import price_of
 from penstock.jobs import exits
 from penstock.jobs.commands import shared
+from penstock.jobs.outlet import folded
 from penstock.jobs.wording import relative, secret_told
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def validate(job: str, sets: tuple[str, ...], as_json: bool) -> int:
     lines = describe(spec)
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
-        click.echo(f"  {label:<{width}}  {relative(value)}")
+        click.echo(folded(f"  {label:<{width}}  {relative(value)}", width + 4))
     for note in [*warned, *(f"{secret_told(each)}; a run needs it" for each in missing)]:
-        click.echo(f"note: {note}", err=True)
+        click.echo(folded(f"note: {note}", len("note: "), err=True), err=True)
     return exits.DONE
 
 

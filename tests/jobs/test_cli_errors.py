@@ -63,6 +63,28 @@ def test_help_names_all_that_an_option_takes_and_all_that_a_run_may_end_with(
     assert re.findall(r"(?:^|,\s+)(\d+) ", told) == ["0", "1", "2", "3", "4", "5", "130"]
 
 
+def test_what_validate_tells_fits_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No word is cut in two, and what goes on stands under what it goes on from; a pipe gets a line each."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(
+        "source: kafka://127.0.0.1:9092/requests\nprompt: '{{ text }}'\nmodels: [sandbox/a]\n"
+        "sinks: {results: {type: kafka, bootstrap: '127.0.0.1:9092', topic: results, create: true}}\n"
+    )
+    assert cli.call(["validate", "job.yaml"]) == 0
+    piped = capsys.readouterr()
+    assert "results.dead_letters (made where it is missing)\n" in piped.out
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cli.call(["validate", "job.yaml"]) == 0
+    shown = capsys.readouterr()
+    assert "results.dead_letters (made where it\n" + " " * 21 + "is missing)\n" in shown.out
+    assert all(len(line) <= 80 for line in (shown.out + shown.err).splitlines())
+    assert (shown.out + shown.err).split() == (piped.out + piped.err).split()
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["validate", "job.yaml"]])
 def test_help_and_validate_load_nothing_heavy(here: Path, argv: list[str]) -> None:
     """They answer in under half a second because Ray, pyarrow, scipy and the clients stay on disk."""
