@@ -58,15 +58,16 @@ class Meter:
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, int]] = deque()
-        self._state: RunState | None = None
+        self._sent = False
+        """At the last look this command had sent something, so its lanes have told how far they were."""
         self._back = (-1, 0.0)
         """Calls that came back, and since when there have been no more."""
 
     def see(self, status: RunStatus, now: float) -> View:
         done, tokens = done_items(status), _tokens(status)
-        if status.resumed and self._state == "starting" != status.state:
+        if status.resumed and not self._sent:
             self._seen.clear()  # what a resumed run finds done was not done by this command: no rate
-        self._state = status.state
+        self._sent = status.first_dispatch_at is not None
         self._seen.append((now, done, tokens))
         while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW_S:
             self._seen.popleft()
@@ -291,7 +292,7 @@ class LiveDisplay:
 
     def show(self, view: View) -> None:
         self._live.start()  # hides the cursor, so not before there is something to show; again: nothing
-        self._live.update(_text(live_lines(view, self._hint)), refresh=True)
+        self._live.update(shown(live_lines(view, self._hint)), refresh=True)
 
     def say(self, text: str) -> None:
         self._hint = ""
@@ -301,10 +302,18 @@ class LiveDisplay:
         self._live.stop()
 
 
-def _text(lines: list[str]) -> RenderableType:
+def shown(lines: list[str]) -> RenderableType:
+    """Lines of markup; one that is too long goes on as far in as it began."""
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
-    return Text("\n").join(Text.from_markup(line, overflow="ellipsis") for line in lines)
+    made: list[RenderableType] = []
+    for line in lines:
+        text = Text.from_markup(line, overflow="ellipsis")
+        margin = len(text.plain) - len(text.plain.lstrip())
+        made.append(Padding(text[margin:], (0, 0, 0, margin), expand=False))
+    return Group(*made)
 
 
 def display_for(stream: TextIO, hint: str = "") -> Display:

@@ -303,6 +303,7 @@ def test_what_a_resumed_run_finds_done_is_no_speed() -> None:
     meter = progress.Meter()
     for state, results, at in (("starting", 0, 1.0), ("running", 300, 1.25), ("running", 310, 2.25)):
         status = RunStatus("r", "r", state, started_at=1.0, resumed=True, tally=Tally(results=results))  # type: ignore[arg-type]
+        status.first_dispatch_at = 1.2 if results else None
         view = meter.see(status, at)
     assert view.items_per_s == 10.0
 
@@ -325,3 +326,35 @@ def test_one_dead_letter_is_one() -> None:
     view = progress.Meter().see(RunStatus("a-1", "a", "running", tally=Tally(dead_letters={"wall": 1})), 1.0)
     assert progress.plain_line(view).endswith("  1 dead letter")
     assert any("1 dead letter[/] (1 wall)" in line for line in progress.live_lines(view))
+
+
+def test_what_lanes_tell_before_the_first_call_is_no_speed_either() -> None:
+    """A resumed run says `running` a moment before its lanes have read how far they were: 700 items in 2 s, it said."""
+    meter = progress.Meter()
+    status = RunStatus("r", "r", "starting", started_at=1.0, resumed=True, total_items=3000)
+    meter.see(status, 1.0)
+    status.state = "running"
+    meter.see(status, 2.0)
+    status.tally.results = 700
+    assert meter.see(status, 3.0).items_per_s == 0
+    status.first_dispatch_at = 3.5
+    assert meter.see(status, 4.0).eta_s is None
+    status.tally.results = 800
+    view = meter.see(status, 8.0)
+    assert (view.items_per_s, view.eta_s) == (25.0, 88.0)
+
+
+def test_a_long_note_stands_under_itself() -> None:
+    out = StringIO()
+    console = Console(file=out, width=60, no_color=True, highlight=False)
+    status = running(5, 1.0)
+    status.notes = [
+        "the run waits for up to 600 s, and goes on by itself, since Kafka at 127.0.0.1:9092 can't be reached"
+    ]
+    console.print(progress.shown(progress.live_lines(progress.Meter().see(status, 1.0), "ctrl-c: stop")))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[-3:] == [
+        "  the run waits for up to 600 s, and goes on by itself,",
+        "  since Kafka at 127.0.0.1:9092 can't be reached",
+        "ctrl-c: stop",
+    ]
