@@ -143,7 +143,8 @@ def _held(view: View) -> list[str]:
     if view.quiet_s >= QUIET_S:
         parts.append(f"no call has come back for {duration(view.quiet_s)}")
     if status.lag:
-        parts.append(f"{sum(status.lag.values()):,} behind")
+        unended = max(0, status.tally.read - view.done)  # of what was read: a window holds thousands
+        parts.append(f"{sum(status.lag.values()) + unended:,} behind")
     if status.endless and status.commit_age_s >= LATE_S:
         parts.append(f"commits are {duration(status.commit_age_s)} late")
     if status.paused:

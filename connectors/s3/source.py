@@ -71,7 +71,9 @@ class S3Source:
         planner = _Planner(self._settings, self._client())
         found = settled(planner.found())
         if not found:
-            raise SpecError(f"no object matches {planner.where}: check source.prefix and source.pattern")
+            raise SpecError(
+                f"no object matches {planner.where}: put some there, or mend source.prefix and source.pattern"
+            )
         return planner.cut(found, piece_bytes(found, lanes_hint))
 
 

@@ -89,6 +89,8 @@ def publish(file: str, **given: object) -> int:
     from penstock.jobs.streams import publishing, where
 
     call = msgspec.convert(given, PublishCall, strict=False)
+    if "://" in file:
+        raise SpecError(f"{file}: publish reads files of this machine; a job reads other places: source: URL")
     order = publishing.Order(
         path=file,
         topic=where.check_topic(call.topic),
@@ -201,6 +203,8 @@ def tail(what: str, **given: object) -> int:
         return _tail_job(what, call, show)
     from penstock.jobs.streams import where
 
+    if "://" in what and not what.startswith("kafka://"):
+        raise SpecError(f"{what}: tail follows a topic; what a job wrote elsewhere: penstock tail JOB")
     if what.startswith("kafka://"):
         if call.bootstrap or call.connection:
             raise SpecError("a kafka:// URL names its cluster: leave --bootstrap and --connection out")
@@ -249,6 +253,9 @@ def _tail_job(job: str, call: TailCall, show: Callable[[Seen], None]) -> int:
 
 def _follow(connection: Connection, topics: tuple[str, ...], call: TailCall, show: Callable[[Seen], None]) -> int:
     began, counts = time.monotonic(), [0]
+    if not call.from_start and not call.as_json and sys.stderr.isatty():
+        waits = f"waiting for what comes to {' and '.join(topics)} from now on; --from-start shows what is there"
+        click.echo(waits, err=True)
     try:
         asyncio.run(_watch(connection, topics, call, show, counts))
     except KeyboardInterrupt:

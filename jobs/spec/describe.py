@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from penstock.connectors.registry import where
 from penstock.connectors.settings import (
     Connection,
+    FilesSink,
     FilesSource,
     KafkaSink,
     KafkaSource,
@@ -72,6 +73,7 @@ def warnings(spec: RunSpec) -> list[str]:
         *_open_lines(spec),
         *_open_brokers(spec),
         *_near_state(spec),
+        *_late_files(spec),
         *_dead_walls(spec),
         *_idle_models(spec),
         *_cascades(spec),
@@ -100,6 +102,15 @@ def _open_brokers(spec: RunSpec) -> list[str]:
         if connection.schema_registry_auth and registry.startswith("http://") and not _loopback(registry):
             told.append(f"schema registry {registry}: its password would travel unencrypted; use https")
     return told
+
+
+def _late_files(spec: RunSpec) -> list[str]:
+    if not spec.endless or not isinstance(spec.sinks["results"], FilesSink):
+        return []
+    return [
+        "the input has no end, and files are written when the run is stopped; results that are read meanwhile want a "
+        "topic or S3 (`penstock tail JOB` shows what is committed)"
+    ]
 
 
 def _near_state(spec: RunSpec) -> list[str]:

@@ -358,3 +358,12 @@ def test_a_long_note_stands_under_itself() -> None:
         "  since Kafka at 127.0.0.1:9092 can't be reached",
         "ctrl-c: stop",
     ]
+
+
+def test_what_was_read_and_has_not_ended_is_behind_too() -> None:
+    """A window holds thousands: with a paused tier, or at a stop, `0 behind` would say that all is done."""
+    status = running(5, 1.0)
+    status.endless, status.lag, status.tally.read = True, {"requests": 100}, 1_005
+    view = progress.Meter().see(status, 1.0)
+    assert "1,100 behind" in progress.plain_line(view)
+    assert any("1,100 behind" in line for line in progress.live_lines(view))

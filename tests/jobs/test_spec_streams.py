@@ -387,6 +387,14 @@ def test_a_password_on_an_open_line_is_warned_of(tmp_path: Path) -> None:
     assert not any("state is a folder" in told for told in spec.warnings(shared))
 
 
+def test_files_of_an_input_without_an_end_are_told_to_come_late(tmp_path: Path) -> None:
+    source = "source: {type: kafka, bootstrap: 'k.test:9092', topics: [a]%s}"
+    filed = JOB[: JOB.index("sinks:")] + "sinks: out.jsonl\n"
+    for until, told in (("", True), (", until: end", False)):
+        made = load(tmp_path, filed.replace(SOURCE, source % until))
+        assert any("files are written when the run is stopped" in note for note in spec.warnings(made)) == told
+
+
 def test_validate_says_what_is_read_and_where_it_goes(tmp_path: Path) -> None:
     """Cluster, topic, from where to where; bucket, prefix, endpoint, partitions."""
     lines = dict(spec.describe(load(tmp_path, JOB)))

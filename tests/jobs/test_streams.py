@@ -325,6 +325,32 @@ def test_options_that_name_no_cluster_are_refused(tmp_path: Path, monkeypatch: p
             where.cluster(*options)
 
 
+def test_a_tail_that_waits_says_for_what(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal: a command that shows nothing, of a topic that holds thousands, looks as if it hung."""
+
+    async def watch(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(stream, "_watch", watch)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    waits = "waiting for what comes to results from now on; --from-start shows what is there"
+    for words, told in (((), True), (("--from-start",), False), (("--json",), False)):
+        assert cli.call(["tail", "results", "--bootstrap", "127.0.0.1:1", *words]) == 0
+        assert (waits in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tail", "s3://outbox/labels/"), "tail follows a topic; what a job wrote elsewhere: penstock tail JOB"),
+        (("publish", "s3://inbox/a.jsonl", "--topic", "t"), "publish reads files of this machine"),
+    ],
+)
+def test_another_kind_of_place_is_told_as_one(words: tuple[str, ...], message: str) -> None:
+    """Not as a topic's name with a slash in it, nor as a file `./s3:/inbox/a.jsonl`."""
+    assert message in str(call(*words).exception)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
