@@ -132,7 +132,7 @@ def call(argv: Sequence[str] | None = None) -> int:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return exits.USAGE
     except click.UsageError as error:
-        _tell(error.format_message().rstrip(".") + _usage_hint(error))
+        _tell(_with_hint(error, error.format_message().rstrip(".")))
         return exits.USAGE
     except click.ClickException as error:
         _tell(error.format_message().rstrip("."))
@@ -152,8 +152,11 @@ def call(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else exits.DONE
 
 
-def _usage_hint(error: click.UsageError) -> str:
-    return f"; see `{error.ctx.command_path} --help`" if error.ctx and "--help" not in error.format_message() else ""
+def _with_hint(error: click.UsageError, message: str) -> str:
+    if error.ctx is None or "--help" in message:
+        return message
+    see = f"ee `{error.ctx.command_path} --help`"
+    return f"{message} S{see}" if message.endswith("?") else f"{message}; s{see}"
 
 
 def _tell(message: str) -> None:

@@ -88,7 +88,7 @@ def before(done: Published) -> str:
 
 async def _topic(order: Order) -> TopicFacts:
     if not order.create:
-        return await find(order.connection, order.topic, "; --create makes it")
+        return await find(order.connection, order.topic, " (--create makes it)")
     async with opened(new_admin(order.connection), order.connection) as admin:
         return await ensure(admin, order.connection, order.topic, create=True)
 

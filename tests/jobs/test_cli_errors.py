@@ -100,7 +100,7 @@ def test_help_and_validate_load_nothing_heavy(here: Path, argv: list[str]) -> No
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, and no list to search through."""
     assert cli.call(["valdate"]) == 2
-    assert "did you mean 'validate'?" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("did you mean 'validate'? See `penstock --help`\n")
 
 
 @pytest.mark.parametrize(

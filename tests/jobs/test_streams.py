@@ -153,7 +153,9 @@ def test_a_missing_topic_is_told_with_the_nearest_and_made_on_request(
     to = ("--bootstrap", kafka_server.bootstrap)
     done = call("publish", str(file), "--topic", f"{topic}x", *to)
     assert isinstance(done.exception, SpecError)
-    assert f"has no topic '{topic}x' that we may see; did you mean '{topic}'?; --create makes it" in str(done.exception)
+    assert f"has no topic '{topic}x' that we may see; did you mean '{topic}'? (--create makes it)" in str(
+        done.exception
+    )
     missing = call("tail", f"{topic}x", *to)
     assert f"has no topic '{topic}x'" in str(missing.exception)
     assert call("publish", str(file), "--topic", f"{topic}x", *to, "--create").exit_code == 0
