@@ -239,6 +239,8 @@ def _files(status: RunStatus) -> list[tuple[str, str]]:
 
 def _next(status: RunStatus, run: str) -> str:
     match status.state:
+        case "done" if not done_items(status):
+            return ""
         case "done":
             example = status.tally.slowest[0].item_id[:12] if status.tally.slowest else "ID"
             return f"penstock explain {example} --run {run}"

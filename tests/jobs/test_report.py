@@ -367,3 +367,9 @@ def test_what_was_read_and_has_not_ended_is_behind_too() -> None:
     view = progress.Meter().see(status, 1.0)
     assert "1,100 behind" in progress.plain_line(view)
     assert any("1,100 behind" in line for line in progress.live_lines(view))
+
+
+def test_a_run_of_nothing_recommends_no_item_to_look_at() -> None:
+    """An empty topic is no failure, and has no story to explain."""
+    assert "penstock explain" not in plain(RunStatus("r", "r", "done", started_at=1.0, ended_at=2.0))
+    assert "penstock explain ID --run r" in plain(RunStatus("r", "r", "done", tally=Tally(results=1)))
