@@ -51,7 +51,8 @@ class Before(msgspec.Struct, frozen=True):
         known = where(self.spec.sinks["results"])
         edited = self.spec.fingerprint != spec.fingerprint or known != where(spec.sinks["results"])
         fresh = given.fresh or (spec.limit is not None and edited)
-        return msgspec.structs.replace(given, fresh=fresh, results_at=None if fresh else known)
+        ended = 0 if fresh or spec.limit is not None else self.items
+        return msgspec.structs.replace(given, fresh=fresh, results_at=None if fresh else known, ended=ended)
 
     def repriced(self, spec: RunSpec) -> list[str]:
         """Models of the job whose calls cost something else than by the last command of the run."""

@@ -109,6 +109,8 @@ class RunOptions(msgspec.Struct, frozen=True):
     """The command line, for the person who finds the run held."""
     results_at: str | None = None
     """Where the results were when history last heard of this run; None: it knows of none, or is to forget."""
+    ended: int = 0
+    """Items that had ended then; 0 where history knows of none, or is to forget."""
     generation_anew: int | None = None
     """Of the run's items where it has no plan, which begins a new life; None: the spec's."""
     asked_at: float | None = None

@@ -41,8 +41,8 @@ def prune(
     """Delete the progress of finished runs from a Kafka cluster.
 
     A run is finished when every item of its input has ended and is committed; nothing else is touched, nor any record
-    of results. A pruned run is forgotten: run again under its name, it begins anew, and pays again. Runs without an
-    end are never pruned.
+    of results. A pruned run is forgotten: run again under its name, it begins anew, and pays again; where the state
+    still knows it, only with --fresh. Runs without an end are never pruned.
 
     \b
       penstock prune --older-than 90d --dry-run

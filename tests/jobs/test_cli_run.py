@@ -421,6 +421,20 @@ def test_a_run_is_told_where_history_knows_its_results(tmp_path: Path) -> None:
         assert (told.results_at, told.fresh) == (known, known is None)
 
 
+@pytest.mark.parametrize(("limit", "fresh", "ended"), [(None, False, 4), (None, True, 0), (5, False, 0)])
+def test_a_run_is_told_how_many_items_had_ended(tmp_path: Path, limit: int | None, fresh: bool, ended: int) -> None:
+    """So that progress which is gone is missed. A trial is tried again, and costs little."""
+    spec = msgspec.structs.replace(spec_in(tmp_path), limit=limit)
+    history_of(tmp_path).save_spec(spec)
+    history_of(tmp_path).save_status(
+        RunStatus("job-1", "job", "done", tally=Tally(results=3, dead_letters={"wall": 1}))
+    )
+    cluster = ScriptedCluster(ScriptedRun(["done"], Tally()))
+    running.execute(spec, Session(RunOptions(fresh=fresh), open_cluster=cluster.open), Heard(), Stop())
+    assert cluster.options is not None
+    assert cluster.options.ended == ended
+
+
 def test_a_run_that_is_begun_anew_gets_a_generation_above_its_replays(tmp_path: Path) -> None:
     """And keeps it, whatever the job file says when it goes on."""
     spec, got = spec_in(tmp_path), list[int | None]()

@@ -94,6 +94,19 @@ async def test_results_that_moved_are_not_paid_again_without_a_word(tmp_path: Pa
     assert (await planned(spec, known)).version == 1
 
 
+async def test_results_whose_progress_is_gone_are_not_paid_again_without_a_word(tmp_path: Path) -> None:
+    """A cluster that was wiped, a progress topic that was deleted, another store at the same address: history alone
+    knows what was paid. Of a run in which nothing had ended nothing is paid again."""
+    spec = job(tmp_path)
+    at = str(tmp_path / "r/results.jsonl")
+    with pytest.raises(
+        SpecError, match=r"13 items of run r had ended, and nothing of it is at .*r/results.jsonl any more"
+    ):
+        await planned(spec, RunOptions(results_at=at, ended=13))
+    assert (await planned(spec, RunOptions(results_at=at))).version == 1
+    assert (await planned(spec, RunOptions(results_at=at, ended=13))).version == 1
+
+
 async def test_a_new_life_stands_above_the_replays_of_the_last_whichever_command_plans_it(tmp_path: Path) -> None:
     """`--fresh` may fail after it threw the plan away. A plan that is there keeps what it says."""
     assert (await planned(job(tmp_path), RunOptions(generation_anew=2))).generation == 2

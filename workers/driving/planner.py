@@ -165,12 +165,19 @@ def extended(plan: Plan, spec: RunSpec, splits: Sequence[Split]) -> Plan | None:
 
 
 def refuse_moved_results(spec: RunSpec, options: RunOptions) -> None:
-    """Raises `SpecError` where there is no plan, and history knows the run with its results elsewhere."""
+    """Raises `SpecError` where there is no plan, and history knows the run with its results elsewhere, or with items
+    that had ended."""
     here = where(spec.sinks["results"])
     if options.results_at not in (None, here):
         raise SpecError(
             f"the results of run {spec.run_id} were at {options.results_at}, and nothing of it is at {here}: all would "
             "be paid for again. Put the sink's path back, move its working folder along, or start over with --fresh"
+        )
+    if options.ended:
+        raise SpecError(
+            f"{options.ended:,} items of run {spec.run_id} had ended, and nothing of it is at {here} any more (its "
+            "progress was deleted, or this is another store at the same address): all would be paid for again. Put it "
+            "back, or start over with --fresh"
         )
 
 
