@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -33,6 +34,9 @@ from penstock.workers.ports import Kept
 from tests.workers import lane_rig as rig
 
 N = 60
+LEAK_BYTES = 64
+"""An item that leaves so many behind leaves an object. (The moments that records name are kept up to 4,096 of, 0.7 MB:
+a busy machine, which takes longer, names more of them.)"""
 EXACTLY_ONCE = {f"r{n}": ["result"] for n in range(N)}
 
 
@@ -578,9 +582,10 @@ async def test_hours_of_engines_that_a_lane_is_told_twice_are_billed_once() -> N
 
 
 async def test_memory_does_not_grow_with_the_input() -> None:
-    """20,000 items and 4,000 need the same memory: the window bounds what is held."""
+    """20,000 items and 4,000 leave the same behind, and the window bounds what is held meanwhile. (The peak itself goes
+    by how far a busy machine lets the commits fall behind.)"""
 
-    async def peak(n: int) -> int:
+    async def left(n: int) -> int:
         lane = rig.Rig(rig.MemoryPlace("flat"), Endless(n))
         stores = lane.place.open()
         stores.primary._apply = drop(stores.primary)
@@ -599,15 +604,16 @@ async def test_memory_does_not_grow_with_the_input() -> None:
 
         async with asyncio.timeout(600):
             await lane.work(shell, driver, rig.answered, look)
-        size = tracemalloc.get_traced_memory()[1]
+        gc.collect()
+        size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         await shell.close()
         assert shell.machine.tally.results == n
         assert most <= 1000
         return size
 
-    small, large = await peak(4_000), await peak(20_000)
-    assert large < 1.5 * small
+    small, large = await left(4_000), await left(20_000)
+    assert large < small + 16_000 * LEAK_BYTES, f"{small:,} bytes, {large:,} bytes"
 
 
 class Endless:
