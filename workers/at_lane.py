@@ -80,9 +80,9 @@ class LaneAt:
 
     @property
     def stranded(self) -> bool:
-        """What an owner left whose successor did not ask us, or what he could not be told: nobody may ever come for
-        it."""
-        left = self.undelivered or self.given_up
+        """What an owner left whose successor did not ask us, or what he could not be told, or may not have heard:
+        nobody may ever come for it."""
+        left = self.undelivered or self.handed or self.given_up
         return bool(left) and self.busy is None and self.lost_at is None and not self.tickets
 
     def keep(self, landed: list[Landed]) -> None:
@@ -91,7 +91,7 @@ class LaneAt:
     @property
     def empty(self) -> bool:
         """Nothing is here, and nothing is to be said."""
-        return not (self.tickets or self.undelivered or self.delivering or self.given_up)
+        return not (self.tickets or self.undelivered or self.delivering or self.handed or self.given_up)
 
 
 def _known(call: Call) -> tuple[str, int, int, str, Role, str]:

@@ -121,7 +121,7 @@ class Puller:
 
     def holds(self, job: str) -> bool:
         """Calls or answers of it are here, for whoever has its lanes next."""
-        return any(at.handed or not at.empty for at in self._lanes.values() if at.job == job)
+        return any(not at.empty for at in self._lanes.values() if at.job == job)
 
     def adopt(self, job: str, lane: int, epoch: Epoch, port: LanePort, until: float) -> Kept:
         """A lane's new owner asks for what we hold; again where the answer got lost. Calls of the last owner that go on

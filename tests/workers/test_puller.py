@@ -496,6 +496,27 @@ async def test_answers_nobody_came_for_are_dropped_in_the_end(world: World) -> N
     assert world.puller._lanes == {}
 
 
+async def test_what_an_owner_did_not_hear_outlives_his_command(world: World) -> None:
+    """A run that goes on is interrupted, or killed, while its lanes are still opened: what their owners were told is
+    committed nowhere, and the same command, run once more, paid for it again. Kept for ten minutes, like the rest."""
+    world.lane.alive = False
+    world.engine.land("a", "b", "c")
+    await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
+    assert len(world.puller.adopt("job", 0, (1, 2), world.successor(), world.clock() + 5).outcomes) == 3
+    world.puller.leave("job", FIRST)
+    world.clock.now += KEEP_S - 1
+    await world.puller.renew()
+    world.clock.now += KEEP_S - 1
+    await world.puller.renew()
+    assert world.puller.holds("job")
+    kept = world.puller.adopt("job", 0, (2, 1), world.successor((2, 1)), world.clock() + 5)
+    assert [o.item_id for o in kept.outcomes] == ["a", "b", "c"]
+    await world.puller.renew()
+    world.clock.now += KEEP_S + 1
+    await world.puller.renew()
+    assert world.puller._lanes == {}
+
+
 async def test_what_an_owner_left_that_nobody_asked_for_is_dropped_in_the_end(world: World) -> None:
     """Its successor was given work, and the run went on to its end without it."""
     world.lane.epoch, world.lane.calls = (1, 2), [call("d")]
