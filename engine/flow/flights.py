@@ -93,7 +93,7 @@ class Flights:
 
     def unread(self, dead: DeadLetter) -> None:
         """Its record makes no item, of this job at least."""
-        self._tally.late_payments += self._inherited.forget(dead.item_id, dead.generation)
+        self._tally.late_payments += self._inherited.forget(dead.item_id, dead.generation, dead.attempts)
 
     def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float, *, paid: bool) -> None:
         self._places.move(slot, candidate)

@@ -108,12 +108,15 @@ class Inherited:
         last = calls[-1].attempt if calls else slot.attempt
         return Claimed(call, names.index(call.model) if call else 0, paid, beside, last)
 
-    def forget(self, item_id: str, generation: int) -> int:
-        """No item comes of its record any more. How many of its calls were answered and paid for."""
+    def forget(self, item_id: str, generation: int, attempts: Sequence[Attempt]) -> int:
+        """No item comes of its record any more. How many of its calls were paid for and are not among these, which are
+        on its bill."""
+        settled = {attempt.n: attempt for attempt in attempts}
         calls = self._calls.pop((item_id, generation), {}).values()
         for one in calls:
             self._give_up(one)
-        return sum(one.outcome is not None and one.outcome.usage is not None for one in calls)
+        paid = [one for one in calls if one.outcome is not None and one.outcome.usage is not None]
+        return sum(one.attempt not in settled or not _is_same(one, settled[one.attempt]) for one in paid)
 
     def _give_up(self, adopted: Adopted) -> None:
         if adopted.outcome is None:
@@ -121,10 +124,13 @@ class Inherited:
 
 
 def _is_paid(one: Adopted, settled: Attempt) -> bool:
-    """The answer of that very call: an owner in between may have made another under its number."""
+    return _is_same(one, settled) and settled.outcome == "ok" and is_answer(one)
+
+
+def _is_same(one: Adopted, settled: Attempt) -> bool:
+    """That very call: an owner in between may have made another under its number."""
     told = (one.model, one.outcome.started_at, one.outcome.request_id) if one.outcome is not None else ()
-    mine = told == (settled.model, settled.started_at, settled.request_id)
-    return mine and settled.outcome == "ok" and is_answer(one)
+    return told == (settled.model, settled.started_at, settled.request_id)
 
 
 class Strays:

@@ -151,6 +151,7 @@ class Lane:
             entry = twin_of(entry, now)
         if isinstance(entry, DeadLetter):
             if (entry.item_id, entry.generation) not in self.slots:
+                entry = self.shelf.billed(entry)
                 self.flights.unread(entry)
             self.ends.dead(entry, None)
             return

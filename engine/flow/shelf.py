@@ -17,7 +17,7 @@ from penstock.engine.flow.lane_types import LaneSettings, ShelfEntry
 from penstock.engine.flow.progress import SHELF, TRIED, Progress
 from penstock.engine.flow.settle import book
 from penstock.engine.flow.slots import Slot
-from penstock.engine.results import Attempt
+from penstock.engine.results import Attempt, DeadLetter
 
 T = TypeVar("T")
 MOVED_AT_ONCE = 256
@@ -120,6 +120,18 @@ class Shelf:
         for attempt in tried.attempts:
             book(slot, attempt)
 
+    def billed(self, dead: DeadLetter) -> DeadLetter:
+        """A record that makes no item any more, with what earlier owners paid for the item that it made."""
+        name = _named(dead.item_id, dead.generation)
+        data = self._tried.pop(name, None)
+        if data is None:
+            return dead
+        tried = _decode(TRIED + name, data, Tried)
+        self.changes[TRIED + name] = b""
+        cost = sum(attempt.cost_nano for attempt in tried.attempts)
+        maybe_paid = dead.maybe_paid or tried.maybe_paid
+        return msgspec.structs.replace(dead, attempts=tried.attempts, cost_nano=cost, maybe_paid=maybe_paid)
+
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""
         slot.tried = True
@@ -149,9 +161,12 @@ class Shelf:
 
 
 def _name(slot: Slot) -> str:
+    return _named(slot.item.item_id, slot.item.generation)
+
+
+def _named(item_id: str, generation: int) -> str:
     """A replay may hold one item in several generations."""
-    item = slot.item
-    return f"{item.item_id}.{item.generation}" if item.generation else item.item_id
+    return f"{item_id}.{generation}" if generation else item_id
 
 
 def _decode(name: str, data: bytes, kind: type[T]) -> T:

@@ -138,6 +138,31 @@ def test_what_was_paid_for_an_item_that_the_edited_job_refuses_is_told(malformed
     assert heir.lane.tally.late_payments == (2 if malformed else 1)
 
 
+def test_what_stands_on_the_bill_of_an_item_that_the_edited_job_can_not_read_is_told_with_it() -> None:
+    """Its first call was answered in vain, and its cost line is committed; its second was answered when the lane died.
+    The dead letter said that it had cost nothing, and what was kept of its tries stayed in the progress for ever."""
+    first = Owner({})
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    in_vain = Outcome("i0", 0, call.attempt, 5.0, 1.0, None, Failure("invalid_response", "x"), Usage(5, output=5))
+    first.lane.outcome(in_vain, first.now)
+    first.save()
+    assert TRIED + "i0" in first.disk
+    first.now += 60.0
+    first.lane.tick(first.now)
+    (again,) = first.take()
+    heir = Owner(first.disk, first.lane.seq)
+    heir.lane.adopt([left(call, in_vain), left(again, answered(again))])
+    heir.lane.offer(read_otherwise(0, malformed=True), heir.now)
+    batch = heir.commit()
+    (dead,) = batch.dead_letters
+    assert ([attempt.n for attempt in dead.attempts], dead.cost_nano) == ([call.attempt], 10_000)
+    assert batch.chunks[TRIED + "i0"] == b""
+    assert batch.costs == []
+    assert heir.lane.tally.late_payments == 1
+
+
 def test_a_lane_that_drains_while_it_is_opened_ends_what_has_its_answer() -> None:
     """Its judge is not asked, since nothing is sent any more; the answer was paid for, and is not thrown away."""
     first, slow = shelved()
