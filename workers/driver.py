@@ -277,7 +277,8 @@ class Driver:
             await self._hearing.look(self._crew.news.pause)
             if not self._spec.pinned:
                 await self._steersman.look(self._crew.news.steer, now)
-            self._fleet.let_go([pool for pool in self._steersman.left() if not self._board.ready(pool)])
+            left = self._steersman.left() | self._fleet.only_left
+            self._fleet.let_go([pool for pool in left if not self._board.ready(pool)])
             self._measuring.see(self._status)
             self._measuring.look(self._crew.news.learn, now)
             idle = self._bill.idle_nano(self._status.tally, now)

@@ -87,6 +87,8 @@ class Fleet:
         self.down: dict[str, str] = {}
         self.command = 0
         """Its run epoch, set before any worker is wanted: workers obey no command that the run was taken from."""
+        self.only_left: set[str] = set()
+        """Pools of own engines that have something of this run (`reunite`), and are wanted by nobody besides."""
         self._job = job
         self._driver = driver
         self._dispatchers = dispatchers
@@ -118,10 +120,10 @@ class Fleet:
 
     def want(self, pool: str) -> None:
         """See that the pool has its workers. Asked again: nothing."""
-        here = self._of(pool)
-        for worker in here:
+        self.only_left.discard(pool)
+        for worker in self._of(pool):
             self._take_back(worker)
-        if self._closing or pool in self.down or here:
+        if self._closing or pool in self.down:
             return
         for number in range(self._replicas(pool)):
             self._begin(pool, number)
@@ -178,11 +180,13 @@ class Fleet:
 
     async def reunite(self, seconds: float) -> None:
         """Serve with all workers at which an earlier driver left something of this run, whether anybody wants them now
-        or not, and wait for these: their answers would be asked for anew. New ones have none."""
+        or not, and wait for these: their answers would be asked for anew. New ones have none. Engines that are wanted
+        for nothing else would keep their GPUs from others: once the lanes have asked them, they may be let go."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 left = await self._left()
-                for pool in {pool for pool, _ in left}:
+                self.only_left = {pool for pool, _ in left if is_own(pool) and not self._of(pool)}
+                for pool in {pool for pool, _ in left} - self.only_left:
                     self.want(pool)
                 for place in left:
                     self._begin(*place)

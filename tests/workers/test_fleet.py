@@ -440,6 +440,29 @@ async def test_a_worker_that_has_something_of_the_run_is_there_before_its_lanes_
     await fleet.close()
 
 
+async def test_an_engine_that_only_has_something_of_the_run_is_let_go_once_its_lanes_have_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job was edited, and goes to another model now. The old one's engine was served for the whole run, and a
+    second one, its least replicas, was started: where they filled the GPUs, the new one's never came."""
+    left = Hands()
+    monkeypatch.setattr(shell, "hire", lambda *_: left)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(shell, "found", {staffing.settings_of(OWN, POOL, 0)[1]: left}.get)
+    monkeypatch.setattr(shell.Fleet, "_holds", lambda _, handle: asyncio.sleep(0, handle is left))  # pyright: ignore[reportUnknownLambdaType]
+    fleet = made(catalog=OWN)
+    async with asyncio.timeout(10):
+        await fleet.reunite(driver.REUNITE_S)
+    assert set(fleet.workers) == {(POOL, 0)}
+    fleet.let_go(fleet.only_left)
+    await asyncio.sleep(0.01)
+    assert "leave" in left.heard
+    fleet.want(POOL)  # some item is sent there after all
+    await asyncio.sleep(0.01)
+    assert left.heard.index("leave") < len(left.heard) - 1 - left.heard[::-1].index("serve")
+    assert set(fleet.workers) == {(POOL, 0), (POOL, 1)}
+    await fleet.close()
+
+
 async def test_dispatchers_start_before_the_run_is_ours_and_serve_nobody_until_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
