@@ -133,6 +133,32 @@ async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_h
     assert not [item for item, times in Counter(rig.sent).items() if times > 1]
 
 
+@pytest.mark.parametrize("opening", [False, True])
+async def test_answers_that_the_last_owner_left_are_committed_though_the_run_is_stopped_at_once(opening: bool) -> None:
+    """Its command goes on, and is interrupted before its lanes have read so far, or while they are opened: they were
+    paid for twice."""
+    rig = Rig(MemoryPlace("stopped"), source("stopped", [line(n) for n in range(100)]))
+    first, out = await working(rig)
+    calls = [call for chunk in out for call in chunk.calls]
+    second, driver = rig.shell(rig.place.open())
+    await second.open(await rig.made_plan(), force=True)
+    told = [answered(call) for call in calls], [call.model for call in calls]
+    if opening:
+        second.drain()
+    second.adopt(Kept(*told, [call.role for call in calls], [call.version for call in calls]), "w")
+    second.go()
+    if not opening:
+        second.drain()
+    assert await second.take(POOL, 10, 1 << 30, "w") == (None, 0)
+    async with asyncio.timeout(20):
+        while not driver.settled:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.005)
+    await second.close()
+    await first.close()
+    await rig.life(rig.place.open())
+    assert not [item for item, times in Counter(rig.sent).items() if times > 1]
+
+
 async def test_a_lane_that_is_over_is_handed_over_at_once() -> None:
     rig = Rig(MemoryPlace("part"), source("part", [line(n) for n in range(30)]))
     shell, _ = await working(rig)

@@ -37,6 +37,9 @@ sent once the right has lapsed. A guess."""
 VERIFY_EVERY_S = 1.0
 SWEEP_EVERY_S = 5.0
 PART_LOOK_S = 0.02
+READ_UP_S = 5.0
+"""To come to the answers that the last owner left, before a lane drains. Some may be of items that never come. A guess:
+a window is read in a second."""
 HASTE, HASTE_S, STARVED_S = 0.1, 0.1, 0.02
 """Least time between commits when somebody waits for one, as a share of the usual one, and at most: workers that are
 short of dispatchable items, or the run for its last lane; the last: where the lane itself can do nothing before. (Seen:
@@ -86,7 +89,9 @@ class LaneShell:
         )
         self._moment = Watched(now, machine.set_back, self._input.set_back)
         self._plan: Plan | None = None
-        self._begun = self._opened = self._closed = self._over = self._parting = False
+        self._begun = self._opened = self._closed = self._over = self._parting = self._drains = False
+        self._drains_at: float | None = None
+        """By the loop's clock, at the latest; None: it is not to drain, or does not go yet."""
         self._going = asyncio.Event()
         """Its calls are given out, and outcomes are taken; or it is over."""
         self._commit: asyncio.Task[None] | None = None
@@ -177,9 +182,19 @@ class LaneShell:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def drain(self) -> None:
-        """Read and dispatch nothing more."""
-        self.machine.drain(self._now())
+        """Dispatch nothing more, nor read, but up to what the last owner left: no commit holds those answers."""
+        self._parting = self._drains = True
+        if self._going.is_set():  # else more answers may come
+            self._drain_when_read()
         self.wake()
+
+    def _drain_when_read(self) -> None:
+        if not self._drains or self.machine.draining:
+            return
+        now = asyncio.get_running_loop().time()
+        self._drains_at = self._drains_at or now + READ_UP_S
+        if not self.machine.has_answers or now > self._drains_at:
+            self.machine.drain(self._now())
 
     async def part(self, seconds: float) -> None:
         """Hand the lane over, in at most about `seconds`: nothing more is read or sent, what comes back until then is
@@ -190,7 +205,8 @@ class LaneShell:
         ends = asyncio.get_running_loop().time() + seconds
         # some may be of items that are committed, and never come
         await self._until(lambda: self._over or not self.machine.has_answers, ends - seconds / 2)
-        self.drain()
+        self.machine.drain(self._now())
+        self.wake()
         await self._until(lambda: self._over or self.settled, ends)
         if self._over:
             return
@@ -297,6 +313,7 @@ class LaneShell:
     async def _step(self) -> bool:
         now = self._moment()
         machine = self.machine
+        self._drain_when_read()
         read = await self._input.step(now)
         machine.tick(now)
         if since(self._swept_at, now) > SWEEP_EVERY_S:
