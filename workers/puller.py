@@ -81,6 +81,7 @@ class Puller:
         self._capacity = 1
         self._time = EngineTime() if is_own(pool) else None
         self.idle_since = now()
+        """Since it was left by its last job, or a call of that landed."""
 
     def start(self) -> None:
         self._spawn(self._deliver())
@@ -301,6 +302,8 @@ class Puller:
             at.tickets.discard(landed[0])
             at.undelivered.append(landed)
             touched.add(key)
+        if touched and not self._boards:
+            self.idle_since = self._now()
         for key in touched:
             self._flush(key)
 

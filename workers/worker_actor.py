@@ -234,5 +234,5 @@ class WorkerActor:
                     log("error", "engine died", worker=self._settings.name, reason=str(puller.dead)[:500])
                 await asyncio.sleep(GRACE_S)
                 os._exit(1)
-            if not puller.jobs and time.time() - puller.idle_since > self._keep_s:
+            if not (puller.jobs or puller.busy) and time.time() - puller.idle_since > self._keep_s:
                 os._exit(0)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import msgspec
@@ -67,6 +68,36 @@ async def test_a_worker_whose_engine_hangs_ends(monkeypatch: pytest.MonkeyPatch)
     assert codes == [1]
     assert sorted(name for _, names in lane.got for name in names) == ["a", "b"]
     assert [(f.kind, f.may_be_billed) for f in lane.failures if isinstance(f, Failure)] == [("engine_died", False)] * 2
+    await puller.close()
+
+
+async def test_a_worker_without_a_job_ends_no_call_that_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version is in use no more, or its command was killed: a call that lasts longer than it was to stay was cut
+    off, and paid for again. What it answers is kept for as long as it stays."""
+
+    def leave(code: int) -> None:
+        assert code == 0
+        raise Ended
+
+    monkeypatch.setattr(worker_actor.os, "_exit", leave)
+    engine, lane = Script(), LaneStub((1, 1), [call("a")], time.time)  # pyright: ignore[reportArgumentType]
+    puller = Puller("w", "vllm:own@v1", engine, lambda ticket, outcome: outcome)
+    puller.start()
+    puller.serve("job", BoardStub(lane), 1)
+    await until(lambda: puller.busy)
+    puller.leave("job", 1)
+    actor = WorkerActor(msgspec.msgpack.encode(WorkerSettings("w", "engine own", "vllm:own@v1", "vllm")))
+    actor._keep_s = 0.6
+    watching = asyncio.ensure_future(actor._watch(puller))
+    await asyncio.sleep(1.7)
+    assert not watching.done()
+    engine.land("a")
+    landed = time.monotonic()
+    with pytest.raises(Ended):
+        async with asyncio.timeout(20):
+            await watching
+    assert time.monotonic() - landed > 0.6
+    assert [names for _, names in lane.got] == [["a"]]
     await puller.close()
 
 
