@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import Fenced, SpecError
 from penstock.engine.items import Position
 from penstock.engine.plan import Epoch, Plan, Split
 
@@ -294,3 +294,17 @@ class Place(Protocol):
     def committed(self, sink: SinkName) -> Iterator[bytes]:
         """What is committed to one sink so far, as JSON lines, in the order in which it was decided. Blocking."""
         ...
+
+
+class Owned(Protocol):
+    """A lane, as a store of this process has it."""
+
+    @property
+    def epoch(self) -> Epoch: ...
+
+
+def refuse_replaced(held: Owned | None, lane: int, epoch: Epoch, where: object) -> None:
+    """A take that comes late must neither let go of its successor's lane in this process, nor take its place. Raises
+    `Fenced`. `where`: the store, in words."""
+    if held is not None and held.epoch >= epoch:
+        raise Fenced(f"{where}: lane {lane} is owned by epoch {held.epoch}; ours is {epoch}. Stop.")

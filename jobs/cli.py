@@ -155,8 +155,8 @@ def call(argv: Sequence[str] | None = None) -> int:
 def _with_hint(error: click.UsageError, message: str) -> str:
     if error.ctx is None or "--help" in message:
         return message
-    see = f"ee `{error.ctx.command_path} --help`"
-    return f"{message} S{see}" if message.endswith("?") else f"{message}; s{see}"
+    see = f"`{error.ctx.command_path} --help`"
+    return f"{message} See {see}" if message.endswith("?") else f"{message}; see {see}"
 
 
 def _tell(message: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 import msgspec
 
-from penstock.jobs.wording import counted, dollars, duration, inert, share, tallied
+from penstock.jobs.wording import counted, dollars, duration, escaped, share, tallied
 from penstock.workers.status import RunState, RunStatus
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def live_lines(view: View, hint: str = "") -> list[str]:
     """The live display as rich markup, a line each; fits 80 columns."""
     status = view.status
     lines = [
-        f"[bold]{_escape(status.name)}[/]  {_state(status)}  {duration(view.elapsed_s)}",
+        f"[bold]{escaped(status.name)}[/]  {_state(status)}  {duration(view.elapsed_s)}",
         f"{_bar(view)} {_items(view)}" + _eta(view),
         f"[green]{_money(view)}[/]  {view.tokens_per_s:,.0f} tokens/s  {view.items_per_s:,.0f} items/s",
     ]
@@ -188,10 +188,10 @@ def live_lines(view: View, hint: str = "") -> list[str]:
         dead = counted(view.dead, "dead letter")
         lines.append(f"[yellow]  {dead}[/] ({tallied(status.tally.dead_letters)})")
     if held := _held(view):
-        lines.append("  " + _escape("  ".join(held)))
+        lines.append("  " + escaped("  ".join(held)))
     if status.tally.shelved:
         lines.append(f"  {status.tally.shelved:,} waiting on the shelf")
-    lines += [f"[dim]  {_escape(note)}[/]" for note in status.notes[-NOTES_SHOWN:]]
+    lines += [f"[dim]  {escaped(note)}[/]" for note in status.notes[-NOTES_SHOWN:]]
     return [*lines, f"[dim]{hint}[/]"] if hint else lines
 
 
@@ -208,7 +208,7 @@ def _eta(view: View) -> str:
 
 def _state(status: RunStatus) -> str:
     colour = _COLOURS.get(status.state, "cyan")
-    return f"[{colour}]{_escape(state_told(status))}[/]"
+    return f"[{colour}]{escaped(state_told(status))}[/]"
 
 
 def state_told(status: RunStatus) -> str:
@@ -229,12 +229,6 @@ _COLOURS: dict[RunState, str] = {
     "handed_over": "green",
     "cancelled": "yellow",
 }
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(inert(text))
 
 
 class Display(Protocol):

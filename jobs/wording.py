@@ -16,6 +16,13 @@ def inert(text: str) -> str:
     return text.translate(_OBEYED)
 
 
+def escaped(text: str) -> str:
+    """The same amid rich's markup."""
+    from rich.markup import escape
+
+    return escape(inert(text))
+
+
 def dollars(nano: int) -> str:
     """Two decimals from a dollar on, four from a cent on, below that three significant digits; never `$0.00` for
     something that was paid."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.connectors.base import Holder, Records, Taken, this_process
+from penstock.connectors.base import Holder, Records, Taken, refuse_replaced, this_process
 from penstock.connectors.filestore import assembly
 from penstock.connectors.filestore import run as file_run
 from penstock.connectors.filestore.disk import Faults, no_faults, sync_folder, try_lock
@@ -79,7 +79,7 @@ class FileStore:
     # the lanes
 
     async def take(self, lane: int, epoch: Epoch, *, force: bool = False) -> Taken:
-        self._refuse_older(lane, epoch)
+        refuse_replaced(self._lanes.get(lane), lane, epoch, self.home)
         await self.release(lane)
         try:
             folder = self._started_folder(lane)
@@ -95,12 +95,6 @@ class FileStore:
             ) from error
         self._lanes[lane] = owned
         return owned.taken()
-
-    def _refuse_older(self, lane: int, epoch: Epoch) -> None:
-        """One that comes late must not let go of its successor's lane."""
-        owned = self._lanes.get(lane)
-        if owned is not None and owned.epoch >= epoch:
-            raise Fenced(f"{self.home}: lane {lane} is owned by epoch {owned.epoch}; ours is {epoch}. Stop.")
 
     async def commit(self, lane: int, epoch: Epoch, seq: int, records: Records, chunks: Mapping[str, bytes]) -> None:
         owned = self._lanes.get(lane)

@@ -33,7 +33,9 @@ def files(schema: Schema, named: Mapping[str, Schema]) -> list[bytes]:
     told = {**{name: other.schema for name, other in named.items()}, MESSAGE: schema.schema}
     descriptors = {name: _descriptor(text) for name, text in told.items()}
     compiled = None in descriptors.values()
-    found = _compiled(told) if compiled else [_renamed(one, name) for name, one in descriptors.items() if one]
+    found = (
+        _compiled(told) if compiled else [_renamed(one, name) for name, one in descriptors.items() if one is not None]
+    )
     return [*_well_known(), *found]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.connectors.arrivals import Arrivals
-from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
+from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken, refuse_replaced
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.kafka.client import describe
 from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
@@ -126,7 +126,7 @@ class KafkaStore:
 
     async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
         here = await self._open_afresh()
-        self._refuse_held(lane, epoch)
+        refuse_replaced(self._lanes.get(lane), lane, epoch, self._where)
         if before := self._lanes.pop(lane, None):
             before.producer.close()
         self._faults("take.begin")
@@ -154,12 +154,6 @@ class KafkaStore:
             before.producer.close()
         self._lanes[lane] = _Owned(epoch, producer, stored, here.cluster)
         return Taken(stored.head.seq, stored.head.epoch, chunks)
-
-    def _refuse_held(self, lane: int, epoch: Epoch) -> None:
-        """One that comes late must not let go of its successor's lane."""
-        owned = self._lanes.get(lane)
-        if owned is not None and owned.epoch >= epoch:
-            raise Fenced(f"{self._where}: lane {lane} is owned by epoch {owned.epoch}; ours is {epoch}. Stop.")
 
     async def _check_owner(self, here: _Open, lane: int, epoch: Epoch, force: bool) -> None:
         await here.control.refresh()

@@ -111,10 +111,9 @@ class Shelf:
 
     def recall(self, slot: Slot) -> None:
         """What earlier owners paid for this item."""
-        data = self._tried.pop(_name(slot), None)
-        if data is None:
+        tried = self._paid(_name(slot))
+        if tried is None:
             return
-        tried = _decode(TRIED + _name(slot), data, Tried)
         slot.tried, slot.attempt = True, tried.attempt
         slot.maybe_paid, slot.orphaned = tried.maybe_paid, tried.orphaned
         for attempt in tried.attempts:
@@ -123,14 +122,18 @@ class Shelf:
     def billed(self, dead: DeadLetter) -> DeadLetter:
         """A record that makes no item any more, with what earlier owners paid for the item that it made."""
         name = _named(dead.item_id, dead.generation)
-        data = self._tried.pop(name, None)
-        if data is None:
+        tried = self._paid(name)
+        if tried is None:
             return dead
-        tried = _decode(TRIED + name, data, Tried)
         self.changes[TRIED + name] = b""
         cost = sum(attempt.cost_nano for attempt in tried.attempts)
         maybe_paid = dead.maybe_paid or tried.maybe_paid
         return msgspec.structs.replace(dead, attempts=tried.attempts, cost_nano=cost, maybe_paid=maybe_paid)
+
+    def _paid(self, name: str) -> Tried | None:
+        """Taken out."""
+        data = self._tried.pop(name, None)
+        return _decode(TRIED + name, data, Tried) if data is not None else None
 
     def note_tries(self, slot: Slot) -> None:
         """Cost lines of an unfinished item go with this commit."""

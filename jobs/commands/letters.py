@@ -62,7 +62,8 @@ def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: t
         return exits.DONE
     shown = f"; {limit:,} shown, --limit shows more" if counts.total() > limit else ""
     click.echo(f"\n{counts.total():,} in {outputs.where('dead_letters')}{shown}")
-    click.echo(again.told, nl=bool(again.told))
+    if again.told:
+        click.echo(again.told)
     run_id = outputs.spec.run_id
     click.echo(f"next: penstock explain ID --run {run_id}")
     if again.count < counts.total():

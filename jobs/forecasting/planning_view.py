@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs.forecasting.forecast import Interval
 from penstock.jobs.forecasting.plan_report import BudgetPlan, ModelPlan, PlanReport
-from penstock.jobs.wording import counted, dollars, duration, inert
+from penstock.jobs.wording import counted, dollars, duration, escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,10 +32,10 @@ def render(plan: PlanReport) -> list[RenderableType]:
 def _headline(plan: PlanReport) -> str:
     if plan.per_items is not None:
         seen = counted(plan.sampled, "record")
-        return f"[bold]{_escape(plan.name)}[/]: an input without an end; {seen} looked at, nothing called or paid for"
+        return f"[bold]{escaped(plan.name)}[/]: an input without an end; {seen} looked at, nothing called or paid for"
     rows = counted(round(plan.rows.likely), "row") if plan.rows_exact else f"{_count(plan.rows)} rows (estimated)"
     looked = "all looked at" if plan.sampled >= plan.rows.high else f"{plan.sampled:,} looked at"
-    return f"[bold]{_escape(plan.name)}[/]: {rows}, {_bytes(plan.input_bytes)}; {looked}, nothing called or paid for"
+    return f"[bold]{escaped(plan.name)}[/]: {rows}, {_bytes(plan.input_bytes)}; {looked}, nothing called or paid for"
 
 
 def _models(plan: PlanReport) -> Table:
@@ -44,8 +44,8 @@ def _models(plan: PlanReport) -> Table:
     for m in plan.models:
         table.add_row(
             str(m.tier),
-            _escape(m.task),
-            _escape(m.model if len(versions[m.model]) == 1 else f"{m.model}@{m.version}"),
+            escaped(m.task),
+            escaped(m.model if len(versions[m.model]) == 1 else f"{m.model}@{m.version}"),
             _count(m.rows),
             _count(m.input_tokens),
             _count(m.output_tokens),
@@ -81,21 +81,21 @@ def _dead_letters(plan: PlanReport) -> list[str]:
     lines = ["[bold]dead letters foreseen[/]"] if plan.dead_letters else []
     for reason, many in list(plan.dead_letters.items())[:REASONS_SHOWN]:
         message = plan.examples.get(reason, "")[:MESSAGE_WIDTH]
-        lines.append(f"  {_count(many)} {reason}: {_escape(message)}")
+        lines.append(f"  {_count(many)} {reason}: {escaped(message)}")
     return lines
 
 
 def _refused(plan: PlanReport) -> list[str]:
     lines = ["[bold]models refused (rows looked at)[/]"] if plan.refused else []
     for model, why in plan.refused.items():
-        said = "; ".join(f"{n:,} × {_escape(reason)}" for reason, n in sorted(why.items(), key=lambda kv: -kv[1])[:3])
-        lines.append(f"  {_escape(model)}: {said}")
+        said = "; ".join(f"{n:,} × {escaped(reason)}" for reason, n in sorted(why.items(), key=lambda kv: -kv[1])[:3])
+        lines.append(f"  {escaped(model)}: {said}")
     return lines
 
 
 def _budgets(plan: PlanReport) -> list[str]:
     return [
-        f"[{_colour(b)}]{'✓' if b.holds_worst else '!' if b.holds else '✗'}[/] {_escape(b.message)}"
+        f"[{_colour(b)}]{'✓' if b.holds_worst else '!' if b.holds else '✗'}[/] {escaped(b.message)}"
         for b in plan.budgets
     ]
 
@@ -105,7 +105,7 @@ def _colour(budget: BudgetPlan) -> str:
 
 
 def _notes(plan: PlanReport) -> list[str]:
-    return [f"[dim]· {_escape(note)}[/]" for note in plan.notes]
+    return [f"[dim]· {escaped(note)}[/]" for note in plan.notes]
 
 
 def _count(value: Interval) -> str:
@@ -154,9 +154,3 @@ def _table(*columns: str) -> Table:
             name, justify="left" if n < 3 and name in {"tier", "task", "model"} else "right", overflow="fold"
         )
     return table
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(inert(text))

@@ -12,7 +12,7 @@ from penstock.engine.flow.cells import Cell, quality_rows
 from penstock.engine.quality import Interval, mean_interval, proportion_interval
 from penstock.jobs.history import is_over
 from penstock.jobs.progress import done_items, expected_items
-from penstock.jobs.wording import at_state, counted, dollars, duration, inert, relative, share, tallied
+from penstock.jobs.wording import at_state, counted, dollars, duration, escaped, relative, share, tallied
 from penstock.workers.status import ModelTally, RunStatus, Slow, Tally, TaskTally
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def summary(status: RunStatus, *, state: str | None = None) -> list[RenderableTy
     parts: list[RenderableType] = ["", _headline(status)]
     told = status.message.removeprefix(f"{status.state}: ").removeprefix(f"{status.state}; ")
     if told:
-        parts.append(f"  {_escape(told)}")
+        parts.append(f"  {escaped(told)}")
     parts += ["", _facts(status)]
     if status.tally.models:
         parts += ["", _models(status.tally)]
@@ -46,7 +46,7 @@ def _headline(status: RunStatus) -> str:
         first = f", first call after {duration(status.first_dispatch_at - status.since)}"
     again = ", resumed" if status.resumed else ""
     how = f"[{colour}]{status.state.replace('_', ' ')}[/] {'in' if is_over(status) else 'for'} {took}"
-    return f"[bold]{_escape(status.name)}[/]  {how}{first}{again}"
+    return f"[bold]{escaped(status.name)}[/]  {how}{first}{again}"
 
 
 def _facts(status: RunStatus) -> Table:
@@ -122,7 +122,7 @@ def _lines(status: RunStatus, run: str) -> Table:
         ("walls", f"targets refused: {tallied(tally.refused)}" if tally.refused else ""),
         ("ledger", ledger_line(status)),
         *_files(status),
-        *(("note", _escape(note)) for note in status.notes),
+        *(("note", escaped(note)) for note in status.notes),
         ("next", _next(status, run)),
     ):
         if text:
@@ -170,7 +170,7 @@ def quality_line(task: TaskTally) -> str:
     mean = task.score / task.n
     around = interval(task)
     spread = f"{100 * around.low:.1f}–{100 * around.high:.1f} %, " if around else ""
-    return f"{_escape(task.task)}, {_escape(task.model)}: {100 * mean:.1f} % ({spread}n = {task.n:,})"
+    return f"{escaped(task.task)}, {escaped(task.model)}: {100 * mean:.1f} % ({spread}n = {task.n:,})"
 
 
 def interval(task: TaskTally) -> Interval | None:
@@ -200,7 +200,7 @@ def _left_out(tally: Tally, kind: str) -> str:
 def _slow(slow: Slow) -> str:
     name = slow.custom_id or slow.item_id
     short = name if len(name) <= ID_WIDTH else name[: ID_WIDTH - 1] + "…"
-    return f"{duration(slow.seconds):>9}  {_escape(short)}  {_escape(slow.model)}"
+    return f"{duration(slow.seconds):>9}  {escaped(short)}  {escaped(slow.model)}"
 
 
 def _dead(tally: Tally, named: str) -> str:
@@ -229,7 +229,7 @@ def _files(status: RunStatus) -> list[tuple[str, str]]:
     for sink, paths in status.outputs.items():
         if sink == "dead_letters" and not status.tally.dead_letters:
             continue
-        shown = [_escape(relative(path)) for path in paths[:FILES_SHOWN]]
+        shown = [escaped(relative(path)) for path in paths[:FILES_SHOWN]]
         if len(paths) > FILES_SHOWN:
             shown.append(f"… {len(paths) - FILES_SHOWN} more")
         if shown:
@@ -265,9 +265,3 @@ def _grid() -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     return table
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(inert(text))

@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError
 from penstock.engine import balance
 from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.flow.tally import Tally
-from penstock.engine.items import CallChunk
+from penstock.engine.items import Call, CallChunk
 from penstock.workers.driver import Driver
 from penstock.workers.lanes import crew as lane_crew
 from penstock.workers.lanes import member
@@ -116,6 +116,11 @@ async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_sa
     await shell.close()
 
 
+def all_answered(calls: list[Call]) -> Kept:
+    told = [answered(call) for call in calls], [call.model for call in calls]
+    return Kept(*told, [call.role for call in calls], [call.version for call in calls])
+
+
 async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_handed_over() -> None:
     """Their worker has let go of them, and their items were not read again yet: they were paid for twice."""
     rig = Rig(MemoryPlace("left"), source("left", [line(n) for n in range(100)]))
@@ -123,8 +128,7 @@ async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_h
     calls = [call for chunk in out for call in chunk.calls]
     second, _ = rig.shell(rig.place.open())
     await second.open(await rig.made_plan(), force=True)
-    told = [answered(call) for call in calls], [call.model for call in calls]
-    second.adopt(Kept(*told, [call.role for call in calls], [call.version for call in calls]), "w")
+    second.adopt(all_answered(calls), "w")
     second.go()
     await second.part(10.0)
     await second.close()
@@ -142,10 +146,9 @@ async def test_answers_that_the_last_owner_left_are_committed_though_the_run_is_
     calls = [call for chunk in out for call in chunk.calls]
     second, driver = rig.shell(rig.place.open())
     await second.open(await rig.made_plan(), force=True)
-    told = [answered(call) for call in calls], [call.model for call in calls]
     if opening:
         second.drain()
-    second.adopt(Kept(*told, [call.role for call in calls], [call.version for call in calls]), "w")
+    second.adopt(all_answered(calls), "w")
     second.go()
     if not opening:
         second.drain()

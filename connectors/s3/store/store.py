@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from penstock.connectors.arrivals import Arrivals
-from penstock.connectors.base import Holder, Records, Taken
+from penstock.connectors.base import Holder, Records, Taken, refuse_replaced
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.s3.client import Stored
 from penstock.connectors.s3.store import leftovers, manifest, parts
@@ -93,7 +93,7 @@ class S3Store:
             return await self._take(lane, epoch, force)
 
     async def _take(self, lane: int, epoch: Epoch, force: bool) -> Taken:
-        self._refuse_older(lane, epoch)
+        refuse_replaced(self._lanes.get(lane), lane, epoch, self.home)
         await self.release(lane)
         await self.beacon.light()
 
@@ -103,17 +103,11 @@ class S3Store:
                 await self._wait_for_owner(lane, before)
 
         owned = await Lane.take(self.home, lane, epoch, self.beacon.id, courtesy, self._merged, self._faults)
-        self._refuse_older(lane, epoch)  # it may have come while we read
+        refuse_replaced(self._lanes.get(lane), lane, epoch, self.home)  # it may have come while we read
         self._lanes[lane] = owned
         if owned.inherited:
             await together(owned.sweep(), *(self._drop_finals(sink, lane) for sink in self._sinks.outputs))
         return owned.taken()
-
-    def _refuse_older(self, lane: int, epoch: Epoch) -> None:
-        """One that comes late must not take the place of its successor in this process."""
-        owned = self._lanes.get(lane)
-        if owned is not None and owned.epoch >= epoch:
-            raise Fenced(f"{self.home}: lane {lane} is owned by epoch {owned.epoch}; ours is {epoch}. Stop.")
 
     async def _drop_finals(self, sink: str, lane: int) -> None:
         with contextlib.suppress(PenstockError):  # at worst they stay until the end of the run

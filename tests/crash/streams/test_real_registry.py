@@ -16,6 +16,7 @@ import aiohttp
 import fastavro
 import pytest
 
+from penstock.connectors.base import SinkName
 from penstock.connectors.kafka.avro_sink import fetched, registered
 from penstock.connectors.settings import Connection, KafkaSink
 from penstock.engine.errors import Refused
@@ -144,9 +145,9 @@ async def test_our_schemas_keep_their_ids_and_one_that_does_not_go_with_earlier_
     registry: Apicurio, servers: Stage
 ) -> None:
     connection = Connection(servers.bootstrap, schema_registry=registry.address)
-    sinks = {"costs": KafkaSink("bills", connection=connection, format="avro")}
-    first = await registered(connection, sinks)  # type: ignore[arg-type]
-    again = await registered(connection, sinks)  # type: ignore[arg-type]
+    sinks: dict[SinkName, KafkaSink] = {"costs": KafkaSink("bills", connection=connection, format="avro")}
+    first = await registered(connection, sinks)
+    again = await registered(connection, sinks)
     assert first is not None
     assert again is not None
     line = (GOLDEN / "costs.jsonl").read_bytes().splitlines()[0]
@@ -159,6 +160,6 @@ async def test_our_schemas_keep_their_ids_and_one_that_does_not_go_with_earlier_
         url = f"{registry.address}/config/taken-value"
         async with http.put(url, json={"compatibility": "BACKWARD"}) as answer:
             answer.raise_for_status()
-    taken = {"costs": KafkaSink("taken", connection=connection, format="avro")}
+    taken: dict[SinkName, KafkaSink] = {"costs": KafkaSink("taken", connection=connection, format="avro")}
     with pytest.raises(Refused, match="does not take our schema under the subject taken-value"):
-        await registered(connection, taken)  # type: ignore[arg-type]
+        await registered(connection, taken)
