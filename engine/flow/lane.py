@@ -108,7 +108,7 @@ class Lane:
         steps = Steps(self.router, self._calls, self.catalog, tally, stopped=self.draining)
         more = self._inherited, self.chains, steps, self.router
         self.flights = Flights(self.ends, self._calls, self.copies, self.places, self.till, *more)
-        self.paying = Paying(self.till, self.flights, self.places, self.drain, endless=self.settings.endless)
+        self.paying = Paying(self.till, self.flights, self.places, self._spent, endless=self.settings.endless)
 
     def extend(self, splits: Sequence[Split], version: int) -> bool:
         """The lane's splits in a longer plan; true where some are new: one that was done goes on. Raises `Corrupt`."""
@@ -197,7 +197,7 @@ class Lane:
         if self.flights.takes.is_void(worker, number):
             return calls
         for _ in range(n):
-            if max_tokens <= 0 or self.draining:
+            if max_tokens <= 0 or self._stopped:
                 break
             slot = self.ready.pop(pool)
             if slot is None:
@@ -227,7 +227,7 @@ class Lane:
 
     def wishes(self) -> list[Wish]:
         """Leases to ask the ledger for."""
-        return [] if self.draining else self.till.wishes()
+        return [] if self._stopped else self.till.wishes()
 
     def leased(self, key: str, leases: dict[str, int], now: float) -> None:
         """The ledger's yes: lease id → nano-dollars."""
@@ -236,6 +236,16 @@ class Lane:
     def refused(self, wish: Wish, words: str, now: float) -> None:
         """The ledger's no."""
         self.paying.refused(wish, words, now)
+
+    def _spent(self, now: float) -> None:
+        """The run's money: nothing more is sent. Answers that the last owner left are paid for, and read up to before
+        this drains (`LaneShell`)."""
+        if not self.has_answers:
+            self.drain(now)
+
+    @property
+    def _stopped(self) -> bool:
+        return self.draining or self.paying.spent_out is not None
 
     def drain(self, now: float) -> None:
         """Send nothing more; what waits for money stays undone."""

@@ -13,16 +13,16 @@ from penstock.engine.flow.till import DAY_S, NoMoney, Till, Wish
 
 
 class Paying:
-    """`drain`: the lane sends nothing more, from the time (Unix seconds) on that it is told. `endless`: the run goes on
+    """`spent`: the lane sends nothing more, from the time (Unix seconds) on that it is told. `endless`: the run goes on
     tomorrow."""
 
     def __init__(
-        self, till: Till, flights: Flights, places: Places, drain: Callable[[float], None], *, endless: bool
+        self, till: Till, flights: Flights, places: Places, spent: Callable[[float], None], *, endless: bool
     ) -> None:
         self._till = till
         self._flights = flights
         self._places = places
-        self._drain = drain
+        self._spent = spent
         self._endless = endless
         self.spent_out: str | None = None
         """Set when the run stops for want of money: the words for the person."""
@@ -70,7 +70,7 @@ class Paying:
             later = "; when that day or month is over (UTC), the same command goes on" if no.comes_back else ""
             self.spent_out = no.words + later
             self._flights.queue(slot, now)
-            self._drain(now)
+            self._spent(now)
         elif slot.pending is None and no.comes_back:
             tomorrow = (now // DAY_S + 1) * DAY_S
             self.waits_until = (tomorrow, f"budget {no.key}: {no.words}")

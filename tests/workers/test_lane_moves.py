@@ -13,12 +13,16 @@ import msgspec
 import pytest
 from ray.exceptions import ActorDiedError
 
+from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.state import FolderState
 from penstock.engine import balance
+from penstock.engine.budget import Budget
 from penstock.engine.errors import Fenced, Temporary
 from penstock.engine.flow.tally import Tally
 from penstock.engine.items import Call, CallChunk
 from penstock.workers.driver import Driver
 from penstock.workers.lanes import crew as lane_crew
+from penstock.workers.lanes import input as lane_input
 from penstock.workers.lanes import member
 from penstock.workers.lanes.crew import Crew
 from penstock.workers.lanes.member import Member
@@ -160,6 +164,37 @@ async def test_answers_that_the_last_owner_left_are_committed_though_the_run_is_
     await first.close()
     await rig.life(rig.place.open())
     assert not [item for item, times in Counter(rig.sent).items() if times > 1]
+
+
+async def test_answers_that_the_last_owner_left_are_committed_though_the_money_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on, and can pay for nothing more before its lanes have read so far: with more money they were
+    paid for once more."""
+    monkeypatch.setattr(lane_input, "READ_RECORDS", 1)
+    rig = Rig(MemoryPlace("spent"), source("spent", [line(n) for n in range(100)]))
+    rig.ledger, rig.budgets = LedgerClient(FolderState(tmp_path), "r"), (Budget(100_000_000),)
+    first, out = await working(rig)
+    late = [call for chunk in out for call in chunk.calls][10:]
+    rig.budgets = (Budget(1),)
+    second, driver = rig.shell(rig.place.open())
+    await second.open(await rig.made_plan(), force=True)
+    second.adopt(
+        Kept([answered(c) for c in late], [c.model for c in late], [c.role for c in late], [c.version for c in late]),
+        "w",
+    )
+    second.go()
+    async with asyncio.timeout(20):
+        while not driver.settled:
+            assert await second.take(POOL, 10, 1 << 30, "w") == (None, 0), "there is no money"
+            await asyncio.sleep(0.001)
+    assert driver.reports[-1].spent_out is not None
+    await second.close()
+    await first.close()
+    rig.budgets = (Budget(100_000_000),)
+    await rig.life(rig.place.open())
+    twice = [item for item, times in Counter(rig.sent).items() if times > 1]
+    assert not set(twice) & {call.item_id for call in late}
 
 
 async def test_a_lane_that_is_over_is_handed_over_at_once() -> None:

@@ -189,7 +189,7 @@ class LaneShell:
         self.wake()
 
     def _drain_when_read(self) -> None:
-        if not self._drains or self.machine.draining:
+        if self.machine.draining or not (self._drains or self.machine.paying.spent_out):
             return
         now = asyncio.get_running_loop().time()
         self._drains_at = self._drains_at or now + READ_UP_S
