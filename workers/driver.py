@@ -15,7 +15,7 @@ import msgspec
 from penstock.connectors.base import Holder, this_process
 from penstock.connectors.filestore.common import refuse_apart
 from penstock.connectors.registry import Stores, open_stores
-from penstock.engine.errors import PenstockError
+from penstock.engine.errors import PenstockError, Temporary
 from penstock.engine.plan import Plan
 from penstock.workers.books.gpu_bill import BillKeeper
 from penstock.workers.books.measuring import Measuring
@@ -29,7 +29,7 @@ from penstock.workers.driving.clearing import count_paid, make_way
 from penstock.workers.driving.desk import Desk
 from penstock.workers.driving.discovery import Discovery
 from penstock.workers.driving.ends import early_end, taken_over
-from penstock.workers.driving.hearing import Hearing
+from penstock.workers.driving.hearing import LOOK_EVERY_S, Hearing
 from penstock.workers.driving.outages import Outages
 from penstock.workers.driving.planner import all_ended, durable_plan, wanted_plan
 from penstock.workers.driving.sums import second_payments_bound, sum_up
@@ -46,7 +46,6 @@ from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
 
 TICK_S = 0.1
-CANCEL_POLL_S = 1.0
 REPRICE_EVERY_S = 5.0
 REUNITE_S = 15.0
 """For workers that an earlier driver left, which answer at once, but on a busy machine. A guess: one that serves and
@@ -152,8 +151,12 @@ class Driver:
             await self._begin()
             await self._finish(*await self._settle_up(*await self._watch()))
         except PenstockError as error:
-            taken = await taken_over(self._stores.primary, self._run_epoch)
-            await self._fail(taken or words(error), abort=taken is None)
+            if (taken := await taken_over(self._stores.primary, self._run_epoch)) is not None:
+                await self._fail(taken, abort=False)
+            elif self._ending is not None and isinstance(error, Temporary):  # it was to stop, and something is away
+                await self._fail(f"{self._ending[1]} ({words(error)})", state=self._ending[0])
+            else:
+                await self._fail(words(error))
         except Exception as error:  # noqa: BLE001 - the last resort: told to the person, then over
             self._log("error", "driver failed", error=words(error))
             self._status.unexpected = True
@@ -208,7 +211,7 @@ class Driver:
         self._labels = LabelWatch(spec, self._plan, primary, lambda why: self._end("failed", why), self._note)
         start = self._crew.start(self._plan, primary, self._run_epoch, complete=self._labels.complete, force=force)
         await self._metrics.tell_lateness(
-            lambda: self._reports.lateness.most_s(self._plan.lanes, time.monotonic()), start
+            lambda: self._reports.lateness.most_s(self._plan.lanes, time.monotonic()), self._hearing.meanwhile(start)
         )
         if self._status.resumed:
             await count_paid(spec, self._plan, primary)
@@ -264,7 +267,7 @@ class Driver:
 
     async def _check(self, now: float) -> None:
         """Once a second: lanes that hang, pools that are short of workers."""
-        if since(self._checked_at, now) > CANCEL_POLL_S:
+        if since(self._checked_at, now) > LOOK_EVERY_S:
             self._checked_at = now
             await self._crew.check(now, self._reports)
             for pool in self._board.pools():
@@ -272,7 +275,7 @@ class Driver:
 
     async def _look(self, now: float) -> None:
         """Once a second, or as often as the state answers: what stands there, and what is told there."""
-        if since(self._looked_at, now) > CANCEL_POLL_S:
+        if since(self._looked_at, now) > LOOK_EVERY_S:
             self._looked_at = now
             await self._hearing.look(self._crew.news.pause)
             if not self._spec.pinned:
@@ -353,13 +356,13 @@ class Driver:
         await self._stores.primary.let_go()
         await self._over(state, message)
 
-    async def _fail(self, message: str, *, abort: bool = True) -> None:
+    async def _fail(self, message: str, *, state: RunState = "failed", abort: bool = True) -> None:
         """`abort`: what workers still have under way. Where another command took the run over, it is that one's."""
-        self._log("error", "run failed", reason=message[:500])
+        self._log("error", "run failed", state=state, reason=message[:500])
         await self._close(abort=abort)
         with contextlib.suppress(PenstockError):
             await self._stores.primary.let_go()
-        await self._over("failed", message)
+        await self._over(state, message)
 
     async def _close(self, *, abort: bool) -> None:
         if self._discovery is not None:

@@ -34,6 +34,8 @@ from penstock.workers import cluster
 from penstock.workers import driver as driver_module
 from penstock.workers.books import gpu_bill
 from penstock.workers.driver import Driver
+from penstock.workers.driving import hearing
+from penstock.workers.driving.asked import key
 from penstock.workers.driving.board import Board
 from penstock.workers.driving.clearing import count_paid
 from penstock.workers.fleet import Fleet, Worker
@@ -92,7 +94,7 @@ async def test_lanes_are_looked_after_whatever_else_a_driver_waits_for(
     """A state that is away is tried for half a minute, several times a round: meanwhile no lane that hangs was opened
     anew, and too many dead letters ended nothing. Nor was a lane 0 that froze before it had the last lines."""
     one, checks, gate = driver(tmp_path), list[float](), asyncio.Event()
-    monkeypatch.setattr(driver_module, "CANCEL_POLL_S", 0.0)
+    monkeypatch.setattr(driver_module, "LOOK_EVERY_S", 0.0)
 
     async def away(*_: object) -> None:
         await gate.wait()
@@ -534,6 +536,43 @@ async def test_a_lane_that_opens_first_waits_for_a_store_that_is_away(error: Pen
         hands.error = None
         await starting
     assert (one._crew._opened, one._ending) == ({0, 1}, None)
+
+
+async def test_a_run_whose_lanes_wait_for_their_store_hears_that_it_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It went on waiting until the store was back, for ever where the run has no end."""
+    monkeypatch.setattr(hearing, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(patience, "AWAY_PAUSE_S", 0.0)
+    one, hands = with_lanes(tmp_path, Temporary("away"), endless=True)
+    execution = msgspec.structs.replace(one._spec.execution, drain_s=0.1)
+    one._crew._spec = msgspec.structs.replace(one._spec, execution=execution)
+    hands.error = RayTaskError("open", "where it was", Unreachable("no broker answers")).as_instanceof_cause()
+    opening = one._crew.start(PLAN, MemoryStore("ends"), 1, complete=True, force=False)
+    starting = asyncio.create_task(one._hearing.meanwhile(opening))
+    async with asyncio.timeout(20):
+        while not one._status.notes:  # noqa: ASYNC110 - it tells nobody else
+            await asyncio.sleep(0.01)
+        open_state(one._spec.state).put(key(one._spec.run_id, "cancel"), b"x", None)
+        await starting
+    assert one._ending == ("cancelled", "cancelled; the same command goes on where it was")
+    assert one._crew.gone == {0}
+
+
+async def test_a_run_that_is_to_stop_while_its_store_is_away_ends_as_it_was_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told as failed, though whoever cancelled it got what they asked for."""
+    one = driver(tmp_path)
+
+    async def away() -> bool:
+        one._end("cancelled", "cancelled; the same command goes on where it was")
+        raise Unreachable("no broker answers")
+
+    monkeypatch.setattr(one, "_nothing_to_do", away)
+    await one._run()
+    assert one._status.state == "cancelled"
+    assert one._status.message == "cancelled; the same command goes on where it was (no broker answers)"
 
 
 @pytest.mark.parametrize("call", ["open", "adopt"])
