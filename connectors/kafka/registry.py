@@ -97,7 +97,7 @@ class Registry:
         headers = {"Content-Type": _TYPE} if body is not None else {}
         try:
             async with self._http.request(method, self._url + path, data=body, headers=headers) as answer:
-                text = await answer.content.read(MOST_BYTES)
+                text = await _whole(answer.content)
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Away(
@@ -116,6 +116,14 @@ class Registry:
             return msgspec.json.decode(text, type=kind)
         except msgspec.DecodeError as error:
             raise Away(f"{self._where} says what can't be read: {error}", retry_after_s=RETRY_S) from error
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """All of an answer, up to `MOST_BYTES`: one `read` brings what has come by then, a large schema's beginning."""
+    text = bytearray()
+    while len(text) < MOST_BYTES and (part := await content.read(MOST_BYTES - len(text))):
+        text += part
+    return bytes(text)
 
 
 def _error(text: bytes) -> _Error:

@@ -104,6 +104,13 @@ async def test_an_avro_record_is_a_row(registry: Registry) -> None:
     assert found == {"text": "hi é", "usd": "1.50", "day": "2026-11-24"}
 
 
+async def test_a_schema_that_comes_in_several_packets_is_read_whole(registry: Registry) -> None:
+    """Of one beyond some ten kilobytes, or from a registry on another machine, the first packet holds a part only."""
+    told = {**ORDER, "doc": "what an order is. " * 20_000}
+    registry.schemas[7] = {"schema": json.dumps(told)}
+    assert (await row(registry, "avro", framed(7, avro(told, ORDER_VALUE))))["text"] == "hi é"
+
+
 async def test_an_avro_schema_may_refer_to_others(registry: Registry) -> None:
     inner = {"type": "record", "name": "shop.Inner", "fields": [{"name": "n", "type": "long"}]}
     outer = {"type": "record", "name": "shop.Outer", "fields": [{"name": "inner", "type": "shop.Inner"}]}
