@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from penstock.connectors.memory import MemoryStore, crash_at
 from penstock.connectors.memory_topic import MemoryTopic
 from penstock.connectors.registry import Stores
 from penstock.connectors.settings import MemorySink, MemorySource, Row
-from penstock.engine.errors import Refused, Temporary
+from penstock.engine.errors import Refused, SpecError, Temporary
 from penstock.engine.plan import Epoch, Plan
 from penstock.workers.driving.discovery import Discovery
 from penstock.workers.driving.planner import all_ended, durable_plan, extended, first_plan
@@ -165,6 +166,25 @@ async def test_an_endless_run_is_never_done_by_itself() -> None:
     assert made.plan.lanes == 4
     started = msgspec.structs.replace(made.plan, started=True)
     assert await all_ended(started, MemoryStore(name)) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"), [("end", "forever", "begun with an end"), ("forever", "end", "begun without an end")]
+)
+async def test_a_run_that_has_begun_keeps_its_end_or_has_none(
+    before: Literal["end", "forever"], after: Literal["end", "forever"], said: str
+) -> None:
+    """Its plan says of each piece where it ends. With another `until:` it read nothing that came later, in silence, or
+    never came to an end. The plan stays as it is."""
+    name = f"{before}-{after}"
+    memory.forget(name)
+    MemoryTopic(name, 2)
+    first = msgspec.structs.replace(run_spec(name), source=MemorySource(name, until=before))
+    edited = msgspec.structs.replace(first, source=MemorySource(name, until=after))
+    made = await durable_plan(first, RunOptions(), MemoryStore(name), 2, 0.0)
+    with pytest.raises(SpecError, match=said):
+        await durable_plan(edited, RunOptions(accept_changes=True), MemoryStore(name), 2, 0.0)
+    assert (await durable_plan(first, RunOptions(), MemoryStore(name), 2, 0.0)).plan == made.plan
 
 
 async def test_a_trial_of_an_endless_source_ends() -> None:

@@ -35,8 +35,8 @@ class Planned(msgspec.Struct, frozen=True):
 async def durable_plan(spec: RunSpec, options: RunOptions, primary: Primary, cores: int, now: float) -> Planned:
     """The run's plan as the primary holds it when this returns: made, or read and extended by what is new.
 
-    Raises `SpecError` where the job file changed in ways that change answers and nobody accepts it, and where a sink
-    moved away from what is committed to it.
+    Raises `SpecError` where the job file changed in ways that change answers and nobody accepts it, where a sink moved
+    away from what is committed to it, and where a run with an end is to have none, or the other way round.
     """
     made, new = await wanted_plan(spec, options, primary, cores, now)
     if not made.resumed:
@@ -65,6 +65,7 @@ async def wanted_plan(
         if options.generation_anew is not None:
             spec = msgspec.structs.replace(spec, generation=options.generation_anew)
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
+    refuse_other_end(plan, spec)
     refuse_moved_sinks(plan, spec)
     accept = options.accept_changes or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
@@ -178,6 +179,23 @@ def refuse_moved_results(spec: RunSpec, options: RunOptions) -> None:
             f"{options.ended:,} items of run {spec.run_id} had ended, and nothing of it is at {here} any more (its "
             "progress was deleted, or this is another store at the same address): all would be paid for again. Put it "
             "back, or start over with --fresh"
+        )
+
+
+def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
+    """Raises `SpecError` where `until:` is another one than when the plan was made, which says of each piece of input
+    where it ends: what comes later would never be read, and nothing would say so; or the run would never end."""
+    if plan.bounded and spec.endless:
+        raise SpecError(
+            f"run {spec.run_id} was begun with an end, and reads nothing of its input behind it. A run without an end "
+            "is another one: give the job another name: (and a start: from which on it is to read), put `until: end` "
+            "back, or start over with --fresh (and pay again)"
+        )
+    if not plan.bounded and not spec.endless:
+        raise SpecError(
+            f"run {spec.run_id} was begun without an end, and has none to come to. Put `until: forever` back, and stop "
+            "it when it has done what you want (Ctrl-C); a run with an end is another one: give the job another name:, "
+            "or start over with --fresh (and pay again)"
         )
 
 
