@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 from aiokafka import TopicPartition
@@ -41,6 +41,14 @@ class Name(msgspec.Struct, frozen=True):
         topic, _, rest = object_id.partition("@")
         topic_id, _, partition = rest.rpartition("/")
         return cls(topic, topic_id, int(partition))
+
+    def is_among(self, known: Collection[str]) -> bool:
+        """Whether one of these object ids is this partition's. A broker that is too old tells no ids: amid a cluster's
+        upgrade, and behind it, what one side names without an id is not new for that."""
+        if not self.topic_id:
+            head, tail = f"{self.topic}@", f"/{self.partition}"
+            return any(one.startswith(head) and one.endswith(tail) for one in known)
+        return str(self) in known or f"{self.topic}@/{self.partition}" in known
 
     def __str__(self) -> str:
         return f"{self.topic}@{self.topic_id}/{self.partition}"

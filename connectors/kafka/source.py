@@ -64,7 +64,7 @@ class KafkaTopics:
             if missing is not None and (self._settings.until == "end" or not found):
                 raise missing
             told = None if missing is None else f"{missing}; the run goes on with the other topics"
-            partitions = [tp for tp in _partitions(found) if _object_id(found, tp) not in known]
+            partitions = [tp for tp in _partitions(found) if not _name(found, tp).is_among(known)]
             if not partitions:
                 return Later([], told)
             first = await begins(consumer, self._connection, partitions)
@@ -110,7 +110,7 @@ class KafkaTopics:
         return SpecError(f"{describe(self._connection)} has no topic {name!r} that we may see; {hint}")
 
     def _split(self, found: Mapping[str, Topic], tp: TopicPartition, start: int, end: int) -> Split:
-        object_id = _object_id(found, tp)
+        object_id = str(_name(found, tp))
         stop = max(start, end) if self._settings.until == "end" else None
         return Split(
             id=f"{object_id}#{start}-{'' if stop is None else stop}",
@@ -154,5 +154,5 @@ def _partitions(found: Mapping[str, Topic]) -> list[TopicPartition]:
     return [TopicPartition(name, number) for name in sorted(found) for number in found[name].partitions]
 
 
-def _object_id(found: Mapping[str, Topic], tp: TopicPartition) -> str:
-    return str(Name(tp.topic, found[tp.topic].id, tp.partition))
+def _name(found: Mapping[str, Topic], tp: TopicPartition) -> Name:
+    return Name(tp.topic, found[tp.topic].id, tp.partition)

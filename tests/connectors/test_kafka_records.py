@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.connectors.base import OutRecord, Raw
-from penstock.connectors.kafka import partition
+from penstock.connectors.kafka import partition, source
 from penstock.connectors.kafka.dead_letters import incoming, outgoing
 from penstock.connectors.kafka.records import EPOCH, RUN, row, run_epoch_of
 from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.kafka.topic_ids import Topic
 from penstock.connectors.kafka.topics import TopicFacts
 from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.reading.intake import Intake
@@ -236,3 +238,44 @@ def test_a_record_with_a_run_epoch_that_is_no_number_is_none_of_the_runs(
 ) -> None:
     """Another producer's: it must not end the commands that read the topic."""
     assert run_epoch_of([(RUN, run_id), (EPOCH, epoch)], "run") == found
+
+
+class Told(KafkaTopics):
+    """Looks at a cluster that knows one topic, under this id."""
+
+    def __init__(self, topic_id: str) -> None:
+        super().__init__(KafkaSource(("t",), bootstrap="h:1"))
+        self._id = topic_id
+
+    @contextlib.asynccontextmanager
+    async def _looking(self) -> AsyncGenerator[Any]:
+        yield None
+
+    async def _topics(self, consumer: object) -> tuple[dict[str, Topic], None]:
+        return {"t": Topic("t", self._id, (0, 1, 12))}, None
+
+
+@pytest.mark.parametrize(
+    ("planned", "seen", "new"),
+    [
+        ("t@/0 t@/1 t@/12", "", ""),
+        ("t@/0 t@/1 t@/12", "aaa", ""),
+        ("t@aaa/0 t@aaa/1 t@aaa/12", "", ""),
+        ("t@aaa/0 t@aaa/1 t@aaa/12", "aaa", ""),
+        ("t@aaa/0 t@aaa/1 t@aaa/12", "bbb", "t@bbb/0 t@bbb/1 t@bbb/12"),
+        ("t@/0 t@/12 u@/1", "aaa", "t@aaa/1"),
+        ("t@aaa/0 t@aaa/12 u@/1", "", "t@/1"),
+    ],
+)
+async def test_a_topic_is_not_new_for_an_id_that_its_broker_begins_to_tell(
+    monkeypatch: pytest.MonkeyPatch, planned: str, seen: str, new: str
+) -> None:
+    """Brokers before Kafka 2.8 tell none, and amid an upgrade some do: all would be read, and paid for, once more."""
+
+    async def nowhere(_: object, __: object, partitions: list[Any]) -> dict[Any, int]:
+        return dict.fromkeys(partitions, 0)
+
+    monkeypatch.setattr(source, "begins", nowhere)
+    monkeypatch.setattr(source, "ends", nowhere)
+    found = await Told(seen).later(set(planned.split()))
+    assert [split.object_id for split in found.splits] == new.split()
