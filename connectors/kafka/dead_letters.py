@@ -55,6 +55,13 @@ def outgoing(record: OutRecord) -> OutRecord:
     return msgspec.structs.replace(record, value=value, headers=(*kept, *told, (RECORD, written)))
 
 
+def without_death(record: OutRecord) -> OutRecord:
+    """A result whose input was a dead letter that somebody sent again: it died of nothing, and readers, `tail` among
+    them, know a letter by these headers."""
+    kept = tuple(header for header in record.headers if header[0] not in OF_LETTERS)
+    return record if len(kept) == len(record.headers) else msgspec.structs.replace(record, headers=kept)
+
+
 def incoming(value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
     """The dead letter as JSON again; None where the record is none of ours."""
     written = next((text for name, text in reversed(headers) if name == RECORD), None)

@@ -17,7 +17,7 @@ from penstock.connectors.base import Holder, OutRecord, Records, SinkName, Taken
 from penstock.connectors.filestore.disk import Faults, no_faults
 from penstock.connectors.kafka.client import describe
 from penstock.connectors.kafka.control import ALIVE_S, CLAIM, Claim, Control
-from penstock.connectors.kafka.dead_letters import outgoing
+from penstock.connectors.kafka.dead_letters import outgoing, without_death
 from penstock.connectors.kafka.heart import BEAT_S, Heart
 from penstock.connectors.kafka.lane import COMMIT_S, Transactions, farewell, fenced
 from penstock.connectors.kafka.large import Large, LargeObjects
@@ -245,7 +245,7 @@ class KafkaStore:
 
     def _row(self, cluster: Cluster, run_epoch: int, sink: str, record: OutRecord) -> tuple[Row, Large | None]:
         replies = cluster.replies if sink == "results" else {}
-        record = outgoing(record) if sink == "dead_letters" else _framed(cluster, sink, record)
+        record = outgoing(record) if sink == "dead_letters" else _framed(cluster, sink, without_death(record))
         one = row(self._settings.run_id, run_epoch, cluster.sinks[sink], record, replies)
         if sink != "results" or self._large is None or one.too_large is None:
             return one, None

@@ -1,5 +1,7 @@
 """What a Kafka record becomes: an item with its headers' attributes, or a dead letter that is the record untouched."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -17,13 +19,16 @@ from hypothesis import strategies as st
 from penstock.connectors.base import OutRecord, Raw
 from penstock.connectors.kafka import partition, source
 from penstock.connectors.kafka.dead_letters import incoming, outgoing
+from penstock.connectors.kafka.keys import Scope
+from penstock.connectors.kafka.opening import Cluster
 from penstock.connectors.kafka.records import EPOCH, RUN, row, run_epoch_of
 from penstock.connectors.kafka.source import KafkaTopics
+from penstock.connectors.kafka.store import KafkaStore, Settings
 from penstock.connectors.kafka.topic_ids import Topic
 from penstock.connectors.kafka.topics import TopicFacts
 from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.reading.intake import Intake
-from penstock.connectors.settings import KafkaSource, Row
+from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, Row
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.items import Item, Position
 from penstock.engine.plan import Split
@@ -145,6 +150,27 @@ def test_a_letter_that_dies_again_tells_only_of_its_last_death() -> None:
     twice = outgoing(OutRecord(0, 9, second, headers=once.headers))
     assert [name for name, _ in twice.headers] == [name for name, _ in once.headers]
     assert dict(twice.headers)["penstock-reason"] == b"refused"
+
+
+def test_the_result_of_a_dead_letter_that_was_sent_again_is_no_letter() -> None:
+    """By whatever tool: the record still bears the headers that say what it died of. Readers of results would take its
+    result for a letter; what is not ours is carried on, and so is who it belongs to."""
+    letter = Encoder("run", "rows").dead_letter(DeadLetter("id", Position("s", 0, 7), "budget", "x", b"{}"))
+    mine = (("penstock-tenant", b"acme"), ("h", b"v"))
+    died = outgoing(OutRecord(0, 7, letter, key=b"k", headers=mine))
+    store = KafkaStore(Settings(Connection("k:1"), "next", "next", {"results": KafkaSink("results")}))
+    facts = TopicFacts("results", 1, 1_000_000, "delete")
+    cluster = Cluster(Scope("next", 4), {"results": facts}, {}, facts)
+    answered = OutRecord(0, 3, b'{"answer":"yes"}', key=b"k", headers=died.headers, item_id="id")
+    sent, _ = store._row(cluster, 1, "results", answered)
+    assert [name for name, _ in sent.headers] == [
+        "penstock-tenant",
+        "h",
+        "penstock-run",
+        "penstock-epoch",
+        "penstock-item",
+    ]
+    assert incoming(sent.value, sent.key, sent.headers) is None
 
 
 def test_a_record_that_is_no_dead_letter_of_ours_is_told_from_one() -> None:
