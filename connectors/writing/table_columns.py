@@ -152,15 +152,16 @@ RESERVED = frozenset({"answer", *(c.name for c in PENSTOCK)})
 
 def columns_in(names: Iterable[str]) -> tuple[Column, ...] | None:
     """Ours among the columns of a table; None: Penstock did not write it. What joined a record later has a default, and
-    tables of before lack it."""
+    tables of before lack it. Results are known first: they carry the user's columns too, whatever these are named (of a
+    second job over a first one's samples, or its batch results, as ours are)."""
     found = set(names)
+    if "penstock_item_id" in found:
+        return PENSTOCK if "answer" in found else BATCH
     for sink, struct in _STRUCTS.items():
         first = {field.name for field in msgspec.structs.fields(struct) if field.required}
         if {column.name for column in FIXED[sink] if column.path[0] in first} <= found:
             return FIXED[sink]
-    if "penstock_item_id" not in found:
-        return None
-    return BATCH if "response_body" in found else PENSTOCK
+    return None
 
 
 # what the user's own columns hold

@@ -30,6 +30,7 @@ from penstock.connectors.filestore.place import FilesPlace
 from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.registry import PRIMARY, discard_stores, iter_committed, open_stores, refuse_held
 from penstock.connectors.settings import FilesSink, MemorySink, SinkSettings
+from penstock.connectors.writing import table_columns
 from penstock.connectors.writing.records import Encoder, iter_records
 from penstock.engine.errors import Fenced, Held, Refused, SpecError
 from penstock.engine.items import Answer, Attributes, Item, Position, Refusal, Request, Route, Usage
@@ -376,6 +377,20 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
         ours = [r.get("penstock", r) for r in spooled]
         assert [r.get("penstock", r) for r in back] == ours
         assert [r.get("response") for r in back] == [r.get("response") for r in spooled]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("sink", ["quality", "costs", "dead_letters", "review", "results"])
+async def test_results_over_records_of_an_earlier_run_are_read_as_results(
+    tmp_path: Path, suffix: str, sink: SinkName
+) -> None:
+    """A second job over a first one's samples, or its batch results, keeps columns that are named as ours are."""
+    fixed = table_columns.BATCH if sink == "results" else table_columns.FIXED[sink]
+    keep: dict[str, object] = {column.name: "mine" for column in fixed if not column.name.startswith("penstock_")}
+    line = Encoder("run-2", "rows").result(result(0, keep))
+    await finished(tmp_path, suffix, {"results": [OutRecord(0, 0, line)]})
+    (back,) = (json.loads(value) for value in iter_records([str(tmp_path / f"results{suffix}")]))
+    assert back == json.loads(line)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
