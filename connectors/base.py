@@ -93,8 +93,9 @@ class Lagging(Protocol):
 class Source(Protocol):
     async def splits(self, lanes_hint: int) -> list[Split]:
         """List the input, in input order, cut so that `lanes_hint` lanes have work. `ordinal` and `lane` are 0: the
-        planner sets them. An endless run lists again and again: what is known keeps its `object_id`. Raises `SpecError`
-        where nothing matches or a name can't be read, `Temporary` where the input can't be reached now."""
+        planner sets them. An endless run lists again and again: what is known keeps its `object_id`. Raises `NoInput`
+        where nothing matches, `SpecError` where a name can't be read, `Temporary` where the input can't be reached
+        now."""
         ...
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> Reader:

@@ -19,7 +19,7 @@ from penstock.connectors.formats.lines import MAX_RECORD_BYTES
 from penstock.connectors.objects.cursor import Cursors
 from penstock.connectors.objects.cutting import READERS, Found, cut, cut_among_others, format_of, piece_bytes, settled
 from penstock.connectors.settings import FilesSource
-from penstock.engine.errors import BadRecord, SpecError, Temporary
+from penstock.engine.errors import BadRecord, NoInput, SpecError, Temporary
 from penstock.engine.plan import Split
 
 ENDS_BYTES = 64 * 1024
@@ -38,7 +38,7 @@ class FileSource:
         file there is can't be read. One damaged file among others stops nobody: it becomes a dead letter."""
         files = settled([file for path in matches(self._settings.path) if (file := self._look(path)) is not None])
         if not files:
-            raise SpecError(f"no file matches {self._settings.path}: check source.path")
+            raise NoInput(f"no file matches {self._settings.path}: check source.path")
         piece = piece_bytes(files, lanes_hint)
         cutting = cut if len(files) == 1 else cut_among_others
         return [split for file in files for split in cutting(file, piece, _open, _rows_are_lines)]

@@ -3,6 +3,7 @@
     PenstockError
     ├── Permanent            doing the same again cannot help
     │   ├── SpecError        the job file or a command is wrong: mend it (exit code 2)
+    │   │   └── NoInput      nothing is there where the job looks for its input
     │   ├── BadRecord        one input record is unusable: it becomes a dead letter
     │   ├── Refused          a wall, a policy or a lock said no
     │   │   ├── Held         another process holds the run: who, and how to take it over
@@ -36,6 +37,10 @@ class SpecError(Permanent):
         self.line = line
         where = f"{path or 'job'}:{line}: " if line is not None else (f"{path}: " if path else "")
         super().__init__(where + message)
+
+
+class NoInput(SpecError):
+    """Nothing is there where the job looks for its input. A run that has begun may have ended with all that was."""
 
 
 class BadRecord(Permanent):

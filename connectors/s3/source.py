@@ -29,7 +29,7 @@ from penstock.connectors.s3.objects import Pinned, listed
 from penstock.connectors.s3.ranges import RangeFile, open_object
 from penstock.connectors.s3.reader import Objects, S3Reader
 from penstock.connectors.settings import S3Source as Settings
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import NoInput
 from penstock.engine.plan import Split
 
 MAX_LOOKS = 500
@@ -71,7 +71,7 @@ class S3Source:
         planner = _Planner(self._settings, self._client())
         found = settled(planner.found())
         if not found:
-            raise SpecError(
+            raise NoInput(
                 f"no object matches {planner.where}: put some there, or mend source.prefix and source.pattern"
             )
         return planner.cut(found, piece_bytes(found, lanes_hint))

@@ -12,7 +12,7 @@ from penstock.connectors.base import Growing, Later, Primary, Source
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_source, placement, where
 from penstock.connectors.state import open_state
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import NoInput, SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
 from penstock.engine.flow.progress import OUTBOX, saved_in
 from penstock.engine.flow.tally import Tally, as_before, merge
@@ -84,7 +84,10 @@ async def listed(source: Source, plan: Plan) -> Later:
     """The input as it is now, or at least what of it the plan does not know."""
     if isinstance(source, Growing):
         return await source.later({split.object_id for split in plan.splits})
-    return Later(await source.splits(plan.lanes))
+    try:
+        return Later(await source.splits(plan.lanes))
+    except NoInput as error:  # it was cleared away: what of it has not ended is missed by its lane
+        return Later([], str(error))
 
 
 async def _any_finished(plan: Plan, primary: Primary) -> bool:
