@@ -46,12 +46,16 @@ def pinned_by(split: Split) -> Pinned:
     return Pinned(bucket, key, pin, int(size))
 
 
+def is_etag(pin: str) -> bool:
+    return pin.startswith(('"', "W/"))
+
+
 def fetch(s3: S3, what: Pinned, start: int, end: int) -> bytes:
     """Bytes [start, end) of that content and no other.
 
     Raises `BadRecord("source_lost")` where it changed or is gone, `Temporary` where it can't be read now.
     """
-    by_etag = what.pin.startswith(('"', "W/"))
+    by_etag = is_etag(what.pin)
     try:
         got = s3.get(
             what.bucket,

@@ -25,7 +25,7 @@ from penstock.connectors.objects.cutting import (
     whole,
 )
 from penstock.connectors.s3.client import S3, THREADS, client
-from penstock.connectors.s3.objects import Pinned, listed
+from penstock.connectors.s3.objects import Pinned, is_etag, listed, pinned_by
 from penstock.connectors.s3.ranges import RangeFile, open_object
 from penstock.connectors.s3.reader import Objects, S3Reader
 from penstock.connectors.settings import S3Source as Settings
@@ -42,7 +42,8 @@ R = TypeVar("R")
 
 
 class S3Source:
-    """Implements `base.Source` and `base.Rereadable`. `max_record_bytes`: longer records become dead letters."""
+    """Implements `base.Source`, `base.Renaming` and `base.Rereadable`. `max_record_bytes`: longer records become dead
+    letters."""
 
     def __init__(self, settings: Settings, *, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
         self._settings = settings
@@ -55,6 +56,24 @@ class S3Source:
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> S3Reader:
         return S3Reader(self._client(), starts, self._limit)
+
+    async def renamed(self, new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
+        """As promised: an object that is pinned by its version today and was by its ETag, or the other way round. The
+        bucket began or stopped to keep versions, or the credentials have other rights."""
+        pins: dict[str, set[str]] = {}
+        for split in known:
+            pins.setdefault(split.uri, set()).add(pinned_by(split).pin)
+        found = {split.object_id: pinned_by(split) for split in new}
+        doubtful = [one for one in found.values() if any(is_etag(p) != is_etag(one.pin) for p in pins.get(one.uri, ()))]
+        s3 = self._client()
+
+        def is_known(one: Pinned) -> bool:
+            there = s3.head(one.bucket, one.key)
+            names = {there.etag, there.version} if there is not None else set[str | None]()
+            return one.pin in names and not names.isdisjoint(pins[one.uri])
+
+        same = await asyncio.to_thread(_each, is_known, doubtful)
+        return {one.object_id: "" for one, known_by in zip(doubtful, same, strict=True) if known_by}
 
     def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
         """As promised; small objects of `splits` are fetched before their turn."""

@@ -1,0 +1,84 @@
+"""One content that is pinned in another way than when its run was planned: it is no new input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from penstock.connectors.s3 import source as s3_source
+from penstock.connectors.s3.client import Listed
+from penstock.connectors.s3.source import S3Source
+from penstock.connectors.settings import S3Source as Settings
+from penstock.engine.plan import Plan, Split
+from penstock.workers.driving.planner import listed
+
+
+class Bucket:
+    """Of a client as much as a listing asks for. `kept`: versions are kept, and may be listed."""
+
+    def __init__(self) -> None:
+        self.kept = True
+        self.objects: dict[str, Listed] = {}
+        self.heads: list[str] = []
+
+    def put(self, key: str, content: str, version: str | None) -> None:
+        self.objects[key] = Listed(key, 10, f'"{content}"', version)
+
+    def versioned(self, bucket: str) -> bool:
+        return self.kept
+
+    def version_pages(self, bucket: str, prefix: str) -> Iterator[list[Listed]]:
+        yield sorted(self.objects.values(), key=lambda one: one.key)
+
+    def pages(self, bucket: str, prefix: str) -> Iterator[list[Listed]]:
+        yield [Listed(one.key, one.size, one.etag) for one in next(self.version_pages(bucket, prefix))]
+
+    def head(self, bucket: str, key: str) -> Listed | None:
+        self.heads.append(key)
+        return self.objects.get(key)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    made = Bucket()
+    monkeypatch.setattr(s3_source, "client", lambda endpoint, region: made)
+    return made
+
+
+SOURCE = S3Source(Settings("inbox", "in/", format="jsonl"))
+
+
+async def new_beside(known: list[Split]) -> list[str]:
+    """What the next command of a run takes for new."""
+    plan = Plan("run", "name", {}, 1, tuple(known), {}, 0.0)
+    ids = {split.object_id for split in known}
+    found = (await listed(SOURCE, plan)).splits
+    return [split.uri.rpartition("/")[2] for split in found if split.object_id not in ids]
+
+
+@pytest.mark.parametrize("kept_first", [True, False])
+async def test_an_object_whose_versions_may_no_longer_be_listed_is_no_new_input(
+    bucket: Bucket, kept_first: bool
+) -> None:
+    """The bucket stopped keeping versions, or the next command has fewer rights, or more: all would be paid again."""
+    bucket.kept = kept_first
+    for key in ("in/a.jsonl", "in/b.jsonl", "in/c.jsonl"):
+        bucket.put(key, f"content of {key}", f"version of {key}")
+    known = await SOURCE.splits(1)
+    bucket.kept = not kept_first
+    bucket.put("in/b.jsonl", "replaced", "version 2")
+    bucket.put("in/d.jsonl", "new", "version 1")
+    assert await new_beside(known) == ["b.jsonl", "d.jsonl"]
+    assert bucket.heads == ["in/a.jsonl", "in/b.jsonl", "in/c.jsonl"], "only what may be known is asked about"
+
+
+async def test_the_same_content_put_again_where_versions_are_kept_is_new_input(bucket: Bucket) -> None:
+    """As the documentation says: an item is of an object's version."""
+    bucket.put("in/a.jsonl", "same", "version 1")
+    known = await SOURCE.splits(1)
+    bucket.put("in/a.jsonl", "same", "version 2")
+    assert await new_beside(known) == ["a.jsonl"]
+    assert bucket.heads == []
+    bucket.kept = False
+    assert await new_beside(known) == ["a.jsonl"]
