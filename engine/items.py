@@ -186,6 +186,8 @@ class Call(msgspec.Struct, frozen=True, gc=False, array_like=True):
     traceparent: str | None = None
     lacks: tuple[str, ...] = ()
     """What the model does not take (`catalog.Model.lacks`)."""
+    made_by: tuple[str, str] = ("", "")
+    """(policy, prompt): the versions that its record names, whoever has the lane when the answer comes."""
 
     @property
     def call_id(self) -> str:

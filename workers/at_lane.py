@@ -61,6 +61,7 @@ class LaneAt:
             [ticket.call.model for ticket, _ in kept],
             [ticket.call.role for ticket, _ in kept],
             [ticket.call.version for ticket, _ in kept],
+            [ticket.call.made_by for ticket, _ in kept],
             [_known(ticket.call) for ticket in self.tickets if ticket.right is to],
         )
 
@@ -94,8 +95,8 @@ class LaneAt:
         return not (self.tickets or self.undelivered or self.delivering or self.handed or self.given_up)
 
 
-def _known(call: Call) -> tuple[str, int, int, str, Role, str]:
-    return call.item_id, call.generation, call.attempt, call.model, call.role, call.version
+def _known(call: Call) -> tuple[str, int, int, str, Role, str, tuple[str, str]]:
+    return call.item_id, call.generation, call.attempt, call.model, call.role, call.version, call.made_by
 
 
 def _worth_keeping(outcome: Outcome) -> bool:

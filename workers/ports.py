@@ -45,8 +45,10 @@ class Kept(msgspec.Struct, frozen=True):
     """Of each of `outcomes`: a judge's word is no answer of its item."""
     versions: list[str] = []
     """Of each of these models."""
-    flying: list[tuple[str, int, int, str, Role, str]] = []
-    """(item_id, generation, attempt, model, role, version)."""
+    made_by: list[tuple[str, str]] = []
+    """Versions of policy and prompt that each of these calls was made by: the job may be edited since."""
+    flying: list[tuple[str, int, int, str, Role, str, tuple[str, str]]] = []
+    """(item_id, generation, attempt, model, role, version, made_by)."""
 
 
 def job_of(run_id: str, planned_at: float) -> str:

@@ -200,6 +200,7 @@ class Calls:
             attributes.latency == "realtime",
             item.traceparent,
             self._models[role_model].lacks,
+            self.versions(slot),
         )
 
     def recognised(self, slot: Slot, outcome: Outcome, tally: Tally) -> Outcome:
@@ -258,7 +259,9 @@ class Calls:
         return result_of(slot, answer, self._at(slot), version, self.versions(slot), now)
 
     def versions(self, slot: Slot) -> tuple[str, str]:
-        """(policy, prompt): of an experiment's arm, or the task's own."""
+        """(policy, prompt): of an experiment's arm, or the task's own; of a call that an earlier owner made, his."""
+        if slot.made_by is not None:
+            return slot.made_by
         exposure, prompt = slot.item.exposure, self._prompts.get(slot.route.task, "")
         return self.policy.version, prompt if exposure is None else exposure.asked(prompt)
 

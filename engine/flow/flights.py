@@ -97,7 +97,7 @@ class Flights:
 
     def _go_on_with(self, slot: Slot, adopted: Adopted, candidate: int, now: float, *, paid: bool) -> None:
         self._places.move(slot, candidate)
-        as_asked(slot, candidate, adopted.version)
+        as_asked(slot, candidate, adopted, self._calls.versions(slot))
         slot.attempt, slot.role = adopted.attempt, adopted.role
         if paid and adopted.outcome is not None and adopted.outcome.answer is not None:
             self._succeed(slot, adopted.outcome.answer, now)
@@ -156,7 +156,7 @@ class Flights:
         outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
         if outcome.usage is not None or (failure is None and answer is not None):
-            self._ends.unsaved.add(slot, outcome)
+            self._ends.unsaved.add(slot, outcome, self._calls.versions(slot))
         settled = self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
         for waiting in self._till.freed(settled, now) if settled is not None else ():
             self.queue(waiting, now)

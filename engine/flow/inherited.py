@@ -151,12 +151,14 @@ class Strays:
         return outcome.usage is not None
 
 
-def as_asked(slot: Slot, place: int, version: str) -> None:
-    """The last owner may have sent it to another version than it would get now: then that one answers for it, outside
-    any comparison; what comes after goes by the versions of now."""
+def as_asked(slot: Slot, place: int, adopted: Adopted, made_by: tuple[str, str]) -> None:
+    """The last owner may have sent it to another version than it would get now, or asked what the job asked before it
+    was edited: then its answer is told as that, outside any comparison; what comes after goes by the versions of now,
+    `made_by` among them."""
     candidates = slot.route.candidates
-    asked = candidates[place]
-    if version and version != asked.version:
+    asked, version = candidates[place], adopted.version or candidates[place].version
+    _, prompt = slot.made_by = adopted.made_by if any(adopted.made_by) else made_by
+    if version != asked.version or prompt != made_by[1]:
         changed = Candidate(asked.model, version, asked.pool, asked.reason)
         both = (*candidates[:place], changed, *candidates[place + 1 :])
         slot.route, slot.turn = msgspec.structs.replace(slot.route, candidates=both), None

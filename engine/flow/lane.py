@@ -207,6 +207,7 @@ class Lane:
                 self.places.divert(slot, now, self.tally)
             elif self._may_send(slot, now):
                 slot.attempt += 1
+                slot.made_by = slot.made_by if slot.pending is not None else None  # what is judged stays as it was
                 self.targets.budgets[model].called()
                 self.horizon.dispatched += 1
                 self.flights.fly(slot, worker, now, number)

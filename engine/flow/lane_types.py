@@ -67,6 +67,8 @@ class Adopted(msgspec.Struct, frozen=True):
     role: Role = "primary"
     version: str = ""
     """Of the model, that was asked; empty: not told."""
+    made_by: tuple[str, str] = ("", "")
+    """Versions of policy and prompt that the call was made by; empty: not told."""
     source: Position | None = None
     """Of its item, where the lane itself had the answer. None: not told."""
 

@@ -43,6 +43,7 @@ class Slot:
         "history",
         "item",
         "key",
+        "made_by",
         "max_input",
         "max_output",
         "maybe_paid",
@@ -101,6 +102,8 @@ class Slot:
         self.shelved = False
         self.tried = False
         """Its tries are in the progress."""
+        self.made_by: tuple[str, str] | None = None
+        """The versions of policy and prompt by which an earlier owner made its present call; None: those of now."""
         self.timeout_s = 0.0
         self.turn: Turn | None = None
         """Whose versions its route has."""

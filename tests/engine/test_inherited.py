@@ -8,8 +8,20 @@ import pytest
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.flow.progress import SHELF, TRIED
-from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Role, Usage
-from penstock.engine.policy import Cascade, Policy, Scorer, Task
+from penstock.engine.items import (
+    Answer,
+    Attributes,
+    Call,
+    Exposure,
+    Failure,
+    Item,
+    Outcome,
+    Position,
+    Request,
+    Role,
+    Usage,
+)
+from penstock.engine.policy import Cascade, Policy, Prompt, Scorer, Task
 from penstock.engine.results import DeadLetter, Result
 from tests.engine.one_lane import OneLane
 
@@ -234,6 +246,78 @@ def test_of_two_calls_of_one_item_the_later_one_is_waited_for() -> None:
         heir.offer(0)
         heir.lane.outcome(answered(late, "late"), heir.now)
         assert heir.save() == ["late"]
+
+
+def asking(prompt: str) -> Policy:
+    return Policy(
+        {"t": Task("t", max_tokens=10, prompt=Prompt(user="?", version=prompt))}, default_task="t", version="1"
+    )
+
+
+@pytest.mark.parametrize("waits_for_the_item", [False, True])
+def test_an_answer_to_the_prompt_of_before_is_told_as_that(waits_for_the_item: bool) -> None:
+    """The job file was edited, and another command took the run over with calls under way. What they bring is the
+    item's, and no evidence for the new prompt; what is asked from then on goes by the new one."""
+    first = Owner({}, policy=asking("old"))
+    first.offer(0)
+    first.offer(1)
+    first.save()
+    early, late = first.take()
+    heir = Owner(first.disk, first.lane.seq, policy=asking("new"))
+    mine = msgspec.structs.replace(left(early), made_by=early.made_by)
+    failed = Failure("overloaded", "busy")
+    answers = [answered(early), msgspec.structs.replace(answered(late), answer=None, usage=None, failure=failed)]
+    theirs = msgspec.structs.replace(left(late), made_by=late.made_by)
+    heir.lane.adopt([mine, theirs])
+    if waits_for_the_item:
+        for outcome in answers:
+            heir.lane.outcome(outcome, heir.now)
+    heir.offer(0)
+    heir.offer(1)
+    if not waits_for_the_item:
+        for outcome in answers:
+            heir.lane.outcome(outcome, heir.now)
+    heir.now += 60.0
+    heir.lane.tick(heir.now)
+    (again,) = heir.take()
+    heir.lane.outcome(answered(again, "new"), heir.now)
+    heir.save()
+    assert [(one.answer.text, one.prompt_version) for one in heir.results] == [("yes", "old"), ("new", "new")]
+    assert {(cell.prompt, cell.results) for cell in heir.lane.cells.rows} == {("old", 1), ("new", 1)}
+
+
+def test_an_answer_to_an_arm_of_before_counts_for_none_of_now() -> None:
+    """The arm's prompt was edited: it is another experiment, which begins at 0."""
+    request = Request(b'{"messages":[]}', input_hash="1")
+    before, now = (Exposure(f"j/wording@{n}", "kind", 0.5, prompt_version=f"kind {n}") for n in (1, 2))
+    item = Item("i0", Position("s", 0, 0), Attributes(tier=3), request, b"o", 0.0, exposure=before)
+    first = Owner({}, policy=asking("own"))
+    first.lane.offer(item, first.now)
+    first.save()
+    (call,) = first.take()
+    heir = Owner(first.disk, first.lane.seq, policy=asking("own"))
+    heir.lane.adopt([msgspec.structs.replace(left(call, answered(call)), made_by=call.made_by)])
+    heir.lane.offer(msgspec.structs.replace(item, exposure=now), heir.now)
+    heir.save()
+    assert [(one.prompt_version, one.experiment, one.arm) for one in heir.results] == [("kind 1", "", "")]
+    assert {cell.experiment for cell in heir.lane.cells.rows} == {""}
+
+
+def test_an_answer_to_the_prompt_of_before_is_told_so_by_the_next_owner_too() -> None:
+    """Its commit failed, and the lane was opened anew in the same process."""
+    first = Owner({}, policy=asking("old"))
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    heir = Owner(first.disk, first.lane.seq, policy=asking("new"))
+    heir.lane.adopt([msgspec.structs.replace(left(call, answered(call)), made_by=call.made_by)])
+    heir.offer(0)
+    (unsaved,) = heir.lane.unsaved
+    last = Owner(first.disk, first.lane.seq, policy=asking("new"))
+    last.lane.adopt([unsaved])
+    last.offer(0)
+    last.save()
+    assert [one.prompt_version for one in last.results] == ["old"]
 
 
 JUDGED = Task("t", max_tokens=10, sample=1.0, scorers=(Scorer("judge", model="other", rubric="?", choices=("1", "2")),))

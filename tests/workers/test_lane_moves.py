@@ -121,8 +121,8 @@ async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_sa
 
 
 def all_answered(calls: list[Call]) -> Kept:
-    told = [answered(call) for call in calls], [call.model for call in calls]
-    return Kept(*told, [call.role for call in calls], [call.version for call in calls])
+    told = [(answered(call), call.model, call.role, call.version, call.made_by) for call in calls]
+    return Kept(*map(list, zip(*told, strict=True)))
 
 
 async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_handed_over() -> None:

@@ -148,7 +148,8 @@ class BoardStub:
 
 
 def call(name: str, attempt: int = 1, model: str = "m") -> Call:
-    return Call(name, 0, attempt, "primary", model, "v", model, b"{}", "t", 10, 60.0, 5, 9)
+    by = "policy", f"prompt of {name}"
+    return Call(name, 0, attempt, "primary", model, "v", model, b"{}", "t", 10, 60.0, 5, 9, made_by=by)
 
 
 def outcome(call: Call, failure: Failure | None = None) -> Outcome:
@@ -192,7 +193,8 @@ async def test_answers_come_home(world: World) -> None:
 
 
 async def test_answers_outlive_a_lane(world: World) -> None:
-    """The owner dies: its answers are kept for the next one, with their models; calls still going on become his."""
+    """The owner dies: its answers are kept for the next one, with their models and the prompts that they
+    were asked; calls still going on become his."""
     world.lane.alive = False
     world.engine.land("a", "c")
     await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
@@ -202,7 +204,8 @@ async def test_answers_outlive_a_lane(world: World) -> None:
         ("a", "m"),
         ("c", "other"),
     ]
-    assert kept.flying == [("b", 0, 1, "m", "primary", "v")]
+    assert kept.made_by == [("policy", "prompt of a"), ("policy", "prompt of c")]
+    assert kept.flying == [("b", 0, 1, "m", "primary", "v", ("policy", "prompt of b"))]
     world.engine.land("b")
     await until(lambda: heir.got)
     assert heir.got == [((1, 2), ["b"])]

@@ -146,14 +146,16 @@ class LaneShell:
         """Answers and calls that a worker still has of the last owner."""
         self.machine.adopt(
             [
-                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role, version)
-                for o, model, role, version in zip(kept.outcomes, kept.models, kept.roles, kept.versions, strict=True)
+                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role, version, made_by)
+                for o, model, role, version, made_by in zip(
+                    kept.outcomes, kept.models, kept.roles, kept.versions, kept.made_by, strict=True
+                )
             ]
         )
         self.machine.adopt(
             [
-                Adopted(item, generation, n, model, worker, None, role, version)
-                for item, generation, n, model, role, version in kept.flying
+                Adopted(item, generation, n, model, worker, None, role, version, made_by)
+                for item, generation, n, model, role, version, made_by in kept.flying
             ]
         )
 
