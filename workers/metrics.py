@@ -172,6 +172,10 @@ class LaneMetrics:
     def dropped(self, lane: int) -> None:
         self._lanes.pop(lane, None)
 
+    def moved(self) -> None:
+        """A lane goes on in another process. No report may follow here, and a gauge stays as it was set last."""
+        self._export()
+
     def committed(self, batch: CommitBatch) -> None:
         """A commit of one of the lanes is durable."""
         items: dict[tuple[int, str, str, str], int] = {}

@@ -297,6 +297,35 @@ def test_gauges_speak_for_all_lanes_of_the_process() -> None:
     assert sheet.of("breaker_open", "a", "m") == 0
 
 
+def test_an_actor_whose_last_lane_has_moved_tells_nothing_of_it_any_more() -> None:
+    """It reports nothing from then on, but its gauges stay in what Ray exports: the lane's new process told the same
+    lag once more, and alerts of breakers and deadlines spoke for as long as the old one lived. What its last commit
+    brought is told."""
+    sheet = Sheet()
+    metrics = lanes(sheet)
+    metrics.see(
+        over(
+            0,
+            Tally(flying={"m": 3}),
+            oldest_item_s=9.0,
+            deadline_left_s=5.0,
+            open_breakers=[("a", "m")],
+            lag={"requests": 5},
+        )
+    )
+    metrics.committed(batch([result(1)]))
+    metrics.dropped(0)
+    metrics.moved()
+    assert [sheet.of("inflight", "m"), sheet.of("breaker_open", "a", "m"), sheet.of("lane_lag", "requests")] == [
+        0,
+        0,
+        0,
+    ]
+    assert sheet.of("oldest_item_seconds") == 0
+    assert sheet.of("deadline_left_seconds") > 60
+    assert sheet.of("items", "mail", "2", "t", "m", "ok") == 1
+
+
 def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> None:
     """Quality has its mean and both bounds, by each scorer: answers that are always JSON are no better for it."""
     sheet = Sheet()

@@ -344,6 +344,7 @@ class LaneActor:
                 return b""
         answers = self._left(lane)
         await self._let_go(lane)
+        self._metrics.moved()
         return encode(answers) if answers else b""
 
     async def inherit(self, lane: int, answers: bytes) -> None:
