@@ -148,9 +148,10 @@ class Ends:
         return dict(Counter(slot.model for slot in self.slots.values() if slot.state == "flying"))
 
     def oldest_age(self, now: float) -> float:
-        """Seconds since the oldest unfinished item was read. Slots stand in reading order."""
+        """Seconds since the oldest unfinished item was read. Slots stand in reading order. (Since it was published says
+        how far behind its topic the run is: that is the lag.)"""
         first = next(iter(self.slots.values()), None)
-        return now - first.item.enqueued_at if first is not None else 0.0
+        return max(0.0, now - first.offered_at) if first is not None else 0.0
 
     def deadline_left(self, now: float) -> float | None:
         """Seconds that the most pressing unfinished item has left; None: none has a deadline."""

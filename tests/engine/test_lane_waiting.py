@@ -39,7 +39,10 @@ class Rig:
         self.read = [0, 0]
         self.commit()
 
-    def offer(self, n: int, attributes: Attributes | None = None, split: int = 0) -> list[str]:
+    def offer(
+        self, n: int, attributes: Attributes | None = None, split: int = 0, *, published: float | None = None
+    ) -> list[str]:
+        at = self.now if published is None else published
         names: list[str] = []
         for _ in range(n):
             position = self.read[split]
@@ -47,7 +50,7 @@ class Rig:
             names.append(f"{split}.{position}")
             where = Position(f"s{split}", split, position)
             request = Request(b'{"messages":[]}', input_hash="0")
-            self.lane.offer(Item(names[-1], where, attributes or Attributes(tier=3), request, b"x", self.now), self.now)
+            self.lane.offer(Item(names[-1], where, attributes or Attributes(tier=3), request, b"x", at), self.now)
         return names
 
     def commit(self) -> CommitBatch:
@@ -70,6 +73,14 @@ class Rig:
         self.now += seconds
         self.lane.tick(self.now)
         check(self.lane)
+
+
+def test_an_item_is_as_old_as_its_reading_not_as_the_backlog_that_it_comes_from() -> None:
+    """A job that reads a topic of last week has no item that hangs: nobody is to be woken up for it."""
+    rig = Rig()
+    rig.offer(1, published=NOW - 7 * DAY_S)
+    rig.tick(5.0)
+    assert rig.lane.ends.oldest_age(rig.now) == 5.0
 
 
 # urgent ones
