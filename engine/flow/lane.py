@@ -375,6 +375,12 @@ class Lane:
         return self.draining and self.idle and bool(self.slots)
 
     @property
+    def waiting(self) -> bool:
+        """Some item is to be sent, or its call is out. (Those of a paused tier are not: they wait for a person, and
+        others for them, or for a commit.)"""
+        return bool(self.ready) or not self.idle or self.places.waiting or self.till.waiting > 0
+
+    @property
     def thirsty(self) -> bool:
         """Workers will soon have nothing under the horizon: commit now rather than at the interval."""
         behind = self.chains is not None and self.chains.pressing

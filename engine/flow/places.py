@@ -110,6 +110,11 @@ class Places:
         return None
 
     @property
+    def waiting(self) -> bool:
+        """Some item goes on at a time, whatever a person does."""
+        return any(slot.route.tier not in self.paused for _, _, slot in self._held)
+
+    @property
     def held(self) -> int:
         return len(self._held) + len(self._parked)
 

@@ -10,7 +10,7 @@ from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
 from penstock.engine.flow.lane_check import check
 from penstock.engine.flow.lane_types import CommitBatch, Hooks, LaneSettings
-from penstock.engine.items import Answer, Attributes, Call, Item, Outcome, Position, Request, Usage
+from penstock.engine.items import Answer, Attributes, Call, Failure, Item, Outcome, Position, Request, Usage
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Scorer, Task
 from penstock.engine.router import Router
@@ -227,6 +227,28 @@ def test_a_paused_tier_waits_and_the_others_go_on() -> None:
     assert [result.item.item_id for result in rig.commit().results] == [bulk[0]]
     rig.lane.pause(frozenset(), rig.now)
     assert rig.take() == [bulk[3], *more]
+
+
+def test_items_of_a_paused_tier_wait_for_a_person_and_for_no_model() -> None:
+    """A provider was down when somebody paused the tier for the night. Two hours later the run was ended for that
+    outage, though nobody had asked the provider any more."""
+    rig = Rig(floor=100)
+    rig.offer(4)
+    rig.commit()
+    assert rig.lane.waiting
+    (first, second) = rig.lane.take(POOL, 2, 1 << 30, "w", rig.now)
+    rig.lane.pause(frozenset({3}), rig.now)
+    assert rig.lane.waiting, "calls are out"
+    rig.answer(first)
+    failed = Outcome(second.item_id, 0, 1, rig.now, 1.0, failure=Failure("rate_limited", "slow down", 429, 9.0))
+    rig.lane.outcome(failed, rig.now)
+    rig.offer(3)
+    rig.commit()
+    assert not rig.lane.waiting
+    rig.tick(60.0)
+    assert not rig.lane.waiting
+    rig.lane.pause(frozenset(), rig.now)
+    assert rig.lane.waiting
 
 
 def test_an_item_does_not_wait_behind_an_equal_one_of_a_paused_tier() -> None:

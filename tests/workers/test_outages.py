@@ -12,9 +12,9 @@ NOW = 1_700_000_000.0
 EVERYBODY: list[tuple[str | None, str]] = [("eu", "m"), ("eu", "*"), (None, "small")]
 
 
-def report(*targets: tuple[str | None, str], stuck: str | None = None, unfinished: bool = True) -> list[LaneReport]:
+def report(*targets: tuple[str | None, str], stuck: str | None = None, waiting: bool = True) -> list[LaneReport]:
     answering = [target for target in EVERYBODY if target not in targets]
-    told = LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck, unfinished=unfinished, input_read=True)
+    told = LaneReport(0, Tally(), open_breakers=list(targets), stuck=stuck, waiting=waiting, input_read=True)
     return [msgspec.structs.replace(told, answering=answering)]
 
 
@@ -121,9 +121,10 @@ def test_a_long_wait_without_an_outage_is_none_of_ours() -> None:
 
 
 def test_a_breaker_that_nobody_waits_for_ends_nothing() -> None:
-    """Its items finished elsewhere, and no more came for hours: the time begins with the next item."""
+    """Its items finished elsewhere, or a person holds their tier back, and no more came for hours: the time begins with
+    the next item."""
     outages = Outages(NOW)
-    idle, busy = report(("eu", "m"), unfinished=False), report(("eu", "m"))
+    idle, busy = report(("eu", "m"), waiting=False), report(("eu", "m"))
     outages.news(idle)
     assert outages.verdict(idle, 5, False, NOW) is None
     assert outages.verdict(idle, 5, False, NOW + 10 * OUTAGE_S) is None

@@ -83,7 +83,7 @@ class Outages:
         return None if self._endless else why
 
     def _why(self, reports: Collection[LaneReport], finished: int, flying: bool, now: float) -> str | None:
-        nothing_waits = not any(report.unfinished for report in reports)
+        nothing_waits = not any(report.waiting for report in reports)
         if flying or finished != self._finished or nothing_waits:
             self._finished, self._moved_at = finished, now
         stuck = next((report.stuck for report in reports if report.stuck is not None), None)

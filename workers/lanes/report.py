@@ -15,8 +15,9 @@ class LaneReport(msgspec.Struct, frozen=True):
     tally: Tally
     done: bool = False
     idle: bool = True
-    unfinished: bool = True
-    """Some item that was read has not ended."""
+    waiting: bool = True
+    """Some item is to be sent, or its call is out. Not where all are held back: by a person, or until tomorrow's money
+    is there."""
     settled: bool = False
     """Nothing in flight, everything committed, leases settled, followers up to date."""
     stuck: str | None = None
@@ -59,14 +60,15 @@ def report_of(machine: Lane, due_at: float | None, now: float) -> LaneReport:
     tally.flying = machine.ends.flying()
     tally.position_bytes = machine.progress.bytes_done()
     waits = machine.paying.waits_until
+    wait = waits[1] if waits is not None and waits[0] > now else None
     return LaneReport(
         machine.settings.lane,
         tally,
         idle=machine.idle,
-        unfinished=bool(machine.slots) or machine.shelf.count > 0,
+        waiting=machine.waiting and wait is None,
         stuck=machine.places.stuck(),
         spent_out=machine.paying.spent_out,
-        waits_for_money=waits[1] if waits is not None and waits[0] > now else None,
+        waits_for_money=wait,
         open_breakers=machine.targets.health.opened(),
         answering=machine.targets.health.answering(),
         commit_age_s=max(0.0, now - due_at) if due_at is not None else 0.0,
