@@ -102,11 +102,13 @@ class Choice(msgspec.Struct):
 
 
 def weigh(plan: Choice, attributes: Attributes, request: Request) -> Route | Rejection:
-    """The permitted targets that this item fits into and may pay, in order. Those it may not fit come last."""
+    """The permitted targets that this item fits into and may pay, in order. Those it may not fit come last; but for a
+    cascade's, whose last one is believed unasked: a cheap one that refuses the prompt is passed by, for nothing."""
     tokens = estimate_input_tokens(request)
     ceiling, n, easy = request.max_tokens, request.n, plan.easy
     asked = tokens + (ceiling or plan.ask.task.max_tokens or 0)  # a default ceiling gives way to the prompt
     limit = _nano_limit(attributes.max_cost_usd)
+    fits_first = not plan.ask.cascade
     order: list[tuple[bool, float, int]] = []
     long: list[int] = []
     dear: list[int] = []
@@ -118,7 +120,7 @@ def weigh(plan: Choice, attributes: Attributes, request: Request) -> Route | Rej
             if limit is not None and cost > limit:
                 dear.append(i)
             else:
-                order.append((asked > target.context, i if easy else _accepted(target, tokens, ceiling, n), i))
+                order.append((fits_first and asked > target.context, i if easy else _accepted(target, tokens, ceiling, n), i))
     order.sort()
     key = (tuple(i for _, _, i in order), tuple(long), tuple(dear))
     route = plan.routes.get(key)

@@ -97,7 +97,12 @@ def said(text: str, *logprobs: float, top: float | None = None) -> Answer:
 
 class Rig(OneLane):
     def __init__(
-        self, cascade: Cascade, rules: tuple[Rule, ...] = (), budgets: tuple[Budget, ...] = (), **task: object
+        self,
+        cascade: Cascade,
+        rules: tuple[Rule, ...] = (),
+        budgets: tuple[Budget, ...] = (),
+        catalog: Catalog = CATALOG,
+        **task: object,
     ) -> None:
         whole = Task("t", tier=1, max_tokens=10, cascade=cascade, **task)  # type: ignore[arg-type]
         policy = Policy({"t": whole}, default_task="t", rules=rules)
@@ -106,7 +111,7 @@ class Rig(OneLane):
             lambda item, answer, task: score_all(task.scorers, answer.text, "c"),
             lambda body, answer, message: body,
         )
-        super().__init__(CATALOG, policy, hooks, budgets)
+        super().__init__(catalog, policy, hooks, budgets)
 
     def offer(self, attributes: Attributes | None = None, request: Request | None = None) -> None:
         body = Request(b'{"messages":[]}', temperature=1.0, input_hash="h")
@@ -561,3 +566,13 @@ def test_probabilities_that_the_request_asks_for_stay_in_the_answer() -> None:
     rig.offer(request=Request(b'{"messages":[],"logprobs":true}', temperature=1.0, needs=("logprobs",), input_hash="h"))
     result = rig.one({"small": [said("yes", math.log(0.95))]})
     assert b"logprobs" in result.answer.body_json
+
+
+def test_a_prompt_that_may_be_too_long_for_the_cheap_model_climbs_from_it_all_the_same() -> None:
+    """Behind the others it would be the last, whose answer is taken as it is, and the best one's would be doubted."""
+    body = b'{"messages":[{"role":"user","content":"' + b"x" * 30_000 + b'"}]}'
+    models = {**CATALOG.models, "small": msgspec.structs.replace(CATALOG.models["small"], context=7000)}
+    rig = Rig(LOGPROB, catalog=msgspec.structs.replace(CATALOG, models=models))
+    rig.offer(request=Request(body, temperature=1.0, input_hash="h"))
+    result = rig.one({"small": ["too_long"], "mid": [said("b", math.log(0.5))], "top": [said("c")]})
+    assert (result.answer.text, rig.roles()) == ("c", [("primary", "small"), ("fallback", "mid"), ("cascade", "top")])
