@@ -120,7 +120,9 @@ def weigh(plan: Choice, attributes: Attributes, request: Request) -> Route | Rej
             if limit is not None and cost > limit:
                 dear.append(i)
             else:
-                order.append((fits_first and asked > target.context, i if easy else _accepted(target, tokens, ceiling, n), i))
+                order.append(
+                    (fits_first and asked > target.context, i if easy else _accepted(target, tokens, ceiling, n), i)
+                )
     order.sort()
     key = (tuple(i for _, _, i in order), tuple(long), tuple(dear))
     route = plan.routes.get(key)

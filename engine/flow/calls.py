@@ -127,8 +127,7 @@ class Calls:
 
     def _probing(self, slot: Slot) -> Request:
         """The item's request, with the question for the signal where its answer may be doubted."""
-        last = slot.candidate == len(slot.route.candidates) - 1
-        if last or "logprobs" in self._models[slot.model].lacks:
+        if slot.is_at_last or "logprobs" in self._models[slot.model].lacks:
             return slot.item.request
         return signals.asked(slot.item.request, self.cascade(slot).signal)
 

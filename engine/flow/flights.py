@@ -209,23 +209,27 @@ class Flights:
 
     def _climb(self, slot: Slot, answer: Answer, now: float, *, valid: bool) -> None:
         """A judge is asked first where it is the signal."""
-        judge, last = self._calls.cascade(slot).judge, self._places.targets.above(slot) is None
-        if judge is not None and valid and not last and self._calls.may_judge(slot):
+        judge = self._calls.cascade(slot).judge
+        if judge is not None and valid and not slot.is_at_last and self._calls.may_judge(slot):
             self._go_on(slot, self._steps.begin_trial(slot, self._calls.result(slot, answer, now), judge), now)
         else:
             self._believe(slot, answer, SILENT, now, valid=valid)
 
     def _believe(self, slot: Slot, answer: Answer, judged: Word, now: float, *, valid: bool = True) -> None:
-        """Take the answer, or go on for another."""
+        """Take the answer, or go on for another. One of a cheap model that was asked since those above it had failed is
+        the last word of its cascade no more than any other of it."""
         cascade, above, source = self._calls.cascade(slot), self._places.targets.above(slot), slot.model
         climb = slot.climb = slot.climb or Climb()
         asked = source, slot.route.candidates[slot.candidate].version
-        word = climb.heard(cascade, asked, answer, valid=valid, last=above is None, judged=judged)
+        word = climb.heard(cascade, asked, answer, valid=valid, last=slot.is_at_last, judged=judged)
         if isinstance(word, Taken):
             slot.route = msgspec.structs.replace(slot.route, reason=f"{slot.route.reason}; {word.why}")
             self._count(slot, self._calls.untold(slot, word.answer), now, valid=valid)
             return
-        if word == "up" and above is not None:
+        if word == "up":
+            if above is None:
+                self.dead_letter(slot, "no_candidate", f"nobody is left to ask: {'; '.join(climb.doubts)}", now)
+                return
             left = (*slot.history.left, slot.candidate)
             self._places.move(slot, above)
             slot.history = msgspec.structs.replace(slot.history, left=left)

@@ -142,6 +142,11 @@ class Slot:
         return self.route.candidates[self.candidate].pool
 
     @property
+    def is_at_last(self) -> bool:
+        """Its candidate is the last of its route."""
+        return self.candidate == len(self.route.candidates) - 1
+
+    @property
     def own(self) -> bool:
         """Served by an engine of our own: nobody bills its calls one by one."""
         return is_own(self.pool)

@@ -576,3 +576,23 @@ def test_a_prompt_that_may_be_too_long_for_the_cheap_model_climbs_from_it_all_th
     rig.offer(request=Request(body, temperature=1.0, input_hash="h"))
     result = rig.one({"small": ["too_long"], "mid": [said("b", math.log(0.5))], "top": [said("c")]})
     assert (result.answer.text, rig.roles()) == ("c", [("primary", "small"), ("fallback", "mid"), ("cascade", "top")])
+
+
+@pytest.mark.parametrize("sure", [0.5, 0.95])
+def test_a_cheap_model_that_is_asked_after_the_best_one_failed_is_not_believed_for_being_the_last_left(
+    sure: float,
+) -> None:
+    """Its worker was away at first. An answer that its signal passes is as good as any; a doubtful one is none."""
+    rig = Rig(Cascade(("small", "top"), "logprob", 0.9))
+    rig.lane.pool_down("api:small", "away", rig.now)
+    rig.offer()
+    (call,) = rig.lane.take("api:top", 9, 1 << 30, "w", rig.now)
+    rig.lane.pool_up("api:small", rig.now)
+    rig.lane.outcome(Outcome("i", 0, call.attempt, rig.now, 1.0, failure=Failure("refused", "m")), rig.now)
+    batch = rig.run({"small": [said("a", math.log(sure))]})
+    assert [result.route.reason.split("; ")[1:] for result in batch.results] == (
+        [["answer of small accepted: logprob 0.95 ≥ 0.9"]] if sure > 0.9 else []
+    )
+    assert [(dead.reason, dead.message) for dead in batch.dead_letters] == (
+        [] if sure > 0.9 else [("no_candidate", "nobody is left to ask: answer of small doubtful: logprob 0.5 < 0.9")]
+    )
