@@ -241,12 +241,11 @@ class Router:
         asked = self._ask(attributes, request, task, rule)
         if isinstance(asked, Rejection):
             return asked
-        (arms, exposure), names = drawn, asked.names
+        arms, exposure = drawn
+        asked = msgspec.structs.replace(asked, arms=arms, exposure=exposure)
         if exposure is not None and exposure.model is not None:
-            names = (exposure.model, *names)
-        return self._filter(
-            msgspec.structs.replace(asked, names=names, arms=arms, exposure=exposure), attributes, request
-        )
+            asked = _led_by(asked, exposure.model)
+        return self._filter(asked, attributes, request)
 
     def _ask(self, attributes: Attributes, request: Request, task: Task, index: int) -> Ask | Rejection:
         rule = self._policy.rules[index] if index >= 0 else None
@@ -368,3 +367,11 @@ class Router:
         if wall is None:
             return None
         return refusal(wall, model, self._catalog.accounts.get(model.account) if model.account else None)
+
+
+def _led_by(ask: Ask, model: str) -> Ask:
+    """The model that an arm names goes first, the others are its fallbacks. A climb begins at it, where its cascade has
+    it: with the cheaper ones behind it, one of these would be the last, whose answer is taken as it is."""
+    climbs = ask.cascade and model in ask.names
+    names = ask.names[ask.names.index(model) :] if climbs else (model, *ask.names)
+    return msgspec.structs.replace(ask, names=names)

@@ -596,3 +596,23 @@ def test_a_cheap_model_that_is_asked_after_the_best_one_failed_is_not_believed_f
     assert [(dead.reason, dead.message) for dead in batch.dead_letters] == (
         [] if sure > 0.9 else [("no_candidate", "nobody is left to ask: answer of small doubtful: logprob 0.5 < 0.9")]
     )
+
+
+@pytest.mark.parametrize(
+    ("named", "sent"),
+    [
+        ("top", [("primary", "top")]),
+        ("mid", [("primary", "mid"), ("cascade", "top")]),
+        ("small", [("primary", "small"), ("cascade", "mid"), ("cascade", "top")]),
+        ("mute", [("primary", "mute"), ("cascade", "small"), ("cascade", "mid"), ("cascade", "top")]),
+    ],
+)
+def test_an_arm_that_names_a_model_climbs_from_it(named: str, sent: list[tuple[str, str]]) -> None:
+    """The last of the cascade stays the last: its answer is not doubted, to take that of a cheaper one behind it."""
+    rig = Rig(LOGPROB)
+    body = Request(b'{"messages":[]}', temperature=1.0, input_hash="h")
+    arm = Exposure("job/models", named, 0.5, model=named)
+    rig.lane.offer(Item("i", Position("s", 0, 0), Attributes(), body, b"x", rig.now, exposure=arm), rig.now)
+    rig.commit()
+    result = rig.one({model: [said(model, math.log(0.5))] for model in ("mute", "small", "mid", "top")})
+    assert (result.answer.text, rig.roles()) == ("top", sent)
