@@ -105,13 +105,15 @@ def copy_of(result: Result, leader: Slot, follower: Slot) -> Result:
 
 
 def _key(slot: Slot) -> Key:
-    """What must be equal for one answer to serve two items: the request, all that decides who may see it, and when it
-    is asked for: nobody waits behind a tier that is paused, or at the end of a queue, for an equal one that does."""
+    """What must be equal for one answer to serve two items: the request, all that decides who may see it, how sure it
+    has to be, and when it is asked for: nobody waits behind a tier that is paused, or at the end of a queue, for an
+    equal one that does."""
     attributes = slot.item.attributes
     return (
         slot.item.request.input_hash,
         slot.route.task,
         slot.route.candidates,
+        slot.route.cascade,
         slot.route.wall,
         attributes.sensitivity,
         attributes.tenant,

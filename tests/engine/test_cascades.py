@@ -616,3 +616,14 @@ def test_an_arm_that_names_a_model_climbs_from_it(named: str, sent: list[tuple[s
     rig.commit()
     result = rig.one({model: [said(model, math.log(0.5))] for model in ("mute", "small", "mid", "top")})
     assert (result.answer.text, rig.roles()) == ("top", sent)
+
+
+def test_an_answer_that_no_signal_looked_at_is_no_copy_for_who_climbs() -> None:
+    """A rule names the same models in the same order, and takes the first one's answer as it is."""
+    rig = Rig(LOGPROB, (Rule(Condition("purpose", "eq", "draft"), use=tuple(list(LOGPROB.models))),))
+    body = Request(b'{"messages":[]}', temperature=0.0, input_hash="h")
+    for at, purpose in enumerate(("draft", "final")):
+        attributes = Attributes(purpose=purpose)
+        rig.lane.offer(Item(f"i{at}", Position("s", 0, at), attributes, body, b"x", rig.now), rig.now)
+    rig.commit()
+    assert len(rig.lane.take("api:small", 9, 1 << 30, "w", rig.now)) == 2
