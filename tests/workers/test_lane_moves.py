@@ -179,10 +179,7 @@ async def test_answers_that_the_last_owner_left_are_committed_though_the_money_i
     rig.budgets = (Budget(1),)
     second, driver = rig.shell(rig.place.open())
     await second.open(await rig.made_plan(), force=True)
-    second.adopt(
-        Kept([answered(c) for c in late], [c.model for c in late], [c.role for c in late], [c.version for c in late]),
-        "w",
-    )
+    second.adopt(all_answered(late), "w")
     second.go()
     async with asyncio.timeout(20):
         while not driver.settled:
