@@ -246,6 +246,7 @@ WRITTEN = {
     "unknown field": (f"{{{SINK}, create: {{partition: 1}}}}}}", "sinks.results.create.partition: unknown field; did you mean `partitions`?"),
     "elsewhere": (f"{{{SINK}, too_large: 's3://bucket/x'}}}}", "sinks.results.too_large: expected `dead_letter` or s3://bucket/prefix/"),
     "the same topic": (f"{{{SINK}}}, costs: {{type: kafka, connection: shop, topic: results}}}}", "sinks.costs: the same place as `results`"),
+    "the same topic by address": ("{results: {type: kafka, bootstrap: 'localhost:9092', topic: out}, costs: {type: kafka, bootstrap: '127.0.0.1:9092,b:9092', topic: out}}", "sinks.costs: the same topic as `results`"),
     "replies at the sink": (f"{{{SINK}, reply_to: [a]}}}}", "sinks.results.reply_to: which topics a record may name is said at the source"),
     "avro": ("{results: {type: kafka, bootstrap: 'b:1', topic: a, format: avro}}", "sinks.results.format: `avro` goes with a schema registry"),
     "avro letters": ("{results: {type: kafka, bootstrap: 'b:1', topic: a}, dead_letters: {type: kafka, bootstrap: 'b:1', topic: d, format: avro}}", "a dead letter is its input's own bytes"),

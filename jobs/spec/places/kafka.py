@@ -137,12 +137,15 @@ def _check_registry(doc: Doc, path: Path, made: KafkaSource | KafkaSink, wanted:
 
 
 def check_progress(doc: Doc, sinks: Mapping[SinkName, SinkSettings]) -> None:
-    """One cluster holds a run's progress in one topic, which is no sink's."""
+    """One cluster holds a run's progress in one topic, which is no sink's; each sink has a topic of its own, however
+    the cluster is written."""
     topics = [(name, sink) for name, sink in sinks.items() if isinstance(sink, KafkaSink)]
-    for name, one in topics:
-        for _, other in topics:
+    for at, (name, one) in enumerate(topics):
+        for number, (before, other) in enumerate(topics):
             if not is_one_cluster(one.connection, other.connection):
                 continue
+            if number < at and one.topic == other.topic:
+                raise doc.error(("sinks", name), f"the same topic as `{before}`; each sink needs its own")
             if one.progress_topic != other.progress_topic:
                 raise doc.error(("sinks", name), "sinks of one cluster share their `progress_topic:`; name one")
             if one.topic == other.progress_topic:
