@@ -203,6 +203,7 @@ SOURCES = {
     "long pattern": (f"{{type: kafka, connection: shop, pattern: '{'a' * 1001}'}}", "source.pattern: a pattern has 1 to 1,000"),
     "bad start": ("{type: kafka, connection: shop, topics: [a], start: erliest}", "source.start: expected earliest, latest, a time"),
     "no group": ("{type: kafka, connection: shop, topics: [a], start: 'group:'}", "source.start: a group's name has 1 to 249"),
+    "begun from its own progress": ("{type: kafka, connection: shop, topics: [a], group: old, start: 'group:old'}", "source.group: `start:` reads where `old` stands, and the run would write its own progress there"),
     "bad until": ("{type: kafka, connection: shop, topics: [a], until: ends}", "source.until: `ends` is not known here; did you mean `end`?"),
     "no port": ("{type: kafka, bootstrap: broker, topics: [a]}", "source.bootstrap: expected host:port"),
     "password in an address": ("kafka://user:hunter2@broker:9092/a", "source: expected host:port"),

@@ -46,6 +46,7 @@ def source(doc: Doc, value: KafkaSource, known: Connections, base: str) -> Kafka
     made = connect(doc, path, value, known, base)
     if made.group is not None:
         _check_group(doc, (*path, "group"), made.group)
+        _check_mirror(doc, (*path, "group"), made.group, made.start)
     for i, topic in enumerate(made.reply_to):
         check_topic(doc, (*path, "reply_to", i), topic)
     _check_registry(doc, path, made, made.format in SCHEMA_FORMATS)
@@ -93,6 +94,14 @@ def _check_group(doc: Doc, path: Path, name: str) -> str:
     if not name.strip() or len(name) > MAX_GROUP or not name.isprintable():
         raise doc.error(path, f"a group's name has 1 to {MAX_GROUP} printable characters")
     return name
+
+
+def _check_mirror(doc: Doc, path: Path, group: str, start: str) -> None:
+    """The run writes its own progress over what it would be begun from: `--fresh`, or a next run, would pass over all
+    that this one has read."""
+    if start.partition(":")[0] == "group" and start.partition(":")[2].strip() == group.strip():
+        told = f"`start:` reads where `{group}` stands, and the run would write its own progress there"
+        raise doc.error(path, f"{told}; name another group (left out, the run has one of its own)")
 
 
 def sink(doc: Doc, path: Path, value: KafkaSink, known: Connections, base: str) -> KafkaSink:
