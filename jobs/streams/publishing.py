@@ -33,6 +33,8 @@ SEND_S = 60.0
 PACE_S = 0.1
 """With a rate, so often something is sent."""
 SKIPPED_SHOWN = 3
+_TABLES = ("csv", "parquet")
+"""Their rows become objects; the lines of other formats go as they are, what can't be read of them too."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -73,7 +75,8 @@ async def publish(order: Order, done: Published, show: Callable[[Published], Non
             reader = await source.open([(split, split.start)])
             try:
                 async for chunk in _chunks(reader, pace.chunk):
-                    await _send(producer, order, list(_rows(order, facts, chunk, done)), done)
+                    whole = _whole(chunk, done, table=split.format in _TABLES)
+                    await _send(producer, order, list(_rows(order, facts, whole, done)), done)
                     show(done)
                     await pace.wait(done.records)
             finally:
@@ -102,13 +105,19 @@ async def _chunks(reader: Reader, count: int) -> AsyncIterator[list[Raw]]:
             return
 
 
-def _rows(order: Order, facts: TopicFacts, chunk: list[Raw], done: Published) -> Iterator[Row]:
-    headers: Headers = list(order.headers)
+def _whole(chunk: list[Raw], done: Published, *, table: bool) -> Iterator[Raw]:
     for raw in chunk:
-        value = raw.row_json or raw.data
-        if not value or len(raw.data) < (raw.length if raw.row_json is None else 0):
+        cut = not (raw.row_json or raw.data) or len(raw.data) < (raw.length if raw.row_json is None else 0)
+        if cut or (table and raw.error is not None):
             _skip(done, raw, raw.error[1] if raw.error else "it was not read whole")
-            continue
+        else:
+            yield raw
+
+
+def _rows(order: Order, facts: TopicFacts, whole: Iterator[Raw], done: Published) -> Iterator[Row]:
+    headers: Headers = list(order.headers)
+    for raw in whole:
+        value = raw.row_json or raw.data
         try:
             key = _key(order, raw, value)
         except msgspec.DecodeError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,32 @@ def test_a_line_that_has_no_columns_has_no_key_and_the_others_go(
     assert done.stdout.startswith(f"2 records to {topic} in ")
     assert "records/s" not in done.stdout
     assert [record["key"] for record in told(kafka_server, topic, 2)] == ["a", "b"]
+
+
+async def test_a_row_of_a_table_that_cannot_be_read_is_told_and_the_others_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It has no columns to make an object of: its bare text would be a record that no reader of the topic knows."""
+    sent = list[Row]()
+
+    async def there(_: object) -> TopicFacts:
+        return TopicFacts("rows", 1, 1_000_000, "delete")
+
+    @asynccontextmanager
+    async def as_it_is(producer: object, _: object) -> AsyncGenerator[object]:
+        yield producer
+
+    async def send(_: object, __: object, found: list[Row], ___: object) -> None:
+        sent.extend(found)
+
+    for name, stand_in in {"_topic": there, "opened": as_it_is, "_send": send}.items():
+        monkeypatch.setattr(publishing, name, stand_in)
+    monkeypatch.setattr(publishing, "new_producer", lambda *_, **__: None)
+    file, done = tmp_path / "a.csv", publishing.Published()
+    file.write_text('n,text\n1,hi\n2,one,too many\n3,"ho\n')
+    await publishing.publish(publishing.Order(str(file), "rows", Connection("k:1")), done, lambda _: None)
+    assert [row.value for row in sent] == [b'{"n":"1","text":"hi"}']
+    assert (done.skipped, "the row has 3 columns, the header has 2" in done.why[0]) == (2, True)
 
 
 def test_the_line_that_counts_is_wiped_before_an_error_is_told(
