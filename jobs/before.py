@@ -49,7 +49,8 @@ class Before(msgspec.Struct, frozen=True):
         if self.spec is None:
             return given
         known = where(self.spec.sinks["results"])
-        edited = self.spec.fingerprint != spec.fingerprint or known != where(spec.sinks["results"])
+        moved = known != where(spec.sinks["results"]) or self.spec.source != spec.source
+        edited = moved or self.spec.fingerprint != spec.fingerprint
         fresh = given.fresh or (spec.limit is not None and edited)
         ended = 0 if fresh or spec.limit is not None else self.items
         return msgspec.structs.replace(given, fresh=fresh, results_at=None if fresh else known, ended=ended)

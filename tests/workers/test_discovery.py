@@ -6,15 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import msgspec
+import pytest
+
 from penstock.connectors import memory
 from penstock.connectors.base import Later
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.settings import KafkaSource, MemorySink, Row
 from penstock.engine.catalog import Catalog
+from penstock.engine.errors import SpecError
+from penstock.engine.flow.progress import PROGRESS, Saved
+from penstock.engine.flow.tally import Tally
 from penstock.engine.plan import Plan, Split
 from penstock.engine.policy import Policy, Task
+from penstock.jobs.before import Before
+from penstock.workers.driving import planner
 from penstock.workers.driving.discovery import Discovery
-from penstock.workers.runspec import RunSpec
+from penstock.workers.driving.planner import durable_plan
+from penstock.workers.runspec import RunOptions, RunSpec
+from penstock.workers.status import RunStatus
 
 SPEC = RunSpec(
     "r",
@@ -58,3 +68,34 @@ async def test_input_that_is_missing_is_told_once_and_what_is_there_joins() -> N
         await discovery.step([])
     assert notes == [gone, "1 new piece of input joined the run", gone]
     assert [split.id for split in plans[0].splits] == ["a/1"]
+
+
+async def test_a_topic_is_read_as_the_mended_job_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All records of a stream were malformed since its `format:` was wrong. Mended, it is accepted like any change that
+    changes answers, and counts for what comes."""
+    memory.forget("mended")
+    store = MemoryStore("mended")
+    wrong = (Split("a@x/0#0-", "a@x/0", 0, 0, "kafka://h:1/a/0", 0, None, format="openai-batch"),)
+    plan = Plan("r", "n", {}, 1, wrong, {}, 0.0, bounded=False, sinks={"results": "primary"})
+    await store.write_plan(plan)
+    monkeypatch.setattr(planner, "open_source", lambda _: Topics(Later([]), Later([]), Later([])))
+    settings = msgspec.structs.replace(SPEC.source, format="jsonl")
+    spec = msgspec.structs.replace(SPEC, source=settings, sinks={"results": MemorySink("mended")})
+    ended = Saved(tally=Tally(dead_letters={"malformed": 1}))
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {}, {PROGRESS: msgspec.msgpack.encode(ended)})
+    with pytest.raises(SpecError, match="changed: source: format"):
+        await durable_plan(spec, RunOptions(), store, 2, 0.0)
+    made = await durable_plan(spec, RunOptions(accept_changes=True), store, 2, 0.0)
+    assert [split.format for split in made.plan.splits] == ["jsonl"]
+    assert (await durable_plan(spec, RunOptions(), store, 2, 0.0)).plan == made.plan
+
+
+def test_a_trial_begins_anew_where_its_source_was_mended() -> None:
+    """It is for editing the job between two looks; of the whole run it is told as a change."""
+    trial = msgspec.structs.replace(SPEC, limit=5)
+    mended = msgspec.structs.replace(trial, source=msgspec.structs.replace(SPEC.source, format="jsonl"))
+    before = Before(RunStatus("r", "n", "done"), trial)
+    assert before.options(mended, RunOptions()).fresh
+    assert not before.options(trial, RunOptions()).fresh
+    assert not before.options(msgspec.structs.replace(mended, limit=None), RunOptions()).fresh

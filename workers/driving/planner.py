@@ -11,6 +11,7 @@ import msgspec
 from penstock.connectors.base import Growing, Later, Primary, Renaming, Source
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_source, placement, where
+from penstock.connectors.settings import KafkaSource
 from penstock.connectors.state import open_state
 from penstock.engine.errors import NoInput, SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
@@ -67,7 +68,7 @@ async def wanted_plan(
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
     refuse_other_end(plan, spec)
     refuse_moved_sinks(plan, spec)
-    accept = options.accept_changes or (plan.fingerprint != spec.fingerprint and not await _any_finished(plan, primary))
+    accept = options.accept_changes or (bool(_changes(plan, spec)) and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
     found = await listed(source, plan)
@@ -171,7 +172,7 @@ def extended(plan: Plan, spec: RunSpec, splits: Sequence[Split]) -> Plan | None:
     )
     longer = msgspec.structs.replace(
         plan,
-        splits=plan.splits + added,
+        splits=_as_read_now(plan.splits, spec) + added,
         fingerprint=spec.fingerprint,
         bounded=not spec.endless,
         sinks=_placement(spec),
@@ -241,14 +242,27 @@ def _told(store: str) -> str:
 
 def check_unchanged(plan: Plan, spec: RunSpec, *, accept: bool) -> list[str]:
     """What changed in ways that change answers. Raises `SpecError` unless it is accepted."""
-    parts = sorted(set(plan.fingerprint) | set(spec.fingerprint))
-    changed = [part for part in parts if plan.fingerprint.get(part) != spec.fingerprint.get(part)]
+    changed = _changes(plan, spec)
     if changed and not accept:
         raise SpecError(
             f"run {spec.run_id} was begun with another job file; changed: {', '.join(changed)}. "
             "Finished items would keep their old answers: go on with --accept-changes, or start over with --fresh"
         )
     return changed
+
+
+def _changes(plan: Plan, spec: RunSpec) -> list[str]:
+    parts = sorted(set(plan.fingerprint) | set(spec.fingerprint))
+    changed = [part for part in parts if plan.fingerprint.get(part) != spec.fingerprint.get(part)]
+    return changed if _as_read_now(plan.splits, spec) == plan.splits else [*changed, "source: format"]
+
+
+def _as_read_now(splits: tuple[Split, ...], spec: RunSpec) -> tuple[Split, ...]:
+    """A topic's records are what the job says that they are: it may have been mended since the plan was made."""
+    if not isinstance(spec.source, KafkaSource):
+        return splits
+    format = spec.source.format or "auto"
+    return tuple(split if split.format == format else msgspec.structs.replace(split, format=format) for split in splits)
 
 
 def _hash(text: str) -> int:
