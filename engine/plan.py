@@ -52,3 +52,5 @@ class Plan(msgspec.Struct, frozen=True):
     """Every lane has committed once. From then on a lane without progress is corrupt, not new."""
     sinks: dict[str, str] = {}
     """Sink name → the store that takes its records: `primary`, or a follower's key."""
+    topics: dict[str, str] = {}
+    """Sink name → its topic, of those on Kafka: what is written to one stays there."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from penstock.connectors import memory
 from penstock.connectors.base import SinkName
 from penstock.connectors.ledger import LedgerClient
+from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import PRIMARY, open_stores
-from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
+from penstock.connectors.settings import FilesSink, FilesSource, KafkaSink, Row, SinkSettings
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget, run_key
 from penstock.engine.errors import SpecError
@@ -73,6 +75,27 @@ async def test_a_sink_may_get_another_name_in_its_store(tmp_path: Path) -> None:
     first = await planned(job(tmp_path))
     assert await planned(job(tmp_path, costs="r/money.jsonl")) == first
     assert first.sinks == {"results": PRIMARY, "costs": PRIMARY}
+
+
+async def test_a_sink_that_went_to_another_topic_is_refused(tmp_path: Path) -> None:
+    """What it holds stays in the first: the run's bill, its letters to send again and its checks would read the second
+    alone. Not before anything was written; and a cluster may be written in another way."""
+    memory.forget("topics")
+    store, spec = MemoryStore("topics"), job(tmp_path)
+
+    def to(letters: str, brokers: str = "a:1") -> RunSpec:
+        sinks: dict[SinkName, SinkSettings] = {
+            "results": KafkaSink("results", bootstrap=brokers),
+            "dead_letters": KafkaSink(letters, bootstrap=brokers),
+        }
+        return msgspec.structs.replace(spec, sinks=sinks)
+
+    await durable_plan(to("dead"), RunOptions(), store, 2, 0.0)
+    plan = (await durable_plan(to("died"), RunOptions(), store, 2, 0.0)).plan
+    await store.write_plan(msgspec.structs.replace(plan, started=True, version=plan.version + 1))
+    with pytest.raises(SpecError, match=r"dead_letters went to another topic since run r began \(died; now dead\)"):
+        await durable_plan(to("dead"), RunOptions(accept_changes=True), store, 2, 0.0)
+    await durable_plan(to("died", "b:1,a:1"), RunOptions(), store, 2, 0.0)
 
 
 async def test_a_folder_may_move_with_all_that_is_in_it(tmp_path: Path) -> None:

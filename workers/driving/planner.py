@@ -11,7 +11,7 @@ import msgspec
 from penstock.connectors.base import Growing, Later, Primary, Renaming, Source
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_source, placement, where
-from penstock.connectors.settings import KafkaSource
+from penstock.connectors.settings import KafkaSink, KafkaSource
 from penstock.connectors.state import open_state
 from penstock.engine.errors import NoInput, SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
@@ -156,6 +156,7 @@ def first_plan(spec: RunSpec, splits: Sequence[Split], cores: int, now: float) -
         generation=spec.generation,
         bounded=not spec.endless,
         sinks=_placement(spec),
+        topics=_topics(spec),
     )
 
 
@@ -176,6 +177,7 @@ def extended(plan: Plan, spec: RunSpec, splits: Sequence[Split]) -> Plan | None:
         fingerprint=spec.fingerprint,
         bounded=not spec.endless,
         sinks=_placement(spec),
+        topics=_topics(spec),
     )
     return msgspec.structs.replace(longer, version=plan.version + 1) if longer != plan else None
 
@@ -216,7 +218,9 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
 
 def refuse_moved_sinks(plan: Plan, spec: RunSpec) -> None:
     """Raises `SpecError` where a sink went from one of the run's stores to another: what is committed to it stays in
-    the first, which would put it out no more. A store that is elsewhere as a whole is known by what its lanes hold."""
+    the first, which would put it out no more. A store that is elsewhere as a whole is known by what its lanes hold. Or
+    from one topic to another: whoever reads the run, its bill and its dead letters would see a part as if it were all.
+    """
     stores = _placement(spec)
     if plan.started and plan.sinks and (new := [sink for sink in stores if sink not in plan.sinks]):
         raise SpecError(
@@ -230,6 +234,22 @@ def refuse_moved_sinks(plan: Plan, spec: RunSpec) -> None:
                 f"{sink} went to another store since run {spec.run_id} began ({_told(before)}; now {_told(now)}): what "
                 "it holds so far would be in no output. Put the sink's path back, or start over with --fresh"
             )
+    _refuse_other_topics(plan, spec)
+
+
+def _refuse_other_topics(plan: Plan, spec: RunSpec) -> None:
+    for sink, now in _topics(spec).items():
+        before = plan.topics.get(sink, now)
+        if plan.started and before != now:
+            raise SpecError(
+                f"{sink} went to another topic since run {spec.run_id} began ({before}; now {now}): what is in the "
+                "first would count no more as the run's. Put the topic back, give the job another name:, or start over "
+                "with --fresh (and pay again)"
+            )
+
+
+def _topics(spec: RunSpec) -> dict[str, str]:
+    return {str(name): sink.topic for name, sink in spec.sinks.items() if isinstance(sink, KafkaSink)}
 
 
 def _placement(spec: RunSpec) -> dict[str, str]:
