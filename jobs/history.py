@@ -6,7 +6,7 @@ History is for people and tools. It never decides whether an item is done: that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from penstock.connectors.settings import with_replies
 from penstock.connectors.state import ABSENT, State, open_state
 from penstock.engine.errors import Corrupt, PenstockError, SpecError
-from penstock.workers.driving.asked import read_paused, write_paused
+from penstock.workers.driving.asked import change_paused, read_paused
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunState, RunStatus
 
@@ -103,9 +103,10 @@ class History:
         """The tiers that are held back, now and after every restart, until they are resumed."""
         return read_paused(self._state, run_id)
 
-    def pause(self, run_id: str, tiers: tuple[int, ...]) -> None:
-        """Hold back these tiers, and no others: the driver looks for it while it runs."""
-        write_paused(self._state, run_id, tiers)
+    def pause(self, run_id: str, change: Callable[[set[int]], Iterable[int]]) -> tuple[int, ...]:
+        """Hold back the tiers that `change` makes of those that are, and no others: the driver looks for it while it
+        runs. Returns them."""
+        return change_paused(self._state, run_id, change)
 
     def find(self, wanted: str | None) -> str:
         """A run id, the start of one, or a job's name (its latest run); None: the latest run of all.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from penstock.jobs import exits
@@ -22,8 +24,7 @@ def pause(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
     if not tiers:
         raise click.UsageError("say which with --tier N")
     found = shared.locate(run, state)
-    paused = set(found.history.paused(found.run_id)) | set(tiers)
-    _hold(found, paused)
+    _hold(found, lambda paused: paused | set(tiers))
     return exits.DONE
 
 
@@ -34,12 +35,11 @@ def pause(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
 def resume(run: shared.Named, state: str | None, tiers: tuple[int, ...]) -> int:
     """Let the items of a paused tier go on; without --tier: of all."""
     found = shared.locate(run, state)
-    paused = set(found.history.paused(found.run_id))
-    _hold(found, paused - set(tiers) if tiers else set[int]())
+    _hold(found, lambda paused: paused - set(tiers) if tiers else set[int]())
     return exits.DONE
 
 
-def _notes(found: shared.Found, tiers: set[int]) -> list[str]:
+def _notes(found: shared.Found, tiers: tuple[int, ...]) -> list[str]:
     """What a person who meant another tier, or another run, has to know."""
     from penstock.jobs.history import goes_on
 
@@ -49,16 +49,16 @@ def _notes(found: shared.Found, tiers: set[int]) -> list[str]:
     told = found.history.status(found.run_id)
     over = [] if goes_on(told) else [f"the run is over ({told.state.replace('_', ' ')}): this holds when it goes on"]
     has = ", ".join(map(str, known))
-    return [f"the job has no tier {tier}; it has {has}" for tier in sorted(tiers) if known and tier not in known] + over
+    return [f"the job has no tier {tier}; it has {has}" for tier in tiers if known and tier not in known] + over
 
 
-def _hold(found: shared.Found, tiers: set[int]) -> None:
+def _hold(found: shared.Found, change: Callable[[set[int]], set[int]]) -> None:
     from penstock.jobs.audited import record_stop
 
-    found.history.pause(found.run_id, tuple(sorted(tiers)))
-    if (missing := record_stop(found.history, "pause", found.run_id, {"tiers": sorted(tiers)})) is not None:
+    tiers = found.history.pause(found.run_id, change)
+    if (missing := record_stop(found.history, "pause", found.run_id, {"tiers": tiers})) is not None:
         click.echo(f"note: {missing}", err=True)
     for note in _notes(found, tiers):
         click.echo(f"note: {note}", err=True)
-    held = ", ".join(f"tier {tier}" for tier in sorted(tiers))
+    held = ", ".join(f"tier {tier}" for tier in tiers)
     click.echo(f"{found.run_id}: paused: {held}" if held else f"{found.run_id}: no tier is paused")

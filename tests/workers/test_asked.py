@@ -15,7 +15,7 @@ from penstock.connectors.state import open_state
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Policy, Task
 from penstock.workers.driving import asked
-from penstock.workers.driving.asked import ask_for, forget_wishes, read_asked, write_paused
+from penstock.workers.driving.asked import ask_for, change_paused, forget_wishes, read_asked, read_paused
 from penstock.workers.driving.hearing import Hearing
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus
@@ -48,7 +48,7 @@ async def test_a_tier_is_paused_once_and_resumed_once(tmp_path: Path) -> None:
     """The lanes are told when it changes; the next command finds it as it was left."""
     ear, state = Ear(tmp_path), open_state(str(tmp_path))
     await ear.look()
-    write_paused(state, "r", (3, 2))
+    assert change_paused(state, "r", lambda _: (3, 2)) == (2, 3)
     await ear.look()
     await ear.look()
     assert ear.told == [(2, 3)]
@@ -56,10 +56,23 @@ async def test_a_tier_is_paused_once_and_resumed_once(tmp_path: Path) -> None:
     restarted = Ear(tmp_path)
     await restarted.look()
     assert restarted.told == [(2, 3)]
-    write_paused(state, "r", ())
+    change_paused(state, "r", lambda _: ())
     await ear.look()
     assert ear.told == [(2, 3), ()]
     assert ear.notes == ["paused: tier 2, tier 3; its items wait", "no tier is paused any more"]
+
+
+def test_of_two_that_pause_at_once_neither_undoes_what_the_other_asked(tmp_path: Path) -> None:
+    """Both were told that their tier is held back, and one of them went on sending."""
+    state = open_state(str(tmp_path))
+
+    def meanwhile(paused: set[int]) -> set[int]:
+        if not paused:
+            change_paused(state, "r", lambda there: there | {2})
+        return paused | {3}
+
+    assert change_paused(state, "r", meanwhile) == (2, 3)
+    assert read_paused(state, "r") == (2, 3)
 
 
 async def test_what_can_not_be_read_is_told_once_and_stops_nothing(tmp_path: Path) -> None:

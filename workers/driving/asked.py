@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import msgspec
 
 from penstock.connectors.base import Holder, Primary
-from penstock.connectors.state import State, open_state
+from penstock.connectors.documents import until_won
+from penstock.connectors.state import ABSENT, State, open_state
 from penstock.engine.errors import Corrupt
 
 T = TypeVar("T")
@@ -56,8 +58,19 @@ def read_paused(state: State, run_id: str) -> tuple[int, ...]:
     return tuple(sorted(_decode(_read(state, key(run_id, "paused")), list[int], "paused") or ()))
 
 
-def write_paused(state: State, run_id: str, tiers: tuple[int, ...]) -> None:
-    state.put(key(run_id, "paused"), msgspec.json.encode(sorted(tiers)), None)
+def change_paused(state: State, run_id: str, change: Callable[[set[int]], Iterable[int]]) -> tuple[int, ...]:
+    """The tiers that are paused from now on, in order. `change` makes them of those that were; of two commands at once
+    neither undoes what the other asks."""
+    name = key(run_id, "paused")
+
+    def attempt() -> tuple[int, ...]:
+        found = state.get(name)
+        before = _decode(found[0], list[int], "paused") if found is not None else None
+        paused = tuple(sorted(change(set(before or ()))))
+        state.put(name, msgspec.json.encode(paused), ABSENT if found is None else found[1])
+        return paused
+
+    return until_won(attempt, f"what is paused of run {run_id}")
 
 
 def heard(url: str, run_id: str, wish: HandOver) -> None:
