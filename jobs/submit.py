@@ -52,8 +52,11 @@ class JobHandle:
         return is_over(status) or is_gone(status, SYSTEM.now())
 
     def cancel(self) -> None:
-        """Ask it to drain, commit and stop."""
+        """Ask it to drain, commit and stop. The audit log has it, as that of the command, where it can be written."""
+        from penstock.jobs.audited import record_stop
+
         self._history.ask_cancel(self.run_id, "JobHandle.cancel")
+        record_stop(self._history, "cancel", self.run_id, {})
 
 
 def submit(job: Job, address: str, *, vars: Mapping[str, str] | None = None) -> JobHandle:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from ray.job_submission import JobSubmissionClient
 
+from penstock.connectors.audit import open_audit
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Held, PenstockError, SpecError, Temporary
 from penstock.jobs.history import History, open_history
@@ -47,6 +48,13 @@ def known(folder: Path, state: RunState) -> tuple[History, RunSpec]:
     history.save_spec(spec)
     history.save_status(RunStatus("job-1", "job", state, updated_at=1.0))
     return history, spec
+
+
+def test_a_run_that_a_program_cancels_is_in_the_audit_log(tmp_path: Path, cluster: str) -> None:
+    """As one that somebody cancels by the command."""
+    handle = submit(spec_in(tmp_path), cluster)
+    handle.cancel()
+    assert [(entry.kind, entry.run) for entry in open_audit(handle.state).entries()] == [("cancel", "job-1")]
 
 
 def test_a_submit_pays_for_no_run_again_whose_results_moved(tmp_path: Path, cluster: str) -> None:
