@@ -86,3 +86,32 @@ def test_every_panel_of_the_board_has_a_query_and_says_what_it_shows() -> None:
     for panel in made:
         assert panel["description"]
         assert all(target["expr"] and target["legendFormat"] for target in panel["targets"])
+
+
+@pytest.mark.parametrize(
+    ("title", "metric"),
+    [
+        ("Dead letters, last hour", "ray_penstock_dead_letters_total"),
+        ("Second payments, last hour", "ray_penstock_second_payments_total"),
+    ],
+)
+def test_what_a_new_process_counts_at_once_is_on_the_board(title: str, metric: str, tmp_path: Path) -> None:
+    """A process exports a counter when it first has something to count: all of a burst may be in its first sample, and
+    `increase` takes that for where it began. What was counted hours ago is not shown."""
+    (panel,) = (panel for panel in panels() if panel["title"] == title)
+    query = panel["targets"][0]["expr"]
+    sees = [(20, 0), (40, 7), (60, 9), (200, 0)]
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'{metric}{{WorkerId="a"}}', "values": "_x29 7x20 9x160"},
+            {"series": f'{metric}{{WorkerId="b"}}', "values": "0x20 0x200"},
+        ],
+        "promql_expr_test": [
+            {"expr": query, "eval_time": f"{at}m", "exp_samples": [{"labels": "{}", "value": n}]} for at, n in sees
+        ],
+    }
+    file = tmp_path / "board_test.yaml"
+    file.write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [case]}))
+    tested = promtool("test", "rules", file)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
