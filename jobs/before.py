@@ -7,7 +7,7 @@ import msgspec
 from penstock.connectors.registry import where
 from penstock.engine.catalog import Model, Price
 from penstock.engine.pricing import price_of
-from penstock.jobs.history import History, is_over, is_silent
+from penstock.jobs.history import History, goes_on, is_silent
 from penstock.jobs.progress import done_items
 from penstock.workers.runspec import RunOptions, RunSpec
 from penstock.workers.status import RunState, RunStatus
@@ -36,7 +36,7 @@ class Before(msgspec.Struct, frozen=True):
 
     def is_quiet(self, now: float) -> bool:
         """No command seems to be at it, nor about to be."""
-        return self.status is None or is_over(self.status) or is_silent(self.status, now)
+        return self.status is None or not goes_on(self.status) or is_silent(self.status, now)
 
     @property
     def is_submitted(self) -> bool:

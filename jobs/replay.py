@@ -207,7 +207,7 @@ def _refuse_unfinished(history: History, run_id: str) -> None:
 def is_finished(status: RunStatus) -> bool:
     """None of its items may end any more. What a replay that stopped for want of money, or at its fuse, did not send
     has no letter but the one that is in its file. (Such a base run has sent no letter's item again.)"""
-    undone = ("interrupted", "cancelled", "failed")
+    undone = ("interrupted", "cancelled", "failed", "handed_over")
     return is_over(status) and (status.state == "done" or (MARK not in status.run_id and status.state not in undone))
 
 

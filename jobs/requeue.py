@@ -150,7 +150,7 @@ def _touched(history: History, run: RunStatus, at: Rollout, since: float) -> Tou
 
 def _unfinished(run: RunStatus, state: str) -> str | None:
     """What has to happen first; None: it is finished."""
-    if not is_over(run) and not is_silent(run, time.time()):
+    if goes_on(run) and not is_silent(run, time.time()):
         return f"it has not ended ({run.state}); give --requeue again when it has"
     if replay.is_finished(run):
         return None

@@ -15,7 +15,7 @@ import msgspec
 from penstock.connectors.registry import where
 from penstock.engine.errors import Held, SpecError, Temporary
 from penstock.jobs.before import Before
-from penstock.jobs.history import SUBMITTED_S, History, is_gone, is_over, open_history
+from penstock.jobs.history import SUBMITTED_S, History, goes_on, is_gone, open_history
 from penstock.jobs.replay import generation_of
 from penstock.workers.clock import SYSTEM
 from penstock.workers.runspec import RunSpec
@@ -49,7 +49,7 @@ class JobHandle:
     def done(self) -> bool:
         """It is over, or its command is gone: nothing more happens by itself."""
         status = self.status()
-        return is_over(status) or is_gone(status, SYSTEM.now())
+        return not goes_on(status) or is_gone(status, SYSTEM.now())
 
     def cancel(self) -> None:
         """Ask it to drain, commit and stop. The audit log has it, as that of the command, where it can be written."""

@@ -13,6 +13,7 @@ from penstock.connectors.audit import open_audit
 from penstock.connectors.settings import FilesSink
 from penstock.engine.errors import Held, PenstockError, SpecError, Temporary
 from penstock.jobs.history import History, open_history
+from penstock.jobs.replay import is_finished
 from penstock.jobs.run import Session, Stop, execute
 from penstock.jobs.submit import JobHandle, submit
 from penstock.workers.runspec import RunSpec
@@ -48,6 +49,22 @@ def known(folder: Path, state: RunState) -> tuple[History, RunSpec]:
     history.save_spec(spec)
     history.save_status(RunStatus("job-1", "job", state, updated_at=1.0))
     return history, spec
+
+
+def test_a_run_that_was_handed_to_another_command_is_not_over(tmp_path: Path, cluster: str) -> None:
+    """For some seconds of a rolling restart its old command has told its end, and the new one nothing yet: a program
+    that waited for the run took its results so far for all of them, and a submit went behind the one that had it."""
+    history, spec = known(tmp_path, "handed_over")
+    now = time.time()
+    handed_over = RunStatus("job-1", "job", "handed_over", started_at=now - 9, updated_at=now, ended_at=now, epoch=1)
+    history.save_status(handed_over)
+    handle = JobHandle("job-1", "ray-1", history)
+    assert not handle.done()
+    with pytest.raises(Held, match="is under way"):
+        submit(spec, cluster)
+    assert not is_finished(handed_over)
+    history.save_status(msgspec.structs.replace(handed_over, updated_at=now - 61))
+    assert handle.done(), "the one that it was handed to is gone"
 
 
 def test_a_run_that_a_program_cancels_is_in_the_audit_log(tmp_path: Path, cluster: str) -> None:
