@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penstock.connectors import secrets
 from penstock.engine.catalog import Account, Protocol
 from penstock.engine.errors import SpecError
-from penstock.engine.items import Failure, OutputSpec
+from penstock.engine.items import Failure, OutputSpec, Usage
 from penstock.workers.checking import answers
 from penstock.workers.engines.sending import read_hidden
 from penstock.workers.wire import TABLE, Read
@@ -253,3 +253,43 @@ def test_a_count_of_tokens_that_cannot_be_is_no_usage(protocol: Protocol, tokens
     read = TABLE[protocol].read(200, {}, body % tokens, NOW, account)
     assert read.answer is not None
     assert (read.answer.text, read.usage is not None) == ("yes", believed)
+
+
+@pytest.mark.parametrize("protocol", ["openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("told", "usage"),
+    [
+        (b'{"%s":"7","%s":1.0}', Usage(7, output=1)),
+        (
+            b'{"%s":7,"%s":1,"prompt_tokens_details":[],"output_tokens_details":[],"cache_creation":""}',
+            Usage(7, output=1),
+        ),
+        (b'{"%s":7.5,"%s":1}', None),
+        (b'{"%s":-7,"%s":1}', None),
+        (b"[]%.0s%.0s", None),
+        (b'""%.0s%.0s', None),
+    ],
+)
+def test_an_answer_stands_whatever_its_usage_looks_like(protocol: Protocol, told: bytes, usage: Usage | None) -> None:
+    """Gateways write counts as texts, or an empty list for no details. Thrown away, the answer would be paid for twice;
+    at less than nothing, it would be free."""
+    names = (b"prompt_tokens", b"completion_tokens") if protocol == "openai" else (b"input_tokens", b"output_tokens")
+    body = (
+        b'{"choices":[{"message":{"content":"yes"}}],"usage":%s}'
+        if protocol == "openai"
+        else b'{"content":[{"type":"text","text":"yes"}],"usage":%s}'
+    )
+    account = Account("a", protocol, "https://host.example/v1")
+    read = TABLE[protocol].read(200, {}, body % (told % names), NOW, account)
+    assert read.answer is not None
+    assert (read.answer.text, read.usage) == ("yes", usage)
+
+
+@pytest.mark.parametrize("protocol", ["openai", "anthropic"])
+def test_what_an_answer_cost_that_cannot_be_read_is_on_the_bill(protocol: Protocol) -> None:
+    """It was paid for as any other; its call is made again."""
+    usage = b'{"prompt_tokens":9,"input_tokens":9,"completion_tokens":3,"output_tokens":3}'
+    body = b'{"choices":7,"content":7,"usage":%s}' % usage
+    read = TABLE[protocol].read(200, {}, body, NOW, Account("a", protocol, "https://host.example/v1"))
+    assert read.failure is not None
+    assert (read.failure.kind, read.usage) == ("invalid_response", Usage(9, output=3))

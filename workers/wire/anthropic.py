@@ -19,10 +19,12 @@ from penstock.workers.wire.base import (
     Wire,
     as_utf8,
     believed,
+    bill,
     by_status,
     contains,
     count,
     fail,
+    part,
     positive,
     retry_after_s,
     rfc3339_s,
@@ -31,6 +33,7 @@ from penstock.workers.wire.base import (
 )
 from penstock.workers.wire.convert import messages_request
 
+NULL = msgspec.Raw(b"null")
 VERSION = "2023-06-01"
 """Header `anthropic-version`; the only one that their clients send."""
 
@@ -101,8 +104,8 @@ class _Usage(msgspec.Struct):
     output_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
-    cache_creation: _CacheCreation | None = None
-    output_tokens_details: _OutputDetails | None = None
+    cache_creation: msgspec.Raw = NULL
+    output_tokens_details: msgspec.Raw = NULL
     inference_geo: Any = None
 
 
@@ -116,7 +119,7 @@ class _Response(msgspec.Struct):
     id: str = ""
     model: str = ""
     stop_reason: str | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = NULL
 
 
 class _Details(msgspec.Struct):
@@ -150,19 +153,21 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         response = _response.decode(trim(body))
     except (ValueError, RecursionError) as problem:
         failure = fail("invalid_response", f"the answer is not a message: {problem}", status)
-        return Read(failure=failure, request_id=request_id, limits=limits)
-    usage = _translate(response.usage)
-    in_us = response.usage is not None and response.usage.inference_geo == "us"
-    billed = partial(
-        Read, usage=usage, request_id=request_id, limits=limits, surcharge_percent=US_PERCENT if in_us else 0
-    )
+        return _billed(bill(body, _Usage))(failure=failure, request_id=request_id, limits=limits)
+    told = part(response.usage, _Usage)
+    billed = partial(_billed(told), request_id=request_id, limits=limits)
     text = "".join(block.text for block in response.content if block.type == "text")
     if response.stop_reason == "refusal" and not text:
         failure = fail("refused", "the model refused", status)
         return billed(failure=failure)
     reason = _FINISH.get(response.stop_reason or "end_turn", "stop")
-    answer = Answer(text, reason, _chat_body(response, text, reason, usage, now), response.model)
+    answer = Answer(text, reason, _chat_body(response, text, reason, _translate(told), now), response.model)
     return billed(answer=answer)
+
+
+def _billed(usage: _Usage | None) -> partial[Read]:
+    in_us = usage is not None and usage.inference_geo == "us"
+    return partial(Read, usage=_translate(usage), surcharge_percent=US_PERCENT if in_us else 0)
 
 
 _FINISH = {
@@ -183,7 +188,8 @@ def _translate(usage: _Usage | None) -> Usage | None:
     """
     if usage is None or usage.input_tokens is None or usage.output_tokens is None:
         return None
-    parts, details = usage.cache_creation or _CacheCreation(), usage.output_tokens_details
+    parts = part(usage.cache_creation, _CacheCreation) or _CacheCreation()
+    details = part(usage.output_tokens_details, _OutputDetails)
     hour = parts.ephemeral_1h_input_tokens or 0
     written = max(usage.cache_creation_input_tokens or 0, (parts.ephemeral_5m_input_tokens or 0) + hour)
     cached = usage.cache_read_input_tokens or 0

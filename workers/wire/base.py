@@ -129,7 +129,27 @@ MOST_TOKENS = 1_000_000_000
 def believed(usage: Usage) -> Usage | None:
     """None where a count can't be true: the call is then billed as one that told no usage, and no number is too large
     for the messages between processes."""
-    return usage if all(abs(count) <= MOST_TOKENS for count in msgspec.structs.astuple(usage)) else None
+    counted = usage.input >= 0 and usage.output >= 0
+    return usage if counted and all(abs(count) <= MOST_TOKENS for count in msgspec.structs.astuple(usage)) else None
+
+
+def part(said: msgspec.Raw, kind: type[T]) -> T | None:
+    """What a member says that only the bill hangs on; None where it is missing or can't be read. An answer that was
+    paid for stands, whatever gateways write there: texts for counts, an empty list for no details."""
+    try:
+        return msgspec.json.decode(said, type=kind, strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+class _Billed(msgspec.Struct):
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def bill(body: bytes, kind: type[T]) -> T | None:
+    """The `usage` of a response that can't be read otherwise: it was paid for all the same."""
+    told = part(msgspec.Raw(body), _Billed)
+    return None if told is None else part(told.usage, kind)
 
 
 LONG_WAIT_S = 120.0

@@ -20,15 +20,18 @@ from penstock.workers.wire.base import (
     as_utf8,
     at_host,
     believed,
+    bill,
     count,
     fail,
     go_duration_s,
+    part,
     positive,
     trim,
 )
 from penstock.workers.wire.openai_errors import HostError, failed, failed_inside
 
 Body = dict[str, msgspec.Raw]
+NULL = msgspec.Raw(b"null")
 
 
 class Traits(msgspec.Struct, frozen=True):
@@ -159,7 +162,7 @@ class _Part(msgspec.Struct):
 class _Message(msgspec.Struct):
     content: str | list[_Part] | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw(b"null")
+    tool_calls: msgspec.Raw = NULL
 
 
 class _Choice(msgspec.Struct):
@@ -182,8 +185,8 @@ class _Usage(bills.Told):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
-    prompt_tokens_details: _InputDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens_details: msgspec.Raw = NULL
+    completion_tokens_details: msgspec.Raw = NULL
     prompt_cache_hit_tokens: int | None = None
     """DeepSeek's name of the cached ones."""
     cached_tokens: int | None = None
@@ -192,7 +195,7 @@ class _Usage(bills.Told):
 
 class _Response(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = NULL
     model: str | None = None
     system_fingerprint: str | None = None
     error: HostError | str | None = None
@@ -214,10 +217,8 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         response = _response.decode(body)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         failure = fail("invalid_response", f"the answer is not a chat completion: {error}", status)
-        return Read(failure=failure, request_id=request_id, limits=limits)
-    usage = _translate(response.usage)
-    charged = bills.charged_nano(response.usage, account.base_url)
-    billed = partial(Read, usage=usage, request_id=request_id, limits=limits, cost_nano=charged)
+        return _billed(bill(body, _Usage), account)(failure=failure, request_id=request_id, limits=limits)
+    billed = partial(_billed(part(response.usage, _Usage), account), request_id=request_id, limits=limits)
     if not response.choices:
         return billed(failure=failed_inside(response.error, headers, now))
     first = response.choices[0]
@@ -231,6 +232,10 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         return billed(failure=failure)
     answer = Answer(text, reason, as_utf8(body), response.model or "", response.system_fingerprint)
     return billed(answer=answer)
+
+
+def _billed(usage: _Usage | None, account: Account) -> partial[Read]:
+    return partial(Read, usage=_translate(usage), cost_nano=bills.charged_nano(usage, account.base_url))
 
 
 def _text(message: _Message | None) -> str:
@@ -274,7 +279,8 @@ def _translate(usage: _Usage | None) -> Usage | None:
         return None
     if usage.completion_tokens is None and usage.total_tokens is None:
         return None
-    inner, outer = usage.prompt_tokens_details, usage.completion_tokens_details
+    inner = part(usage.prompt_tokens_details, _InputDetails)
+    outer = part(usage.completion_tokens_details, _OutputDetails)
     cached = (inner.cached_tokens if inner else None) or usage.prompt_cache_hit_tokens or usage.cached_tokens or 0
     reasoning = (outer.reasoning_tokens if outer else None) or 0
     return believed(
