@@ -215,12 +215,14 @@ class _Case:
         return self._hop(wait, history) or self._same(wait, msgspec.structs.replace(history, hops=0))
 
     def _limit_wait(self) -> float:
-        """What the provider says, spread a little so that waiters don't return as one; else full jitter."""
-        told = self.failure.retry_after_s
-        if told is not None and told >= 0:
-            return told + self.chance * min(1.0, 0.1 * told)
-        ceiling = min(self.settings.limit_cap_s, self.settings.limit_base_s * 2 ** min(self.history.waits, 20))
-        return self.chance * ceiling
+        """What the provider says, spread a little so that waiters don't return as one; else full jitter. Under a second
+        it is no more than the least where it did not do before: obeyed on and on, it uses up all waits in seconds."""
+        told, waits, base = self.failure.retry_after_s, self.history.waits, self.settings.limit_base_s
+        grown = self.chance * min(self.settings.limit_cap_s, base * 2 ** min(waits, 20))
+        if told is None or told < 0:
+            return grown
+        spread = told + self.chance * min(1.0, 0.1 * told)
+        return max(spread, grown) if waits and told < base else spread
 
     def _fault(self, retries: int) -> Again | Stop:
         """The target's own fault. It counts against the item only where the target is otherwise well."""

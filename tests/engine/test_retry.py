@@ -98,6 +98,16 @@ def test_retry_after_is_obeyed_and_a_long_one_moves_on() -> None:
     assert told.at >= NOW + 9
 
 
+def test_a_short_wait_that_is_said_again_and_again_uses_up_no_item_in_seconds() -> None:
+    """Many share a limit; each is told to come back at once, and finds it spent. The first word is taken as it is."""
+    failure, history, now, told = Failure("rate_limited", "m", retry_after_s=0.05), History(), NOW, 0.05
+    while isinstance(decision := after(failure, history, ONE, RetrySettings(), 0.5, now), Again):
+        assert decision.at >= now + told
+        assert history.waits or decision.at < now + 0.1
+        history, now = decision.history, decision.at
+    assert (history.waits, now - NOW > 3_600) == (200, True)
+
+
 @pytest.mark.parametrize("kind", ["overloaded", "server_error"])
 def test_a_target_that_asks_for_a_long_wait_is_left_for_one_that_is_well(kind: FailureKind) -> None:
     """An item must not wait an hour beside a healthy fallback. Two that both ask for it are not asked in turns, and the

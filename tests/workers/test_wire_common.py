@@ -44,6 +44,27 @@ def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: 
     assert found == (None if seconds is None else pytest.approx(seconds))
 
 
+@pytest.mark.parametrize("protocol", ["openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("told", "wait_s"),
+    [
+        ("0", None),
+        ("Wed, 18 Nov 2020 11:07:00 GMT", None),
+        ("1e300", 86_400.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400.0),
+    ],
+)
+def test_a_wait_that_says_nothing_or_holds_for_ever_is_not_obeyed(
+    protocol: Protocol, told: str, wait_s: float | None
+) -> None:
+    """At once: the item would be sent in a loop, until its waits are used up. In ten years: the run would stand."""
+    account = Account("a", protocol, "https://host.example/v1")
+    for status in (429, 503):
+        failure = TABLE[protocol].read(status, {"retry-after": told}, b"{}", NOW, account).failure
+        assert failure is not None
+        assert failure.retry_after_s == wait_s
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("12ms", 0.012), ("6m0s", 360.0), ("1h2m3.5s", 3723.5), ("7.66s", 7.66), ("3", 3.0), ("1x", None), ("", None)],

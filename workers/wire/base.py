@@ -84,8 +84,14 @@ GAVE_UP_WAITING = frozenset({408, 504, 520, 524})
 Cloudflare's). The host may have worked, and bills whom it answered. 502, 503 and 522 say that it was not reached."""
 
 
+MOST_WAIT_S = 86_400.0
+"""A day, the longest window of any limit. Who says more (a date in ten years) would hold a run for ever."""
+
+
 def fail(kind: FailureKind, message: str, status: int | None = None, *, wait_s: float | None = None) -> Failure:
-    """A typed failure. Billed only where the provider worked: an answer that can't be used, or a lost one."""
+    """A typed failure. Billed only where the provider worked: an answer that can't be used, or a lost one. A wait of
+    nothing, as a date that is past by our clock, says nothing: OpenAI's own client takes it so."""
+    wait_s = min(wait_s, MOST_WAIT_S) if wait_s else None
     lost = kind in ("invalid_response", "invalid_output", "timeout") or status in GAVE_UP_WAITING
     billed = lost or (kind == "refused" and status == 200)
     return Failure(kind, message[:MAX_MESSAGE], status, wait_s, billed)
