@@ -212,6 +212,23 @@ async def test_a_call_past_its_deadline_is_not_sent() -> None:
     assert "deadline" in failure.message
 
 
+async def test_a_call_whose_deadline_passes_while_it_connects_is_not_sent() -> None:
+    """A far host that does not answer at first, or a process that was stopped: it waits there as anywhere."""
+    clock = StoppedClock()
+    with running_sandbox() as url:
+        async with engine(url, clock=clock) as one:
+            tickets = [ticket(0, deadline=time.time() + 5.0), ticket(1, deadline=FOREVER)]
+            one.submit(tickets)
+            await asyncio.sleep(0)  # the slots have taken their calls and are connecting
+            clock.ahead = 10.0
+            found = await collect(one, tickets)
+        assert stats(url)["served"] == 1
+    assert kinds(found) == {"cancelled": 1, "ok": 1}
+    failure = found[0].failure
+    assert failure is not None
+    assert ("deadline" in failure.message, failure.may_be_billed) == (True, False)
+
+
 async def test_a_call_that_takes_too_long_may_have_been_billed() -> None:
     """Its slot is free again for the next call."""
     with running_sandbox(Settings(models={"slow": Behaviour(faults=Faults(hang=1.0))})) as url:

@@ -215,7 +215,7 @@ class ApiEngine:
             return "cancelled", "cancelled before it was sent"
         if ticket.lapsed(now):
             return "not_sent", "the lane's right to send had lapsed"
-        if ticket.call.deadline is not None and ticket.call.deadline <= now:
+        if ticket.late(now):
             return "cancelled", "the deadline passed before it was sent"
         return None
 

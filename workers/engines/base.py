@@ -45,6 +45,10 @@ class Ticket:
         """Whoever has not sent it yet must not any more."""
         return self.left or self.right.until <= now
 
+    def late(self, now: float) -> bool:
+        """Its deadline has passed."""
+        return self.call.deadline is not None and self.call.deadline <= now
+
 
 class Engine(Protocol):
     """`submit` never blocks and never raises for a bad call: every ticket gets exactly one outcome.

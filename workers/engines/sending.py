@@ -90,7 +90,8 @@ class Body(Payload):
     def _look(self) -> None:
         """Nothing is awaited between this and the write."""
         ticket, now = self._ticket, self._clock.now()
-        if ticket.aborted or (ticket.right.until <= now if self._slot.sent else ticket.lapsed(now)):
+        begun = self._slot.sent
+        if ticket.aborted or (ticket.right.until <= now if begun else ticket.lapsed(now) or ticket.late(now)):
             self._slot.withdrawn = True
             raise NotSent
         self._slot.sent = True
