@@ -102,6 +102,14 @@ def test_choices_are_matched_without_dress(text: str, found: str | None) -> None
     assert bool(why) is not ok
 
 
+@pytest.mark.parametrize("text", ["", " \n", '"!"', "...", "**"])
+def test_an_answer_without_words_is_no_choice_of_marks(text: str) -> None:
+    """A model that was cut off before it said anything has not answered `?`, nor has one that quotes its `!`."""
+    spec = OutputSpec(choices=("?", "!", "ok"))
+    assert answers.check(text, spec)[:2] == (False, text)
+    assert [answers.check(each, spec)[1] for each in ("?", " ! ", "OK.")] == ["?", "!", "ok"]
+
+
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=6, unique=True))
 def test_a_choice_is_always_itself(choices: list[str]) -> None:
     """Whatever characters a choice is made of, its exact text is that choice."""

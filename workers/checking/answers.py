@@ -44,7 +44,9 @@ def _check_choice(text: str, choices: tuple[str, ...]) -> tuple[bool, str, str]:
 
 @lru_cache(256)
 def _by_norm(choices: tuple[str, ...]) -> dict[str, str]:
-    return {_norm(choice): choice for choice in reversed(choices)}  # of two that look alike, the first
+    """Of two that look alike, the first. One of marks alone (`?`) is met by itself only: undressed, nothing is left of
+    it, and any answer without words would be it."""
+    return {bare: choice for choice in reversed(choices) if (bare := _norm(choice))}
 
 
 _EDGES = " \t\r\n\"'`*_.,;:!?()[]{}<>“”‘’«»"
