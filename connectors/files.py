@@ -6,6 +6,7 @@ input, a changed one is not. The name is checked again whenever the file is open
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import hashlib
 import os
@@ -27,7 +28,8 @@ ENDS_BYTES = 64 * 1024
 
 
 class FileSource:
-    """Implements `base.Source` and `base.Rereadable`. `max_record_bytes`: longer records become dead letters."""
+    """Implements `base.Source`, `base.Renaming` and `base.Rereadable`. `max_record_bytes`: longer records become dead
+    letters."""
 
     def __init__(self, settings: FilesSource, *, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
         self._settings = settings
@@ -49,6 +51,10 @@ class FileSource:
     def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
         """As promised; the order is all the same to a disk."""
         return self.records
+
+    async def renamed(self, new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
+        """As promised: files that are reached by another path, or were moved, since the path is part of the id."""
+        return await asyncio.to_thread(_renamed, new, known)
 
     def records(self, split: Split, start: int) -> Iterator[Raw]:
         """The same records as a plain iterator, for passes over the input (duplicate labels, a sample for the plan).
@@ -94,6 +100,38 @@ def fingerprint(path: str, file: BinaryIO) -> tuple[int, str]:
     file.seek(max(0, size - ENDS_BYTES))
     digest.update(file.read(ENDS_BYTES))
     return size, f"{path}@{size}-{digest.hexdigest()}"
+
+
+def _renamed(new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
+    """A file that is gone from where it was stands for one that has its content; empty ones have none."""
+    paths: dict[str, list[str]] = {}
+    for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in known):
+        paths.setdefault(object_id.removeprefix(path), []).append(path)
+    found: dict[str, str] = {}
+    for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in new):
+        content = object_id.removeprefix(path)
+        same = [] if content.startswith("@0-") else paths.get(content, [])
+        if any(_is_one_file(before, path) for before in same):
+            found[object_id] = ""
+        elif (before := next((one for one in same if not _is_there(one, content)), None)) is not None:
+            same.remove(before)
+            found[object_id] = f"{before} is not there any more: {path}, which has its content, is taken for it"
+    return found
+
+
+def _is_one_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _is_there(path: str, content: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return fingerprint(path, file)[1] == f"{path}{content}"
+    except OSError:
+        return False
 
 
 def _format(path: str, file: BinaryIO, size: int) -> str | None:

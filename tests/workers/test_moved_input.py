@@ -37,3 +37,74 @@ async def test_a_run_that_has_begun_goes_on_where_its_input_was_cleared_away(tmp
     again = await planned(spec)
     assert again.plan == first.plan
     assert ["no file matches" in note for note in again.notes] == [True]
+
+
+async def started(spec: RunSpec) -> Planned:
+    folder = Path(spec.source.path) if isinstance(spec.source, FilesSource) else Path()
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text":"hi"}\n')
+    (folder / "b.jsonl").write_text('{"text":"ho"}\n')
+    return await planned(spec)
+
+
+def names(made: Planned, first: Planned) -> list[str]:
+    """What joined the run."""
+    return [split.uri.rpartition("/")[2] for split in made.plan.splits[len(first.plan.splits) :]]
+
+
+async def test_a_folder_that_is_reached_by_another_path_is_no_new_input(tmp_path: Path) -> None:
+    """One command was given by its path through a link (a home folder, /tmp on macOS), the next from the folder itself.
+    The link may come to lie among the input."""
+    spec = job(tmp_path, "real/in")
+    first = await started(spec)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    again = await planned(job(tmp_path, "link/in"))
+    assert (names(again, first), again.notes) == ([], ())
+    (tmp_path / "real/in/latest.jsonl").symlink_to(tmp_path / "real/in/b.jsonl")
+    assert names(await planned(spec), first) == []
+
+
+async def test_files_that_were_moved_are_no_new_input_and_told(tmp_path: Path) -> None:
+    """The whole project went elsewhere, or what was read is put aside below the folder that is read. One that is there
+    still is copied, and other input as ever; so is one whose content changed."""
+    spec = job(tmp_path)
+    first = await started(spec)
+    (tmp_path / "in/done").mkdir()
+    (tmp_path / "in/a.jsonl").rename(tmp_path / "in/done/a.jsonl")
+    (tmp_path / "in/copy.jsonl").write_bytes((tmp_path / "in/b.jsonl").read_bytes())
+    (tmp_path / "in/other.jsonl").write_text('{"text":"hu"}\n')
+    again = await planned(spec)
+    assert names(again, first) == ["copy.jsonl", "other.jsonl"]
+    assert ["in/done/a.jsonl" in note for note in again.notes] == [True, False]
+    (tmp_path / "in").rename(tmp_path / "moved")
+    moved = await planned(job(tmp_path, "moved"))
+    assert names(moved, again) == []
+    assert "and 3 others" in moved.notes[0]
+
+
+async def test_one_file_that_is_gone_stands_for_one_that_has_its_content(tmp_path: Path) -> None:
+    """Of two such files one may have been moved; the other is a copy."""
+    spec = job(tmp_path)
+    first = await started(spec)
+    (tmp_path / "in/a.jsonl").rename(tmp_path / "in/c.jsonl")
+    (tmp_path / "in/d.jsonl").write_bytes((tmp_path / "in/c.jsonl").read_bytes())
+    assert names(await planned(spec), first) == ["d.jsonl"]
+
+
+async def test_a_file_that_was_put_aside_for_the_next_of_its_name_is_no_new_input(tmp_path: Path) -> None:
+    """As logs are rotated."""
+    spec = job(tmp_path)
+    first = await started(spec)
+    (tmp_path / "in/a.jsonl").rename(tmp_path / "in/a-1.jsonl")
+    (tmp_path / "in/a.jsonl").write_text('{"text":"new"}\n')
+    assert names(await planned(spec), first) == ["a.jsonl"]
+
+
+async def test_an_empty_file_is_nobodys_content(tmp_path: Path) -> None:
+    spec = job(tmp_path)
+    first = await started(spec)
+    (tmp_path / "in/e.jsonl").touch()
+    second = await planned(spec)
+    (tmp_path / "in/e.jsonl").rename(tmp_path / "in/f.jsonl")
+    again = await planned(spec)
+    assert (names(second, first), names(again, second)) == (["e.jsonl"], ["f.jsonl"])
