@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from penstock.connectors.base import Batch, Raw
+from penstock.connectors.filestore.assembly import MANIFEST
 from penstock.connectors.formats import csv_rows, names
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
 from penstock.connectors.objects.cursor import Cursors
@@ -77,12 +78,13 @@ class FileSource:
 
 
 def matches(pattern: str) -> list[str]:
-    """The files that `pattern` (a file, a folder, a glob) means, sorted; hidden ones left out of folders and globs."""
+    """The files that `pattern` (a file, a folder, a glob) means, sorted. Left out of folders and globs: hidden ones,
+    and manifests of ours, which hold no rows."""
     path = os.path.abspath(os.path.expanduser(pattern))
     if os.path.isfile(path):
         return [path]
     found = _below(path) if os.path.isdir(path) else glob.glob(path, recursive=True)
-    return sorted(os.path.abspath(one) for one in found if os.path.isfile(one))
+    return sorted(os.path.abspath(one) for one in found if os.path.basename(one) != MANIFEST and os.path.isfile(one))
 
 
 def _below(folder: str) -> Iterator[str]:

@@ -10,13 +10,14 @@ from typing import BinaryIO
 import msgspec
 import pytest
 
-from penstock.connectors.base import Raw, Reader
+from penstock.connectors.base import OutRecord, Raw, Reader
 from penstock.connectors.files import FileSource
+from penstock.connectors.filestore.store import FileStore
 from penstock.connectors.formats import json_lines
 from penstock.connectors.objects import cutting
-from penstock.connectors.settings import FilesSource
+from penstock.connectors.settings import FilesSink, FilesSource
 from penstock.engine.errors import BadRecord, SpecError, Temporary
-from penstock.engine.plan import Split
+from penstock.engine.plan import Plan, Split
 
 LINE = json.dumps({"custom_id": "a", "body": {"messages": []}}).encode() + b"\n"
 
@@ -48,6 +49,20 @@ async def test_a_folder_is_read_below_in_order_without_hidden_files(tmp_path: Pa
     splits = await source(tmp_path).splits(1)
     assert [os.path.relpath(split.uri, tmp_path) for split in splits] == ["a/z.jsonl", "b.jsonl"]
     assert [split.uri for split in await source(tmp_path / "*.jsonl").splits(1)] == [str(tmp_path / "b.jsonl")]
+
+
+async def test_a_folder_of_results_is_input_without_its_manifest(tmp_path: Path) -> None:
+    """One job reads what another wrote: its manifest is JSON, but no row."""
+    sink = FilesSink(f"{tmp_path / 'labels'}/")
+    store = FileStore(tmp_path / ".labels.penstock", {"results": sink})
+    await store.take(0, (1, 1))
+    await store.commit(0, (1, 1), 1, {"results": [OutRecord(0, 0, b'{"text":"a"}')]}, {})
+    await store.release(0)
+    await store.finish(Plan("run-1", "n", {}, 1, (), {}, 0.0))
+    for path in (tmp_path / "labels", tmp_path / "labels/*", tmp_path / "**"):
+        splits = await source(path).splits(1)
+        assert [os.path.relpath(split.uri, tmp_path) for split in splits] == ["labels/part-0000.jsonl"]
+    assert len(await source(tmp_path / "labels/_manifest.json").splits(1)) == 1
 
 
 @pytest.mark.parametrize(
