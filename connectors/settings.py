@@ -105,8 +105,9 @@ class KafkaSource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
 
 class S3Source(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="s3"):
     """All objects whose key starts with `prefix`; with `pattern` (a glob, `**` crosses slashes) those whose key behind
-    the prefix matches it. Hidden ones (a name in the key behind the prefix begins with `.` or `_`) are left out.
-    Credentials come by the normal AWS chain (environment, profile, role)."""
+    the prefix matches it. A prefix that is the whole key of an object, and named as one, means it alone. Hidden ones (a
+    name in the key behind the prefix begins with `.` or `_`) are left out. Credentials come by the normal AWS chain
+    (environment, profile, role)."""
 
     bucket: str
     prefix: str = ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from penstock.connectors.formats import names
 from penstock.connectors.s3.client import S3, Listed
 from penstock.connectors.s3.errors import Missing, NotAsExpected
 from penstock.connectors.settings import S3Source
@@ -81,12 +82,16 @@ def _changed(what: Pinned) -> str:
 
 
 def listed(s3: S3, source: S3Source) -> Iterator[Pinned]:
-    """The objects that `source` means, in order of keys, as the listing's pages come."""
+    """The objects that `source` means, in order of keys, as the listing's pages come. A prefix that is the whole key of
+    an object, and named as one, means it alone: a packed copy beside it (`day.csv.gz`) has the same rows."""
     rest = matching(source.pattern) if source.pattern is not None else None
     skip = len(source.prefix)
     literal = "" if source.pattern is None else re.split(r"[*?\[]", source.pattern, maxsplit=1)[0]
     for page in _pages(s3, source.bucket, source.prefix + literal):
         for one in page:
+            if one.key == source.prefix and rest is None and names.kind_of(one.key) is not None:
+                yield pinned(source.bucket, one)
+                return  # it comes first, in order of keys
             name = one.key[skip:]
             if not _is_hidden(source.prefix, name) and not _is_folder(one) and (rest is None or rest(name)):
                 yield pinned(source.bucket, one)

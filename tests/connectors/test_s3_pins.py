@@ -1,4 +1,4 @@
-"""One content that is pinned in another way than when its run was planned: it is no new input."""
+"""Which objects are input: what stands beside the one that is meant is not, nor is what a plan knows by another pin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bucket:
         return self.kept
 
     def version_pages(self, bucket: str, prefix: str) -> Iterator[list[Listed]]:
-        yield sorted(self.objects.values(), key=lambda one: one.key)
+        yield sorted((one for one in self.objects.values() if one.key.startswith(prefix)), key=lambda one: one.key)
 
     def pages(self, bucket: str, prefix: str) -> Iterator[list[Listed]]:
         yield [Listed(one.key, one.size, one.etag) for one in next(self.version_pages(bucket, prefix))]
@@ -82,3 +82,25 @@ async def test_the_same_content_put_again_where_versions_are_kept_is_new_input(b
     assert bucket.heads == []
     bucket.kept = False
     assert await new_beside(known) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("prefix", "meant"),
+    [
+        ("in/day.json", ["day.json"]),
+        ("in/day.csv", ["day.csv"]),
+        ("in/day", ["day.csv", "day.csv.gz", "day.csv.old.csv", "day.json", "day.jsonl"]),
+        ("in/day.csv.o", ["day.csv.old.csv"]),
+    ],
+)
+async def test_the_key_of_an_object_means_that_object_alone(
+    bucket: Bucket, kept: bool, prefix: str, meant: list[str]
+) -> None:
+    """Not a packed or older copy beside it, whose rows would be paid for as well. Any other prefix means all that go on
+    with it."""
+    bucket.kept = kept
+    for name in ("day.csv", "day.csv.gz", "day.csv.old.csv", "day.json", "day.jsonl"):
+        bucket.put(f"in/{name}", name, "1")
+    splits = await S3Source(Settings("inbox", prefix, format="jsonl")).splits(1)
+    assert [split.uri.rpartition("/")[2] for split in splits] == meant
