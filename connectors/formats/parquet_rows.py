@@ -141,21 +141,38 @@ def _record(split: Split, place: Position, row: dict[str, Any], limit: int) -> R
 
 
 def _plain(batch: Any) -> Any:
-    """Nanosecond times need pandas to become Python values: cut them to microseconds."""
+    """Nanosecond times need pandas to become Python values: cut them to microseconds, wherever they stand."""
     import pyarrow as pa
 
-    def coarse(kind: Any) -> Any:
-        if pa.types.is_timestamp(kind) and kind.unit == "ns":
-            return pa.timestamp("us", kind.tz)
-        if pa.types.is_duration(kind) and kind.unit == "ns":
-            return pa.duration("us")
-        return pa.time64("us") if pa.types.is_time64(kind) and kind.unit == "ns" else kind
-
-    kinds = [(field, coarse(field.type)) for field in batch.schema]
+    kinds = [(field, _coarse(field.type)) for field in batch.schema]
     if all(field.type == kind for field, kind in kinds):
         return batch
     columns = [column.cast(kind, safe=False) for column, (_, kind) in zip(batch.columns, kinds, strict=True)]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _coarse(kind: Any) -> Any:
+    """The type without nanoseconds."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_coarse(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_coarse(kind.key_type), kind.item_field.with_type(_coarse(kind.item_type)))
+    if types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_coarse(kind.value_type)))
+    if types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_coarse(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_coarse(kind.value_type)), kind.list_size)
+    return kind
 
 
 def _lost(split: Split, row: int, error: Exception) -> Raw:

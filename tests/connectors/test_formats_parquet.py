@@ -65,6 +65,26 @@ def test_typed_values_become_json(tmp_path: Path) -> None:
     }
 
 
+def test_nanoseconds_within_lists_and_structs_are_cut_as_well(tmp_path: Path) -> None:
+    """Else such a row would be a dead letter where pandas is not installed, and another text where it is."""
+    path, ns = tmp_path / "a.parquet", pa.timestamp("ns")
+    at, said = 1_700_000_000_123_456_789, "2023-11-14T22:13:20.123456"
+    kinds: dict[str, tuple[object, pa.DataType, object]] = {
+        "struct": ({"at": at, "n": 1}, pa.struct([("at", ns), ("n", pa.int64())]), {"at": said, "n": 1}),
+        "list": ([at, None], pa.list_(ns), [said, None]),
+        "large": ([at], pa.large_list(ns), [said]),
+        "fixed": ([at, at], pa.list_(ns, 2), [said, said]),
+        "map": ([("a", at)], pa.map_(pa.string(), ns), [["a", said]]),
+        "deep": ([{"turns": [{"at": at}]}], pa.list_(pa.struct([("turns", pa.list_(pa.struct([("at", ns)])))])),
+                 [{"turns": [{"at": said}]}]),
+        "time": ({"t": 3_600_000_000_001}, pa.struct([("t", pa.time64("ns"))]), {"t": "01:00:00"}),
+    }  # fmt: skip
+    pq.write_table(pa.table({name: pa.array([value], kind) for name, (value, kind, _) in kinds.items()}), path)
+    (raw,) = read(path)
+    assert raw.error is None
+    assert msgspec.json.decode(raw.row_json or b"") == {name: wanted for name, (_, _, wanted) in kinds.items()}
+
+
 def test_row_groups_are_splits_and_any_row_opens_the_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions are row numbers of the file, whatever the split; opened at row p: the rows from p on."""
     monkeypatch.setattr("penstock.connectors.objects.cutting.MIN_PIECE_BYTES", 1)
