@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NoReturn, cast
 
 import msgspec
@@ -49,6 +49,14 @@ def input_shape(format: str) -> InputShape:
             return "either"
         case _:
             return "rows"
+
+
+def shared_format(formats: Iterable[str]) -> str:
+    """What a plan's records are, by the formats of its splits. An inbox that held nothing but blank files, which count
+    to rows, may get requests later: then each record is looked at."""
+    found = set(formats)
+    requests = {format for format in found if input_shape(format) == "openai-batch"}
+    return "auto" if requests and requests != found else min(found, default="jsonl")
 
 
 class Intake:

@@ -17,7 +17,7 @@ from types import TracebackType
 import msgspec
 
 from penstock.connectors.base import Raw
-from penstock.connectors.reading.intake import input_shape
+from penstock.connectors.reading.intake import input_shape, is_request
 from penstock.connectors.reading.rows import columns, label_of
 from penstock.connectors.settings import Row
 from penstock.connectors.templates.template import compile_template
@@ -66,7 +66,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def labeller(format: str, row: Row, job_vars: Mapping[str, str] | None = None) -> Callable[[Raw], str | None] | None:
     """How a record's label is read; None: this job's records bear none, and no pass is needed."""
-    if input_shape(format) == "openai-batch":
+    shape = input_shape(format)
+    if shape == "openai-batch" or (shape == "either" and row.id is None):
         return _custom_id
     if row.id is None:
         return None
@@ -74,6 +75,8 @@ def labeller(format: str, row: Row, job_vars: Mapping[str, str] | None = None) -
     names = job_vars or {}
 
     def label(raw: Raw) -> str | None:
+        if shape == "either" and is_request(raw):
+            return _custom_id(raw)
         try:
             return None if raw.error is not None else label_of(template, columns(raw), names)
         except BadRecord:

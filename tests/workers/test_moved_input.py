@@ -1,15 +1,20 @@
-"""A run whose input went elsewhere, or is named in another way, between two of its commands."""
+"""A run whose input went elsewhere, is named in another way, or is of another kind, in one of its later commands."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penstock.connectors.base import SinkName
+from penstock.connectors.files import FileSource
+from penstock.connectors.reading.intake import Intake, input_shape, shared_format
+from penstock.connectors.reading.labels import labeller
 from penstock.connectors.registry import open_stores
 from penstock.connectors.settings import FilesSink, FilesSource, Row, SinkSettings
 from penstock.engine.errors import NoInput
+from penstock.engine.items import Item
 from penstock.workers.driving.planner import Planned, durable_plan
 from penstock.workers.runspec import RunOptions, RunSpec
 from tests.workers.lane_rig import CATALOG, POLICY
@@ -108,3 +113,41 @@ async def test_an_empty_file_is_nobodys_content(tmp_path: Path) -> None:
     (tmp_path / "in/e.jsonl").rename(tmp_path / "in/f.jsonl")
     again = await planned(spec)
     assert (names(second, first), names(again, second)) == (["e.jsonl"], ["f.jsonl"])
+
+
+async def test_requests_that_join_an_inbox_of_blank_files_are_requests(tmp_path: Path) -> None:
+    """On the first day nothing had come. They are labelled by their `custom_id`, and equal labels are found."""
+    spec = job(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.jsonl").write_text("\n")
+    await planned(spec)
+    line = '{"custom_id":"a","body":{"messages":[{"role":"user","content":"hi"}]}}\n'
+    (tmp_path / "in/2.jsonl").write_text(line + line)
+    plan = (await planned(spec)).plan
+    format = shared_format(split.format for split in plan.splits)
+    intake = Intake(spec.run_id, input_shape(format), spec.row, spec.policy, [], 0)
+    records = [raw for split in plan.splits for raw in FileSource(FilesSource("")).records(split, split.start)]
+    made = [intake.item(raw, 0.0) for raw in records]
+    assert [(type(one), one.custom_id) for one in made] == [(Item, "a")] * 2
+    label = labeller(format, spec.row)
+    assert label is not None
+    assert [label(raw) for raw in records] == ["a", "a"]
+    by_row = labeller(format, Row(id="{{ shop }}"))
+    assert by_row is not None
+    row = msgspec.structs.replace(records[0], data=b'{"shop":"x"}')
+    assert [by_row(raw) for raw in (*records, row)] == ["a", "a", "x"]
+
+
+@pytest.mark.parametrize(
+    ("formats", "shared"),
+    [
+        ([], "jsonl"),
+        (["csv", "jsonl"], "csv"),
+        (["openai-batch", "openai-batch"], "openai-batch"),
+        (["auto", "auto"], "auto"),
+        (["avro"], "avro"),
+        (["parquet", "openai-batch"], "auto"),
+    ],
+)
+def test_what_records_are_is_shared_or_looked_at(formats: list[str], shared: str) -> None:
+    assert shared_format(formats) == shared

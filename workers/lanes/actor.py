@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.connectors.base import Mark
 from penstock.connectors.filestore.common import refuse_apart
-from penstock.connectors.reading.intake import InputShape, Intake, input_shape
+from penstock.connectors.reading.intake import InputShape, Intake, input_shape, shared_format
 from penstock.connectors.reading.replay import Intake as AnyIntake
 from penstock.connectors.reading.replay import intake_for
 from penstock.connectors.registry import Stores, open_mirror, open_source, open_stores
@@ -173,7 +173,7 @@ class LaneActor:
     def _shell(self, lane: int, epoch: Epoch, stores: Stores, complete: bool) -> LaneShell:
         spec = self._spec
         now = time.time
-        read_as = input_shape(self._plan.splits[0].format if self._plan.splits else "jsonl")
+        read_as = input_shape(shared_format(split.format for split in self._plan.splits))
         schema_tasks = [t.name for t in spec.policy.tasks.values() if t.output is not None and t.output.json_schema]
         machine = Lane(
             LaneSettings(

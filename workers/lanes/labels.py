@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from penstock.connectors.base import Primary, Rereadable
+from penstock.connectors.reading.intake import shared_format
 from penstock.connectors.reading.labels import Duplicate, LabelPass, Verdict, labeller
 from penstock.connectors.registry import open_source
 from penstock.engine.errors import BadRecord, PenstockError, Temporary
@@ -45,7 +46,7 @@ class LabelWatch:
         """Lane → its splits that were closed when its progress was read last. Closed ones stay so."""
         self._uris = {split.ordinal: split.uri for split in plan.splits}
         source = open_source(spec.source)
-        label = labeller(plan.splits[0].format, spec.row, spec.vars) if plan.splits else None
+        label = labeller(shared_format(split.format for split in plan.splits), spec.row, spec.vars)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pass: LabelPass | None = None
         if spec.on_duplicate == "dead_letter" and label is not None and isinstance(source, Rereadable):
