@@ -135,10 +135,10 @@ class Growing(Protocol):
 class Renaming(Protocol):
     """A source whose objects may have another `object_id` today than when a run was planned, and the same content."""
 
-    async def renamed(self, new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
-        """Those of `new` whose content is an object's that a plan knows: `object_id` → why, in words for a person ("":
-        no need to tell). `new`: as `splits` found them, under ids that are none of `known`. Whoever took them for new
-        input would pay for all of it again. Raises `Temporary`, `Refused`."""
+    async def renamed(self, new: Sequence[Split], plan: Plan) -> dict[str, str]:
+        """Those of `new` that are objects which the plan knows: `object_id` → why, in words for a person ("": no need
+        to tell). `new`: as `splits` found them, under ids that are none of the plan's. Whoever took them for new input
+        would pay for all of it again. Raises `Temporary`, `Refused`."""
         ...
 
 

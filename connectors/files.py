@@ -22,7 +22,7 @@ from penstock.connectors.objects.cursor import Cursors
 from penstock.connectors.objects.cutting import READERS, Found, cut, cut_among_others, format_of, piece_bytes, settled
 from penstock.connectors.settings import FilesSource
 from penstock.engine.errors import BadRecord, NoInput, SpecError, Temporary
-from penstock.engine.plan import Split
+from penstock.engine.plan import Plan, Split
 
 ENDS_BYTES = 64 * 1024
 """Head and tail that go into a file's hash."""
@@ -53,9 +53,9 @@ class FileSource:
         """As promised; the order is all the same to a disk."""
         return self.records
 
-    async def renamed(self, new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
+    async def renamed(self, new: Sequence[Split], plan: Plan) -> dict[str, str]:
         """As promised: files that are reached by another path, or were moved, since the path is part of the id."""
-        return await asyncio.to_thread(_renamed, new, known)
+        return await asyncio.to_thread(_renamed, new, plan)
 
     def records(self, split: Split, start: int) -> Iterator[Raw]:
         """The same records as a plain iterator, for passes over the input (duplicate labels, a sample for the plan).
@@ -104,10 +104,11 @@ def fingerprint(path: str, file: BinaryIO) -> tuple[int, str]:
     return size, f"{path}@{size}-{digest.hexdigest()}"
 
 
-def _renamed(new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
-    """A file that is gone from where it was stands for one that has its content; empty ones have none."""
+def _renamed(new: Sequence[Split], plan: Plan) -> dict[str, str]:
+    """A file that is gone from where it was stands for one that has its content; empty ones have none. Moving keeps a
+    file's time: one that was written since input joined the run last was handed in once more, whatever it holds."""
     paths: dict[str, list[str]] = {}
-    for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in known):
+    for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in plan.splits):
         paths.setdefault(object_id.removeprefix(path), []).append(path)
     found: dict[str, str] = {}
     for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in new):
@@ -115,6 +116,8 @@ def _renamed(new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
         same = [] if content.startswith("@0-") else paths.get(content, [])
         if any(_is_one_file(before, path) for before in same):
             found[object_id] = ""
+        elif not _is_older(path, max(plan.created_at, plan.joined_at)):
+            continue
         elif (before := next((one for one in same if not _is_there(one, content)), None)) is not None:
             same.remove(before)
             found[object_id] = f"{before} is not there any more: {path}, which has its content, is taken for it"
@@ -124,6 +127,13 @@ def _renamed(new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
 def _is_one_file(one: str, other: str) -> bool:
     try:
         return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _is_older(path: str, at: float) -> bool:
+    try:
+        return os.stat(path).st_mtime <= at
     except OSError:
         return False
 

@@ -52,5 +52,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Every lane has committed once. From then on a lane without progress is corrupt, not new."""
     sinks: dict[str, str] = {}
     """Sink name → the store that takes its records: `primary`, or a follower's key."""
+    joined_at: float = 0.0
+    """When a command found input that joined it, the last time (Unix seconds); 0: none joined since it was made."""
     topics: dict[str, str] = {}
     """Sink name → its topic, of those on Kafka: what is written to one stays there."""

@@ -30,7 +30,7 @@ from penstock.connectors.s3.ranges import RangeFile, open_object
 from penstock.connectors.s3.reader import Objects, S3Reader
 from penstock.connectors.settings import S3Source as Settings
 from penstock.engine.errors import NoInput
-from penstock.engine.plan import Split
+from penstock.engine.plan import Plan, Split
 
 MAX_LOOKS = 500
 """JSON objects that are looked into for requests or rows, spread over the listing: with 32 at once some 2 s. What the
@@ -57,11 +57,11 @@ class S3Source:
     async def open(self, starts: Sequence[tuple[Split, int]]) -> S3Reader:
         return S3Reader(self._client(), starts, self._limit)
 
-    async def renamed(self, new: Sequence[Split], known: Sequence[Split]) -> dict[str, str]:
+    async def renamed(self, new: Sequence[Split], plan: Plan) -> dict[str, str]:
         """As promised: an object that is pinned by its version today and was by its ETag, or the other way round. The
         bucket began or stopped to keep versions, or the credentials have other rights."""
         pins: dict[str, set[str]] = {}
-        for split in known:
+        for split in plan.splits:
             pins.setdefault(split.uri, set()).add(pinned_by(split).pin)
         found = {split.object_id: pinned_by(split) for split in new}
         doubtful = [one for one in found.values() if any(is_etag(p) != is_etag(one.pin) for p in pins.get(one.uri, ()))]

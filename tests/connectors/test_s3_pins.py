@@ -42,7 +42,11 @@ class Bucket:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     made = Bucket()
-    monkeypatch.setattr(s3_source, "client", lambda endpoint, region: made)
+
+    def client(*_: object) -> Bucket:
+        return made
+
+    monkeypatch.setattr(s3_source, "client", client)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,7 @@ def job(folder: Path, path: str = "in") -> RunSpec:
 
 
 async def planned(spec: RunSpec) -> Planned:
-    return await durable_plan(spec, RunOptions(), open_stores(spec.sinks, spec.run_id).primary, 2, 0.0)
+    return await durable_plan(spec, RunOptions(), open_stores(spec.sinks, spec.run_id).primary, 2, time.time())
 
 
 async def test_a_run_that_has_begun_goes_on_where_its_input_was_cleared_away(tmp_path: Path) -> None:
@@ -94,6 +95,15 @@ async def test_one_file_that_is_gone_stands_for_one_that_has_its_content(tmp_pat
     (tmp_path / "in/a.jsonl").rename(tmp_path / "in/c.jsonl")
     (tmp_path / "in/d.jsonl").write_bytes((tmp_path / "in/c.jsonl").read_bytes())
     assert names(await planned(spec), first) == ["d.jsonl"]
+
+
+async def test_a_file_that_is_handed_in_once_more_is_new_input(tmp_path: Path) -> None:
+    """Finished files may leave the inbox; one that is written later may hold the same, as each day's one question."""
+    spec = job(tmp_path)
+    first = await started(spec)
+    (tmp_path / "in/a.jsonl").unlink()
+    (tmp_path / "in/next day.jsonl").write_text('{"text":"hi"}\n')
+    assert names(await planned(spec), first) == ["next day.jsonl"]
 
 
 async def test_a_file_that_was_put_aside_for_the_next_of_its_name_is_no_new_input(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ async def wanted_plan(
         return Planned(plan, True, tuple(notes), tuple(changed)), False
     if new := len(longer.splits) - len(plan.splits):
         notes.append(f"{new} new piece{'s' if new > 1 else ''} of input joined the run")
+        longer = msgspec.structs.replace(longer, joined_at=now)
     return Planned(longer, True, tuple(notes), tuple(changed)), True
 
 
@@ -96,7 +97,7 @@ async def _without_renamed(source: Renaming, plan: Plan, found: Sequence[Split])
     """What the plan knows by another name keeps the one that its items have."""
     known = {split.object_id for split in plan.splits}
     new = [split for split in found if split.object_id not in known]
-    renamed = await source.renamed(new, plan.splits) if new else {}
+    renamed = await source.renamed(new, plan) if new else {}
     told = [why for why in renamed.values() if why]
     others = f" (and {len(told) - 1:,} others like it)" if len(told) > 1 else ""
     return Later([s for s in found if s.object_id not in renamed], f"{told[0]}{others}" if told else None)
