@@ -160,12 +160,12 @@ class KafkaReader:
         except kafka.OffsetOutOfRangeError:
             partition.strayed = self._now()
             self._due = 0.0
-        except kafka.KafkaError as error:
+        except Exception as error:  # noqa: BLE001 - told, or a record that the client can't take apart: that is data
             self._put(session, partition)
-            self._trouble = translated(error, self._connection, f"reading {partition.tp.topic}")
-            self._due = min(self._due, self._now() + RETRY_S)
-        except Exception as error:  # noqa: BLE001 - the client can't take a record apart: that record is data
-            self._put(session, partition)
+            if isinstance(error, kafka.KafkaError) and not _is_of_a_record(error):
+                self._trouble = translated(error, self._connection, f"reading {partition.tp.topic}")
+                self._due = min(self._due, self._now() + RETRY_S)
+                return
             if count == 1:
                 partition.skip_unreadable(f"{type(error).__name__}: {error}"[:300])
                 self._put(session, partition)
@@ -231,3 +231,9 @@ class KafkaReader:
         session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def _is_of_a_record(error: kafka.KafkaError) -> bool:
+    """The batch came as it was written, and what was written is broken. Where its checksum is wrong, a disk or the way
+    here may have broken it: another replica, or a person, can bring it back."""
+    return isinstance(error, kafka.CorruptRecordException) and "Invalid CRC" not in str(error)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka
 from aiokafka.structs import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from penstock.connectors.kafka import partition, source
 from penstock.connectors.kafka.dead_letters import incoming, outgoing
 from penstock.connectors.kafka.keys import Scope
 from penstock.connectors.kafka.opening import Cluster
+from penstock.connectors.kafka.reader import KafkaReader
 from penstock.connectors.kafka.records import EPOCH, RUN, row, run_epoch_of
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.kafka.store import KafkaStore, Settings
@@ -30,6 +32,7 @@ from penstock.connectors.reading.envelope import Envelope, unseal
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import Connection, KafkaSink, KafkaSource, Row
 from penstock.connectors.writing.records import Encoder
+from penstock.engine.errors import Temporary
 from penstock.engine.items import Item, Position
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Task
@@ -305,3 +308,62 @@ async def test_a_topic_is_not_new_for_an_id_that_its_broker_begins_to_tell(
     monkeypatch.setattr(source, "ends", nowhere)
     found = await Told(seen).later(set(planned.split()))
     assert [split.object_id for split in found.splits] == new.split()
+
+
+class Choking:
+    """A session with six records, whose client can't take that at offset 3 apart."""
+
+    refreshed = False
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+        self._at = 0
+
+    def has(self, _: object) -> bool:
+        return True
+
+    def seek(self, _: object, offset: int) -> None:
+        self._at = offset
+
+    def pause(self, _: object) -> None:
+        pass
+
+    def end_seen(self, _: object) -> int:
+        return 6
+
+    def close(self) -> None:
+        pass
+
+    async def fetch(self, _: object, count: int) -> tuple[list[Any], int]:
+        upto = min(6, self._at + count)
+        if self._at <= 3 < upto:
+            raise kafka.CorruptRecordException(self._why)
+        made = [ConsumerRecord("t", 0, n, 0, 0, None, b"{}", None, 0, 2, ()) for n in range(self._at, upto)]
+        self._at = upto
+        return made, upto
+
+
+def choking(why: str) -> KafkaReader:
+    split = Split("t@x/0#0-6", "t@x/0", 0, 0, "kafka://k:1/t/0", 0, 6)
+    reader = KafkaReader(Connection("k:1"), [(split, 0)], partition.text_record)
+    reader._session, reader._unsure, reader._due = Choking(why), False, float("inf")  # type: ignore[assignment]
+    return reader
+
+
+async def test_a_record_that_was_written_broken_is_data_and_the_next_are_read() -> None:
+    """Brokers that look into no batch take what a faulty client writes: asked for again it is as it was."""
+    reader, records = choking("Invalid record size: expected to read 9 bytes"), list[Raw]()
+    for _ in range(10):
+        batch = await reader.read(100, 1 << 20)
+        records += batch.records
+    assert batch.done
+    assert [raw.position.position for raw in records] == [0, 1, 2, 3, 4, 5]
+    assert [raw.error is not None for raw in records] == [n == 3 for n in range(6)]
+
+
+async def test_a_batch_whose_checksum_is_wrong_is_waited_for() -> None:
+    """Another replica may have it whole, and what is passed over never comes again."""
+    reader = choking("Invalid CRC - t/0")
+    for _ in range(3):
+        with pytest.raises(Temporary, match="Invalid CRC"):
+            await reader.read(100, 1 << 20)
