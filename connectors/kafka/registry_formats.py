@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -133,8 +134,9 @@ def _json_schema(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Co
 
     told = msgspec.json.decode(schema.schema)
     others = [
-        (name, Resource.from_contents(msgspec.json.decode(other.schema), default_specification=DRAFT7))
+        (uri, Resource.from_contents(msgspec.json.decode(other.schema), default_specification=DRAFT7))
         for name, other in named.items()
+        for uri in {name, _beside(told, name)}
     ]
     # A registry of our own also keeps the validator from fetching what a schema points to.
     validator = validator_for(told)(told, registry=Registry().with_resources(others))
@@ -153,6 +155,12 @@ def _json_schema(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Co
         return _row(row)
 
     return read
+
+
+def _beside(schema: Any, name: str) -> str:
+    """Where a schema with an address of its own looks for what it calls by a bare name."""
+    address = schema.get("$id") if isinstance(schema, dict) else None
+    return urljoin(address, name) if isinstance(address, str) else name
 
 
 def _protobuf(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:

@@ -130,6 +130,23 @@ async def test_a_json_schema_record_is_checked_against_its_schema(registry: Regi
     assert "nested deeper" in await error(registry, "json-schema", framed(9, b"[" * 300 + b"]" * 300))
 
 
+async def test_a_json_schema_with_an_address_refers_to_others_by_name(registry: Registry) -> None:
+    """`$ref: shop.json` is then an address beside its own. Confluent's clients find what the registry calls so there,
+    and so on from that one."""
+    outer = {"$id": "https://a.test/order.json", "properties": {"shop": {"$ref": "shop.json"}}}
+    inner = {"required": ["town"], "properties": {"town": {"$ref": "town.json"}}}
+    registry.schemas[9] = {"schema": json.dumps(outer), "schemaType": "JSON", "references": [reference("shop.json")]}
+    registry.subjects["shop.json", "1"] = {"schema": json.dumps(inner), "references": [reference("town.json")]}
+    registry.subjects["town.json", "1"] = {"schema": '{"type": "string"}', "references": []}
+    assert await row(registry, "json-schema", framed(9, b'{"shop": {"town": "Ulm"}}')) == {"shop": {"town": "Ulm"}}
+    assert "'town' is a required property" in await error(registry, "json-schema", framed(9, b'{"shop": {}}'))
+    assert "7 is not of type 'string'" in await error(registry, "json-schema", framed(9, b'{"shop": {"town": 7}}'))
+
+
+def reference(name: str) -> dict[str, Any]:
+    return {"name": name, "subject": name, "version": 1}
+
+
 async def test_a_schema_never_makes_the_reader_fetch_what_it_points_to(registry: Registry) -> None:
     registry.schemas[9] = {"schema": json.dumps({"$ref": registry.url + "/elsewhere"}), "schemaType": "JSON"}
     assert "not json-schema of schema 9" in await error(registry, "json-schema", framed(9, b"{}"))
