@@ -128,6 +128,7 @@ def _avro(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
 
 
 def _json_schema(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Codec:
+    from jsonschema import Draft7Validator
     from jsonschema.validators import validator_for
     from referencing import Registry, Resource
     from referencing.jsonschema import DRAFT7
@@ -139,7 +140,8 @@ def _json_schema(schema_id: int, schema: Schema, named: dict[str, Schema]) -> Co
         for uri in {name, _beside(told, name)}
     ]
     # A registry of our own also keeps the validator from fetching what a schema points to.
-    validator = validator_for(told)(told, registry=Registry().with_resources(others))
+    draft = validator_for(told, default=Draft7Validator)  # where it names none, as Confluent's clients have it
+    validator = draft(told, registry=Registry().with_resources(others))
 
     def read(payload: bytes) -> bytes:
         row: Any = decode(payload)

@@ -143,6 +143,14 @@ async def test_a_json_schema_with_an_address_refers_to_others_by_name(registry: 
     assert "7 is not of type 'string'" in await error(registry, "json-schema", framed(9, b'{"shop": {"town": 7}}'))
 
 
+async def test_a_json_schema_that_names_no_draft_is_of_draft_7(registry: Registry) -> None:
+    """As the registry and its clients take it: later drafts read a list of `items` in another way."""
+    schema = {"properties": {"pair": {"items": [{"type": "string"}, {"type": "integer"}]}}}
+    registry.schemas[9] = {"schema": json.dumps(schema), "schemaType": "JSON"}
+    assert await row(registry, "json-schema", framed(9, b'{"pair": ["a", 1]}')) == {"pair": ["a", 1]}
+    assert "'b' is not of type 'integer'" in await error(registry, "json-schema", framed(9, b'{"pair": ["a", "b"]}'))
+
+
 def reference(name: str) -> dict[str, Any]:
     return {"name": name, "subject": name, "version": 1}
 
