@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from penstock.connectors.base import Later
+from penstock.connectors.base import Later, Raw
 from penstock.connectors.kafka import topic_ids
 from penstock.connectors.kafka.client import describe, new_consumer, opened, within
 from penstock.connectors.kafka.members import refuse_members
 from penstock.connectors.kafka.partition import Name, text_record
 from penstock.connectors.kafka.reader import KafkaReader
+from penstock.connectors.kafka.rereading import records
 from penstock.connectors.kafka.starts import read_start, starts
 from penstock.connectors.kafka.topic_ids import Topic
 from penstock.connectors.kafka.topics import begins, ends
@@ -31,7 +32,8 @@ RECORD_BYTES = 1_000
 
 
 class KafkaTopics:
-    """Implements `base.Source` and `base.Growing`. Raises `SpecError` where the settings say something impossible."""
+    """Implements `base.Source`, `base.Growing` and `base.Rereadable`. Raises `SpecError` where the settings say
+    something impossible."""
 
     def __init__(self, settings: KafkaSource) -> None:
         self._settings = settings
@@ -81,6 +83,10 @@ class KafkaTopics:
                 return KafkaReader(self._connection, starts, make, make.schemas)
             case None | "openai-batch" | "jsonl":
                 return KafkaReader(self._connection, starts, text_record)
+
+    def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
+        """As promised, of partitions that have an end."""
+        return lambda split, start: records(lambda: self.open([(split, start)]))
 
     @contextlib.asynccontextmanager
     async def _looking(self) -> AsyncGenerator[AIOKafkaConsumer]:

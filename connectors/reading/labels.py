@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -66,19 +66,22 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def labeller(format: str, row: Row, job_vars: Mapping[str, str] | None = None) -> Callable[[Raw], str | None] | None:
     """How a record's label is read; None: this job's records bear none, and no pass is needed."""
-    shape = input_shape(format)
-    if shape == "openai-batch" or (shape == "either" and row.id is None):
-        return _custom_id
-    if row.id is None:
-        return None
-    template = compile_template(row.id)
-    names = job_vars or {}
+    of_row = None if row.id is None else _of_rows(row.id, job_vars or {})
+    match input_shape(format):
+        case "openai-batch":
+            return _custom_id
+        case "rows":
+            return of_row
+        case "either":
+            return lambda raw: _custom_id(raw) if is_request(raw) else of_row(raw) if of_row is not None else None
+
+
+def _of_rows(source: str, job_vars: Mapping[str, str]) -> Callable[[Raw], str | None]:
+    template = compile_template(source)
 
     def label(raw: Raw) -> str | None:
-        if shape == "either" and is_request(raw):
-            return _custom_id(raw)
         try:
-            return None if raw.error is not None else label_of(template, columns(raw), names)
+            return None if raw.error is not None else label_of(template, columns(raw), job_vars)
         except BadRecord:
             return None
 
@@ -182,7 +185,10 @@ class LabelPass:
             return self._base.duplicates(ordinal, start, limit)
 
     def close(self) -> None:
-        """Delete the database."""
+        """Delete the database, and let go of what is being read. Blocking: not where a loop runs."""
+        reading, self._reading = self._reading, None
+        if isinstance(reading, Generator):
+            reading.close()
         with self._lock:
             self._base.close()
         self._path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from aiokafka import AIOKafkaProducer
 
-from penstock.connectors.base import Raw, Source
+from penstock.connectors.base import Raw, Rereadable, Source
 from penstock.connectors.files import FileSource
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.memory import MemorySource
@@ -148,6 +148,23 @@ async def test_one_reader_of_all_splits_brings_every_record_once(source: Source)
     rows = [msgspec.json.decode(raw.row_json or raw.data) for raw in records]
     assert sorted(int(row["id"]) for row in rows) == list(range(COUNT))
     assert sorted(ended) == sorted(split.id for split in splits)
+
+
+async def test_read_beside_its_lanes_it_is_the_same(source: Source) -> None:
+    """By plain iterators, in a thread: from the start, and from amid a split; one that is given up is let go of."""
+    if not isinstance(source, Rereadable):
+        pytest.skip("it can't be read beside its lanes")
+    splits = await source.splits(3)
+    again = source.rereading(splits)
+    for split in splits:
+        records, _ = await read(source, [(split, split.start)])
+        amid = records[len(records) // 2].position.position
+        assert await asyncio.to_thread(lambda: list(again(split, split.start))) == records  # noqa: B023
+        assert await asyncio.to_thread(lambda: list(again(split, amid))) == records[len(records) // 2 :]  # noqa: B023
+    one = again(splits[0], splits[0].start)
+    await asyncio.to_thread(next, one)
+    if isinstance(one, Generator):
+        await asyncio.to_thread(one.close)
 
 
 async def test_positions_grow_strictly_and_lie_in_their_split(source: Source) -> None:

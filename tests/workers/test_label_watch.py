@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from penstock.connectors.base import Taken
+from penstock.connectors.base import Batch, Raw, Reader, Taken
 from penstock.connectors.files import FileSource
+from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.memory import MemoryStore, forget
-from penstock.connectors.settings import FilesSource, MemorySink, Row
+from penstock.connectors.settings import FilesSource, KafkaSource, MemorySink, Row, SourceSettings
 from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
+from penstock.engine.items import Position
 from penstock.engine.plan import Plan, Split
+from penstock.workers.lanes import labels
 from penstock.workers.lanes.labels import LabelWatch
 from penstock.workers.runspec import RunSpec
 from tests.workers.lane_rig import CATALOG, POLICY
@@ -32,9 +36,16 @@ def inbox(folder: Path, name: str, *labels: str) -> list[Split]:
 
 def watched(folder: Path, splits: list[Split], saved: Saved) -> tuple[list[tuple[int, int]], list[str], list[str]]:
     """(duplicates, what ended the run, notes)."""
+    return passed(job(FilesSource(str(folder))), splits, saved)
+
+
+def job(source: SourceSettings, row: Row | None = None) -> RunSpec:
+    return RunSpec("r", "n", {}, source, None, row or Row(), CATALOG, POLICY, {"results": MemorySink(NAME)})
+
+
+def passed(spec: RunSpec, splits: list[Split], saved: Saved) -> tuple[list[tuple[int, int]], list[str], list[str]]:
     forget(NAME)
     store = MemoryStore(NAME)
-    spec = RunSpec("r", "n", {}, FilesSource(str(folder)), None, Row(), CATALOG, POLICY, {"results": MemorySink(NAME)})
     plan = Plan("r", "n", {}, 1, tuple(splits), {}, 0.0)
     found, errors, notes = list[tuple[int, int]](), list[str](), list[str]()
 
@@ -46,7 +57,7 @@ def watched(folder: Path, splits: list[Split], saved: Saved) -> tuple[list[tuple
         await store.commit(0, (1, 1), 1, {}, {PROGRESS: msgspec.msgpack.encode(saved)})
         watch = LabelWatch(spec, plan, store, errors.append, notes.append)
         watch.start(tell)
-        assert watch._task is not None  # pyright: ignore[reportPrivateUsage]
+        assert watch._task is not None, "nothing is looked for"  # pyright: ignore[reportPrivateUsage]
         await watch._task  # pyright: ignore[reportPrivateUsage]
         await watch.close()
 
@@ -100,3 +111,41 @@ def test_unfinished_input_that_is_gone_ends_the_run(tmp_path: Path, saved: Saved
     assert "a.jsonl is gone" in error
     assert not found
     assert not notes
+
+
+class Topic(KafkaTopics):
+    """Its readers bring what the partitions hold: a request with a label, or a row."""
+
+    def __init__(self, **partitions: list[str]) -> None:
+        super().__init__(KafkaSource(("t",), bootstrap="k:1", until="end"))
+        self._held = {split: [Raw(Position(split, 0, n), "o", line.encode()) for n, line in enumerate(lines)]
+                      for split, lines in partitions.items()}  # fmt: skip
+
+    async def open(self, starts: Sequence[tuple[Split, int]]) -> Reader:  # type: ignore[override]
+        ((split, start),) = starts
+        return Held(self._held[split.id][start:])
+
+
+class Held:
+    def __init__(self, records: list[Raw]) -> None:
+        self._records = records
+
+    async def read(self, max_records: int, max_bytes: int) -> Batch:
+        batch, self._records = self._records[:1], self._records[1:]
+        return Batch(batch, done=not self._records)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_equal_labels_of_a_topic_with_an_end_are_found_where_the_job_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of requests and rows alike, over all of its partitions: a producer that sends twice is paid for once."""
+    a = ['{"custom_id":"1","body":{}}', '{"id":"1"}', '{"id":"2"}', "[]", '{"custom_id":"1","body":{}}']
+    b = ['{"id":"2"}', '{"id":"3"}', "no JSON"]
+    monkeypatch.setattr(labels, "open_source", lambda _: Topic(a=a, b=b))  # pyright: ignore[reportUnknownLambdaType]
+    splits = [Split(name, name, n, 0, "", 0, 9, format="auto") for n, name in enumerate("ab")]
+    spec = job(KafkaSource(("t",), bootstrap="k:1", until="end"), Row(id="{{ id }}"))
+    found, errors, _ = passed(spec, splits, Saved())
+    assert (found, errors) == ([(0, 1), (0, 4), (1, 0)], [])

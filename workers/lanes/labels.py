@@ -49,7 +49,8 @@ class LabelWatch:
         label = labeller(shared_format(split.format for split in plan.splits), spec.row, spec.vars)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pass: LabelPass | None = None
-        if spec.on_duplicate == "dead_letter" and label is not None and isinstance(source, Rereadable):
+        wanted = spec.on_duplicate == "dead_letter" and plan.bounded
+        if wanted and label is not None and isinstance(source, Rereadable):
             self._folder = tempfile.TemporaryDirectory(prefix="penstock-labels-")
             read = source.rereading(plan.splits)
             self._pass = LabelPass(plan.splits, read, label, Path(self._folder.name) / "labels.db")
@@ -126,6 +127,6 @@ class LabelWatch:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         if self._pass is not None:
-            self._pass.close()
+            await asyncio.to_thread(self._pass.close)
         if self._folder is not None:
             self._folder.cleanup()
