@@ -49,7 +49,7 @@ class Before(msgspec.Struct, frozen=True):
         if self.spec is None:
             return given
         known = where(self.spec.sinks["results"])
-        moved = known != where(spec.sinks["results"]) or self.spec.source != spec.source
+        moved = _places(self.spec) != _places(spec) or self.spec.source != spec.source
         edited = moved or self.spec.fingerprint != spec.fingerprint
         fresh = given.fresh or (spec.limit is not None and edited)
         ended = 0 if fresh or spec.limit is not None else self.items
@@ -64,6 +64,10 @@ class Before(msgspec.Struct, frozen=True):
         then, now = self.spec.catalog.models, spec.catalog.models
         known = [name for name in names_called(spec.policy, spec.catalog) if name in then and name in now]
         return [name for name in known if _repriced(then[name], now[name])]
+
+
+def _places(spec: RunSpec) -> dict[str, str]:
+    return {str(name): where(sink) for name, sink in spec.sinks.items()}
 
 
 def _repriced(then: Model, now: Model) -> bool:

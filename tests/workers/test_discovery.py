@@ -91,11 +91,13 @@ async def test_a_topic_is_read_as_the_mended_job_says(monkeypatch: pytest.Monkey
     assert (await durable_plan(spec, RunOptions(), store, 2, 0.0)).plan == made.plan
 
 
-def test_a_trial_begins_anew_where_its_source_was_mended() -> None:
+def test_a_trial_begins_anew_where_its_source_or_a_sink_was_mended() -> None:
     """It is for editing the job between two looks; of the whole run it is told as a change."""
     trial = msgspec.structs.replace(SPEC, limit=5)
     mended = msgspec.structs.replace(trial, source=msgspec.structs.replace(SPEC.source, format="jsonl"))
     before = Before(RunStatus("r", "n", "done"), trial)
     assert before.options(mended, RunOptions()).fresh
+    sinks = {**SPEC.sinks, "dead_letters": MemorySink("elsewhere")}
+    assert before.options(msgspec.structs.replace(trial, sinks=sinks), RunOptions()).fresh
     assert not before.options(trial, RunOptions()).fresh
     assert not before.options(msgspec.structs.replace(mended, limit=None), RunOptions()).fresh
