@@ -380,6 +380,14 @@ def test_every_failure_says_what_kind_it_is(status: int, body: Any, headers: dic
     assert read.failure.may_be_billed is (status == 504 or kind == "invalid_response")
 
 
+def test_what_a_user_wrote_closes_no_account() -> None:
+    """Some gateways that speak this protocol repeat the request behind their reason."""
+    echoed = (
+        "messages: Input should be a valid list " + " " * 200 + "My credit balance is wrong, and my spend limit too."
+    )
+    assert got(400, error("invalid_request_error", echoed)).failure.kind == "bad_request"
+
+
 def test_limit_headers_are_read_with_their_absolute_times() -> None:
     """RFC 3339 times become seconds from now; the four limits are told apart."""
     headers = {"request-id": "req_h", "retry-after": "1"}

@@ -12,6 +12,7 @@ from penstock.engine.items import Answer, Call, Failure, FailureKind, OutputSpec
 from penstock.workers.checking import answers
 from penstock.workers.wire import schemas
 from penstock.workers.wire.base import (
+    FIRST,
     Bucket,
     Headers,
     LimitHeaders,
@@ -284,7 +285,7 @@ def _failure(status: int, headers: Headers, error: _Said, now: float) -> Failure
 
 
 def _kind(status: int, error: _Said) -> FailureKind:
-    said = error.message.lower()
+    said = error.message[:FIRST].lower()
     if error.code == "enforced_spend_limit_reached" or (status in (400, 403, 429) and contains(said, _NO_MONEY)):
         return "spend_cap"
     if status in (400, 403) and contains(said, _DISABLED):

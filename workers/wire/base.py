@@ -21,6 +21,10 @@ MAX_BODY_BYTES = 32_000_000
 MAX_MESSAGE = 500
 """Characters of a provider's error text that are kept; some echo the prompt."""
 
+FIRST = 200
+"""Characters of a refusal that are looked at: some hosts repeat the request behind them, and what a user wrote closes
+no account."""
+
 Headers = Mapping[str, str]
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ import msgspec
 
 from penstock.engine.items import Failure, FailureKind
 from penstock.workers.wire.base import (
+    FIRST,
     Headers,
     LimitHeaders,
     by_status,
@@ -155,16 +156,11 @@ _BY_WORDS: tuple[tuple[frozenset[int], tuple[str, ...], FailureKind], ...] = (
 """Statuses, words of the message (of a 429 also of Google's details), and what they mean. The first that fits."""
 
 
-_FIRST = 200
-"""Characters of a refusal that are looked at: some hosts repeat the request behind them, and what a user wrote closes
-no account."""
-
-
 def _kind(status: int, error: HostError) -> FailureKind:
     for name in (error.code, error.type):
         if isinstance(name, str) and (kind := _BY_CODE.get(name.lower().replace(" ", "_"))) is not None:
             return kind
-    said = _said(error) if status == 429 else (error.message or "")[:_FIRST].lower()
+    said = _said(error) if status == 429 else (error.message or "")[:FIRST].lower()
     for statuses, words, kind in _BY_WORDS:
         if status in statuses and contains(said, words):
             return kind
