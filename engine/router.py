@@ -264,7 +264,8 @@ class Router:
             return Ask(task, tier, names, why, first_said(quality, task.min_quality), wall)
         # the task's own quality was compared with what its cascade promises when the job was read
         if quality is None or task.cascade.vouches_for(quality):
-            return Ask(task, tier, names, why, None, wall, cascade=True)
+            promised = first_said(quality, task.min_quality) if task.cascade.promise is not None else None
+            return Ask(task, tier, names, why, None, wall, cascade=True, promised=promised)
         why += f"; quality ≥ {quality:g} is more than it promises: its last model alone"
         return Ask(task, tier, names, why, None, wall, above=quality)
 
@@ -311,6 +312,8 @@ class Router:
             targets = last_alone(ask, ask.above, targets, refused)
         elif ask.above is not None:  # what a cascade climbs to in the end needs no voucher, a cheaper one does
             ask = msgspec.structs.replace(ask, min_quality=ask.above)
+        elif ask.promised is not None and targets[-1].model.name != ask.names[-1]:  # it would be taken as it is
+            ask = msgspec.structs.replace(ask, min_quality=ask.promised, cascade=False)
         if ask.min_quality is not None:
             return self._by_quality(ask, ask.min_quality, targets, refused, request.needs)
         return choice_of(ask, tuple(targets), tuple(refused))

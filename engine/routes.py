@@ -72,6 +72,8 @@ class Ask(msgspec.Struct, frozen=True):
     explore: float = 0.0
     """Share of the items that try a model which is not known well enough."""
     cascade: bool = False
+    promised: float | None = None
+    """The quality that was asked for, where the task's cascade promises as much, as long as its last model is there."""
     above: float | None = None
     """The quality that was asked for, where the task's cascade promises less: its last model is asked alone."""
     arms: int | None = None

@@ -256,6 +256,21 @@ def test_where_the_last_model_is_forbidden_no_cheaper_one_stands_in_unasked_for_
     assert rig.lane.tally.dead_letters == {"no_candidate": 1}
 
 
+@pytest.mark.parametrize("by_task", [True, False])
+def test_where_the_last_model_is_forbidden_nobody_keeps_a_cascades_promise(by_task: bool) -> None:
+    """A cheaper one would be the last, whose answer is taken as it is: it is asked where its own quality is known."""
+    cascade, asked = msgspec.structs.replace(LOGPROB, promise=PROMISE), None if by_task else 0.9
+    mid = msgspec.structs.replace(CATALOG.models["mid"], quality={"t": 0.95})
+    known = msgspec.structs.replace(CATALOG, models={**CATALOG.models, "mid": mid})
+    rig = Rig(cascade, min_quality=0.9 if by_task else None)
+    rig.offer(Attributes(sensitivity="free", min_quality=asked))
+    assert rig.lane.tally.dead_letters == {"no_candidate": 1}
+    rig = Rig(cascade, catalog=known, min_quality=0.9 if by_task else None)
+    rig.offer(Attributes(sensitivity="free", min_quality=asked))
+    result = rig.one({"mid": [said("b")]})
+    assert (result.route.cascade, rig.roles()) == (False, [("primary", "mid")])
+
+
 def test_who_asks_for_what_a_cascade_promises_or_for_no_cheap_answer_climbs_it() -> None:
     """A run that takes no answer but the last model's, for labels, asks all of its models."""
     for cascade, sent in (
