@@ -15,7 +15,10 @@ from penstock.engine.plan import Split
 from penstock.engine.results import DeadLetterReason
 
 BATCH_ROWS = 512
-"""Rows decoded at once: flat memory with rows of some kB, and the call's cost vanishes (a guess)."""
+"""Rows decoded at once: the call's cost vanishes (a guess)."""
+
+BATCH_BYTES = 4 << 20
+"""But no more than so many bytes, going by the row group's average: rows may hold images."""
 
 STREAM_BYTES = 1 << 20
 """A column of a row group is read in such pieces; without it whole, however large its writer made the group."""
@@ -96,7 +99,9 @@ def _group(table: Any, group: int, first: int, count: int, split: Split, start: 
 
     row = first
     try:
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], use_threads=False):
+        size = max(1, table.metadata.row_group(group).total_byte_size // max(1, count))
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // size))
+        for batch in table.iter_batches(batch_size=rows, row_groups=[group], use_threads=False):
             if row + batch.num_rows > start:
                 skip = max(0, start - row)
                 yield from _rows(_plain(batch.slice(skip)), split, row + skip, limit)
