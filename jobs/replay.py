@@ -27,7 +27,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from penstock.connectors.settings import KafkaSink, KafkaSource, SinkSettings, SourceSettings
+from penstock.connectors.reading.intake import input_shape
+from penstock.connectors.settings import KafkaSink, KafkaSource, MemorySource, SinkSettings, SourceSettings
 from penstock.connectors.state import Conflict
 from penstock.connectors.writing.records import readable
 from penstock.engine.errors import SpecError
@@ -37,6 +38,7 @@ from penstock.jobs.letter_files import LetterFile
 from penstock.jobs.look import told
 from penstock.jobs.look.reading import Outputs
 from penstock.jobs.look.told import LetterTold
+from penstock.jobs.spec.places import resolve
 from penstock.jobs.trial import beside
 from penstock.jobs.wording import at_state
 from penstock.workers.runspec import RunSpec
@@ -139,7 +141,7 @@ def prepare(history: History, spec: RunSpec, wants: Wanted) -> tuple[RunSpec, Ch
     for run_id in earlier:
         _refuse_unfinished(history, run_id)
     chosen = Chosen(letter_files.new(history.url, base, number))
-    lines = _wanted(chosen, _last_words(history, base, earlier), wants)
+    lines = _wanted(chosen, _last_words(history, base, earlier), wants, spec.source)
     letter_files.write(chosen.file, _as_rows(spec.source, lines), history.url)
     if not chosen.sent:
         letter_files.remove(chosen.file)
@@ -243,7 +245,7 @@ def sent_ids(history: History, run_id: str) -> frozenset[bytes]:
         raise SpecError(f"{gone}; what it sent can't be told") from error
 
 
-def _wanted(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> Iterator[bytes]:
+def _wanted(chosen: Chosen, lines: Iterable[bytes], wants: Wanted, source: SourceSettings) -> Iterator[bytes]:
     """Those to send; what is told of all is counted on the way."""
     for line, letter in ((line, next(told.letters([line]))) for line in lines):
         if not wants(letter):
@@ -253,7 +255,7 @@ def _wanted(chosen: Chosen, lines: Iterable[bytes], wants: Wanted) -> Iterator[b
         else:
             chosen.sent += 1
             chosen.generation = max(chosen.generation, letter.generation)
-            chosen.batch = chosen.batch or is_batch(letter.bytes)
+            chosen.batch = chosen.batch or is_batch(source, letter.bytes)
             yield line
 
 
@@ -280,10 +282,15 @@ def _with_original(line: bytes, original: bytes) -> bytes:
 
 class _BatchLine(msgspec.Struct, frozen=True):
     custom_id: str
-    body: msgspec.Raw
+    body: dict[str, msgspec.Raw]
 
 
-def is_batch(original: bytes) -> bool:
+def is_batch(source: SourceSettings, original: bytes) -> bool:
+    """Whether a record of that source is an openai-batch line. Rows may have such columns: mails have a body too."""
+    if not isinstance(source, MemorySource) and source.format is not None:
+        return input_shape(source.format) == "openai-batch"
+    if resolve.is_table(source):
+        return False
     try:
         msgspec.json.decode(original, type=_BatchLine)
     except msgspec.DecodeError:

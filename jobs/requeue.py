@@ -221,7 +221,7 @@ def prepare(history: History, of: Touched) -> Prepared:
         raise SpecError(f"none of the {len(of.generations):,} items of {of.run_id} is in its source any more")
     file = letter_files.new(history.url, of.run_id, of.number)
     letter_files.write(file, (line for _, line, _ in lines), history.url)
-    batch = any(replay.is_batch(original) for _, _, original in lines)
+    batch = any(replay.is_batch(spec.source, original) for _, _, original in lines)
     generation = max(replay.next_generation(history, of.run_id), 1 + max(of.generations.values()))
     made = replay.again(spec, of.number, file, generation=generation, batch=batch)
     return Prepared(made, len(lines), len(of.generations) - len(lines))

@@ -17,7 +17,7 @@ from penstock.connectors.base import Raw
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.reading.replay import ReplayIntake, intake_for
 from penstock.connectors.s3.client import client
-from penstock.connectors.settings import Connection, FilesSink, FilesSource, KafkaSource, Row, S3Source
+from penstock.connectors.settings import Connection, FilesSink, FilesSource, Format, KafkaSource, Row, S3Source
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.errors import SpecError, Temporary
@@ -417,6 +417,28 @@ def test_openai_batch_lines_stay_openai_batch_lines(story: Story) -> None:
     source = story.prepare()[0].source
     assert isinstance(source, FilesSource)
     assert source.format == "openai-batch"
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "original", "wanted"),
+    [
+        ("mail.csv", None, {"custom_id": "a", "body": "Where is my parcel?"}, "jsonl"),
+        ("mail.parquet", None, {"custom_id": "a", "body": {"text": "hi"}}, "jsonl"),
+        ("mail.jsonl", "jsonl", {"custom_id": "a", "body": {"text": "hi"}}, "jsonl"),
+        ("mail/", None, {"custom_id": "a", "body": "hi"}, "jsonl"),
+        ("batch.jsonl", None, {"custom_id": "a", "body": {"messages": []}}, "openai-batch"),
+        ("batch.jsonl", "openai-batch", {"custom_id": "a", "body": None}, "openai-batch"),
+    ],
+)
+def test_rows_whose_columns_are_named_as_a_requests_fields_stay_rows(
+    story: Story, path: str, format: Format | None, original: dict[str, object], wanted: str
+) -> None:
+    """A table of mails has a body too: read as requests, all of them would die again."""
+    story.spec = msgspec.structs.replace(story.spec, source=FilesSource(str(story.folder / path), format))
+    story.ends(story.spec, [letter(LOST, "budget", original=json.dumps(original).encode())])
+    source = story.prepare()[0].source
+    assert isinstance(source, FilesSource)
+    assert source.format == wanted
 
 
 def raw(data: bytes) -> Raw:
