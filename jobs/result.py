@@ -53,8 +53,10 @@ class JobResult:
         (`penstock_…`), JSON lines a struct `penstock`."""
         import pyarrow as pa
 
+        from penstock.jobs.look import table
+
         parts = [pa.Table.from_batches([batch]) for batch in self.batches()]
-        return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
+        return table.joined(parts) if parts else pa.table({})
 
     def batches(self) -> Iterator[RecordBatch]:
         """The results as record batches."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -59,16 +58,17 @@ class Outputs(msgspec.Struct, frozen=True):
         return place if isinstance(settings, KafkaSink) else f"{place} (committed, not yet assembled)"
 
 
-def batches(outputs: Outputs, sink: SinkName, rows: int = BATCH_ROWS) -> Iterator[RecordBatch]:
-    """The records as record batches: a Parquet file's own, flat columns; anything else as pyarrow reads the JSON."""
+def batches(outputs: Outputs, sink: SinkName) -> Iterator[RecordBatch]:
+    """The records as record batches: a Parquet file's own, flat columns; of anything else the columns of its JSON."""
     from penstock.connectors.writing.tables import finished_files, suffix
+    from penstock.jobs.look import table
 
     files = [file for path in outputs.paths(sink) for file in finished_files(path)]
     if files and all(suffix(file) == ".parquet" for file in files):
         for file in files:
-            yield from _parquet(file, rows)
+            yield from _parquet(file, BATCH_ROWS)
     else:
-        yield from _json(outputs.records(sink), rows)
+        yield from table.of_lines(lambda: outputs.records(sink), BATCH_ROWS)
 
 
 def _parquet(path: str, rows: int) -> Iterator[RecordBatch]:
@@ -78,14 +78,3 @@ def _parquet(path: str, rows: int) -> Iterator[RecordBatch]:
 
     with opened(path) as source, pq.ParquetFile(source) as file:
         yield from file.iter_batches(batch_size=rows)
-
-
-def _json(lines: Iterator[Line], rows: int) -> Iterator[RecordBatch]:
-    """A later batch may know more columns than an earlier one: each is read with what it holds."""
-    import pyarrow as pa
-    import pyarrow.json as pj
-
-    while chunk := list(islice(lines, rows)):
-        data = b"\n".join(chunk)
-        options = pj.ReadOptions(block_size=len(data) + 1)
-        yield from pj.read_json(pa.BufferReader(data), read_options=options).combine_chunks().to_batches()

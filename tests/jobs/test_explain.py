@@ -22,7 +22,7 @@ from penstock.engine.policy import Policy, Scorer, Task
 from penstock.engine.registry.standing import Standing
 from penstock.engine.results import DeadLetter, Result
 from penstock.engine.router import Router
-from penstock.jobs.look import explain, told
+from penstock.jobs.look import explain, reading, told
 from penstock.jobs.result import JobResult
 from penstock.workers.runspec import RunSpec
 from penstock.workers.status import RunStatus, Tally
@@ -81,6 +81,59 @@ async def test_results_come_as_a_table_whatever_the_file(tmp_path: Path, suffix:
     table: pa.Table = (await committed(tmp_path, suffix)).to_arrow()
     assert table.column("n").to_pylist() == [int(item, 16) for item in ITEMS]
     assert set(table.column("answer").to_pylist()) == {"delivery"}
+
+
+MIXED: list[tuple[bytes, bytes]] = [
+    (
+        b'{"n":12345678901234567,"price":1,"day":"2026-11-24","big":12345678901234567890,"j":{"x":1},"k":{"x":1}}',
+        b'{"a":1}',
+    ),
+    (b'{"n":0.5,"price":"n/a","day":null,"big":1,"j":{"x":2},"k":{"x":"1"}}', b'"not json"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 8192])
+async def test_a_table_of_json_lines_holds_every_value_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """However few rows are read at once. What goes together has its type; what does not is text; a day that is text is
+    no time, and an order number is not rounded."""
+    monkeypatch.setattr(reading, "BATCH_ROWS", rows)
+    path = tmp_path / "r.jsonl"
+    penstock = b'{"item_id":"a","finished_at":"2026-11-24T00:00:00.000Z"}'
+    path.write_bytes(
+        b"".join(kept[:-1] + b',"answer":%s,"penstock":%s}\n' % (answer, penstock) for kept, answer in MIXED)
+    )
+    spec = spec_in(tmp_path, ".jsonl")
+    job = JobResult(spec, RunStatus("job-1", "job", "done", outputs={"results": [str(path)]}))
+    table: pa.Table = job.to_arrow()
+    first, second = table.drop_columns("penstock").to_pylist()
+    assert first == {
+        "n": "12345678901234567", "price": "1", "day": "2026-11-24", "big": "12345678901234567890",
+        "j": {"x": 1}, "k": '{"x":1}', "answer": '{"a":1}',
+    }  # fmt: skip
+    assert second == {
+        "n": "0.5", "price": "n/a", "day": None, "big": "1", "j": {"x": 2}, "k": '{"x":"1"}', "answer": "not json",
+    }  # fmt: skip
+    assert table["penstock"].to_pylist()[0]["item_id"] == "a"
+
+
+async def test_tables_of_several_objects_need_not_be_alike(tmp_path: Path) -> None:
+    """Each object of a prefix learnt its columns' types from its own rows."""
+    import pyarrow.parquet as pq
+
+    parts = [
+        {"n": pa.array([None], pa.string()), "m": pa.array([1]), "answer": pa.array(["no"])},
+        {"n": pa.array([7]), "m": pa.array([0.5]), "answer": pa.array([{"a": 1}]), "o": pa.array([1])},
+    ]
+    paths = [str(tmp_path / f"{number}.parquet") for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        pq.write_table(pa.table(part), path)
+    job = JobResult(spec_in(tmp_path, ".parquet"), RunStatus("job-1", "job", "done", outputs={"results": paths}))
+    assert job.to_arrow().to_pylist() == [
+        {"n": None, "m": 1.0, "answer": "no", "o": None},
+        {"n": "7", "m": 0.5, "answer": '{"a":1}', "o": 1},
+    ]
 
 
 async def test_a_run_that_goes_is_read_from_what_it_committed(tmp_path: Path) -> None:
