@@ -66,6 +66,8 @@ class FileSource:
 
     def _look(self, path: str) -> Found | None:
         """None: an empty file whose name says nothing (`_SUCCESS`)."""
+        if (name := path.encode("utf-8", "replace").decode()) != path:
+            raise SpecError(f"{name}: its name is not UTF-8: rename it")
         try:
             with Path(path).open("rb") as file:
                 size, object_id = fingerprint(path, file)

@@ -105,6 +105,13 @@ async def test_what_cannot_be_input_is_a_spec_error(tmp_path: Path, name: str, m
         await source(tmp_path / name).splits(1)
 
 
+async def test_a_name_that_is_not_utf_8_is_a_spec_error(tmp_path: Path) -> None:
+    """As old archives have them: records and the plan could not hold it."""
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(LINE)
+    with pytest.raises(SpecError, match=r"caf\?\.jsonl: its name is not UTF-8"):
+        await source(tmp_path).splits(1)
+
+
 async def test_one_big_file_is_cut_for_all_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least as many pieces as lanes, none under the least size; together they hold every record once."""
     monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 1000)
