@@ -72,7 +72,7 @@ def compile_job(doc: Doc, base: str, sets: Mapping[str, str], default_name: str)
     sinks = resolve.sinks(site, job.sinks, row.keep)
     if "review" in sinks and job.review is None:
         raise doc.error(("sinks", "review"), "nothing is chosen for it; say which results with `review:`")
-    resolve.check_not_input(doc, source, sinks)
+    resolve.check_not_input(doc, source, sinks, state)
     resolve.check_one_shape(doc, source, sinks["results"], job.shape)
     sinks = with_replies(source, sinks)
     return RunSpec(

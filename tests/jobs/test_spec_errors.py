@@ -407,6 +407,30 @@ def test_a_sink_inside_the_input_is_refused(source: str, sinks: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("source", "state", "meet"),
+    [
+        ("data/", "data/state/", True),
+        ("data", "data", True),
+        ("data/**", "data/a/state", True),
+        ("data/**/*.jsonl", "data/state", True),
+        ("data/*.jsonl", "data/state", False),
+        ("data/**/*.csv", "data/state", False),
+        ("data/", "data/.penstock/", False),
+        ("**/*.json", ".penstock/", False),
+        ("data/", "state/", False),
+    ],
+)
+def test_a_state_inside_the_input_is_refused(source: str, state: str, meet: bool, tmp_path: Path) -> None:
+    """Its documents are JSON: rows to a run that reads all there is. A hidden one is not read."""
+    (tmp_path / "data").mkdir()
+    text = BASE.replace("messages.csv", f"'{source}'").replace("out.jsonl", "labels.csv") + f"\nstate: {state}\n"
+    if meet:
+        assert "would stand inside the source" in refused(tmp_path, text)
+    else:
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
     ("source", "sinks"),
     [
         ("in/*.jsonl", "out/results.jsonl"),

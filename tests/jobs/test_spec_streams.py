@@ -327,6 +327,29 @@ def test_a_sink_inside_the_source_is_refused(tmp_path: Path, source: str, sinks:
         load(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("source", "state", "meet"),
+    [
+        ("s3://box", "s3://box/penstock", True),
+        ("s3://box", "s3://box", True),
+        ("s3://box/data/", "s3://box/data/state/", True),
+        ("s3://box/data/**/*.json", "s3://box/data/state/", True),
+        ("s3://box/data/**/*.csv", "s3://box/data/state/", False),
+        ("s3://box", "s3://box/.penstock/", False),
+        ("s3://box/data/", "s3://box/state/", False),
+        ("s3://box/data/", "s3://other/data/state/", False),
+        ("s3://box/data/", "s3://box/data/state/?endpoint=http://minio:9000", False),
+    ],
+)
+def test_a_state_inside_the_source_is_refused(tmp_path: Path, source: str, state: str, meet: bool) -> None:
+    """Its documents would be read as rows, and change while they are: the run would stop, or pay for them."""
+    text = with_source(f'"{source}"').replace(SINKS, f"sinks: out.jsonl\nstate: {state}")
+    if meet:
+        assert "would stand inside the source (s3://box/" in refused(tmp_path, text)
+    else:
+        load(tmp_path, text)
+
+
 CONNECTIONS = {
     "a written password": ("sasl_password: hunter2", "connections.c.sasl_password: name the key, never write it"),
     "a written token": ("sasl_oauth_token: hunter2", "connections.c.sasl_oauth_token: name the key"),

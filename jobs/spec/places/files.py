@@ -13,11 +13,14 @@ import msgspec
 from penstock.connectors.base import SinkName
 from penstock.connectors.filestore.assembly import MANIFEST, format_of, is_single_file
 from penstock.connectors.settings import FilesSink, FilesSource, SinkSettings
+from penstock.connectors.state import folder_of
 from penstock.jobs.spec.tree import Doc, Path
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")
 _DATA = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".zst", ".gzip", ".zstd")
+STATE_NAMES = ("runs/run/status.json", "audit/000001.jsonl")
+"""As documents of the state are named."""
 
 
 def scheme(text: str) -> str | None:
@@ -112,6 +115,18 @@ def check_apart(doc: Doc, source: FilesSource, sinks: Mapping[SinkName, SinkSett
         if isinstance(sink, FilesSink) and any(_reads(source.path, made) for made in _made(sink)):
             path: Path = ("sinks", name) if ("sinks", name) in doc.lines else ("sinks",)
             raise doc.error(path, f"{name} would stand inside the source ({source.path}); give it a place of its own")
+
+
+def check_state_apart(doc: Doc, source: FilesSource, state: str) -> None:
+    """Its documents are JSON: they would be read as input, and change while the run goes. In a hidden folder, as by
+    default, they are none."""
+    folder = folder_of(state)
+    if folder is None:
+        return
+    root = re.split(r"[*?\[]", source.path, maxsplit=1)[0]
+    hidden = any(part.startswith(".") for part in str(folder).removeprefix(root).split("/"))
+    if not hidden and any(_reads(source.path, f"{folder}/{name}") for name in STATE_NAMES):
+        raise doc.error(("state",), f"would stand inside the source ({source.path}); give it a place of its own")
 
 
 def _made(sink: FilesSink) -> list[str]:

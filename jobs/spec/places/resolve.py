@@ -164,15 +164,17 @@ def _check_apart(doc: Doc, named: Mapping[SinkName, SinkSettings]) -> None:
     s3.check_encrypted(doc, named)
 
 
-def check_not_input(doc: Doc, source: SourceSettings, named: Mapping[SinkName, SinkSettings]) -> None:
-    """A sink inside the input would be read as input by the next run, or would write over it."""
+def check_not_input(doc: Doc, source: SourceSettings, named: Mapping[SinkName, SinkSettings], state: str) -> None:
+    """A sink inside the input would be read as input by the next run, or would write over it. So would the state."""
     match source:
         case FilesSource():
             files.check_apart(doc, source, named)
+            files.check_state_apart(doc, source, state)
         case KafkaSource():
             kafka.check_apart(doc, source, named)
         case S3Source():
             s3.check_apart(doc, source, named)
+            s3.check_state_apart(doc, source, state)
         case MemorySource():
             return
 

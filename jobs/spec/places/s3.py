@@ -11,11 +11,12 @@ import msgspec
 
 from penstock.connectors.base import SinkName
 from penstock.connectors.s3.objects import matching
-from penstock.connectors.s3.urls import OPTIONS, SSE
+from penstock.connectors.s3.state import root_of
+from penstock.connectors.s3.urls import OPTIONS, SSE, parsed
 from penstock.connectors.settings import S3Sink, S3Source, SinkSettings
 from penstock.engine.errors import SpecError
 from penstock.jobs.spec.accounts import check_url
-from penstock.jobs.spec.places.files import PACKED, matches, split_suffix
+from penstock.jobs.spec.places.files import PACKED, STATE_NAMES, matches, split_suffix
 from penstock.jobs.spec.tree import Doc, Path, nearest
 
 MAX_KEY = 1024
@@ -157,6 +158,19 @@ def check_apart(doc: Doc, source: S3Source, sinks: Mapping[SinkName, SinkSetting
             path: Path = ("sinks", name) if ("sinks", name) in doc.lines else ("sinks",)
             place = f"s3://{source.bucket}/{source.prefix}{source.pattern or ''}"
             raise doc.error(path, f"{name} would stand inside the source ({place}); give it a place of its own")
+
+
+def check_state_apart(doc: Doc, source: S3Source, url: str) -> None:
+    """As of files; names that begin with `.` or `_` are hidden there."""
+    if not url.startswith("s3://"):
+        return
+    state = parsed(url)
+    root = root_of(state)
+    hidden = any(part.startswith((".", "_")) for part in root.removeprefix(source.prefix).split("/"))
+    here = _is_one_bucket(source, S3Sink(state.bucket, root, state.endpoint)) and not hidden
+    if here and any(reads(source, f"{root}{name}") for name in STATE_NAMES):
+        place = f"s3://{source.bucket}/{source.prefix}{source.pattern or ''}"
+        raise doc.error(("state",), f"would stand inside the source ({place}); give it a place of its own")
 
 
 def check_encrypted(doc: Doc, sinks: Mapping[SinkName, SinkSettings]) -> None:
