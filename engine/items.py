@@ -210,6 +210,8 @@ class CallChunk(msgspec.Struct, frozen=True, gc=False):
     send_until: float
     calls: list[Call]
     outputs: dict[str, OutputSpec] = {}
+    tariffs: dict[str, bytes] = {}
+    """`model@version` → what these calls cost (`engine.flow.settle.Tariff`): the job may be edited before they land."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.engine.items import Call, Outcome, Role
+from penstock.engine.items import Outcome, Role
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.ports import CallName, Kept, LanePort
 
@@ -62,7 +62,8 @@ class LaneAt:
             [ticket.call.role for ticket, _ in kept],
             [ticket.call.version for ticket, _ in kept],
             [ticket.call.made_by for ticket, _ in kept],
-            [_known(ticket.call) for ticket in self.tickets if ticket.right is to],
+            [ticket.tariff for ticket, _ in kept],
+            [_known(ticket) for ticket in self.tickets if ticket.right is to],
         )
 
     def names(self) -> list[CallName]:
@@ -95,8 +96,10 @@ class LaneAt:
         return not (self.tickets or self.undelivered or self.delivering or self.handed or self.given_up)
 
 
-def _known(call: Call) -> tuple[str, int, int, str, Role, str, tuple[str, str]]:
-    return call.item_id, call.generation, call.attempt, call.model, call.role, call.version, call.made_by
+def _known(ticket: Ticket) -> tuple[str, int, int, str, Role, str, tuple[str, str], bytes]:
+    call = ticket.call
+    named = call.item_id, call.generation, call.attempt
+    return *named, call.model, call.role, call.version, call.made_by, ticket.tariff
 
 
 def _worth_keeping(outcome: Outcome) -> bool:

@@ -47,8 +47,10 @@ class Kept(msgspec.Struct, frozen=True):
     """Of each of these models."""
     made_by: list[tuple[str, str]] = []
     """Versions of policy and prompt that each of these calls was made by: the job may be edited since."""
-    flying: list[tuple[str, int, int, str, Role, str, tuple[str, str]]] = []
-    """(item_id, generation, attempt, model, role, version, made_by)."""
+    tariffs: list[bytes] = []
+    """What each of these calls costs, by the catalogue that it was made by."""
+    flying: list[tuple[str, int, int, str, Role, str, tuple[str, str], bytes]] = []
+    """(item_id, generation, attempt, model, role, version, made_by, tariff)."""
 
 
 def job_of(run_id: str, planned_at: float) -> str:

@@ -251,7 +251,11 @@ class Puller:
             return  # an old owner's calls: the new one has them from its own progress
         right.until = max(right.until, chunk.send_until)
         at.handed = []
-        tickets = [Ticket(call, right, chunk.outputs.get(call.task)) for call in chunk.calls]
+        prices = chunk.tariffs
+        tickets = [
+            Ticket(call, right, chunk.outputs.get(call.task), prices.get(f"{call.model}@{call.version}", b""))
+            for call in chunk.calls
+        ]
         at.tickets.update(tickets)
         if self._time is not None:
             self._time.came(tickets, self._tick())

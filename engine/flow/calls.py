@@ -14,6 +14,7 @@ from penstock.engine.flow.ends import Costs
 from penstock.engine.flow.lane_types import Adopted, Hooks
 from penstock.engine.flow.settle import (
     Priced,
+    Tariff,
     attempt_of,
     book,
     cost_line,
@@ -44,6 +45,9 @@ from penstock.engine.steering.turn import Rehearsal
 
 OWN_TIMEOUT_S = 3600.0
 """An own engine may hold a call as long as it makes progress; its shell finds hangs sooner. A guess."""
+
+
+_tariff = msgspec.msgpack.Decoder(Tariff)
 
 
 class Calls:
@@ -168,9 +172,19 @@ class Calls:
         return self._priced_at(slot.route.candidates[slot.candidate])
 
     def _priced_at(self, asked: Candidate) -> Priced:
-        """Of the version that is asked. One that the last owner had sent to may have left the catalogue since: then
-        of the live one."""
+        """Of the version that is asked. One that the last owner had sent to may have left the catalogue since, and no
+        price been told of it: then of the live one."""
         return self.priced.get((asked.model, asked.version)) or self.priced[asked.model, self._models[asked.model].live]
+
+    def tariff(self, model: str, version: str) -> bytes:
+        """What a call to it costs, for whoever has the lane when it lands."""
+        return msgspec.msgpack.encode(self._priced_at(Candidate(model, version, "")).told())
+
+    def remember(self, adopted: Adopted) -> None:
+        """What a call of the last owner's costs, where it was to a model or version that left the catalogue since."""
+        at = adopted.model, adopted.version
+        if adopted.tariff and at not in self.priced:
+            self.priced[at] = Priced.of(_tariff.decode(adopted.tariff))
 
     def reprice(self, model: str, price: Price) -> None:
         """An own engine's running rate: its versions share its hours."""
@@ -239,12 +253,12 @@ class Calls:
 
     def inherit(self, slot: Slot, adopted: Adopted, outcome: Outcome, tally: Tally, costs: Costs) -> None:
         """A call of the last owner, of which nothing but the bill is of use. One of a model that the catalogue does not
-        name any more has no price."""
+        name any more, and of which no price was told, has none."""
         model = self._models.get(adopted.model)
-        if model is None:
+        target = Candidate(adopted.model, adopted.version or (model.live if model is not None else ""), "")
+        if model is None and (target.model, target.version) not in self.priced:
             tally.late_payments += 1
             return
-        target = Candidate(model.name, adopted.version or model.live, "")
         at = self._priced_at(target)
         _charge(slot, attempt_of(outcome, at, target, adopted.role), at, tally, costs)
 

@@ -147,8 +147,8 @@ class Flights:
         that is not the item's current attempt was settled before; where it was given up, its payment is tallied."""
         slot = self._ends.slots.get((outcome.item_id, outcome.generation))
         if slot is None or slot.state != "flying" or slot.attempt != outcome.attempt:
-            if not self._inherited.landed(outcome) and self._inherited.strays.paid(outcome):
-                self._tally.late_payments += 1
+            if not self._inherited.landed(outcome) and (stray := self._inherited.strays.paid(outcome)) is not None:
+                self._strayed(slot, stray, outcome)
             return
         self.takes.landed(slot)
         self.count -= 1
@@ -156,7 +156,9 @@ class Flights:
         outcome = self._calls.recognised(slot, outcome, self._tally)
         failure, answer = outcome.failure, outcome.answer
         if outcome.usage is not None or (failure is None and answer is not None):
-            self._ends.unsaved.add(slot, outcome, self._calls.versions(slot))
+            asked = slot.route.candidates[slot.candidate]
+            tariff = self._calls.tariff(asked.model, asked.version)
+            self._ends.unsaved.add(slot, outcome, self._calls.versions(slot), tariff)
         settled = self._calls.settle(slot, outcome, self._tally, self._ends.costs, self._till)
         for waiting in self._till.freed(settled, now) if settled is not None else ():
             self.queue(waiting, now)
@@ -167,6 +169,16 @@ class Flights:
             self._succeed(slot, answer, now)
         else:
             self._again(slot, Failure("invalid_response", "neither an answer nor a failure"), None, now)
+
+    def _strayed(self, slot: Slot | None, stray: Adopted | Outcome, outcome: Outcome) -> None:
+        """It was paid for, and is of no use. A call of the last owner's goes onto its item's bill while that is open,
+        unless another of the item's has its number, or may get it; of this one's the worst case was booked when it was
+        lost."""
+        if slot is None or isinstance(stray, Outcome) or not _is_free(slot, outcome.attempt):
+            self._tally.late_payments += 1
+            return
+        self._calls.inherit(slot, stray, outcome, self._tally, self._ends.costs)
+        self._ends.unsaved.keep(msgspec.structs.replace(stray, outcome=outcome))
 
     def _succeed(self, slot: Slot, answer: Answer, now: float, *, valid: bool = True) -> None:
         if slot.pending is not None:
@@ -423,3 +435,8 @@ class Flights:
         for each in freed:
             if not self._copies.follows(each):
                 self.queue(each, now)
+
+
+def _is_free(slot: Slot, number: int) -> bool:
+    """It is used up, and on no bill."""
+    return number <= slot.attempt and all(each.n != number for each in slot.attempts)

@@ -134,21 +134,21 @@ def _is_same(one: Adopted, settled: Attempt) -> bool:
 
 
 class Strays:
+    """Calls that nobody waits for: this owner's, of which an outcome says that they were lost, and the last one's."""
+
     def __init__(self) -> None:
-        self._names: dict[tuple[str, int, int], None] = {}
+        self._calls: dict[tuple[str, int, int], Adopted | Outcome] = {}
 
     def add(self, call: Adopted | Outcome) -> None:
-        self._names[call.item_id, call.generation, call.attempt] = None
-        if len(self._names) > STRAYS_KEPT:
-            del self._names[next(iter(self._names))]
+        self._calls[call.item_id, call.generation, call.attempt] = call
+        if len(self._calls) > STRAYS_KEPT:
+            del self._calls[next(iter(self._calls))]
 
-    def paid(self, outcome: Outcome) -> bool:
-        """Is it of such a call, and was paid for? Said once: workers deliver again what they have no reply to."""
-        name = outcome.item_id, outcome.generation, outcome.attempt
-        if name not in self._names:
-            return False
-        del self._names[name]
-        return outcome.usage is not None
+    def paid(self, outcome: Outcome) -> Adopted | Outcome | None:
+        """The one that it is of, where that was paid for. Said once: workers deliver again what they have no reply
+        to."""
+        stray = self._calls.pop((outcome.item_id, outcome.generation, outcome.attempt), None)
+        return stray if outcome.usage is not None else None
 
 
 def as_asked(slot: Slot, place: int, adopted: Adopted, made_by: tuple[str, str]) -> None:

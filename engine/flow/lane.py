@@ -217,6 +217,11 @@ class Lane:
                 self._health.unprobe(target)  # as it was: an item that could not be paid goes elsewhere
         return calls
 
+    def tariffs(self, calls: Sequence[Call]) -> dict[str, bytes]:
+        """`model@version` → what these calls to it cost, for whoever has the lane when they land."""
+        asked = dict.fromkeys((call.model, call.version) for call in calls)
+        return {f"{model}@{version}": self._calls.tariff(model, version) for model, version in asked}
+
     def _may_send(self, slot: Slot, now: float) -> bool:
         """Before its deadline, and its worst case is set aside. Else it waits or has ended."""
         if slot.is_late(now):
@@ -279,6 +284,8 @@ class Lane:
     def adopt(self, adopted: Sequence[Adopted]) -> None:
         """A worker still has these of the last owner, or that one's `unsaved` answers are here. Called before anything
         is offered. An answer whose item has ended is nobody's any more."""
+        for one in adopted:
+            self._calls.remember(one)
         shelved = self.shelf.names  # they have not ended, though their places in the input are done
         self._inherited.add(
             [

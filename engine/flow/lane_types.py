@@ -69,6 +69,8 @@ class Adopted(msgspec.Struct, frozen=True):
     """Of the model, that was asked; empty: not told."""
     made_by: tuple[str, str] = ("", "")
     """Versions of policy and prompt that the call was made by; empty: not told."""
+    tariff: bytes = b""
+    """What it costs (`settle.Tariff`); empty: not told."""
     source: Position | None = None
     """Of its item, where the lane itself had the answer. None: not told."""
 

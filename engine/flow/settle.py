@@ -6,6 +6,8 @@ from bisect import insort
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import msgspec
+
 from penstock.engine.catalog import Account, Catalog, Model, Price
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import SLOWEST_KEPT, ModelTally, Slow, Tally
@@ -17,13 +19,25 @@ FREE = Price(version="free")
 _NO_USAGE = Usage()
 
 
+class Tariff(msgspec.Struct, frozen=True, array_like=True):
+    """What a settled call needs, told with it: who has the lane when it lands may have a catalogue without it."""
+
+    model: str
+    account: str | None
+    provider: str
+    region: str | None
+    mode: Mode
+    basis: CostBasis
+    price: Price
+
+
 class Priced:
     """What of the catalogue a settled call needs, looked up once a version."""
 
     __slots__ = ("account", "basis", "mode", "model", "price", "provider", "region")
 
     def __init__(self, model: Model, version: str, account: Account | None) -> None:
-        self.model = model
+        self.model = model.name
         self.account = account.name if account else None
         self.price = price_of(model, version) or FREE
         self.basis: CostBasis = "amortised" if model.worker else "metered"
@@ -31,6 +45,16 @@ class Priced:
         regions = model.regions or (account.regions if account else ())
         self.region = regions[0] if len(regions) == 1 else None
         self.mode: Mode = "own" if model.worker else "now"
+
+    @classmethod
+    def of(cls, told: Tariff) -> Priced:
+        made = cls.__new__(cls)
+        made.model, made.account, made.provider, made.region = told.model, told.account, told.provider, told.region
+        made.mode, made.basis, made.price = told.mode, told.basis, told.price
+        return made
+
+    def told(self) -> Tariff:
+        return Tariff(self.model, self.account, self.provider, self.region, self.mode, self.basis, self.price)
 
 
 def priced(catalog: Catalog) -> dict[tuple[str, str], Priced]:
@@ -47,7 +71,7 @@ def attempt_of(outcome: Outcome, at: Priced, target: Candidate, role: Role) -> A
     return Attempt(
         n=outcome.attempt,
         role=role,
-        model=at.model.name,
+        model=at.model,
         started_at=outcome.started_at,
         ms=outcome.ms,
         outcome="ok" if outcome.failure is None else outcome.failure.kind,
@@ -124,7 +148,7 @@ def result_of(slot: Slot, answer: Answer, at: Priced, version: str, versions: tu
         item=item,
         route=slot.route,
         answer=answer,
-        model=at.model.name,
+        model=at.model,
         model_version=version,
         provider=at.provider,
         account=at.account,

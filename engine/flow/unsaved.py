@@ -21,13 +21,13 @@ class Unsaved:
         self._stays: list[Adopted] = []
         """Of those that are being committed: what their items will need whatever becomes of the commit."""
 
-    def add(self, slot: Slot, outcome: Outcome, made_by: tuple[str, str]) -> None:
+    def add(self, slot: Slot, outcome: Outcome, made_by: tuple[str, str], tariff: bytes) -> None:
         """A call was answered, or paid for. (Of a step's, and of one in vain, the next owner has the bill alone.)"""
         item, asked = slot.item, slot.route.candidates[slot.candidate]
         self._since.append(
             Adopted(
                 item.item_id, item.generation, outcome.attempt, asked.model, slot.worker, outcome, slot.role,
-                asked.version, made_by, item.source,
+                asked.version, made_by, tariff, item.source,
             )
         )  # fmt: skip
 

@@ -42,10 +42,12 @@ SETTINGS = LaneSettings(0, "r", horizon_floor=1000, beyond_max=64, shelf_after_s
 class Owner(OneLane):
     """`disk`: what its last owner's commits, and its own, left."""
 
-    def __init__(self, disk: dict[str, bytes], seq: int = 0, policy: Policy = POLICY) -> None:
+    def __init__(
+        self, disk: dict[str, bytes], seq: int = 0, policy: Policy = POLICY, catalog: Catalog = CATALOG
+    ) -> None:
         self.disk = disk
         self.results: list[Result] = []
-        super().__init__(CATALOG, policy, HOOKS, settings=SETTINGS)
+        super().__init__(catalog, policy, HOOKS, settings=SETTINGS)
         if seq:
             self.begin(dict(disk), seq)
 
@@ -320,6 +322,66 @@ def test_an_answer_to_the_prompt_of_before_is_told_so_by_the_next_owner_too() ->
     assert [one.prompt_version for one in last.results] == ["old"]
 
 
+def serving(model: str, version: str, price: int) -> Catalog:
+    """One model, of one version."""
+    made = Model(model, (Version(version, version),), version, account="a", price=Price(price, price), context=8000)
+    return Catalog({"a": Account("a", "openai", "http://localhost")}, {model: made}, {3: (model,)})
+
+
+DEAR, CHEAP = 10 * 10**9, 10**9
+
+
+@pytest.mark.parametrize("lands", ["before", "after"])
+def test_a_call_to_a_version_that_left_the_catalogue_costs_what_it_cost(lands: str) -> None:
+    """`model: large` became `model: small` under the same name, and another command took the run over: the large one's
+    answers were billed as the small one's."""
+    first = Owner({}, catalog=serving("m", "large", DEAR))
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    (tariff,) = first.lane.tariffs([call]).values()
+    heir = Owner(first.disk, first.lane.seq, catalog=serving("m", "small", CHEAP))
+    theirs = msgspec.structs.replace(left(call), version="large", tariff=tariff)
+    heir.lane.adopt([msgspec.structs.replace(theirs, outcome=answered(call)) if lands == "before" else theirs])
+    heir.offer(0)
+    if lands == "after":
+        heir.lane.outcome(answered(call), heir.now)
+    heir.save()
+    (result,) = heir.results
+    assert (result.model_version, result.cost_nano) == ("large", 10 * 10_000)
+
+
+@pytest.mark.parametrize("lands", ["before", "after", "too late"])
+def test_a_call_to_a_model_that_left_the_job_is_on_the_bill(lands: str) -> None:
+    """Its item is asked of another now; what it cost stood nowhere. Once the item has its end no record can tell it."""
+    first = Owner({}, catalog=serving("gone", "v1", DEAR))
+    first.offer(0)
+    first.save()
+    (call,) = first.take()
+    (tariff,) = first.lane.tariffs([call]).values()
+    heir = Owner(first.disk, first.lane.seq, catalog=serving("m", "v1", CHEAP))
+    theirs = msgspec.structs.replace(left(call), model="gone", tariff=tariff)
+    heir.lane.adopt([msgspec.structs.replace(theirs, outcome=answered(call)) if lands == "before" else theirs])
+    heir.offer(0)
+    (again,) = heir.take()
+    if lands == "after":
+        heir.lane.outcome(answered(call), heir.now)
+    heir.lane.outcome(answered(again, "new"), heir.now)
+    if lands == "too late":
+        heir.lane.outcome(answered(call), heir.now)
+    heir.lane.outcome(answered(call), heir.now)  # told again, since the reply got lost
+    batch = heir.commit()
+    (result,) = batch.results
+    assert (result.model, result.answer.text) == ("m", "new")
+    billed = [(line.model, line.attempt, line.cost_nano) for line, _ in batch.costs]
+    if lands == "too late":
+        assert (billed, heir.lane.tally.late_payments) == ([("m", 2, 10_000)], 1)
+    else:
+        assert (billed, heir.lane.tally.late_payments) == ([("gone", 1, 100_000), ("m", 2, 10_000)], 0)
+        assert result.cost_nano == heir.lane.tally.cost_nano == 110_000
+    assert (len(result.attempts), result.cost_basis) == (1 + (lands != "too late"), "metered")
+
+
 JUDGED = Task("t", max_tokens=10, sample=1.0, scorers=(Scorer("judge", model="other", rubric="?", choices=("1", "2")),))
 
 
@@ -362,7 +424,7 @@ def test_an_answer_that_the_item_goes_on_without_is_on_the_bill(lost: bool) -> N
 
 
 def test_an_answer_is_not_asked_for_again_where_its_judge_was_asked() -> None:
-    """What the judge says then has no number that another call gets."""
+    """What the judge says then has no number that another call gets, and is on the bill."""
     heir = Owner({}, policy=Policy({"t": JUDGED}, default_task="t"))
     call = Call("i0", 0, 1, "primary", "m", "v1", "m", b"", "t", 9, 9.0, 9, 9)
     heir.lane.adopt([left(call, answered(call)), Adopted("i0", 0, 2, "other", "w", None, "judge", "v1")])
@@ -373,8 +435,9 @@ def test_an_answer_is_not_asked_for_again_where_its_judge_was_asked() -> None:
     heir.lane.outcome(Outcome("i0", 0, 2, 0.0, 1.0, Answer("1", "stop", b"{}"), None, Usage(5, output=5)), heir.now)
     heir.lane.outcome(answered(again, "2"), heir.now)
     assert heir.save() == ["yes"]
-    assert [(attempt.n, attempt.role) for attempt in heir.results[0].attempts] == [(1, "primary"), (3, "judge")]
-    assert heir.lane.tally.late_payments == 1
+    told = [(attempt.n, attempt.role) for attempt in heir.results[0].attempts]
+    assert told == [(1, "primary"), (2, "judge"), (3, "judge")]
+    assert heir.lane.tally.late_payments == 0
 
 
 def test_an_answer_that_comes_before_its_item_waits_for_it() -> None:

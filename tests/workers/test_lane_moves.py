@@ -121,7 +121,7 @@ async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_sa
 
 
 def all_answered(calls: list[Call]) -> Kept:
-    told = [(answered(call), call.model, call.role, call.version, call.made_by) for call in calls]
+    told = [(answered(call), call.model, call.role, call.version, call.made_by, b"") for call in calls]
     return Kept(*map(list, zip(*told, strict=True)))
 
 

@@ -93,7 +93,8 @@ class LaneStub:
         calls, self.calls = self.calls[:n], self.calls[n:]
         if not calls:
             return None, 0
-        return CallChunk(self.job, lane, self.epoch, self.clock() + 5, calls), len(self.calls)
+        tariffs = {f"{call.model}@{call.version}": f"price of {call.model}".encode() for call in calls}
+        return CallChunk(self.job, lane, self.epoch, self.clock() + 5, calls, {}, tariffs), len(self.calls)
 
     async def missed(self, lane: int, worker: str, upto: int, held: list[CallName]) -> None:
         if not self.alive:
@@ -205,7 +206,8 @@ async def test_answers_outlive_a_lane(world: World) -> None:
         ("c", "other"),
     ]
     assert kept.made_by == [("policy", "prompt of a"), ("policy", "prompt of c")]
-    assert kept.flying == [("b", 0, 1, "m", "primary", "v", ("policy", "prompt of b"))]
+    assert kept.tariffs == [b"price of m", b"price of other"]
+    assert kept.flying == [("b", 0, 1, "m", "primary", "v", ("policy", "prompt of b"), b"price of m")]
     world.engine.land("b")
     await until(lambda: heir.got)
     assert heir.got == [((1, 2), ["b"])]

@@ -30,14 +30,16 @@ class Right:
 
 class Ticket:
     """One call on a worker. `aborted`: nobody wants the answer any more; don't send, or cancel. `left`: an earlier
-    command of its run made it; don't send, for the job of the present one may be another."""
+    command of its run made it; don't send, for the job of the present one may be another. `tariff`: what it costs, for
+    the lane's next owner."""
 
-    __slots__ = ("aborted", "call", "left", "output", "right")
+    __slots__ = ("aborted", "call", "left", "output", "right", "tariff")
 
-    def __init__(self, call: Call, right: Right, output: OutputSpec | None) -> None:
+    def __init__(self, call: Call, right: Right, output: OutputSpec | None, tariff: bytes = b"") -> None:
         self.call = call
         self.right = right
         self.output = output
+        self.tariff = tariff
         self.aborted = False
         self.left = False
 

@@ -146,16 +146,16 @@ class LaneShell:
         """Answers and calls that a worker still has of the last owner."""
         self.machine.adopt(
             [
-                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role, version, made_by)
-                for o, model, role, version, made_by in zip(
-                    kept.outcomes, kept.models, kept.roles, kept.versions, kept.made_by, strict=True
+                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role, version, made_by, tariff)
+                for o, model, role, version, made_by, tariff in zip(
+                    kept.outcomes, kept.models, kept.roles, kept.versions, kept.made_by, kept.tariffs, strict=True
                 )
             ]
         )
         self.machine.adopt(
             [
-                Adopted(item, generation, n, model, worker, None, role, version, made_by)
-                for item, generation, n, model, role, version, made_by in kept.flying
+                Adopted(item, generation, n, model, worker, None, role, version, made_by, tariff)
+                for item, generation, n, model, role, version, made_by, tariff in kept.flying
             ]
         )
 
@@ -243,7 +243,8 @@ class LaneShell:
         if not calls:
             return None, 0
         outputs = {call.task: self._outputs[call.task] for call in calls if call.task in self._outputs}
-        chunk = CallChunk(self.machine.settings.run, self.lane, self.epoch, self.own_until, calls, outputs)
+        run, tariffs = self.machine.settings.run, self.machine.tariffs(calls)
+        chunk = CallChunk(run, self.lane, self.epoch, self.own_until, calls, outputs, tariffs)
         return chunk, self.machine.ready.count(pool)
 
     async def done(self, epoch: Epoch, outcomes: list[Outcome]) -> None:
