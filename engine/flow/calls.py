@@ -11,7 +11,7 @@ from penstock.engine.budget import Reservation
 from penstock.engine.catalog import Catalog, Price, Version
 from penstock.engine.flow.climb import Climb, Doubted
 from penstock.engine.flow.ends import Costs
-from penstock.engine.flow.lane_types import Adopted, Hooks
+from penstock.engine.flow.lane_types import Adopted, Hooks, ShelfEntry
 from penstock.engine.flow.settle import (
     Priced,
     Tariff,
@@ -26,7 +26,7 @@ from penstock.engine.flow.settle import (
 from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.tally import MAX_NAME, UNSAID, Tally, count_name
 from penstock.engine.flow.till import Till
-from penstock.engine.items import STEP_ROLES, Answer, Call, Candidate, Failure, Outcome, Request, Usage
+from penstock.engine.items import STEP_ROLES, Answer, Call, Candidate, Exposure, Failure, Item, Outcome, Request, Usage
 from penstock.engine.judging import outputs
 from penstock.engine.naming import named
 from penstock.engine.policy import NEVER, Cascade, Policy
@@ -275,8 +275,20 @@ class Calls:
         """(policy, prompt): of an experiment's arm, or the task's own; of a call that an earlier owner made, his."""
         if slot.made_by is not None:
             return slot.made_by
-        exposure, prompt = slot.item.exposure, self._prompts.get(slot.route.task, "")
-        return self.policy.version, prompt if exposure is None else exposure.asked(prompt)
+        return self.policy.version, self.prompt_of(slot.item, slot.route.task)
+
+    def prompt_of(self, item: Item, task: str) -> str:
+        """Version of the prompt that its request is made with."""
+        exposure, prompt = item.exposure, self._prompts.get(task, "")
+        return prompt if exposure is None else exposure.asked(prompt)
+
+    def as_it_was_read(self, item: Item, entry: ShelfEntry) -> Item:
+        """`item`: what the job makes now of one that comes from the shelf. Where that is the request of then, made with
+        another prompt than the job has now, its records say so, and it is in no arm of now."""
+        task = item.attributes.task or self.policy.default_task or ""
+        if item.request is not entry.item.request or entry.prompt in ("", self.prompt_of(item, task)):
+            return item
+        return msgspec.structs.replace(item, exposure=Exposure(prompt_version=entry.prompt))
 
     def sample(self, result: Result, rehearsal: Rehearsal | None = None) -> Result:
         """Whether it is a quality sample, and its scores. `rehearsal`: the shadow stage of a rollout for which it is

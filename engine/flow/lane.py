@@ -90,7 +90,7 @@ class Lane:
         saved = saved_in(chunks)
         self.seq = seq
         self.progress = Progress(splits, saved)
-        self.shelf = Shelf(self.settings, chunks)
+        self.shelf = Shelf(self.settings, chunks, lambda slot: self._calls.prompt_of(slot.item, slot.route.task))
         self.doubted = self.progress.doubted or any(entry.maybe_paid for entry in self.shelf.restored)
         """The last owner left calls whose end nobody knows: their items may be paid for twice."""
         self.outbox = Outbox(dict(chunks), saved.outbox_next)
@@ -132,7 +132,8 @@ class Lane:
         entries, self.shelf.restored = self.shelf.restored, []
         for entry in entries:
             made = again(entry.item)
-            slot = self._slot(made if isinstance(made, Item) else entry.item, now)
+            item = made if isinstance(made, Item) else entry.item
+            slot = self._slot(self._calls.as_it_was_read(item, entry), now)
             if isinstance(made, DeadLetter):
                 slot.route = msgspec.structs.replace(slot.route, candidates=())
                 slot.rejection = Rejection(made.reason, made.message, slot.route)

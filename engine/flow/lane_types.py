@@ -82,3 +82,5 @@ class ShelfEntry(msgspec.Struct, frozen=True):
     attempt: int
     maybe_paid: bool = True
     """False only where a drained lane left it so: the next owner doubts it again before it sends anything."""
+    prompt: str = ""
+    """Version of the prompt that its request was made with; empty: not told."""

@@ -7,7 +7,7 @@ numbers stay unique, and an item's cost is the sum of its cost lines, whoever wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -35,8 +35,15 @@ class Tried(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Shelf:
-    def __init__(self, settings: LaneSettings, chunks: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        settings: LaneSettings,
+        chunks: Mapping[str, bytes] | None = None,
+        prompt: Callable[[Slot], str] = lambda slot: "",
+    ) -> None:
+        """`prompt`: version of the one that an item's request was made with."""
         self._settings = settings
+        self._prompt = prompt
         self.count = 0
         self._bytes = 0
         self.changes: dict[str, bytes] = {}
@@ -50,7 +57,7 @@ class Shelf:
                 entry = _decode(name, data, ShelfEntry)
                 self.restored.append(entry)
                 if not entry.maybe_paid:  # it will be, as soon as it may be sent
-                    self.changes[name] = msgspec.msgpack.encode(ShelfEntry(entry.item, entry.attempt))
+                    self.changes[name] = msgspec.msgpack.encode(msgspec.structs.replace(entry, maybe_paid=True))
             elif name.startswith(TRIED):
                 self._tried[name.removeprefix(TRIED)] = data
         self.restored.sort(key=lambda entry: (entry.item.source.ordinal, entry.item.source.position))
@@ -71,7 +78,8 @@ class Shelf:
 
     def put(self, slot: Slot) -> None:
         self._count(slot)
-        self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(ShelfEntry(slot.item, slot.attempt))
+        entry = ShelfEntry(slot.item, slot.attempt, prompt=self._prompt(slot))
+        self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(entry)
 
     def _count(self, slot: Slot) -> None:
         slot.shelved = True
@@ -147,7 +155,7 @@ class Shelf:
         """Say of each unfinished item what is known of it, instead of a horizon that doubts them all."""
         for slot in slots:
             if slot.shelved:
-                entry = ShelfEntry(slot.item, slot.attempt, slot.maybe_paid)
+                entry = ShelfEntry(slot.item, slot.attempt, slot.maybe_paid, self._prompt(slot))
                 self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(entry)
             if slot.attempts or slot.maybe_paid:
                 self.note_tries(slot)

@@ -39,6 +39,9 @@ HOOKS = Hooks(lambda: 0.5, lambda item, answer, task: (), lambda body, answer, m
 SETTINGS = LaneSettings(0, "r", horizon_floor=1000, beyond_max=64, shelf_after_s=5.0)
 
 
+BUSY = Failure("overloaded", "busy")
+
+
 class Owner(OneLane):
     """`disk`: what its last owner's commits, and its own, left."""
 
@@ -74,9 +77,9 @@ def left(call: Call, outcome: Outcome | None = None) -> Adopted:
     return Adopted(call.item_id, 0, call.attempt, "m", "w", outcome, version="v1")
 
 
-def shelved() -> tuple[Owner, Call]:
+def shelved(policy: Policy = POLICY) -> tuple[Owner, Call]:
     """An owner whose one item is on the shelf, while its call is at the worker."""
-    first = Owner({})
+    first = Owner({}, policy=policy)
     for number in range(20):
         first.offer(number)
     first.save()
@@ -267,8 +270,7 @@ def test_an_answer_to_the_prompt_of_before_is_told_as_that(waits_for_the_item: b
     early, late = first.take()
     heir = Owner(first.disk, first.lane.seq, policy=asking("new"))
     mine = msgspec.structs.replace(left(early), made_by=early.made_by)
-    failed = Failure("overloaded", "busy")
-    answers = [answered(early), msgspec.structs.replace(answered(late), answer=None, usage=None, failure=failed)]
+    answers = [answered(early), msgspec.structs.replace(answered(late), answer=None, usage=None, failure=BUSY)]
     theirs = msgspec.structs.replace(left(late), made_by=late.made_by)
     heir.lane.adopt([mine, theirs])
     if waits_for_the_item:
@@ -320,6 +322,36 @@ def test_an_answer_to_the_prompt_of_before_is_told_so_by_the_next_owner_too() ->
     last.offer(0)
     last.save()
     assert [one.prompt_version for one in last.results] == ["old"]
+
+
+def read_anew(item: Item) -> Item:
+    request = msgspec.structs.replace(item.request, body_json=b'{"messages":["new"]}')
+    return msgspec.structs.replace(item, request=request)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_item_that_is_asked_the_prompt_of_before_says_so(kept: bool) -> None:
+    """It was under way for long when the job was edited. Where its record can't be read again (a schema's bytes, the
+    head of a large one), it is asked what it was read with."""
+    first, slow = shelved(asking("old"))
+    disk, seq = first.disk, first.lane.seq
+    for owner in range(3):  # restarts tell it on
+        heir = Owner(disk, seq, policy=asking("new"))
+        if kept:
+            heir.lane.restore_shelf(heir.now)
+        else:
+            heir.lane.restore_shelf(heir.now, read_anew)
+        heir.save()
+        (call,) = heir.take()
+        assert (call.item_id, call.made_by[1]) == (slow.item_id, "old" if kept else "new"), owner
+        if owner < 2:
+            heir.lane.outcome(msgspec.structs.replace(answered(call), answer=None, usage=None, failure=BUSY), heir.now)
+            heir.lane.drain(heir.now)
+            heir.save()
+        seq = heir.lane.seq
+    heir.lane.outcome(answered(call), heir.now)
+    heir.save()
+    assert [one.prompt_version for one in heir.results] == ["old" if kept else "new"]
 
 
 def serving(model: str, version: str, price: int) -> Catalog:
