@@ -116,6 +116,9 @@ def costs(run: shared.Named, state: str | None, as_json: bool, by: By) -> int:
         shared.console().print(bills.table(added, by))
     else:
         click.echo("nothing was paid yet")
+    paid = found.history.status_or_starting(found.run_id).tally.cost_nano
+    if (words := bills.lacking(added, outputs.spec.sinks["costs"], paid)) is not None:
+        click.echo(words, err=True)
     if not as_json and (replayed := _replayed(found)):
         click.echo(f"\nnot in it, what was sent again: {replayed}")
     return exits.DONE

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
+from penstock.connectors.settings import KafkaSink
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs.look.told import CostTold
 from penstock.jobs.wording import dollars, inert, share
@@ -15,8 +16,12 @@ from penstock.jobs.wording import dollars, inert, share
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from penstock.connectors.settings import SinkSettings
+
 By = Literal["model", "tier", "task", "tenant", "day", "role", "account"]
 BYS: tuple[str, ...] = get_args(By)
+UNDER_WAY = 0.01
+"""Of what a run that goes has paid, so much may not be committed yet. A guess."""
 
 
 class Bill(msgspec.Struct):
@@ -64,6 +69,18 @@ KEYS: dict[By, Callable[[CostTold], str]] = {
     "role": lambda line: _named(line.role),
     "account": lambda line: _named(line.account),
 }
+
+
+def lacking(bills: dict[str, Bill], sink: SinkSettings, paid_nano: int) -> str | None:
+    """What a topic does not hold of what its run has paid, in words; None: nothing is known to be missing. Files and
+    objects are there or missed by name."""
+    there = sum(bill.nano for bill in bills.values())
+    if not isinstance(sink, KafkaSink) or there >= paid_nano * (1 - UNDER_WAY):
+        return None
+    return (
+        f"the topic {sink.topic} holds cost lines of {dollars(there)}, and the run has paid {dollars(paid_nano)}: the "
+        "others were deleted there (its retention), or are on their way"
+    )
 
 
 def table(bills: dict[str, Bill], by: By) -> Table:

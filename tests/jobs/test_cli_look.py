@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from penstock.connectors.settings import FilesSink, FilesSource, Row
+from penstock.connectors.settings import FilesSink, FilesSource, KafkaSink, Row
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.catalog import Catalog
 from penstock.engine.items import Answer, Attributes, Candidate, Item, Position, Refusal, Request, Route, Usage
@@ -20,6 +20,7 @@ from penstock.engine.results import Attempt, CostLine, DeadLetter, Result, Score
 from penstock.jobs.cli import call
 from penstock.jobs.history import History, open_history
 from penstock.jobs.look import log_lines, told
+from penstock.jobs.look.reading import Outputs
 from penstock.jobs.spec import load
 from penstock.jobs.submit import JobHandle
 from penstock.workers.runspec import RunSpec
@@ -289,6 +290,23 @@ def test_costs_add_up_to_the_nano_dollar(folder: Path, capsys: pytest.CaptureFix
     for by in ("model", "tier", "task", "tenant", "day", "role", "account"):
         bills = json.loads(said(capsys, "costs", "--json", "--by", by))
         assert round(sum(bill["usd"] for bill in bills) * 1e9) == 15_000
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_bill_of_which_a_topic_kept_a_part_is_told_as_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: tuple[str, ...]
+) -> None:
+    """Kafka deletes after seven days, unless told otherwise: of a run of months `costs` told the last week alone."""
+    history = open_history(str(folder / ".penstock"))
+    spec = history.spec("job-1")
+    sinks = {**spec.sinks, "costs": KafkaSink("results.costs", bootstrap="k:1")}
+    history.save_spec(msgspec.structs.replace(spec, sinks=sinks))
+    kept = (folder / "costs.jsonl").read_bytes().splitlines()
+    for lines in (kept, kept[1:]):
+        monkeypatch.setattr(Outputs, "records", lambda _, __, found=lines: iter(found))  # pyright: ignore
+        assert call(["costs", *form]) == 0
+        told = "holds cost lines of $0.000010, and the run has paid $0.000015" in capsys.readouterr().err
+        assert told == (lines != kept)
 
 
 def test_a_run_is_found_from_any_folder(
