@@ -18,6 +18,8 @@ from aiokafka.structs import ConsumerRecord
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from penstock.connectors.base import Raw
+from penstock.connectors.kafka.proto_files import files
+from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.registry_formats import RegistryFormat, RegistryRecords
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.reading.intake import Intake
@@ -232,6 +234,34 @@ async def test_a_registry_may_tell_protobuf_as_the_text_of_its_file(registry: Re
     registry.subjects["money", "1"] = {"schema": MONEY_PROTO, "schemaType": "PROTOBUF", "subject": "money"}
     value = framed(11, b"\x02\x02" + message("Order", some_text="hi", usd={"cents": 5}))
     assert await row(registry, "protobuf", value) == {"some_text": "hi", "count": 0, "usd": {"cents": "5"}}
+
+
+CONNECT_PROTO = """
+    syntax = "proto3";
+    import "confluent/meta.proto";
+    import "confluent/type/decimal.proto";
+    import "google/type/date.proto";
+    message Order {
+      option (confluent.message_meta) = { doc: "an order" };
+      string text = 1 [(confluent.field_meta) = { doc: "what was said" }];
+      confluent.type.Decimal usd = 2 [(confluent.field_meta) = { params: [{ key: "scale", value: "2" }] }];
+      google.type.Date day = 3;
+    }"""
+
+
+@pytest.mark.parametrize("serialized", [False, True])
+async def test_what_confluents_tools_import_needs_no_reference(registry: Registry, serialized: bool) -> None:
+    """Kafka Connect and ksqlDB write such schemas; all records of their topics died."""
+    (*_, order) = files(Schema(CONNECT_PROTO), {})
+    told = base64.b64encode(order).decode() if serialized else CONNECT_PROTO
+    registry.schemas[11] = {"schema": told, "schemaType": "PROTOBUF"}
+    value = b"\x0a\x02hi" + b"\x12\x07\x0a\x01\x96\x10\x09\x18\x02" + b"\x1a\x07\x08\xea\x0f\x10\x0b\x18\x18"
+    found = await row(registry, "protobuf", framed(11, b"\0" + value))
+    assert found == {
+        "text": "hi",
+        "usd": {"value": "lg==", "precision": 9, "scale": 2},
+        "day": {"year": 2026, "month": 11, "day": 24},
+    }
 
 
 @pytest.mark.parametrize("name", ["../money.proto", "/tmp/money.proto", "a/../../money.proto"])
