@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from penstock.connectors import memory
-from penstock.connectors.base import SinkName
+from penstock.connectors.base import Later, SinkName
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.registry import PRIMARY, open_stores
-from penstock.connectors.settings import FilesSink, FilesSource, KafkaSink, Row, SinkSettings
+from penstock.connectors.settings import FilesSink, FilesSource, KafkaSink, KafkaSource, Row, SinkSettings
 from penstock.connectors.state import FolderState
 from penstock.engine.budget import Budget, run_key
 from penstock.engine.errors import SpecError
+from penstock.engine.flow.progress import PROGRESS, Saved, SavedSplit
 from penstock.engine.flow.till import Wish
-from penstock.engine.plan import Plan
+from penstock.engine.plan import Plan, Split
+from penstock.workers.driving import planner
 from penstock.workers.driving.planner import durable_plan
 from penstock.workers.runspec import RunOptions, RunSpec
 from tests.workers.lane_rig import CATALOG, POLICY
@@ -144,3 +147,35 @@ async def test_leases_of_a_life_whose_progress_is_gone_are_spent(tmp_path: Path)
     assert ledger.leases(*asked) == {"0-1.1-1": 10**7}
     await planned(spec)
     assert ledger.leases(*asked) == {"0-1.1-1": 10**7 - 10**5}, "1 % of what remains: another lease"
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_run_over_files_goes_to_a_topic_only_once_it_is_done_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: bool
+) -> None:
+    """A job is often tried on a file first. Cut off and edited, it could open neither, and nothing but `--fresh`, which
+    pays again, led out of it."""
+    memory.forget("topics")
+    store, spec = MemoryStore("topics"), job(tmp_path)
+    plan = await durable_plan(spec, RunOptions(), store, 2, 0.0)
+    await store.take(0, (1, 1))
+    saved = Saved(opened=1, splits=() if over else (SavedSplit(0, 0, b"", 0, ended=False),), done=over)
+    await store.commit(0, (1, 1), 1, {}, {PROGRESS: msgspec.msgpack.encode(saved)})
+    split = Split("t@x/0#0-9", "t@x/0", 0, 0, "kafka://k:1/t/0", 0, 9, format="auto")
+    topic = msgspec.structs.replace(spec, source=KafkaSource(("t",), bootstrap="k:1", until="end"))
+    monkeypatch.setattr(planner, "open_source", lambda _: Topic(split))  # pyright: ignore[reportUnknownLambdaType]
+    if over:
+        joined = await durable_plan(topic, RunOptions(accept_changes=True), store, 2, 0.0)
+        assert [each.object_id for each in joined.plan.splits[1:]] == ["t@x/0"]
+        return
+    with pytest.raises(SpecError, match=r"is not done with .*rows.jsonl, which is no input of its source now"):
+        await durable_plan(topic, RunOptions(accept_changes=True), store, 2, 0.0)
+    assert await store.read_plan() == plan.plan
+
+
+class Topic:
+    def __init__(self, *splits: Split) -> None:
+        self._splits = splits
+
+    async def later(self, known: Collection[str]) -> Later:
+        return Later([split for split in self._splits if split.object_id not in known])

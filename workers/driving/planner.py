@@ -11,11 +11,11 @@ import msgspec
 from penstock.connectors.base import Growing, Later, Primary, Renaming, Source
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_source, placement, where
-from penstock.connectors.settings import KafkaSink, KafkaSource
+from penstock.connectors.settings import FilesSource, KafkaSink, KafkaSource, MemorySource, S3Source, SourceSettings
 from penstock.connectors.state import open_state
 from penstock.engine.errors import NoInput, SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
-from penstock.engine.flow.progress import OUTBOX, saved_in
+from penstock.engine.flow.progress import OUTBOX, Progress, saved_in
 from penstock.engine.flow.tally import Tally, as_before, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
 from penstock.workers.runspec import RunOptions, RunSpec
@@ -37,7 +37,8 @@ async def durable_plan(spec: RunSpec, options: RunOptions, primary: Primary, cor
     """The run's plan as the primary holds it when this returns: made, or read and extended by what is new.
 
     Raises `SpecError` where the job file changed in ways that change answers and nobody accepts it, where a sink moved
-    away from what is committed to it, and where a run with an end is to have none, or the other way round.
+    away from what is committed to it, where a run with an end is to have none, or the other way round, and where what
+    is left of its input is of another kind than its source is now.
     """
     made, new = await wanted_plan(spec, options, primary, cores, now)
     if not made.resumed:
@@ -68,6 +69,7 @@ async def wanted_plan(
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
     refuse_other_end(plan, spec)
     refuse_moved_sinks(plan, spec)
+    await _refuse_other_input(plan, spec, primary)
     accept = options.accept_changes or (bool(_changes(plan, spec)) and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [f"changed since this run began, and accepted: {part}" for part in changed]
@@ -215,6 +217,31 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
             "it when it has done what you want (Ctrl-C); a run with an end is another one: give the job another name:, "
             "or start over with --fresh (and pay again)"
         )
+
+
+async def _refuse_other_input(plan: Plan, spec: RunSpec, primary: Primary) -> None:
+    """Raises `SpecError` where the source is files, S3 or Kafka now and was another of them for what is not done yet:
+    its reader could not open that, and the plan would hold both for good."""
+    others = [split for split in plan.splits if _kind(split.uri) != _KINDS.get(type(spec.source))]
+    if isinstance(spec.source, MemorySource) or not others:
+        return
+    for lane in sorted({split.lane for split in others}):
+        saved = saved_in((await primary.peek(lane)).chunks)
+        progress = Progress([split for split in plan.splits if split.lane == lane], saved)
+        if left := [split for split, _ in progress.starts() if split in others]:
+            raise SpecError(
+                f"run {spec.run_id} is not done with {left[0].uri}, which is no input of its source now. Put the "
+                "source back until it is, give the job another name:, or start over with --fresh (and pay again)"
+            )
+
+
+_KINDS: dict[type[SourceSettings], str] = {KafkaSource: "kafka", S3Source: "s3", FilesSource: ""}
+"""Settings of a source → the scheme of its splits' `uri`; a path has none."""
+
+
+def _kind(uri: str) -> str:
+    scheme, found, _ = uri.partition("://")
+    return scheme if found else ""
 
 
 def refuse_moved_sinks(plan: Plan, spec: RunSpec) -> None:
