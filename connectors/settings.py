@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
 import msgspec
@@ -101,6 +102,9 @@ class KafkaSource(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
     before it is committed. Those without a key have no order."""
     reply_to: tuple[str, ...] = ()
     """Topics that a record's `reply_to` header may name for its result; they must be topics of the results' cluster."""
+
+    def reads(self, topic: str) -> bool:
+        return topic in self.topics if self.pattern is None else re.fullmatch(self.pattern, topic) is not None
 
 
 class S3Source(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="s3"):

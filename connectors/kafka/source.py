@@ -74,7 +74,9 @@ class KafkaTopics:
             return Later([self._split(found, tp, first[tp], last[tp]) for tp in partitions], told)
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> KafkaReader:
-        """Connects with the first read."""
+        """Connects with the first read. A topic of the plan that the job names no more is not read, nor does it end:
+        it waits where it stands."""
+        starts = [(split, at) for split, at in starts if self._settings.reads(Name.read(split.object_id).topic)]
         match self._settings.format:
             case "avro" | "json-schema" | "protobuf" as format:
                 from penstock.connectors.kafka.registry_formats import RegistryRecords

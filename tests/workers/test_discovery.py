@@ -11,6 +11,7 @@ import pytest
 
 from penstock.connectors import memory
 from penstock.connectors.base import Later
+from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.memory import MemoryStore
 from penstock.connectors.settings import KafkaSource, MemorySink, Row
 from penstock.engine.catalog import Catalog
@@ -89,6 +90,29 @@ async def test_a_topic_is_read_as_the_mended_job_says(monkeypatch: pytest.Monkey
     made = await durable_plan(spec, RunOptions(accept_changes=True), store, 2, 0.0)
     assert [split.format for split in made.plan.splits] == ["jsonl"]
     assert (await durable_plan(spec, RunOptions(), store, 2, 0.0)).plan == made.plan
+
+
+async def test_a_topic_that_the_job_names_no_more_is_not_read_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was in the job by mistake, perhaps: its records went on to providers, though the job said otherwise. Named
+    again, it is read on where it stands. A run with an end could not come to it, and is refused."""
+    memory.forget("unnamed")
+    store = MemoryStore("unnamed")
+    splits = [
+        Split(f"{t}@x/0#0-", f"{t}@x/0", n, 0, f"kafka://h:1/{t}/0", 0, None, format="auto") for n, t in enumerate("ab")
+    ]
+    plan = Plan("r", "n", {}, 1, tuple(splits), {}, 0.0, bounded=False, sinks={"results": "primary"})
+    await store.write_plan(plan)
+    monkeypatch.setattr(planner, "open_source", lambda _: Topics(Later([]), Later([])))
+    fewer = msgspec.structs.replace(SPEC.source, topics=("b",))
+    spec = msgspec.structs.replace(SPEC, source=fewer, sinks={"results": MemorySink("unnamed")})
+    made = await durable_plan(spec, RunOptions(), store, 2, 0.0)
+    assert made.notes == ("a is no topic of the source any more: what is left of it waits unread",)
+    assert made.plan.splits == plan.splits
+    assert (await (await KafkaTopics(fewer).open([(splits[0], 0)])).read(10, 10)).done
+    await store.write_plan(msgspec.structs.replace(made.plan, bounded=True, version=made.plan.version + 1))
+    ending = msgspec.structs.replace(spec, source=msgspec.structs.replace(fewer, until="end"))
+    with pytest.raises(SpecError, match="run r is not done with kafka://h:1/a/0, which is no input of its source now"):
+        await durable_plan(ending, RunOptions(), store, 2, 0.0)
 
 
 def test_a_trial_begins_anew_where_its_source_or_a_sink_was_mended() -> None:

@@ -69,10 +69,10 @@ async def wanted_plan(
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
     refuse_other_end(plan, spec)
     refuse_moved_sinks(plan, spec)
-    await _refuse_other_input(plan, spec, primary)
+    left = await _left(plan, spec, primary)
     accept = options.accept_changes or (bool(_changes(plan, spec)) and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
-    notes = [f"changed since this run began, and accepted: {part}" for part in changed]
+    notes = [*left, *(f"changed since this run began, and accepted: {part}" for part in changed)]
     found = await listed(source, plan)
     notes += [found.missing] if found.missing is not None else []
     longer = extended(plan, spec, found.splits)
@@ -219,27 +219,43 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
         )
 
 
-async def _refuse_other_input(plan: Plan, spec: RunSpec, primary: Primary) -> None:
-    """Raises `SpecError` where the source is files, S3 or Kafka now and was another of them for what is not done yet:
-    its reader could not open that, and the plan would hold both for good."""
-    others = [split for split in plan.splits if _kind(split.uri) != _KINDS.get(type(spec.source))]
-    if isinstance(spec.source, MemorySource) or not others:
-        return
+async def _left(plan: Plan, spec: RunSpec, primary: Primary) -> list[str]:
+    """What is not done yet and is no input of the job's source any more, in words: topics of a run without an end stay
+    unread from now on. Raises `SpecError` for anything else: it could not be opened, or the run never end."""
+    others = [split for split in plan.splits if not _is_input(split, spec.source)]
+    left: list[Split] = []
     for lane in sorted({split.lane for split in others}):
         saved = saved_in((await primary.peek(lane)).chunks)
         progress = Progress([split for split in plan.splits if split.lane == lane], saved)
-        if left := [split for split, _ in progress.starts() if split in others]:
-            raise SpecError(
-                f"run {spec.run_id} is not done with {left[0].uri}, which is no input of its source now. Put the "
-                "source back until it is, give the job another name:, or start over with --fresh (and pay again)"
-            )
+        left += [split for split, _ in progress.starts() if split in others]
+    if bad := [split for split in left if not spec.endless or _kind(split.uri) != "kafka"]:
+        raise SpecError(
+            f"run {spec.run_id} is not done with {bad[0].uri}, which is no input of its source now. Put the source "
+            "back until it is, give the job another name:, or start over with --fresh (and pay again)"
+        )
+    topics = sorted({_topic(split) for split in left})
+    return [f"{topic} is no topic of the source any more: what is left of it waits unread" for topic in topics]
 
 
-_KINDS: dict[type[SourceSettings], str] = {KafkaSource: "kafka", S3Source: "s3", FilesSource: ""}
-"""Settings of a source → the scheme of its splits' `uri`; a path has none."""
+def _is_input(split: Split, source: SourceSettings) -> bool:
+    """Of files and objects the kind alone counts: what a plan holds of them is read, wherever the source looks now."""
+    match source:
+        case KafkaSource():
+            return _kind(split.uri) == "kafka" and source.reads(_topic(split))
+        case S3Source():
+            return _kind(split.uri) == "s3"
+        case FilesSource():
+            return not _kind(split.uri)
+        case MemorySource():
+            return True
+
+
+def _topic(split: Split) -> str:
+    return split.object_id.partition("@")[0]
 
 
 def _kind(uri: str) -> str:
+    """The scheme; a path has none."""
     scheme, found, _ = uri.partition("://")
     return scheme if found else ""
 

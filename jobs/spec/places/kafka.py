@@ -172,7 +172,7 @@ def check_apart(doc: Doc, source: KafkaSource, sinks: Mapping[SinkName, SinkSett
             continue
         path: Path = ("sinks", name) if ("sinks", name) in doc.lines else ("sinks",)
         for topic, what in ((sink.topic, f"{name} would be written to"), (sink.progress_topic, "progress is kept in")):
-            if reads(source, topic):
+            if source.reads(topic):
                 raise doc.error(path, f"{what} the topic `{topic}`, which the source reads; give it another")
     _check_replies(doc, source, topics)
 
@@ -188,13 +188,7 @@ def _check_replies(doc: Doc, source: KafkaSource, topics: Mapping[SinkName, Kafk
     taken[results.progress_topic] = "the topic of the progress"
     for i, topic in enumerate(source.reply_to):
         path: Path = ("source", "reply_to", i)
-        if reads(source, topic):
+        if source.reads(topic):
             raise doc.error(path, f"`{topic}` is a topic that the source reads")
         if topic in taken:
             raise doc.error(path, f"`{topic}` is {taken[topic]}; replies need one of their own")
-
-
-def reads(source: KafkaSource, topic: str) -> bool:
-    if source.pattern is not None:
-        return re.fullmatch(source.pattern, topic) is not None
-    return topic in source.topics
