@@ -340,7 +340,12 @@ class Router:
         named[chosen.first] = msgspec.structs.replace(first, weight=first.weight * (1.0 - MARGIN))
         why = "the likeliest first, none is shown to have" if chosen.ranked else "cheapest first of those with"
         share = ask.task.explore.share if ask.task.explore is not None else 0.0
-        ask = msgspec.structs.replace(ask, why=f"{ask.why}; {why} quality ≥ {asked:g}", explore=share)
+        why += f" quality ≥ {asked:g}"
+        led = next((i for i in kept if ask.exposure is not None and targets[i].model.name == ask.exposure.model), None)
+        if led is not None:
+            named[led] = msgspec.structs.replace(named[led], weight=0.0)
+            kept, why = (led, *(i for i in kept if i != led)), f"the model of its arm, then {why}"
+        ask = msgspec.structs.replace(ask, why=f"{ask.why}; {why}", explore=share)
         plan = choice_of(ask, tuple(named[i] for i in kept), tuple(refused), ranked=chosen.ranked)
         if share:
             plan.explore = tuple(named[i] for i in chosen.explored if not named[i].candidate.experiment)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version, Wall
 from penstock.engine.errors import SpecError
@@ -320,6 +321,21 @@ def test_an_arm_of_an_experiment_puts_its_model_first_at_its_version_and_is_name
         assert ("small", "v2") in {f[:2] for f in found}
     behind = Router(catalog(walls=WALLS, models={**{m.name: m for m in MODELS}, "small": SMALL}), policy())
     assert names(behind.route(Attributes(sensitivity="eu"), ASK, "x", arm)) == ["small"]  # no arm passes a wall
+
+
+def test_an_arms_model_goes_first_also_where_the_cheapest_of_the_good_ones_would() -> None:
+    """Else all arms would ask the same model, and an experiment compare it with itself. What is not good enough for the
+    item is not asked for the arm's sake."""
+    router = Router(catalog(tiers={3: ("opus", "fast", "small")}), policy(min_quality=0.8))
+    for name, others in (("opus", ["small", "fast"]), ("fast", ["small", "opus"]), ("small", ["fast", "opus"])):
+        arm = Exposure("job/try", name, 0.5, model=name)
+        assert names(router.route(Attributes(), ASK, "x", arm)) == [name, *others]
+        assert names(router.route(Attributes(min_quality=0.9), ASK, "x", arm)) == ["opus"]
+    bare = {m.name: replace(m, quality={}) for m in MODELS}
+    ranked = Router(catalog(tiers={3: ("opus", "fast")}, models=bare), policy(min_quality=0.8))
+    ranked.learn([Standing("label", m, "v1", (Sample(((0, 9), (1000, n))),)) for m, n in (("opus", 90), ("fast", 60))])
+    assert names(ranked.route(Attributes(), ASK, "x")) == ["opus", "fast"]
+    assert names(ranked.route(Attributes(), ASK, "x", Exposure("job/try", "b", 0.5, model="fast"))) == ["fast", "opus"]
 
 
 def test_an_experiment_that_was_stopped_leaves_a_rollout_its_items() -> None:
