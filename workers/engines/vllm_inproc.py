@@ -28,6 +28,7 @@ from penstock.workers.engines.outbox import Done, Outbox
 from penstock.workers.engines.vllm_gauges import Counters
 from penstock.workers.engines.vllm_requests import (
     BACKLOG,
+    LATE,
     UNWANTED,
     BadCall,
     Builder,
@@ -248,6 +249,8 @@ class VllmInprocEngine:
             return self._fail(ticket, Failure("cancelled", UNWANTED), now, began)
         if ticket.lapsed(now):
             return self._fail(ticket, Failure("not_sent", "the right to send has lapsed"), now, began)
+        if ticket.late(now):
+            return self._fail(ticket, Failure("cancelled", LATE), now, began)
         try:
             prepared = self._builder.build(ticket)
         except BadCall as bad:

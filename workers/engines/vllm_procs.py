@@ -18,7 +18,16 @@ from penstock.engine.items import Failure, Outcome
 from penstock.workers.engines.base import EngineDead, Ticket
 from penstock.workers.engines.outbox import Done, Outbox
 from penstock.workers.engines.vllm_gauges import Counters
-from penstock.workers.engines.vllm_requests import BACKLOG, UNWANTED, BadCall, Builder, failed, outcome_of, refusal
+from penstock.workers.engines.vllm_requests import (
+    BACKLOG,
+    LATE,
+    UNWANTED,
+    BadCall,
+    Builder,
+    failed,
+    outcome_of,
+    refusal,
+)
 from penstock.workers.engines.vllm_settings import (
     batch_use,
     commit_of,
@@ -180,6 +189,8 @@ class VllmProcsEngine:
     async def _outcome(self, ticket: Ticket, now: float, began: float) -> Outcome:
         if ticket.lapsed(now):
             return self._failed(ticket, Failure("not_sent", "the right to send has lapsed"), now, began)
+        if ticket.late(now):
+            return self._failed(ticket, Failure("cancelled", LATE), now, began)
         if self._builder is None:
             raise EngineDead(f"engine {self._name} was never started")
         try:

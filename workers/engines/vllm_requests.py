@@ -50,6 +50,7 @@ BACKLOG = 1.5
 that workers of unequal speed finish together. A guess."""
 
 UNWANTED = "nobody wants the answer any more"
+LATE = "the deadline passed before it was begun"
 
 REALTIME, BULK = -1, 0
 """vLLM serves lower numbers first."""
