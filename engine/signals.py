@@ -89,6 +89,20 @@ def agreement(answers: Sequence[str | None]) -> tuple[int, int]:
     return n, said.index(best)
 
 
+SEEDS = ("seed", "random_seed")
+"""Parameters with which a request is answered alike each time; the latter is Mistral's."""
+
+
+def varies(request: Request) -> bool:
+    """Is it answered otherwise, when it is asked once more? Else answers always agree, which says nothing of them."""
+    if request.temperature == 0:
+        return False
+    if not any(f'"{name}"'.encode() in request.body_json for name in SEEDS):
+        return True
+    body = msgspec.json.decode(request.body_json, type=_Object)
+    return all(bytes(body.get(name, b"null")) == b"null" for name in SEEDS)
+
+
 # ---- requests that ask for probabilities
 
 

@@ -116,6 +116,8 @@ class Calls:
             return self._closed[slot.route.task]
         cascade = self._tasks[slot.route.task].cascade
         assert cascade is not None
+        if cascade.signal == "agreement" and not signals.varies(slot.item.request):
+            return self._closed[slot.route.task]
         return cascade
 
     def _asked_otherwise(self, slot: Slot) -> bool:

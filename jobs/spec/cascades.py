@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from penstock.engine.flow.climb import SURE
 from penstock.engine.policy import NEVER, Cascade, Promise, Scorer, target_name
 from penstock.engine.quality import scorer_name, scorer_version
+from penstock.engine.signals import SEEDS
 from penstock.jobs.spec.asked import Context
 from penstock.jobs.spec.catalogue import refer
 from penstock.jobs.spec.fields import CascadeFile, TaskFile
@@ -44,7 +45,7 @@ def cascade(
         case "validity" if task.output is None:
             raise at.doc.error((*path, "signal"), "validity needs an `output:` that an answer can miss")
         case "agreement":
-            _check_samples(at, path, file, task.params.get("temperature"))
+            _check_samples(at, path, file, task.params)
         case _:
             pass
     samples = file.samples if file.signal == "agreement" else 1
@@ -175,8 +176,11 @@ def _promise(calibration: Calibration, scorers: Sequence[Scorer], *, stops: bool
     return Promise(calibration.version, named, calibration.min_quality, stops)
 
 
-def _check_samples(at: Context, path: Path, file: CascadeFile, temperature: object) -> None:
+def _check_samples(at: Context, path: Path, file: CascadeFile, params: Mapping[str, object]) -> None:
     if not 2 <= file.samples <= MAX_SAMPLES:
         raise at.doc.error((*path, "samples"), f"expected 2 to {MAX_SAMPLES}")
-    if temperature == 0:
+    for name in SEEDS:
+        if params.get(name) is not None:
+            raise at.doc.error((*path, "signal"), f"with a seed answers always agree; leave params.{name} out")
+    if params.get("temperature") == 0:
         raise at.doc.error((*path, "signal"), "at temperature 0 answers always agree; set params.temperature above 0")

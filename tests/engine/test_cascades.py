@@ -313,6 +313,27 @@ def test_agreement_asks_as_often_as_it_must() -> None:
     assert result.answer.text == "b", "the first of those who agree"
 
 
+@pytest.mark.parametrize(
+    ("temperature", "more", "agrees"),
+    [
+        (1.0, b"", True),
+        (0.0, b"", False),
+        (1.0, b',"seed":7', False),
+        (1.0, b',"random_seed":7', False),
+        (1.0, b',"seed":null', True),
+        (1.0, b',"stop":"\\"seed\\""', True),
+    ],
+)
+def test_answers_that_are_the_same_each_time_do_not_agree(temperature: float, more: bytes, agrees: bool) -> None:
+    """A line may bring its own temperature of 0, or a seed: two equal answers say nothing of it then."""
+    rig = Rig(Cascade(("small", "top"), "agreement", 0.6, samples=3))
+    rig.offer(request=Request(b'{"messages":[]' + more + b"}", temperature=temperature, input_hash="h"))
+    result = rig.one({"small": [said("yes"), said("yes")], "top": [said("no")]})
+    assert (result.answer.text, [model for _, model in rig.roles()]) == (
+        ("yes", ["small", "small"]) if agrees else ("no", ["small", "top"])
+    )
+
+
 def test_the_margin_is_the_least_lead_of_a_token() -> None:
     """Over the next likely one; a token that was not the likeliest has none."""
     rig = Rig(Cascade(("small", "top"), "margin", 0.5))

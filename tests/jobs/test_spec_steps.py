@@ -113,6 +113,10 @@ MISTAKES = {
         "params: {temperature: 0}\ncascade: {models: [b, judge], signal: agreement, threshold: 0.6}",
         "at temperature 0 answers always agree",
     ),
+    "agreement by a seed": (
+        "params: {seed: 7}\ncascade: {models: [b, judge], signal: agreement, threshold: 0.6}",
+        "with a seed answers always agree; leave params.seed out",
+    ),
     "agreement of one": (
         "cascade: {models: [b, judge], signal: agreement, threshold: 0.6, samples: 1}",
         "cascade.samples: expected 2 to 20",
