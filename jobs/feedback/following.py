@@ -59,9 +59,12 @@ def _follow(run: Followed, source: SourceSettings, say: Say, over: threading.Eve
                 kept.load()
             took = added(took, kept.pull(source))
             said = ""
-        except PenstockError as error:
-            if str(error) != said:
-                said = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told: a run goes for weeks, and the next look may work
+            why = (
+                str(error) if isinstance(error, PenstockError) else f"unexpected {type(error).__name__}: {error}"[:300]
+            )
+            if why != said:
+                said = why
                 say(f"feedback can't be read now: {said}")
     try:
         write_down(took, run.state, "feedback of the job", run.run_id)

@@ -21,7 +21,7 @@ from penstock.engine.outcomes import Finished
 from penstock.jobs import spec as job_spec
 from penstock.jobs.cli import call
 from penstock.jobs.feedback.following import Followed, following
-from penstock.jobs.feedback.taking import Kept
+from penstock.jobs.feedback.taking import Kept, Took
 from penstock.jobs.history import open_history
 from penstock.workers.status import RunStatus
 from tests.crash.streams import kafka_lines
@@ -279,6 +279,26 @@ def test_a_run_that_goes_takes_outcomes_by_itself_and_a_lost_source_stops_nothin
         assert len(told) == 1
     assert Kept(open_state(state)).joined(list).unknown == 1
     assert [json.loads(bytes(e.facts))["new"] for e in open_audit(state).entries()] == [1]
+
+
+def test_a_failure_of_ours_ends_no_reading_of_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread died of it, and a run without an end took none for the rest of its life."""
+    path, state, told = tmp_path / "o.jsonl", str(tmp_path / "state"), list[str]()
+    write(path, [{"item_id": "a", "metric": "ok", "value": 1, "id": "1"}])
+    pull, first = Kept.pull, ["a client's own mistake"]
+
+    def fails_once(self: Kept, source: FilesSource) -> Took:
+        if first:
+            raise ValueError(first.pop())
+        return pull(self, source)
+
+    monkeypatch.setattr(Kept, "pull", fails_once)
+    with following(Followed(FilesSource(str(path)), state, "", every_s=0.01), told.append):
+        until = time.monotonic() + 20
+        while not open_state(state).list("feedback/") and time.monotonic() < until:
+            time.sleep(0.01)
+    assert told == ["feedback can't be read now: unexpected ValueError: a client's own mistake"]
+    assert Kept(open_state(state)).joined(list).unknown == 1
 
 
 def test_what_a_run_took_is_in_the_audit_log_also_where_its_source_is_away_at_the_end(tmp_path: Path) -> None:
