@@ -36,6 +36,9 @@ class HealthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     """After a daily limit without Retry-After."""
     probe_s: float = 60.0
     """A probe without an answer for so long is taken for lost; another may go."""
+    unasked_s: float = 600.0
+    """What waits for a target probes it as soon as it may be. One that nobody has asked for so long after that is of
+    no use to anybody: a version that was taken back, a model of a tier that is paused. A guess."""
     look_again_s: float = 1.0
     """How soon to look again while a probe is out."""
 
@@ -162,9 +165,13 @@ class Health:
                 return breaker.mend
         return None
 
-    def opened(self) -> list[tuple[str | None, str]]:
-        """(account, model) of all that are not closed; an account that is down has the model `*`."""
-        return self._named(self._open)
+    def opened(self, now: float) -> list[tuple[str | None, str]]:
+        """(account, model) of all that are not closed; an account that is down has the model `*`. Not of those that
+        might be asked again, and have not been for long: nobody wants them, so nothing is to be said of them."""
+        return self._named(key for key in self._open if self._is_wanted(self._breakers[key], now))
+
+    def _is_wanted(self, breaker: _Breaker, now: float) -> bool:
+        return now - max(breaker.open_until or now, breaker.probing_until) < self._settings.unasked_s
 
     def answering(self) -> list[tuple[str | None, str]]:
         """Of those that are closed, the ones that have answered, so that it is known of them; named alike."""

@@ -30,7 +30,7 @@ def test_faults_in_a_row_open_it_and_a_success_between_does_not() -> None:
     assert h.is_open("opus", NOW)
     assert not h.is_up("opus")
     assert h.allow("haiku", NOW)
-    assert h.opened() == [("anthropic", "opus")]
+    assert h.opened(NOW) == [("anthropic", "opus")]
     assert h.answering() == [("anthropic", "*")], "of those that never answered nobody knows"
 
 
@@ -118,7 +118,7 @@ def test_a_spent_account_is_asked_again_every_five_minutes() -> None:
     h.record("opus", None, NOW + 1)
     assert h.next_probe_at("haiku", NOW) == NOW + 300
     assert h.allow("small", NOW)
-    assert h.opened() == [("anthropic", "*")]
+    assert h.opened(NOW) == [("anthropic", "*")]
     for again in (300, 600):
         assert not h.allow("haiku", NOW + again - 1)
         assert h.allow("haiku", NOW + again)
@@ -137,6 +137,19 @@ def test_a_refused_key_stops_the_account_for_minutes() -> None:
     assert h.allow("opus", NOW + 300)
     h.record("opus", None, NOW + 301)
     assert h.is_up("haiku")
+
+
+def test_what_nobody_asks_any_more_is_not_told_as_down() -> None:
+    """A version that a rollout took back since it broke is never asked again: its breaker was told as open, and its
+    alert stood, for as long as the lane lived. One that somebody waits for is probed again and again."""
+    h = broken()
+    assert h.opened(NOW + 5.0 + 599.0) == [("anthropic", "opus")]
+    assert h.opened(NOW + 5.0 + 600.0) == []
+    assert not h.is_up("opus"), "it has to answer first, all the same"
+    assert h.allow("opus", NOW + 700.0)
+    assert h.opened(NOW + 700.0) == [("anthropic", "opus")]
+    h.record("opus", FAULT, NOW + 701.0)
+    assert h.opened(NOW + 702.0) == [("anthropic", "opus")]
 
 
 def test_a_days_limit_is_obeyed() -> None:

@@ -147,7 +147,7 @@ def test_a_version_that_its_provider_does_not_know_stops_only_its_own_arm() -> N
         lane.outcome(Outcome(call.item_id, 0, call.attempt, 0.0, 1.0, answer, bad, Usage(1, output=1)), 0.0)
     later = lane.take("api:a", 20, 1 << 30, "w", 0.1)
     assert {call.version for call in later} == {"v1"}
-    assert lane.targets.health.opened() == [("a", "m@v2")]
+    assert lane.targets.health.opened(0.1) == [("a", "m@v2")]
 
 
 def test_a_call_that_outlived_its_owner_is_told_as_the_version_that_was_asked() -> None:

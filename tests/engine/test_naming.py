@@ -134,7 +134,7 @@ def test_who_goes_on_answering_as_another_is_held_like_who_fails() -> None:
     """Each refused answer is paid for: a few, and its breaker opens."""
     made = lane("refuse", items=30)
     answer(made, "first", "first-mini")
-    assert [model for _, model in made.targets.health.opened()] == ["first"]
+    assert [model for _, model in made.targets.health.opened(NOW)] == ["first"]
     assert answer(made, "second", "second") == 30
 
 

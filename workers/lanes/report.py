@@ -69,7 +69,7 @@ def report_of(machine: Lane, due_at: float | None, now: float) -> LaneReport:
         stuck=machine.places.stuck(),
         spent_out=machine.paying.spent_out,
         waits_for_money=wait,
-        open_breakers=machine.targets.health.opened(),
+        open_breakers=machine.targets.health.opened(now),
         answering=machine.targets.health.answering(),
         commit_age_s=max(0.0, now - due_at) if due_at is not None else 0.0,
         oldest_item_s=machine.ends.oldest_age(now),
