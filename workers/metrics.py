@@ -60,7 +60,9 @@ LANE: dict[Name, Declared] = {
     "fallbacks": Declared("counter", "Items sent on to another model", ("from", "to")),
     "breaker_open": Declared("gauge", "1 where nothing is sent for now", ("account", "model")),
     "oldest_item_seconds": Declared("gauge", "Since the oldest unfinished item was read"),
-    "deadline_left_seconds": Declared("gauge", "Time that the most pressing unfinished item has left"),
+    "deadline_left_seconds": Declared(
+        "gauge", "Time left of the most pressing unfinished item that has waited for longer than that"
+    ),
     "lane_lag": Declared("gauge", "Records that are there and not read yet", ("topic",)),
     "dead_letters": Declared("counter", "Dead letters that are committed", ("reason",)),
     "second_payments": Declared("counter", "Items that may have been paid for twice after a crash"),

@@ -154,9 +154,11 @@ class Ends:
         return max(0.0, now - first.offered_at) if first is not None else 0.0
 
     def deadline_left(self, now: float) -> float | None:
-        """Seconds that the most pressing unfinished item has left; None: none has a deadline."""
-        deadlines = [d for slot in self.slots.values() if (d := slot.item.attributes.deadline) is not None]
-        return min(deadlines) - now if deadlines else None
+        """Seconds that the most pressing unfinished item has left, of those that have waited here for longer than that:
+        where items come with half a minute each, one always has less than a minute left, and all is well. None: no such
+        item has a deadline."""
+        timed = [(d, slot) for slot in self.slots.values() if (d := slot.item.attributes.deadline) is not None]
+        return min((d - now for d, slot in timed if d - now < now - slot.offered_at), default=None)
 
     def check(self) -> None:
         slots = self.slots.values()

@@ -83,6 +83,23 @@ def test_an_item_is_as_old_as_its_reading_not_as_the_backlog_that_it_comes_from(
     assert rig.lane.ends.oldest_age(rig.now) == 5.0
 
 
+def test_items_that_come_with_little_time_press_nobody_while_they_are_answered_in_it() -> None:
+    """Each has 30 s and is answered in two: somebody was paged all day for the one that was read last. One that has
+    waited for most of its time presses, however much that was."""
+    rig = Rig()
+    for _ in range(20):
+        rig.offer(1, Attributes(tier=3, deadline=rig.now + 30.0))
+        rig.commit()
+        rig.take()
+        rig.tick(2.0)
+        assert rig.lane.ends.deadline_left(rig.now) is None
+        for call in rig.calls:
+            rig.answer(call)
+    rig.offer(1, Attributes(tier=3, deadline=rig.now + 3600.0))
+    rig.tick(3550.0)
+    assert rig.lane.ends.deadline_left(rig.now) == 50.0
+
+
 # urgent ones
 
 
