@@ -180,9 +180,10 @@ class _Saver:
         ran out) may write again tomorrow."""
         try:
             going.result()
-        except PenstockError as error:
+        except Exception as error:  # noqa: BLE001 - a client's own mistake must not cut off calls that are paid for
             if not self._failed:
-                self._say(f"the run's history can't be written now: {error}")
+                what = "" if isinstance(error, PenstockError) else f"unexpected {type(error).__name__}: "
+                self._say(f"the run's history can't be written now: {what}{error}")
             self._failed = True
         else:
             self._failed = False

@@ -545,24 +545,28 @@ def test_a_history_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_pat
 
 
 class Shut(History):
-    """A state whose credentials ran out after the first write."""
+    """A state whose credentials ran out after the first write, or whose client is broken."""
 
     writes = 0
+    error: Exception = Refused("the session token has expired")
 
     def save_status(self, status: RunStatus) -> None:
         self.writes += 1
         if self.writes > 1:
-            raise Refused("the session token has expired")
+            raise self.error
         super().save_status(status)
 
 
-def test_a_history_that_refuses_a_write_ends_no_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [Shut.error, KeyError("LastModified")])
+def test_a_history_that_refuses_a_write_ends_no_run(tmp_path: Path, error: Exception) -> None:
     """It ended the command, which killed the driver at once: calls in flight were paid for again."""
     shut = Shut(open_state(str(tmp_path / ".penstock")), str(tmp_path / ".penstock"))
+    shut.error, known = error, isinstance(error, Refused)
     run, heard = ScriptedRun(["starting", "running", "draining", "running", "done"], Tally(results=3)), Heard()
     session = Session(open_cluster=ScriptedCluster(run).open, open_history=lambda _: shut)
     assert running.execute(spec_in(tmp_path), session, heard, Stop()).status.state == "done"
-    assert heard.said == ["the run's history can't be written now: the session token has expired"]
+    why = "the session token has expired" if known else "unexpected KeyError: 'LastModified'"
+    assert heard.said == [f"the run's history can't be written now: {why}"]
 
 
 class SetBack:
