@@ -147,10 +147,16 @@ def expected_nano(input_tokens: int, output_tokens: int, price: Price) -> int:
     return _up(input_tokens * at.input + output_tokens * at.output) + price.per_request
 
 
+MOST_USD = 1e9
+
+
 def usd_to_nano(usd: float) -> int:
-    """Dollars as a person writes them → nano-dollars, to the nearest. Raises `SpecError` for what is no number."""
+    """Dollars as a person writes them → nano-dollars, to the nearest. Raises `SpecError` for what is no number, or too
+    large for what is sent between processes (64 bits)."""
     if not isfinite(usd):
         raise SpecError(f"an amount of money is a finite number of dollars, not {usd}")
+    if usd > MOST_USD:
+        raise SpecError(f"an amount of money is a billion dollars at most, not {usd:g}")
     return round(usd * NANO_PER_USD)
 
 

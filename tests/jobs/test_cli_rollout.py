@@ -204,6 +204,7 @@ def test_a_shadow_stage_is_started_in_front_of_stages_or_alone(here: Path, capsy
         (["--shadow", "--shadow-share", "0"], "more than 0 and at most 100 %"),
         (["--shadow", "--shadow-usd", "0"], "a shadow stage needs money"),
         (["--shadow", "--shadow-usd", "nan"], "finite number of dollars"),
+        (["--shadow", "--shadow-usd", "1e300"], "a billion dollars at most"),
     ],
 )
 def test_a_shadow_that_makes_no_sense_is_refused(
