@@ -132,13 +132,14 @@ class Growing(Protocol):
 
 
 @runtime_checkable
-class Renaming(Protocol):
-    """A source whose objects may have another `object_id` today than when a run was planned, and the same content."""
+class Revisited(Protocol):
+    """A source of whole objects, listed again by each command of a run."""
 
-    async def renamed(self, new: Sequence[Split], plan: Plan) -> dict[str, str]:
-        """Those of `new` that are objects which the plan knows: `object_id` → why, in words for a person ("": no need
-        to tell). `new`: as `splits` found them, under ids that are none of the plan's. Whoever took them for new input
-        would pay for all of it again. Raises `Temporary`, `Refused`."""
+    async def beside(self, plan: Plan) -> Later:
+        """What is there beside the objects that the plan knows. These need not be readable: they may have been archived
+        since. One whose content the plan knows under another `object_id` is no new one: whoever took it for that would
+        pay for all of it again. No input at all is no error, for all of it may have ended. Raises what `splits` raises
+        else."""
         ...
 
 

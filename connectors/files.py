@@ -6,7 +6,6 @@ input, a changed one is not. The name is checked again whenever the file is open
 
 from __future__ import annotations
 
-import asyncio
 import glob
 import hashlib
 import os
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from penstock.connectors.base import Batch, Raw
+from penstock.connectors.base import Batch, Later, Raw
 from penstock.connectors.filestore.assembly import MANIFEST
 from penstock.connectors.formats import csv_rows, names
 from penstock.connectors.formats.lines import MAX_RECORD_BYTES
@@ -29,7 +28,7 @@ ENDS_BYTES = 64 * 1024
 
 
 class FileSource:
-    """Implements `base.Source`, `base.Renaming` and `base.Rereadable`. `max_record_bytes`: longer records become dead
+    """Implements `base.Source`, `base.Revisited` and `base.Rereadable`. `max_record_bytes`: longer records become dead
     letters."""
 
     def __init__(self, settings: FilesSource, *, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
@@ -37,14 +36,24 @@ class FileSource:
         self._limit = max_record_bytes
 
     async def splits(self, lanes_hint: int) -> list[Split]:
-        """Raises `SpecError` where nothing matches, a name can't be read, requests and rows are mixed, or the one
-        file there is can't be read. One damaged file among others stops nobody: it becomes a dead letter."""
-        files = settled([file for path in matches(self._settings.path) if (file := self._look(path)) is not None])
-        if not files:
-            raise NoInput(f"no file matches {self._settings.path}: check source.path")
-        piece = piece_bytes(files, lanes_hint)
-        cutting = cut if len(files) == 1 else cut_among_others
-        return [split for file in files for split in cutting(file, piece, _open, _rows_are_lines)]
+        """Raises `NoInput` where nothing matches, `SpecError` where a name can't be read, requests and rows are mixed,
+        or the one file there is can't be read. One damaged file among others stops nobody: it becomes a dead letter."""
+        files = self._files()
+        return _cut(files, files, lanes_hint)
+
+    async def beside(self, plan: Plan) -> Later:
+        """As promised. Known under another id are files that are reached by another path, or were moved."""
+        try:
+            files = self._files()
+        except NoInput as error:
+            return Later([], str(error))
+        known = {split.object_id for split in plan.splits}
+        new = [file for file in files if file.object_id not in known]
+        renamed = _renamed(new, plan)
+        told = [why for why in renamed.values() if why]
+        others = f" (and {len(told) - 1:,} others like it)" if len(told) > 1 else ""
+        splits = _cut([file for file in new if file.object_id not in renamed], files, plan.lanes)
+        return Later(splits, f"{told[0]}{others}" if told else None)
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> FilesReader:
         return FilesReader(starts, self._limit)
@@ -53,16 +62,19 @@ class FileSource:
         """As promised; the order is all the same to a disk."""
         return self.records
 
-    async def renamed(self, new: Sequence[Split], plan: Plan) -> dict[str, str]:
-        """As promised: files that are reached by another path, or were moved, since the path is part of the id."""
-        return await asyncio.to_thread(_renamed, new, plan)
-
     def records(self, split: Split, start: int) -> Iterator[Raw]:
         """The same records as a plain iterator, for passes over the input (duplicate labels, a sample for the plan).
 
         Raises as a reader does.
         """
         return read(split, start, self._limit)
+
+    def _files(self) -> list[Found]:
+        """Raises as `splits`."""
+        files = settled([file for path in matches(self._settings.path) if (file := self._look(path)) is not None])
+        if not files:
+            raise NoInput(f"no file matches {self._settings.path}: check source.path")
+        return files
 
     def _look(self, path: str) -> Found | None:
         """None: an empty file whose name says nothing (`_SUCCESS`)."""
@@ -106,14 +118,21 @@ def fingerprint(path: str, file: BinaryIO) -> tuple[int, str]:
     return size, f"{path}@{size}-{digest.hexdigest()}"
 
 
-def _renamed(new: Sequence[Split], plan: Plan) -> dict[str, str]:
-    """A file that is gone from where it was stands for one that has its content; empty ones have none. Moving keeps a
-    file's time: one that was written since input joined the run last was handed in once more, whatever it holds."""
+def _cut(files: Sequence[Found], among: Sequence[Found], lanes_hint: int) -> list[Split]:
+    piece = piece_bytes(among, lanes_hint)
+    cutting = cut if len(among) == 1 else cut_among_others
+    return [split for file in files for split in cutting(file, piece, _open, _rows_are_lines)]
+
+
+def _renamed(new: Sequence[Found], plan: Plan) -> dict[str, str]:
+    """`object_id` → why it is known, in words ("": no need to tell). A file that is gone from where it was stands for
+    one that has its content; empty ones have none. Moving keeps a file's time: one that was written since input joined
+    the run last was handed in once more, whatever it holds."""
     paths: dict[str, list[str]] = {}
     for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in plan.splits):
         paths.setdefault(object_id.removeprefix(path), []).append(path)
     found: dict[str, str] = {}
-    for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in new):
+    for object_id, path in ((file.object_id, file.uri) for file in new):
         content = object_id.removeprefix(path)
         same = [] if content.startswith("@0-") else paths.get(content, [])
         if any(_is_one_file(before, path) for before in same):

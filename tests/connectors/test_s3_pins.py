@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from penstock.connectors.files import FileSource
 from penstock.connectors.s3 import source as s3_source
-from penstock.connectors.s3.client import Listed
+from penstock.connectors.s3.client import Got, Listed
+from penstock.connectors.s3.objects import Pinned
 from penstock.connectors.s3.source import S3Source
+from penstock.connectors.settings import FilesSource
 from penstock.connectors.settings import S3Source as Settings
+from penstock.engine.errors import Refused, SpecError
 from penstock.engine.plan import Plan, Split
 from penstock.workers.driving.planner import listed
 
@@ -21,6 +26,8 @@ class Bucket:
         self.kept = True
         self.objects: dict[str, Listed] = {}
         self.heads: list[str] = []
+        self.readable: dict[str, bytes] = {}
+        """All others are archived."""
 
     def put(self, key: str, content: str, version: str | None) -> None:
         self.objects[key] = Listed(key, 10, f'"{content}"', version)
@@ -33,6 +40,11 @@ class Bucket:
 
     def pages(self, bucket: str, prefix: str) -> Iterator[list[Listed]]:
         yield [Listed(one.key, one.size, one.etag) for one in next(self.version_pages(bucket, prefix))]
+
+    def get(self, bucket: str, key: str, start: int = 0, end: int | None = None, **_: object) -> Got:
+        if key not in self.readable:
+            raise Refused(f"{key} is archived")
+        return Got(self.readable[key][start:end], self.objects[key].etag)
 
     def head(self, bucket: str, key: str) -> Listed | None:
         self.heads.append(key)
@@ -53,11 +65,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
 SOURCE = S3Source(Settings("inbox", "in/", format="jsonl"))
 
 
-async def new_beside(known: list[Split]) -> list[str]:
+async def new_beside(known: list[Split], source: S3Source = SOURCE) -> list[str]:
     """What the next command of a run takes for new."""
     plan = Plan("run", "name", {}, 1, tuple(known), {}, 0.0)
     ids = {split.object_id for split in known}
-    found = (await listed(SOURCE, plan)).splits
+    found = (await listed(source, plan)).splits
     return [split.uri.rpartition("/")[2] for split in found if split.object_id not in ids]
 
 
@@ -108,3 +120,35 @@ async def test_the_key_of_an_object_means_that_object_alone(
         bucket.put(f"in/{name}", name, "1")
     splits = await S3Source(Settings("inbox", prefix, format="jsonl")).splits(1)
     assert [split.uri.rpartition("/")[2] for split in splits] == meant
+
+
+async def test_an_object_that_the_plan_knows_is_not_opened_again(bucket: Bucket) -> None:
+    """A rule of the bucket may have archived it since: all of it has ended, and what is new is wanted."""
+    source = S3Source(Settings("inbox", "in/"))
+    old = Pinned("inbox", "in/a.jsonl", '"a"', 10_000_000)
+    known = [
+        Split("a", old.object_id, 0, 0, old.uri, 0, None, format="jsonl"),
+        Split("b", "s3://inbox/in/b.parquet@v:9", 1, 0, "s3://inbox/in/b.parquet", 0, 9, "rows", "parquet"),
+        Split("c", 's3://inbox/in/c.jsonl@"c":10', 2, 0, "s3://inbox/in/c.jsonl", 0, 10, format="jsonl"),
+    ]
+    bucket.objects["in/a.jsonl"] = Listed("in/a.jsonl", 10_000_000, '"a"')
+    bucket.objects["in/b.parquet"] = Listed("in/b.parquet", 9, '"b"', "v")
+    bucket.put("in/c.jsonl", "c", None)
+    bucket.objects["in/d.csv"] = Listed("in/d.csv", 10, '"d"', "1")
+    assert await new_beside(known, source) == ["d.csv"]
+    bucket.readable["in/e.jsonl"] = b'{"custom_id":"a","body":{}}\n'
+    bucket.objects["in/e.jsonl"] = Listed("in/e.jsonl", 28, '"e"', "1")
+    with pytest.raises(SpecError, match=r"e\.jsonl holds openai-batch requests and .*a\.jsonl holds rows"):
+        await new_beside(known, source)
+    for key in ("in/a.jsonl", "in/b.parquet", "in/d.csv"):
+        del bucket.objects[key]
+    assert await new_beside(known, source) == ["e.jsonl"], "c.jsonl may be blank"
+
+
+async def test_input_of_a_job_that_read_files_before_is_new(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    files = FileSource(FilesSource(str(tmp_path)))
+    bucket.put("in/a.jsonl", "a", "1")
+    assert await new_beside(await files.splits(1)) == ["a.jsonl"]
+    plan = Plan("run", "name", {}, 1, tuple(await SOURCE.splits(1)), {}, 0.0)
+    assert [split.uri for split in (await listed(files, plan)).splits] == [str(tmp_path / "a.jsonl")]

@@ -8,12 +8,12 @@ from hashlib import blake2b
 
 import msgspec
 
-from penstock.connectors.base import Growing, Later, Primary, Renaming, Source
+from penstock.connectors.base import Growing, Later, Primary, Revisited, Source
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_source, placement, where
 from penstock.connectors.settings import FilesSource, KafkaSink, KafkaSource, MemorySource, S3Source, SourceSettings
 from penstock.connectors.state import open_state
-from penstock.engine.errors import NoInput, SpecError
+from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
 from penstock.engine.flow.progress import OUTBOX, Progress, saved_in
 from penstock.engine.flow.tally import Tally, as_before, merge
@@ -88,21 +88,9 @@ async def listed(source: Source, plan: Plan) -> Later:
     """The input as it is now, or at least what of it the plan does not know."""
     if isinstance(source, Growing):
         return await source.later({split.object_id for split in plan.splits})
-    try:
-        found = await source.splits(plan.lanes)
-    except NoInput as error:  # it was cleared away: what of it has not ended is missed by its lane
-        return Later([], str(error))
-    return await _without_renamed(source, plan, found) if isinstance(source, Renaming) else Later(found)
-
-
-async def _without_renamed(source: Renaming, plan: Plan, found: Sequence[Split]) -> Later:
-    """What the plan knows by another name keeps the one that its items have."""
-    known = {split.object_id for split in plan.splits}
-    new = [split for split in found if split.object_id not in known]
-    renamed = await source.renamed(new, plan) if new else {}
-    told = [why for why in renamed.values() if why]
-    others = f" (and {len(told) - 1:,} others like it)" if len(told) > 1 else ""
-    return Later([s for s in found if s.object_id not in renamed], f"{told[0]}{others}" if told else None)
+    if isinstance(source, Revisited):
+        return await source.beside(plan)
+    return Later(await source.splits(plan.lanes))
 
 
 async def _any_finished(plan: Plan, primary: Primary) -> bool:
