@@ -14,7 +14,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 import msgspec
 
@@ -254,13 +254,30 @@ def read_records(path: str) -> Iterator[bytes]:
     `SpecError` where it is gone."""
     for one in finished_files(path):
         with opened(one) as file:
-            match suffix(one):
-                case ".parquet":
+            match _held(file):
+                case "parquet":
                     yield from _read_parquet(file)
-                case ".csv":
+                case "csv":
                     yield from _read_csv(file)
-                case _:
+                case "lines":
                     yield from (line.rstrip(b"\n") for line in file)
+
+
+def _held(file: BinaryIO) -> Literal["parquet", "csv", "lines"]:
+    """What one of our outputs holds: a sink's `format` may differ from what its name says."""
+    head = file.read(4)
+    file.seek(0)
+    if head == b"PAR1":
+        return "parquet"
+    return "lines" if head[:1] in (b"{", b"") else "csv"
+
+
+def are_parquet(paths: Sequence[str]) -> bool:
+    """Whether all of an output's files are Parquet: by their names, and the first by what it holds."""
+    if not paths or any(suffix(path) != ".parquet" for path in paths):
+        return False
+    with opened(paths[0]) as file:
+        return _held(file) == "parquet"
 
 
 class _Of(msgspec.Struct, frozen=True):

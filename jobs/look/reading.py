@@ -60,11 +60,11 @@ class Outputs(msgspec.Struct, frozen=True):
 
 def batches(outputs: Outputs, sink: SinkName) -> Iterator[RecordBatch]:
     """The records as record batches: a Parquet file's own, flat columns; of anything else the columns of its JSON."""
-    from penstock.connectors.writing.tables import finished_files, suffix
+    from penstock.connectors.writing.tables import are_parquet, finished_files
     from penstock.jobs.look import table
 
     files = [file for path in outputs.paths(sink) for file in finished_files(path)]
-    if files and all(suffix(file) == ".parquet" for file in files):
+    if are_parquet(files):
         for file in files:
             yield from _parquet(file, BATCH_ROWS)
     else:

@@ -379,6 +379,20 @@ async def test_any_output_reads_back_as_the_same_records(tmp_path: Path, suffix:
         assert [r.get("response") for r in back] == [r.get("response") for r in spooled]
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "labels.csv", "labels.parquet", "labels.jsonl"])
+@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
+async def test_a_file_is_read_as_what_it_is_whatever_its_name(
+    tmp_path: Path, name: str, format: assembly.OutFormat
+) -> None:
+    """A sink's `format` stands above its name when it is written; so it must when it is read."""
+    sink = FilesSink(str(tmp_path / name), format)
+    store = store_for({"results": sink}, tmp_path / ".labels.penstock")
+    await commit_all(store, {0: [{"results": outputs(Encoder("run-1", "rows"))["results"]}]})
+    await store.finish(PLAN)
+    back = [json.loads(value) for value in iter_records([sink.path])]
+    assert [record["penstock"]["custom_id"] for record in back] == ["c0", "c1"]
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 @pytest.mark.parametrize("sink", ["quality", "costs", "dead_letters", "review", "results"])
 async def test_results_over_records_of_an_earlier_run_are_read_as_results(
