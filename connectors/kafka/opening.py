@@ -44,6 +44,9 @@ PROGRESS_TOPIC = CreateTopic(
         "delete.retention.ms": str(10 * 60 * 1000),
     },
 )
+PLAIN_PROGRESS_TOPIC = CreateTopic(partitions=PROGRESS_TOPIC.partitions, config={"cleanup.policy": "compact"})
+"""Where a cluster's policy takes no such segments: Confluent Cloud has 50 MB at least, and hours. Taking a lane reads
+more there."""
 PARTITIONS = b"penstock\0partitions"
 """Key of the record that freezes over how many partitions progress is spread: adding some must not move any."""
 
@@ -119,7 +122,12 @@ async def _progress_topic(admin: Admin, connection: Connection, sinks: Sinks) ->
     names = {sink.progress_topic for sink in sinks.values()}
     if len(names) > 1:
         raise SpecError(f"the sinks in one cluster share one progress topic: {', '.join(sorted(names))} are several.")
-    return _lasting(connection, await ensure(admin, connection, names.pop(), PROGRESS_TOPIC))
+    name = names.pop()
+    try:
+        found = await ensure(admin, connection, name, PROGRESS_TOPIC)
+    except Refused:  # whatever else than its settings is refused, is so again
+        found = await ensure(admin, connection, name, PLAIN_PROGRESS_TOPIC)
+    return _lasting(connection, found)
 
 
 def _lasting(connection: Connection, found: TopicFacts) -> TopicFacts:

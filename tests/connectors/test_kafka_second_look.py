@@ -17,8 +17,8 @@ from penstock.connectors.kafka.keys import Scope
 from penstock.connectors.kafka.opening import Cluster, looked_up_again
 from penstock.connectors.kafka.store import KafkaStore, Settings
 from penstock.connectors.kafka.topics import TopicFacts
-from penstock.connectors.settings import Connection, KafkaSink
-from penstock.engine.errors import Away
+from penstock.connectors.settings import Connection, CreateTopic, KafkaSink
+from penstock.engine.errors import Away, Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -166,3 +166,21 @@ async def test_a_topic_that_is_gone_in_mid_run_is_waited_for_and_never_made(
     monkeypatch.setattr(opening, "look_up", look_up)
     with pytest.raises(Away, match=f"the topic {gone} is gone"):
         await looked_up_again(CLUSTER, HERE)
+
+
+async def test_the_progress_topic_is_made_where_a_policy_takes_no_small_segments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Confluent Cloud takes none under 50 MB: each first run there was refused, with words about `create:`."""
+    made = list[dict[str, str]]()
+
+    async def ensure(_: object, __: object, name: str, how: CreateTopic) -> TopicFacts:
+        if "segment.bytes" in how.config:
+            raise Refused("Config property 'segment.bytes' is lower than the minimum allowed value of 52428800")
+        made.append(how.config)
+        return facts(name, how.config["cleanup.policy"])
+
+    monkeypatch.setattr(opening, "ensure", ensure)
+    sinks = {"results": KafkaSink("results", bootstrap="k:1")}
+    found = await opening._progress_topic(None, HERE, sinks)  # type: ignore[arg-type]
+    assert (found.name, found.cleanup, made) == ("penstock-progress", "compact", [{"cleanup.policy": "compact"}])
