@@ -86,8 +86,9 @@ class Control:
 
     async def _read(self, end: int) -> None:
         tail = self._tail or await self._open_tail()
-        async with within(CALL_S, self._connection, "reading who owns what"):
-            async for record in records_below(tail, self.partition, end):
+        # Long where its topic is compacted late, as by a broker's defaults: it may take its time while it brings some.
+        async with within(CALL_S, self._connection, "reading who owns what") as limit:
+            async for record in records_below(tail, self.partition, end, limit):
                 self._see(record.key, record.value, record.timestamp / 1000)
 
     async def end(self, partition: TopicPartition) -> int:

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from penstock.connectors.kafka import control as control_module
 from penstock.connectors.kafka import heart as heart_module
-from penstock.connectors.kafka.control import CLAIM, Claim, Control
+from penstock.connectors.kafka.control import CLAIM, Beat, Claim, Control
 from penstock.connectors.kafka.heart import Heart
 from penstock.connectors.kafka.keys import Scope
 from penstock.connectors.settings import Connection
@@ -145,3 +145,31 @@ async def test_who_owns_what_is_read_after_the_password_was_rotated(cluster: Clu
     await control.refresh()  # at once
     assert control.owner(0) == (1, 3)
     control.close()
+
+
+async def test_a_long_control_partition_is_read_as_long_as_it_brings_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A topic with the broker's own settings is compacted after a week or two: by then it holds some 40,000 signs of
+    life a day and process, and no run could be begun any more."""
+    monkeypatch.setattr(control_module, "CALL_S", 0.05)
+    one, tail = Control(Connection("k:1"), "progress", Scope("r", 8)), Long(batches=5, seconds=0.03)
+    one._tail = tail  # type: ignore[assignment]
+    await one._read(5)
+    assert one.beats == {"p": 4}
+
+
+class Long:
+    """A consumer that brings a record at a time."""
+
+    def __init__(self, batches: int, seconds: float) -> None:
+        self._at, self._batches, self._seconds = 0, batches, seconds
+
+    async def position(self, _: object) -> int:
+        return self._at
+
+    async def getmany(self, where: TopicPartition, **_: object) -> dict[TopicPartition, list[Any]]:
+        await asyncio.sleep(self._seconds)
+        at, self._at = self._at, self._at + 1
+        beat = msgspec.msgpack.encode(Beat("p", at))
+        return {where: [SimpleNamespace(offset=at, key=Scope("r", 8).key("alive", "p"), value=beat, timestamp=0)]}
