@@ -6,6 +6,7 @@ https://docs.confluent.io/platform/current/schema-registry/develop/api.html
 from __future__ import annotations
 
 import base64
+import ssl
 from typing import Any
 from urllib.parse import quote
 
@@ -60,6 +61,7 @@ class Registry:
             raise SpecError("these records need a schema registry: name it as connections: … schema_registry")
         self._url = connection.schema_registry.rstrip("/")
         self._headers = _headers(connection)
+        self._authority = connection.ssl_ca_location
         self._where = f"the schema registry at {self._url}"
         self._http: aiohttp.ClientSession | None = None
 
@@ -93,12 +95,21 @@ class Registry:
     async def _call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and text. Where the status is none of a registry that knows us, this raises."""
         if self._http is None:
-            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S), headers=self._headers)
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=_tls(self._authority)),
+                timeout=aiohttp.ClientTimeout(total=REQUEST_S),
+                headers=self._headers,
+            )
         headers = {"Content-Type": _TYPE} if body is not None else {}
         try:
             async with self._http.request(method, self._url + path, data=body, headers=headers) as answer:
                 text = await _whole(answer.content)
                 status = answer.status
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Refused(
+                f"{self._where}: its certificate is not trusted ({error.certificate_error}). Name the authority that "
+                "signed it as ssl_ca_location."
+            ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Away(
                 f"{self._where} can't be reached ({type(error).__name__}): is it up?", retry_after_s=RETRY_S
@@ -132,6 +143,18 @@ def _error(text: bytes) -> _Error:
         return msgspec.json.decode(text, type=_Error)
     except msgspec.DecodeError:
         return _Error(0)
+
+
+def _tls(authority: str | None) -> ssl.SSLContext:
+    """Whom the system trusts, and the authority that signed the brokers' certificates: as a rule it is a company's own.
+    Raises `SpecError`."""
+    context = ssl.create_default_context()
+    if authority is not None:
+        try:
+            context.load_verify_locations(authority)
+        except OSError as error:
+            raise SpecError(f"ssl_ca_location {authority} can't be read: {error}") from error
+    return context
 
 
 def _headers(connection: Connection) -> dict[str, str]:

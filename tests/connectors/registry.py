@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -57,14 +58,14 @@ class Registry:
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[Registry]:
+async def running(tls: ssl.SSLContext | None = None) -> AsyncIterator[Registry]:
     """Started; its `url` is set."""
     found = Registry()
     runner = web.AppRunner(found.application())
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    found.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield found
     finally:

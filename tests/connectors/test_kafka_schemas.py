@@ -8,10 +8,14 @@ import datetime
 import decimal
 import io
 import json
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import fastavro
+import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
@@ -29,6 +33,7 @@ from penstock.engine.items import Item
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy, Prompt, Task
 from penstock.engine.results import DeadLetter
+from penstock.jobs.dev.fetch import need_tool
 from penstock.jobs.dev.kafka import KafkaServer
 from tests.connectors.registry import Registry, running
 
@@ -396,6 +401,28 @@ async def test_a_registry_that_is_away_is_waited_for(registry: Registry) -> None
     registry.status = None
     assert (await made(make, value)).error is None
     await make.schemas.close()
+
+
+async def test_a_registry_whose_certificate_the_brokers_authority_signed_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A company's own, which the system does not know. Where nobody names it, waiting does not help, and it is said."""
+    monkeypatch.setenv("REGISTRY_AUTH", "me:secret")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=registry -addext subjectAltName=IP:127.0.0.1"
+    need_tool("openssl", "the test makes its certificate with it")
+    subprocess.run([*command.split(), "-keyout", "key", "-out", "cert"], cwd=tmp_path, check=True, capture_output=True)  # noqa: ASYNC221
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    async with running(tls) as registry:
+        registry.schemas[7] = {"schema": json.dumps(ORDER)}
+        known = msgspec.structs.replace(connection(registry), ssl_ca_location=str(tmp_path / "cert"))
+        make = RegistryRecords("avro", known)
+        assert (await made(make, framed(7, avro(ORDER, ORDER_VALUE)))).error is None
+        await make.schemas.close()
+        make = RegistryRecords("avro", connection(registry))
+        with pytest.raises(Refused, match=r"certificate is not trusted .* Name the authority that signed it"):
+            await made(make, framed(7, avro(ORDER, ORDER_VALUE)))
+        await make.schemas.close()
 
 
 async def test_a_registry_that_cannot_be_reached_is_told(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

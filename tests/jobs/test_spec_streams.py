@@ -172,6 +172,17 @@ def test_unnamed_objects_stand_beside_the_results(tmp_path: Path) -> None:
     assert made.sinks["dead_letters"] == S3Sink("outbox", "labels.dead_letters.jsonl")
 
 
+def test_an_authority_may_be_a_registrys_alone(tmp_path: Path) -> None:
+    """Brokers without TLS, and a registry with a company's own certificate."""
+    given = "{bootstrap: 'b:1', schema_registry: 'https://registry.test', ssl_ca_location: ca.pem}"
+    source = with_source(f"{{type: kafka, connection: {given}, topics: [a], format: avro}}")
+    made = load(tmp_path, source).source
+    assert isinstance(made, KafkaSource)
+    assert isinstance(made.connection, Connection)
+    assert made.connection.ssl_ca_location == str(tmp_path / "ca.pem")
+    assert "says nothing without `security_protocol: SSL`" in refused(tmp_path, source.replace("https", "http"))
+
+
 @pytest.mark.parametrize(
     ("start", "read"),
     [

@@ -134,7 +134,8 @@ def _check_oauth(doc: Doc, path: Path, given: Connection) -> None:
 
 
 def _check_tls(doc: Doc, path: Path, given: Connection) -> None:
-    said = next((n for n in (*FILES, "ssl_key_password") if getattr(given, n)), None)
+    by_registry = ("ssl_ca_location",) if (given.schema_registry or "").startswith("https:") else ()
+    said = next((n for n in (*FILES, "ssl_key_password") if getattr(given, n) and n not in by_registry), None)
     if said and "SSL" not in given.security_protocol:
         raise doc.error((*path, said), "says nothing without `security_protocol: SSL` or SASL_SSL")
     if given.ssl_key_location and not given.ssl_certificate_location:
