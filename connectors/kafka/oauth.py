@@ -12,6 +12,7 @@ import msgspec
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
+from penstock.connectors.kafka import trust
 from penstock.connectors.secrets import Secret, resolve
 from penstock.connectors.settings import Connection
 from penstock.engine.errors import PenstockError, SpecError, Temporary
@@ -51,7 +52,7 @@ def token_provider(connection: Connection) -> NamedToken | ClientCredentials:
     if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         raise SpecError(f"sasl_oauth_endpoint {endpoint} must be https: the client's secret is sent there.")
     resolve(secret)
-    return _shared(endpoint, client, secret, connection.sasl_oauth_scope)
+    return _shared(endpoint, client, secret, connection.sasl_oauth_scope, connection.ssl_ca_location)
 
 
 class NamedToken(AbstractTokenProvider):
@@ -75,11 +76,14 @@ class NamedToken(AbstractTokenProvider):
 class ClientCredentials(AbstractTokenProvider):
     """Tokens from an authorization server, kept until shortly before they end. `secret`: its name."""
 
-    def __init__(self, endpoint: str, client: str, secret: str, scope: str | None) -> None:
+    def __init__(
+        self, endpoint: str, client: str, secret: str, scope: str | None, authority: str | None = None
+    ) -> None:
         self._endpoint = endpoint
         self._client = client
         self._secret = secret
         self._scope = scope
+        self._authority = authority
         self._token = ""
         self._until = 0.0
 
@@ -105,12 +109,15 @@ class ClientCredentials(AbstractTokenProvider):
         headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
         form = {"grant_type": "client_credentials", **({"scope": self._scope} if self._scope else {})}
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        tls = aiohttp.TCPConnector(ssl=trust.context(self._authority))
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
+                aiohttp.ClientSession(connector=tls, timeout=timeout) as session,
                 session.post(self._endpoint, data=form, headers=headers, allow_redirects=False) as answer,
             ):
                 body = await answer.read()
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise trust.refused(self._endpoint, error) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Temporary(f"{self._endpoint} gave no token ({error}). Is the authorization server up?") from error
         return self._read(answer.status, body, secret)

@@ -6,13 +6,13 @@ https://docs.confluent.io/platform/current/schema-registry/develop/api.html
 from __future__ import annotations
 
 import base64
-import ssl
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
+from penstock.connectors.kafka import trust
 from penstock.connectors.secrets import resolve
 from penstock.connectors.settings import Connection
 from penstock.engine.errors import Away, Refused, SpecError
@@ -96,7 +96,7 @@ class Registry:
         """Status and text. Where the status is none of a registry that knows us, this raises."""
         if self._http is None:
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=_tls(self._authority)),
+                connector=aiohttp.TCPConnector(ssl=trust.context(self._authority)),
                 timeout=aiohttp.ClientTimeout(total=REQUEST_S),
                 headers=self._headers,
             )
@@ -106,10 +106,7 @@ class Registry:
                 text = await _whole(answer.content)
                 status = answer.status
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Refused(
-                f"{self._where}: its certificate is not trusted ({error.certificate_error}). Name the authority that "
-                "signed it as ssl_ca_location."
-            ) from error
+            raise trust.refused(self._where, error) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Away(
                 f"{self._where} can't be reached ({type(error).__name__}): is it up?", retry_after_s=RETRY_S
@@ -143,18 +140,6 @@ def _error(text: bytes) -> _Error:
         return msgspec.json.decode(text, type=_Error)
     except msgspec.DecodeError:
         return _Error(0)
-
-
-def _tls(authority: str | None) -> ssl.SSLContext:
-    """Whom the system trusts, and the authority that signed the brokers' certificates: as a rule it is a company's own.
-    Raises `SpecError`."""
-    context = ssl.create_default_context()
-    if authority is not None:
-        try:
-            context.load_verify_locations(authority)
-        except OSError as error:
-            raise SpecError(f"ssl_ca_location {authority} can't be read: {error}") from error
-    return context
 
 
 def _headers(connection: Connection) -> dict[str, str]:

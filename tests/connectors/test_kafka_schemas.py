@@ -17,11 +17,13 @@ from typing import Any
 import fastavro
 import msgspec
 import pytest
+from aiohttp import web
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import ConsumerRecord
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from penstock.connectors.base import Raw
+from penstock.connectors.kafka.oauth import NoToken, token_provider
 from penstock.connectors.kafka.proto_files import files
 from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.registry_formats import RegistryFormat, RegistryRecords
@@ -403,17 +405,47 @@ async def test_a_registry_that_is_away_is_waited_for(registry: Registry) -> None
     await make.schemas.close()
 
 
+def own_certificate(folder: Path) -> ssl.SSLContext:
+    """`cert`, for 127.0.0.1: its own authority."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=own -addext subjectAltName=IP:127.0.0.1"
+    need_tool("openssl", "the test makes its certificate with it")
+    subprocess.run([*command.split(), "-keyout", "key", "-out", "cert"], cwd=folder, check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(folder / "cert", folder / "key")
+    return tls
+
+
+async def test_who_gives_tokens_may_have_a_certificate_of_the_brokers_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the registry may."""
+    monkeypatch.setenv("CLIENT_SECRET", "s")
+
+    async def grant(_: web.Request) -> web.Response:
+        return web.json_response({"access_token": "t", "expires_in": 600})
+
+    app = web.Application()
+    app.router.add_post("/token", grant)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=own_certificate(tmp_path)).start()
+    asked = Connection(
+        "k:1", sasl_mechanism="OAUTHBEARER", sasl_oauth_endpoint=f"https://127.0.0.1:{runner.addresses[0][1]}/token",
+        sasl_oauth_client_id="c", sasl_oauth_client_secret="env:CLIENT_SECRET",
+    )  # fmt: skip
+    with pytest.raises(NoToken, match="certificate is not trusted"):
+        await token_provider(asked).token()
+    known = msgspec.structs.replace(asked, ssl_ca_location=str(tmp_path / "cert"))
+    assert await token_provider(known).token() == "t"
+    await runner.cleanup()
+
+
 async def test_a_registry_whose_certificate_the_brokers_authority_signed_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A company's own, which the system does not know. Where nobody names it, waiting does not help, and it is said."""
     monkeypatch.setenv("REGISTRY_AUTH", "me:secret")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=registry -addext subjectAltName=IP:127.0.0.1"
-    need_tool("openssl", "the test makes its certificate with it")
-    subprocess.run([*command.split(), "-keyout", "key", "-out", "cert"], cwd=tmp_path, check=True, capture_output=True)  # noqa: ASYNC221
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(tmp_path / "cert", tmp_path / "key")
-    async with running(tls) as registry:
+    async with running(own_certificate(tmp_path)) as registry:
         registry.schemas[7] = {"schema": json.dumps(ORDER)}
         known = msgspec.structs.replace(connection(registry), ssl_ca_location=str(tmp_path / "cert"))
         make = RegistryRecords("avro", known)
