@@ -144,6 +144,7 @@ def test_equal_labels_of_a_topic_with_an_end_are_found_where_the_job_asks_for_it
     """Of requests and rows alike, over all of its partitions: a producer that sends twice is paid for once."""
     a = ['{"custom_id":"1","body":{}}', '{"id":"1"}', '{"id":"2"}', "[]", '{"custom_id":"1","body":{}}']
     b = ['{"id":"2"}', '{"id":"3"}', "no JSON"]
+    monkeypatch.setattr(labels, "STEP", 2)  # one thread after another goes on with it
     monkeypatch.setattr(labels, "open_source", lambda _: Topic(a=a, b=b))  # pyright: ignore[reportUnknownLambdaType]
     splits = [Split(name, name, n, 0, "", 0, 9, format="auto") for n, name in enumerate("ab")]
     spec = job(KafkaSource(("t",), bootstrap="k:1", until="end"), Row(id="{{ id }}"))
