@@ -17,6 +17,7 @@ from penstock.jobs.commands import sending, shared
 from penstock.jobs.commands.look import outputs_at
 
 if TYPE_CHECKING:
+    from penstock.jobs.look.reading import Outputs
     from penstock.jobs.look.told import LetterTold
     from penstock.jobs.replay import Chosen
     from penstock.workers.runspec import RunSpec
@@ -57,6 +58,8 @@ def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: t
         shared.print_json(list(islice(letters, limit)))
         return exits.DONE
     counts = _show(map(again.see, letters), limit)
+    if (words := _lacking(outputs, reasons, counts.total())) is not None:
+        click.echo(words, err=True)
     if not counts:
         click.echo("no dead letters" + (f" of reason {', '.join(reasons)}" if reasons else ""))
         return exits.DONE
@@ -69,6 +72,20 @@ def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: t
     if again.count < counts.total():
         click.echo(f"      {_then(f'penstock dead-letters replay {run_id}', again.helped, counts)}")
     return exits.DONE
+
+
+def _lacking(outputs: Outputs, reasons: tuple[str, ...], there: int) -> str | None:
+    """What a topic does not hold of the letters that its run wrote; None: nothing is known to be missing."""
+    from penstock.connectors.settings import KafkaSink
+
+    sink, told = outputs.spec.sinks["dead_letters"], outputs.status.tally.dead_letters
+    written = sum(count for reason, count in told.items() if not reasons or reason in reasons)
+    if not isinstance(sink, KafkaSink) or there >= written:
+        return None
+    return (
+        f"the topic {sink.topic} holds {there:,} of the {written:,} that the run wrote: the others were deleted there "
+        "(its retention), or are on their way"
+    )
 
 
 def _then(replay: str, helped: bool, counts: Counter[str]) -> str:

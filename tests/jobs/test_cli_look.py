@@ -309,6 +309,32 @@ def test_a_bill_of_which_a_topic_kept_a_part_is_told_as_one(
         assert told == (lines != kept)
 
 
+@pytest.mark.parametrize(
+    ("kept", "asked", "words"),
+    [
+        (2, (), ""),
+        (0, (), "holds 0 of the 2 that the run wrote"),
+        (1, (), "holds 1 of the 2"),
+        (1, ("--reason", "wall"), ""),
+    ],
+)
+def test_letters_that_a_topic_deleted_are_missed(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    kept: int, asked: tuple[str, ...], words: str,
+) -> None:  # fmt: skip
+    """After a week a run with letters had none, by its list."""
+    history = open_history(str(folder / ".penstock"))
+    spec = history.spec("job-1")
+    sinks = {**spec.sinks, "dead_letters": KafkaSink("letters", bootstrap="k:1")}
+    history.save_spec(msgspec.structs.replace(spec, sinks=sinks))
+    lines = (folder / "dead_letters.jsonl").read_bytes().splitlines()[:kept]
+    monkeypatch.setattr(Outputs, "records", lambda _, __: iter(lines))  # pyright: ignore
+    assert call(["dead-letters", "list", *asked]) == 0
+    told = capsys.readouterr().err
+    assert words in told
+    assert bool(words) == ("that the run wrote" in told)
+
+
 def test_a_run_is_found_from_any_folder(
     folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
