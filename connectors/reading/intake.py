@@ -14,6 +14,7 @@ from penstock.connectors.formats.lines import HEAD_BYTES
 from penstock.connectors.reading import attributes as attrs
 from penstock.connectors.reading import chat
 from penstock.connectors.reading.arms import Arms
+from penstock.connectors.reading.envelope import OF_LETTERS, RUN, Headers
 from penstock.connectors.reading.json_guard import Members, decode, members, told_once
 from penstock.connectors.reading.rows import RowShape, columns
 from penstock.connectors.settings import Row
@@ -79,6 +80,7 @@ class Intake:
     ) -> None:
         """`stopped`: experiments that take no new units; it may change while records are read."""
         self._ids = Ids(run_id)
+        self._run = run_id.encode()
         self._policy = policy
         self._models = frozenset(model_names)
         self._generation = generation
@@ -97,6 +99,8 @@ class Intake:
         try:
             if raw.error is not None:
                 raise BadRecord(*raw.error)
+            if raw.headers:
+                self._refuse_own(raw.headers)
             if rows is not None and self._either and is_request(raw):
                 rows = None
             if rows is not None:
@@ -116,6 +120,14 @@ class Intake:
             if rows is not None and raw.error is None:
                 label = _label_if_any(rows, raw)
             return self._dead(item_id, raw, now, label, error)
+
+    def _refuse_own(self, headers: Headers) -> None:
+        """A run that reads what it writes never ends, and pays for each round: the job file's addresses may not tell
+        that two are one cluster. A dead letter of the run that somebody sends again is input."""
+        if (RUN, self._run) in headers and not any(name in OF_LETTERS for name, _ in headers):
+            raise BadRecord(
+                "unsupported", "the record is a result of this run: its source reads a topic that it writes"
+            )
 
     def again(self, item: Item) -> Item | DeadLetter:
         """What the job makes now of an item that was read before, by another job file perhaps. As it was where its

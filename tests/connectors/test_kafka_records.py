@@ -87,6 +87,16 @@ def test_a_header_that_contradicts_the_row_on_sensitivity_is_a_dead_letter() -> 
     assert (made.reason, made.message) == ("bad_field", "header and row give two sensitivities")
 
 
+def test_a_result_of_the_run_itself_is_never_answered() -> None:
+    """A pattern may match the results' topic where the cluster goes by two names: each answer would be asked again, and
+    paid for, without an end. Results of another run, and this run's dead letters sent again, are input."""
+    made = taken(ROW, ("penstock-run", b"run"), ("penstock-epoch", b"1"))
+    assert isinstance(made, DeadLetter)
+    assert (made.reason, "a topic that it writes" in made.message) == ("unsupported", True)
+    item(ROW, ("penstock-run", b"other"), ("penstock-epoch", b"1"))
+    item(ROW, ("penstock-run", b"run"), ("penstock-record", b"{}"))
+
+
 def test_a_header_that_cannot_be_read_is_a_dead_letter() -> None:
     assert isinstance(made := taken(ROW, ("penstock-tier", b"gold")), DeadLetter)
     assert made.reason == "bad_field"
