@@ -210,12 +210,12 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
 async def _left(plan: Plan, spec: RunSpec, primary: Primary) -> list[str]:
     """What is not done yet and is no input of the job's source any more, in words: topics of a run without an end stay
     unread from now on. Raises `SpecError` for anything else: it could not be opened, or the run never end."""
-    others = [split for split in plan.splits if not _is_input(split, spec.source)]
+    others = {split.ordinal: split.lane for split in plan.splits if not _is_input(split, spec.source)}
     left: list[Split] = []
-    for lane in sorted({split.lane for split in others}):
+    for lane in sorted(set(others.values())):
         saved = saved_in((await primary.peek(lane)).chunks)
         progress = Progress([split for split in plan.splits if split.lane == lane], saved)
-        left += [split for split, _ in progress.starts() if split in others]
+        left += [split for split, _ in progress.starts() if split.ordinal in others]
     if bad := [split for split in left if not spec.endless or _kind(split.uri) != "kafka"]:
         raise SpecError(
             f"run {spec.run_id} is not done with {bad[0].uri}, which is no input of its source now. Put the source "
