@@ -37,6 +37,8 @@ MENDED = frozenset({"spend_cap", "auth", "not_found"})
 """Failures that a person has to mend: an item with a deadline waits until then, it may be mended in time."""
 PAUSES = frozenset({"rate_limited", "not_sent"})
 """Failures of which the whole account waits, whatever its model."""
+OBEYED = 10
+"""Times that a short wait is taken at its word. A guess: others share the limit, and one of ten comes through."""
 MEND_S = 60.0
 """The least wait for what a person has to mend."""
 
@@ -215,14 +217,13 @@ class _Case:
         return self._hop(wait, history) or self._same(wait, msgspec.structs.replace(history, hops=0))
 
     def _limit_wait(self) -> float:
-        """What the provider says, spread a little so that waiters don't return as one; else full jitter. Under a second
-        it is no more than the least where it did not do before: obeyed on and on, it uses up all waits in seconds."""
-        told, waits, base = self.failure.retry_after_s, self.history.waits, self.settings.limit_base_s
-        grown = self.chance * min(self.settings.limit_cap_s, base * 2 ** min(waits, 20))
+        """What the provider says, spread a little so that waiters don't return as one; else full jitter. A word
+        that has not done ten times is no more than the least: it doubles, or would use up all waits within seconds."""
+        told, waits, cap = self.failure.retry_after_s, self.history.waits, self.settings.limit_cap_s
         if told is None or told < 0:
-            return grown
-        spread = told + self.chance * min(1.0, 0.1 * told)
-        return max(spread, grown) if waits and told < base else spread
+            return self.chance * min(cap, self.settings.limit_base_s * 2 ** min(waits, 20))
+        grown = self.chance * min(cap, told * 2 ** min(waits - OBEYED, 40)) if waits > OBEYED else 0.0
+        return max(told + self.chance * min(1.0, 0.1 * told), grown)
 
     def _fault(self, retries: int) -> Again | Stop:
         """The target's own fault. It counts against the item only where the target is otherwise well."""
