@@ -19,6 +19,7 @@ from penstock.engine.quality import scorer_name, scorer_version
 from penstock.jobs.evals.asked import EXACT, Asked, Variant
 from penstock.jobs.evals.dataset import CARRIED, EXPECTED, ROW, TASK, column_of, task_name
 from penstock.jobs.evals.home import mark_of
+from penstock.jobs.spec.asked import ceiling, over
 from penstock.jobs.spec.digest import digest, fingerprint, run_id
 from penstock.workers.runspec import RunSpec
 
@@ -140,11 +141,11 @@ def _varied(task: Task, what: Variant) -> Task:
     if what.prompt is not None:
         task = msgspec.structs.replace(task, prompt=_prompt(what.prompt))
     if what.params is not None:
-        params: dict[str, Any] = {**msgspec.json.decode(task.params_json, type=dict[str, Any]), **what.params}
+        params = over(msgspec.json.decode(task.params_json, type=dict[str, Any]), what.params)
         task = msgspec.structs.replace(
             task,
             params_json=msgspec.json.encode(params),
-            max_tokens=params.get("max_tokens") or params.get("max_completion_tokens"),
+            max_tokens=ceiling(params),
             temperature=params.get("temperature"),
         )
     return task

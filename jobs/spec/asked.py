@@ -95,6 +95,16 @@ def checked_params(doc: Doc, path: Path, params: dict[str, Any]) -> dict[str, An
     return params
 
 
+_CEILINGS = frozenset({"max_tokens", "max_completion_tokens"})
+
+
+def over(params: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's parameters under those of an arm or a variant. A ceiling of theirs takes the place of the task's, under
+    whichever name: of two the lower one would be sent, whoever said it."""
+    gone = _CEILINGS - own.keys() if not _CEILINGS.isdisjoint(own) else ()
+    return {**{name: value for name, value in params.items() if name not in gone}, **own}
+
+
 def ceiling(params: dict[str, Any]) -> int | None:
     return params.get("max_tokens") or params.get("max_completion_tokens")
 

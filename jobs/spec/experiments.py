@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from penstock.engine.catalog import Catalog
 from penstock.engine.policy import Arm, Experiment, Task
-from penstock.jobs.spec.asked import Context, as_json, ceiling, checked_params, unknown
+from penstock.jobs.spec.asked import Context, as_json, ceiling, checked_params, over, unknown
 from penstock.jobs.spec.digest import digest
 from penstock.jobs.spec.fields import ArmFile, ExperimentFile, JobFile
 from penstock.jobs.spec.tasks import compile_prompt
@@ -81,7 +81,7 @@ def _arm(at: Context, path: Path, file: ArmFile, task: Task) -> Arm:
     )
     if not file.params:
         return made
-    params = {**json.loads(task.params_json), **checked_params(doc, (*path, "params"), file.params)}
+    params = over(json.loads(task.params_json), checked_params(doc, (*path, "params"), file.params))
     return Arm(
         made.name,
         made.weight,

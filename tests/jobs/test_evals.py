@@ -200,6 +200,9 @@ def test_a_variant_asks_every_row_again_with_its_own_prompt_and_parameters(base:
     assert brief.prompt is not None
     assert brief.prompt.user == "Brief: {{ text }}"
     assert json.loads(brief.params_json) == {"max_tokens": 8, "temperature": 0}
+    longer = prepare(base, "longer", variants={"": Variant(), "long": Variant(None, {"max_completion_tokens": 200})})
+    task = longer.spec.policy.tasks["topic~long"]
+    assert (json.loads(task.params_json), task.max_tokens) == ({"max_completion_tokens": 200}, 200)
     assert prepared.asked.names[:2] == (prepared.asked.models[0], f"{prepared.asked.models[0]} brief")
 
 

@@ -228,3 +228,14 @@ def test_an_experiment_is_another_one_where_its_arms_or_shares_are(
 def test_an_upgrade_changes_no_fingerprint_of_an_experiment(tmp_path: Path) -> None:
     """As the release before versions of experiments wrote it: else no run that has one could go on."""
     assert job(tmp_path, SPLIT).fingerprint["experiment job/wording"] == "a08acfddad49"
+
+
+def test_an_arms_ceiling_takes_the_place_of_its_tasks_under_whichever_name(tmp_path: Path) -> None:
+    """The lower one of two would be sent: the arm's longer answers would be cut as the others are."""
+    text = SPLIT.replace('prompt: "Please: {{ text }}"', "params: {max_completion_tokens: 200, seed: 7}")
+    _, kind, _ = job(tmp_path, "params: {max_tokens: 8, temperature: 1}\n" + text).policy.experiments[0].arms
+    assert kind.params_json == b'{"temperature":1,"max_completion_tokens":200,"seed":7}'
+    assert kind.max_tokens == 200
+    text = text.replace("max_completion_tokens: 200, seed: 7", "max_tokens: 20")
+    _, kind, _ = job(tmp_path, "params: {max_tokens: 8, temperature: 1}\n" + text).policy.experiments[0].arms
+    assert kind.params_json == b'{"max_tokens":20,"temperature":1}', "in the order as ever: it is part of its version"
