@@ -295,13 +295,15 @@ def test_a_count_of_tokens_that_cannot_be_is_no_usage(protocol: Protocol, tokens
         ),
         (b'{"%s":7.5,"%s":1}', None),
         (b'{"%s":-7,"%s":1}', None),
+        (b'{"%s":0,"%s":0,"total_tokens":0}', None),
+        (b'{"%s":0,"%s":1}', Usage(0, output=1)),
         (b"[]%.0s%.0s", None),
         (b'""%.0s%.0s', None),
     ],
 )
 def test_an_answer_stands_whatever_its_usage_looks_like(protocol: Protocol, told: bytes, usage: Usage | None) -> None:
     """Gateways write counts as texts, or an empty list for no details. Thrown away, the answer would be paid for twice;
-    at less than nothing, it would be free."""
+    at nothing or less, it would be free."""
     names = (b"prompt_tokens", b"completion_tokens") if protocol == "openai" else (b"input_tokens", b"output_tokens")
     body = (
         b'{"choices":[{"message":{"content":"yes"}}],"usage":%s}'

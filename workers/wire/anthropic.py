@@ -18,6 +18,7 @@ from penstock.workers.wire.base import (
     LimitHeaders,
     Read,
     Wire,
+    answered,
     as_utf8,
     believed,
     bill,
@@ -163,7 +164,7 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
         return billed(failure=failure)
     reason = _FINISH.get(response.stop_reason or "end_turn", "stop")
     answer = Answer(text, reason, _chat_body(response, text, reason, _translate(told), now), response.model)
-    return billed(answer=answer)
+    return answered(billed, answer)
 
 
 def _billed(usage: _Usage | None) -> partial[Read]:

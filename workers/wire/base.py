@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -141,6 +141,14 @@ def believed(usage: Usage) -> Usage | None:
     for the messages between processes."""
     counted = usage.input >= 0 and usage.output >= 0
     return usage if counted and all(abs(count) <= MOST_TOKENS for count in msgspec.structs.astuple(usage)) else None
+
+
+def answered(billed: partial[Read], answer: Answer) -> Read:
+    """A host that counts nothing at all for an answer tells nothing (gateways fill in zeros): the call is billed as one
+    that told no usage, unless what it was charged is told."""
+    read = billed(answer=answer)
+    silent = read.usage == Usage() and read.cost_nano is None
+    return msgspec.structs.replace(read, usage=None) if silent else read
 
 
 def part(said: msgspec.Raw, kind: type[T]) -> T | None:

@@ -17,6 +17,7 @@ from penstock.workers.wire.base import (
     LimitHeaders,
     Read,
     Wire,
+    answered,
     as_utf8,
     at_host,
     believed,
@@ -231,7 +232,7 @@ def read(status: int, headers: Headers, body: bytes, now: float, account: Accoun
     if (failure := _no_answer(first, text, reason)) is not None:
         return billed(failure=failure)
     answer = Answer(text, reason, as_utf8(body), response.model or "", response.system_fingerprint)
-    return billed(answer=answer)
+    return answered(billed, answer)
 
 
 def _billed(usage: _Usage | None, account: Account) -> partial[Read]:
