@@ -2,7 +2,7 @@
 
     rate_limited                     same target when the provider says; the next one where that is long
     spend_cap auth not_found         next target at once, else held until a person mends it: not the item's fault
-    daily_limit                      next target at once, else wait for it (an hour at most)
+    daily_limit                      next target at once, else wait for it, as what was not sent yet does
     overloaded server_error timeout
       connection                     same target with jitter, twice; then the next; at once where it says a long wait
     invalid_response                 same target once; then the next
@@ -174,7 +174,9 @@ class _Case:
             case "rate_limited":
                 return self._limited()
             case "daily_limit":
-                return self._next(self._counted(), give_up=True) or self._until_probe("no_candidate")
+                return self._next(self._counted(), give_up=True) or self._until_probe(
+                    "no_candidate", most_s=float("inf")
+                )
             case "spend_cap" | "auth" | "not_found":
                 return self._next(self.history, give_up=True) or self._until_mended(self.history)
             case "overloaded" | "server_error" | "timeout" | "connection":
@@ -256,19 +258,21 @@ class _Case:
         return self._nowhere("attempts_exhausted") if ends else self._until_mended(history)
 
     def _outage(self) -> Again | Stop:
-        return self._next(self.history, give_up=False) or self._until_probe("attempts_exhausted")
+        return self._next(self.history, give_up=False) or self._until_probe(
+            "attempts_exhausted", most_s=self.settings.outage_s
+        )
 
     def _until_mended(self, history: History) -> Again:
         """Nobody else is there, and somebody has to act: held until it is worth another look."""
         return Again(max(self._target.probe_at, self.now + MEND_S), history.candidate, "retry", history)
 
-    def _until_probe(self, reason: DeadLetterReason) -> Again | Stop:
+    def _until_probe(self, reason: DeadLetterReason, *, most_s: float) -> Again | Stop:
         """Nobody else is there: wait for this target, if it is worth the wait. One that is down for good holds it."""
         if self._target.probe_at == float("inf"):
             return self._until_mended(self.history)
         waits = self.history.waits + 1
         wait = max(0.0, self._target.probe_at - self.now) + self.chance
-        if waits > self.settings.max_waits or wait > self.settings.outage_s:
+        if waits > self.settings.max_waits or wait > most_s:
             return self._nowhere(reason)
         return self._same(wait, msgspec.structs.replace(self.history, waits=waits))
 

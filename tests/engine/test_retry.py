@@ -109,6 +109,17 @@ def test_a_short_wait_that_is_said_again_and_again_uses_up_no_item_in_seconds(to
     assert (history.waits, now - NOW > 3_600) == (200, True)
 
 
+def test_a_days_limit_holds_what_met_it_as_what_waits_behind_it() -> None:
+    """The items that were at the provider when its day was spent are not dead beside thousands that wait for tomorrow.
+    An outage of that length is none to wait out."""
+    spent = (Target(up=False, probe_at=NOW + 50_000),)
+    waits = decide("daily_limit", targets=spent, retry_after_s=50_000.0)
+    assert isinstance(waits, Again)
+    assert (waits.candidate, waits.at >= NOW + 50_000) == (0, True)
+    away = decide("overloaded", targets=spent)
+    assert isinstance(away, Stop)
+
+
 @pytest.mark.parametrize("kind", ["overloaded", "server_error"])
 def test_a_target_that_asks_for_a_long_wait_is_left_for_one_that_is_well(kind: FailureKind) -> None:
     """An item must not wait an hour beside a healthy fallback. Two that both ask for it are not asked in turns, and the
