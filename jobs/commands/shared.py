@@ -146,7 +146,11 @@ def locate(run: Named, state: str | None) -> Found:
     spec = run.job()
     if spec is not None:
         found = Found(open_history(state_url(state) if state else spec.state), spec.run_id)
-        found.history.status(spec.run_id)
+        if not found.history.has_told(spec.run_id):
+            raise SpecError(
+                f"{spec.run_id} has not run yet, as far as {found.history.url} knows: penstock run {run.run} begins "
+                "it; --state names another place"
+            )
         return found
     history = open_history(state_url(state))
     return Found(history, history.find(run.run))

@@ -251,6 +251,8 @@ def test_a_run_is_known_by_its_job_file_and_vars(
     assert "sunday" in said(capsys, "report", "--run", "job.yaml", "--set", "date=sunday")
     assert call(["status", "job.yaml"]) == 2
     assert "date" in capsys.readouterr().err
+    assert call(["status", "job.yaml", "--set", "date=tuesday"]) == 2
+    assert "has not run yet" in capsys.readouterr().err
     assert call(["status", "daily", "--set", "date=monday"]) == 2
     assert "--set goes with a job file" in capsys.readouterr().err
     assert call(["explain", "x", "--set", "date=monday"]) == 2
