@@ -266,9 +266,10 @@ class Driver:
         return None
 
     async def _check(self, now: float) -> None:
-        """Once a second: lanes that hang, pools that are short of workers."""
+        """Once a second: lanes that hang, or are late, pools that are short of workers."""
         if since(self._checked_at, now) > LOOK_EVERY_S:
             self._checked_at = now
+            self._metrics.late(self._status.commit_age_s)
             await self._crew.check(now, self._reports)
             for pool in self._board.pools():
                 self._fleet.grow(pool, self._board.ready(pool), now)

@@ -319,10 +319,13 @@ class DriverMetrics:
         work = asyncio.ensure_future(meanwhile)
         try:
             while not (await asyncio.wait([work], timeout=EXPORT_EVERY_S))[0]:
-                self._metrics.set("commit_age_seconds", late_s())
+                self.late(late_s())
             work.result()
         finally:
             work.cancel()
+
+    def late(self, seconds: float) -> None:
+        self._metrics.set("commit_age_seconds", seconds)
 
     def see(
         self, status: RunStatus, gpu_idle_nano: int | None, second_payments: int, periods: Sequence[Spend] = ()
@@ -331,7 +334,6 @@ class DriverMetrics:
         lost lanes and commands explain."""
         tally = status.tally
         self._metrics.set("second_payments_bound", second_payments, self._job)
-        self._metrics.set("commit_age_seconds", status.commit_age_s)
         self._metrics.set("standstill", float(status.standstill is not None), self._job)
         money = {
             "limit": status.budget_limit_nano,

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from penstock.jobs.health import ready
+from penstock.workers import driver as driver_module
 from penstock.workers import metrics
 from penstock.workers.driving.lateness import QUIET_S, Lateness
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.metrics import DriverMetrics
 from penstock.workers.ports import encode
 from penstock.workers.status import RunStatus, Tally
-from tests.workers.test_driver_ends import Enough, driver
+from tests.workers.test_driver_ends import Enough, driver, hear
 from tests.workers.test_metrics_and_logs import Sheet
 
 
@@ -67,6 +68,30 @@ async def test_a_run_whose_store_is_away_for_hours_is_late_and_not_ready(
     one._status.commit_age_s = 0.0
     one._sum_up()
     assert one._status.commit_age_s > 3600, "for the metrics"
+
+
+async def test_commits_that_stopped_are_told_while_the_state_is_away_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where results and state are in one store, each look at the state waits for minutes: so long the metric stood as
+    it was before, and nobody was alarmed."""
+    monkeypatch.setattr(driver_module, "CANCEL_POLL_S", 0.0)
+    one, sheet = driver(tmp_path, endless=True), Sheet()
+    one._metrics = DriverMetrics("n", sheet.make)
+
+    async def away(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(one._hearing, "look", away)
+    for lane in range(2):
+        hear(one, late(lane))
+    one._reports.lateness._heard = dict.fromkeys(range(2), (-3_600.0, 0.0))
+    going = asyncio.create_task(one._watch())
+    async with asyncio.timeout(5):
+        while sheet.of("commit_age_seconds") < 3_600:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
 
 
 async def test_a_run_whose_lanes_can_not_be_opened_at_its_start_tells_how_late_it_is(

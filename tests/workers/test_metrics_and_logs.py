@@ -333,10 +333,12 @@ def test_the_driver_tells_money_quality_and_idle_hours_of_the_whole_run() -> Non
     cell = Cell("t", "m", "v1", scores={"exact@1": Scored(80, {1000: 80, 0: 20}), "json@1": Scored(50, {1000: 50})})
     status = RunStatus("run", "mail", "running", cells=[cell], tally=tally, budget_limit_nano=5 * 10**9)
     status.drifted = {"t": "its calibration does not hold any more"}
-    status.standstill, status.commit_age_s = "no model can answer", 40.0
-    DriverMetrics("mail", sheet.make).see(status, 3 * 10**9, 4096, [Spend("day", 9 * 10**9, 2 * 10**9, 10**9)])
-    told = [sheet.of("period_budget_usd", "mail", "day", state) for state in ("limit", "spent", "forfeit")]
-    assert told == [9, 2, 1]
+    status.standstill = "no model can answer"
+    told = DriverMetrics("mail", sheet.make)
+    told.late(40.0)
+    told.see(status, 3 * 10**9, 4096, [Spend("day", 9 * 10**9, 2 * 10**9, 10**9)])
+    period = [sheet.of("period_budget_usd", "mail", "day", state) for state in ("limit", "spent", "forfeit")]
+    assert period == [9, 2, 1]
     assert [sheet.of("budget_usd", "mail", state) for state in ("limit", "spent", "forfeit")] == [5, 2, 1]
     low, mean, high = (sheet.of("quality", "t", "m@v1", "exact@1", bound) for bound in ("low", "mean", "high"))
     assert mean == pytest.approx(0.8)
