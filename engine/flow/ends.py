@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import inf
 
 from penstock.engine.catalog import Price
 from penstock.engine.flow.booking import Cells
@@ -155,10 +156,11 @@ class Ends:
 
     def deadline_left(self, now: float) -> float | None:
         """Seconds that the most pressing unfinished item has left, of those that have waited here for longer than that:
-        where items come with half a minute each, one always has less than a minute left, and all is well. None: no such
-        item has a deadline."""
+        where items come with half a minute each, one always has less than a minute left, and all is well. Infinite:
+        there is none of those. None: no item has a deadline."""
         timed = [(d, slot) for slot in self.slots.values() if (d := slot.item.attributes.deadline) is not None]
-        return min((d - now for d, slot in timed if d - now < now - slot.offered_at), default=None)
+        pressing = (d - now for d, slot in timed if d - now < now - slot.offered_at)
+        return min(pressing, default=inf) if timed else None
 
     def check(self) -> None:
         slots = self.slots.values()
