@@ -118,6 +118,26 @@ async def test_a_table_of_json_lines_holds_every_value_as_it_was(
     assert table["penstock"].to_pylist()[0]["item_id"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("other", "wanted"),
+    [
+        (b'{"choices":[]}', {"body": {"choices": [], "created": None}}),
+        (b'{"choices":"none"}', '{"body":{"choices":"none"}}'),
+    ],
+)
+async def test_bodies_that_providers_wrote_in_other_ways_make_a_table(
+    tmp_path: Path, other: bytes, wanted: object
+) -> None:
+    """They are a struct where they go together, else JSON text."""
+    path = tmp_path / "r.jsonl"
+    bodies = (other, b'{"choices":[{"text":"2026-11-24"}],"created":1}')
+    path.write_bytes(
+        b"".join(b'{"id":"x","response":{"body":%s},"error":null,"penstock":{"item_id":"a"}}\n' % b for b in bodies)
+    )
+    job = JobResult(spec_in(tmp_path, ".jsonl"), RunStatus("job-1", "job", "done", outputs={"results": [str(path)]}))
+    assert job.to_arrow()["response"].to_pylist()[0] == wanted
+
+
 async def test_tables_of_several_objects_need_not_be_alike(tmp_path: Path) -> None:
     """Each object of a prefix learnt its columns' types from its own rows."""
     import pyarrow.parquet as pq
