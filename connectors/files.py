@@ -132,24 +132,33 @@ def _renamed(new: Sequence[Found], plan: Plan) -> dict[str, str]:
     for object_id, path in dict.fromkeys((split.object_id, split.uri) for split in plan.splits):
         paths.setdefault(object_id.removeprefix(path), []).append(path)
     found: dict[str, str] = {}
-    for object_id, path in ((file.object_id, file.uri) for file in new):
-        content = object_id.removeprefix(path)
-        same = [] if content.startswith("@0-") else paths.get(content, [])
-        if any(_is_one_file(before, path) for before in same):
-            found[object_id] = ""
-        elif not _is_older(path, max(plan.created_at, plan.joined_at)):
+    looked: dict[str, _Before] = {}
+    for file in new:
+        content = file.object_id.removeprefix(file.uri)
+        if content not in paths or file.size == 0:
             continue
-        elif (before := next((one for one in same if not _is_there(one, content)), None)) is not None:
-            same.remove(before)
-            found[object_id] = f"{before} is not there any more: {path}, which has its content, is taken for it"
+        if content not in looked:
+            looked[content] = _Before(paths[content], content)
+        before = looked[content]
+        if _inode(file.uri) in before.there:
+            found[file.object_id] = ""
+        elif before.gone and _is_older(file.uri, max(plan.created_at, plan.joined_at)):
+            path = before.gone.pop(0)
+            found[file.object_id] = f"{path} is not there any more: {file.uri}, which has its content, is taken for it"
     return found
 
 
-def _is_one_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
+class _Before:
+    """Where one content was when a run was planned: `there` is it still (inodes), from `gone` it went."""
+
+    def __init__(self, paths: Sequence[str], content: str) -> None:
+        self.there: set[tuple[int, int] | None] = set()
+        self.gone: list[str] = []
+        for path in paths:
+            if _holds(path, content):
+                self.there.add(_inode(path))
+            else:
+                self.gone.append(path)
 
 
 def _is_older(path: str, at: float) -> bool:
@@ -159,12 +168,20 @@ def _is_older(path: str, at: float) -> bool:
         return False
 
 
-def _is_there(path: str, content: str) -> bool:
+def _holds(path: str, content: str) -> bool:
     try:
         with open(path, "rb") as file:
             return fingerprint(path, file)[1] == f"{path}{content}"
     except OSError:
         return False
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        told = os.stat(path)
+    except OSError:
+        return None
+    return told.st_dev, told.st_ino
 
 
 def _format(path: str, file: BinaryIO, size: int) -> str | None:

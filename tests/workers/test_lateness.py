@@ -75,7 +75,7 @@ async def test_commits_that_stopped_are_told_while_the_state_is_away_too(
 ) -> None:
     """Where results and state are in one store, each look at the state waits for minutes: so long the metric stood as
     it was before, and nobody was alarmed."""
-    monkeypatch.setattr(driver_module, "CANCEL_POLL_S", 0.0)
+    monkeypatch.setattr(driver_module, "LOOK_EVERY_S", 0.0)
     one, sheet = driver(tmp_path, endless=True), Sheet()
     one._metrics = DriverMetrics("n", sheet.make)
 

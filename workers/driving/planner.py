@@ -196,8 +196,8 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
     if plan.bounded and spec.endless:
         raise SpecError(
             f"run {spec.run_id} was begun with an end, and reads nothing of its input behind it. A run without an end "
-            "is another one: give the job another name: (and a start: from which on it is to read), put `until: end` "
-            "back, or start over with --fresh (and pay again)"
+            f"is another one: give the job another name: (and `start: group:{spec.run_id}`, to go on where this run is), "
+            "put `until: end` back, or start over with --fresh (and pay again)"
         )
     if not plan.bounded and not spec.endless:
         raise SpecError(
