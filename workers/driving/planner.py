@@ -196,7 +196,7 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
     if plan.bounded and spec.endless:
         raise SpecError(
             f"run {spec.run_id} was begun with an end, and reads nothing of its input behind it. A run without an end "
-            f"is another one: give the job another name: (and `start: group:{spec.run_id}`, to go on where this run is), "
+            f"is another one: give the job another name: (`start: group:{_group(spec)}` goes on where this run is), "
             "put `until: end` back, or start over with --fresh (and pay again)"
         )
     if not plan.bounded and not spec.endless:
@@ -205,6 +205,11 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
             "it when it has done what you want (Ctrl-C); a run with an end is another one: give the job another name:, "
             "or start over with --fresh (and pay again)"
         )
+
+
+def _group(spec: RunSpec) -> str:
+    named = spec.source.group if isinstance(spec.source, KafkaSource) else None
+    return named or spec.run_id
 
 
 async def _left(plan: Plan, spec: RunSpec, primary: Primary) -> list[str]:
