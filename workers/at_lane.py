@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from penstock.engine.items import Outcome, Role
+from penstock.engine.flow.lane_types import Adopted
+from penstock.engine.items import Outcome
 from penstock.workers.engines.base import Right, Ticket
 from penstock.workers.ports import CallName, Kept, LanePort
 
@@ -57,13 +58,8 @@ class LaneAt:
         kept = self.handed = [landed for landed in told if _worth_keeping(landed[1])]
         self.undelivered, self.delivering = [], []
         return Kept(
-            [outcome for _, outcome in kept],
-            [ticket.call.model for ticket, _ in kept],
-            [ticket.call.role for ticket, _ in kept],
-            [ticket.call.version for ticket, _ in kept],
-            [ticket.call.made_by for ticket, _ in kept],
-            [ticket.tariff for ticket, _ in kept],
-            [_known(ticket) for ticket in self.tickets if ticket.right is to],
+            [_adopted(ticket, outcome) for ticket, outcome in kept],
+            [_adopted(ticket, None) for ticket in self.tickets if ticket.right is to],
         )
 
     def names(self) -> list[CallName]:
@@ -96,10 +92,12 @@ class LaneAt:
         return not (self.tickets or self.undelivered or self.delivering or self.handed or self.given_up)
 
 
-def _known(ticket: Ticket) -> tuple[str, int, int, str, Role, str, tuple[str, str], bytes]:
+def _adopted(ticket: Ticket, outcome: Outcome | None) -> Adopted:
     call = ticket.call
-    named = call.item_id, call.generation, call.attempt
-    return *named, call.model, call.role, call.version, call.made_by, ticket.tariff
+    return Adopted(
+        call.item_id, call.generation, call.attempt, call.model, "", outcome, call.role, call.version, call.made_by,
+        ticket.tariff,
+    )  # fmt: skip
 
 
 def _worth_keeping(outcome: Outcome) -> bool:

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import msgspec
 
-from penstock.engine.items import CallChunk, Outcome, Role
+from penstock.engine.flow.lane_types import Adopted
+from penstock.engine.items import CallChunk, Outcome
 from penstock.engine.plan import Epoch
 
 
@@ -36,21 +37,12 @@ class Post(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What a worker holds for a lane's new owner: answers that could not be delivered, and calls still going on."""
+    """What a worker holds for a lane's new owner, who knows by what name it is called."""
 
-    outcomes: list[Outcome] = []
-    models: list[str] = []
-    """The model that each of `outcomes` answers for: what it cost, and what the record says, hangs on it."""
-    roles: list[Role] = []
-    """Of each of `outcomes`: a judge's word is no answer of its item."""
-    versions: list[str] = []
-    """Of each of these models."""
-    made_by: list[tuple[str, str]] = []
-    """Versions of policy and prompt that each of these calls was made by: the job may be edited since."""
-    tariffs: list[bytes] = []
-    """What each of these calls costs, by the catalogue that it was made by."""
-    flying: list[tuple[str, int, int, str, Role, str, tuple[str, str], bytes]] = []
-    """(item_id, generation, attempt, model, role, version, made_by, tariff)."""
+    answered: list[Adopted] = []
+    """Could not be delivered."""
+    flying: list[Adopted] = []
+    """Go on."""
 
 
 def job_of(run_id: str, planned_at: float) -> str:

@@ -63,6 +63,7 @@ class Adopted(msgspec.Struct, frozen=True):
     attempt: int
     model: str
     worker: str
+    """Empty: the one that tells of it."""
     outcome: Outcome | None = None
     role: Role = "primary"
     version: str = ""

@@ -24,7 +24,7 @@ from penstock.connectors.writing.records import Encoder
 from penstock.engine.budget import Budget, Budgets
 from penstock.engine.catalog import Account, Catalog, Model, Price, Version
 from penstock.engine.flow.lane import Lane
-from penstock.engine.flow.lane_types import Hooks, LaneSettings
+from penstock.engine.flow.lane_types import Adopted, Hooks, LaneSettings
 from penstock.engine.items import Answer, Call, Outcome, Position, Usage
 from penstock.engine.plan import Epoch, Plan, Split
 from penstock.engine.policy import Policy, Task
@@ -72,6 +72,11 @@ def answered(call: Call) -> Outcome:
     return Outcome(
         call.item_id, 0, call.attempt, time.time(), 1.0, Answer("yes", "stop", b"{}"), None, Usage(10, output=5)
     )
+
+
+def left(call: Call, outcome: Outcome | None) -> Adopted:
+    """As its worker tells the lane's next owner of it."""
+    return Adopted(call.item_id, 0, call.attempt, call.model, "", outcome, call.role, call.version, call.made_by)
 
 
 class Driver:

@@ -29,7 +29,7 @@ from penstock.workers.lanes.member import Member
 from penstock.workers.lanes.report import LaneReport
 from penstock.workers.lanes.shell import LaneShell
 from penstock.workers.ports import Kept
-from tests.workers.lane_rig import POOL, MemoryPlace, Rig, answered, line, source
+from tests.workers.lane_rig import POOL, MemoryPlace, Rig, answered, left, line, source
 from tests.workers.test_driver_ends import PLAN, Hands, driver
 
 # -- the lane itself
@@ -121,8 +121,7 @@ async def test_a_lane_whose_commit_fails_while_it_is_handed_over_ends_all_the_sa
 
 
 def all_answered(calls: list[Call]) -> Kept:
-    told = [(answered(call), call.model, call.role, call.version, call.made_by, b"") for call in calls]
-    return Kept(*map(list, zip(*told, strict=True)))
+    return Kept([left(call, answered(call)) for call in calls])
 
 
 async def test_answers_that_the_last_owner_left_are_committed_before_a_lane_is_handed_over() -> None:

@@ -254,9 +254,7 @@ async def test_an_answer_that_comes_before_we_know_whose_call_it_is_waits_until_
     bringing = asyncio.create_task(shell.done(shell.epoch, [rig.answered(call)]))
     await asyncio.sleep(0.01)
     assert not bringing.done()
-    shell.adopt(
-        Kept(flying=[(call.item_id, 0, call.attempt, call.model, call.role, call.version, call.made_by, b"")]), "w"
-    )
+    shell.adopt(Kept(flying=[rig.left(call, None)]), "w")
     shell.go()
     async with asyncio.timeout(30):
         await bringing

@@ -25,7 +25,7 @@ from penstock.workers.lanes import actor as lane_actor_module
 from penstock.workers.lanes.actor import LaneActor
 from penstock.workers.ports import Kept, encode
 from penstock.workers.runspec import RunSpec
-from tests.workers.lane_rig import CATALOG, POLICY, POOL, SINKS, answered, line
+from tests.workers.lane_rig import CATALOG, POLICY, POOL, SINKS, answered, left, line
 
 NAME, ITEMS = "unsaved", 20
 
@@ -175,9 +175,7 @@ async def test_what_a_worker_has_handed_over_is_not_lost_with_an_owner_that_wait
     await actor.open(0, 1, (1, 1), False, True)
     await actor.go([0])
     calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
-    had = [answered(call) for call in calls[:15]]
-    told = [(call.model, call.role, call.version, call.made_by, b"") for call in calls[:15]]
-    held = {"w": Kept(had, *map(list, zip(*told, strict=True)))}
+    held = {"w": Kept([left(call, answered(call)) for call in calls[:15]])}
 
     async def prompt(*_: object) -> bytes:
         return encode(held.pop("w", Kept()))
@@ -214,8 +212,7 @@ async def test_a_worker_that_can_not_be_reached_for_a_moment_is_asked_again_what
     await actor.open(0, 1, (1, 1), False, True)
     await actor.go([0])
     calls = [call for chunk in await sent(actor, (1, 1), ITEMS) for call in chunk.calls]
-    told = [(call.model, call.role, call.version, call.made_by, b"") for call in calls[:15]]
-    kept = Kept([answered(call) for call in calls[:15]], *map(list, zip(*told, strict=True)))
+    kept = Kept([left(call, answered(call)) for call in calls[:15]])
     replies = iter([reply])
 
     async def adopt(*_: object) -> bytes:

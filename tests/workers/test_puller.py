@@ -201,13 +201,12 @@ async def test_answers_outlive_a_lane(world: World) -> None:
     await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
     heir = world.successor()
     kept = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
-    assert [(o.item_id, model) for o, model in zip(kept.outcomes, kept.models, strict=True)] == [
-        ("a", "m"),
-        ("c", "other"),
+    assert [(one.item_id, one.model, one.made_by, one.tariff) for one in (*kept.answered, *kept.flying)] == [
+        ("a", "m", ("policy", "prompt of a"), b"price of m"),
+        ("c", "other", ("policy", "prompt of c"), b"price of other"),
+        ("b", "m", ("policy", "prompt of b"), b"price of m"),
     ]
-    assert kept.made_by == [("policy", "prompt of a"), ("policy", "prompt of c")]
-    assert kept.tariffs == [b"price of m", b"price of other"]
-    assert kept.flying == [("b", 0, 1, "m", "primary", "v", ("policy", "prompt of b"), b"price of m")]
+    assert [one.outcome is None for one in (*kept.answered, *kept.flying)] == [False, False, True]
     world.engine.land("b")
     await until(lambda: heir.got)
     assert heir.got == [((1, 2), ["b"])]
@@ -221,14 +220,14 @@ async def test_an_owner_that_did_not_hear_what_is_here_leaves_it_to_the_next(wor
     world.engine.land("a")
     await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
     second = world.successor()
-    assert len(world.puller.adopt("job", 0, (1, 2), second, world.clock() + 5).outcomes) == 1
+    assert len(world.puller.adopt("job", 0, (1, 2), second, world.clock() + 5).answered) == 1
     if heard == "take":
         world.puller._accept(world.puller._lanes["job", 0], CallChunk("job", 0, (1, 2), 0.0, [call("d")]))
     elif heard == "done":
         world.engine.land("b")
         await until(lambda: second.got and world.puller._lanes["job", 0].busy is None)
     kept = world.puller.adopt("job", 0, (1, 3), world.successor((1, 3)), world.clock() + 5)
-    assert [o.item_id for o in kept.outcomes] == ([] if heard else ["a"])
+    assert [one.item_id for one in kept.answered] == ([] if heard else ["a"])
 
 
 async def test_a_delivery_that_failed_is_made_again_where_the_owner_lives(world: World) -> None:
@@ -251,7 +250,7 @@ async def test_a_lane_that_dies_while_it_is_told_loses_nothing(world: World) -> 
     await until(lambda: world.puller._lanes["job", 0].delivering)
     heir = world.successor()
     kept = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
-    assert [o.item_id for o in kept.outcomes] == ["a"]
+    assert [one.item_id for one in kept.answered] == ["a"]
     world.engine.land("b")
     await until(lambda: heir.got)
     world.lane.alive = False
@@ -320,10 +319,11 @@ async def test_an_owner_that_asks_again_is_told_the_same(world: World) -> None:
     await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
     heir = world.successor()
     first = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
-    assert len(first.outcomes) == 1
+    assert len(first.answered) == 1
     assert len(first.flying) == 2
     again = world.puller.adopt("job", 0, (1, 2), heir, world.clock() + 5)
-    assert (again.outcomes, sorted(again.flying)) == (first.outcomes, sorted(first.flying))
+    assert again.answered == first.answered
+    assert {one.item_id for one in again.flying} == {one.item_id for one in first.flying}
     world.engine.land("b", "c")
     await until(lambda: heir.got)
     assert heir.got == [((1, 2), ["b", "c"])]
@@ -347,12 +347,12 @@ async def test_a_call_that_an_owner_did_not_ask_for_is_promised_to_no_later_one(
     world.lane.epoch, world.lane.calls = heir.epoch, [call("d")]
     await until(lambda: len(world.engine.tickets) == 4)
     third = world.successor((1, 3))
-    assert [name for name, *_ in world.puller.adopt("job", 0, (1, 3), third, 1e12).flying] == ["d"]
+    assert [one.item_id for one in world.puller.adopt("job", 0, (1, 3), third, 1e12).flying] == ["d"]
     world.engine.land("a", "d")
     await until(lambda: third.got)
     assert third.got == [((1, 3), ["d"])]
     kept = world.puller.adopt("job", 0, (1, 4), world.successor((1, 4)), 1e12)
-    assert [outcome.item_id for outcome in kept.outcomes] == ["a"]
+    assert [one.item_id for one in kept.answered] == ["a"]
 
 
 async def test_what_was_never_sent_is_not_kept(world: World) -> None:
@@ -360,7 +360,7 @@ async def test_what_was_never_sent_is_not_kept(world: World) -> None:
     world.lane.alive = False
     world.engine.land("a", failure=Failure("not_sent", "lapsed"))
     await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
-    assert world.puller.adopt("job", 0, (1, 2), world.successor(), 0.0).outcomes == []
+    assert world.puller.adopt("job", 0, (1, 2), world.successor(), 0.0).answered == []
 
 
 async def test_the_right_to_send_is_renewed_and_lapses(world: World) -> None:
@@ -507,7 +507,7 @@ async def test_what_an_owner_did_not_hear_outlives_his_command(world: World) -> 
     world.lane.alive = False
     world.engine.land("a", "b", "c")
     await until(lambda: world.puller._lanes["job", 0].lost_at is not None)
-    assert len(world.puller.adopt("job", 0, (1, 2), world.successor(), world.clock() + 5).outcomes) == 3
+    assert len(world.puller.adopt("job", 0, (1, 2), world.successor(), world.clock() + 5).answered) == 3
     world.puller.leave("job", FIRST)
     world.clock.now += KEEP_S - 1
     await world.puller.renew()
@@ -515,7 +515,7 @@ async def test_what_an_owner_did_not_hear_outlives_his_command(world: World) -> 
     await world.puller.renew()
     assert world.puller.holds("job")
     kept = world.puller.adopt("job", 0, (2, 1), world.successor((2, 1)), world.clock() + 5)
-    assert [o.item_id for o in kept.outcomes] == ["a", "b", "c"]
+    assert [one.item_id for one in kept.answered] == ["a", "b", "c"]
     await world.puller.renew()
     world.clock.now += KEEP_S + 1
     await world.puller.renew()

@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 
+import msgspec
+
 from penstock.connectors.base import Source
 from penstock.connectors.reading.replay import Intake
 from penstock.connectors.registry import Stores
 from penstock.connectors.writing.records import Encoder
 from penstock.engine.errors import Corrupt, Fenced, PenstockError, Refused, Temporary
 from penstock.engine.flow.lane import Lane
-from penstock.engine.flow.lane_types import Adopted, CommitBatch
+from penstock.engine.flow.lane_types import CommitBatch
 from penstock.engine.flow.tally import as_before
 from penstock.engine.items import CallChunk, Outcome, OutputSpec
 from penstock.engine.plan import Epoch, Plan, Split
@@ -144,20 +146,8 @@ class LaneShell:
 
     def adopt(self, kept: Kept, worker: str) -> None:
         """Answers and calls that a worker still has of the last owner."""
-        self.machine.adopt(
-            [
-                Adopted(o.item_id, o.generation, o.attempt, model, worker, o, role, version, made_by, tariff)
-                for o, model, role, version, made_by, tariff in zip(
-                    kept.outcomes, kept.models, kept.roles, kept.versions, kept.made_by, kept.tariffs, strict=True
-                )
-            ]
-        )
-        self.machine.adopt(
-            [
-                Adopted(item, generation, n, model, worker, None, role, version, made_by, tariff)
-                for item, generation, n, model, role, version, made_by, tariff in kept.flying
-            ]
-        )
+        calls = (*kept.answered, *kept.flying)
+        self.machine.adopt([msgspec.structs.replace(call, worker=worker) for call in calls])
 
     def go(self) -> None:
         """All lanes have taken their place: read and dispatch. Told early, or twice: nothing."""
