@@ -49,7 +49,8 @@ class Schemas:
         self._known: OrderedDict[int, tuple[Codec | BadRecord, float]] = OrderedDict()
         """Id → what it stands for, and until when."""
         self._task: asyncio.Task[None] | None = None
-        self._not_before = 0.0
+        self._not_before: dict[int, float] = {}
+        """Of ids that the registry could not tell, when it is asked again: one that it chokes on holds up no other."""
 
     def get(self, schema_id: int) -> Codec | BadRecord | None:
         """None: ask again; `trouble` says where that may take long."""
@@ -58,7 +59,7 @@ class Schemas:
         if known is not None and now < known[1]:
             self._known.move_to_end(schema_id)
             return known[0]
-        if self._task is None and now >= self._not_before:
+        if self._task is None and now >= self._not_before.get(schema_id, 0.0):
             self._task = asyncio.get_running_loop().create_task(self._learn(schema_id))
         return None
 
@@ -72,12 +73,15 @@ class Schemas:
         try:
             found, keep_s = await self._fetched(schema_id)
             self.trouble = None
+            self._not_before.pop(schema_id, None)
             self._known[schema_id] = found, self._now() + keep_s
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         except PenstockError as error:
             self.trouble = error
-            self._not_before = self._now() + RETRY_S
+            while len(self._not_before) >= KEPT:
+                del self._not_before[next(iter(self._not_before))]
+            self._not_before[schema_id] = self._now() + RETRY_S
         finally:
             self._task = None
 

@@ -20,6 +20,8 @@ class Registry:
         self.subjects: dict[tuple[str, str], dict[str, Any]] = {}
         self.asked: list[str] = []
         self.status: int | None = None
+        self.broken: set[int] = set()
+        """Ids that it chokes on."""
         self.incompatible = False
         self.url = ""
 
@@ -31,7 +33,10 @@ class Registry:
         return app
 
     async def by_id(self, request: web.Request) -> web.Response:
-        return self.answer(request, self.schemas.get(int(request.match_info["id"])), 40403)
+        number = int(request.match_info["id"])
+        if number in self.broken:
+            return web.json_response({"error_code": 50001, "message": "Error in the backend data store"}, status=500)
+        return self.answer(request, self.schemas.get(number), 40403)
 
     async def by_subject(self, request: web.Request) -> web.Response:
         found = self.subjects.get((request.match_info["subject"], request.match_info["version"]))

@@ -27,6 +27,7 @@ from penstock.connectors.kafka.oauth import NoToken, token_provider
 from penstock.connectors.kafka.proto_files import files
 from penstock.connectors.kafka.registry import Schema
 from penstock.connectors.kafka.registry_formats import RegistryFormat, RegistryRecords
+from penstock.connectors.kafka.schemas import Schemas
 from penstock.connectors.kafka.source import KafkaTopics
 from penstock.connectors.reading.intake import Intake
 from penstock.connectors.settings import Connection, KafkaSource, Row
@@ -390,6 +391,19 @@ async def test_a_schema_is_asked_for_once(registry: Registry) -> None:
     assert registry.asked == ["/schemas/ids/7", "/schemas/ids/99"]
 
 
+async def test_a_schema_that_the_registry_chokes_on_holds_up_no_other(registry: Registry) -> None:
+    """It is asked for again and again; another partition's records are read meanwhile."""
+    registry.broken, registry.schemas[7] = {1}, {"schema": json.dumps(ORDER)}
+    clock = [0.0]
+    schemas = Schemas(connection(registry), RegistryRecords("avro", connection(registry))._codec, now=lambda: clock[0])
+    async with asyncio.timeout(10):
+        while schemas.get(1) is None and schemas.get(7) is None:
+            clock[0] += 0.1
+            await asyncio.sleep(0.005)
+    assert registry.asked == ["/schemas/ids/7"]
+    await schemas.close()
+
+
 async def test_a_registry_that_is_away_is_waited_for(registry: Registry) -> None:
     """Nothing dies of it; when it is back, the record is read. A wrong address is no unknown schema either."""
     registry.schemas[7] = {"schema": json.dumps(ORDER)}
@@ -399,7 +413,8 @@ async def test_a_registry_that_is_away_is_waited_for(registry: Registry) -> None
         registry.status = status
         with pytest.raises(Temporary, match=str(status)):
             await made(make, value)
-        make.schemas.trouble, make.schemas._not_before = None, 0.0  # pyright: ignore[reportPrivateUsage]
+        make.schemas.trouble = None
+        make.schemas._not_before.clear()  # pyright: ignore[reportPrivateUsage]
     registry.status = None
     assert (await made(make, value)).error is None
     await make.schemas.close()
