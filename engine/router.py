@@ -313,7 +313,7 @@ class Router:
         elif ask.above is not None:  # what a cascade climbs to in the end needs no voucher, a cheaper one does
             ask = msgspec.structs.replace(ask, min_quality=ask.above)
         elif ask.promised is not None and targets[-1].model.name != ask.names[-1]:  # it would be taken as it is
-            ask = msgspec.structs.replace(ask, min_quality=ask.promised, cascade=False)
+            ask = msgspec.structs.replace(ask, min_quality=ask.promised, promised=None, cascade=False)
         if ask.min_quality is not None:
             return self._by_quality(ask, ask.min_quality, targets, refused, request.needs)
         return choice_of(ask, tuple(targets), tuple(refused))

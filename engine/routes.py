@@ -142,6 +142,10 @@ def _numbered(plan: Choice, order: tuple[int, ...], long: tuple[int, ...], dear:
         refused_for(plan.targets[i], "price unknown" if plan.targets[i].price is None else "over max_cost_usd")
         for i in dear
     ]
+    last = len(plan.targets) - 1
+    if order and plan.ask.promised is not None and last not in order:  # a cheaper one's answer would be taken as it is
+        words = f"quality ≥ {plan.ask.promised:g} needs the last model of its cascade"
+        return reject("over_max_cost" if last in dear else "too_long", words, plan.ask, refused)
     if order:
         return _route(plan.ask, tuple(plan.targets[i].candidate for i in order), tuple(refused))
     if dear:

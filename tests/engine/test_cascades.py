@@ -271,6 +271,19 @@ def test_where_the_last_model_is_forbidden_nobody_keeps_a_cascades_promise(by_ta
     assert (result.route.cascade, rig.roles()) == (False, [("primary", "mid")])
 
 
+@pytest.mark.parametrize("asked", [0.9, None])
+def test_who_may_not_pay_the_last_model_is_promised_nothing(asked: float | None) -> None:
+    """The cheap model would be the last. Where no quality is asked for, it is, as behind a wall."""
+    dear = msgspec.structs.replace(CATALOG.models["top"], price=Price(input=10**12, output=10**12))
+    catalog = msgspec.structs.replace(CATALOG, models={**CATALOG.models, "top": dear})
+    rig = Rig(Cascade(("small", "top"), "logprob", 0.9, promise=PROMISE), catalog=catalog)
+    rig.offer(Attributes(max_cost_usd=0.001, min_quality=asked))
+    if asked is not None:
+        assert rig.lane.tally.dead_letters == {"over_max_cost": 1}
+    else:
+        assert rig.one({"small": [said("a", math.log(0.5))]}).model == "small"
+
+
 def test_who_asks_for_what_a_cascade_promises_or_for_no_cheap_answer_climbs_it() -> None:
     """A run that takes no answer but the last model's, for labels, asks all of its models."""
     for cascade, sent in (
