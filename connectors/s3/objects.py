@@ -124,6 +124,13 @@ def _is_folder(one: Listed) -> bool:
     return one.size == 0 and one.key.endswith(("/", "_$folder$"))
 
 
+def naming(source: S3Source) -> Callable[[str], bool]:
+    """Whether an object, by its URI, is where a listing of `source` looks."""
+    start = f"s3://{source.bucket}/{source.prefix}"
+    rest = matching(source.pattern) if source.pattern is not None else None
+    return lambda uri: uri.startswith(start) and (rest is None or bool(rest(uri.removeprefix(start))))
+
+
 def matching(glob: str) -> Callable[[str], object]:
     """Whether a name is one that the glob means. Raises `SpecError` where it is no glob."""
     try:

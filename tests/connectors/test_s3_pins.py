@@ -10,7 +10,7 @@ import pytest
 from penstock.connectors.files import FileSource
 from penstock.connectors.s3 import source as s3_source
 from penstock.connectors.s3.client import Got, Listed
-from penstock.connectors.s3.objects import Pinned
+from penstock.connectors.s3.objects import Pinned, naming
 from penstock.connectors.s3.source import S3Source
 from penstock.connectors.settings import FilesSource
 from penstock.connectors.settings import S3Source as Settings
@@ -152,3 +152,20 @@ async def test_input_of_a_job_that_read_files_before_is_new(bucket: Bucket, tmp_
     assert await new_beside(await files.splits(1)) == ["a.jsonl"]
     plan = Plan("run", "name", {}, 1, tuple(await SOURCE.splits(1)), {}, 0.0)
     assert [split.uri for split in (await listed(files, plan)).splits] == [str(tmp_path / "a.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "pattern", "named"),
+    [
+        ("in/", None, True),
+        ("in/", "m*.jsonl", True),
+        ("in/", "t*.jsonl", False),
+        ("new/", None, False),
+        ("", "**", True),
+    ],
+)
+def test_an_object_that_is_not_listed_may_be_gone_or_where_the_source_does_not_look(
+    prefix: str, pattern: str | None, named: bool
+) -> None:
+    assert naming(Settings("b", prefix, pattern=pattern))("s3://b/in/monday.jsonl") == named
+    assert not naming(Settings("c", prefix, pattern=pattern))("s3://b/in/monday.jsonl")

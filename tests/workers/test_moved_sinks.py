@@ -61,6 +61,36 @@ async def test_a_sink_that_moved_away_from_what_it_holds_is_refused(
     await planned(job(tmp_path, costs=before))
 
 
+async def test_input_that_the_job_names_no_more_is_sent_no_more_without_a_word(tmp_path: Path) -> None:
+    """It was the wrong file: somebody stopped the run and wrote another one into the job. What was left of the first
+    one was sent all the same, and paid for."""
+    spec = job(tmp_path)
+    await planned(spec)
+    (tmp_path / "other.jsonl").write_text('{"text":"ho"}\n')
+    other = msgspec.structs.replace(spec, source=FilesSource(str(tmp_path / "other.jsonl")))
+    with pytest.raises(SpecError, match=r"not done with .*rows.jsonl, .* --accept-changes goes on with both"):
+        await planned(other)
+    assert len((await planned(other, RunOptions(accept_changes=True))).splits) == 2
+    (tmp_path / "rows.jsonl").unlink()
+    await planned(other)  # it is gone: its lane says so
+
+
+async def test_a_finished_input_may_leave_the_job(tmp_path: Path) -> None:
+    """A job that is run over one file after another."""
+    spec = job(tmp_path)
+    plan = await planned(spec)
+    store = open_stores(spec.sinks, spec.run_id).primary
+    for lane in range(plan.lanes):
+        await store.take(lane, (1, 1))
+        mine = sum(split.lane == lane for split in plan.splits)
+        done = msgspec.msgpack.encode(Saved(opened=mine, done=True))
+        await store.commit(lane, (1, 1), 1, {}, {PROGRESS: done})
+        await store.release(lane, (1, 1))
+    (tmp_path / "other.jsonl").write_text('{"text":"ho"}\n')
+    other = msgspec.structs.replace(spec, source=FilesSource(str(tmp_path / "other.jsonl")))
+    assert len((await planned(other)).splits) == 2
+
+
 async def test_a_sink_that_is_new_to_a_run_that_has_begun_is_refused(tmp_path: Path) -> None:
     """It would hold a part as if it were all. The run stays as it is."""
     spec = job(tmp_path, costs="bill/costs.jsonl")

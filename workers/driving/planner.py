@@ -11,13 +11,14 @@ import msgspec
 from penstock.connectors.base import Growing, Later, Primary, Revisited, Source
 from penstock.connectors.ledger import LedgerClient
 from penstock.connectors.registry import PRIMARY, open_source, placement, where
-from penstock.connectors.settings import FilesSource, KafkaSink, KafkaSource, MemorySource, S3Source, SourceSettings
+from penstock.connectors.settings import KafkaSink, KafkaSource
 from penstock.connectors.state import open_state
 from penstock.engine.errors import SpecError
 from penstock.engine.flow.cells import Cell, cells_in, summed
-from penstock.engine.flow.progress import OUTBOX, Progress, saved_in
+from penstock.engine.flow.progress import OUTBOX, saved_in
 from penstock.engine.flow.tally import Tally, as_before, merge
 from penstock.engine.plan import MAX_LANES, Plan, Split
+from penstock.workers.driving.left_over import left_over
 from penstock.workers.runspec import RunOptions, RunSpec
 
 BYTES_PER_LANE = 16_000_000
@@ -69,7 +70,7 @@ async def wanted_plan(
         return Planned(first_plan(spec, await source.splits(spec.execution.lanes or 2 * cores), cores, now)), True
     refuse_other_end(plan, spec)
     refuse_moved_sinks(plan, spec)
-    left = await _left(plan, spec, primary)
+    left = await left_over(plan, spec, primary, accept=options.accept_changes)
     accept = options.accept_changes or (bool(_changes(plan, spec)) and not await _any_finished(plan, primary))
     changed = check_unchanged(plan, spec, accept=accept)
     notes = [*left, *(f"changed since this run began, and accepted: {part}" for part in changed)]
@@ -210,47 +211,6 @@ def refuse_other_end(plan: Plan, spec: RunSpec) -> None:
 def _group(spec: RunSpec) -> str:
     named = spec.source.group if isinstance(spec.source, KafkaSource) else None
     return named or spec.run_id
-
-
-async def _left(plan: Plan, spec: RunSpec, primary: Primary) -> list[str]:
-    """What is not done yet and is no input of the job's source any more, in words: topics of a run without an end stay
-    unread from now on. Raises `SpecError` for anything else: it could not be opened, or the run never end."""
-    others = {split.ordinal: split.lane for split in plan.splits if not _is_input(split, spec.source)}
-    left: list[Split] = []
-    for lane in sorted(set(others.values())):
-        saved = saved_in((await primary.peek(lane)).chunks)
-        progress = Progress([split for split in plan.splits if split.lane == lane], saved)
-        left += [split for split, _ in progress.starts() if split.ordinal in others]
-    if bad := [split for split in left if not spec.endless or _kind(split.uri) != "kafka"]:
-        raise SpecError(
-            f"run {spec.run_id} is not done with {bad[0].uri}, which is no input of its source now. Put the source "
-            "back until it is, give the job another name:, or start over with --fresh (and pay again)"
-        )
-    topics = sorted({_topic(split) for split in left})
-    return [f"{topic} is no topic of the source any more: what is left of it waits unread" for topic in topics]
-
-
-def _is_input(split: Split, source: SourceSettings) -> bool:
-    """Of files and objects the kind alone counts: what a plan holds of them is read, wherever the source looks now."""
-    match source:
-        case KafkaSource():
-            return _kind(split.uri) == "kafka" and source.reads(_topic(split))
-        case S3Source():
-            return _kind(split.uri) == "s3"
-        case FilesSource():
-            return not _kind(split.uri)
-        case MemorySource():
-            return True
-
-
-def _topic(split: Split) -> str:
-    return split.object_id.partition("@")[0]
-
-
-def _kind(uri: str) -> str:
-    """The scheme; a path has none."""
-    scheme, found, _ = uri.partition("://")
-    return scheme if found else ""
 
 
 def refuse_moved_sinks(plan: Plan, spec: RunSpec) -> None:
