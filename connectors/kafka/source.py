@@ -16,7 +16,7 @@ from penstock.connectors.kafka.members import refuse_members
 from penstock.connectors.kafka.partition import Name, text_record
 from penstock.connectors.kafka.reader import KafkaReader
 from penstock.connectors.kafka.rereading import records
-from penstock.connectors.kafka.starts import read_start, starts
+from penstock.connectors.kafka.starts import Latest, Since, read_start, starts
 from penstock.connectors.kafka.topic_ids import Topic
 from penstock.connectors.kafka.topics import begins, ends
 from penstock.connectors.settings import Connection, KafkaSource
@@ -60,7 +60,8 @@ class KafkaTopics:
 
     async def later(self, known: Collection[str]) -> Later:
         """The partitions whose object is not among `known`, each from its earliest record: what appears while a run
-        lives, topics that were made anew included, is wanted whole. One topic that was deleted holds up no other."""
+        lives, topics that were made anew included, is wanted whole. But a topic that an edited job names for the first
+        time was there before, perhaps: it is begun as `start` says. One that was deleted holds up no other."""
         async with self._looking() as consumer:
             found, missing = await self._topics(consumer)
             if missing is not None and (self._settings.until == "end" or not found):
@@ -69,8 +70,10 @@ class KafkaTopics:
             partitions = [tp for tp in _partitions(found) if not _name(found, tp).is_among(known)]
             if not partitions:
                 return Later([], told)
-            first = await begins(consumer, self._connection, partitions)
             last = await ends(consumer, self._connection, partitions)
+            first = await begins(consumer, self._connection, partitions)
+            if named := self._named_anew(partitions, known):
+                first |= await starts(self._start, consumer, self._connection, named, last)
             return Later([self._split(found, tp, first[tp], last[tp]) for tp in partitions], told)
 
     async def open(self, starts: Sequence[tuple[Split, int]]) -> KafkaReader:
@@ -89,6 +92,14 @@ class KafkaTopics:
     def rereading(self, splits: Sequence[Split]) -> Callable[[Split, int], Iterator[Raw]]:
         """As promised, of partitions that have an end."""
         return lambda split, start: records(lambda: self.open([(split, start)]))
+
+    def _named_anew(self, partitions: Sequence[TopicPartition], known: Collection[str]) -> list[TopicPartition]:
+        """Of topics that this run has not named before, where `start` says anything but all. (A group that is begun
+        from has not read them.)"""
+        if self._pattern is not None or not isinstance(self._start, Latest | Since):
+            return []
+        before = {one.partition("@")[0] for one in known}
+        return [tp for tp in partitions if tp.topic not in before]
 
     @contextlib.asynccontextmanager
     async def _looking(self) -> AsyncGenerator[AIOKafkaConsumer]:

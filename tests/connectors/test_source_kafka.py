@@ -320,6 +320,19 @@ async def test_a_topic_that_is_made_later_and_matches_the_pattern_is_read_whole(
     assert await of.later({*known, *(split.object_id for split in later)}) == Later([])
 
 
+async def test_a_topic_that_an_edited_job_adds_is_begun_where_the_job_says(
+    kafka_server: KafkaServer, new_topic: NewTopicOf
+) -> None:
+    """`start: latest`, and weeks of records in the topic that was added: all of them were sent, and paid for."""
+    first, added = await new_topic("first"), await new_topic("added")
+    for topic in (first, added):
+        await write(kafka_server, topic, [b"old"] * 3)
+    known = {one.object_id for one in await source(kafka_server, first, until="forever", start="latest").splits(1)}
+    for start, at in (("latest", 3), ("earliest", 0)):
+        later = await source(kafka_server, first, added, until="forever", start=start).later(known)
+        assert [(one.object_id.split("@")[0], one.start) for one in later.splits] == [(added, at)]
+
+
 async def test_a_topic_that_is_gone_keeps_no_other_of_an_endless_run_from_growing(
     kafka_server: KafkaServer, new_topic: NewTopicOf, admin: AIOKafkaAdminClient
 ) -> None:
