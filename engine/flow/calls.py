@@ -32,6 +32,7 @@ from penstock.engine.naming import named
 from penstock.engine.policy import NEVER, Cascade, Policy
 from penstock.engine.pricing import (
     BYTES_PER_TOKEN,
+    MAX_TEMPLATE_TOKENS,
     estimate_input_tokens,
     max_input_tokens,
     output_ceiling,
@@ -41,6 +42,7 @@ from penstock.engine.pricing import (
 from penstock.engine.quality import sampled
 from penstock.engine.registry.choice import EXPLORE
 from penstock.engine.results import Attempt, Result, ShadowAnswer
+from penstock.engine.routes import COMMON_TOKENS, NO_CEILING
 from penstock.engine.steering.turn import Rehearsal
 
 OWN_TIMEOUT_S = 3600.0
@@ -169,6 +171,12 @@ class Calls:
     def worst_nano(self, slot: Slot) -> int:
         """The most that this call can cost."""
         return worst_case_nano(slot.max_input, slot.max_output * slot.request.n, self._at(slot).price)
+
+    def usual_nano(self, slot: Slot) -> int:
+        """The most that a short request would cost there, which leaves the length of its answer to the job."""
+        task, at = self._tasks.get(slot.route.task), self._at(slot)
+        output = output_ceiling(NO_CEILING, task.max_tokens if task else None, at.model)
+        return worst_case_nano(COMMON_TOKENS + MAX_TEMPLATE_TOKENS, output, at.price)
 
     def _at(self, slot: Slot) -> Priced:
         return self._priced_at(slot.route.candidates[slot.candidate])

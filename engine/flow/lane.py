@@ -45,7 +45,7 @@ from penstock.engine.flow.slots import Slot
 from penstock.engine.flow.steps import Steps
 from penstock.engine.flow.targets import Targets
 from penstock.engine.flow.till import Till, Wish
-from penstock.engine.items import Call, Item, Outcome
+from penstock.engine.items import NANO_PER_USD, Call, Item, Outcome
 from penstock.engine.plan import Split
 from penstock.engine.policy import Policy
 from penstock.engine.registry.standing import Known
@@ -228,7 +228,20 @@ class Lane:
         if slot.is_late(now):
             self.flights.expired(slot, now)
             return False
-        return self.paying.reserve(slot, self._calls.worst_nano(slot), now)
+        worst = self._calls.worst_nano(slot)
+        if slot.pending is None and (why := self._outsized(slot, worst, now)) is not None:
+            self.flights.dead_letter(slot, "budget", why, now)
+            return False
+        return self.paying.reserve(slot, worst, now)
+
+    def _outsized(self, slot: Slot, worst: int, now: float) -> str | None:
+        """Why it alone is more than a whole budget holds, and an ordinary item is not: it would stop the run, each time
+        that it goes on. Where any item is, that is the budget's word."""
+        limit = self.till.outsized(slot, worst, now)
+        if limit is None or self._calls.usual_nano(slot) > limit:
+            return None
+        most, whole = worst / NANO_PER_USD, limit / NANO_PER_USD
+        return f"its call may cost ${most:,.2f}, and a whole budget is ${whole:g}; shorten it, or its max_tokens"
 
     # -- money
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.engine.budget import Budgets, Reservation
+from penstock.engine.budget import EXPLORING, Budgets, Keys, Reservation
 from penstock.engine.flow.queueing import Queue, Waiter, is_long
 from penstock.engine.flow.slots import Slot
 from penstock.engine.leases import covered
@@ -94,6 +94,11 @@ class Till:
         self._limits[answer.key] = answer.limit_nano
         return self._wait(answer.key, slot, worst, now)
 
+    def outsized(self, slot: Slot, worst: int, now: float) -> int | None:
+        """The limit of a budget that could not hold so much for this item if nothing were spent of it; None: there is
+        none. (Exploring ends with its own money, whatever that is.)"""
+        return next((n for key, n in self._limited(slot, now) if n < worst and not key.endswith(EXPLORING)), None)
+
     def _comes(self, slot: Slot) -> str | None:
         """The key whose money it was told of. None: it was not, or so long ago that the money may be another's."""
         told, slot.told = slot.told, None
@@ -127,7 +132,10 @@ class Till:
 
     def _keys(self, slot: Slot, now: float) -> list[str]:
         """Of the budgets that its call must fit into."""
-        return [key for key, _ in (*self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose), *slot.fund)]
+        return [key for key, _ in self._limited(slot, now)]
+
+    def _limited(self, slot: Slot, now: float) -> Keys:
+        return (*self._budgets.keys(slot.item.attributes.tenant, now, slot.purpose), *slot.fund)
 
     def _leave(self, key: str, who: Callable[[Waiter], bool]) -> list[Slot]:
         queue = self._queues.get(key)
