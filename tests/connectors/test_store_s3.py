@@ -30,7 +30,7 @@ from penstock.connectors.s3.store.lane import COMMIT_STEPS, TAKE_STEPS
 from penstock.connectors.s3.store.progress import SEAL
 from penstock.connectors.s3.store.store import FINISH_STEPS, S3Store
 from penstock.connectors.writing.tables import read_records
-from penstock.engine.errors import Fenced, Held, Refused, SpecError, Temporary
+from penstock.engine.errors import Corrupt, Fenced, Held, Refused, SpecError, Temporary
 from tests.connectors.s3_world import (
     PLAN,
     WHO,
@@ -331,6 +331,24 @@ async def test_a_long_list_of_parts_is_sealed_and_never_written_again(world: Wor
 
 
 # what readers see
+
+
+async def test_who_reads_while_records_are_put_together_is_told_to_try_again(world: World) -> None:
+    """Not that something is lost, and to start anew. What is lost is told as ever."""
+    store = world.store()
+    await fill(store, 2)
+    await fill(store, 2, lane=1)
+    reading = world.place().committed("results")
+    next(reading)
+    await store.finish(PLAN)
+    with pytest.raises(Temporary, match="put its records together"):
+        list(reading)
+    assert len(world.committed()) == 8
+    await fill(store, 2, lane=2)
+    [part, *_] = [key for key in world.keys(store.home.root) if key.endswith(".part")]
+    world.s3.delete(world.bucket, [part])
+    with pytest.raises(Corrupt, match="is gone"):
+        world.committed()
 
 
 async def test_merged_parts_and_a_manifest_are_all_that_readers_see(world: World) -> None:

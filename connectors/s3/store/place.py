@@ -16,7 +16,7 @@ from penstock.connectors.s3.store import run as s3_run
 from penstock.connectors.s3.store.beacon import BEAT_S
 from penstock.connectors.s3.store.home import Home
 from penstock.connectors.s3.urls import Where
-from penstock.engine.errors import SpecError
+from penstock.engine.errors import Corrupt, SpecError, Temporary
 
 if TYPE_CHECKING:
     from penstock.connectors.s3.store.store import S3Store
@@ -126,7 +126,14 @@ class S3Place:
         untold = [final.key for final in told.untold(home, sink, seen)]
         for key in itertools.chain(told.keys(home, seen.told), untold):
             yield from read_records(Where(output.bucket, key, output.endpoint, output.region).url)
-        yield from parts.committed(home, seen.lanes, sink)
+        try:
+            yield from parts.committed(home, seen.lanes, sink)
+        except Corrupt as error:
+            if parts.lanes(home, list(seen.lanes)) == seen.lanes:
+                raise
+            raise Temporary(
+                f"{home} changed while it was read: the run put its records together. Try again."
+            ) from error
 
     def _home(self) -> Home | None:
         """None: nothing of this run is here."""
