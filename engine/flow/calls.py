@@ -174,9 +174,9 @@ class Calls:
 
     def usual_nano(self, slot: Slot) -> int:
         """The most that a short request would cost there, which leaves the length of its answer to the job."""
-        task, at = self._tasks.get(slot.route.task), self._at(slot)
-        output = output_ceiling(NO_CEILING, task.max_tokens if task else None, at.model)
-        return worst_case_nano(COMMON_TOKENS + MAX_TEMPLATE_TOKENS, output, at.price)
+        task = self._tasks.get(slot.route.task)
+        output = output_ceiling(NO_CEILING, task.max_tokens if task else None, self._models[slot.model])
+        return worst_case_nano(COMMON_TOKENS + MAX_TEMPLATE_TOKENS, output, self._at(slot).price)
 
     def _at(self, slot: Slot) -> Priced:
         return self._priced_at(slot.route.candidates[slot.candidate])
