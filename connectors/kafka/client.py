@@ -17,12 +17,15 @@ import ssl
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Literal, Protocol, TypeVar
 
+import aiokafka.admin.client
+import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.helpers import create_ssl_context
 from aiokafka.protocol.api import Request, Response
+from aiokafka.protocol.metadata import MetadataRequest
 
 from penstock.connectors.kafka import unpacking
 from penstock.connectors.kafka.asking import ask_any
@@ -47,6 +50,19 @@ logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 """What aiokafka logs goes to those who set up logging; else Python would print it over what a person looks at."""
 
 unpacking.bound()
+
+
+class _Asking(MetadataRequest):
+    """What aiokafka asks in the background, for as long as a client lives. Its own would have a broker with
+    `auto.create.topics.enable` (Kafka's default) make each topic anew that somebody has deleted: the source's would
+    come back empty, and records would go on into another results' topic without a word."""
+
+    def __init__(self, topics: list[str] | None = None) -> None:
+        super().__init__(topics, allow_auto_topic_creation=False)
+
+
+for _module in (aiokafka.client, aiokafka.admin.client):
+    _module.MetadataRequest = _Asking  # pyright: ignore[reportAttributeAccessIssue] - it has no setting for it
 
 _closing: set[asyncio.Task[None]] = set()
 """Clients that end by themselves; the loop itself keeps no strong reference to a task."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from penstock.connectors.base import Later, Raw
+from penstock.connectors.kafka import topic_ids
 from penstock.connectors.kafka.reader import RETRY_S, KafkaReader
 from penstock.connectors.kafka.source import NEAR, KafkaTopics
 from penstock.connectors.kafka.starts import read_start
@@ -331,6 +334,36 @@ async def test_a_topic_that_an_edited_job_adds_is_begun_where_the_job_says(
     for start, at in (("latest", 3), ("earliest", 0)):
         later = await source(kafka_server, first, added, until="forever", start=start).later(known)
         assert [(one.object_id.split("@")[0], one.start) for one in later.splits] == [(added, at)]
+
+
+async def test_a_deleted_topic_stays_deleted_whatever_its_broker_makes(tmp_path: Path) -> None:
+    """With Kafka's default, `auto.create.topics.enable`, a client that asks for a topic makes it: a reader did, every
+    time it looked, and took the empty one for new input."""
+    server = KafkaServer(tmp_path, properties={"auto.create.topics.enable": "true"})
+    server.start()
+    client = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
+    await client.start()
+    try:
+        await client.create_topics([NewTopic("t", 1, 1), NewTopic("other", 1, 1)])
+        await write(server, "t", [b"1"])
+        of, clock = source(server, "t", until="forever"), Clock()
+        reader = await opened(of, await of.splits(1), clock)
+        assert [raw.data for raw in (await some(reader, 1))[0]] == [b"1"]
+        await client.delete_topics(["t"])
+        lost = None
+        async with asyncio.timeout(60):
+            while lost is None:
+                clock.ahead += RETRY_S
+                with contextlib.suppress(Temporary):
+                    batch = await reader.read(10, 1 << 20)
+                    lost = next((raw.error[1] for raw in batch.records if raw.error), None)
+                await asyncio.sleep(0.05)
+        assert lost.startswith("the topic t was deleted: ")
+        await reader.close()
+        assert await topic_ids.topics(client._client, ["t"]) == {}  # pyright: ignore[reportPrivateUsage]
+    finally:
+        await client.close()
+        server.kill()
 
 
 async def test_a_topic_that_is_gone_keeps_no_other_of_an_endless_run_from_growing(
