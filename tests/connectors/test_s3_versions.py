@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from penstock.connectors.base import Later
 from penstock.connectors.s3 import client
 from penstock.connectors.s3.objects import NO_VERSION, pinned_by
 from penstock.connectors.s3.source import S3Source
@@ -205,6 +206,27 @@ async def test_who_may_not_list_versions_reads_what_stands_there_pinned_by_its_c
     bucket.put("a.jsonl", 2)
     with pytest.raises(BadRecord, match="was replaced"):
         await values(bucket.source(), planned)
+
+
+async def test_objects_are_no_new_input_to_whoever_may_see_other_names_of_them(
+    server: Versioned, bucket: Bucket, login: Callable[[Keys], None]
+) -> None:
+    """The next command of a run has fewer rights, or more; or the bucket keeps no versions any more."""
+    bucket.keep_versions()
+    bucket.put("a.jsonl", 1)
+    by_version = await bucket.source().splits(1)
+    user = server.user()
+    bucket.allow(user, *PLAIN)
+    login(user)
+    by_content = await bucket.source().splits(1)
+    assert pins(by_content) != pins(by_version)
+    assert await bucket.source().beside(by_version, 1) == Later([])
+    login(server.keys)
+    assert await bucket.source().beside(by_content, 1) == Later([])
+    bucket.keep_versions("Suspended")
+    bucket.put("b.jsonl", 2)
+    [new] = (await bucket.source().beside(by_version, 1)).splits
+    assert new.uri.endswith("/b.jsonl")
 
 
 async def test_the_rights_that_the_documentation_names_are_enough(
