@@ -20,7 +20,7 @@ from penstock.connectors.s3.source import S3Source
 from penstock.connectors.settings import S3Source as Settings
 from penstock.connectors.writing.tables import read_records
 from penstock.engine.errors import BadRecord, Refused
-from penstock.engine.plan import Split
+from penstock.engine.plan import Plan, Split
 from penstock.jobs.dev import s3 as dev_s3
 from penstock.jobs.dev.fetch import MissingTool
 from penstock.jobs.dev.s3 import Keys, S3Server
@@ -208,6 +208,10 @@ async def test_who_may_not_list_versions_reads_what_stands_there_pinned_by_its_c
         await values(bucket.source(), planned)
 
 
+def plan_of(splits: Sequence[Split]) -> Plan:
+    return Plan("r", "n", {}, 1, tuple(splits), {}, 0.0)
+
+
 async def test_objects_are_no_new_input_to_whoever_may_see_other_names_of_them(
     server: Versioned, bucket: Bucket, login: Callable[[Keys], None]
 ) -> None:
@@ -220,12 +224,12 @@ async def test_objects_are_no_new_input_to_whoever_may_see_other_names_of_them(
     login(user)
     by_content = await bucket.source().splits(1)
     assert pins(by_content) != pins(by_version)
-    assert await bucket.source().beside(by_version, 1) == Later([])
+    assert await bucket.source().beside(plan_of(by_version)) == Later([])
     login(server.keys)
-    assert await bucket.source().beside(by_content, 1) == Later([])
+    assert await bucket.source().beside(plan_of(by_content)) == Later([])
     bucket.keep_versions("Suspended")
     bucket.put("b.jsonl", 2)
-    [new] = (await bucket.source().beside(by_version, 1)).splits
+    [new] = (await bucket.source().beside(plan_of(by_version))).splits
     assert new.uri.endswith("/b.jsonl")
 
 
