@@ -102,7 +102,11 @@ def s3(request: pytest.FixtureRequest, folder: Path, name: str) -> Source:
 ON_S3 = [pytest.param(f"s3-{name}", marks=pytest.mark.s3) for name in SOURCES if name != "memory"]
 
 
-@pytest.fixture(params=[*SOURCES, *ON_S3, pytest.param("kafka", marks=pytest.mark.kafka)])
+KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
+REREADABLE = [*(name for name in SOURCES if name != "memory"), *ON_S3, KAFKA]
+
+
+@pytest.fixture(params=["memory", *REREADABLE])
 async def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.setattr(cutting, "MIN_PIECE_BYTES", 200)
     name = str(request.param)
@@ -150,10 +154,10 @@ async def test_one_reader_of_all_splits_brings_every_record_once(source: Source)
     assert sorted(ended) == sorted(split.id for split in splits)
 
 
+@pytest.mark.parametrize("source", REREADABLE, indirect=True)
 async def test_read_beside_its_lanes_it_is_the_same(source: Source) -> None:
     """By plain iterators, in a thread: from the start, and from amid a split; one that is given up is let go of."""
-    if not isinstance(source, Rereadable):
-        pytest.skip("it can't be read beside its lanes")
+    assert isinstance(source, Rereadable)
     splits = await source.splits(3)
     again = source.rereading(splits)
     for split in splits:
