@@ -35,7 +35,7 @@ MOST_TENANTS = 100
 """Of one process; later ones are `other`, for a label's values must stay few."""
 LONGEST_LABEL = 100
 NO_DEADLINE_S = 86_400.0
-"""What the gauge shows once the items with deadlines are gone: a gauge can't be taken back."""
+"""What the gauge shows at most, and once the items with deadlines are gone: a gauge can't be taken back."""
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0]
 
 Name = str
@@ -259,7 +259,7 @@ class LaneMetrics:
         left = [report.deadline_left_s for report in reports if report.deadline_left_s is not None]
         if left or self._deadlines:
             self._deadlines = True
-            self._metrics.set("deadline_left_seconds", min(left, default=NO_DEADLINE_S))
+            self._metrics.set("deadline_left_seconds", min([*left, NO_DEADLINE_S]))
 
     def _difference(self, lane: int, tally: Tally) -> None:
         seen = self._seen.setdefault(lane, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -292,6 +293,8 @@ def test_gauges_speak_for_all_lanes_of_the_process() -> None:
     assert sheet.of("deadline_left_seconds") == -2
     assert sheet.of("lane_lag", "requests") == 5
     metrics.dropped(0)
+    metrics.see(over(1, deadline_left_s=inf))
+    assert sheet.of("deadline_left_seconds") == 86_400
     metrics.see(over(1))
     assert [sheet.of("inflight", model) for model in "mn"] == [0, 0]
     assert sheet.of("breaker_open", "a", "m") == 0
