@@ -13,7 +13,7 @@ from penstock.engine.catalog import Catalog, Model, Price, Wall
 from penstock.engine.errors import SpecError
 from penstock.engine.items import Attributes, Candidate, Exposure, Refusal, Request, Route
 from penstock.engine.policy import Policy, Task
-from penstock.engine.pricing import estimate_input_tokens, expected_nano, usd_to_nano
+from penstock.engine.pricing import MOST_USD, estimate_input_tokens, expected_nano, usd_to_nano
 from penstock.engine.registry.choice import EXPLORE, Grade, which
 from penstock.engine.results import DeadLetterReason
 
@@ -157,7 +157,7 @@ def _nano_limit(usd: float | None) -> int | None:
     """None: no limit. NaN permits nothing; an unknown price is above every limit."""
     if usd is None or usd == float("inf"):
         return None
-    return min(UNLIMITED - 1, usd_to_nano(usd)) if usd >= 0 else -1
+    return min(UNLIMITED - 1, usd_to_nano(min(usd, MOST_USD))) if usd >= 0 else -1
 
 
 def _cost(target: Target, input_tokens: int, output_tokens: int) -> int:
