@@ -303,7 +303,7 @@ async def test_a_run_without_an_end_tries_a_pool_that_is_down_again(monkeypatch:
     await asyncio.sleep(0.2)
     assert len(cluster.begun) == 1
     fleet.let_go([])
-    await until(lambda: fleet.handles())
+    await until(lambda: fleet.handles() and len(pools) > 1)  # it has a handle before it serves, and the pool is up
     assert pools == [(POOL, "no such folder"), (POOL, None)]
     assert (fleet.down, len(cluster.begun)) == ({}, 3)
     keeping.cancel()
