@@ -139,10 +139,12 @@ def _renamed(new: Sequence[Found], plan: Plan) -> dict[str, str]:
             continue
         if content not in looked:
             looked[content] = _Before(paths[content], content)
-        before = looked[content]
-        if _inode(file.uri) in before.there:
+        before, there = looked[content], _stat(file.uri)
+        if there is None:
+            continue
+        if (there.st_dev, there.st_ino) in before.there:
             found[file.object_id] = ""
-        elif before.gone and _is_older(file.uri, max(plan.created_at, plan.joined_at)):
+        elif before.gone and there.st_mtime <= max(plan.created_at, plan.joined_at):
             path = before.gone.pop(0)
             found[file.object_id] = f"{path} is not there any more: {file.uri}, which has its content, is taken for it"
     return found
@@ -152,20 +154,14 @@ class _Before:
     """Where one content was when a run was planned: `there` is it still (inodes), from `gone` it went."""
 
     def __init__(self, paths: Sequence[str], content: str) -> None:
-        self.there: set[tuple[int, int] | None] = set()
+        self.there: set[tuple[int, int]] = set()
         self.gone: list[str] = []
         for path in paths:
-            if _holds(path, content):
-                self.there.add(_inode(path))
+            told = _stat(path) if _holds(path, content) else None
+            if told is not None:
+                self.there.add((told.st_dev, told.st_ino))
             else:
                 self.gone.append(path)
-
-
-def _is_older(path: str, at: float) -> bool:
-    try:
-        return os.stat(path).st_mtime <= at
-    except OSError:
-        return False
 
 
 def _holds(path: str, content: str) -> bool:
@@ -176,12 +172,11 @@ def _holds(path: str, content: str) -> bool:
         return False
 
 
-def _inode(path: str) -> tuple[int, int] | None:
+def _stat(path: str) -> os.stat_result | None:
     try:
-        told = os.stat(path)
+        return os.stat(path)
     except OSError:
         return None
-    return told.st_dev, told.st_ino
 
 
 def _format(path: str, file: BinaryIO, size: int) -> str | None:

@@ -4,6 +4,7 @@ against what the job file says."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ async def left_over(plan: Plan, spec: RunSpec, primary: Primary, *, accept: bool
             "back until it is, give the job another name:, or start over with --fresh (and pay again)"
             + ("; --accept-changes goes on with both" if all(_opens(spec.source, split) for split in bad) else "")
         )
-    topics = sorted({topic_of(split) for split in waits})
+    topics = sorted({_topic(split) for split in waits})
     return [f"{topic} is no topic of the source any more: what is left of it waits unread" for topic in topics]
 
 
@@ -47,7 +48,7 @@ def _naming(source: SourceSettings) -> Callable[[Split], bool]:
     """Whether the source looks where a split is. Blocking."""
     match source:
         case KafkaSource():
-            return lambda split: _kind(split.uri) == "kafka" and source.reads(topic_of(split))
+            return lambda split: _kind(split.uri) == "kafka" and source.reads(_topic(split))
         case S3Source():
             from penstock.connectors.s3.objects import naming  # late: a client comes with it
 
@@ -63,26 +64,30 @@ def _naming_files(source: FilesSource) -> Callable[[Split], bool]:
     """A file that is gone may have been anywhere: its lane tells of it."""
     from penstock.connectors.files import matches
 
-    there = {os.path.realpath(path) for path in matches(source.path)}
-    known: dict[str, bool] = {}
+    found = set(matches(source.path))
+    really = functools.cache(lambda: {os.path.realpath(path) for path in found})
 
-    def names(split: Split) -> bool:
-        path = split.uri
-        if path not in known:
-            known[path] = not _kind(path) and (os.path.realpath(path) in there or not os.path.isfile(path))
-        return known[path]
+    @functools.cache
+    def is_named(path: str) -> bool:
+        if path in found:
+            return True
+        return not _kind(path) and (os.path.realpath(path) in really() or not os.path.isfile(path))
 
-    return names
+    return lambda split: is_named(split.uri)
 
 
 def _opens(source: SourceSettings, split: Split) -> bool:
-    """Whether a reader of this source reads the split, wherever the source looks."""
-    return (isinstance(source, FilesSource) and not _kind(split.uri)) or (
-        isinstance(source, S3Source) and _kind(split.uri) == "s3"
-    )
+    """Whether a reader of this source reads the split, wherever the source looks: of whole files and objects."""
+    match source:
+        case FilesSource():
+            return not _kind(split.uri)
+        case S3Source():
+            return _kind(split.uri) == "s3"
+        case _:
+            return False
 
 
-def topic_of(split: Split) -> str:
+def _topic(split: Split) -> str:
     return split.object_id.partition("@")[0]
 
 

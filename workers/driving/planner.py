@@ -71,8 +71,12 @@ async def wanted_plan(
     refuse_other_end(plan, spec)
     refuse_moved_sinks(plan, spec)
     left = await left_over(plan, spec, primary, accept=options.accept_changes)
-    accept = options.accept_changes or (bool(_changes(plan, spec)) and not await _any_finished(plan, primary))
-    changed = check_unchanged(plan, spec, accept=accept)
+    changed = _changes(plan, spec)
+    if changed and not options.accept_changes and await _any_finished(plan, primary):
+        raise SpecError(
+            f"run {spec.run_id} was begun with another job file; changed: {', '.join(changed)}. "
+            "Finished items would keep their old answers: go on with --accept-changes, or start over with --fresh"
+        )
     notes = [*left, *(f"changed since this run began, and accepted: {part}" for part in changed)]
     found = await listed(source, plan)
     notes += [found.missing] if found.missing is not None else []
@@ -257,18 +261,8 @@ def _told(store: str) -> str:
     return "beside the results" if store == PRIMARY else f"at {store}"
 
 
-def check_unchanged(plan: Plan, spec: RunSpec, *, accept: bool) -> list[str]:
-    """What changed in ways that change answers. Raises `SpecError` unless it is accepted."""
-    changed = _changes(plan, spec)
-    if changed and not accept:
-        raise SpecError(
-            f"run {spec.run_id} was begun with another job file; changed: {', '.join(changed)}. "
-            "Finished items would keep their old answers: go on with --accept-changes, or start over with --fresh"
-        )
-    return changed
-
-
 def _changes(plan: Plan, spec: RunSpec) -> list[str]:
+    """What changed in ways that change answers."""
     parts = sorted(set(plan.fingerprint) | set(spec.fingerprint))
     changed = [part for part in parts if plan.fingerprint.get(part) != spec.fingerprint.get(part)]
     return changed if _as_read_now(plan.splits, spec) == plan.splits else [*changed, "source: format"]

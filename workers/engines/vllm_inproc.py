@@ -28,7 +28,6 @@ from penstock.workers.engines.outbox import Done, Outbox
 from penstock.workers.engines.vllm_gauges import Counters
 from penstock.workers.engines.vllm_requests import (
     BACKLOG,
-    LATE,
     UNWANTED,
     BadCall,
     Builder,
@@ -36,6 +35,7 @@ from penstock.workers.engines.vllm_requests import (
     failed,
     outcome_of,
     refusal,
+    unbegun,
 )
 from penstock.workers.engines.vllm_settings import (
     Settings,
@@ -247,10 +247,8 @@ class VllmInprocEngine:
         now, began = self._clock(), time.perf_counter()
         if ticket.aborted:
             return self._fail(ticket, Failure("cancelled", UNWANTED), now, began)
-        if ticket.lapsed(now):
-            return self._fail(ticket, Failure("not_sent", "the right to send has lapsed"), now, began)
-        if ticket.late(now):
-            return self._fail(ticket, Failure("cancelled", LATE), now, began)
+        if (failure := unbegun(ticket, now)) is not None:
+            return self._fail(ticket, failure, now, began)
         try:
             prepared = self._builder.build(ticket)
         except BadCall as bad:

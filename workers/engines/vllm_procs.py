@@ -20,13 +20,13 @@ from penstock.workers.engines.outbox import Done, Outbox
 from penstock.workers.engines.vllm_gauges import Counters
 from penstock.workers.engines.vllm_requests import (
     BACKLOG,
-    LATE,
     UNWANTED,
     BadCall,
     Builder,
     failed,
     outcome_of,
     refusal,
+    unbegun,
 )
 from penstock.workers.engines.vllm_settings import (
     batch_use,
@@ -187,10 +187,8 @@ class VllmProcsEngine:
             self._box.die(str(dead))
 
     async def _outcome(self, ticket: Ticket, now: float, began: float) -> Outcome:
-        if ticket.lapsed(now):
-            return self._failed(ticket, Failure("not_sent", "the right to send has lapsed"), now, began)
-        if ticket.late(now):
-            return self._failed(ticket, Failure("cancelled", LATE), now, began)
+        if (failure := unbegun(ticket, now)) is not None:
+            return self._failed(ticket, failure, now, began)
         if self._builder is None:
             raise EngineDead(f"engine {self._name} was never started")
         try:

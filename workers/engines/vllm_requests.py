@@ -50,10 +50,16 @@ BACKLOG = 1.5
 that workers of unequal speed finish together. A guess."""
 
 UNWANTED = "nobody wants the answer any more"
-LATE = "the deadline passed before it was begun"
 
 REALTIME, BULK = -1, 0
 """vLLM serves lower numbers first."""
+
+
+def unbegun(ticket: Ticket, now: float) -> Failure | None:
+    """Why a call that waited in the engine is not begun any more; None: it may be."""
+    if ticket.lapsed(now):
+        return Failure("not_sent", "the right to send has lapsed")
+    return Failure("cancelled", "the deadline passed before it was begun") if ticket.late(now) else None
 
 
 class BadCall(Exception):

@@ -13,6 +13,7 @@ from penstock.workers.checking import answers
 from penstock.workers.wire import schemas
 from penstock.workers.wire.base import (
     FIRST,
+    NULL,
     Bucket,
     Headers,
     LimitHeaders,
@@ -35,7 +36,6 @@ from penstock.workers.wire.base import (
 )
 from penstock.workers.wire.convert import messages_request
 
-NULL = msgspec.Raw(b"null")
 VERSION = "2023-06-01"
 """Header `anthropic-version`; the only one that their clients send."""
 

@@ -25,6 +25,9 @@ FIRST = 200
 """Characters of a refusal that are looked at: some hosts repeat the request behind them, and what a user wrote closes
 no account."""
 
+NULL = msgspec.Raw(b"null")
+"""Of a member that is read apart, where it is missing."""
+
 Headers = Mapping[str, str]
 T = TypeVar("T")
 
@@ -161,7 +164,7 @@ def part(said: msgspec.Raw, kind: type[T]) -> T | None:
 
 
 class _Billed(msgspec.Struct):
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+    usage: msgspec.Raw = NULL
 
 
 def bill(body: bytes, kind: type[T]) -> T | None:

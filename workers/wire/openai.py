@@ -12,6 +12,7 @@ from penstock.engine.items import Answer, Call, Failure, OutputSpec, Usage
 from penstock.workers.checking import answers
 from penstock.workers.wire import bills, schemas, streamed
 from penstock.workers.wire.base import (
+    NULL,
     Bucket,
     Headers,
     LimitHeaders,
@@ -32,7 +33,6 @@ from penstock.workers.wire.base import (
 from penstock.workers.wire.openai_errors import HostError, failed, failed_inside
 
 Body = dict[str, msgspec.Raw]
-NULL = msgspec.Raw(b"null")
 
 
 class Traits(msgspec.Struct, frozen=True):
