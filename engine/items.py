@@ -211,7 +211,7 @@ class CallChunk(msgspec.Struct, frozen=True, gc=False):
     calls: list[Call]
     outputs: dict[str, OutputSpec] = {}
     tariffs: dict[str, bytes] = {}
-    """`model@version` → what these calls cost (`engine.flow.settle.Tariff`): the job may be edited before they land."""
+    """`model@version` → what these calls cost (`engine.flow.settle.Priced`): the job may be edited before they land."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -14,7 +14,6 @@ from penstock.engine.flow.ends import Costs
 from penstock.engine.flow.lane_types import Adopted, Hooks, ShelfEntry
 from penstock.engine.flow.settle import (
     Priced,
-    Tariff,
     attempt_of,
     book,
     cost_line,
@@ -49,7 +48,7 @@ OWN_TIMEOUT_S = 3600.0
 """An own engine may hold a call as long as it makes progress; its shell finds hangs sooner. A guess."""
 
 
-_tariff = msgspec.msgpack.Decoder(Tariff)
+_tariff = msgspec.msgpack.Decoder(Priced)
 
 
 class Calls:
@@ -179,22 +178,23 @@ class Calls:
         return worst_case_nano(COMMON_TOKENS + MAX_TEMPLATE_TOKENS, output, self._at(slot).price)
 
     def _at(self, slot: Slot) -> Priced:
-        return self._priced_at(slot.route.candidates[slot.candidate])
+        asked = slot.route.candidates[slot.candidate]
+        return self._priced_at(asked.model, asked.version)
 
-    def _priced_at(self, asked: Candidate) -> Priced:
+    def _priced_at(self, model: str, version: str) -> Priced:
         """Of the version that is asked. One that the last owner had sent to may have left the catalogue since, and no
         price been told of it: then of the live one."""
-        return self.priced.get((asked.model, asked.version)) or self.priced[asked.model, self._models[asked.model].live]
+        return self.priced.get((model, version)) or self.priced[model, self._models[model].live]
 
     def tariff(self, model: str, version: str) -> bytes:
         """What a call to it costs, for whoever has the lane when it lands."""
-        return msgspec.msgpack.encode(self._priced_at(Candidate(model, version, "")).told())
+        return msgspec.msgpack.encode(self._priced_at(model, version))
 
     def remember(self, adopted: Adopted) -> None:
         """What a call of the last owner's costs, where it was to a model or version that left the catalogue since."""
         at = adopted.model, adopted.version
         if adopted.tariff and at not in self.priced:
-            self.priced[at] = Priced.of(_tariff.decode(adopted.tariff))
+            self.priced[at] = _tariff.decode(adopted.tariff)
 
     def reprice(self, model: str, price: Price) -> None:
         """An own engine's running rate: its versions share its hours."""
@@ -269,7 +269,7 @@ class Calls:
         if model is None and (target.model, target.version) not in self.priced:
             tally.late_payments += 1
             return
-        at = self._priced_at(target)
+        at = self._priced_at(target.model, target.version)
         _charge(slot, attempt_of(outcome, at, target, adopted.role), at, tally, costs)
 
     def _at_its_worst(self, slot: Slot, outcome: Outcome) -> Outcome:

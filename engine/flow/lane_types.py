@@ -71,7 +71,7 @@ class Adopted(msgspec.Struct, frozen=True):
     made_by: tuple[str, str] = ("", "")
     """Versions of policy and prompt that the call was made by; empty: not told."""
     tariff: bytes = b""
-    """What it costs (`settle.Tariff`); empty: not told."""
+    """What it costs (`settle.Priced`); empty: not told."""
     source: Position | None = None
     """Of its item, where the lane itself had the answer. None: not told."""
 

@@ -19,8 +19,9 @@ FREE = Price(version="free")
 _NO_USAGE = Usage()
 
 
-class Tariff(msgspec.Struct, frozen=True, array_like=True):
-    """What a settled call needs, told with it: who has the lane when it lands may have a catalogue without it."""
+class Priced(msgspec.Struct, array_like=True):
+    """What of the catalogue a settled call needs, looked up once a version. Told with a call: who has the lane when it
+    lands may have a catalogue without it."""
 
     model: str
     account: str | None
@@ -31,36 +32,23 @@ class Tariff(msgspec.Struct, frozen=True, array_like=True):
     price: Price
 
 
-class Priced:
-    """What of the catalogue a settled call needs, looked up once a version."""
-
-    __slots__ = ("account", "basis", "mode", "model", "price", "provider", "region")
-
-    def __init__(self, model: Model, version: str, account: Account | None) -> None:
-        self.model = model.name
-        self.account = account.name if account else None
-        self.price = price_of(model, version) or FREE
-        self.basis: CostBasis = "amortised" if model.worker else "metered"
-        self.provider = (account.provider or account.name) if account else "own"
-        regions = model.regions or (account.regions if account else ())
-        self.region = regions[0] if len(regions) == 1 else None
-        self.mode: Mode = "own" if model.worker else "now"
-
-    @classmethod
-    def of(cls, told: Tariff) -> Priced:
-        made = cls.__new__(cls)
-        made.model, made.account, made.provider, made.region = told.model, told.account, told.provider, told.region
-        made.mode, made.basis, made.price = told.mode, told.basis, told.price
-        return made
-
-    def told(self) -> Tariff:
-        return Tariff(self.model, self.account, self.provider, self.region, self.mode, self.basis, self.price)
+def priced_of(model: Model, version: str, account: Account | None) -> Priced:
+    regions = model.regions or (account.regions if account else ())
+    return Priced(
+        model.name,
+        account.name if account else None,
+        (account.provider or account.name) if account else "own",
+        regions[0] if len(regions) == 1 else None,
+        "own" if model.worker else "now",
+        "amortised" if model.worker else "metered",
+        price_of(model, version) or FREE,
+    )
 
 
 def priced(catalog: Catalog) -> dict[tuple[str, str], Priced]:
     """By (model, version)."""
     return {
-        (name, version.id): Priced(model, version.id, catalog.accounts.get(model.account) if model.account else None)
+        (name, version.id): priced_of(model, version.id, catalog.accounts.get(model.account) if model.account else None)
         for name, model in catalog.models.items()
         for version in model.versions
     }

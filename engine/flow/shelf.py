@@ -78,7 +78,10 @@ class Shelf:
 
     def put(self, slot: Slot) -> None:
         self._count(slot)
-        entry = ShelfEntry(slot.item, slot.attempt, prompt=self._prompt(slot))
+        self._write(slot, maybe_paid=True)
+
+    def _write(self, slot: Slot, *, maybe_paid: bool) -> None:
+        entry = ShelfEntry(slot.item, slot.attempt, maybe_paid, self._prompt(slot))
         self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(entry)
 
     def _count(self, slot: Slot) -> None:
@@ -155,8 +158,7 @@ class Shelf:
         """Say of each unfinished item what is known of it, instead of a horizon that doubts them all."""
         for slot in slots:
             if slot.shelved:
-                entry = ShelfEntry(slot.item, slot.attempt, slot.maybe_paid, self._prompt(slot))
-                self.changes[SHELF + _name(slot)] = msgspec.msgpack.encode(entry)
+                self._write(slot, maybe_paid=slot.maybe_paid)
             if slot.attempts or slot.maybe_paid:
                 self.note_tries(slot)
 

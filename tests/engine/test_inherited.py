@@ -363,19 +363,25 @@ def serving(model: str, version: str, price: int) -> Catalog:
 DEAR, CHEAP = 10 * 10**9, 10**9
 
 
-@pytest.mark.parametrize("lands", ["before", "after"])
-def test_a_call_to_a_version_that_left_the_catalogue_costs_what_it_cost(lands: str) -> None:
-    """`model: large` became `model: small` under the same name, and another command took the run over: the large one's
-    answers were billed as the small one's."""
-    first = Owner({}, catalog=serving("m", "large", DEAR))
+def heir_of(served: tuple[str, str], serves: tuple[str, str], *, landed: bool) -> tuple[Owner, Call]:
+    """Who took over with another (model, version), and the call to the first one's, `landed` before or not."""
+    first = Owner({}, catalog=serving(*served, DEAR))
     first.offer(0)
     first.save()
     (call,) = first.take()
     (tariff,) = first.lane.tariffs([call]).values()
-    heir = Owner(first.disk, first.lane.seq, catalog=serving("m", "small", CHEAP))
-    theirs = msgspec.structs.replace(left(call), version="large", tariff=tariff)
-    heir.lane.adopt([msgspec.structs.replace(theirs, outcome=answered(call)) if lands == "before" else theirs])
+    heir = Owner(first.disk, first.lane.seq, catalog=serving(*serves, CHEAP))
+    theirs = msgspec.structs.replace(left(call), model=served[0], version=served[1], tariff=tariff)
+    heir.lane.adopt([msgspec.structs.replace(theirs, outcome=answered(call)) if landed else theirs])
     heir.offer(0)
+    return heir, call
+
+
+@pytest.mark.parametrize("lands", ["before", "after"])
+def test_a_call_to_a_version_that_left_the_catalogue_costs_what_it_cost(lands: str) -> None:
+    """`model: large` became `model: small` under the same name, and another command took the run over: the large one's
+    answers were billed as the small one's."""
+    heir, call = heir_of(("m", "large"), ("m", "small"), landed=lands == "before")
     if lands == "after":
         heir.lane.outcome(answered(call), heir.now)
     heir.save()
@@ -386,15 +392,7 @@ def test_a_call_to_a_version_that_left_the_catalogue_costs_what_it_cost(lands: s
 @pytest.mark.parametrize("lands", ["before", "after", "too late"])
 def test_a_call_to_a_model_that_left_the_job_is_on_the_bill(lands: str) -> None:
     """Its item is asked of another now; what it cost stood nowhere. Once the item has its end no record can tell it."""
-    first = Owner({}, catalog=serving("gone", "v1", DEAR))
-    first.offer(0)
-    first.save()
-    (call,) = first.take()
-    (tariff,) = first.lane.tariffs([call]).values()
-    heir = Owner(first.disk, first.lane.seq, catalog=serving("m", "v1", CHEAP))
-    theirs = msgspec.structs.replace(left(call), model="gone", tariff=tariff)
-    heir.lane.adopt([msgspec.structs.replace(theirs, outcome=answered(call)) if lands == "before" else theirs])
-    heir.offer(0)
+    heir, call = heir_of(("gone", "v1"), ("m", "v1"), landed=lands == "before")
     (again,) = heir.take()
     if lands == "after":
         heir.lane.outcome(answered(call), heir.now)

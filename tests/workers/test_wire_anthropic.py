@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from penstock.engine.catalog import Account, Model, Price, Version
-from penstock.engine.flow.settle import Priced, attempt_of
+from penstock.engine.flow.settle import attempt_of, priced_of
 from penstock.engine.items import Call, Candidate, OutputSpec, Usage
 from penstock.workers.engines.sending import outcome
 from penstock.workers.wire import TABLE, Bucket
@@ -319,7 +319,7 @@ def test_what_was_written_to_the_cache_counts_also_where_only_its_parts_are_told
 def test_inference_in_the_us_alone_costs_a_tenth_more(geo: str | None, nano: int) -> None:
     """A workspace may have it by default: the request says nothing of it, the answer does."""
     price = Price(input=10**9, output=10**9, per_request=1)
-    at = Priced(Model("m", (Version("v", "m"),), "v", account="a", price=price), "v", ACCOUNT)
+    at = priced_of(Model("m", (Version("v", "m"),), "v", account="a", price=price), "v", ACCOUNT)
     call = Call("0" * 32, 0, 1, "primary", "m", "v", "claude-x", b"{}", "t", 64, 10.0, 1, 1)
     for stop in ("end_turn", "refusal"):
         said = () if stop == "refusal" else (text("x"),)

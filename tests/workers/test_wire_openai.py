@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from penstock.engine.catalog import Account, Model, Price, Version
-from penstock.engine.flow.settle import Priced, attempt_of
+from penstock.engine.flow.settle import attempt_of, priced_of
 from penstock.engine.health import Health
 from penstock.engine.items import Call, Candidate, OutputSpec, Usage
 from penstock.workers.engines.sending import outcome
@@ -328,7 +328,7 @@ US_XAI = Account("grok", "openai", "https://us.api.x.ai/v1", provider="corp")
 )
 def test_what_a_host_says_that_it_charges_is_the_bill(account: Account, told: dict[str, Any], nano: int | None) -> None:
     """OpenRouter and xAI tell it, discounts, surcharges and fees included; at another address nobody is believed."""
-    at = Priced(
+    at = priced_of(
         Model("m", (Version("v", "m"),), "v", account="a", price=Price(input=10**9, output=10**9)), "v", account
     )
     body = completion()
