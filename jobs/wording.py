@@ -10,6 +10,9 @@ from penstock.engine.items import NANO_PER_USD
 
 _OBEYED = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
+NOT_THERE = "the others were deleted there (its retention), or are on their way"
+"""Of records that a run wrote to a topic, and that it does not hold."""
+
 
 def inert(text: str) -> str:
     """What models and customers wrote, without anything that a terminal would obey; its lines stay."""

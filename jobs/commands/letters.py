@@ -77,15 +77,13 @@ def list_letters(run: shared.Named, state: str | None, as_json: bool, reasons: t
 def _lacking(outputs: Outputs, reasons: tuple[str, ...], there: int) -> str | None:
     """What a topic does not hold of the letters that its run wrote; None: nothing is known to be missing."""
     from penstock.connectors.settings import KafkaSink
+    from penstock.jobs.wording import NOT_THERE
 
     sink, told = outputs.spec.sinks["dead_letters"], outputs.status.tally.dead_letters
     written = sum(count for reason, count in told.items() if not reasons or reason in reasons)
     if not isinstance(sink, KafkaSink) or there >= written:
         return None
-    return (
-        f"the topic {sink.topic} holds {there:,} of the {written:,} that the run wrote: the others were deleted there "
-        "(its retention), or are on their way"
-    )
+    return f"the topic {sink.topic} holds {there:,} of the {written:,} that the run wrote: {NOT_THERE}"
 
 
 def _then(replay: str, helped: bool, counts: Counter[str]) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from penstock.connectors.settings import KafkaSink
 from penstock.engine.items import NANO_PER_USD
 from penstock.jobs.look.told import CostTold
-from penstock.jobs.wording import dollars, inert, share
+from penstock.jobs.wording import NOT_THERE, dollars, inert, share
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,8 +78,8 @@ def lacking(bills: dict[str, Bill], sink: SinkSettings, paid_nano: int) -> str |
     if not isinstance(sink, KafkaSink) or there >= paid_nano * (1 - UNDER_WAY):
         return None
     return (
-        f"the topic {sink.topic} holds cost lines of {dollars(there)}, and the run has paid {dollars(paid_nano)}: the "
-        "others were deleted there (its retention), or are on their way"
+        f"the topic {sink.topic} holds cost lines of {dollars(there)}, and the run has paid {dollars(paid_nano)}: "
+        + NOT_THERE
     )
 
 
